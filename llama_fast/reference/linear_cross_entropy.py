@@ -1,0 +1,70 @@
+"""Linear projection onto the vocabulary followed by softmax cross-entropy, as mathematics.
+
+    logits = input @ linear_weight.T + linear_bias       loss = cross_entropy(logits, target)
+
+The fused form that never holds all logits: Wijmans et al. 2024, "Cut Your Losses in
+Large-Vocabulary Language Models" (arXiv:2411.09009).
+"""
+
+import torch
+
+from ._dtypes import compute_dtype
+from .cross_entropy import Stats, cross_entropy
+
+
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    linear_bias: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    shift: bool = False,
+    process_group: torch.distributed.ProcessGroup | None = None,
+    return_stats: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, Stats]:
+    """input (...,E), linear_weight (V,E), target (...); see ``llama_fast.linear_cross_entropy``.
+
+    All logits are in memory at once. With ``process_group`` every rank gathers the whole weight.
+    """
+    dtype = compute_dtype(input)
+    if shift:  # position t predicts the token at t + 1
+        input, target = input[..., :-1, :], target[..., 1:]
+    if process_group is not None:
+        linear_weight = gather_rows(linear_weight, process_group)
+        if linear_bias is not None:
+            linear_bias = gather_rows(linear_bias, process_group)
+    logits = input.flatten(0, -2).to(dtype) @ linear_weight.to(dtype).T
+    if linear_bias is not None:
+        logits = logits + linear_bias.to(dtype)
+    result = cross_entropy(
+        logits,
+        target.flatten(),
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        softcap=softcap,
+        z_loss=z_loss,
+        return_stats=return_stats,
+    )
+    loss, stats = result if return_stats else (result, None)
+    if reduction == "none":
+        loss = loss.view(target.shape)
+    if stats is None:
+        return loss
+    per_token = [x.view(target.shape) if x.dim() else x for x in stats]
+    return loss, Stats(*per_token)
+
+
+def gather_rows(shard: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """Every rank's rows, stacked; gradients reach this rank's own rows only."""
+    shards = [torch.empty_like(shard) for _ in range(group.size())]
+    torch.distributed.all_gather(shards, shard.detach().contiguous(), group=group)
+    shards[group.rank()] = shard
+    return torch.cat(shards)

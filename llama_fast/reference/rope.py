@@ -1,0 +1,42 @@
+"""Rotary position embedding as mathematics.
+
+A pair (a, b) of one head's numbers at position s turns by the angle of its frequency:
+
+    a' = a cos - b sin        b' = b cos + a sin
+
+Su et al. 2021 (arXiv:2104.09864). Pairs are (d, d + D/2), as Hugging Face checkpoints lay them
+out, or (2d, 2d + 1) when interleaved, as Meta's and the paper do.
+"""
+
+import torch
+
+from ._dtypes import compute_dtype
+
+
+def rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    interleaved: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate q (B,H,S,D) and k (B,K,S,D) by cos, sin (S,D/2) or (B,S,D/2)."""
+    return rotate(q, cos, sin, interleaved), rotate(k, cos, sin, interleaved)
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    """Rotate one tensor (B,heads,S,D)."""
+    wide = x.to(compute_dtype(x))
+    cos, sin = (table.to(wide.dtype) for table in (cos, sin))
+    if cos.dim() == 3:  # one table a sequence: the same for every head
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    if interleaved:
+        a, b = wide[..., 0::2], wide[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+    else:
+        a, b = wide.chunk(2, dim=-1)
+        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return turned.to(x.dtype)
