@@ -1,0 +1,83 @@
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+// LLAMA_FAST_HAVE_<ISA> is set by the build for each instruction set that was compiled.
+#define LF_DECLARE(isa)                               \
+  namespace isa {                                     \
+  void attention_forward(const AttentionArgs&);       \
+  void attention_backward(const AttentionArgs&);      \
+  void cross_entropy_forward(CrossEntropyArgs&);      \
+  void cross_entropy_backward(const CrossEntropyArgs&); \
+  void cross_entropy_fused(CrossEntropyArgs&);        \
+  }
+#define LF_KERNELS(isa)                                                         \
+  Kernels {                                                                     \
+    #isa, isa::attention_forward, isa::attention_backward,                      \
+        isa::cross_entropy_forward, isa::cross_entropy_backward, isa::cross_entropy_fused \
+  }
+
+namespace llama_fast {
+
+LF_DECLARE(portable)
+#ifdef LLAMA_FAST_HAVE_AVX2
+LF_DECLARE(avx2)
+#endif
+#ifdef LLAMA_FAST_HAVE_AVX512
+LF_DECLARE(avx512)
+#endif
+#ifdef LLAMA_FAST_HAVE_AVX512_BF16
+LF_DECLARE(avx512_bf16)
+#endif
+
+namespace {
+
+struct Candidate {
+  Kernels kernels;
+  bool runs_here;
+};
+
+Kernels choose() {
+  // Best first.
+  const Candidate candidates[] = {
+#ifdef LLAMA_FAST_HAVE_AVX512_BF16
+      {LF_KERNELS(avx512_bf16),
+       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")},
+#endif
+#ifdef LLAMA_FAST_HAVE_AVX512
+      {LF_KERNELS(avx512), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                               __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512dq")},
+#endif
+#ifdef LLAMA_FAST_HAVE_AVX2
+      {LF_KERNELS(avx2), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                             __builtin_cpu_supports("f16c")},
+#endif
+      {LF_KERNELS(portable), true},
+  };
+  const char* wanted = std::getenv("LLAMA_FAST_ISA");
+  std::string known;
+  for (const Candidate& c : candidates) {
+    if (wanted == nullptr || *wanted == '\0') {
+      if (c.runs_here) return c.kernels;
+    } else if (std::strcmp(wanted, c.kernels.isa) == 0) {
+      if (c.runs_here) return c.kernels;
+      throw std::runtime_error(std::string("LLAMA_FAST_ISA: this processor cannot run ") + wanted);
+    }
+    known += known.empty() ? c.kernels.isa : std::string(", ") + c.kernels.isa;
+  }
+  throw std::runtime_error("LLAMA_FAST_ISA: expected one of " + known + ", got " + wanted);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels chosen = choose();
+  return chosen;
+}
+
+}  // namespace llama_fast

@@ -1,0 +1,22 @@
+// The kernels of the instruction set chosen for this run.
+#pragma once
+
+#include "cpu/attention.h"
+#include "cpu/cross_entropy.h"
+
+namespace llama_fast {
+
+struct Kernels {
+  const char* isa;
+  void (*attention_forward)(const AttentionArgs&);
+  void (*attention_backward)(const AttentionArgs&);
+  void (*cross_entropy_forward)(CrossEntropyArgs&);   // loss, lse, statistics
+  void (*cross_entropy_backward)(const CrossEntropyArgs&);  // gradient from lse
+  void (*cross_entropy_fused)(CrossEntropyArgs&);  // both in one pass over the logits
+};
+
+// The best that this processor runs, or the one that LLAMA_FAST_ISA names. Throws
+// std::runtime_error when that name is unknown or the processor lacks it.
+const Kernels& kernels();
+
+}  // namespace llama_fast

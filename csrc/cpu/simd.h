@@ -1,0 +1,233 @@
+// Vectors of one register, written once for every instruction set.
+//
+// vec<float> and vec<double> are compiler vector extensions (GCC and Clang), so + - * / and
+// comparisons are ordinary expressions and a*b+c contracts to a fused multiply-add. Only what
+// the extensions cannot say (16-bit conversions, selection by maximum) has intrinsics.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/isa.h"
+#include "cpu/types.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVecBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVecBytes = 32;
+#else
+constexpr int kVecBytes = 16;
+#endif
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVecBytes)));
+};
+template <class T>
+using vec = typename VecOf<T>::type;
+
+// Number of T in a register.
+template <class T>
+constexpr int kLanes = kVecBytes / static_cast<int>(sizeof(T));
+
+typedef uint16_t vec_u16 __attribute__((vector_size(kVecBytes / 2)));  // lanes of a vec<float>
+
+template <class T>
+LF_INLINE vec<T> set1(T x) {
+  return x - vec<T>{};
+}
+
+template <class T>
+LF_INLINE vec<T> load(const T* p) {
+  vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+LF_INLINE void store(T* p, vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// Larger of a and b; b where either is NaN (the x86 rule), so a NaN in `b` survives.
+LF_INLINE vec<float> vmax(vec<float> a, vec<float> b) {
+#if defined(__AVX512F__)
+  return (vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+LF_INLINE vec<double> vmax(vec<double> a, vec<double> b) { return a > b ? a : b; }
+
+// Reductions over the lanes, always in the same order.
+template <class T>
+LF_INLINE T reduce_add(vec<T> v) {
+  T lanes[kLanes<T>];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+template <class T>
+LF_INLINE T reduce_max(vec<T> v) {
+  T lanes[kLanes<T>];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i)
+      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+
+// --- 16-bit floats -------------------------------------------------------------------------
+
+LF_INLINE vec<float> widen(bf16, vec_u16 bits) {
+  typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
+  return (vec<float>)(__builtin_convertvector(bits, vec_u32) << 16);
+}
+
+LF_INLINE vec_u16 narrow(bf16, vec<float> v) {  // round to nearest even; NaN stays NaN
+  typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
+#if defined(__AVX512BF16__)
+  return (vec_u16)_mm512_cvtneps_pbh((__m512)v);
+#else
+  const vec_u32 u = (vec_u32)v;
+  const vec_u32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const vec_u32 nan = (u >> 16) | 0x40u;
+  return __builtin_convertvector(v == v ? rounded : nan, vec_u16);
+#endif
+}
+
+LF_INLINE float widen_one(f16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t exponent = (x.bits >> 10) & 0x1fu, mantissa = x.bits & 0x3ffu;
+  float value;
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
+    value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
+    uint32_t u;
+    std::memcpy(&u, &value, 4);
+    u |= sign;
+    std::memcpy(&value, &u, 4);
+    return value;
+  }
+  const uint32_t u =
+      sign | ((exponent == 31 ? 255u : exponent + 112u) << 23) | (mantissa << 13);
+  std::memcpy(&value, &u, 4);
+  return value;
+}
+
+LF_INLINE uint16_t narrow_one_f16(float value) {  // round to nearest even
+  uint32_t u;
+  std::memcpy(&u, &value, 4);
+  const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return sign | 0x7e00u;   // NaN
+  if (u >= 0x477ff000u) return sign | 0x7c00u;  // rounds to infinity
+  if (u < 0x38800000u) {                        // subnormal: let the addition round
+    float magnitude;
+    std::memcpy(&magnitude, &u, 4);
+    magnitude += 0.5f;  // 0.5 has a unit in the last place of 2^-24, the subnormal step
+    std::memcpy(&u, &magnitude, 4);
+    return static_cast<uint16_t>(sign | (u - 0x3f000000u));
+  }
+  u += 0xc8000fffu + ((u >> 13) & 1u);  // rebias by -112 and round
+  return static_cast<uint16_t>(sign | (u >> 13));
+}
+
+LF_INLINE vec<float> widen(f16, vec_u16 bits) {
+#if defined(__AVX512F__)
+  return (vec<float>)_mm512_cvtph_ps((__m256i)bits);
+#elif defined(__F16C__)
+  return (vec<float>)_mm256_cvtph_ps((__m128i)bits);
+#else
+  vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = widen_one(f16{bits[i]});
+  return v;
+#endif
+}
+
+LF_INLINE vec_u16 narrow(f16, vec<float> v) {
+#if defined(__AVX512F__)
+  return (vec_u16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+  return (vec_u16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  vec_u16 bits;
+  for (int i = 0; i < kLanes<float>; ++i) bits[i] = narrow_one_f16(v[i]);
+  return bits;
+#endif
+}
+
+// --- load and store with conversion to and from the type that is computed in ------------------
+
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+// float for float, bf16 and f16; double for double.
+template <class T>
+using acc_t = typename AccOf<T>::type;
+
+LF_INLINE vec<float> load_acc(const float* p) { return load(p); }
+LF_INLINE vec<double> load_acc(const double* p) { return load(p); }
+template <class T>
+LF_INLINE vec<float> load_acc(const T* p) {
+  vec_u16 bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return widen(T{}, bits);
+}
+
+LF_INLINE void store_acc(float* p, vec<float> v) { store(p, v); }
+LF_INLINE void store_acc(double* p, vec<double> v) { store(p, v); }
+template <class T>
+LF_INLINE void store_acc(T* p, vec<float> v) {
+  const vec_u16 bits = narrow(T{}, v);
+  std::memcpy(p, &bits, sizeof bits);
+}
+
+// The first n lanes only (0 < n <= kLanes); the other lanes of a load hold `fill`.
+template <class T>
+LF_INLINE vec<acc_t<T>> load_acc_n(const T* p, int64_t n, acc_t<T> fill) {
+  T buffer[kLanes<acc_t<T>>] = {};
+  std::memcpy(static_cast<void*>(buffer), p, static_cast<size_t>(n) * sizeof(T));
+  vec<acc_t<T>> v = load_acc(buffer);
+  for (int64_t i = n; i < kLanes<acc_t<T>>; ++i) v[i] = fill;
+  return v;
+}
+template <class T>
+LF_INLINE void store_acc_n(T* p, vec<acc_t<T>> v, int64_t n) {
+  T buffer[kLanes<acc_t<T>>];
+  store_acc(buffer, v);
+  std::memcpy(static_cast<void*>(p), buffer, static_cast<size_t>(n) * sizeof(T));
+}
+
+// One element, converted.
+template <class T>
+LF_INLINE acc_t<T> load_one(const T* p) {
+  return load_acc_n(p, 1, acc_t<T>(0))[0];
+}
+LF_INLINE float load_one(const float* p) { return *p; }
+LF_INLINE double load_one(const double* p) { return *p; }
+template <class T>
+LF_INLINE void store_one(T* p, acc_t<T> x) {
+  store_acc_n(p, set1<acc_t<T>>(x), 1);
+}
+LF_INLINE void store_one(float* p, float x) { *p = x; }
+LF_INLINE void store_one(double* p, double x) { *p = x; }
+
+}  // namespace
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast

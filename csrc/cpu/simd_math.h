@@ -1,0 +1,63 @@
+// exp and tanh over vectors.
+//
+// float: polynomials fitted for this file (Chebyshev, error below half a unit in the last place
+// before rounding). double: the C library, one lane at a time; accuracy is its purpose.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/simd.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+// e^x. NaN stays NaN, +inf stays +inf; below -87 the result is 0 (no subnormals).
+LF_INLINE vec<float> vexp(vec<float> x) {
+  typedef int32_t vec_i32 __attribute__((vector_size(kVecBytes)));
+  constexpr float kLog2e = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440054690583e-4f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+
+  const vec<float> clamped = x > 88.8f ? set1(88.8f) : x;  // 88.8: e^x is infinite
+  const vec<float> shifted = clamped * kLog2e + kRound;
+  const vec<float> n = shifted - kRound;
+  const vec<float> r = (clamped - n * kLn2High) - n * kLn2Low;
+  vec<float> p = r * 0.00139261835877f + 0.00836317905272f;
+  p = p * r + 0.0416665546172f;
+  p = p * r + 0.166665769897f;
+  p = p * r + 0.5f;
+  p = (p * r) * r + r + 1.0f;
+  // 2^n as 2 * 2^(n-1), so that n = 128 does not overflow before the product does.
+  const vec_i32 bits = ((vec_i32)shifted - 0x4b400000 + 126) << 23;
+  const vec<float> result = (p + p) * (vec<float>)bits;
+  return x < -87.0f ? vec<float>{} : result;
+}
+
+LF_INLINE vec<double> vexp(vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+LF_INLINE vec<float> vtanh(vec<float> x) {
+  const vec<float> u = x * x;
+  vec<float> p = u * 0.00237076561265f - 0.00841007077388f;
+  p = p * u + 0.0217883219871f;
+  p = p * u - 0.0539615517798f;
+  p = p * u + 0.133333128669f;
+  p = p * u - 0.333333332312f;
+  const vec<float> small = (p * u) * x + x;
+  const vec<float> magnitude = x < 0.0f ? -x : x;
+  const vec<float> large = 1.0f - 2.0f / (vexp(magnitude + magnitude) + 1.0f);
+  const vec<float> signed_large = x < 0.0f ? -large : large;
+  return u < 0.36f ? small : signed_large;  // NaN fails the comparison and comes through `large`
+}
+
+LF_INLINE vec<double> vtanh(vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::tanh(x[i]);
+  return x;
+}
+
+}  // namespace
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast

@@ -1,0 +1,56 @@
+// The functions behind the registered operators: tensors in, kernel arguments out.
+// Their parameters are those of the schemas in llama_fast/ops/_library.py, in the same order.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "cpu/types.h"
+
+namespace llama_fast {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+std::tuple<Tensor, Tensor> attention(
+    Tensor q, Tensor k, Tensor v, OptionalTensor bias, OptionalTensor key_padding_mask,
+    OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor cu_seqlens_q,
+    OptionalTensor cu_seqlens_k, OptionalTensor dropout_seed, bool causal, int64_t window_left,
+    int64_t window_right, double scale, double softcap, double dropout_p);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
+    Tensor grad_out, OptionalTensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
+    OptionalTensor bias, OptionalTensor key_padding_mask, OptionalTensor alibi_slopes,
+    OptionalTensor sinks, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
+    OptionalTensor dropout_seed, bool causal, int64_t window_left, int64_t window_right,
+    double scale, double softcap, double dropout_p, int64_t grad_mask);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(
+    Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
+    double label_smoothing, double softcap, double z_loss, bool stats);
+
+Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
+                              OptionalTensor weight, int64_t ignore_index, int64_t reduction,
+                              double label_smoothing, double softcap, double z_loss);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
+    Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
+    double label_smoothing, double softcap, double z_loss, bool stats);
+
+// --- helpers shared by the glue files ------------------------------------------------------
+
+inline DType dtype_of(const Tensor& t) {
+  using torch::headeronly::ScalarType;
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: STD_TORCH_CHECK(false, "expected float64, float32, bfloat16 or float16");
+  }
+}
+
+}  // namespace llama_fast

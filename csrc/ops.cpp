@@ -1,0 +1,40 @@
+// Registers the CPU kernels with PyTorch's dispatcher through the libtorch stable ABI, so that
+// one binary serves torch 2.10 and later. The schemas are declared in llama_fast/ops/_library.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+#include "glue/ops.h"
+
+namespace llama_fast {
+
+void run_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, body, context));
+}
+
+int num_threads() {
+  uint32_t threads = 1;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  return static_cast<int>(threads);
+}
+
+namespace {
+std::string isa() { return kernels().isa; }
+}  // namespace
+
+}  // namespace llama_fast
+
+STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
+  m.impl("attention", TORCH_BOX(&llama_fast::attention));
+  m.impl("attention_backward", TORCH_BOX(&llama_fast::attention_backward));
+  m.impl("cross_entropy", TORCH_BOX(&llama_fast::cross_entropy));
+  m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cross_entropy_backward));
+  m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cross_entropy_inplace));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(llama_fast, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&llama_fast::isa));
+}

@@ -1,0 +1,142 @@
+"""Which implementation serves an op: `use_backend`, `backends`, and `choose` for the ops.
+
+Backends: "auto" (the fastest one that is there), "cpu" (compiled C++), "triton", "cuda",
+"chunked" (linear_cross_entropy, row chunks over the other ops), "torch" (PyTorch's own
+functions, for comparison) and "reference" (the mathematics in plain PyTorch).
+
+Environment: LLAMA_FAST_BACKEND, either one name for every op ("reference") or a list
+("attention=reference,cross_entropy=torch").
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from llama_fast.ops import _library
+
+OPS = ("attention", "cross_entropy", "linear_cross_entropy", "rms_norm", "rope", "swiglu")
+BACKENDS = ("auto", "cpu", "triton", "cuda", "chunked", "torch", "reference")
+
+
+def _unavailable(op: str, backend: str) -> str | None:
+    """Why `backend` cannot serve `op` here, or None when it can."""
+    if backend in ("auto", "torch", "reference"):
+        return None
+    if backend == "chunked":
+        return None if op == "linear_cross_entropy" else "only linear_cross_entropy has it"
+    if backend == "cpu":
+        if _library.missing_reason is not None:
+            return _library.missing_reason
+        return None if _library.has_cpu_kernel(op) else f"no C++ kernel for {op} yet"
+    return f"no {backend} kernel for {op} yet"
+
+
+def _check(op: str, backend: str) -> str:
+    if op not in OPS:
+        raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend for {op}: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    reason = _unavailable(op, backend)
+    if reason is not None:
+        raise ValueError(f"backend {backend!r} cannot serve {op}: {reason}")
+    return backend
+
+
+def _every_op(backend: str) -> dict[str, str]:
+    """`backend` for each op that has it; an error when no op does."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    served = {op: backend for op in OPS if _unavailable(op, backend) is None}
+    if not served:
+        raise ValueError(f"backend {backend!r} serves no op here: {_unavailable(OPS[0], backend)}")
+    return served
+
+
+def _parse_environment(value: str) -> dict[str, str]:
+    if "=" not in value:
+        return _every_op(value) if value else {}
+    pairs = (item.partition("=") for item in value.split(","))
+    return {op.strip(): _check(op.strip(), backend.strip()) for op, _, backend in pairs}
+
+
+_chosen: dict[str, str] = dict.fromkeys(OPS, "auto")
+_chosen.update(_parse_environment(os.environ.get("LLAMA_FAST_BACKEND", "")))
+
+
+@contextmanager
+def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
+    """Choose the implementation of the ops inside a `with` block, for the whole process.
+
+    Args:
+        backend: name for every op that has it; the others keep their choice.
+        **per_op: name per op, e.g. ``attention="reference"``; wins over `backend`.
+
+    Raises:
+        ValueError: an unknown op or backend, or one that is missing here (and why).
+
+    Example:
+        >>> with llama_fast.use_backend("reference"):
+        ...     loss = model.loss(tokens, targets)
+    """
+    choice = _every_op(backend) if backend is not None else {}
+    choice.update({op: _check(op, name) for op, name in per_op.items()})
+    before = dict(_chosen)
+    _chosen.update(choice)
+    try:
+        yield
+    finally:
+        _chosen.update(before)
+
+
+def choose(op: str, tensor: torch.Tensor) -> str:
+    """The backend that serves `op` for `tensor`'s device: never "auto".
+
+    Raises:
+        ValueError: the backend asked for does not run on the tensor's device.
+    """
+    chosen = _chosen[op]
+    device = tensor.device.type
+    if chosen == "auto":
+        if op == "linear_cross_entropy":
+            return "chunked"
+        # A meta tensor has no data: the operator's shape rule serves it.
+        if device in ("cpu", "meta") and _library.has_cpu_kernel(op):
+            return "cpu"
+        return "reference"
+    if chosen == "cpu" and device not in ("cpu", "meta"):
+        raise ValueError(f"backend 'cpu' of {op}: expected tensors on the CPU, got {tensor.device}")
+    return chosen
+
+
+@dataclass
+class Backends:
+    """What serves each op here. Print it for a table; `missing[op][backend]` says why not."""
+
+    available: dict[str, list[str]] = field(default_factory=dict)
+    missing: dict[str, dict[str, str]] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.available))
+        lines = []
+        for op, names in self.available.items():
+            lines.append(f"{op:<{width}}  {', '.join(names)}  (now: {self.chosen[op]})")
+            lines += [f"{'':<{width}}    no {b}: {why}" for b, why in self.missing[op].items()]
+        return "\n".join(lines)
+
+
+def backends() -> Backends:
+    """The backends of every op: those that are here, and why the others are not."""
+    report = Backends(chosen=dict(_chosen))
+    for op in OPS:
+        reasons = {b: _unavailable(op, b) for b in BACKENDS if b != "auto"}
+        report.available[op] = [b for b, reason in reasons.items() if reason is None]
+        report.missing[op] = {b: reason for b, reason in reasons.items() if reason is not None}
+        if op != "linear_cross_entropy":
+            report.missing[op].pop("chunked", None)
+    return report

@@ -1,0 +1,68 @@
+"""Argument checks shared by the ops: each error names the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+import torch
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def shape(t: torch.Tensor) -> str:
+    """The shape of `t` as people write it: (2, 3)."""
+    return str(tuple(t.shape))
+
+
+def check_float(name: str, value: object) -> None:
+    """`value` must be a tensor of float64, float32, bfloat16 or float16."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {value.dtype}")
+
+
+def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> None:
+    """`value` must be a tensor of one of `dtypes`, which `expected` names in words."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor of {expected}, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {expected}, got {value.dtype}")
+
+
+def check_dim(name: str, t: torch.Tensor, dims: int | tuple[int, ...], layout: str) -> None:
+    """`t` must have (one of) `dims` dimensions; `layout` is how they are written, e.g. (B,H,S,D)."""
+    allowed = (dims,) if isinstance(dims, int) else dims
+    if t.dim() not in allowed:
+        raise ValueError(f"{name}: expected shape {layout}, got {shape(t)}")
+
+
+def check_shape(name: str, t: torch.Tensor, expected: tuple[int, ...], layout: str) -> None:
+    """`t` must have exactly the shape `expected`; `layout` is how it is written."""
+    if tuple(t.shape) != expected:
+        raise ValueError(f"{name}: expected shape {layout} = {expected}, got {shape(t)}")
+
+
+def check_same(name: str, t: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """`t` must have the dtype and the device of `other`."""
+    if t.dtype != other.dtype:
+        raise TypeError(f"{name}: expected the dtype of {other_name}, {other.dtype}, got {t.dtype}")
+    check_device(name, t, other_name, other)
+
+
+def check_device(name: str, t: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """`t` must be on the device of `other`."""
+    if t.device != other.device:
+        raise ValueError(
+            f"{name}: expected the device of {other_name}, {other.device}, got {t.device}"
+        )
+
+
+def check_number(name: str, value: float, expected: str, ok: bool) -> None:
+    """A scalar argument: `ok` says whether it is in the range that `expected` names."""
+    if not ok:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """`value` must be one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

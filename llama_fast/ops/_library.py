@@ -1,0 +1,87 @@
+"""The `llama_fast` operator namespace: every schema, and the compiled library behind it.
+
+The schemas stand here, in Python, rather than in the C++ source: the CPU kernels (C++),
+the CUDA kernels and the Triton kernels all implement the same operators, and Triton must
+work where nothing was compiled. The compiled library registers kernels and no schema.
+
+Environment:
+    LLAMA_FAST_LIBRARY  path of another compiled library (a sanitizer build, for example)
+    LLAMA_FAST_ISA      instruction set to use: portable, avx2, avx512, avx512_bf16
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+_ATTENTION_OPTIONS = (
+    "Tensor? bias, Tensor? key_padding_mask, Tensor? alibi_slopes, Tensor? sinks, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? dropout_seed, bool causal, "
+    "SymInt window_left, SymInt window_right, float scale, float softcap, float dropout_p"
+)
+_CROSS_ENTROPY_OPTIONS = (
+    "Tensor target, Tensor? weight, int ignore_index, int reduction, float label_smoothing, "
+    "float softcap, float z_loss"
+)
+
+# One line per operator. What each returns is described where it is called (ops/<op>.py).
+SCHEMAS = (
+    "isa() -> str",
+    f"attention(Tensor q, Tensor k, Tensor v, {_ATTENTION_OPTIONS}) -> (Tensor out, Tensor lse)",
+    "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
+    f"Tensor out, Tensor lse, {_ATTENTION_OPTIONS}, int grad_mask) "
+    "-> (Tensor q, Tensor k, Tensor v, Tensor bias, Tensor alibi_slopes, Tensor sinks)",
+    f"cross_entropy(Tensor input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
+    "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
+    f"cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, {_CROSS_ENTROPY_OPTIONS})"
+    " -> Tensor",
+    # Overwrites `input` with the gradient of the loss (for an upstream gradient of one).
+    f"cross_entropy_inplace(Tensor(a!) input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
+    "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
+)
+
+library = torch.library.Library("llama_fast", "DEF")
+for _schema in SCHEMAS:
+    library.define(_schema)
+
+# The operators that the compiled library implements on the CPU.
+_COMPILED_CPU_OPS = frozenset({"attention", "cross_entropy"})
+
+
+def _library_path() -> Path:
+    override = os.environ.get("LLAMA_FAST_LIBRARY")
+    return Path(override) if override else Path(__file__).parent.parent / "libllama_fast.so"
+
+
+def _load() -> str | None:
+    """Load the compiled library; returns why it is missing, or None when it is there."""
+    path = _library_path()
+    if not path.exists():
+        return f"the compiled library is not there ({path}); reinstall with a C++ compiler"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"the compiled library does not load: {error}"
+    return None
+
+
+missing_reason = _load()
+if missing_reason is not None:
+    warnings.warn(
+        f"llama_fast: {missing_reason}. The slow reference backend serves instead.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def has_cpu_kernel(op: str) -> bool:
+    """Whether the compiled library is loaded and holds a CPU kernel for `op`."""
+    return missing_reason is None and op in _COMPILED_CPU_OPS
+
+
+def isa() -> str:
+    """The instruction set that the CPU kernels use, or "none" without the compiled library."""
+    return torch.ops.llama_fast.isa() if missing_reason is None else "none"

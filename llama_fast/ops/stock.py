@@ -1,0 +1,244 @@
+"""The six ops on PyTorch's own functions: backend "torch", the yardstick in tests and benchmarks.
+
+What a PyTorch user would write today, in the dtype of the input. An option that torch's function
+does not have is a ValueError that names it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from llama_fast.reference.attention import NEG_INF, window_bounds
+
+
+def _refuse(op: str, function: str, options: dict[str, object]) -> None:
+    """ValueError for the first option that is set although torch's `function` lacks it."""
+    for name, value in options.items():
+        if value is not None and value is not False and value != 0.0:
+            raise ValueError(
+                f"{name}: expected it unset for the backend 'torch' of {op} "
+                f"({function} has no such option), got {value!r}"
+            )
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = False,
+    window: int | tuple[int, int] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: torch.Tensor | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+) -> torch.Tensor:
+    """`F.scaled_dot_product_attention`; masks and ALiBi become its attn_mask, packing a loop.
+
+    Raises:
+        ValueError: softcap, sinks or return_lse, which it lacks.
+    """
+    _refuse(
+        "attention",
+        "scaled_dot_product_attention",
+        {
+            "softcap": softcap,
+            "sinks": None if sinks is None else "a tensor",
+            "return_lse": return_lse,
+        },
+    )
+    options = {"causal": causal, "window": window, "scale": scale, "dropout_p": dropout_p}
+    if cu_seqlens_q is None:
+        return _sdpa(q, k, v, bias, key_padding_mask, alibi_slopes, **options)
+    q_ends = cu_seqlens_q.tolist()
+    k_ends = q_ends if cu_seqlens_k is None else cu_seqlens_k.tolist()
+    out = []
+    for b in range(len(q_ends) - 1):
+        rows, columns = slice(q_ends[b], q_ends[b + 1]), slice(k_ends[b], k_ends[b + 1])
+        slopes = alibi_slopes
+        if alibi_slopes is not None and alibi_slopes.dim() == 2:
+            slopes = alibi_slopes[b]
+        one = [x.transpose(0, 1).unsqueeze(0) for x in (q[rows], k[columns], v[columns])]
+        out.append(_sdpa(*one, None, None, slopes, **options).squeeze(0).transpose(0, 1))
+    return torch.cat(out) if out else q.new_empty(*q.shape[:2], v.shape[-1])
+
+
+def _sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    key_padding_mask: torch.Tensor | None,
+    alibi_slopes: torch.Tensor | None,
+    *,
+    causal: bool,
+    window: int | tuple[int, int] | None,
+    scale: float | None,
+    dropout_p: float,
+) -> torch.Tensor:
+    """One call of torch's function on (B,H,S,D), with every option folded into its mask."""
+    (B, H, S), T = q.shape[:3], k.shape[2]
+    top_left = causal and S == T  # torch's own causal mask is aligned top-left
+    plain = window is None and all(x is None for x in (bias, key_padding_mask, alibi_slopes))
+    mask = None
+    if not plain or (causal and not top_left):
+        row = torch.arange(S, device=q.device).unsqueeze(1) + (T - S)
+        distance = row - torch.arange(T, device=q.device)
+        left, right = window_bounds(window, causal)
+        mask = torch.ones(S, T, dtype=torch.bool, device=q.device)
+        if left >= 0:
+            mask = mask & (distance <= left)
+        if right >= 0:
+            mask = mask & (distance >= -right)
+        if key_padding_mask is not None:
+            mask = mask & ~key_padding_mask.view(B, 1, 1, T)
+        added = None
+        if bias is not None and bias.dtype == torch.bool:
+            mask = mask & bias
+        elif bias is not None:
+            added = bias.to(q.dtype)
+        if alibi_slopes is not None:
+            slopes = alibi_slopes.to(q.dtype).reshape(-1, H, 1, 1)
+            alibi = -slopes * distance.abs()
+            added = alibi if added is None else added + alibi
+        if added is not None:
+            mask = added.masked_fill(~mask, NEG_INF)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout_p,
+        is_causal=mask is None and causal,
+        scale=scale,
+        enable_gqa=H != k.shape[1],
+    )
+
+
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    inplace: bool = False,
+    return_stats: bool = False,
+) -> torch.Tensor:
+    """`F.cross_entropy`; the loss is returned in float32 or wider, like that of the other backends.
+
+    Raises:
+        ValueError: softcap, z_loss or return_stats, which it lacks.
+    """
+    _refuse(
+        "cross_entropy",
+        "cross_entropy",
+        {"softcap": softcap, "z_loss": z_loss, "return_stats": return_stats},
+    )
+    if weight is not None:
+        weight = weight.to(input.dtype)
+    loss = F.cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+    return loss if loss.dtype == torch.float64 else loss.float()
+
+
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    linear_bias: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    shift: bool = False,
+    process_group: torch.distributed.ProcessGroup | None = None,
+    return_stats: bool = False,
+) -> torch.Tensor:
+    """`F.linear`, then `F.cross_entropy`: all logits in memory, in the dtype of the input.
+
+    Raises:
+        ValueError: softcap, z_loss, return_stats or process_group, which they lack.
+    """
+    group = None if process_group is None else "a process group"
+    _refuse("linear_cross_entropy", "cross_entropy", {"process_group": group})
+    if shift:
+        input, target = input[..., :-1, :], target[..., 1:]
+    loss = cross_entropy(
+        F.linear(input, linear_weight, linear_bias).flatten(0, -2),
+        target.flatten(),
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        softcap=softcap,
+        z_loss=z_loss,
+        return_stats=return_stats,
+    )
+    return loss.view(target.shape) if reduction == "none" else loss
+
+
+def rms_norm(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float = 1e-6,
+    *,
+    residual: torch.Tensor | None = None,
+    offset: float = 0.0,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """`F.rms_norm`, after an addition when there is a residual."""
+    x = input if residual is None else input + residual
+    scale = weight + offset if offset else weight
+    y = F.rms_norm(x, (x.shape[-1],), scale, eps).to(x.dtype)
+    return y if residual is None else (y, x)
+
+
+def rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    interleaved: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x * cos + rotate_half(x) * sin, as Hugging Face models write it."""
+    if cos.dim() == 3:
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    if interleaved:
+        cos, sin = (x.repeat_interleave(2, dim=-1).to(q.dtype) for x in (cos, sin))
+    else:
+        cos, sin = (torch.cat([x, x], dim=-1).to(q.dtype) for x in (cos, sin))
+    turned = [x * cos + _quarter_turn(x, interleaved) * sin for x in (q, k)]
+    return turned[0], turned[1]
+
+
+def _quarter_turn(x: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Every pair (a, b) of the last dimension becomes (-b, a)."""
+    if interleaved:
+        return torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([-b, a], dim=-1)
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """`F.silu` of the gate, times up."""
+    return F.silu(gate) * up
