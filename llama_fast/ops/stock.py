@@ -118,7 +118,7 @@ def _sdpa(
         dropout_p=dropout_p,
         is_causal=mask is None and causal,
         scale=scale,
-        enable_gqa=H != k.shape[1],
+        enable_gqa=k.shape[1] != H,
     )
 
 

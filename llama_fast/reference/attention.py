@@ -92,8 +92,10 @@ def attention(
         else:
             scores = scores + bias.to(dtype)
     if alibi_slopes is not None:
-        slopes = alibi_slopes.to(dtype).reshape(-1, H, 1, 1)
-        scores = scores - slopes * distance.abs()
+        slopes = alibi_slopes.to(dtype).view(-1, H, 1)
+        if packed:  # a slope for every head and row: (1, H, S)
+            slopes = slopes.expand(cu_q.numel() - 1, H, 1)[sequence_q.view(S), :, 0].T.unsqueeze(0)
+        scores = scores - slopes.unsqueeze(-1) * distance.abs()
     scores = scores.masked_fill(~visible, NEG_INF)
     if sinks is not None:  # a last column that takes probability and has no value
         scores = torch.cat([scores, sinks.to(dtype).view(1, H, 1, 1).expand(B, H, S, 1)], dim=-1)
