@@ -1,0 +1,323 @@
+"""Compiles the native parts of llama_fast (called by setup.py).
+
+Two parts: the ops library (libllama_fast.so, torch's stable ABI, independent of the Python
+version) and the host module (llama_fast._host, pybind11). ninja does the compiling, in
+build/native, so that a second build compiles only what changed. A part that cannot be built is
+left out, and the table at the end says why.
+
+Environment:
+    CXX, CXXFLAGS           compiler and extra flags
+    MAX_JOBS                number of compilers at once
+    LLAMA_FAST_BUILD        0: compile nothing; 1: fail if a part cannot be built
+    LLAMA_FAST_CUDA         0: without CUDA; 1: with CUDA, even against a torch without it
+    LLAMA_FAST_SANITIZE     1: the ops library alone, with AddressSanitizer and UBSan, as
+                            build/sanitize/libllama_fast.so (load it by LLAMA_FAST_LIBRARY)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from build_backend import MINIMUM_TORCH, is_recent, torch_directory, torch_facts
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+SANITIZE = os.environ.get("LLAMA_FAST_SANITIZE") == "1"
+LIBRARY = "libllama_fast.so"
+HOST = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+X86_ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+
+# Floating-point errno and traps are never looked at; a*b+c may be one fused multiply-add.
+CXX_FLAGS = (
+    "-std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast "
+    "-Wall -Wno-psabi"
+).split()
+OPTIMIZE = ["-O3", "-g0"]
+if SANITIZE:
+    OPTIMIZE = (
+        "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+    ).split()
+
+# The architectures of A100, H100 (with its wgmma and TMA instructions) and B200.
+CUDA_ARCHITECTURES = ("80", "90a", "100")
+
+# What says why a command failed, in the output of compilers, linkers, nvcc and ninja.
+ERROR_LINE = r"undefined reference.*|^.*error:.*|^.*fatal.*"
+
+
+class CannotBuild(Exception):
+    """Why a part is left out, in one line."""
+
+
+@dataclass
+class Toolchain:
+    """The C++ compiler and ninja."""
+
+    cxx: list[str]
+    version: str
+    ninja: str
+
+    @classmethod
+    def find(cls) -> Toolchain:
+        if os.name == "nt":
+            raise CannotBuild("compiling on Windows is not supported")
+        asked = os.environ.get("CXX")
+        names = [asked] if asked else ["g++", "clang++", "c++"]
+        cxx = next((shlex.split(n) for n in names if shutil.which(shlex.split(n)[0])), None)
+        if cxx is None:
+            raise CannotBuild(f"no C++ compiler found ({', '.join(names)}); install g++ or set CXX")
+        version = subprocess.run([*cxx, "--version"], capture_output=True, text=True)
+        if version.returncode:
+            raise CannotBuild(f"{shlex.join(cxx)} --version fails: {version.stderr.strip()}")
+        return cls(cxx, version.stdout.splitlines()[0], find_ninja())
+
+    def accepts(self, flags: list[str]) -> bool:
+        """Whether the compiler knows `flags`."""
+        command = [*self.cxx, *flags, "-x", "c++", "-c", os.devnull, "-o", os.devnull]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def find_ninja() -> str:
+    try:
+        import ninja
+
+        found = shutil.which("ninja", path=ninja.BIN_DIR)
+    except ImportError:
+        found = None
+    found = found or shutil.which("ninja")
+    if found is None:
+        raise CannotBuild("ninja not found (pip install ninja)")
+    return found
+
+
+def find_torch() -> tuple[Path, str, str | None]:
+    """Folder, version and CUDA version of the torch to build against."""
+    directory = torch_directory()
+    if directory is None:
+        raise CannotBuild("torch not found (pip install torch, or build with isolation)")
+    facts = torch_facts(directory)
+    if not is_recent(facts["__version__"]):
+        wanted = ".".join(map(str, MINIMUM_TORCH))
+        raise CannotBuild(f"expected torch {wanted} or later, found {facts['__version__']}")
+    return directory, facts["__version__"], facts["cuda"]
+
+
+def find_cuda(torch_cuda: str | None) -> tuple[Path, list[str]]:
+    """Root of the CUDA toolkit, and those of `CUDA_ARCHITECTURES` that it compiles for."""
+    wish = os.environ.get("LLAMA_FAST_CUDA")
+    if SANITIZE or wish == "0":
+        raise CannotBuild("sanitizer build" if SANITIZE else "LLAMA_FAST_CUDA=0")
+    if not any((CSRC / "cuda").glob("*.cu")):
+        raise CannotBuild("no CUDA sources")
+    if torch_cuda is None and wish != "1":
+        raise CannotBuild("torch was built without CUDA (LLAMA_FAST_CUDA=1 compiles it anyway)")
+    on_path = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    homes += [os.path.dirname(os.path.dirname(os.path.realpath(on_path)))] if on_path else []
+    for home in filter(None, [*homes, "/usr/local/cuda"]):
+        nvcc = os.path.join(home, "bin", "nvcc")
+        if os.access(nvcc, os.X_OK):
+            known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+            architectures = [a for a in CUDA_ARCHITECTURES if f"_{a.rstrip('a')}\n" in known]
+            if not architectures:
+                raise CannotBuild(f"{nvcc} knows none of sm_{', sm_'.join(CUDA_ARCHITECTURES)}")
+            return Path(home), architectures
+    raise CannotBuild("nvcc not found (set CUDA_HOME)")
+
+
+@dataclass
+class BuildFile:
+    """A build.ninja in the making: one compile edge a call, then one link edge a library."""
+
+    directory: Path
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for rule, dependencies in {"compile": True, "link": False}.items():
+            self.lines += [f"rule {rule}", "  command = $command", "  description = $out"]
+            if dependencies:
+                self.lines += ["  depfile = $out.d", "  deps = gcc"]
+
+    def _edge(self, rule: str, output: str, inputs: list[str], command: list[str]) -> str:
+        def escape(path: str) -> str:
+            return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+        self.lines.append(f"build {escape(output)}: {rule} {' '.join(map(escape, inputs))}")
+        self.lines.append("  command = " + shlex.join(command).replace("$", "$$"))
+        return output
+
+    def compile(self, command: list[str], source: Path, suffix: str = "") -> str:
+        output = "_".join(source.relative_to(CSRC).with_suffix("").parts) + suffix + ".o"
+        options = ["-MD", "-MF", output + ".d", "-c", str(source), "-o", output]
+        return self._edge("compile", output, [str(source)], [*command, *options])
+
+    def link(self, cxx: list[str], output: str, objects: list[str], flags: list[str]) -> None:
+        self._edge("link", output, objects, [*cxx, "-shared", *objects, *flags, "-o", output])
+
+    def run(self, ninja: str, targets: list[str]) -> dict[str, str | None]:
+        """Builds `targets`; for each, the first error line, or None when it was built."""
+        (self.directory / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        command = [ninja, "-C", str(self.directory), *jobs]
+        if subprocess.run([*command, "-k", "0", *targets]).returncode == 0:
+            return dict.fromkeys(targets)
+        errors: dict[str, str | None] = {}
+        for target in targets:  # which of them failed, and with what message
+            again = subprocess.run([*command, target], capture_output=True, text=True)
+            found = re.search(ERROR_LINE, again.stdout + again.stderr, re.MULTILINE)
+            reason = found[0][:200] if found else "the compiler failed"
+            errors[target] = reason if again.returncode else None
+        return errors
+
+
+class NativeBuild:
+    """What there is to build here, and the table that says what became of it."""
+
+    def __init__(self) -> None:
+        self.directory = ROOT / "build" / ("sanitize" if SANITIZE else "native")
+        self.parts: dict[str, tuple[bool, str]] = {}  # name -> (built, what or why not)
+        self.facts: dict[str, object] = {}  # for llama_fast/_build.json
+        self.outputs: list[str] = []  # files in `directory` that were built
+        self.with_cuda = True
+
+    def run(self) -> None:
+        begin = time.monotonic()
+        try:
+            if os.environ.get("LLAMA_FAST_BUILD") == "0":
+                raise CannotBuild("LLAMA_FAST_BUILD=0")
+            self.tools = Toolchain.find()
+            self.facts["compiler"] = self.tools.version
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with open(self.directory / "lock", "w") as lock:
+                import fcntl  # two builds of one tree take turns
+
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._build()
+        except CannotBuild as reason:
+            for part in ("ops library", *(() if SANITIZE else ("host module",))):
+                self.parts[part] = (False, str(reason))
+        self.facts["seconds"] = round(time.monotonic() - begin, 1)
+        self.facts["parts"] = {n: {"built": b, "detail": d} for n, (b, d) in self.parts.items()}
+
+    def _build(self) -> None:
+        ninja_file = BuildFile(self.directory)
+        extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+        flags = [*CXX_FLAGS, *OPTIMIZE, *extra]
+        self.facts["flags"] = " ".join(flags)
+        # Error messages quote source paths: relative ones, wherever the build was.
+        self.flags = [*flags, f"-ffile-prefix-map={ROOT}/=", f"-I{CSRC}"]
+        plans = {"ops library": (LIBRARY, self._plan_library)}
+        if not SANITIZE:
+            plans["host module"] = (HOST, self._plan_host)
+        wanted = {}
+        for part, (target, plan) in plans.items():
+            try:
+                wanted[target] = (part, plan(ninja_file))
+            except CannotBuild as reason:
+                self.parts[part] = (False, str(reason))
+        errors = ninja_file.run(self.tools.ninja, list(wanted))
+        if errors.get(LIBRARY) and self.with_cuda:
+            # If that is CUDA's fault, it must not cost the CPU kernels.
+            self.with_cuda = False
+            self.parts["CUDA"] = (False, errors[LIBRARY] or "")
+            return self._build()
+        for target, error in errors.items():
+            part, detail = wanted[target]
+            self.parts[part] = (error is None, error or detail)
+            self.outputs += [] if error else [target]
+
+    def _plan_library(self, ninja_file: BuildFile) -> str:
+        torch, version, torch_cuda = find_torch()
+        self.facts["torch"] = version
+        isas: dict[str, list[str]] = {"portable": []}
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            isas.update({n: f for n, f in X86_ISAS.items() if self.tools.accepts(f)})
+        self.facts["instruction_sets"] = list(isas)
+        have = [f"-DLLAMA_FAST_HAVE_{name.upper()}=1" for name in isas]
+        # TORCH_TARGET_VERSION: the oldest torch that the binary has to load into.
+        target = "-DTORCH_TARGET_VERSION=0x%02x%02x000000000000" % MINIMUM_TORCH  # noqa: UP031
+        torch_flags = [f"-I{torch}/include", target]
+        cuda_objects, cuda_flags = self._plan_cuda(ninja_file, torch_cuda, torch_flags)
+        torch_flags += ["-DLLAMA_FAST_HAVE_CUDA=1"] if cuda_objects else []
+
+        command = [*self.tools.cxx, *self.flags]
+        sources = [CSRC / "ops.cpp", *sorted((CSRC / "glue").glob("*.cpp"))]
+        objects = [ninja_file.compile([*command, *torch_flags], s) for s in sources]
+        dispatch = CSRC / "cpu" / "dispatch.cpp"
+        objects.append(ninja_file.compile([*command, *have], dispatch))
+        kernels = [s for s in sorted((CSRC / "cpu").glob("*.cpp")) if s != dispatch]
+        # Of an inline function that several objects hold, the linker keeps the first copy. It has
+        # to be one that every processor runs: objects for newer instruction sets come last.
+        for isa, isa_flags in isas.items():
+            isa_command = [*command, *isa_flags, f"-DLLAMA_FAST_ISA={isa}"]
+            objects += [ninja_file.compile(isa_command, s, f".{isa}") for s in kernels]
+        # No run path: Python has loaded torch's libraries before ours is opened.
+        link_flags = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10", *cuda_flags]
+        if SANITIZE:  # its run-time libraries are preloaded, so undefined symbols are expected
+            link_flags += [f for f in OPTIMIZE if f.startswith("-fsanitize")]
+        elif sys.platform == "linux":
+            link_flags.append("-Wl,-z,defs")
+        ninja_file.link(self.tools.cxx, LIBRARY, objects + cuda_objects, link_flags)
+        return f"{LIBRARY}: {', '.join(isas)}; torch {version}"
+
+    def _plan_cuda(
+        self, ninja_file: BuildFile, torch_cuda: str | None, torch_flags: list[str]
+    ) -> tuple[list[str], list[str]]:
+        """Objects and link flags of the CUDA kernels, both empty where they are left out."""
+        if not self.with_cuda:  # tried and failed
+            return [], []
+        try:
+            home, architectures = find_cuda(torch_cuda)
+        except CannotBuild as reason:
+            self.with_cuda = False
+            self.parts["CUDA"] = (False, str(reason))
+            return [], []
+        nvcc = [f"{home}/bin/nvcc", "-std=c++17", "-O3", f"-ccbin={self.tools.cxx[-1]}"]
+        nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *torch_flags]
+        for arch in architectures:
+            nvcc += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+        sources = sorted((CSRC / "cuda").glob("*.cu"))
+        self.parts["CUDA"] = (True, f"{home}: sm_{', sm_'.join(architectures)}")
+        # The static runtime: the library then loads where there is no CUDA at all.
+        flags = [f"-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        return [ninja_file.compile(nvcc, s, ".cuda") for s in sources], flags
+
+    def _plan_host(self, ninja_file: BuildFile) -> str:
+        try:
+            import pybind11
+        except ImportError as error:
+            raise CannotBuild("pybind11 not found (pip install pybind11)") from error
+        python = sysconfig.get_path("include")
+        if not os.path.exists(os.path.join(python, "Python.h")):
+            raise CannotBuild(f"Python.h not found in {python} (on Debian: install python3-dev)")
+        command = [*self.tools.cxx, *self.flags, f"-I{pybind11.get_include()}", f"-I{python}"]
+        objects = [ninja_file.compile(command, s) for s in sorted((CSRC / "host").glob("*.cpp"))]
+        late = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        ninja_file.link(self.tools.cxx, HOST, objects, late)
+        return f"{HOST}: pybind11 {pybind11.__version__}"
+
+    def failed(self) -> list[str]:
+        """The parts that are missing although they were wanted."""
+        wanted = {"ops library", "host module"}
+        wanted |= {"CUDA"} if os.environ.get("LLAMA_FAST_CUDA") == "1" else set()
+        return [name for name, (built, _) in self.parts.items() if not built and name in wanted]
+
+    def table(self) -> str:
+        """One line a part: what was built, or why it was not."""
+        order = [n for n in ("ops library", "host module", "CUDA") if n in self.parts]
+        rows = [(n, "built" if self.parts[n][0] else "not built", self.parts[n][1]) for n in order]
+        rows += [(n, "", str(self.facts[n])) for n in ("compiler", "seconds") if n in self.facts]
+        return "llama_fast build\n" + "\n".join(f"  {n:<12} {b:<10} {d}" for n, b, d in rows)

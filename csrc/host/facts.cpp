@@ -1,0 +1,94 @@
+#include "host/facts.h"
+
+#include <cstdint>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace llama_fast::host {
+
+std::map<std::string, std::string> build_info() {
+#if defined(__clang__)
+  const std::string compiler = "clang " __clang_version__;
+#else
+  const std::string compiler = "gcc " __VERSION__;
+#endif
+#if defined(__x86_64__)
+  const std::string architecture = "x86_64";
+#elif defined(__aarch64__)
+  const std::string architecture = "aarch64";
+#else
+  const std::string architecture = "other";
+#endif
+  return {{"compiler", compiler},
+          {"cxx_standard", std::to_string(__cplusplus)},
+          {"architecture", architecture}};
+}
+
+#if defined(__x86_64__)
+
+namespace {
+
+// Bit `bit` of EDX or EAX of CPUID leaf 7, for features that compilers in use today have no
+// name for in __builtin_cpu_supports.
+bool leaf7(unsigned subleaf, char reg, int bit) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx)) return false;
+  return ((reg == 'a' ? eax : edx) >> bit) & 1;
+}
+
+// Whether the operating system saves the AMX tile registers (XCR0 bits 17 and 18).
+bool saves_tiles() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE)) return false;
+  uint32_t low = 0, high = 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & 0x60000) == 0x60000;
+}
+
+}  // namespace
+
+std::map<std::string, bool> cpu_features() {
+  __builtin_cpu_init();
+  const bool tiles = saves_tiles();
+  const bool avx512 = __builtin_cpu_supports("avx512f") != 0;
+  return {{"sse4_2", __builtin_cpu_supports("sse4.2") != 0},
+          {"avx", __builtin_cpu_supports("avx") != 0},
+          {"avx2", __builtin_cpu_supports("avx2") != 0},
+          {"fma", __builtin_cpu_supports("fma") != 0},
+          {"f16c", __builtin_cpu_supports("avx") != 0 && [] {
+             unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+             return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+           }()},
+          {"avx512f", avx512},
+          {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
+          {"avx512dq", __builtin_cpu_supports("avx512dq") != 0},
+          {"avx512vl", __builtin_cpu_supports("avx512vl") != 0},
+          {"avx512_vnni", __builtin_cpu_supports("avx512vnni") != 0},
+          {"avx512_bf16", avx512 && leaf7(1, 'a', 5)},
+          {"avx512_fp16", avx512 && leaf7(0, 'd', 23)},
+          {"amx_bf16", tiles && leaf7(0, 'd', 22)},
+          {"amx_int8", tiles && leaf7(0, 'd', 25)}};
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+std::map<std::string, bool> cpu_features() {
+  const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+  // Bit numbers as in Linux's asm/hwcap.h, written out because old headers lack the later ones.
+  return {{"neon", (first >> 1) & 1},   {"fp16", (first >> 10) & 1}, {"dotprod", (first >> 20) & 1},
+          {"sve", (first >> 22) & 1},   {"sve2", (second >> 1) & 1}, {"i8mm", (second >> 13) & 1},
+          {"bf16", (second >> 14) & 1}, {"sme", (second >> 23) & 1}};
+}
+
+#else
+
+std::map<std::string, bool> cpu_features() { return {}; }
+
+#endif
+
+}  // namespace llama_fast::host

@@ -1,0 +1,28 @@
+// Sequence packing: which sequences share a row of fixed length.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace llama_fast::host {
+
+struct Packing {
+  std::vector<int64_t> bin_of;  // one entry a sequence, bins numbered from 0
+  int64_t n_bins = 0;
+};
+
+// Best-fit decreasing: longest sequence first, into the fullest bin that still has room. Uses at
+// most 11/9 of the best possible number of bins, plus 6/9 (Dósa, "The tight bound of first fit
+// decreasing", 2007, and its analogue for best fit), and never more than packing the sequences in
+// the order given (next fit). O(n log n). Equal lengths and equal bins are taken in order of
+// index, so the result depends on the input alone.
+//
+// Throws std::invalid_argument when capacity < 1 or a length is not in [0, capacity].
+Packing pack_sequences(const int64_t* lengths, int64_t n, int64_t capacity);
+
+// Offsets 0, l0, l0+l1, ... (n + 1 of them) into a packed row.
+//
+// Throws std::invalid_argument when a length is negative or the sum does not fit into an int32.
+std::vector<int32_t> cu_seqlens(const int64_t* lengths, int64_t n);
+
+}  // namespace llama_fast::host

@@ -1,0 +1,67 @@
+"""setuptools' side of the build: what is compiled, and how, is in build_native.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # build front ends run this file from elsewhere
+
+from build_native import HOST, LIBRARY, SANITIZE, NativeBuild  # noqa: E402
+
+
+def replace(destination: Path, source: Path) -> None:
+    """Puts a copy of `source` at `destination` at once: a running process keeps the old file."""
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    shutil.copy2(source, temporary)
+    os.replace(temporary, destination)
+
+
+class BuildNative(build_ext):
+    """setuptools' build_ext with ninja underneath; a part that cannot be built is left out."""
+
+    def run(self) -> None:
+        native = NativeBuild()
+        native.run()
+        if not SANITIZE:
+            self._place(native)
+        print(native.table(), flush=True)
+        failed = native.failed()
+        if failed and (SANITIZE or os.environ.get("LLAMA_FAST_BUILD") == "1"):
+            raise SystemExit(f"llama_fast: could not build: {', '.join(failed)}")
+
+    def _place(self, native: NativeBuild) -> None:
+        package = ROOT / "llama_fast" if self.inplace else Path(self.build_lib) / "llama_fast"
+        package.mkdir(parents=True, exist_ok=True)
+        for name in (LIBRARY, HOST):
+            if name in native.outputs:
+                replace(package / name, native.directory / name)
+            else:  # one of an earlier build would not match the Python files
+                (package / name).unlink(missing_ok=True)
+        (package / "_build.json").write_text(json.dumps(native.facts, indent=1) + "\n")
+
+    # Which files come out is known only after the build, so setuptools is told of none.
+    def get_source_files(self) -> list[str]:
+        return []
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+setup(
+    packages=[*find_packages(include=["llama_fast", "llama_fast.*"]), "llama_fast.kernels"],
+    package_dir={"llama_fast.kernels": "kernels"},
+    # An extension has to be declared, or the wheel would be marked as pure Python.
+    ext_modules=[Extension("llama_fast._host", sources=[])],
+    cmdclass={"build_ext": BuildNative},
+)
