@@ -17,7 +17,9 @@ def check_float(name: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {value.dtype}")
+        raise TypeError(
+            f"{name}: expected float64, float32, bfloat16 or float16, got {value.dtype}"
+        )
 
 
 def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> None:
@@ -66,3 +68,23 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """`value` must be one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def check_targets(target: torch.Tensor, classes: int, ignore_index: int) -> None:
+    """IndexError for the first class index that is not in [0, classes) nor `ignore_index`.
+
+    Targets whose values cannot be read here pass: traced by torch.compile, wrapped by a transform
+    of torch.func, or on the meta device. The operators check what they compute with.
+    """
+    if torch.compiler.is_compiling() or target.is_meta:
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(target):
+        return
+    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if bad.any():
+        position = bad.nonzero()[0].tolist()
+        value = target[tuple(position)].item()
+        raise IndexError(
+            f"target: expected class indices in [0, {classes}) or ignore_index ({ignore_index}), "
+            f"got {value} at position {tuple(position)}"
+        )

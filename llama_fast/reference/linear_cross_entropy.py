@@ -58,8 +58,10 @@ def linear_cross_entropy(
         loss = loss.view(target.shape)
     if stats is None:
         return loss
-    per_token = [x.view(target.shape) if x.dim() else x for x in stats]
-    return loss, Stats(*per_token)
+    lse, argmax, correct, z_part = (x.view(target.shape) if x.dim() else x for x in stats)
+    ignored = target == ignore_index  # no logits are computed for these: they have no statistics
+    lse, argmax = lse.masked_fill(ignored, 0), argmax.masked_fill(ignored, -1)
+    return loss, Stats(lse, argmax, correct, z_part)
 
 
 def gather_rows(shard: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:

@@ -1,0 +1,283 @@
+"""Backend "chunked" of linear_cross_entropy: a few hundred rows of logits at a time.
+
+Loss and gradients come from one sweep over the rows. The logits of a chunk are made, turned into
+their own gradient in place, multiplied into the gradients of input and weight, and forgotten, so
+the (N,V) logits never exist. Rows whose target is ignored are never touched. After Wijmans et al.
+2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv:2411.09009) and Hsu et al. 2024
+(Liger-Kernel, arXiv:2410.10989), which also computes gradients in the forward pass.
+
+With a process group each rank holds V / world rows of the weight, and the ranks exchange a few
+numbers a token: the vocabulary-parallel loss of Megatron-LM (arXiv:1909.08053).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from llama_fast.ops import _backend
+from llama_fast.ops._checks import check_targets
+from llama_fast.ops._library import library
+from llama_fast.reference._dtypes import compute_dtype
+
+REDUCTIONS = ("none", "mean", "sum")  # in the order of the C++ enumeration
+
+# The logits of a chunk take about 48 MB, little beside the weight and its gradient. With fewer
+# than 256 rows the matrix products would spend their time reading the weight.
+CHUNK_BYTES = 48 << 20
+MINIMUM_ROWS = 256
+# A 16-bit weight is widened in pieces of this many elements, never as a whole.
+WIDEN_ELEMENTS = 4 << 20
+
+
+def rows_per_chunk(classes: int, itemsize: int) -> int:
+    """How many rows of logits are in memory at once."""
+    return max(MINIMUM_ROWS, CHUNK_BYTES // max(1, classes * itemsize))
+
+
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    group_name: str,
+    stats: bool,
+    wanted: list[bool],
+) -> tuple[torch.Tensor, ...]:
+    """The operator behind ``llama_fast.linear_cross_entropy``, on flat arguments.
+
+    Args:
+        input, linear_weight, target: (N,E), (V,E) or this rank's rows of it, (N,) int64.
+        grad_loss: upstream gradient, of the shape of the loss; None means one.
+        softcap: 0 means none.
+        group_name: of the process group; "" means none.
+        wanted: whether the gradients of input, linear_weight and linear_bias are wanted.
+
+    Returns:
+        loss; lse (N,), 0 where ignored; the z-loss part of the loss; argmax (N,), -1 where
+        ignored, (0,) without `stats`; three gradients, (0,) where not wanted. All but argmax in
+        the type computed in.
+    """
+    dtype = compute_dtype(input)
+    group = dist.distributed_c10d._resolve_process_group(group_name) if group_name else None
+    classes = linear_weight.shape[0] * _world_size(linear_weight.shape[0], group)
+    check_targets(target, classes, ignore_index)
+    kept = (target != ignore_index).nonzero().squeeze(1)
+    weight = None if weight is None else weight.to(dtype)
+    tokens = kept.numel()
+    divisor = tokens if weight is None else weight[target[kept]].sum().item()
+
+    z_coefficient = z_loss
+    row_scale = input.new_ones((), dtype=dtype) if grad_loss is None else grad_loss.to(dtype)
+    if REDUCTIONS[reduction] == "mean":
+        row_scale = row_scale / divisor
+        # The mean divides cross-entropy by the sum of the class weights, but z-loss by the number
+        # of tokens. Scaled by their ratio, z-loss can go through the same division.
+        z_coefficient *= divisor / max(1, tokens)
+    row_scale = row_scale.expand(target.shape)
+
+    losses = input.new_zeros(target.shape, dtype=dtype)
+    lse = torch.zeros_like(losses)
+    argmax = torch.full_like(target, -1) if stats else target.new_empty(0)
+    shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
+    grads = [
+        input.new_zeros(shape if want else (0,), dtype=dtype)
+        for shape, want in zip(shapes, wanted, strict=True)
+    ]
+    rows_at_once = rows_per_chunk(linear_weight.shape[0], losses.element_size())
+    for rows in kept.split(rows_at_once) if tokens else ():  # a split of nothing is one piece
+        x = input[rows].to(dtype)
+        logits = _logits(x, linear_weight, linear_bias)
+        losses[rows], lse[rows], top = _cross_entropy_(
+            logits,
+            target[rows],
+            weight,
+            label_smoothing,
+            softcap,
+            z_coefficient,
+            group,
+            any(wanted),
+            stats,
+        )
+        if stats:
+            argmax[rows] = top
+        # The small operands take the scale, so that the logits are not passed over again.
+        scale = row_scale[rows].unsqueeze(1)
+        if wanted[0]:
+            grads[0][rows] = _times_weight(logits, linear_weight) * scale
+        if wanted[1]:
+            grads[1].addmm_(logits.T, x * scale)
+        if wanted[2]:
+            grads[2].addmv_(logits.T, scale.squeeze(1))
+        del logits  # before the next chunk's are made
+    if group is not None and wanted[0]:
+        dist.all_reduce(grads[0], group=group)
+
+    z_part = z_loss * lse.square()
+    loss = losses
+    if REDUCTIONS[reduction] == "mean":  # 0 / 0 when every target is ignored
+        loss, z_part = losses.sum() / divisor, z_part.sum() / tokens
+    elif REDUCTIONS[reduction] == "sum":
+        loss, z_part = losses.sum(), z_part.sum()
+    return loss, lse, z_part, argmax, *grads
+
+
+def _shapes(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    group_name: str,
+    stats: bool,
+    wanted: list[bool],
+) -> tuple[torch.Tensor, ...]:
+    """The operator's shape rule, for torch.compile and meta tensors."""
+    dtype = compute_dtype(input)
+    lse = input.new_empty(target.shape, dtype=dtype)
+    loss = torch.empty_like(lse) if REDUCTIONS[reduction] == "none" else lse.new_empty(())
+    argmax = torch.empty_like(target) if stats else target.new_empty(0)
+    shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
+    grads = [lse.new_empty(s if want else (0,)) for s, want in zip(shapes, wanted, strict=True)]
+    return loss, lse, torch.empty_like(loss), argmax, *grads
+
+
+library.define(
+    "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
+    "Tensor? weight, Tensor? grad_loss, int ignore_index, int reduction, float label_smoothing, "
+    "float softcap, float z_loss, str group_name, bool stats, bool[3] wanted) -> (Tensor loss, "
+    "Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, Tensor linear_weight, "
+    "Tensor linear_bias)"
+)
+library.impl("linear_cross_entropy", linear_cross_entropy, "CPU")
+library.impl("linear_cross_entropy", linear_cross_entropy, "CUDA")
+torch.library.register_fake("llama_fast::linear_cross_entropy", _shapes, lib=library)
+
+
+def _logits(
+    x: torch.Tensor, linear_weight: torch.Tensor, linear_bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x (R,E) @ linear_weight.T + linear_bias, in the dtype of x."""
+    if linear_weight.dtype == x.dtype:
+        logits = x @ linear_weight.T
+    else:
+        logits = x.new_empty(x.shape[0], linear_weight.shape[0])
+        for columns, piece in _widened(linear_weight, x.dtype):
+            torch.mm(x, piece.T, out=logits[:, columns])
+    return logits if linear_bias is None else logits.add_(linear_bias)
+
+
+def _times_weight(grad_logits: torch.Tensor, linear_weight: torch.Tensor) -> torch.Tensor:
+    """grad_logits (R,V) @ linear_weight, in the dtype of grad_logits."""
+    if linear_weight.dtype == grad_logits.dtype:
+        return grad_logits @ linear_weight
+    product = grad_logits.new_zeros(grad_logits.shape[0], linear_weight.shape[1])
+    for columns, piece in _widened(linear_weight, grad_logits.dtype):
+        product.addmm_(grad_logits[:, columns], piece)
+    return product
+
+
+def _widened(
+    linear_weight: torch.Tensor, dtype: torch.dtype
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """(rows as a slice, these rows of the weight in a wider dtype), piece by piece."""
+    step = max(1, WIDEN_ELEMENTS // max(1, linear_weight.shape[1]))
+    for first in range(0, linear_weight.shape[0], step):
+        rows = slice(first, first + step)
+        yield rows, linear_weight[rows].to(dtype)
+
+
+def _world_size(rows: int, group: dist.ProcessGroup | None) -> int:
+    """Number of ranks, all of which must hold the same number of rows of the weight."""
+    if group is None:
+        return 1
+    held = [0] * group.size()
+    dist.all_gather_object(held, rows, group=group)
+    if len(set(held)) > 1:
+        raise ValueError(
+            f"linear_weight: expected the same number of rows on every rank, got {held}"
+        )
+    return group.size()
+
+
+def _gather(t: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The tensors of all ranks, stacked along a new first dimension."""
+    if group is None:
+        return t.unsqueeze(0)
+    parts = [torch.empty_like(t) for _ in range(group.size())]
+    dist.all_gather(parts, t, group=group)
+    return torch.stack(parts)
+
+
+def _cross_entropy_(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    group: dist.ProcessGroup | None,
+    gradient: bool,
+    stats: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, lse and argmax of each row; with `gradient` the logits become the loss's gradient."""
+    backend = _backend.choose("cross_entropy", logits)
+    if group is None and backend not in ("torch", "reference"):
+        ops = torch.ops.llama_fast
+        kernel = ops.cross_entropy_inplace if gradient else ops.cross_entropy
+        options = (REDUCTIONS.index("none"), label_smoothing, softcap, z_loss, stats)
+        # No target is ignored in a chunk; -1 is none of its class indices.
+        loss, lse, _, argmax = kernel(logits, target, weight, -1, *options)
+        return loss, lse, argmax
+
+    # What llama_fast/reference/cross_entropy.py writes as mathematics, on this rank's classes.
+    z, held = logits, logits.shape[1]
+    first = 0 if group is None else group.rank() * held
+    classes = held * (1 if group is None else group.size())
+    w = torch.ones_like(z[0]) if weight is None else weight[first : first + held]
+    w_label = 1.0 if weight is None else weight[target]
+    w_sum = classes if weight is None else weight.sum()
+    mine = (target >= first) & (target < first + held)
+    column = torch.where(mine, target - first, 0).unsqueeze(1)
+    top, argmax = z.max(dim=1)
+    if softcap:
+        z.div_(softcap).tanh_()
+        slope = 1 - z.square() if gradient else None
+        z.mul_(softcap)
+    z_label = torch.where(mine, z.gather(1, column).squeeze(1), 0)
+    z_sum = z @ w if label_smoothing else torch.zeros_like(z_label)
+    parts = _gather(torch.stack([torch.logsumexp(z, dim=1), z_label, z_sum, top]), group)
+    lse = torch.logsumexp(parts[:, 0], dim=0)
+    z_label, z_sum = parts[:, 1].sum(dim=0), parts[:, 2].sum(dim=0)
+    owner = parts[:, 3].argmax(dim=0, keepdim=True)
+    argmax = _gather(argmax + first, group).gather(0, owner).squeeze(0)
+
+    smooth = label_smoothing / classes
+    loss = (1 - label_smoothing) * w_label * (lse - z_label) + z_loss * lse.square()
+    if label_smoothing:
+        loss += smooth * (w_sum * lse - z_sum)
+    if gradient:
+        p_coefficient = (1 - label_smoothing) * w_label + smooth * w_sum + 2 * z_loss * lse
+        z.sub_(lse.unsqueeze(1)).exp_().mul_(p_coefficient.unsqueeze(1))
+        if label_smoothing:
+            z.sub_(smooth * w)
+        at_label = torch.where(mine, (label_smoothing - 1) * w_label, 0.0).to(z.dtype)
+        z.scatter_add_(1, column, at_label.unsqueeze(1))
+        if softcap:
+            z.mul_(slope)
+    return loss, lse, argmax

@@ -1,0 +1,231 @@
+"""Projection onto the vocabulary and softmax cross-entropy in one, without the (N,V) logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llama_fast import reference
+from llama_fast.ops import _backend, stock
+from llama_fast.ops._checks import (
+    check_choice,
+    check_device,
+    check_float,
+    check_number,
+    check_same,
+    check_shape,
+    check_targets,
+    check_tensor,
+    shape,
+)
+from llama_fast.ops.chunked import REDUCTIONS
+from llama_fast.reference import Stats
+
+
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    linear_bias: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    shift: bool = False,
+    process_group: torch.distributed.ProcessGroup | None = None,
+    return_stats: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, Stats]:
+    """cross_entropy(input @ linear_weight.T + linear_bias, target), a chunk of rows at a time.
+
+    Computed and accumulated in float32 (float64 for float64 input). Tokens whose target is ignored
+    take part in no matrix product. With reduction "mean" or "sum" the gradients are made in the
+    forward pass, so the backward pass costs next to nothing; frozen arguments cost nothing.
+
+    Args:
+        input: (..., E), usually hidden states (N,E) or (B,S,E); float64, float32, bfloat16 or
+            float16.
+        linear_weight: (V,E), the dtype of `input`.
+        target: (...), int64 class indices in [0, V), or `ignore_index`.
+        linear_bias: (V,), the dtype of `input`.
+        weight: (V,), weight of each class, any float dtype; not differentiable.
+        reduction: "none", "mean" (over the class weights of the targets that are not ignored) or
+            "sum".
+        ignore_index: target value of the tokens that count for nothing.
+        label_smoothing: in [0, 1], the share of the target spread evenly over all classes.
+        softcap: logits become softcap * tanh(logits / softcap).
+        z_loss: adds z_loss * lse^2 to the loss of each token.
+        shift: position t of the last token dimension predicts the target at t + 1; the last
+            position and the first target are dropped, in the shapes of the results too.
+        process_group: vocabulary-parallel: each of the group's W ranks passes its V/W rows of
+            `linear_weight` and `linear_bias`, in rank order, and everything else in full. Every
+            rank gets the same loss, the full gradient of `input`, and that of its own rows.
+        return_stats: also return `Stats`.
+
+    Returns:
+        The loss, float32 (float64 for float64 input): a scalar, or the shape of `target` for
+        "none". With `return_stats` (loss, Stats(lse, argmax, correct, z_loss)); of an ignored
+        token lse is 0 and argmax -1.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes or devices that do not fit, or an option out of its range.
+        IndexError: a target that is neither a class index nor `ignore_index`.
+    """
+    check_float("input", input)
+    check_float("linear_weight", linear_weight)
+    device_type = input.device.type
+    if torch.is_autocast_enabled(device_type):  # as F.linear does
+        narrow = torch.get_autocast_dtype(device_type)
+        input, linear_weight, linear_bias = (
+            x.to(narrow) if x is not None and x.dtype != torch.float64 else x
+            for x in (input, linear_weight, linear_bias)
+        )
+    if shift:
+        if input.dim() < 2 or input.shape[-2] < 1:
+            raise ValueError(
+                f"input: expected shape (...,S,E) with S >= 1 for shift=True, got {shape(input)}"
+            )
+    elif input.dim() < 1:
+        raise ValueError(f"input: expected shape (...,E), got {shape(input)}")
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != input.shape[-1]:
+        raise ValueError(
+            f"linear_weight: expected shape (V,E) = (V, {input.shape[-1]}), "
+            f"got {shape(linear_weight)}"
+        )
+    check_same("linear_weight", linear_weight, "input", input)
+    check_tensor("target", target, (torch.int64,), "int64 class indices")
+    check_shape("target", target, tuple(input.shape[:-1]), "of input without its last dimension")
+    check_device("target", target, "input", input)
+    world = 1 if process_group is None else process_group.size()
+    classes = linear_weight.shape[0] * world
+    if linear_bias is not None:
+        check_float("linear_bias", linear_bias)
+        check_shape("linear_bias", linear_bias, (linear_weight.shape[0],), "(V,)")
+        check_same("linear_bias", linear_bias, "input", input)
+    if weight is not None:
+        check_float("weight", weight)
+        check_shape("weight", weight, (classes,), "(V,)")
+        check_device("weight", weight, "input", input)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_number(
+        "label_smoothing", label_smoothing, "a number in [0, 1]", 0 <= label_smoothing <= 1
+    )
+    check_number("softcap", softcap, "a number > 0 or None", softcap is None or softcap > 0)
+    check_number("z_loss", z_loss, "a number >= 0", z_loss >= 0)
+
+    backend = _backend.choose("linear_cross_entropy", input)
+    if backend in ("torch", "reference"):
+        check_targets(target[..., 1:] if shift else target, classes, ignore_index)
+        function = stock if backend == "torch" else reference
+        return function.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            softcap=softcap,
+            z_loss=z_loss,
+            shift=shift,
+            process_group=process_group,
+            return_stats=return_stats,
+        )
+
+    if shift:
+        input, target = input[..., :-1, :], target[..., 1:]
+    check_targets(target, classes, ignore_index)
+    loss, lse, z_part, argmax = _Chunked.apply(
+        input.reshape(target.numel(), input.shape[-1]),
+        linear_weight,
+        linear_bias,
+        target.reshape(-1),
+        weight,
+        ignore_index,
+        REDUCTIONS.index(reduction),
+        label_smoothing,
+        softcap or 0.0,
+        z_loss,
+        "" if process_group is None else process_group.group_name,
+        return_stats,
+        [_needs_gradient(x) for x in (input, linear_weight, linear_bias)],
+    )[:4]
+    if reduction == "none":
+        loss, z_part = loss.view(target.shape), z_part.view(target.shape)
+    if not return_stats:
+        return loss
+    lse, argmax = lse.view(target.shape), argmax.view(target.shape)
+    correct = (argmax == target) & (target != ignore_index)
+    return loss, Stats(lse, argmax, correct, z_part)
+
+
+def _needs_gradient(t: torch.Tensor | None) -> bool:
+    return t is not None and t.requires_grad and torch.is_grad_enabled()
+
+
+class _Chunked(torch.autograd.Function):
+    """Autograd rule of the operator in ``chunked.py``.
+
+    A scalar loss has a scalar upstream gradient, so the forward pass makes the gradients for an
+    upstream gradient of one and the backward pass scales them. They stay float32 until then: the
+    scale of float16 training would come too late for gradients already rounded to zero. Without
+    reduction the backward pass sweeps again, with the upstream gradient of each token.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: torch.Tensor,
+        linear_weight: torch.Tensor,
+        linear_bias: torch.Tensor | None,
+        target: torch.Tensor,
+        weight: torch.Tensor | None,
+        ignore_index: int,
+        reduction: int,
+        label_smoothing: float,
+        softcap: float,
+        z_loss: float,
+        group_name: str,
+        stats: bool,
+        wanted: list[bool],
+    ) -> tuple[torch.Tensor, ...]:
+        now = [w and REDUCTIONS[reduction] != "none" for w in wanted]
+        options = (ignore_index, reduction, label_smoothing, softcap, z_loss, group_name)
+        return torch.ops.llama_fast.linear_cross_entropy(
+            input, linear_weight, target, linear_bias, weight, None, *options, stats, now
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        input, linear_weight, linear_bias, target, weight, *options, _, wanted = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.options, ctx.wanted = options, wanted
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+        ctx.recompute = REDUCTIONS[options[1]] == "none"
+        if ctx.recompute:
+            ctx.save_for_backward(input, linear_weight, target, linear_bias, weight)
+        else:
+            ctx.save_for_backward(*output[4:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
+        if grad_loss is None:
+            return (None,) * 13
+        if ctx.recompute:
+            grads = torch.ops.llama_fast.linear_cross_entropy(
+                *ctx.saved_tensors, grad_loss, *ctx.options, False, ctx.wanted
+            )[4:]
+        else:
+            grads = [grad * grad_loss for grad in ctx.saved_tensors]
+        found = [
+            grad.to(dtype) if want else None
+            for grad, dtype, want in zip(grads, ctx.dtypes, ctx.wanted, strict=True)
+        ]
+        return (*found, *[None] * 10)
