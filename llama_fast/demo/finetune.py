@@ -1,0 +1,154 @@
+"""Fine-tunes the model twice from the same start: on stock PyTorch ops and on ours.
+
+Each run is a process of its own (``finetune_side.py``) with the same seed, data and settings. In
+several rounds the sides take turns at going first, as a machine warms up or gets busy; speed and
+memory are medians over all rounds.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from llama_fast.demo.finetune_side import Settings
+
+__all__ = ["SIDES", "Comparison", "Run", "compare", "run_side"]
+
+# Name of each side -> backend.
+SIDES = {"torch": "torch", "llama_fast": "auto"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of one side brought.
+
+    Attributes:
+        side: "torch" or "llama_fast".
+        losses, seconds: of each step.
+        resident: bytes in RAM before the first step (weights and what Python needs).
+        peak: most bytes in RAM during the steps.
+    """
+
+    side: str
+    losses: list[float]
+    seconds: list[float]
+    resident: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs, and how the sides compare."""
+
+    settings: Settings
+    runs: list[Run]
+
+    def of(self, side: str) -> list[Run]:
+        """The runs of one side, in the order they ran."""
+        return [run for run in self.runs if run.side == side]
+
+    def rate(self, *runs: Run) -> float:
+        """Tokens per second of the median step of ``runs``; their first steps warm up, and are out."""
+        steps = [seconds for run in runs for seconds in (run.seconds[1:] or run.seconds)]
+        return self.settings.batch * self.settings.length / statistics.median(steps)
+
+    def tokens_per_second(self, side: str) -> float:
+        """:meth:`rate` of all runs of one side."""
+        return self.rate(*self.of(side))
+
+    def peak(self, side: str) -> float:
+        """Median over rounds of the peak resident memory, bytes."""
+        return statistics.median(run.peak for run in self.of(side))
+
+    def largest_loss_difference(self) -> float:
+        """Between the sides' loss curves, in the first round."""
+        pairs = zip(self.of("torch")[0].losses, self.of("llama_fast")[0].losses, strict=True)
+        return max(abs(a - b) for a, b in pairs)
+
+
+def compare(
+    settings: Settings,
+    rounds: int,
+    progress: Callable[[int, int, str], None] = lambda done, total, state: None,
+) -> Comparison:
+    """Runs both sides ``rounds`` times. ``settings.backend`` is filled in for each side.
+
+    Args:
+        settings: what to train.
+        rounds: how often each side runs.
+        progress: called with (steps done, steps in all, the state in a few words).
+    """
+    total = 2 * rounds * settings.steps
+    runs: list[Run] = []
+    for turn in range(rounds):
+        order = list(SIDES) if turn % 2 == 0 else list(SIDES)[::-1]
+        for side in order:
+            before = len(runs) * settings.steps
+            progress(before, total, f"{side}: loading")
+            runs.append(
+                run_side(
+                    side,
+                    settings,
+                    lambda step, loss, side=side, before=before: progress(
+                        before + step + 1, total, f"{side}: loss {loss:.3f}"
+                    ),
+                )
+            )
+    return Comparison(settings, runs)
+
+
+def run_side(
+    side: str,
+    settings: Settings,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> Run:
+    """Runs one side once in a process of its own.
+
+    Args:
+        side: a key of ``SIDES``.
+        settings: what to train; its backend is replaced by the side's.
+        progress: called with (step, loss) after each step.
+
+    Raises:
+        RuntimeError: the process failed; holds the end of what it said.
+    """
+    argument = json.dumps(asdict(settings) | {"backend": SIDES[side]})
+    command = [sys.executable, "-m", "llama_fast.demo.finetune_side", argument]
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads)}
+    losses, seconds = [], []
+    resident = peak = 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        # A session of its own: Ctrl-C reaches only this process, which then ends the child.
+        child = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            for line in child.stdout:
+                record = json.loads(line)
+                if "ready" in record:
+                    resident = record["resident"]
+                elif "step" in record:
+                    losses.append(record["loss"])
+                    seconds.append(record["seconds"])
+                    progress(record["step"], record["loss"])
+                else:
+                    peak = record["peak"]
+            code = child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        if code != 0 or not peak:
+            errors.seek(0)
+            said = "".join(errors.readlines()[-15:])
+            raise RuntimeError(f"fine-tuning on {side} ended with exit code {code}:\n{said}")
+    return Run(side, losses, seconds, resident, peak)

@@ -1,0 +1,255 @@
+"""Checks every kernel against float64, next to stock PyTorch in the same precision.
+
+The truth is the reference in float64 on the very numbers that the kernel gets (already rounded to
+its precision). An error is the largest deviation in a tensor, relative to the largest number in it.
+A kernel passes if, for each output and each gradient, its error is at most that of PyTorch's own
+function plus one rounding step of the tensor's precision: the criterion of cut-cross-entropy
+(Wijmans et al. 2024). Shapes are those of SmolLM2-135M.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+import llama_fast
+
+__all__ = ["CASES", "Case", "Check", "check", "check_all"]
+
+Tensors = dict[str, torch.Tensor]
+
+# Heads, key-value heads, head size, width and vocabulary of SmolLM2-135M.
+H, K, D, E, F, V = 9, 3, 64, 576, 1536, 49152
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to call an op.
+
+    Attributes:
+        op: name of the op.
+        what: a few words on the options.
+        draw: makes the tensors that get a gradient, in float32.
+        call: runs ``llama_fast.<op>`` on these tensors in the precision under test, and on the
+            constants; returns the outputs to compare.
+        constants: makes the tensors that get no gradient; they keep their own precision, but are
+            float64 for the truth.
+    """
+
+    op: str
+    what: str
+    draw: Callable[[torch.Generator], Tensors]
+    call: Callable[[Tensors, Tensors], Sequence[torch.Tensor]]
+    constants: Callable[[torch.Generator], Tensors] = lambda generator: {}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one backend made of one case in one precision.
+
+    ``forward`` and ``backward`` are its largest errors over outputs and gradients; ``torch_*`` are
+    those of PyTorch's own function; ``ok`` is the verdict.
+    """
+
+    op: str
+    what: str
+    backend: str
+    dtype: str
+    forward: float
+    backward: float
+    torch_forward: float
+    torch_backward: float
+    ok: bool
+
+
+def _normal(*shape: int, scale: float = 1.0) -> Callable[[torch.Generator], torch.Tensor]:
+    return lambda generator: torch.randn(*shape, generator=generator) * scale
+
+
+def _draw(**tensors: Callable[[torch.Generator], torch.Tensor]):  # noqa: ANN202
+    return lambda generator: {name: make(generator) for name, make in tensors.items()}
+
+
+def _targets(count: int) -> Callable[[torch.Generator], torch.Tensor]:
+    def make(generator: torch.Generator) -> torch.Tensor:
+        target = torch.randint(V, (count,), generator=generator)
+        target[:: count // 8] = -100  # some ignored, as padding is
+        return target
+
+    return make
+
+
+def _angles(table: Callable[[torch.Tensor], torch.Tensor], length: int):  # noqa: ANN202
+    frequency = 1e4 ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return lambda generator: table(angle).float()
+
+
+def _qkv(batch: int, queries: int, keys: int):  # noqa: ANN202
+    return _draw(
+        q=_normal(batch, H, queries, D), k=_normal(batch, K, keys, D), v=_normal(batch, K, keys, D)
+    )
+
+
+def _padding(lengths: tuple[int, ...], width: int) -> Callable[[torch.Generator], torch.Tensor]:
+    ends = torch.tensor(lengths)[:, None]
+    return lambda generator: torch.arange(width) >= ends
+
+
+CASES = (
+    Case(
+        "attention",
+        "causal, 9 heads share 3",
+        _qkv(1, 192, 192),
+        lambda x, c: [llama_fast.attention(x["q"], x["k"], x["v"], causal=True)],
+    ),
+    Case(
+        "attention",
+        "window, ALiBi, padding, more keys",
+        _qkv(2, 65, 130),
+        lambda x, c: [llama_fast.attention(x["q"], x["k"], x["v"], causal=True, window=48, **c)],
+        _draw(
+            alibi_slopes=lambda generator: 2.0 ** -torch.arange(1.0, H + 1),
+            key_padding_mask=_padding((130, 101), 130),
+        ),
+    ),
+    Case(
+        "cross_entropy",
+        "mean",
+        _draw(input=_normal(128, V, scale=3.0)),
+        lambda x, c: [llama_fast.cross_entropy(x["input"], c["target"])],
+        _draw(target=_targets(128)),
+    ),
+    Case(
+        "cross_entropy",
+        "class weights, smoothing, sum",
+        _draw(input=_normal(64, V, scale=3.0)),
+        lambda x, c: [
+            llama_fast.cross_entropy(
+                x["input"], c["target"], c["weight"], reduction="sum", label_smoothing=0.1
+            )
+        ],
+        _draw(target=_targets(64), weight=lambda generator: torch.rand(V, generator=generator)),
+    ),
+    Case(
+        "linear_cross_entropy",
+        "mean",
+        _draw(input=_normal(96, E), linear_weight=_normal(V, E, scale=E**-0.5)),
+        lambda x, c: [llama_fast.linear_cross_entropy(x["input"], x["linear_weight"], c["target"])],
+        _draw(target=_targets(96)),
+    ),
+    Case(
+        "rms_norm",
+        "plain",
+        _draw(input=_normal(256, E), weight=_normal(E)),
+        lambda x, c: [llama_fast.rms_norm(x["input"], x["weight"], 1e-5)],
+    ),
+    Case(
+        "rms_norm",
+        "with residual",
+        _draw(input=_normal(256, E), weight=_normal(E), residual=_normal(256, E)),
+        lambda x, c: llama_fast.rms_norm(x["input"], x["weight"], 1e-5, residual=x["residual"]),
+    ),
+    Case(
+        "rope",
+        "queries and keys",
+        _draw(q=_normal(2, H, 128, D), k=_normal(2, K, 128, D)),
+        lambda x, c: llama_fast.rope(x["q"], x["k"], c["cos"], c["sin"]),
+        _draw(cos=_angles(torch.cos, 128), sin=_angles(torch.sin, 128)),
+    ),
+    Case(
+        "swiglu",
+        "plain",
+        _draw(gate=_normal(256, F, scale=2.0), up=_normal(256, F)),
+        lambda x, c: [llama_fast.swiglu(x["gate"], x["up"])],
+    ),
+)
+
+
+def _run(case: Case, backend: str, leaves: Tensors, constants: Tensors) -> list[torch.Tensor]:
+    """Outputs, then gradients, of one backend; the loss is a fixed projection of the outputs."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
+    with llama_fast.use_backend(**{case.op: backend}):
+        outputs = list(case.call(leaves, constants))
+        generator = torch.Generator().manual_seed(1)
+        total = torch.zeros((), dtype=torch.float64, device=outputs[0].device)
+        for output in outputs:
+            # Rounded to bfloat16 first, so that the projection is the same in every precision.
+            direction = (
+                torch.ones(())
+                if output.dim() == 0
+                else torch.randn(output.shape, generator=generator)
+            )
+            direction = direction.bfloat16().to(output.device)
+            total = total + (output.double() * direction.double()).sum()
+        gradients = torch.autograd.grad(total, list(leaves.values()))
+    return [tensor.detach() for tensor in (*outputs, *gradients)]
+
+
+def _error(got: torch.Tensor, truth: torch.Tensor) -> float:
+    scale = truth.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    worst = ((got.double() - truth).abs().max() / scale).item()
+    return worst if worst == worst else float("inf")  # NaN is as wrong as can be
+
+
+def check(
+    case: Case, dtype: torch.dtype, device: torch.device, backends: Sequence[str]
+) -> list[Check]:
+    """Runs one case in one precision on each of ``backends`` and compares with float64."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = {n: t.to(device, dtype) for n, t in case.draw(generator).items()}
+    constants = {n: t.to(device) for n, t in case.constants(generator).items()}
+    wide = {n: t.double() if t.is_floating_point() else t for n, t in constants.items()}
+    truth = _run(case, "reference", {n: t.double() for n, t in leaves.items()}, wide)
+    outputs = len(truth) - len(leaves)
+    stock_results = _run(case, "torch", leaves, constants)
+    stock = [_error(got, want) for got, want in zip(stock_results, truth, strict=True)]
+    checks = []
+    for backend in backends:
+        results = _run(case, backend, leaves, constants)
+        ours = [_error(got, want) for got, want in zip(results, truth, strict=True)]
+        ok = all(
+            mine <= theirs + torch.finfo(got.dtype).eps
+            for mine, theirs, got in zip(ours, stock, results, strict=True)
+        )
+        checks.append(
+            Check(
+                case.op,
+                case.what,
+                backend,
+                str(dtype).removeprefix("torch."),
+                max(ours[:outputs]),
+                max(ours[outputs:]),
+                max(stock[:outputs]),
+                max(stock[outputs:]),
+                ok,
+            )
+        )
+    return checks
+
+
+def check_all(
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> list[Check]:
+    """Every case, in every precision, on every backend that is available here.
+
+    CPU backends run on the CPU, "triton" and "cuda" on the GPU; "torch" is the yardstick, not a
+    backend under test.
+
+    Args:
+        dtypes: precisions to check.
+        progress: called with (runs done, runs in all, what runs now) before each run.
+    """
+    available = llama_fast.backends().available
+    runs = [(case, dtype) for case in CASES for dtype in dtypes]
+    checks = []
+    for done, (case, dtype) in enumerate(runs):
+        progress(done, len(runs), f"{case.op}: {case.what}")
+        names = [name for name in available[case.op] if name != "torch"]
+        on_gpu = [name for name in names if name in ("triton", "cuda")]
+        on_cpu = [name for name in names if name not in on_gpu]
+        checks += check(case, dtype, torch.device("cpu"), on_cpu)
+        if on_gpu:
+            checks += check(case, dtype, torch.device("cuda"), on_gpu)
+    return checks

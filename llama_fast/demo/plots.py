@@ -1,0 +1,131 @@
+"""The demo's pictures. Ours is teal throughout, stock PyTorch orange."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from llama_fast.demo.finetune import Comparison
+from llama_fast.demo.kernels import Check
+from llama_fast.demo.score import Score
+
+__all__ = ["accuracy", "kernel_errors", "loss_curves", "speed_and_memory"]
+
+OURS, TORCH, INK, GRID = "#0f766e", "#ea7a17", "#1f2937", "#e5e7eb"
+COLOUR = {"llama_fast": OURS, "torch": TORCH}
+NAME = {"llama_fast": "llama_fast", "torch": "stock PyTorch"}
+# A dot for "no error at all" has no place on a log scale; it is drawn at this value.
+LEAST = 1e-9
+
+
+def kernel_errors(checks: Sequence[Check], path: Path) -> None:
+    """Forward and gradient error of every check, ours beside PyTorch's, one panel a precision."""
+    dtypes = list(dict.fromkeys(check.dtype for check in checks))
+    rows = list(dict.fromkeys((check.op, check.what) for check in checks))
+    figure = Figure(figsize=(11, 1.5 + 0.42 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(dtypes), sharey=True, squeeze=False)[0]
+    for panel, dtype in zip(panels, dtypes, strict=True):
+        for check in checks:
+            if check.dtype != dtype:
+                continue
+            middle = rows.index((check.op, check.what))
+            pairs = ((check.torch_forward, check.forward), (check.torch_backward, check.backward))
+            for y, marker, (theirs, ours) in zip(
+                (middle - 0.15, middle + 0.15), "os", pairs, strict=True
+            ):
+                theirs, ours = max(theirs, LEAST), max(ours, LEAST)
+                panel.plot([theirs, ours], [y, y], color="#9ca3af", linewidth=1, zorder=1)
+                panel.scatter(theirs, y, 34, TORCH, marker, zorder=2)
+                panel.scatter(ours, y, 34, OURS if check.ok else "#dc2626", marker, zorder=3)
+        panel.set(xscale="log", title=dtype, xlabel="largest error relative to float64")
+        panel.margins(x=0.15)
+        _tidy(panel, "x")
+    panels[0].set_yticks(range(len(rows)), [f"{op}\n{what}" for op, what in rows], fontsize=8)
+    panels[0].invert_yaxis()
+    handles = [
+        panels[0].scatter([], [], 34, colour, marker, label=f"{side}, {what}")
+        for marker, what in (("o", "output"), ("s", "gradient"))
+        for side, colour in (("stock PyTorch", TORCH), ("llama_fast", OURS))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle("Rounding errors of the kernels (left is better)", color=INK, weight="bold")
+    figure.savefig(path, dpi=130)
+
+
+def loss_curves(comparison: Comparison, path: Path) -> None:
+    """Loss by step on both sides, and how far the two are apart."""
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    torch_losses = comparison.of("torch")[0].losses
+    our_losses = comparison.of("llama_fast")[0].losses
+    steps = range(1, len(torch_losses) + 1)
+    top.plot(steps, our_losses, color=OURS, linewidth=5, alpha=0.45, label=NAME["llama_fast"])
+    top.plot(steps, torch_losses, color=TORCH, linewidth=1.6, marker=".", label=NAME["torch"])
+    top.set(ylabel="loss (nats per token)")
+    top.set_title("Fine-tuning on BoolQ passages: same seed, same loss", color=INK, weight="bold")
+    top.legend(frameon=False)
+    apart = [max(abs(a - b), LEAST) for a, b in zip(our_losses, torch_losses, strict=True)]
+    bottom.semilogy(steps, apart, color=INK, linewidth=1.2, marker=".")
+    bottom.set(xlabel="step", ylabel="difference")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (top, bottom):
+        _tidy(axes, "y")
+    figure.savefig(path, dpi=130)
+
+
+def speed_and_memory(comparison: Comparison, path: Path) -> None:
+    """Tokens per second and peak memory; dots are the single rounds."""
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for y, side in enumerate(("llama_fast", "torch")):
+        runs = comparison.of(side)
+        speed, peak = comparison.tokens_per_second(side), comparison.peak(side) / 1e9
+        left.barh(y, speed, 0.6, color=COLOUR[side], alpha=0.85)
+        right.barh(y, peak, 0.6, color=COLOUR[side], alpha=0.85)
+        _inside(left, speed, y, f"{speed:,.0f}")
+        _inside(right, peak, y, f"{peak:.2f} GB")
+        if len(runs) > 1:
+            left.scatter([comparison.rate(run) for run in runs], [y] * len(runs), 14, INK, zorder=3)
+            right.scatter([run.peak / 1e9 for run in runs], [y] * len(runs), 14, INK, zorder=3)
+    left.set_yticks([0, 1], [NAME["llama_fast"], NAME["torch"]])
+    right.set_yticks([])
+    left.set(title="Tokens per second (right is better)", xlim=(0, None))
+    right.set(title="Peak memory while training (left is better)", xlim=(0, None))
+    for axes in (left, right):
+        axes.title.set(color=INK, weight="bold", size=11)
+        axes.invert_yaxis()
+        _tidy(axes, "x")
+    figure.savefig(path, dpi=130)
+
+
+def accuracy(scores: Sequence[Score], path: Path) -> None:
+    """Accuracy with its 95 % interval beside chance, one row a task."""
+    figure = Figure(figsize=(8, 1.4 + 0.75 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    for y, score in enumerate(scores):
+        axes.barh(y, score.accuracy, 0.55, color=OURS, alpha=0.85)
+        axes.errorbar(score.accuracy, y, xerr=1.96 * score.stderr, color=INK, capsize=5, zorder=3)
+        axes.plot([score.chance] * 2, [y - 0.38, y + 0.38], color=TORCH, linewidth=2.5, zorder=4)
+        axes.text(0.01, y, f"{score.accuracy:.1%}", color="white", va="center", weight="bold")
+    axes.plot([], [], color=TORCH, linewidth=2.5, label="guessing")
+    axes.errorbar([], [], xerr=[], color=INK, capsize=5, label="95 % interval")
+    axes.set_yticks(range(len(scores)), [f"{s.task}\n{s.count} questions" for s in scores])
+    axes.set(xlim=(0, 1), xlabel="questions answered rightly, length-normalised")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_title("SmolLM2-135M-Instruct, zero-shot", color=INK, weight="bold")
+    axes.legend(frameon=False, loc="lower right")
+    axes.invert_yaxis()
+    _tidy(axes, "x")
+    figure.savefig(path, dpi=130)
+
+
+def _inside(axes: Axes, value: float, y: float, text: str) -> None:
+    axes.text(value * 0.03, y, text, color="white", va="center", weight="bold")
+
+
+def _tidy(axes: Axes, grid: str) -> None:
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color=GRID)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, length=0)

@@ -1,0 +1,246 @@
+"""Turns the findings into the table on the screen, ``demo-report.md`` and its pictures."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from llama_fast.demo import plots
+from llama_fast.demo.answer import EXPECTED
+from llama_fast.demo.kernels import Check
+from llama_fast.demo.results import Results, fastest
+
+__all__ = ["markdown", "summary_rows", "summary_table", "write"]
+
+PICTURES = "demo-report"  # folder beside the report
+
+
+def summary_rows(results: Results) -> list[tuple[str, str, str, str]]:
+    """(what, ours, stock PyTorch or the yardstick, verdict) for every finding."""
+    passed = sum(check.ok for check in results.checks)
+    total = len(results.checks)
+    rows = []
+    for dtype in dict.fromkeys(check.dtype for check in results.checks):
+        checks = [check for check in fastest(results.checks) if check.dtype == dtype]
+        ours = max(max(c.forward, c.backward) for c in checks)
+        theirs = max(max(c.torch_forward, c.torch_backward) for c in checks)
+        rows.append((f"largest kernel error, {dtype}", f"{ours:.1e}", f"{theirs:.1e}", ""))
+    rows[0] = (*rows[0][:3], f"{passed} of {total} checks pass")
+    answer, logits = results.answer, results.logits
+    rows.append(
+        (
+            f"“{answer.prompt}”",
+            f"“{answer.text}”",
+            f"“{EXPECTED}”",
+            "as expected" if answer.text.startswith(EXPECTED) else "another answer",
+        )
+    )
+    rows.append(
+        (
+            "logits, deviation from float64",
+            f"{logits.ours:.1e}",
+            f"{logits.reference:.1e} (reference)",
+            "as exact" if logits.ok else "less exact",
+        )
+    )
+    training = results.training
+    speed = [training.tokens_per_second(side) for side in ("llama_fast", "torch")]
+    peak = [training.peak(side) / 1e9 for side in ("llama_fast", "torch")]
+    rows.append(
+        (
+            "fine-tuning, tokens per second",
+            f"{speed[0]:,.0f}",
+            f"{speed[1]:,.0f}",
+            f"{speed[0] / speed[1]:.2f}× the speed",
+        )
+    )
+    rows.append(
+        (
+            "fine-tuning, peak memory",
+            f"{peak[0]:.2f} GB",
+            f"{peak[1]:.2f} GB",
+            f"{peak[0] / peak[1]:.2f}× the memory",
+        )
+    )
+    last = [training.of(side)[0].losses for side in ("llama_fast", "torch")]
+    rows.append(
+        (
+            "fine-tuning, loss first → last step",
+            f"{last[0][0]:.3f} → {last[0][-1]:.3f}",
+            f"{last[1][0]:.3f} → {last[1][-1]:.3f}",
+            f"at most {training.largest_loss_difference():.1e} apart",
+        )
+    )
+    for score in results.scores:
+        above = (score.accuracy - score.chance) / score.stderr if score.stderr else float("inf")
+        rows.append(
+            (
+                f"{score.task}, accuracy ({score.count} questions)",
+                f"{score.accuracy:.1%} ± {score.stderr:.1%}",
+                f"{score.chance:.1%} (guessing)",
+                f"{above:+.1f} standard errors",
+            )
+        )
+    return rows
+
+
+def summary_table(results: Results) -> Table:
+    """The findings as one table for the terminal."""
+    table = Table(title="Summary", title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("llama_fast", style="cyan")
+    table.add_column("stock PyTorch")
+    table.add_column("verdict")
+    for row in summary_rows(results):
+        table.add_row(*row)
+    return table
+
+
+def kernel_table(checks: Sequence[Check]) -> Table:
+    """Errors of every check, ours beside PyTorch's, for the terminal."""
+    table = Table(title="Errors relative to float64: llama_fast / stock PyTorch")
+    for column in _KERNEL_COLUMNS:
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        cells = list(_kernel_cells(check))
+        cells[-1] = "[green]ok[/]" if check.ok else "[bold red]FAIL[/]"
+        table.add_row(*cells)
+    return table
+
+
+_KERNEL_COLUMNS = ("op", "options", "backend", "dtype", "output", "gradient", "")
+
+
+def _kernel_cells(check: Check) -> tuple[str, ...]:
+    return (
+        check.op,
+        check.what,
+        check.backend,
+        check.dtype,
+        f"{check.forward:.1e} / {check.torch_forward:.1e}",
+        f"{check.backward:.1e} / {check.torch_backward:.1e}",
+        "ok" if check.ok else "FAIL",
+    )
+
+
+def markdown(results: Results) -> str:
+    """The report; its pictures lie in the folder ``demo-report`` beside it."""
+    versions, cpu = results.facts["versions"], results.facts["cpu"]
+    settings = results.training.settings
+    failures = results.failures()
+    verdict = "Every check passed." if not failures else "**Failed checks:**"
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results.seconds.items())
+    sections = [
+        "# llama_fast demo report",
+        "",
+        f"`{results.command}` on {cpu['model']} ({cpu['torch_threads']} threads, instruction set "
+        f"{cpu['instruction_set']}), Python {versions['python']}, torch {versions['torch']}, "
+        f"llama_fast {versions['llama_fast']}. Time: {parts}.",
+        "",
+        verdict,
+        *(f"- {line}" for line in failures),
+        "",
+        _table(("", "llama_fast", "stock PyTorch", "verdict"), summary_rows(results)),
+        "",
+        "## Kernels",
+        "",
+        "Each op runs forward and backward on each backend. An error is the largest deviation from "
+        "the float64 reference on the same numbers, relative to the largest number of the tensor. "
+        "A check passes if the error is at most PyTorch's own plus one rounding step.",
+        "",
+        _picture("kernels", "Errors of the kernels beside those of PyTorch"),
+        "",
+        _table(_KERNEL_COLUMNS, map(_kernel_cells, results.checks)),
+        "",
+        "## Model",
+        "",
+        f"SmolLM2-135M-Instruct continues “{results.answer.prompt}” greedily with "
+        f"“{results.answer.text}” ({results.answer.tokens_per_second:.0f} tokens per second). On a "
+        f"text of {results.logits.tokens} tokens our float32 logits (up to "
+        f"{results.logits.largest:.0f}) deviate from float64 by at most {results.logits.ours:.1e}, "
+        f"those of the reference by {results.logits.reference:.1e}; the most likely token is that "
+        f"of float64 at {results.logits.agreement:.1%} of the positions.",
+        "",
+        "## Fine-tuning",
+        "",
+        f"{settings.steps} steps of {settings.batch} × {settings.length} tokens of BoolQ passages, "
+        f"{settings.dtype}, AdamW, learning rate {settings.learning_rate:g}, seed {settings.seed}. "
+        "Each side is a process of its own; speed is that of the median step, memory the most "
+        "that was resident during the steps.",
+        "",
+        _picture("loss", "Loss curves of both sides"),
+        "",
+        _picture("speed", "Tokens per second and peak memory of both sides"),
+        "",
+        _table(
+            ("round", "side", "tokens per second", "before the first step", "peak memory"),
+            _run_rows(results),
+        ),
+        "",
+        "## Questions",
+        "",
+        "Zero-shot, drawn at random from the validation splits. The choice with the highest "
+        "log-likelihood per character counts as the answer; ± is the standard error.",
+        "",
+        _picture("accuracy", "Accuracy on the tasks beside guessing"),
+        "",
+        _table(
+            ("task", "questions", "length-normalised", "not normalised", "guessing"),
+            (
+                (
+                    s.task,
+                    str(s.count),
+                    f"{s.accuracy:.1%} ± {s.stderr:.1%}",
+                    f"{s.raw_accuracy:.1%}",
+                    f"{s.chance:.1%}",
+                )
+                for s in results.scores
+            ),
+        ),
+        "",
+    ]
+    return "\n".join(sections)
+
+
+def write(results: Results, folder: Path) -> Path:
+    """Writes ``demo-report.md`` into ``folder``, and the pictures and ``results.json`` beside it.
+
+    Returns:
+        The path of the report.
+    """
+    pictures = folder / PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    plots.kernel_errors(fastest(results.checks), pictures / "kernels.png")
+    plots.loss_curves(results.training, pictures / "loss.png")
+    plots.speed_and_memory(results.training, pictures / "speed.png")
+    plots.accuracy(results.scores, pictures / "accuracy.png")
+    (pictures / "results.json").write_text(json.dumps(asdict(results), indent=1), "utf-8")
+    report = folder / "demo-report.md"
+    report.write_text(markdown(results), "utf-8")
+    return report
+
+
+def _run_rows(results: Results) -> Iterable[tuple[str, ...]]:
+    training = results.training
+    for number, run in enumerate(training.runs):
+        yield (
+            str(number // 2 + 1),
+            plots.NAME[run.side],
+            f"{training.rate(run):,.0f}",
+            f"{run.resident / 1e9:.2f} GB",
+            f"{run.peak / 1e9:.2f} GB",
+        )
+
+
+def _picture(name: str, text: str) -> str:
+    return f"![{text}]({PICTURES}/{name}.png)"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a bar in a cell would end it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )

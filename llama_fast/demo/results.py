@@ -1,0 +1,53 @@
+"""Everything that one run of the demo found out."""
+
+from dataclasses import dataclass, field
+
+from llama_fast.demo.answer import Answer, Logits
+from llama_fast.demo.finetune import Comparison
+from llama_fast.demo.kernels import Check
+from llama_fast.demo.score import Score
+
+__all__ = ["Results", "fastest"]
+
+
+@dataclass
+class Results:
+    """The findings, part by part.
+
+    Attributes:
+        command: the command line that repeats the run.
+        facts: of :func:`llama_fast.info.collect`.
+        checks: of every kernel.
+        answer, logits: of the model.
+        training: both sides of the fine-tuning.
+        scores: of the tasks.
+        seconds: wall time of each part, by its name.
+    """
+
+    command: str
+    facts: dict
+    checks: list[Check]
+    answer: Answer
+    logits: Logits
+    training: Comparison
+    scores: list[Score]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def failures(self) -> list[str]:
+        """What did not hold, one line each; the demo's exit code is nonzero if there is any."""
+        lines = [
+            f"{c.op} ({c.what}) on {c.backend} in {c.dtype} is less exact than PyTorch"
+            for c in self.checks
+            if not c.ok
+        ]
+        if not self.logits.ok:
+            lines.append("the model's logits deviate from float64 more than the reference's do")
+        return lines
+
+
+def fastest(checks: list[Check]) -> list[Check]:
+    """Of each op, the checks on the backend that "auto" picks: the first that is available."""
+    first: dict[str, str] = {}
+    for check in checks:
+        first.setdefault(check.op, check.backend)
+    return [check for check in checks if first[check.op] == check.backend]
