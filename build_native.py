@@ -129,13 +129,14 @@ def find_cuda(torch_cuda: str | None) -> tuple[Path, list[str]]:
     homes += [os.path.dirname(os.path.dirname(os.path.realpath(on_path)))] if on_path else []
     for home in filter(None, [*homes, "/usr/local/cuda"]):
         nvcc = os.path.join(home, "bin", "nvcc")
-        if os.access(nvcc, os.X_OK):
+        # An nvcc on the PATH may be a wrapper that lives outside its toolkit.
+        if os.access(nvcc, os.X_OK) and os.path.exists(os.path.join(home, "nvvm")):
             known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
             architectures = [a for a in CUDA_ARCHITECTURES if f"_{a.rstrip('a')}\n" in known]
             if not architectures:
                 raise CannotBuild(f"{nvcc} knows none of sm_{', sm_'.join(CUDA_ARCHITECTURES)}")
             return Path(home), architectures
-    raise CannotBuild("nvcc not found (set CUDA_HOME)")
+    raise CannotBuild("no CUDA toolkit found (set CUDA_HOME)")
 
 
 @dataclass
@@ -292,7 +293,7 @@ class NativeBuild:
         sources = sorted((CSRC / "cuda").glob("*.cu"))
         self.parts["CUDA"] = (True, f"{home}: sm_{', sm_'.join(architectures)}")
         # The static runtime: the library then loads where there is no CUDA at all.
-        flags = [f"-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        flags = [f"-L{home}/lib64", f"-L{home}/lib", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         return [ninja_file.compile(nvcc, s, ".cuda") for s in sources], flags
 
     def _plan_host(self, ninja_file: BuildFile) -> str:

@@ -12,10 +12,10 @@ struct Packing {
 };
 
 // Best-fit decreasing: longest sequence first, into the fullest bin that still has room. Uses at
-// most 11/9 of the best possible number of bins, plus 6/9 (Dósa, "The tight bound of first fit
-// decreasing", 2007, and its analogue for best fit), and never more than packing the sequences in
-// the order given (next fit). O(n log n). Equal lengths and equal bins are taken in order of
-// index, so the result depends on the input alone.
+// most 3/2 of the smallest possible number of bins (Simchi-Levi, 1994), 11/9 of it when there are
+// many (Johnson, 1973), and never more than packing the sequences in the order given (next fit).
+// O(n log n). Equal lengths and equal bins are taken in order of index, so the result depends on
+// the input alone.
 //
 // Throws std::invalid_argument when capacity < 1 or a length is not in [0, capacity].
 Packing pack_sequences(const int64_t* lengths, int64_t n, int64_t capacity);

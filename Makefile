@@ -1,0 +1,93 @@
+# Everything here runs in .venv, which the first target that needs it creates.
+#   make test ARGS="-k attention -x"     arguments for the command behind a target
+#   make TORCH="torch==2.12.1" VENV=/tmp/other test
+#   LLAMA_FAST_BUILD=0 make demo         without a C++ compiler: the slow reference backend
+
+VENV   ?= .venv
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+ARGS   ?=
+# A part that does not compile is an error here; a plain `pip install` does without it.
+export LLAMA_FAST_BUILD ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+py        := $(VENV)/bin/python
+csrc      := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+build_py  := setup.py build_native.py build_backend.py
+# Folders are among the prerequisites so that a deleted source is noticed too.
+native    := $(csrc) $(shell find csrc -type d) $(build_py)
+built     := build/native/.built
+installed := $(VENV)/.installed
+wheel_env := build/wheel-venv
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench build wheel test-sanitize clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(installed) $(built)  ## load, run, train and score a real model (ARGS=--quick for less)
+	$(VENV)/bin/llama-fast demo $(ARGS)
+
+test: $(installed) $(built)  ## run the tests
+	$(py) -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff, clang-format and mypy, all without changing a file
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(csrc)
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
+	$(VENV)/bin/ruff check --fix --exit-zero .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(csrc)
+
+bench: $(installed) $(built)  ## run the benchmarks
+	$(py) -m pytest benchmarks --benchmark-only $(ARGS)
+
+build: $(VENV)/.torch  ## compile what changed
+	$(py) setup.py -q build_ext --inplace
+	@touch $(built)
+
+wheel: $(VENV)/.torch  ## build a wheel into dist/ and prove it in a clean environment
+	rm -rf build/lib.* build/bdist.* dist $(wheel_env)
+	$(py) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
+	$(PYTHON) -m venv $(wheel_env)
+	$(wheel_env)/bin/python -m pip install --quiet $(TORCH) dist/*.whl
+	cd / && $(abspath $(wheel_env))/bin/python -I $(CURDIR)/tests/build/check_wheel.py
+	rm -rf $(wheel_env)
+
+# Leaks are not looked for: Python itself keeps memory until it exits. libstdc++ is preloaded
+# because AddressSanitizer has to find its exception functions before the first library throws.
+# Only sys-level capture, so that a sanitizer's report is seen.
+test-sanitize: $(installed)  ## op tests under AddressSanitizer and UBSan (needs g++)
+	LLAMA_FAST_SANITIZE=1 $(py) setup.py -q build_ext
+	LLAMA_FAST_LIBRARY=$(CURDIR)/build/sanitize/libllama_fast.so \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) \
+	$$($(CXX) -print-file-name=libstdc++.so.6)" \
+	$(py) -m pytest tests/ops -m "not slow and not compile and not gpu" --capture=sys $(ARGS)
+
+clean:  ## remove what was built, but not .venv
+	rm -rf build dist llama_fast.egg-info llama_fast/*.so llama_fast/_build.json
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/.torch:
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	$(py) -m pip install "setuptools>=77" wheel pybind11 ninja numpy $(TORCH)
+	@touch $@
+
+$(built): $(native) | $(VENV)/.torch
+	$(py) setup.py -q build_ext --inplace
+	@touch $@
+
+$(installed): pyproject.toml setup.py | $(built)
+	$(py) -m pip install --no-build-isolation --editable '.[test]' $(TORCH)
+	@touch $@
+
+$(VENV)/.dev: $(installed)
+	$(py) -m pip install --no-build-isolation --editable '.[dev]' $(TORCH)
+	@touch $@

@@ -1,0 +1,73 @@
+"""Entry point of `llama-fast`: finds the command, and turns its errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from llama_fast._version import __version__
+
+# Command -> module with HELP, add_arguments(parser) and run(args) -> exit code. A module is
+# imported only when its command is asked for, or to list all of them.
+COMMANDS = {
+    "info": "llama_fast.cli.info",
+    "demo": "llama_fast.cli.demo",
+}
+
+# What bad input raises: a wrong value, a file that is not there, an extra that is not installed.
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llama-fast",
+        description="Fast attention and cross-entropy kernels, and a Llama stack on top.",
+    )
+    parser.add_argument("--version", action="version", version=f"llama-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name in names:
+        module = importlib.import_module(COMMANDS[name])
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(sub)
+        sub.set_defaults(module=module)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; those of the process when None.
+
+    Returns:
+        The exit code: 0, what the command returned, 2 for bad input, 130 when interrupted.
+        Bad input prints one line; LLAMA_FAST_DEBUG=1 shows the traceback instead.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    asked = [argv[0]] if argv and argv[0] in COMMANDS else list(COMMANDS)
+    try:
+        args = _parser(asked).parse_args(argv)
+        module: ModuleType = args.module
+        code = int(module.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output left (`llama-fast info | head -1`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("llama-fast: interrupted", file=sys.stderr)
+        return 130
+    except USER_ERRORS as error:
+        if os.environ.get("LLAMA_FAST_DEBUG") == "1":
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"llama-fast: error: {message}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What is installed, what was built and what this machine can do (`python -m llama_fast.info`).
+
+The first thing to look at, and to send along, when something is slow or missing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama_fast._version import __version__
+
+# Change what the package does, so they belong into a report.
+ENVIRONMENT = (
+    "LLAMA_FAST_BACKEND",
+    "LLAMA_FAST_ISA",
+    "LLAMA_FAST_LIBRARY",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip().splitlines()[0]
+    except (OSError, IndexError):
+        return None
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def build_facts() -> dict[str, Any]:
+    """What the build wrote down (llama_fast/_build.json); empty when nothing was built."""
+    try:
+        return json.loads((Path(__file__).parent / "_build.json").read_text())
+    except OSError:
+        return {}
+
+
+def cpu_model() -> str:
+    """Name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str] | None:
+    """Instruction-set extensions that the processor has, or None without the host module."""
+    if importlib.util.find_spec("llama_fast._host") is None:
+        return None
+    from llama_fast import _host
+
+    return sorted(name for name, present in _host.cpu_features().items() if present)
+
+
+def _instruction_set() -> str:
+    from llama_fast.ops import _library
+
+    try:
+        return _library.isa()
+    except RuntimeError as error:  # LLAMA_FAST_ISA asks for one that is not there
+        return f"none: {str(error).splitlines()[0]}"
+
+
+def huge_pages() -> str:
+    """Linux's transparent huge page mode: always, madvise, never, or unknown."""
+    modes = _first_line("/sys/kernel/mm/transparent_hugepage/enabled") or ""
+    chosen = [word.strip("[]") for word in modes.split() if word.startswith("[")]
+    return chosen[0] if chosen else "unknown"
+
+
+def gpus() -> list[str]:
+    """One line for each GPU that torch can use."""
+    found = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(
+            f"{properties.name}, sm_{properties.major}{properties.minor}, "
+            f"{properties.total_memory / 2**30:.0f} GiB"
+        )
+    return found
+
+
+def collect() -> dict[str, Any]:
+    """All facts, as values that JSON can hold.
+
+    Returns:
+        Sections "versions", "build", "cpu", "gpu", "environment" and "backends"; the last holds
+        for each op what is "available", what is "missing" (and why), and what is "chosen".
+    """
+    import llama_fast
+
+    report = llama_fast.backends()
+    build = build_facts()
+    return {
+        "versions": {
+            "llama_fast": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version_of("triton"),
+            "numpy": _version_of("numpy"),
+            "compiler": build.get("compiler", "none"),
+            "platform": platform.platform(),
+        },
+        "build": {name: _sentence(part) for name, part in build.get("parts", {}).items()},
+        "cpu": {
+            "model": cpu_model(),
+            "logical_cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "features": cpu_features(),
+            "instruction_set": _instruction_set(),
+            "transparent_huge_pages": huge_pages(),
+        },
+        "gpu": gpus(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "backends": {
+            op: {
+                "available": report.available[op],
+                "missing": report.missing[op],
+                "chosen": report.chosen[op],
+            }
+            for op in report.available
+        },
+    }
+
+
+def _sentence(part: dict[str, Any]) -> str:
+    return part["detail"] if part["built"] else f"not built: {part['detail']}"
+
+
+def as_json(facts: dict[str, Any]) -> str:
+    """`facts` as indented JSON."""
+    return json.dumps(facts, indent=2)
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """`facts` for reading."""
+    lines = []
+    for section in ("versions", "build", "cpu", "environment"):
+        rows = facts[section] or {"": "none"}
+        lines.append(section)
+        for name, value in rows.items():
+            text = " ".join(value) if isinstance(value, list) else value
+            shown = "unknown (host module not built)" if text is None else text
+            lines.append(f"  {name:<24}{shown}")
+    lines += ["gpu", *(f"  {gpu}" for gpu in facts["gpu"] or ["none that torch can use"])]
+    lines.append("backends")
+    for op, row in facts["backends"].items():
+        lines.append(f"  {op:<24}{', '.join(row['available'])} (now: {row['chosen']})")
+        lines += [f"  {'':<24}no {name}: {why}" for name, why in row["missing"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_json(collect()) if "--json" in sys.argv[1:] else as_text(collect()))
