@@ -1,0 +1,5 @@
+"""Evaluation of language models."""
+
+from .accuracy import evaluate
+
+__all__ = ["evaluate"]

@@ -1,0 +1,5 @@
+"""Text generation, token by token, with a key-value cache."""
+
+from .sampling import generate, stream
+
+__all__ = ["generate", "stream"]

@@ -1,0 +1,137 @@
+"""What all checkpoint formats share: tensors by name, checked shapes, a model built without copies.
+
+A loader describes its file as a :class:`LlamaConfig` and a dict of :class:`Stored` tensors, which
+nothing has read yet. :func:`build` compares names and shapes with the model's and reads them one
+by one into a model that was made without memory of its own (on the meta device).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import LlamaConfig
+from ..llama import LLaMA
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, incomplete, or not one that this package reads."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its shape, and a function that reads it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def weight_names(config: LlamaConfig, names: Mapping[str, str]) -> dict[str, str]:
+    """The model's parameter names -> a format's, for all layers.
+
+    ``names`` maps modules of the model to those of the format, with ``{i}`` for the layer, as in
+    ``"layers.{i}.attention.q_proj": "blk.{i}.attn_q"``. Both sides get ``.weight`` appended.
+    """
+    expanded = {}
+    for ours, theirs in names.items():
+        if ours == "head" and config.tie_embeddings:
+            continue
+        for i in range(config.num_layers if "{i}" in ours else 1):
+            expanded[f"{ours.format(i=i)}.weight"] = f"{theirs.format(i=i)}.weight"
+    return expanded
+
+
+def build(
+    path: Path,
+    config: LlamaConfig,
+    names: Mapping[str, str],
+    tensors: Mapping[str, Stored],
+    *,
+    dtype: torch.dtype | None,
+    interleaved: bool,
+) -> LLaMA:
+    """A model with the weights of a checkpoint, in evaluation mode.
+
+    Args:
+        path: of the checkpoint, for messages.
+        config: of the model.
+        names: parameter name of the model -> name in ``tensors``, for every parameter.
+        tensors: what the checkpoint holds.
+        dtype: of the model; None takes that of the stored embedding.
+        interleaved: the rows of the query and key projections are in the order that RoPE on
+            interleaved pairs needs (Meta's, llama2.c's, GGUF's); the model needs halves.
+
+    Raises:
+        CheckpointError: tensors are missing, left over, or of another shape.
+    """
+    _compare_names(path, "missing", names.values() - tensors.keys())
+    _compare_names(path, "unexpected", tensors.keys() - set(names.values()))
+    with torch.device("meta"):
+        model = LLaMA(config)
+    parameters = dict(model.named_parameters())
+    for ours, parameter in parameters.items():
+        stored, expected = tensors[names[ours]], tuple(parameter.shape)
+        if stored.shape != expected:
+            raise CheckpointError(
+                f"{path}: tensor {names[ours]!r}: expected shape {expected}, got {stored.shape}"
+            )
+    weights = {}
+    for ours in parameters:
+        weight = tensors[names[ours]].read()
+        if dtype is None:  # the embedding comes first
+            dtype = weight.dtype
+        if interleaved and ours.endswith(("q_proj.weight", "k_proj.weight")):
+            weight = pairs_to_halves(weight, config.head_dim)
+        weights[ours] = weight.to(dtype)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def _compare_names(path: Path, what: str, names: set[str]) -> None:
+    if names:
+        first, others = min(names), len(names) - 1
+        more = f" (and {others} more)" if others else ""
+        raise CheckpointError(f"{path}: {what} tensor {first!r}{more}")
+
+
+def pairs_to_halves(weight: Tensor, head_dim: int) -> Tensor:
+    """Reorder the rows of a query or key projection (heads * D, E) for RoPE on halves.
+
+    RoPE turns pairs of a head's numbers. Meta's layout puts a pair at rows (2d, 2d + 1) of the
+    head, the model's at (d, d + D/2). Scores are the same, since q and k move together.
+    """
+    rows = weight.view(-1, head_dim // 2, 2, weight.shape[1])
+    return rows.transpose(1, 2).reshape(weight.shape)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file, or a CheckpointError that names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def make_config(path: Path, **fields: Any) -> LlamaConfig:
+    """A LlamaConfig, or a CheckpointError that names the file its fields come from."""
+    try:
+        return LlamaConfig(**fields)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a Llama model that can be built: {error}") from None
+
+
+def warn_no_tokenizer(path: Path, error: Exception) -> None:
+    """Say that a checkpoint's tokenizer can't be read, though its weights can."""
+    warnings.warn(f"{path}: loaded without its tokenizer: {error}", stacklevel=4)

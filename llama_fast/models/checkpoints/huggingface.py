@@ -1,0 +1,190 @@
+"""Hugging Face folders: ``config.json`` and safetensors, in one file or listed by an index.
+
+Safetensors hold no code. RoPE works on halves here, as in the model, so rows stay in their order.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama_fast.tokenizers import Tokenizer, TokenizerError, load_tokenizer
+
+from ..config import Llama3RopeScaling, LlamaConfig
+from ..llama import LLaMA
+from .common import (
+    CheckpointError,
+    Stored,
+    build,
+    make_config,
+    read_json,
+    warn_no_tokenizer,
+    weight_names,
+)
+
+try:
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save_file
+except ImportError as error:
+    raise ImportError(
+        "Hugging Face folders need the safetensors package: pip install safetensors"
+    ) from error
+
+NAMES = {
+    "embedding": "model.embed_tokens",
+    "layers.{i}.attention_norm": "model.layers.{i}.input_layernorm",
+    "layers.{i}.attention.q_proj": "model.layers.{i}.self_attn.q_proj",
+    "layers.{i}.attention.k_proj": "model.layers.{i}.self_attn.k_proj",
+    "layers.{i}.attention.v_proj": "model.layers.{i}.self_attn.v_proj",
+    "layers.{i}.attention.o_proj": "model.layers.{i}.self_attn.o_proj",
+    "layers.{i}.feed_forward_norm": "model.layers.{i}.post_attention_layernorm",
+    "layers.{i}.feed_forward.gate_proj": "model.layers.{i}.mlp.gate_proj",
+    "layers.{i}.feed_forward.up_proj": "model.layers.{i}.mlp.up_proj",
+    "layers.{i}.feed_forward.down_proj": "model.layers.{i}.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+def load(folder: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
+    """Load a folder as ``save_pretrained`` writes it; see ``llama_fast.models.load``."""
+    config = read_config(folder / "config.json")
+    tensors: dict[str, Stored] = {}
+    for file in _files(folder):
+        try:
+            opened = safe_open(file, framework="pt")
+            for name in opened.keys():  # noqa: SIM118 (it is no dict)
+                shape = tuple(opened.get_slice(name).get_shape())
+                tensors[name] = Stored(shape, partial(opened.get_tensor, name))
+        except SafetensorError as error:
+            raise CheckpointError(f"{file}: truncated or damaged safetensors ({error})") from None
+        except OSError as error:
+            raise CheckpointError(f"{file}: can't be read ({error})") from None
+    # Old converters left RoPE tables in, and a tied head may be written out.
+    tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    if config.tie_embeddings:
+        tensors.pop("lm_head.weight", None)
+    names = weight_names(config, NAMES)
+    model = build(folder, config, names, tensors, dtype=dtype, interleaved=False)
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (folder / name).exists():
+            try:
+                return model, load_tokenizer(folder / name)
+            except TokenizerError as error:
+                warn_no_tokenizer(folder, error)
+    return model, None
+
+
+def save(model: LLaMA, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors``; see ``llama_fast.models.save``."""
+    config = model.config
+    if config.rope_factors is not None and len(set(config.rope_factors)) > 1:
+        raise ValueError(
+            "model: expected RoPE scaling that config.json can express (none, linear, llama3), "
+            "got one factor for each frequency"
+        )
+    rope: dict[str, Any] | None = None
+    if (llama3 := config.rope_scaling) is not None:
+        rope = {"rope_type": "llama3", **vars(llama3)}
+    elif config.rope_factors is not None:
+        rope = {"rope_type": "linear", "factor": config.rope_factors[0]}
+    fields = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.ffn_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": str(model.head_weight.dtype).removeprefix("torch."),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(fields, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    names = weight_names(config, NAMES)
+    weights = {names[ours]: weight.contiguous() for ours, weight in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_config(path: Path) -> LlamaConfig:
+    """The configuration in ``config.json``, as transformers 4 or 5 writes it."""
+    fields = read_json(path)
+
+    def get(key: str) -> Any:
+        if fields.get(key) is None:
+            raise CheckpointError(f"{path}: {key!r} is missing")
+        return fields[key]
+
+    expected = {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    for key, value in expected.items():
+        if fields.get(key, value) != value:
+            raise CheckpointError(f"{path}: {key!r}: expected {value!r}, got {fields[key]!r}")
+    head_dim = fields.get("head_dim") or get("hidden_size") // get("num_attention_heads")
+    # Version 4 has rope_theta and rope_scaling, version 5 one dict with both.
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    scaling, factors = None, None
+    try:
+        if kind == "llama3":
+            scaling = Llama3RopeScaling(
+                rope["factor"],
+                rope["low_freq_factor"],
+                rope["high_freq_factor"],
+                rope["original_max_position_embeddings"],
+            )
+        elif kind == "linear":
+            factors = (float(rope["factor"]),) * (head_dim // 2)
+        elif kind != "default":
+            raise CheckpointError(
+                f"{path}: RoPE scaling: expected default, linear or llama3, got {kind!r}"
+            )
+    except KeyError as error:
+        raise CheckpointError(f"{path}: RoPE scaling {kind!r}: {error} is missing") from None
+    return make_config(
+        path,
+        vocab_size=get("vocab_size"),
+        embed_dim=get("hidden_size"),
+        num_heads=get("num_attention_heads"),
+        num_layers=get("num_hidden_layers"),
+        num_kv_heads=fields.get("num_key_value_heads") or get("num_attention_heads"),
+        head_dim=head_dim,
+        ffn_dim=get("intermediate_size"),
+        max_seq_len=get("max_position_embeddings"),
+        rms_norm_eps=get("rms_norm_eps"),
+        rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10000.0),
+        rope_scaling=scaling,
+        rope_factors=factors,
+        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{index}: 'weight_map' is missing")
+        return [folder / name for name in sorted(set(shards.values()))]
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    raise CheckpointError(
+        f"{folder}: expected model.safetensors or model.safetensors.index.json, found neither "
+        "(weights in pickles, pytorch_model.bin, are not read: convert them with transformers)"
+    )

@@ -1,0 +1,168 @@
+"""Meta's own checkpoints: ``consolidated.00.pth``, ... with ``params.json`` beside them.
+
+A large model is split over several files, one a GPU of Meta's: each holds a slice of every matrix.
+The pickles are read by torch with ``weights_only=True``, so that nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama_fast.tokenizers import Tokenizer, TokenizerError, load_tokenizer
+
+from ..config import Llama3RopeScaling, LlamaConfig, preset_names
+from ..llama import LLaMA
+from .common import (
+    CheckpointError,
+    Stored,
+    build,
+    make_config,
+    read_json,
+    warn_no_tokenizer,
+    weight_names,
+)
+
+NAMES = {
+    "embedding": "tok_embeddings",
+    "layers.{i}.attention_norm": "layers.{i}.attention_norm",
+    "layers.{i}.attention.q_proj": "layers.{i}.attention.wq",
+    "layers.{i}.attention.k_proj": "layers.{i}.attention.wk",
+    "layers.{i}.attention.v_proj": "layers.{i}.attention.wv",
+    "layers.{i}.attention.o_proj": "layers.{i}.attention.wo",
+    "layers.{i}.feed_forward_norm": "layers.{i}.ffn_norm",
+    "layers.{i}.feed_forward.gate_proj": "layers.{i}.feed_forward.w1",
+    "layers.{i}.feed_forward.up_proj": "layers.{i}.feed_forward.w3",
+    "layers.{i}.feed_forward.down_proj": "layers.{i}.feed_forward.w2",
+    "norm": "norm",
+    "head": "output",
+}
+
+# Buffers of Meta's model that are no weights: masks and RoPE tables.
+BUFFERS = re.compile(r"(layers\.\d+\.attention\.(mask|cache_k|cache_v)|rope\.freqs|freqs_cis)")
+
+
+def load(
+    path: Path, dtype: torch.dtype | None, config: LlamaConfig | None
+) -> tuple[LLaMA, Tokenizer | None]:
+    """Load a ``.pth`` file, or a folder of them; see ``llama_fast.models.load``."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        files = sorted(path.glob("consolidated.*.pth"))
+        if not files:
+            raise CheckpointError(f"{path}: expected consolidated.*.pth beside params.json")
+    else:
+        files = [path]
+    shards = [read_shard(file) for file in files]
+    if config is None:
+        config = read_config(folder / "params.json", shards)
+    tensors = {name: _join(name, path, shards, config) for name in shards[0]}
+    if config.tie_embeddings:  # Meta writes a tied head out
+        tensors.pop("output.weight", None)
+    names = weight_names(config, NAMES)
+    model = build(path, config, names, tensors, dtype=dtype, interleaved=True)
+    if (folder / "tokenizer.model").exists():
+        try:
+            return model, load_tokenizer(folder / "tokenizer.model")
+        except TokenizerError as error:
+            warn_no_tokenizer(path, error)
+    return model, None
+
+
+def read_shard(path: Path) -> dict[str, Tensor]:
+    """The weights in one ``.pth`` file, without buffers; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: the file is damaged, holds something else than named tensors, or is a
+            pickle that would run code.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    try:
+        # Memory-mapped where the file is a zip archive: only what is used is read.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged pickle can raise anything
+        if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path}: refused: this pickle asks for {unsafe[1]}, which is code and not a "
+                "weight; nothing of it was executed"
+            ) from None
+        first_line = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path}: truncated or damaged, or not a file of weights ({first_line})"
+        ) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise CheckpointError(f"{path}: expected a dict of tensors by name, got something else")
+    return {name: tensor for name, tensor in content.items() if not BUFFERS.fullmatch(name)}
+
+
+def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
+    """The configuration in ``params.json``; what it leaves open follows from the shapes."""
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}: missing: the number of heads stands in no weight; put the file beside the "
+            f".pth or pass config= (presets: {', '.join(preset_names())})"
+        )
+    params = read_json(path)
+
+    def get(key: str) -> Any:
+        if params.get(key) is None:
+            raise CheckpointError(f"{path}: {key!r} is missing")
+        return params[key]
+
+    embedding = shards[0].get("tok_embeddings.weight")
+    if embedding is None or embedding.dim() != 2:
+        raise CheckpointError(f"{path.parent}: missing tensor 'tok_embeddings.weight'")
+    embed_dim, num_layers, num_heads = get("dim"), get("n_layers"), get("n_heads")
+    vocab_size = params.get("vocab_size", -1)
+    if vocab_size <= 0:  # Llama 2 left it to the tokenizer
+        split_by_rows = embedding.shape[1] == embed_dim
+        vocab_size = embedding.shape[0] * (len(shards) if split_by_rows else 1)
+    ffn_dim = int(2 * 4 * embed_dim / 3)
+    ffn_dim = int(ffn_dim * (params.get("ffn_dim_multiplier") or 1))
+    multiple = params.get("multiple_of", 256)
+    scaling = None
+    if params.get("use_scaled_rope"):
+        # The file doesn't say the factor. It is 8 for Llama 3.1 and 32 for the two of Llama 3.2.
+        llama_3_2 = (embed_dim, num_layers) in ((2048, 16), (3072, 28))
+        scaling = Llama3RopeScaling(params.get("rope_scaling_factor", 32.0 if llama_3_2 else 8.0))
+    output = shards[0].get("output.weight")
+    return make_config(
+        path,
+        vocab_size=vocab_size,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_layers=num_layers,
+        num_kv_heads=params.get("n_kv_heads") or num_heads,
+        ffn_dim=-(-ffn_dim // multiple) * multiple,
+        max_seq_len=131072 if scaling else (8192 if params.get("rope_theta") else 4096),
+        rms_norm_eps=params.get("norm_eps", 1e-5),
+        rope_theta=params.get("rope_theta", 10000.0),
+        rope_scaling=scaling,
+        # One storage under two names, if the head is tied
+        tie_embeddings=output is None or output.data_ptr() == embedding.data_ptr(),
+    )
+
+
+def _join(name: str, path: Path, shards: list[dict[str, Tensor]], config: LlamaConfig) -> Stored:
+    """One tensor out of its slices."""
+    slices = [shard[name] for shard in shards if name in shard]
+    if len(slices) < len(shards):
+        raise CheckpointError(f"{path}: tensor {name!r}: missing in some of the .pth files")
+    if len(slices) == 1 or name.endswith("norm.weight"):  # norms are the same in every file
+        return Stored(tuple(slices[0].shape), lambda: slices[0])
+    # Matrices whose output is split are slices of rows, those whose input is split of columns.
+    by_columns = name.endswith(("wo.weight", "w2.weight"))
+    if name == "tok_embeddings.weight":  # Llama 2 split columns, Llama 3 rows
+        by_columns = slices[0].shape[0] == config.vocab_size
+    dim = 1 if by_columns else 0
+    shape = list(slices[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in slices)
+    return Stored(tuple(shape), partial(torch.cat, slices, dim=dim))

@@ -1,0 +1,371 @@
+"""The whole Llama model, to be read from top to bottom.
+
+    tokens (B,S) -> embedding (B,S,E) -> N blocks (B,S,E) -> RMSNorm -> head -> logits (B,S,V)
+    block:   x = x + attention(rms_norm(x));   x = x + feed_forward(rms_norm(x))
+
+Touvron et al. 2023, "Llama 2" (arXiv:2307.09288); Llama 3: arXiv:2407.21783. Letters: B batch,
+S new tokens, T tokens seen so far (S without a cache), E width, H query heads, K key-value heads,
+D head size, V vocabulary. All heavy mathematics is in ``llama_fast.ops``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama_fast.ops import attention, linear_cross_entropy, rms_norm, rope, swiglu
+
+from .config import LlamaConfig
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, so that each new token costs one step.
+
+    Args:
+        config: of the model.
+        batch: B.
+        max_len: the most tokens it can hold; the memory for them is taken at once.
+        dtype, device: those of the model.
+
+    Attributes:
+        length: number of tokens held.
+
+    Example:
+        >>> cache = KVCache(model.config, batch=1, max_len=128)
+        >>> with torch.no_grad():
+        ...     logits = model(prompt, cache=cache)        # all S tokens of the prompt
+        ...     logits = model(next_token, cache=cache)    # then one at a time
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        batch: int,
+        max_len: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        shape = (config.num_layers, batch, config.num_kv_heads, max_len, config.head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)  # (N,B,K,max_len,D)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    @property
+    def max_len(self) -> int:
+        """The most tokens it can hold."""
+        return self.k.shape[3]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's k and v (B,K,S,D) after the tokens held; returns all, (B,K,T,D).
+
+        ``length`` grows when the model has been through all its layers.
+        """
+        if k.requires_grad:
+            raise ValueError(
+                "cache: expected a call under torch.no_grad(), got tensors that need gradients "
+                "(a KV cache is for inference)"
+            )
+        held = slice(self.length, self.length + k.shape[2])
+        self.k[layer, :, :, held] = k
+        self.v[layer, :, :, held] = v
+        return self.k[layer, :, :, : held.stop], self.v[layer, :, :, : held.stop]
+
+
+def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) -> Tensor:
+    """Radians per position of each pair of a head's numbers: (D/2,), float64.
+
+    theta^(-2d/D) for pair d (arXiv:2104.09864), with the scaling that ``config`` asks for.
+    """
+    D = config.head_dim
+    exponents = torch.arange(0, D, 2, dtype=torch.float64, device=device) / D
+    frequencies = config.rope_theta**-exponents
+    if config.rope_factors is not None:
+        factors = torch.tensor(config.rope_factors, dtype=torch.float64, device=device)
+        frequencies = frequencies / factors
+    if (scaling := config.rope_scaling) is not None:
+        # How often a pair turns within the original context decides: often, and it keeps its
+        # frequency (keep = 1); seldom, and it is slowed down by the factor (keep = 0).
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        frequencies = frequencies * (keep + (1 - keep) / scaling.factor)
+    return frequencies
+
+
+class Context(NamedTuple):
+    """What every block needs besides x."""
+
+    cos: Tensor  # (S, D/2)
+    sin: Tensor  # (S, D/2)
+    bias: Tensor | None  # (S,T): bool, True = takes part, or float, added to the scores
+    key_padding_mask: Tensor | None  # (B,T) bool, True = padding
+    cache: KVCache | None
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv:1910.07467)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return rms_norm(x, self.weight, self.eps)
+
+    def add_and_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm(x + residual), x + residual) in one pass over memory."""
+        return rms_norm(x, self.weight, self.eps, residual=residual)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions; groups of H/K query heads share keys, values."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        E, H, K, D = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        self.layer, self.head_dim, self.p_dropout = layer, D, config.p_dropout
+        self.q_proj = nn.Linear(E, H * D, bias=False)
+        self.k_proj = nn.Linear(E, K * D, bias=False)
+        self.v_proj = nn.Linear(E, K * D, bias=False)
+        self.o_proj = nn.Linear(H * D, E, bias=False)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B,S,E) -> (B,S,E)."""
+        B, S, _ = x.shape
+        # (B,S,H*D) -> (B,H,S,D), a view: the ops take any strides
+        q, k, v = (
+            project(x).view(B, S, -1, self.head_dim).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rope(q, k, context.cos, context.sin)
+        if context.cache is not None:
+            k, v = context.cache.append(self.layer, k, v)  # (B,K,T,D)
+        out = attention(  # (B,H,S,D)
+            q,
+            k,
+            v,
+            causal=True,
+            bias=context.bias,
+            key_padding_mask=context.key_padding_mask,
+            dropout_p=self.p_dropout if self.training else 0.0,
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(B, S, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        E, hidden = config.embed_dim, config.ffn_dim
+        self.gate_proj = nn.Linear(E, hidden, bias=False)
+        self.up_proj = nn.Linear(E, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, E, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,S,E) -> (B,S,E)."""
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each reads a normalised x and adds what it finds to x."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.embed_dim, config.rms_norm_eps)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = RMSNorm(config.embed_dim, config.rms_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.p_dropout)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B,S,E) -> (B,S,E)."""
+        found = self.dropout(self.attention(self.attention_norm(x), context))
+        normed, x = self.feed_forward_norm.add_and_norm(found, residual=x)
+        return x + self.dropout(self.feed_forward(normed))
+
+
+class LLaMA(nn.Module):
+    """A Llama language model: logits of the next token at every position.
+
+    Takes a :class:`LlamaConfig`, or its fields one by one:
+    ``LLaMA(vocab_size, embed_dim, num_heads, num_layers, p_dropout, ...)``.
+
+    The article this project grew from sketches the model loosely: attention as a product with V, a
+    loss on "predictions". What stands here is the real thing: attention is
+    softmax(Q K^T / sqrt(D) + mask) V, causal and with rotary positions, and the loss for token
+    prediction is softmax cross-entropy between the logits and the next token, averaged over the
+    targets that are not -100.
+
+    Example:
+        >>> model = LLaMA(LlamaConfig.preset("debug"))
+        >>> model = LLaMA(vocab_size=256, embed_dim=64, num_heads=4, num_layers=2, p_dropout=0.1)
+        >>> logits = model(torch.zeros(1, 8, dtype=torch.int64))  # (1, 8, 256)
+    """
+
+    def __init__(self, *args: LlamaConfig | int | float, **options: object) -> None:
+        super().__init__()
+        if args and isinstance(args[0], LlamaConfig):
+            if len(args) > 1 or options:
+                raise TypeError("LLaMA: expected a LlamaConfig alone, got more arguments beside it")
+            config = args[0]
+        else:
+            config = LlamaConfig(*args, **options)  # type: ignore[arg-type]
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.embed_dim, config.rms_norm_eps)
+        self.head = (
+            None
+            if config.tie_embeddings
+            else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights: N(0, 0.02), norms at 1.
+
+        The two projections that write into the residual stream get 0.02 / sqrt(2 N), so that its
+        variance does not grow with the number of layers N (GPT-2's rule).
+        """
+        residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
+        for name, weight in self.named_parameters():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(weight)
+            else:
+                writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(weight, std=residual_std if writes_residual else 0.02)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V,E) weight of the output head, which may be the embedding's."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits (B,S,V) of the token that follows each of ``tokens`` (B,S).
+
+        The arguments are those of :meth:`hidden_states`.
+        """
+        hidden = self.hidden_states(
+            tokens, src_mask=src_mask, src_key_padding_mask=src_key_padding_mask, cache=cache
+        )
+        return F.linear(hidden, self.head_weight)
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        *,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """What the head reads: (B,S,E), normalised.
+
+        A query never sees later tokens. The masks, in the convention of ``torch.nn.Transformer``,
+        hide more:
+
+        Args:
+            tokens: (B,S) int64 or int32 ids.
+            src_mask: (S,T) bool, True = hidden, or float, added to the attention scores.
+            src_key_padding_mask: (B,T) bool, True = padding, hidden from every query.
+            cache: keys and values of earlier tokens (T = cache.length + S), extended in place by
+                these; needs ``torch.no_grad()``.
+
+        Raises:
+            TypeError, ValueError: wrong dtype or shape; more than max_seq_len or cache.max_len
+                tokens.
+            IndexError: a token id outside [0, V) (checked on the CPU).
+        """
+        start = 0 if cache is None else cache.length
+        self._check(tokens, src_mask, src_key_padding_mask, cache)
+        x = self.embedding(tokens)
+        # Angles in float64, so that far positions lose nothing; then as wide as the ops compute.
+        positions = torch.arange(start, start + tokens.shape[1], device=x.device)
+        angles = positions.unsqueeze(1) * rope_frequencies(self.config, x.device)  # (S, D/2)
+        table_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        bias = src_mask
+        if src_mask is not None and src_mask.dtype == torch.bool:
+            bias = ~src_mask
+        context = Context(
+            cos=angles.cos().to(table_dtype),
+            sin=angles.sin().to(table_dtype),
+            bias=bias,
+            key_padding_mask=src_key_padding_mask,
+            cache=cache,
+        )
+        for block in self.layers:
+            x = block(x, context)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.norm(x)
+
+    def loss(self, tokens: Tensor, targets: Tensor, **options: object) -> Tensor:
+        """Mean softmax cross-entropy of ``targets`` (B,S) given ``tokens`` (B,S).
+
+        ``targets[b, s]`` is the token that follows ``tokens[b, s]``; -100 is left out. With
+        ``shift=True`` pass the tokens themselves as targets. The fused
+        ``llama_fast.linear_cross_entropy``, whose keyword arguments ``options`` are, never holds
+        the (B,S,V) logits.
+        """
+        hidden = self.hidden_states(tokens)
+        return linear_cross_entropy(hidden, self.head_weight, targets, **options)
+
+    def _check(
+        self,
+        tokens: Tensor,
+        src_mask: Tensor | None,
+        src_key_padding_mask: Tensor | None,
+        cache: KVCache | None,
+    ) -> None:
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"tokens: expected int64 or int32 ids, got {tokens.dtype}")
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens: expected shape (B,S), got {tuple(tokens.shape)}")
+        B, S = tokens.shape
+        T = S if cache is None else cache.length + S
+        if cache is not None and cache.k.shape[1] != B:
+            raise ValueError(f"cache: expected a batch of {B}, got {cache.k.shape[1]}")
+        if cache is not None and cache.max_len < T:
+            raise ValueError(f"cache: expected room for {T} tokens, got max_len {cache.max_len}")
+        if self.config.max_seq_len < T:
+            raise ValueError(
+                f"tokens: expected at most max_seq_len = {self.config.max_seq_len} with those in "
+                f"the cache, got {T}"
+            )
+        if src_mask is not None and src_mask.shape != (S, T):
+            raise ValueError(f"src_mask: expected (S,T) = {(S, T)}, got {tuple(src_mask.shape)}")
+        if (
+            src_mask is not None
+            and src_mask.dtype != torch.bool
+            and not src_mask.is_floating_point()
+        ):
+            raise TypeError(f"src_mask: expected bool or float, got {src_mask.dtype}")
+        if (padding := src_key_padding_mask) is not None and padding.shape != (B, T):
+            raise ValueError(
+                f"src_key_padding_mask: expected (B,T) = {(B, T)}, got {tuple(padding.shape)}"
+            )
+        if padding is not None and padding.dtype != torch.bool:
+            raise TypeError(f"src_key_padding_mask: expected bool, got {padding.dtype}")
+        # The embedding would say only that some index is out of range. No check elsewhere than on
+        # the CPU, where reading the result would make the device wait.
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            bad = (tokens < 0) | (tokens >= self.config.vocab_size)
+            if bad.any():
+                b, s = bad.nonzero()[0].tolist()
+                raise IndexError(
+                    f"tokens: expected ids in [0, {self.config.vocab_size}), got "
+                    f"{tokens[b, s].item()} at position ({b}, {s})"
+                )

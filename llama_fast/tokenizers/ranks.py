@@ -1,0 +1,70 @@
+"""Llama 3's ``tokenizer.model``: lines of "base64-token rank", read with tiktoken.
+
+The file has the 128,000 ordinary tokens. The 256 control tokens are fixed by the model:
+github.com/meta-llama/llama-models, ``models/llama3/tokenizer.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from .base import LLAMA3_SPLIT, Tokenizer, TokenizerError
+
+try:
+    import tiktoken
+except ImportError as error:
+    raise TokenizerError(
+        "Llama 3's tokenizer.model needs the tiktoken package: pip install tiktoken"
+    ) from error
+
+NUM_SPECIAL = 256
+NAMED_SPECIAL = {
+    "<|begin_of_text|>": 0,
+    "<|end_of_text|>": 1,
+    "<|finetune_right_pad_id|>": 4,
+    "<|step_id|>": 5,
+    "<|start_header_id|>": 6,
+    "<|end_header_id|>": 7,
+    "<|eom_id|>": 8,
+    "<|eot_id|>": 9,
+    "<|python_tag|>": 10,
+    "<|image|>": 11,
+}
+
+
+class RankTokenizer(Tokenizer):
+    """Byte-level BPE by token rank."""
+
+    def __init__(self, ranks: dict[bytes, int]) -> None:
+        first = len(ranks)
+        offsets = set(NAMED_SPECIAL.values())
+        reserved = (offset for offset in range(NUM_SPECIAL) if offset not in offsets)
+        special = {name: first + offset for name, offset in NAMED_SPECIAL.items()}
+        for number, offset in enumerate(reserved):
+            special[f"<|reserved_special_token_{number}|>"] = first + offset
+        begin, end = special["<|begin_of_text|>"], special["<|end_of_text|>"]
+        super().__init__(first + NUM_SPECIAL, begin, end, special)
+        self.encoding = tiktoken.Encoding(
+            "llama3", pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=special
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return self.encoding.encode_ordinary(text)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.encoding.decode(ids)
+
+
+def from_ranks(path: Path) -> RankTokenizer:
+    """Read a rank file."""
+    ranks = {}
+    try:
+        for line in path.read_bytes().splitlines():
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+    except ValueError as error:
+        raise TokenizerError(f"{path}: line {len(ranks) + 1}: {error}") from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise TokenizerError(f"{path}: expected ranks 0, 1, 2, ..., got gaps or repeats")
+    return RankTokenizer(ranks)

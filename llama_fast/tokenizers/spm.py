@@ -1,0 +1,128 @@
+"""SentencePiece tokenizers, from SentencePiece's own file, a GGUF file or a llama2.c file.
+
+The last two hold the vocabulary (pieces, scores, kinds) and no more. From it a SentencePiece model
+is put together in memory, so that SentencePiece itself does the work in all three cases.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .base import Tokenizer, TokenizerError
+
+try:
+    from sentencepiece import SentencePieceProcessor
+except ImportError as error:
+    raise TokenizerError(
+        "SentencePiece tokenizers need the sentencepiece package: pip install sentencepiece"
+    ) from error
+
+# Kinds of pieces, the same numbers in SentencePiece and GGUF
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """BPE over Unicode characters, with bytes for characters that the vocabulary lacks."""
+
+    def __init__(self, processor: SentencePieceProcessor, bos_id: int, eos_id: int) -> None:
+        size = processor.vocab_size()
+        control = {processor.id_to_piece(i): i for i in range(size) if processor.is_control(i)}
+        super().__init__(size, bos_id, eos_id, control)
+        self.processor = processor
+
+    def _encode(self, text: str) -> list[int]:
+        return self.processor.encode(text)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.processor.decode(ids)
+
+
+def from_model(path: Path) -> SentencePieceTokenizer:
+    """Llama 2's ``tokenizer.model``."""
+    processor = _processor(path.read_bytes(), str(path))
+    return SentencePieceTokenizer(processor, processor.bos_id(), processor.eos_id())
+
+
+def from_gguf_spm(metadata: dict[str, Any]) -> SentencePieceTokenizer:
+    """The tokenizer of a GGUF file with ``tokenizer.ggml.model`` "llama"."""
+    try:
+        pieces = zip(
+            metadata["tokenizer.ggml.tokens"],
+            metadata["tokenizer.ggml.scores"],
+            metadata["tokenizer.ggml.token_type"],
+            strict=True,
+        )
+    except KeyError as error:
+        raise TokenizerError(f"metadata {error} is missing") from None
+    model = serialise(pieces, metadata.get("tokenizer.ggml.add_space_prefix", True))
+    return SentencePieceTokenizer(
+        _processor(model, "the GGUF file's tokenizer"),
+        metadata.get("tokenizer.ggml.bos_token_id", 1),
+        metadata.get("tokenizer.ggml.eos_token_id", 2),
+    )
+
+
+def from_llama2c_bin(path: Path) -> SentencePieceTokenizer:
+    """llama2.c's ``tok*.bin``: the longest piece's length, then score, length, bytes of each."""
+    data, position = path.read_bytes(), 4
+    pieces: list[tuple[str, float, int]] = []
+    try:
+        while position < len(data):
+            score, length = struct.unpack_from("<fi", data, position)
+            position += 8
+            piece = data[position : position + length].decode("utf-8")
+            if length < 0 or position + length > len(data):
+                raise ValueError("the last piece ends outside the file")
+            position += length
+            # export.py of llama2.c writes a space for SentencePiece's "▁", and pads <s> and </s>.
+            number = len(pieces)
+            kind = UNKNOWN if number == 0 else CONTROL if number < 3 else NORMAL
+            if 3 <= number < 259:
+                kind = BYTE
+            text = piece.strip() if kind == CONTROL else piece.replace(" ", "▁")
+            pieces.append((text, score, kind))
+    except (struct.error, ValueError) as error:
+        raise TokenizerError(f"{path}: truncated or damaged: {error}") from None
+    return SentencePieceTokenizer(_processor(serialise(pieces), str(path)), bos_id=1, eos_id=2)
+
+
+def serialise(pieces: Iterable[tuple[str, float, int]], space_prefix: bool = True) -> bytes:
+    """A SentencePiece model of BPE pieces (text, score, kind), as a protocol buffer.
+
+    Field numbers: ``sentencepiece_model.proto`` of github.com/google/sentencepiece.
+    """
+    model = b""
+    for text, score, kind in pieces:
+        encoded = text.encode("utf-8")
+        piece = _field(1, encoded) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
+        model += _field(1, piece)
+    trainer = _number(3, 2) + _number(35, 1)  # model_type = BPE, byte_fallback
+    normalizer = _field(1, b"identity")  # name; then add_dummy_prefix, remove_extra_whitespaces
+    normalizer += _number(3, space_prefix) + _number(4, 0) + _number(5, 1)  # escape_whitespaces
+    return model + _field(2, trainer) + _field(3, normalizer)
+
+
+def _processor(model: bytes, source: str) -> SentencePieceProcessor:
+    try:
+        return SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise TokenizerError(f"{source}: not a SentencePiece model: {error}") from None
+
+
+def _varint(value: int) -> bytes:
+    encoded = b""
+    while value > 127:
+        encoded += bytes([value & 127 | 128])
+        value >>= 7
+    return encoded + bytes([value])
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(int(value))
+
+
+def _field(field: int, content: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(content)) + content

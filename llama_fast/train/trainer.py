@@ -1,0 +1,129 @@
+"""A training loop small enough to read in a minute."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the data gave.
+
+    Attributes:
+        loss: mean over the targets that count.
+        losses: loss of each step.
+        tokens: targets that count.
+        seconds: wall-clock time, data loading included.
+    """
+
+    loss: float
+    losses: list[float]
+    tokens: int
+    seconds: float
+
+
+class Trainer:
+    """Minimises ``criterion`` over batches of (tokens, targets).
+
+    Args:
+        model: from tokens (B,S) to logits (B,S,V), such as ``LLaMA``.
+        criterion: from logits (N,V) and targets (N,) to a scalar, the mean over targets that are
+            not -100, such as ``llama_fast.cross_entropy`` or ``torch.nn.CrossEntropyLoss()``. None
+            takes ``model.loss``, the fused form that never holds the logits.
+        optimizer: over the model's parameters.
+        max_grad_norm: gradients are scaled down to this norm; None leaves them.
+        log: called with a line of text after each epoch; None for silence.
+        on_step: called with (step, loss) after each step, counted over all epochs from 0.
+
+    Example:
+        >>> model = LLaMA(vocab_size=256, embed_dim=64, num_heads=4, num_layers=2, p_dropout=0.1)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> history = Trainer(model, cross_entropy, optimizer).train(dataloader, num_epochs=3)
+        >>> accuracy = evaluate(model, validation_dataloader)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float | None = None,
+        log: Callable[[str], object] | None = print,
+        on_step: Callable[[int, float], object] | None = None,
+    ) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.log = log
+        self.on_step = on_step
+
+    def train(self, dataloader: Iterable[tuple[Tensor, Tensor]], num_epochs: int) -> list[Epoch]:
+        """Pass ``num_epochs`` times over pairs of tokens and targets, both (B,S) int64.
+
+        The model is in training mode meanwhile and then as before.
+
+        Returns:
+            One :class:`Epoch` an epoch.
+
+        Raises:
+            ValueError: the dataloader is empty.
+            FloatingPointError: the loss is NaN or infinite; the weights are those before that step.
+        """
+        if num_epochs < 0:
+            raise ValueError(f"num_epochs: expected a number >= 0, got {num_epochs}")
+        history: list[Epoch] = []
+        was_training = self.model.training
+        self.model.train()
+        try:
+            for number in range(1, num_epochs + 1):
+                epoch = self._train_epoch(dataloader, sum(len(e.losses) for e in history))
+                history.append(epoch)
+                if self.log is not None:
+                    self.log(
+                        f"epoch {number}/{num_epochs}: loss {epoch.loss:.4f}, "
+                        f"{epoch.tokens / epoch.seconds:,.0f} tokens/s"
+                    )
+        finally:
+            self.model.train(was_training)
+        return history
+
+    def _train_epoch(self, dataloader: Iterable[tuple[Tensor, Tensor]], first_step: int) -> Epoch:
+        device = next(self.model.parameters()).device
+        losses, total, tokens_seen = [], 0.0, 0
+        start = time.perf_counter()
+        for step, (tokens, targets) in enumerate(dataloader, first_step):
+            tokens, targets = tokens.to(device), targets.to(device)
+            loss = self._loss(tokens, targets)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"loss: expected a finite number, got {value} at step {step}"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            self.optimizer.step()
+            counted = int((targets != -100).sum())
+            losses.append(value)
+            total += value * counted
+            tokens_seen += counted
+            if self.on_step is not None:
+                self.on_step(step, value)
+        if not losses:
+            raise ValueError("dataloader: expected at least one batch, got none")
+        return Epoch(total / tokens_seen, losses, tokens_seen, time.perf_counter() - start)
+
+    def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        if self.criterion is None:
+            return self.model.loss(tokens, targets)
+        logits = self.model(tokens)  # (B,S,V)
+        return self.criterion(logits.flatten(0, 1), targets.flatten())
