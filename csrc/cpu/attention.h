@@ -43,6 +43,7 @@ struct AttentionArgs {
   // Backward. Outputs with null data are not wanted.
   Tensor4 grad_out;
   Tensor4 grad_lse;  // (B, H, S), float or double; data null when absent
+  Tensor4 delta;     // (B, H, S), float or double: working space of the backward
   Tensor4 grad_q, grad_k, grad_v;
   Tensor4 grad_bias;         // (B, H, S or 1, T or 1), float or double, zeroed by the caller
   void* grad_alibi = nullptr;  // (B, H) contiguous, float or double

@@ -1,0 +1,214 @@
+// Attention on the CPU, forward: tiles of scores with an online softmax (Milakov and Gimelshein,
+// 2018; Dao et al., FlashAttention, 2022), so that the score matrix never exists.
+//
+// A work item is one key-value head of one sequence and a share of its query tiles. It packs the
+// keys and values once and uses them for every query head of the group. Items write to places of
+// their own and each row is summed in the order of its keys, so results do not depend on the
+// number of threads.
+#include "cpu/attention_tile.h"
+#include "cpu/parallel.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+// The running maximum of a row is raised only when a score exceeds it by more than this: the
+// probabilities then stay below e^5.5, harmless in any format, and few rows need a rescale.
+constexpr double kSlack = 5.5;
+
+template <class M>
+struct Forward {
+  using T = typename M::acc;
+  using V = vec<T>;
+  using raw = typename M::raw;
+  using elem = typename M::elem;
+  static constexpr int lanes = kLanes<T>;
+
+  const AttentionArgs& a;
+  const int64_t group = a.heads / a.kv_heads;
+  const int64_t key_size = padded<M>(a.head_size), key_steps = key_size / M::kPack;
+  const int64_t value_size = padded<M>(a.value_size);
+
+  // Working memory of an item.
+  elem *keys, *values;  // packed, tile after tile
+  raw *query_rows, *key_rows, *probabilities;
+  T *scores, *sum, *row_max, *row_sum, *factors;
+
+  size_t carve(void* base, int64_t max_keys) {
+    Carver memory(base);
+    const int64_t n = tiles(max_keys, kKeys) * kKeys;
+    keys = memory.take<elem>(n * key_steps);
+    values = memory.take<elem>(n / M::kPack * value_size);
+    query_rows = memory.take<raw>(kQueries * key_size);
+    key_rows = memory.take<raw>(kKeys * larger(key_size, value_size));
+    scores = memory.take<T>(kQueries * kKeys);
+    probabilities = sizeof(raw) == sizeof(T) ? reinterpret_cast<raw*>(scores)
+                                             : memory.take<raw>(kQueries * kKeys);
+    sum = memory.take<T>(kQueries * value_size);
+    row_max = memory.take<T>(kQueries);
+    row_sum = memory.take<T>(kQueries);
+    factors = memory.take<T>(kKeys);
+    return memory.used();
+  }
+
+  void pack(const Sequence& s, int64_t kv_head, int64_t first_tile,
+            int64_t last_tile) {
+    for (int64_t t = first_tile; t < last_tile; ++t) {
+      const int64_t n = smaller(kKeys, s.keys - t * kKeys), row = s.first_key + t * kKeys;
+      read_block<M>(a.k, a.dtype, s.batch, kv_head, row, n, a.head_size, key_size, key_rows);
+      pack_transposed<M>(key_rows, key_size, n, key_steps, keys + t * kKeys * key_steps);
+      read_block<M>(a.v, a.dtype, s.batch, kv_head, row, n, a.value_size, value_size,
+                    key_rows);
+      pack_rows<M>(key_rows, value_size, n, value_size, values + t * (kKeys / M::kPack) * value_size);
+    }
+  }
+
+  // One row of a tile: scores times `scale` to probabilities, relative to the row's maximum.
+  LF_INLINE void softmax_row(int64_t r, int64_t width, T scale) {
+    T* x = scores + r * kKeys;
+    V largest = set1(-kInfinity<T>);
+    for (int64_t c = 0; c < width; c += lanes) largest = vmax(load(x + c) * scale, largest);
+    const T tile_max = reduce_max<T>(largest);
+    T old_max = row_max[r];
+    if (tile_max > old_max + static_cast<T>(kSlack) || old_max == -kInfinity<T>) {
+      if (tile_max == -kInfinity<T>) {  // every key so far is masked
+        for (int64_t c = 0; c < width; c += lanes) store_raw(r, c, V{});
+        // A NaN hides from the maximum, but not from this sum.
+        V any = V{};
+        for (int64_t c = 0; c < width; c += lanes) any += load(x + c) == load(x + c) ? V{} : load(x + c);
+        row_sum[r] += reduce_add<T>(any);
+        return;
+      }
+      row_max[r] = tile_max;
+      if (old_max != -kInfinity<T>) {
+        const T shrink = std::exp(old_max - tile_max);
+        row_sum[r] *= shrink;
+        T* o = sum + r * value_size;
+        for (int64_t c = 0; c < value_size; c += lanes) store(o + c, load(o + c) * shrink);
+      }
+    }
+    const T shift = row_max[r];
+    V total = V{};
+    for (int64_t c = 0; c < width; c += lanes) {
+      const V p = vexp(load(x + c) * scale - shift);
+      total += p;
+      store_raw(r, c, p);
+    }
+    row_sum[r] += reduce_add<T>(total);
+  }
+
+  LF_INLINE void store_raw(int64_t r, int64_t c, V p) {
+    if constexpr (sizeof(raw) == sizeof(T)) {
+      store(probabilities + r * kKeys + c, p);
+    } else {
+      const vec_u16 bits = narrow(bf16{}, p);
+      std::memcpy(probabilities + r * kKeys + c, &bits, sizeof bits);
+    }
+  }
+
+  void drop(const Sequence& s, int64_t head, int64_t i0, int64_t rows, int64_t j0, int64_t n) {
+    for (int64_t r = 0; r < rows; ++r) {
+      dropout_factors(a.dropout_seed, a.dropout_p, s.index * a.heads + head, i0 + r, j0, n, factors);
+      raw* p = probabilities + r * kKeys;
+      for (int64_t c = 0; c < n; ++c) {
+        if constexpr (sizeof(raw) == sizeof(T)) {
+          p[c] *= factors[c];
+        } else {
+          auto* number = reinterpret_cast<bf16*>(p + c);
+          store_one(number, load_one(number) * factors[c]);
+        }
+      }
+    }
+  }
+
+  void query_tile(const Sequence& s, int64_t head, int64_t i0) {
+    const int64_t rows = smaller(kQueries, s.queries - i0);
+    read_block<M>(a.q, a.dtype, s.batch, head, s.first_query + i0, rows, a.head_size,
+                  key_size, query_rows);
+    for (int64_t r = 0; r < rows; ++r) row_max[r] = -kInfinity<T>, row_sum[r] = 0;
+    for (int64_t c = 0; c < rows * value_size; ++c) sum[c] = 0;
+
+    const Scores<M> score(a, s, head);
+    const int64_t begin = visible(a, s, i0).begin, end = visible(a, s, i0 + rows - 1).end;
+    for (int64_t t = begin / kKeys; t * kKeys < end; ++t) {
+      const int64_t j0 = t * kKeys, tile_keys = smaller(kKeys, s.keys - j0);
+      const int64_t n = smaller(tile_keys, end - j0), width = round_lanes<M>(n);
+      product<M>(rows, panel_columns<M>(n, tile_keys), key_steps,
+                 reinterpret_cast<elem*>(query_rows), key_steps, 1, keys + j0 * key_steps, scores,
+                 kKeys, false);
+      const bool whole = score.untouched(i0, rows, j0, n);
+      if (!whole) score.apply(i0, rows, j0, n, scores, nullptr);
+      for (int64_t r = 0; r < rows; ++r)
+        softmax_row(r, width, whole ? static_cast<T>(a.scale) : T(1));
+      if (a.dropout_p > 0) drop(s, head, i0, rows, j0, n);
+      product_of_prefix<M>(rows, value_size, n, tile_keys, reinterpret_cast<elem*>(probabilities),
+                           values + j0 / M::kPack * value_size, sum);
+    }
+    finish(s, head, i0, rows);
+  }
+
+  void finish(const Sequence& s, int64_t head, int64_t i0, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) {
+      T largest = row_max[r], total = row_sum[r], shrink = 1;
+      if (a.sinks != nullptr) {
+        const T sink = static_cast<const T*>(a.sinks)[head];
+        const T with_sink = sink > largest ? sink : largest;
+        shrink = largest == -kInfinity<T> ? T(0) : std::exp(largest - with_sink);
+        total = total * shrink + (sink == -kInfinity<T> ? T(0) : std::exp(sink - with_sink));
+        largest = with_sink;
+      }
+      const T factor = total == 0 ? T(0) : shrink / total;  // no visible key: zeros
+      T* o = sum + r * value_size;
+      for (int64_t c = 0; c < value_size; c += lanes) store(o + c, load(o + c) * factor);
+      const int64_t row = s.first_query + i0 + r;
+      write_row(a.out, a.dtype, s.batch, head, row, a.value_size, o);
+      *const_cast<T*>(row_pointer<T>(a.lse, s.batch, head, row)) =
+          total == 0 ? -kInfinity<T> : largest + std::log(total);
+    }
+  }
+
+  // Share `share` of `shares`: every shares-th query tile, which evens out causal masks.
+  void item(int64_t sequence, int64_t kv_head, int64_t share, int64_t shares) {
+    const Sequence s(a, sequence);
+    const int64_t query_tiles = tiles(s.queries, kQueries);
+    if (share >= query_tiles) return;
+    carve(thread_scratch(carve(nullptr, s.keys)), s.keys);
+    const int64_t last_tile = share + (query_tiles - 1 - share) / shares * shares;
+    const int64_t first_key = visible(a, s, share * kQueries).begin;
+    const int64_t end_key =
+        visible(a, s, smaller(s.queries, (last_tile + 1) * kQueries) - 1).end;
+    pack(s, kv_head, first_key / kKeys, tiles(end_key, kKeys));
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+      for (int64_t t = share; t < query_tiles; t += shares)
+        query_tile(s, head, t * kQueries);
+  }
+
+  void run() {
+    const int64_t units = a.batch * a.kv_heads, most = larger(1, tiles(a.queries, kQueries));
+    // Four items a thread balance well; more would only pack the keys again.
+    const int64_t shares = smaller(most, tiles(4 * num_threads(), larger(units, 1)));
+    const double work = static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size;
+    const AttentionArgs& args = a;
+    parallel_items(units * shares, work > 1e6, [&](int64_t i) {
+      Forward<M> own{args};
+      const int64_t unit = i / shares;
+      own.item(unit / args.kv_heads, unit % args.kv_heads, i % shares, shares);
+    });
+  }
+};
+
+}  // namespace
+
+void attention_forward(const AttentionArgs& a) {
+  if (a.dtype == DType::f64)
+    Forward<F64>{a}.run();
+#if defined(__AVX512BF16__)
+  else if (a.dtype == DType::bf16)
+    Forward<Bf16>{a}.run();
+#endif
+  else
+    Forward<F32>{a}.run();
+}
+
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast

@@ -1,0 +1,339 @@
+// Attention on the CPU, backward. With P = exp(score - lse) recomputed tile by tile and
+// delta = rowsum(dO * O) - dlse (Dao et al., FlashAttention, 2022, appendix B):
+//     dV = P' dO,   dS = P * (dO V' - delta),   dK = scale dS' Q,   dQ = scale dS K.
+//
+// A work item is one key-value head of one sequence. It makes dQ, dK and dV in one sweep over the
+// tiles, without atomics: key tiles outside, query tiles inside. Where there are too few heads to
+// occupy the threads, items make either dK and dV of a share of the key tiles or dQ of a share of
+// the query tiles instead. Either way each number is summed in the same order, so results do not
+// depend on the number of threads.
+#include "cpu/attention_tile.h"
+#include "cpu/parallel.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+template <class T>
+LF_INLINE T& at(const Tensor4& t, int64_t batch, int64_t head, int64_t row) {
+  return *const_cast<T*>(row_pointer<T>(t, batch, head, row));
+}
+
+// Every `step`-th tile, beginning with `first`.
+struct Share {
+  int64_t first, step;
+  int64_t count(int64_t tiles) const { return tiles <= first ? 0 : (tiles - first + step - 1) / step; }
+};
+constexpr Share kAll{0, 1};
+
+template <class M>
+struct Backward {
+  using T = typename M::acc;
+  using V = vec<T>;
+  using raw = typename M::raw;
+  using elem = typename M::elem;
+  static constexpr int lanes = kLanes<T>;
+  static constexpr int64_t kQuerySteps = kQueries / M::kPack;
+
+  const AttentionArgs& a;
+  const Sequence s;
+  const int64_t kv_head;
+  const Share query_share, key_share;
+  const bool want_q, want_k, want_v;
+
+  const int64_t key_size = padded<M>(a.head_size), key_steps = key_size / M::kPack;
+  const int64_t value_size = padded<M>(a.value_size), value_steps = value_size / M::kPack;
+  const int64_t query_tiles = query_share.count(tiles(s.queries, kQueries));
+  const int64_t key_tiles = key_share.count(tiles(s.keys, kKeys));
+
+  // Packed operands, tile after tile. "rows" serve as A, "steps" as B along the rows.
+  elem *keys_transposed = nullptr, *values_transposed, *key_rows, *query_steps, *grad_steps;
+  raw *query_rows, *grad_rows, *read_buffer;
+  T *grad_q, *grad_k, *grad_v;  // sums
+  // One tile.
+  T *scores, *grad_scores, *cap_slope, *factors;
+  raw* grad_score_rows;                       // (query, key): A of dQ
+  elem *probability_pairs, *grad_score_pairs;  // (query step, key): A of dV and dK
+
+  Backward(const AttentionArgs& args, int64_t sequence, int64_t kv, Share queries, Share keys,
+           bool q, bool k, bool v)
+      : a(args), s(args, sequence), kv_head(kv), query_share(queries), key_share(keys), want_q(q),
+        want_k(k), want_v(v) {
+    carve(Carver(thread_scratch(carve(Carver()))));
+  }
+
+  size_t carve(Carver memory) {
+    const int64_t k = key_tiles * kKeys, q = query_tiles * kQueries;
+    keys_transposed = memory.take<elem>(k * key_steps);
+    values_transposed = memory.take<elem>(k * value_steps);
+    key_rows = memory.take<elem>(k / M::kPack * key_size);
+    query_rows = memory.take<raw>(q * key_size);
+    grad_rows = memory.take<raw>(q * value_size);
+    query_steps = memory.take<elem>(q / M::kPack * key_size);
+    grad_steps = memory.take<elem>(q / M::kPack * value_size);
+    read_buffer = memory.take<raw>(kKeys * larger(key_size, value_size));
+    grad_q = memory.take<T>(want_q ? q * key_size : 0);
+    grad_k = memory.take<T>(want_k ? k * key_size : 0);
+    grad_v = memory.take<T>(want_v ? k * value_size : 0);
+    scores = memory.take<T>(kQueries * kKeys);
+    grad_scores = memory.take<T>(kQueries * kKeys);
+    cap_slope = memory.take<T>(a.softcap > 0 ? kQueries * kKeys : 0);
+    factors = memory.take<T>(kKeys);
+    if constexpr (M::kPack == 1) {  // the float tiles serve as they are
+      grad_score_rows = grad_scores;
+      probability_pairs = scores;
+      grad_score_pairs = grad_scores;
+    } else {
+      grad_score_rows = memory.take<raw>(kQueries * kKeys);
+      probability_pairs = memory.take<elem>(kQuerySteps * kKeys);
+      grad_score_pairs = memory.take<elem>(kQuerySteps * kKeys);
+    }
+    return memory.used();
+  }
+
+  int64_t first_key(int64_t t) const { return (key_share.first + t * key_share.step) * kKeys; }
+  int64_t first_query(int64_t t) const {
+    return (query_share.first + t * query_share.step) * kQueries;
+  }
+
+  void pack_keys() {
+    for (int64_t t = 0; t < key_tiles; ++t) {
+      const int64_t j0 = first_key(t), n = smaller(kKeys, s.keys - j0), row = s.first_key + j0;
+      const int64_t k = t * kKeys;
+      read_block<M>(a.v, a.dtype, s.batch, kv_head, row, n, a.value_size, value_size, read_buffer);
+      pack_transposed<M>(read_buffer, value_size, n, value_steps, values_transposed + k * value_steps);
+      read_block<M>(a.k, a.dtype, s.batch, kv_head, row, n, a.head_size, key_size, read_buffer);
+      pack_transposed<M>(read_buffer, key_size, n, key_steps, keys_transposed + k * key_steps);
+      if (want_q) pack_rows<M>(read_buffer, key_size, n, key_size, key_rows + k / M::kPack * key_size);
+    }
+  }
+
+  void pack_queries(int64_t head) {
+    for (int64_t t = 0; t < query_tiles; ++t) {
+      const int64_t i0 = first_query(t), n = smaller(kQueries, s.queries - i0), q = t * kQueries;
+      const int64_t row = s.first_query + i0;
+      raw *queries = query_rows + q * key_size, *grads = grad_rows + q * value_size;
+      read_block<M>(a.q, a.dtype, s.batch, head, row, n, a.head_size, key_size, queries);
+      read_block<M>(a.grad_out, a.dtype, s.batch, head, row, n, a.value_size, value_size, grads);
+      if (want_k) pack_rows<M>(queries, key_size, n, key_size, query_steps + q / M::kPack * key_size);
+      if (want_v) pack_rows<M>(grads, value_size, n, value_size, grad_steps + q / M::kPack * value_size);
+    }
+  }
+
+  static void zero(T* p, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) p[i] = 0;
+  }
+
+  void run() {
+    pack_keys();
+    if (want_k) zero(grad_k, key_tiles * kKeys * key_size);
+    if (want_v) zero(grad_v, key_tiles * kKeys * value_size);
+    const int64_t group = a.heads / a.kv_heads;
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      pack_queries(head);
+      if (want_q) zero(grad_q, query_tiles * kQueries * key_size);
+      const Scores<M> score(a, s, head);
+      for (int64_t key_tile = 0; key_tile < key_tiles; ++key_tile)
+        for (int64_t query_tile = 0; query_tile < query_tiles; ++query_tile)
+          sweep(score, query_tile, key_tile);
+      if (want_q)
+        for (int64_t t = 0; t < query_tiles; ++t)
+          write(a.grad_q, head, s.first_query + first_query(t), s.queries - first_query(t), kQueries,
+                a.head_size, key_size, grad_q + t * kQueries * key_size, a.scale);
+    }
+    for (int64_t t = 0; t < key_tiles; ++t) {
+      const int64_t row = s.first_key + first_key(t), left = s.keys - first_key(t);
+      if (want_k)
+        write(a.grad_k, kv_head, row, left, kKeys, a.head_size, key_size,
+              grad_k + t * kKeys * key_size, a.scale);
+      if (want_v)
+        write(a.grad_v, kv_head, row, left, kKeys, a.value_size, value_size,
+              grad_v + t * kKeys * value_size, 1.0);
+    }
+  }
+
+  void write(const Tensor4& to, int64_t head, int64_t row, int64_t left, int64_t most, int64_t n,
+             int64_t stride, T* from, double scale) {
+    for (int64_t r = 0; r < smaller(left, most); ++r, from += stride) {
+      for (int64_t c = 0; c < stride; c += lanes) store(from + c, load(from + c) * static_cast<T>(scale));
+      write_row(to, a.dtype, s.batch, head, row + r, n, from);
+    }
+  }
+
+  // Everything that one tile adds to the sums.
+  void sweep(const Scores<M>& score, int64_t query_tile, int64_t key_tile) {
+    const int64_t i0 = first_query(query_tile), rows = smaller(kQueries, s.queries - i0);
+    const int64_t j0 = first_key(key_tile), tile_keys = smaller(kKeys, s.keys - j0);
+    const int64_t n = smaller(tile_keys, visible(a, s, i0 + rows - 1).end - j0);
+    if (n <= 0 || visible(a, s, i0).begin >= j0 + tile_keys) return;
+    const int64_t q = query_tile * kQueries, k = key_tile * kKeys;
+    const int64_t columns = panel_columns<M>(n, tile_keys);
+
+    product<M>(rows, columns, key_steps, reinterpret_cast<elem*>(query_rows + q * key_size),
+               key_steps, 1, keys_transposed + k * key_steps, scores, kKeys, false);
+    product<M>(rows, columns, value_steps, reinterpret_cast<elem*>(grad_rows + q * value_size),
+               value_steps, 1, values_transposed + k * value_steps, grad_scores, kKeys, false);
+    const bool whole = score.untouched(i0, rows, j0, n);
+    if (!whole) score.apply(i0, rows, j0, n, scores, a.softcap > 0 ? cap_slope : nullptr);
+    for (int64_t r = 0; r < rows; ++r)
+      grad_row(score, i0 + r, r, j0, n, whole ? static_cast<T>(a.scale) : T(1));
+    if constexpr (M::kPack == 2) make_pairs(rows, n);
+
+    const int64_t query_kk = steps<M>(rows);
+    if (want_v)
+      product<M>(n, value_size, query_kk, probability_pairs, 1, kKeys,
+                 grad_steps + q / M::kPack * value_size, grad_v + k * value_size, value_size, true);
+    if (want_k)
+      product<M>(n, key_size, query_kk, grad_score_pairs, 1, kKeys,
+                 query_steps + q / M::kPack * key_size, grad_k + k * key_size, key_size, true);
+    if (want_q)
+      product_of_prefix<M>(rows, key_size, n, tile_keys, reinterpret_cast<elem*>(grad_score_rows),
+                           key_rows + k / M::kPack * key_size, grad_q + q * key_size);
+  }
+
+  // Row r of the tile: scores become probabilities (as dV needs them), grad_scores become dS.
+  LF_INLINE void grad_row(const Scores<M>& score, int64_t i, int64_t r, int64_t j0, int64_t n,
+                          T scale) {
+    const int64_t width = round_lanes<M>(n), row = s.first_query + i;
+    T *x = scores + r * kKeys, *g = grad_scores + r * kKeys;
+    const T lse = at<T>(a.lse, s.batch, score.head, row);
+    const T delta = at<T>(a.delta, s.batch, score.head, row);
+    if (lse == -kInfinity<T>) {  // no visible key
+      for (int64_t c = 0; c < width; c += lanes) store(x + c, V{}), store(g + c, V{});
+      return;
+    }
+    if (a.dropout_p > 0) {
+      dropout_factors(a.dropout_seed, a.dropout_p, s.index * a.heads + score.head, i, j0, n, factors);
+      for (int64_t c = 0; c < n; ++c) g[c] *= factors[c];
+    }
+    for (int64_t c = 0; c < width; c += lanes) {
+      const V p = vexp(load(x + c) * scale - lse);
+      store(x + c, p);
+      store(g + c, p * (load(g + c) - delta));
+    }
+    for (int64_t c = n; c < width; ++c) x[c] = g[c] = 0;
+    if (a.grad_bias.data != nullptr) add_bias_gradient(score.head, i, j0, n, g);
+    if (a.grad_alibi != nullptr) add_alibi_gradient(score, i, j0, n, g);
+    if (a.softcap > 0)
+      for (int64_t c = 0; c < n; ++c) g[c] *= cap_slope[r * kKeys + c];
+    if (a.dropout_p > 0)
+      for (int64_t c = 0; c < n; ++c) x[c] *= factors[c];
+  }
+
+  void add_bias_gradient(int64_t head, int64_t i, int64_t j0, int64_t n, const T* g) {
+    T* out = &at<T>(a.grad_bias, s.index, head, i) + j0 * a.grad_bias.stride_col;
+    for (int64_t c = 0; c < n; ++c) out[c * a.grad_bias.stride_col] += g[c];
+  }
+
+  void add_alibi_gradient(const Scores<M>& score, int64_t i, int64_t j0, int64_t n, const T* g) {
+    double total = 0;
+    for (int64_t c = 0; c < n; ++c) total -= static_cast<double>(g[c]) * score.distance(i, j0 + c);
+    static_cast<T*>(a.grad_alibi)[s.index * a.heads + score.head] += static_cast<T>(total);
+  }
+
+  // Bfloat16 copies of the tile: dS by rows, and P and dS as pairs of consecutive queries.
+  void make_pairs(int64_t rows, int64_t n) {
+#if defined(__AVX512BF16__)
+    const int64_t width = round_lanes<M>(n);
+    for (int64_t r = 0; r < rows; r += 2) {
+      const bool pair = r + 1 < rows;
+      for (int64_t c = 0; c < width; c += lanes) {
+        const int64_t first = r * kKeys + c, second = first + kKeys, out = r / 2 * kKeys + c;
+        const vec_u16 p0 = narrow(bf16{}, load(scores + first));
+        const vec_u16 p1 = pair ? narrow(bf16{}, load(scores + second)) : vec_u16{};
+        const vec_u16 g0 = narrow(bf16{}, load(grad_scores + first));
+        const vec_u16 g1 = pair ? narrow(bf16{}, load(grad_scores + second)) : vec_u16{};
+        store_pairs(probability_pairs + out, p0, p1);
+        store_pairs(grad_score_pairs + out, g0, g1);
+        std::memcpy(grad_score_rows + first, &g0, sizeof g0);
+        if (pair) std::memcpy(grad_score_rows + second, &g1, sizeof g1);
+      }
+    }
+#endif
+  }
+
+  static LF_INLINE void store_pairs(elem* out, vec_u16 low, vec_u16 high) {
+    typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
+    const vec_u32 pairs =
+        __builtin_convertvector(low, vec_u32) | (__builtin_convertvector(high, vec_u32) << 16);
+    std::memcpy(out, &pairs, sizeof pairs);
+  }
+};
+
+// delta = rowsum(dO * O) - dlse for every row, and the gradient of the sinks, whose probability
+// exp(sink - lse) has no value: dsink = -sum over rows of exp(sink - lse) * delta.
+template <class T>
+void prepare(const AttentionArgs& a, int64_t sequence, int64_t head) {
+  const Sequence s(a, sequence);
+  T* out = static_cast<T*>(thread_scratch(static_cast<size_t>(2 * a.value_size) * sizeof(T)));
+  T* grad = out + a.value_size;
+  double sink_gradient = 0;
+  for (int64_t i = 0; i < s.queries; ++i) {
+    const int64_t row = s.first_query + i;
+    read_row(a.out, a.dtype, s.batch, head, row, a.value_size, out);
+    read_row(a.grad_out, a.dtype, s.batch, head, row, a.value_size, grad);
+    T delta = 0;
+    for (int64_t c = 0; c < a.value_size; ++c) delta += out[c] * grad[c];
+    if (a.grad_lse.data != nullptr) delta -= at<T>(a.grad_lse, s.batch, head, row);
+    at<T>(a.delta, s.batch, head, row) = delta;
+    if (a.grad_sinks != nullptr) {
+      const T sink = static_cast<const T*>(a.sinks)[head], lse = at<T>(a.lse, s.batch, head, row);
+      if (lse != -kInfinity<T>) sink_gradient -= static_cast<double>(std::exp(sink - lse)) * delta;
+    }
+  }
+  if (a.grad_sinks != nullptr)
+    static_cast<T*>(a.grad_sinks)[sequence * a.heads + head] = static_cast<T>(sink_gradient);
+}
+
+template <class M>
+void run(const AttentionArgs& a) {
+  const int64_t units = a.batch * a.kv_heads, threads = num_threads();
+  const bool want_q = a.grad_q.data != nullptr, want_k = a.grad_k.data != nullptr;
+  const bool want_v = a.grad_v.data != nullptr;
+  const bool worth_threads =
+      static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size > 5e5;
+  parallel_items(a.batch * a.heads, worth_threads, [&](int64_t i) {
+    prepare<typename M::acc>(a, i / a.heads, i % a.heads);
+  });
+
+  // Sums over queries that do not belong to a key (a bias shared by rows, the slopes) need one
+  // item to see every tile of a head.
+  const bool shared_sums = a.grad_alibi != nullptr ||
+                           (a.grad_bias.data != nullptr && a.grad_bias.stride_row == 0);
+  // Products for each tile: 5 in one sweep; 4 for dK and dV and 3 for dQ in items of their own.
+  const bool one_sweep = shared_sums || !worth_threads || !want_q || !(want_k || want_v) ||
+                         tiles(units, threads) * threads * 5 <= units * 7;
+  if (one_sweep) {
+    parallel_items(units, worth_threads, [&](int64_t i) {
+      Backward<M>(a, i / a.kv_heads, i % a.kv_heads, kAll, kAll, want_q, want_k, want_v).run();
+    });
+    return;
+  }
+  const int64_t shares = larger(1, tiles(2 * threads, units));
+  AttentionArgs for_keys = a;  // the bias gradient is left to the items that make dQ
+  for_keys.grad_bias.data = nullptr;
+  parallel_items(units * shares * 2, true, [&](int64_t i) {
+    const Share share{i / 2 % shares, shares};
+    const int64_t unit = i / 2 / shares, sequence = unit / a.kv_heads, kv = unit % a.kv_heads;
+    if (i % 2 == 0)
+      Backward<M>(for_keys, sequence, kv, kAll, share, false, want_k, want_v).run();
+    else
+      Backward<M>(a, sequence, kv, share, kAll, true, false, false).run();
+  });
+}
+
+}  // namespace
+
+void attention_backward(const AttentionArgs& a) {
+  if (a.dtype == DType::f64)
+    run<F64>(a);
+#if defined(__AVX512BF16__)
+  else if (a.dtype == DType::bf16)
+    run<Bf16>(a);
+#endif
+  else
+    run<F32>(a);
+}
+
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast

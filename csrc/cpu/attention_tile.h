@@ -1,0 +1,256 @@
+// What the forward and backward attention kernels share: where the sequences lie, which keys a
+// query sees, how rows are read and written, and how a tile of scores is made.
+//
+// A tile is kQueries rows (queries) by kKeys columns (keys) of the score matrix of one head.
+#pragma once
+
+#include <limits>
+
+#include "cpu/attention.h"
+#include "cpu/gemm.h"
+#include "cpu/philox.h"
+#include "cpu/scratch.h"
+#include "cpu/simd_math.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+constexpr int64_t kQueries = 96;  // a multiple of kTileRows and of the largest kPack
+constexpr int64_t kKeys = 128;    // a multiple of every panel width
+
+template <class T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+LF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+LF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+LF_INLINE int64_t tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+// One sequence of the batch: its lengths, and where it lies. Packed tensors have no batch
+// dimension; their sequences lie one after another.
+struct Sequence {
+  int64_t index, batch, queries, keys, first_query = 0, first_key = 0;
+
+  Sequence(const AttentionArgs& a, int64_t sequence)
+      : index(sequence), batch(sequence), queries(a.queries), keys(a.keys) {
+    if (a.cu_queries != nullptr) {
+      batch = 0;
+      first_query = a.cu_queries[index];
+      queries = a.cu_queries[index + 1] - first_query;
+      first_key = a.cu_keys[index];
+      keys = a.cu_keys[index + 1] - first_key;
+    }
+  }
+};
+
+// Keys [begin, end) that query i sees through the causal mask and the window.
+struct Range {
+  int64_t begin, end;
+};
+LF_INLINE Range visible(const AttentionArgs& a, const Sequence& s, int64_t i) {
+  const int64_t diagonal = i + s.keys - s.queries;  // aligned at the last query and the last key
+  int64_t end = s.keys;
+  if (a.causal) end = smaller(end, diagonal + 1);
+  // A window as wide as both sequences masks nothing; leaving it out keeps the sums in range.
+  const int64_t widest = s.keys + s.queries;
+  if (a.window_right >= 0 && a.window_right < widest)
+    end = smaller(end, diagonal + a.window_right + 1);
+  int64_t begin = 0;
+  if (a.window_left >= 0 && a.window_left < widest) begin = larger(begin, diagonal - a.window_left);
+  end = larger(end, 0);
+  return {smaller(begin, end), end};
+}
+
+// --- rows of tensors -------------------------------------------------------------------------
+
+template <class T>
+LF_INLINE const T* row_pointer(const Tensor4& t, int64_t batch, int64_t head, int64_t row) {
+  return static_cast<const T*>(t.data) + batch * t.stride_batch + head * t.stride_head +
+         row * t.stride_row;
+}
+
+template <class T>
+void read_numbers(const T* p, int64_t stride, int64_t n, acc_t<T>* out) {
+  constexpr int lanes = kLanes<acc_t<T>>;
+  int64_t i = 0;
+  if (stride == 1)
+    for (; i + lanes <= n; i += lanes) store(out + i, load_acc(p + i));
+  for (; i < n; ++i) out[i] = load_one(p + i * stride);
+}
+
+template <class T>
+void write_numbers(T* p, int64_t stride, int64_t n, const acc_t<T>* in) {
+  constexpr int lanes = kLanes<acc_t<T>>;
+  int64_t i = 0;
+  if (stride == 1)
+    for (; i + lanes <= n; i += lanes) store_acc(p + i, load(in + i));
+  for (; i < n; ++i) store_one(p + i * stride, in[i]);
+}
+
+// n numbers of a tensor of type `dtype`, as the type computed in.
+inline void read_row(const Tensor4& t, DType dtype, int64_t batch, int64_t head, int64_t row,
+                     int64_t n, float* out) {
+  if (dtype == DType::f32)
+    read_numbers(row_pointer<float>(t, batch, head, row), t.stride_col, n, out);
+  else if (dtype == DType::bf16)
+    read_numbers(row_pointer<bf16>(t, batch, head, row), t.stride_col, n, out);
+  else
+    read_numbers(row_pointer<f16>(t, batch, head, row), t.stride_col, n, out);
+}
+inline void read_row(const Tensor4& t, DType, int64_t batch, int64_t head, int64_t row, int64_t n,
+                     double* out) {
+  read_numbers(row_pointer<double>(t, batch, head, row), t.stride_col, n, out);
+}
+// bfloat16 numbers as they are.
+inline void read_row(const Tensor4& t, DType, int64_t batch, int64_t head, int64_t row, int64_t n,
+                     uint16_t* out) {
+  const uint16_t* p = row_pointer<uint16_t>(t, batch, head, row);
+  if (t.stride_col == 1)
+    std::memcpy(out, p, static_cast<size_t>(n) * sizeof(uint16_t));
+  else
+    for (int64_t i = 0; i < n; ++i) out[i] = p[i * t.stride_col];
+}
+
+inline void write_row(const Tensor4& t, DType dtype, int64_t batch, int64_t head, int64_t row,
+                      int64_t n, const float* in) {
+  if (dtype == DType::f32)
+    write_numbers(const_cast<float*>(row_pointer<float>(t, batch, head, row)), t.stride_col, n, in);
+  else if (dtype == DType::bf16)
+    write_numbers(const_cast<bf16*>(row_pointer<bf16>(t, batch, head, row)), t.stride_col, n, in);
+  else
+    write_numbers(const_cast<f16*>(row_pointer<f16>(t, batch, head, row)), t.stride_col, n, in);
+}
+inline void write_row(const Tensor4& t, DType, int64_t batch, int64_t head, int64_t row, int64_t n,
+                      const double* in) {
+  write_numbers(const_cast<double*>(row_pointer<double>(t, batch, head, row)), t.stride_col, n, in);
+}
+
+// `rows` rows of `n` numbers into rows of `stride`, padded with zeros.
+template <class M>
+void read_block(const Tensor4& t, DType dtype, int64_t batch, int64_t head, int64_t first,
+                int64_t rows, int64_t n, int64_t stride, typename M::raw* out) {
+  for (int64_t r = 0; r < rows; ++r, out += stride) {
+    read_row(t, dtype, batch, head, first + r, n, out);
+    for (int64_t c = n; c < stride; ++c) out[c] = 0;
+  }
+}
+
+// Row length, in numbers, of a block that serves as A, as the source of a transpose and as the
+// source of pack_rows: whole steps and whole registers.
+template <class M>
+int64_t padded(int64_t n) {
+  return round_lanes<M>(n);
+}
+
+// Columns to compute for the first n keys of a tile that was packed with tile_keys keys: whole
+// panels, so that both agree on where panels begin.
+template <class M>
+int64_t panel_columns(int64_t n, int64_t tile_keys) {
+  return smaller(tiles(n, kMaxPanel<M>) * kMaxPanel<M>, round_lanes<M>(tile_keys));
+}
+
+// C (rows, width) += A (rows, n keys) * B, where B was packed with tile_keys >= n keys, and A has
+// rows of kKeys numbers.
+template <class M>
+void product_of_prefix(int64_t rows, int64_t width, int64_t n, int64_t tile_keys,
+                       const typename M::elem* a, const typename M::elem* b, typename M::acc* c) {
+  for (int64_t c0 = 0; c0 < width;) {
+    const int64_t panel = panel_width<M>(width - c0);
+    // Panels lie as far apart as the whole tile is long.
+    product<M>(rows, panel, steps<M>(n), a, kKeys / M::kPack, 1, b + c0 * steps<M>(tile_keys),
+               c + c0, width, true);
+    c0 += panel;
+  }
+}
+
+// --- scores ------------------------------------------------------------------------------------
+
+// Turns a tile of products q.k into scores: scale, softcap, bias, ALiBi, then -inf where masked.
+template <class M>
+struct Scores {
+  using T = typename M::acc;
+  using V = vec<T>;
+  static constexpr int lanes = kLanes<T>;
+
+  const AttentionArgs& a;
+  const Sequence& s;
+  int64_t head;
+  T slope = 0;
+  bool padding, bias, alibi, softcap;
+
+  Scores(const AttentionArgs& args, const Sequence& sequence, int64_t h)
+      : a(args),
+        s(sequence),
+        head(h),
+        padding(args.padding != nullptr),
+        bias(args.bias.data != nullptr),
+        alibi(args.alibi != nullptr),
+        softcap(args.softcap > 0) {
+    if (alibi)
+      slope = static_cast<const T*>(
+          a.alibi)[s.index * a.alibi_stride_batch + head * a.alibi_stride_head];
+  }
+
+  // Whether all of these keys are visible to all of these queries, and a score is a product.
+  bool untouched(int64_t i0, int64_t rows, int64_t j0, int64_t n) const {
+    if (softcap || bias || alibi || padding || n != round_lanes<M>(n)) return false;
+    return visible(a, s, i0 + rows - 1).begin <= j0 && visible(a, s, i0).end >= j0 + n;
+  }
+
+  // bias[i, j0 + c] for c < n; a bool bias reads as 0 and -inf.
+  void bias_row(int64_t i, int64_t j0, int64_t n, T* out) const {
+    Tensor4 t = a.bias;
+    if (a.bias_is_bool) {
+      const uint8_t* p = row_pointer<uint8_t>(t, s.index, head, i) + j0 * t.stride_col;
+      for (int64_t c = 0; c < n; ++c) out[c] = p[c * t.stride_col] ? T(0) : -kInfinity<T>;
+      return;
+    }
+    t.data = static_cast<char*>(t.data) + j0 * t.stride_col * element_size(a.bias_dtype);
+    read_row(t, a.bias_dtype, s.index, head, i, n, out);
+  }
+
+  // Distance |i + T - S - j| that ALiBi multiplies by the negative slope.
+  LF_INLINE T distance(int64_t i, int64_t j) const {
+    const int64_t d = i + s.keys - s.queries - j;
+    return static_cast<T>(d < 0 ? -d : d);
+  }
+
+  // x: (rows, n) with row length kKeys, queries i0.., keys j0... Columns [n, round_lanes(n))
+  // become -inf. `slope_of_cap`, when not null, receives d(capped)/d(scaled product).
+  void apply(int64_t i0, int64_t rows, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
+    const int64_t width = round_lanes<M>(n);
+    const T scale = static_cast<T>(a.scale), cap = static_cast<T>(a.softcap);
+    alignas(64) T extra[kKeys];
+    for (int64_t r = 0; r < rows; ++r, x += kKeys) {
+      const int64_t i = i0 + r;
+      for (int64_t c = 0; c < width; c += lanes) {
+        V v = load(x + c) * scale;
+        if (softcap) {
+          const V t = vtanh(v / cap);
+          v = t * cap;
+          if (slope_of_cap != nullptr) store(slope_of_cap + r * kKeys + c, T(1) - t * t);
+        }
+        store(x + c, v);
+      }
+      if (bias) {
+        bias_row(i, j0, n, extra);
+        for (int64_t c = 0; c < n; ++c) x[c] += extra[c];
+      }
+      if (alibi)
+        for (int64_t c = 0; c < n; ++c) x[c] -= slope * distance(i, j0 + c);
+      if (padding) {
+        const uint8_t* p =
+            a.padding + s.index * a.padding_stride_batch + j0 * a.padding_stride_key;
+        for (int64_t c = 0; c < n; ++c) x[c] = p[c * a.padding_stride_key] ? -kInfinity<T> : x[c];
+      }
+      const Range seen = visible(a, s, i);
+      const int64_t first = smaller(larger(seen.begin - j0, 0), n), last = seen.end - j0;
+      for (int64_t c = 0; c < first; ++c) x[c] = -kInfinity<T>;
+      for (int64_t c = larger(smaller(last, n), 0); c < width; ++c) x[c] = -kInfinity<T>;
+    }
+  }
+};
+
+}  // namespace
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast

@@ -1,0 +1,186 @@
+// Register-tiled matrix products on packed operands, for the tiles of the attention kernels.
+//
+// C[m, n] (+)= sum_k A[m, k] * B[k, n].  A is read one element at a time and broadcast, so it may
+// have any strides. B is packed in panels of 4, 2 or 1 registers; n runs along the lanes. The
+// panel that starts at column n0 of a B with kk steps begins at element n0 * kk.
+//
+// A "step" of k is one element of the mode: one number for F32 and F64, a pair of bfloat16
+// numbers along k for Bf16 (the operand of the vdpbf16ps instruction).
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+struct F32 {
+  using acc = float;         // type of C
+  using raw = float;         // one number of A and B
+  using elem = float;        // one step
+  static constexpr int kPack = 1;  // numbers in a step
+  static LF_INLINE vec<float> fma(vec<float> c, const elem* a, vec<float> b) { return *a * b + c; }
+};
+
+struct F64 {
+  using acc = double;
+  using raw = double;
+  using elem = double;
+  static constexpr int kPack = 1;
+  static LF_INLINE vec<double> fma(vec<double> c, const elem* a, vec<double> b) {
+    return *a * b + c;
+  }
+};
+
+#if defined(__AVX512BF16__)
+struct Bf16 {
+  using acc = float;
+  using raw = uint16_t;
+  using elem = uint32_t;
+  static constexpr int kPack = 2;
+  static LF_INLINE vec<float> fma(vec<float> c, const elem* a, vec<float> b) {
+    return (vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32(static_cast<int>(*a)),
+                                        (__m512bh)b);
+  }
+};
+#endif
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6, kTileVecs = 2;  // 12 of 16
+#else
+constexpr int kTileRows = 4, kTileVecs = 2;
+#endif
+
+template <class M>
+constexpr int kMaxPanel = kTileVecs * kLanes<typename M::acc>;
+
+// Columns of the panel that starts where `left` columns (a multiple of the lanes) remain.
+template <class M>
+LF_INLINE int64_t panel_width(int64_t left) {
+  constexpr int64_t lanes = kLanes<typename M::acc>;
+  if (left >= kTileVecs * lanes) return kTileVecs * lanes;
+  return left >= 2 * lanes ? 2 * lanes : lanes;
+}
+
+template <class M>
+LF_INLINE int64_t round_lanes(int64_t n) {
+  constexpr int64_t lanes = kLanes<typename M::acc>;
+  return (n + lanes - 1) / lanes * lanes;
+}
+
+template <class M>
+LF_INLINE int64_t steps(int64_t k) {
+  return (k + M::kPack - 1) / M::kPack;
+}
+
+template <class M, int Rows, int Vecs>
+LF_INLINE void tile(int64_t kk, const typename M::elem* a, int64_t a_row, int64_t a_step,
+                    const typename M::elem* b, typename M::acc* c, int64_t c_row,
+                    bool accumulate) {
+  using V = vec<typename M::acc>;
+  constexpr int lanes = kLanes<typename M::acc>;
+  V sum[Rows][Vecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vecs; ++v) sum[r][v] = accumulate ? load(c + r * c_row + v * lanes) : V{};
+  for (int64_t k = 0; k < kk; ++k) {
+    V panel[Vecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < Vecs; ++v) std::memcpy(&panel[v], b + v * lanes, sizeof(V));
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vecs; ++v) sum[r][v] = M::fma(sum[r][v], a + r * a_row, panel[v]);
+    a += a_step;
+    b += Vecs * lanes;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vecs; ++v) store(c + r * c_row + v * lanes, sum[r][v]);
+}
+
+template <class M, int Vecs>
+void panel_product(int64_t m, int64_t kk, const typename M::elem* a, int64_t a_row, int64_t a_step,
+                   const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate) {
+  int64_t i = 0;
+  for (; i + kTileRows <= m; i += kTileRows)
+    tile<M, kTileRows, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
+  for (; i + 2 <= m; i += 2)
+    tile<M, 2, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
+  if (i < m) tile<M, 1, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
+}
+
+// C (m, n) (+)= A (m, kk steps) * B (kk steps, n); n is a multiple of the lanes.
+template <class M>
+void product(int64_t m, int64_t n, int64_t kk, const typename M::elem* a, int64_t a_row,
+             int64_t a_step, const typename M::elem* b, typename M::acc* c, int64_t c_row,
+             bool accumulate) {
+  constexpr int lanes = kLanes<typename M::acc>;
+  for (int64_t n0 = 0; n0 < n;) {
+    const int64_t width = panel_width<M>(n - n0);
+    const typename M::elem* panel = b + n0 * kk;
+    if (width == kTileVecs * lanes)
+      panel_product<M, kTileVecs>(m, kk, a, a_row, a_step, panel, c + n0, c_row, accumulate);
+    else if (width == 2 * lanes)
+      panel_product<M, 2>(m, kk, a, a_row, a_step, panel, c + n0, c_row, accumulate);
+    else
+      panel_product<M, 1>(m, kk, a, a_row, a_step, panel, c + n0, c_row, accumulate);
+    n0 += width;
+  }
+}
+
+// --- packing -------------------------------------------------------------------------------
+// Source: `rows` rows of numbers, `stride` raw numbers apart (a multiple of kPack), each padded
+// with zeros to whole steps. Rows beyond `rows` count as zero.
+
+// B with n = the source's rows (padded to the lanes), k = along a row: a transpose.
+template <class M>
+void pack_transposed(const typename M::raw* source, int64_t stride, int64_t rows, int64_t kk,
+                     typename M::elem* b) {
+  const auto* in = reinterpret_cast<const typename M::elem*>(source);
+  const int64_t in_row = stride / M::kPack, n = round_lanes<M>(rows);
+  for (int64_t n0 = 0; n0 < n;) {
+    const int64_t width = panel_width<M>(n - n0), filled = rows - n0 < width ? rows - n0 : width;
+    typename M::elem* panel = b + n0 * kk;
+    constexpr int64_t kBlock = 16;  // columns at a time, so that lines of both sides stay in cache
+    for (int64_t k0 = 0; k0 < kk; k0 += kBlock) {
+      const int64_t k1 = k0 + kBlock < kk ? k0 + kBlock : kk;
+      for (int64_t c = 0; c < filled; ++c)
+        for (int64_t k = k0; k < k1; ++k) panel[k * width + c] = in[(n0 + c) * in_row + k];
+      for (int64_t c = filled; c < width; ++c)
+        for (int64_t k = k0; k < k1; ++k) panel[k * width + c] = 0;
+    }
+    n0 += width;
+  }
+}
+
+// B with n = along a row (n a multiple of the lanes, rows at least that long), k = the source's
+// rows.
+template <class M>
+void pack_rows(const typename M::raw* source, int64_t stride, int64_t rows, int64_t n,
+               typename M::elem* b) {
+  const int64_t kk = steps<M>(rows);
+  for (int64_t n0 = 0; n0 < n;) {
+    const int64_t width = panel_width<M>(n - n0);
+    typename M::elem* out = b + n0 * kk;
+    for (int64_t k = 0; k < kk; ++k, out += width) {
+      const typename M::raw* first = source + k * M::kPack * stride + n0;
+      if constexpr (M::kPack == 1) {
+        std::memcpy(out, first, static_cast<size_t>(width) * sizeof(typename M::elem));
+      } else {
+        const bool pair = k * 2 + 1 < rows;
+        for (int64_t c = 0; c < width; ++c)
+          out[c] = first[c] | (pair ? static_cast<uint32_t>(first[stride + c]) << 16 : 0u);
+      }
+    }
+    n0 += width;
+  }
+}
+
+}  // namespace
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast

@@ -1,0 +1,32 @@
+// Working memory of a thread, kept between calls: fresh pages cost more than the arithmetic on them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace llama_fast {
+
+// At least `bytes` of 64-byte aligned memory, uninitialised, valid until this thread asks again.
+// Large requests sit on huge pages where the system offers them.
+void* thread_scratch(size_t bytes);
+
+// Hands out aligned pieces of one block: size everything first, then take it.
+class Carver {
+ public:
+  explicit Carver(void* base = nullptr) : base_(static_cast<char*>(base)) {}
+
+  // n elements of T; null while only measuring.
+  template <class T>
+  T* take(int64_t n) {
+    T* p = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
+    return p;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace llama_fast

@@ -1,0 +1,447 @@
+"""Attention: softmax(scale * q k' + bias) v without ever holding the score matrix.
+
+Formulas: Vaswani et al., "Attention is all you need" (2017); the tiled forward and backward are
+those of Dao et al., "FlashAttention" (2022); ALiBi is Press et al. (2022); attention sinks, one
+extra logit per head, are those of gpt-oss (2025); the score softcap is that of Gemma 2 (2024).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from llama_fast import reference
+from llama_fast.ops import _checks, stock
+from llama_fast.ops._backend import choose
+from llama_fast.ops._library import library
+
+Window = int | tuple[int, int] | None
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = False,
+    window: Window = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    bias: torch.Tensor | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Fused attention with grouped heads, masks, biases, packed sequences and dropout.
+
+    The score of query i and key j is ``scale * q_i . k_j``, then capped, then biased. Query i
+    stands beside key ``i + T - S`` (the last query beside the last key), so decoding with a
+    cache needs no mask.
+
+    Args:
+        q: queries (B,H,S,D), or packed (N,H,D); float64, float32, bfloat16 or float16. Any
+            strides: a transposed (B,S,H,D) view costs no copy.
+        k: keys (B,K,T,D) with H a multiple of K, or packed (M,K,D); dtype of `q`.
+        v: values (B,K,T,Dv), or packed (M,K,Dv); dtype of `q`.
+        causal: query i sees the keys j <= i + T - S.
+        window: keys seen around i + T - S. ``w``: the last w keys (and, unless causal, the next
+            w - 1). ``(left, right)``: that many to each side, -1 for all.
+        scale: multiplies q . k; default 1 / sqrt(D).
+        softcap: c > 0 turns each scaled product x into c * tanh(x / c).
+        bias: broadcastable to (B,H,S,T). bool: True takes part. float: added to the scores;
+            differentiable. Not with packed sequences.
+        key_padding_mask: bool (B,T), True for keys to ignore. Not with packed sequences.
+        alibi_slopes: (H,) or (B,H) float; adds ``-slope * |i + T - S - j|``. Differentiable.
+        sinks: (H,) float; one more logit per head in the softmax that carries no value.
+            Differentiable.
+        cu_seqlens_q: int32 or int64 (sequences + 1,): offsets of the packed query sequences,
+            from 0 to N. Marks the packed form.
+        cu_seqlens_k: the same for the keys, from 0 to M; default `cu_seqlens_q`.
+        dropout_p: probability of dropping an attention weight, in [0, 1]; the others are scaled
+            by 1 / (1 - p). Drawn from torch's default generator: `torch.manual_seed` repeats it.
+        return_lse: also return the log of the softmax's denominator. Differentiable.
+
+    Returns:
+        out (B,H,S,Dv), or packed (N,H,Dv), in the dtype of `q`; rows that see no key are zero.
+        With `return_lse` a pair (out, lse), lse (B,H,S), or packed (N,H), float32 (float64 for
+        float64 input), -inf where no key is seen.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or numbers that do not fit; names the argument.
+
+    Example:
+        >>> q = torch.randn(1, 8, 128, 64); k = v = torch.randn(1, 2, 128, 64)
+        >>> llama_fast.attention(q, k, v, causal=True).shape
+        torch.Size([1, 8, 128, 64])
+    """
+    packed = cu_seqlens_q is not None
+    _check_tensors(q, k, v, packed)
+    if packed:
+        if bias is not None or key_padding_mask is not None:
+            name = "bias" if bias is not None else "key_padding_mask"
+            raise ValueError(f"{name}: expected None with packed sequences, got a tensor")
+        cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+        batch = _check_offsets(q, k, cu_seqlens_q, cu_seqlens_k)
+    else:
+        if cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_q: expected a tensor beside cu_seqlens_k, got None")
+        batch = q.shape[0]
+    _check_numbers(scale, softcap, dropout_p)
+    if bias is not None:
+        bias = _check_bias(bias, q, k)
+    if key_padding_mask is not None:
+        _checks.check_tensor("key_padding_mask", key_padding_mask, (torch.bool,), "bool")
+        _checks.check_shape("key_padding_mask", key_padding_mask, (batch, k.shape[2]), "(B,T)")
+        _checks.check_device("key_padding_mask", key_padding_mask, "q", q)
+    if alibi_slopes is not None:
+        alibi_slopes = _check_slopes(alibi_slopes, q, batch)
+    if sinks is not None:
+        _checks.check_float("sinks", sinks)
+        _checks.check_shape("sinks", sinks, (q.shape[1],), "(H,)")
+        _checks.check_device("sinks", sinks, "q", q)
+    left, right = _window_sides(window, causal)
+
+    backend = choose("attention", q)
+    seed = None
+    if dropout_p > 0:
+        # A tensor rather than a number, so that a compiled graph draws anew at each call.
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
+    if backend == "cpu":
+        out, lse = torch.ops.llama_fast.attention(
+            q,
+            k,
+            v,
+            bias,
+            key_padding_mask,
+            alibi_slopes,
+            sinks,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            seed,
+            causal,
+            left,
+            right,
+            _default_scale(q, scale),
+            softcap or 0.0,
+            dropout_p,
+        )
+        return (out, lse) if return_lse else out
+    options = {
+        "causal": causal,
+        "window": None if window is None else (left, right),
+        "scale": scale,
+        "softcap": softcap,
+        "bias": bias,
+        "key_padding_mask": key_padding_mask,
+        "alibi_slopes": alibi_slopes,
+        "sinks": sinks,
+        "cu_seqlens_q": cu_seqlens_q,
+        "cu_seqlens_k": cu_seqlens_k,
+        "dropout_p": dropout_p,
+        "return_lse": return_lse,
+    }
+    if backend == "torch":
+        return stock.attention(q, k, v, **options)
+    return reference.attention(q, k, v, dropout_seed=seed, **options)
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` on the fused kernels, same semantics.
+
+    Args:
+        query: (..., H, S, D); any number of leading dimensions, or none before (S, D).
+        key: (..., K, T, D), leading dimensions broadcastable to those of `query`.
+        value: (..., K, T, Dv).
+        attn_mask: broadcastable to (..., H, S, T); bool (True takes part) or float (added).
+        dropout_p: probability of dropping a weight.
+        is_causal: query i sees keys j <= i, counted from the first of each (top-left aligned,
+            unlike `attention`). Excludes `attn_mask`.
+        scale: default 1 / sqrt(D).
+        enable_gqa: allow fewer key heads than query heads.
+
+    Returns:
+        (..., H, S, Dv) in the dtype of `query`.
+
+    Raises:
+        TypeError, ValueError: as `attention`.
+    """
+    for name, t in (("query", query), ("key", key), ("value", value)):
+        _checks.check_float(name, t)
+        if t.dim() < 2:
+            raise ValueError(f"{name}: expected at least 2 dimensions, got {_checks.shape(t)}")
+    if is_causal and attn_mask is not None:
+        raise ValueError("attn_mask: expected None with is_causal=True, got a tensor")
+    grouped = enable_gqa and query.dim() >= 3 and key.dim() >= 3
+    try:
+        kept = -3 if grouped else -2  # dimensions that need not agree
+        lead = torch.broadcast_shapes(query.shape[:kept], key.shape[:kept], value.shape[:kept])
+    except RuntimeError as error:
+        raise ValueError(
+            f"query, key, value: expected leading dimensions that broadcast, got "
+            f"{_checks.shape(query)}, {_checks.shape(key)}, {_checks.shape(value)}"
+        ) from error
+    q, k, v = (_four_dims(t, lead, kept) for t in (query, key, value))
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask
+        if bias.dim() > 4 or len(lead) != (1 if grouped else 2):
+            heads = query.shape[-3:-2] if grouped else ()
+            full = (*lead, *heads, query.shape[-2], key.shape[-2])
+            bias = bias.expand(full).reshape(q.shape[0], q.shape[1], *full[-2:])
+    causal, window = is_causal, None
+    queries, keys = q.shape[2], k.shape[2]
+    if is_causal and keys > queries:  # the keys after the last query are never seen
+        k, v = k[:, :, :queries], v[:, :, :queries]
+    elif is_causal and queries > keys:
+        causal, window = False, (-1, queries - keys)
+    out = attention(
+        q, k, v, causal=causal, window=window, scale=scale, bias=bias, dropout_p=dropout_p
+    )
+    assert isinstance(out, torch.Tensor)
+    heads = query.shape[-3:-2] if grouped else ()
+    return out.reshape(*lead, *heads, queries, v.shape[-1])
+
+
+def _four_dims(t: torch.Tensor, lead: torch.Size, kept: int) -> torch.Tensor:
+    """`t` with its leading dimensions expanded to `lead` and brought to two (batch, heads)."""
+    t = t.expand(*lead, *t.shape[kept:])
+    while t.dim() < 4:
+        t = t.unsqueeze(0)
+    return t if t.dim() == 4 else t.flatten(0, t.dim() - 4)
+
+
+# --- checks ----------------------------------------------------------------------------------
+
+
+def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: bool) -> None:
+    layouts = ("(N,H,D)", "(M,K,D)", "(M,K,Dv)") if packed else ("(B,H,S,D)", "(B,K,T,D)", "(B,K,T,Dv)")
+    for name, t, layout in zip(("q", "k", "v"), (q, k, v), layouts, strict=True):
+        _checks.check_float(name, t)
+        _checks.check_dim(name, t, 3 if packed else 4, layout)
+    _checks.check_same("k", k, "q", q)
+    _checks.check_same("v", v, "q", q)
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"k: expected the head size of q, {q.shape[-1]}, got {k.shape[-1]}")
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(
+            f"v: expected the shape of k but for the last dimension, {_checks.shape(k)}, "
+            f"got {_checks.shape(v)}"
+        )
+    if not packed and k.shape[0] != q.shape[0]:
+        raise ValueError(f"k: expected the batch size of q, {q.shape[0]}, got {k.shape[0]}")
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if (kv_heads == 0 and heads != 0) or (kv_heads != 0 and heads % kv_heads != 0):
+        raise ValueError(
+            f"k: expected a number of heads that divides the {heads} heads of q, got {kv_heads}"
+        )
+
+
+def _check_offsets(
+    q: torch.Tensor, k: torch.Tensor, cu_q: torch.Tensor | None, cu_k: torch.Tensor | None
+) -> int:
+    """Check the offsets of packed sequences; returns the number of sequences."""
+    for name, cu, rows in (("cu_seqlens_q", cu_q, q.shape[0]), ("cu_seqlens_k", cu_k, k.shape[0])):
+        _checks.check_tensor(name, cu, (torch.int32, torch.int64), "int32 or int64")
+        assert cu is not None
+        _checks.check_device(name, cu, "q", q)
+        if cu.dim() != 1 or cu.numel() == 0:
+            raise ValueError(f"{name}: expected shape (sequences + 1,), got {_checks.shape(cu)}")
+        if not torch.compiler.is_compiling() and cu.device.type == "cpu":
+            # In a compiled graph the values are unknown; the kernel checks them there.
+            offsets = cu.tolist()
+            if offsets[0] != 0 or offsets[-1] != rows:
+                raise ValueError(
+                    f"{name}: expected offsets from 0 to the number of rows, {rows}, "
+                    f"got {offsets[0]} to {offsets[-1]}"
+                )
+            for i, (a, b) in enumerate(zip(offsets, offsets[1:], strict=False)):
+                if b < a:
+                    raise ValueError(
+                        f"{name}: expected offsets that do not decrease, got {a} then {b} "
+                        f"at position {i + 1}"
+                    )
+    assert cu_q is not None and cu_k is not None
+    if cu_q.numel() != cu_k.numel():
+        raise ValueError(
+            f"cu_seqlens_k: expected as many offsets as cu_seqlens_q, {cu_q.numel()}, "
+            f"got {cu_k.numel()}"
+        )
+    return cu_q.numel() - 1
+
+
+def _check_numbers(scale: float | None, softcap: float | None, dropout_p: float) -> None:
+    if scale is not None:
+        _checks.check_number("scale", scale, "a finite number", math.isfinite(scale))
+    if softcap is not None:
+        ok = softcap > 0 and math.isfinite(softcap)
+        _checks.check_number("softcap", softcap, "a positive finite number or None", ok)
+    _checks.check_number("dropout_p", dropout_p, "a probability in [0, 1]", 0 <= dropout_p <= 1)
+
+
+def _check_bias(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """`bias` with four dimensions, in a dtype that the kernels read."""
+    if not isinstance(bias, torch.Tensor) or bias.dtype != torch.bool:
+        _checks.check_float("bias", bias)
+    _checks.check_device("bias", bias, "q", q)
+    full = (*q.shape[:3], k.shape[2])
+    fits = bias.dim() <= 4 and all(
+        b in (1, f) for b, f in zip(reversed(bias.shape), reversed(full), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"bias: expected a shape that broadcasts to (B,H,S,T) = {tuple(full)}, "
+            f"got {_checks.shape(bias)}"
+        )
+    if bias.dtype != torch.bool and (bias.dtype == torch.float64) != (q.dtype == torch.float64):
+        bias = bias.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return bias if bias.dim() == 4 else bias[(None,) * (4 - bias.dim())]
+
+
+def _check_slopes(slopes: torch.Tensor, q: torch.Tensor, batch: int) -> torch.Tensor:
+    """`slopes` as (1,H) or (B,H)."""
+    _checks.check_float("alibi_slopes", slopes)
+    _checks.check_device("alibi_slopes", slopes, "q", q)
+    heads = q.shape[1]
+    if tuple(slopes.shape) not in ((heads,), (batch, heads)):
+        raise ValueError(
+            f"alibi_slopes: expected shape (H,) = ({heads},) or (B,H) = ({batch}, {heads}), "
+            f"got {_checks.shape(slopes)}"
+        )
+    return slopes.unsqueeze(0) if slopes.dim() == 1 else slopes
+
+
+def _window_sides(window: Window, causal: bool) -> tuple[int, int]:
+    """How many keys are seen to the left and right of a query's own; -1 for all."""
+    if window is None:
+        return -1, -1
+    if isinstance(window, int) and not isinstance(window, bool):
+        _checks.check_number("window", window, "at least 1", window >= 1)
+        return window - 1, 0 if causal else window - 1
+    if isinstance(window, tuple) and len(window) == 2 and all(isinstance(w, int) for w in window):
+        ok = window[0] >= -1 and window[1] >= -1
+        _checks.check_number("window", window, "sides of at least -1", ok)
+        return window
+    raise TypeError(f"window: expected None, an int or a pair of ints, got {window!r}")
+
+
+def _default_scale(q: torch.Tensor, scale: float | None) -> float:
+    if scale is not None:
+        return float(scale)
+    return 1.0 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0
+
+
+# --- shape and autograd rules ----------------------------------------------------------------
+
+
+def _accumulate_dtype(t: torch.Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("llama_fast::attention", lib=library)
+def _attention_fake(q, k, v, *options):  # type: ignore[no-untyped-def]
+    value_size = v.shape[-1]
+    if q.dim() == 4 and q.stride(1) < q.stride(2):  # heads inside rows, as in q
+        batch, heads, queries, _ = q.shape
+        out = q.new_empty(batch, queries, heads, value_size).transpose(1, 2)
+    else:
+        out = q.new_empty(*q.shape[:-1], value_size)
+    return out, q.new_empty(q.shape[:-1], dtype=_accumulate_dtype(q))
+
+
+@torch.library.register_fake("llama_fast::attention_backward", lib=library)
+def _attention_backward_fake(grad_out, grad_lse, q, k, v, out, lse, *options):  # type: ignore[no-untyped-def]
+    bias, _, alibi_slopes, sinks = options[:4]
+    grad_mask = options[-1]
+
+    def grad(bit: int, t: torch.Tensor | None) -> torch.Tensor:
+        if not grad_mask & (1 << bit) or t is None:
+            return q.new_empty(0)
+        return torch.empty_like(t) if bit < 3 else t.new_empty(t.shape)
+
+    return tuple(grad(bit, t) for bit, t in enumerate((q, k, v, bias, alibi_slopes, sinks)))
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    q, k, v, *tensors = inputs[:10]
+    ctx.save_for_backward(q, k, v, *output, *tensors)
+    ctx.options = inputs[10:]
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
+    q, k, v, out, lse, *tensors = ctx.saved_tensors
+    bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, seed = tensors
+    nothing = (None,) * 16
+    if grad_out is None and grad_lse is None:
+        return nothing
+    needs = ctx.needs_input_grad
+    wanted = (*needs[:3], needs[3], needs[5], needs[6])
+    differentiable = (q, k, v, bias, alibi_slopes, sinks)
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (*differentiable, grad_out, grad_lse)
+    ):
+        grads = _differentiable_backward(ctx.options, differentiable, wanted, grad_out, grad_lse, tensors)
+    else:
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        # One bit a gradient, in the order that the operator returns them.
+        mask = sum(1 << bit for bit, want in enumerate(wanted) if want)
+        made = torch.ops.llama_fast.attention_backward(
+            grad_out, grad_lse, q, k, v, out, lse, *tensors, *ctx.options, mask
+        )
+        grads = [g if want else None for g, want in zip(made, wanted, strict=True)]
+    grad_q, grad_k, grad_v, grad_bias, grad_alibi, grad_sinks = grads
+    return (grad_q, grad_k, grad_v, grad_bias, None, grad_alibi, grad_sinks, *nothing[7:])
+
+
+def _differentiable_backward(options, inputs, wanted, grad_out, grad_lse, tensors):  # type: ignore[no-untyped-def]
+    """The backward by autograd through the reference: for second derivatives, which are rare."""
+    q, k, v, bias, alibi_slopes, sinks = inputs
+    _, key_padding_mask, _, _, cu_seqlens_q, cu_seqlens_k, seed = tensors
+    causal, left, right, scale, softcap, dropout_p = options
+    outputs = reference.attention(
+        q,
+        k,
+        v,
+        causal=causal,
+        window=(left, right),
+        scale=scale,
+        softcap=softcap or None,
+        bias=bias,
+        key_padding_mask=key_padding_mask,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        dropout_p=dropout_p,
+        dropout_seed=seed,
+        return_lse=True,
+    )
+    pairs = [(o, g) for o, g in zip(outputs, (grad_out, grad_lse), strict=True) if g is not None]
+    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
+    made = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs], chosen, [g for _, g in pairs], create_graph=True, allow_unused=True
+        )
+    )
+    return [next(made) if want else None for want in wanted]
+
+
+torch.library.register_autograd(
+    "llama_fast::attention", _backward, setup_context=_setup_context, lib=library
+)
