@@ -132,7 +132,8 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
             logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:128])
         screen.line(f"“{said.prompt}” → “[bold]{said.text}[/]”")
         screen.line(
-            f"logits deviate from float64 by {logits.ours:.1e} (reference: {logits.reference:.1e}); "
+            f"logits deviate from float64 by {logits.ours:.1e} "
+            f"(reference: {logits.reference:.1e}); "
             f"same top token at {logits.agreement:.1%} of {logits.tokens} positions"
         )
 

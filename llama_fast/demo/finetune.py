@@ -52,7 +52,7 @@ class Comparison:
         return [run for run in self.runs if run.side == side]
 
     def rate(self, *runs: Run) -> float:
-        """Tokens per second of the median step of ``runs``; their first steps warm up, and are out."""
+        """Tokens per second of the median step of ``runs``, without their first (a warm-up)."""
         steps = [seconds for run in runs for seconds in (run.seconds[1:] or run.seconds)]
         return self.settings.batch * self.settings.length / statistics.median(steps)
 

@@ -1,15 +1,15 @@
 """One side of the fine-tuning comparison, in a process of its own.
 
-``python -m llama_fast.demo.finetune_side '<settings as JSON>'`` trains the model on one backend and
-prints one JSON object a line: {"ready": ...} once the model and data are loaded, {"step": ...} after
-each step, and {"done": ...} at the end. A process of its own makes the peak memory honest, and
-gives each side a fresh allocator.
+``python -m llama_fast.demo.finetune_side '<settings as JSON>'`` trains the model on one backend
+and prints one JSON object a line: {"ready": ...} once the model and data are loaded, {"step": ...}
+after each step, and {"done": ...} at the end. A process of its own makes the peak memory honest,
+and gives each side a fresh allocator.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,8 +51,10 @@ class Settings:
     threads: int
 
 
-def batches(passages: list[str], encode: Callable[[str], list[int]], settings: Settings, end: int):  # noqa: ANN201
-    """Yields (tokens, targets), both (batch, length): shuffled passages, end to end, cut to size."""
+def batches(
+    passages: list[str], encode: Callable[[str], list[int]], settings: Settings, end: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields (tokens, targets), both (batch, length): shuffled passages end to end, cut to size."""
     generator = torch.Generator().manual_seed(settings.seed)
     need = settings.batch * settings.length
     stream: list[int] = []
@@ -80,10 +82,9 @@ def train(settings: Settings, say: Callable[[dict], None]) -> None:
     data = [next(feed) for _ in range(settings.steps)]
     memory.reset_peak()
     say({"ready": True, "resident": memory.resident()})
-    chosen = (
-        nullcontext() if settings.backend == "auto" else llama_fast.use_backend(settings.backend)
-    )
-    with chosen:
+    # "auto" leaves the choice to the environment (LLAMA_FAST_BACKEND), as everywhere else.
+    ours = settings.backend == "auto"
+    with nullcontext() if ours else llama_fast.use_backend(settings.backend):
         for step, (tokens, targets) in enumerate(data):
             started = time.perf_counter()
             loss = model.loss(tokens, targets)

@@ -17,6 +17,7 @@ import llama_fast
 __all__ = ["CASES", "Case", "Check", "check", "check_all"]
 
 Tensors = dict[str, torch.Tensor]
+Draw = Callable[[torch.Generator], torch.Tensor]
 
 # Heads, key-value heads, head size, width and vocabulary of SmolLM2-135M.
 H, K, D, E, F, V = 9, 3, 64, 576, 1536, 49152
@@ -62,15 +63,15 @@ class Check:
     ok: bool
 
 
-def _normal(*shape: int, scale: float = 1.0) -> Callable[[torch.Generator], torch.Tensor]:
+def _normal(*shape: int, scale: float = 1.0) -> Draw:
     return lambda generator: torch.randn(*shape, generator=generator) * scale
 
 
-def _draw(**tensors: Callable[[torch.Generator], torch.Tensor]):  # noqa: ANN202
+def _draw(**tensors: Draw) -> Callable[[torch.Generator], Tensors]:
     return lambda generator: {name: make(generator) for name, make in tensors.items()}
 
 
-def _targets(count: int) -> Callable[[torch.Generator], torch.Tensor]:
+def _targets(count: int) -> Draw:
     def make(generator: torch.Generator) -> torch.Tensor:
         target = torch.randint(V, (count,), generator=generator)
         target[:: count // 8] = -100  # some ignored, as padding is
@@ -79,19 +80,19 @@ def _targets(count: int) -> Callable[[torch.Generator], torch.Tensor]:
     return make
 
 
-def _angles(table: Callable[[torch.Tensor], torch.Tensor], length: int):  # noqa: ANN202
+def _angles(table: Callable[[torch.Tensor], torch.Tensor], length: int) -> Draw:
     frequency = 1e4 ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
     return lambda generator: table(angle).float()
 
 
-def _qkv(batch: int, queries: int, keys: int):  # noqa: ANN202
+def _qkv(batch: int, queries: int, keys: int) -> Callable[[torch.Generator], Tensors]:
     return _draw(
         q=_normal(batch, H, queries, D), k=_normal(batch, K, keys, D), v=_normal(batch, K, keys, D)
     )
 
 
-def _padding(lengths: tuple[int, ...], width: int) -> Callable[[torch.Generator], torch.Tensor]:
+def _padding(lengths: tuple[int, ...], width: int) -> Draw:
     ends = torch.tensor(lengths)[:, None]
     return lambda generator: torch.arange(width) >= ends
 

@@ -36,7 +36,7 @@ class Question:
 
 
 def read_table(root: Path, dataset: str, config: str, split: str = "validation") -> "pyarrow.Table":
-    """The Arrow table of one split below the folder of :func:`llama_fast.demo.fetch.benchmark_path`.
+    """The Arrow table of one split below ``fetch.benchmark_path()``.
 
     Raises:
         FileNotFoundError: there is no such data set, configuration or split; names those there are.

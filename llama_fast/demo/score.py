@@ -8,21 +8,16 @@ by its number of characters first, as EleutherAI's lm-evaluation-harness does fo
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from llama_fast.demo.questions import Question
+from llama_fast.models import LLaMA
+from llama_fast.tokenizers import Tokenizer
 
-__all__ = ["Score", "Tokenizer", "log_likelihoods", "score", "summarise"]
+__all__ = ["Score", "log_likelihoods", "score", "split_tokens", "summarise"]
 
 IGNORE = -100
-
-
-class Tokenizer(Protocol):
-    """The part of the loaded models' tokenizers that scoring needs."""
-
-    def encode(self, text: str, /) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ def split_tokens(tokenizer: Tokenizer, context: str, choice: str) -> tuple[list[
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: torch.nn.Module,
+    model: LLaMA,
     rows: Sequence[tuple[list[int], int]],
     *,
     batch_tokens: int = 4096,
@@ -139,7 +134,7 @@ def summarise(
 
 
 def score(
-    model: torch.nn.Module,
+    model: LLaMA,
     tokenizer: Tokenizer,
     task: str,
     questions: Sequence[Question],
