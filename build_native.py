@@ -41,15 +41,12 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86_ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 
 # Floating-point errno and traps are never looked at; a*b+c may be one fused multiply-add.
-CXX_FLAGS = (
-    "-std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast "
-    "-Wall -Wno-psabi"
-).split()
+CXX_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 OPTIMIZE = ["-O3", "-g0"]
 if SANITIZE:
-    OPTIMIZE = (
-        "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-    ).split()
+    OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer"]
+    OPTIMIZE += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 # The architectures of A100, H100 (with its wgmma and TMA instructions) and B200.
 CUDA_ARCHITECTURES = ("80", "90a", "100")
@@ -72,6 +69,7 @@ class Toolchain:
 
     @classmethod
     def find(cls) -> Toolchain:
+        """The tools of this machine; `CannotBuild` where one is missing."""
         if os.name == "nt":
             raise CannotBuild("compiling on Windows is not supported")
         asked = os.environ.get("CXX")
@@ -91,6 +89,7 @@ class Toolchain:
 
 
 def find_ninja() -> str:
+    """Path of ninja: that of the Python package, or else one on the PATH."""
     try:
         import ninja
 
@@ -161,11 +160,13 @@ class BuildFile:
         return output
 
     def compile(self, command: list[str], source: Path, suffix: str = "") -> str:
+        """Adds the compilation of `source` with `command`; returns the object file's name."""
         output = "_".join(source.relative_to(CSRC).with_suffix("").parts) + suffix + ".o"
         options = ["-MD", "-MF", output + ".d", "-c", str(source), "-o", output]
         return self._edge("compile", output, [str(source)], [*command, *options])
 
     def link(self, cxx: list[str], output: str, objects: list[str], flags: list[str]) -> None:
+        """Adds a shared library made of `objects`."""
         self._edge("link", output, objects, [*cxx, "-shared", *objects, *flags, "-o", output])
 
     def run(self, ninja: str, targets: list[str]) -> dict[str, str | None]:
@@ -195,6 +196,7 @@ class NativeBuild:
         self.with_cuda = True
 
     def run(self) -> None:
+        """Builds what can be built; afterwards `parts`, `facts` and `outputs` tell."""
         begin = time.monotonic()
         try:
             if os.environ.get("LLAMA_FAST_BUILD") == "0":

@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #if defined(__aarch64__) && defined(__linux__)
-#include <asm/hwcap.h>
 #include <sys/auxv.h>
 #elif defined(__x86_64__)
 #include <cpuid.h>
@@ -33,8 +32,13 @@ std::map<std::string, std::string> build_info() {
 
 namespace {
 
-// Bit `bit` of EDX or EAX of CPUID leaf 7, for features that compilers in use today have no
-// name for in __builtin_cpu_supports.
+// For features that __builtin_cpu_supports has no name for in compilers still in use: a mask of
+// ECX of CPUID leaf 1, and bit `bit` of EAX or EDX of leaf 7.
+bool leaf1(unsigned mask) {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & mask) != 0;
+}
+
 bool leaf7(unsigned subleaf, char reg, int bit) {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!__get_cpuid_count(7, subleaf, &eax, &ebx, &ecx, &edx)) return false;
@@ -43,8 +47,7 @@ bool leaf7(unsigned subleaf, char reg, int bit) {
 
 // Whether the operating system saves the AMX tile registers (XCR0 bits 17 and 18).
 bool saves_tiles() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE)) return false;
+  if (!leaf1(bit_OSXSAVE)) return false;
   uint32_t low = 0, high = 0;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (low & 0x60000) == 0x60000;
@@ -55,15 +58,13 @@ bool saves_tiles() {
 std::map<std::string, bool> cpu_features() {
   __builtin_cpu_init();
   const bool tiles = saves_tiles();
+  const bool avx = __builtin_cpu_supports("avx") != 0;
   const bool avx512 = __builtin_cpu_supports("avx512f") != 0;
   return {{"sse4_2", __builtin_cpu_supports("sse4.2") != 0},
-          {"avx", __builtin_cpu_supports("avx") != 0},
+          {"avx", avx},
           {"avx2", __builtin_cpu_supports("avx2") != 0},
           {"fma", __builtin_cpu_supports("fma") != 0},
-          {"f16c", __builtin_cpu_supports("avx") != 0 && [] {
-             unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-             return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
-           }()},
+          {"f16c", avx && leaf1(bit_F16C)},
           {"avx512f", avx512},
           {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
           {"avx512dq", __builtin_cpu_supports("avx512dq") != 0},

@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-import torch  # noqa: F401  (the library links against torch's, which have to be loaded first)
+import torch  # (the library links against torch's, which have to be loaded first)
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
