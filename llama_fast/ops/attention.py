@@ -13,6 +13,7 @@ import torch
 
 from llama_fast import reference
 from llama_fast.ops import _checks, stock
+from llama_fast.ops._autograd import differentiable
 from llama_fast.ops._backend import choose
 from llama_fast.ops._library import library
 
@@ -113,7 +114,7 @@ def attention(
         # A tensor rather than a number, so that a compiled graph draws anew at each call.
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
     if backend == "cpu":
-        out, lse = torch.ops.llama_fast.attention(
+        out, lse = _call(
             q,
             k,
             v,
@@ -442,6 +443,4 @@ def _differentiable_backward(options, inputs, wanted, grad_out, grad_lse, tensor
     return [next(made) if want else None for want in wanted]
 
 
-torch.library.register_autograd(
-    "llama_fast::attention", _backward, setup_context=_setup_context, lib=library
-)
+_call = differentiable("attention", _setup_context, _backward)

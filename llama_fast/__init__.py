@@ -1,0 +1,41 @@
+"""llama_fast: fused attention and cross-entropy for Llama-style models, on CPUs and GPUs.
+
+The ops are functions with the signatures of `torch.nn.functional` plus keyword-only extras;
+on top of them stand a Llama model, its checkpoints, training and evaluation.
+
+    import llama_fast
+    out = llama_fast.attention(q, k, v, causal=True)
+    loss = llama_fast.linear_cross_entropy(hidden, head_weight, targets)
+"""
+
+from llama_fast._version import __version__
+from llama_fast.eval import evaluate
+from llama_fast.models import LLaMA
+from llama_fast.ops import (
+    attention,
+    backends,
+    cross_entropy,
+    linear_cross_entropy,
+    rms_norm,
+    rope,
+    scaled_dot_product_attention,
+    swiglu,
+    use_backend,
+)
+from llama_fast.train import Trainer
+
+__all__ = [
+    "LLaMA",
+    "Trainer",
+    "__version__",
+    "attention",
+    "backends",
+    "cross_entropy",
+    "evaluate",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rope",
+    "scaled_dot_product_attention",
+    "swiglu",
+    "use_backend",
+]
