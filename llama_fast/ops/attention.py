@@ -13,7 +13,7 @@ import torch
 
 from llama_fast import reference
 from llama_fast.ops import _checks, stock
-from llama_fast.ops._autograd import differentiable
+from llama_fast.ops._autograd import differentiable, loop_over_vmap
 from llama_fast.ops._backend import choose
 from llama_fast.ops._library import library
 
@@ -444,3 +444,4 @@ def _differentiable_backward(options, inputs, wanted, grad_out, grad_lse, tensor
 
 
 _call = differentiable("attention", _setup_context, _backward)
+loop_over_vmap("attention_backward")
