@@ -50,14 +50,17 @@ class Logits:
 def ask(
     model: LLaMA, tokenizer: Tokenizer, prompt: str = PROMPT, max_new_tokens: int = 16
 ) -> Answer:
-    """Continues ``prompt`` with the likeliest tokens, until the end-of-text token or the limit."""
+    """Continues ``prompt`` with the likeliest tokens, up to the end of the line or the limit."""
     ids = tokenizer.encode(prompt)
-    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    stops = {*tokenizer.encode("\n"), *tokenizer.encode("\n\n")}
+    if tokenizer.eos_id is not None:
+        stops.add(tokenizer.eos_id)
     started = time.perf_counter()
-    out = generate(model, torch.tensor([ids]), max_new_tokens, temperature=0.0, stop_ids=stop)
+    out = generate(model, torch.tensor([ids]), max_new_tokens, temperature=0.0, stop_ids=stops)
     new = out[0].tolist()[len(ids) :]
     seconds = time.perf_counter() - started
-    return Answer(prompt, tokenizer.decode([t for t in new if t not in stop]), len(new) / seconds)
+    said = tokenizer.decode([token for token in new if token not in stops])
+    return Answer(prompt, said, len(new) / seconds)
 
 
 @torch.inference_mode()

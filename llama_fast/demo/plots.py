@@ -36,15 +36,16 @@ def kernel_errors(checks: Sequence[Check], path: Path) -> None:
             ):
                 theirs, ours = max(theirs, LEAST), max(ours, LEAST)
                 panel.plot([theirs, ours], [y, y], color="#9ca3af", linewidth=1, zorder=1)
-                panel.scatter(theirs, y, 34, TORCH, marker, zorder=2)
-                panel.scatter(ours, y, 34, OURS if check.ok else "#dc2626", marker, zorder=3)
+                panel.scatter(theirs, y, 34, TORCH, marker=marker, zorder=2)
+                colour = OURS if check.ok else "#dc2626"
+                panel.scatter(ours, y, 34, colour, marker=marker, zorder=3)
         panel.set(xscale="log", title=dtype, xlabel="largest error relative to float64")
         panel.margins(x=0.15)
         _tidy(panel, "x")
     panels[0].set_yticks(range(len(rows)), [f"{op}\n{what}" for op, what in rows], fontsize=8)
     panels[0].invert_yaxis()
     handles = [
-        panels[0].scatter([], [], 34, colour, marker, label=f"{side}, {what}")
+        panels[0].scatter([], [], 34, colour, marker=marker, label=f"{side}, {what}")
         for marker, what in (("o", "output"), ("s", "gradient"))
         for side, colour in (("stock PyTorch", TORCH), ("llama_fast", OURS))
     ]

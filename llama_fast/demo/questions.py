@@ -53,7 +53,7 @@ def read_table(root: Path, dataset: str, config: str, split: str = "validation")
     try:
         with pyarrow.memory_map(str(path)) as source:
             return pyarrow.ipc.open_stream(source).read_all()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not an Arrow stream: {error}") from error
 
 

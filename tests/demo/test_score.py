@@ -1,0 +1,128 @@
+import math
+
+import pytest
+import torch
+
+from llama_fast.demo.questions import Question
+from llama_fast.demo.score import log_likelihoods, score, split_tokens, summarise
+from llama_fast.models import LLaMA
+from llama_fast.tokenizers import Tokenizer
+
+
+class Characters(Tokenizer):
+    """One id a character; "st" is one token, so that text splits differently when joined."""
+
+    def __init__(self) -> None:
+        super().__init__(128, None, None, {})
+
+    def _encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text.replace("st", "\x01")]
+
+    def _decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids)).replace("\x01", "st")
+
+
+@pytest.fixture(scope="module")
+def model() -> LLaMA:
+    torch.manual_seed(0)
+    model = LLaMA(vocab_size=128, embed_dim=32, num_heads=4, num_layers=2, num_kv_heads=2)
+    with torch.no_grad():  # far from uniform, so that a wrong position shows
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model.eval()
+
+
+def by_hand(model: LLaMA, tokens: list[int], scored: int) -> float:
+    """One row alone, logits and log-softmax in float64."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens]))[0].double()
+    log_p = logits.log_softmax(-1)
+    return sum(log_p[t - 1, tokens[t]].item() for t in range(len(tokens) - scored, len(tokens)))
+
+
+ROWS = [
+    (list(range(3, 3 + n)), k) for n, k in ((5, 1), (40, 39), (2, 1), (17, 6), (17, 16), (9, 3))
+]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 50, 100_000])
+def test_log_likelihoods_are_those_of_each_row_alone(model: LLaMA, batch_tokens: int) -> None:
+    """Rows of all lengths, alone (1), in small batches, and all in one with much padding."""
+    got = log_likelihoods(model, ROWS, batch_tokens=batch_tokens)
+    want = [by_hand(model, tokens, scored) for tokens, scored in ROWS]
+    # Every position's loss is a float32 near 5 with a few roundings; at most 39 of them add up.
+    assert got == pytest.approx(want, abs=39 * 5 * 4 * torch.finfo(torch.float32).eps)
+    assert max(want) - min(want) > 50  # the rows do differ
+
+
+def test_progress_counts_every_row(model: LLaMA) -> None:
+    calls = []
+    log_likelihoods(model, ROWS, batch_tokens=40, progress=lambda *call: calls.append(call))
+    assert [total for _, total in calls] == [len(ROWS)] * len(calls)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert calls[-1] == (len(ROWS), len(ROWS))
+
+
+def test_summary_by_hand() -> None:
+    """Three questions whose winner the length decides.
+
+    a: -4/1 < -6/3 per character: "long" wins, raw "s" wins.       gold: long
+    b: -2/2 > -9/3: the first wins either way.                     gold: second
+    c: -3/3 > -8/2, -8/4, -9/1, -9/1: the first wins either way.   gold: first
+    """
+    questions = [
+        Question("a", "q", ("s", "lon"), 1),
+        Question("b", "q", ("ab", "abc"), 1),
+        Question("c", "q", ("abc", "ab", "abcd", "x", "y"), 0),
+    ]
+    got = summarise("toy", questions, [[-4.0, -6.0], [-2.0, -9.0], [-3.0, -8.0, -8.0, -9.0, -9.0]])
+    assert got.count == 3
+    assert got.accuracy == pytest.approx(2 / 3)
+    assert got.raw_accuracy == pytest.approx(1 / 3)
+    assert got.chance == pytest.approx((1 / 2 + 1 / 2 + 1 / 5) / 3)
+    assert got.stderr == pytest.approx(math.sqrt((2 / 3) * (1 / 3) / 2))
+
+
+def test_standard_error_is_that_of_the_sample() -> None:
+    right = [1.0] * 7 + [0.0] * 13
+    questions = [Question(str(i), "q", ("a", "b"), 0) for i in range(20)]
+    got = summarise("toy", questions, [[r, 0.5] for r in right])
+    values = torch.tensor(right, dtype=torch.float64)
+    assert got.accuracy == pytest.approx(0.35)
+    assert got.stderr == pytest.approx(values.std().item() / math.sqrt(20))
+
+
+def test_score_puts_the_parts_together(model: LLaMA) -> None:
+    questions = [
+        Question("a", "the first", ("stone", "x", "water and more"), 2),
+        Question("b", "q", ("one", "two"), 0),
+    ]
+    got = score(model, Characters(), "toy", questions)
+    likelihoods = []
+    for question in questions:
+        rows = []
+        for choice in question.choices:
+            context = Characters().encode(question.context)
+            tokens = Characters().encode(question.context + " " + choice)
+            rows.append(by_hand(model, tokens, len(tokens) - len(context)))
+        likelihoods.append(rows)
+    want = summarise("toy", questions, likelihoods)
+    assert got == want
+
+
+def test_split_scores_the_space_and_the_choice() -> None:
+    assert split_tokens(Characters(), "ab", "cd") == ([97, 98, 32, 99, 100], 3)
+
+
+def test_errors(model: LLaMA) -> None:
+    with pytest.raises(ValueError, match="context: expected text of at least one token, got ''"):
+        split_tokens(Characters(), "", "x")
+    with pytest.raises(ValueError, match="questions: expected at least one"):
+        summarise("toy", [], [])
+    with pytest.raises(ValueError, match="expected 2 for question a, got 1"):
+        summarise("toy", [Question("a", "q", ("x", "y"), 0)], [[-1.0]])
+
+
+def test_one_question_has_no_standard_error() -> None:
+    got = summarise("toy", [Question("a", "q", ("x", "y"), 0)], [[-1.0, -2.0]])
+    assert (got.accuracy, math.isnan(got.stderr)) == (1.0, True)
