@@ -82,7 +82,7 @@ def attention(
         visible = visible & ~key_padding_mask.view(B, 1, 1, T)
 
     k, v = (x.to(dtype).repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
-    scale = 1 / math.sqrt(D) if scale is None else scale
+    scale = 1 / math.sqrt(max(D, 1)) if scale is None else scale
     scores = (q.to(dtype) * scale) @ k.transpose(-1, -2)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -100,22 +100,30 @@ def attention(
     if sinks is not None:  # a last column that takes probability and has no value
         scores = torch.cat([scores, sinks.to(dtype).view(1, H, 1, 1).expand(B, H, S, 1)], dim=-1)
 
-    # A row with nothing to see would be 0 / 0: give it any finite scores, then zero its result.
-    dead = (scores == NEG_INF).all(dim=-1, keepdim=True)
-    scores = scores.masked_fill(dead, 0)
-    probabilities = torch.softmax(scores, dim=-1).masked_fill(dead, 0)[..., :T]
+    keep = None
     if dropout_p > 0:
-        heads = torch.arange(H, device=q.device).view(1, H, 1, 1)
-        stream = stream_batch * H + heads
+        stream = stream_batch * H + torch.arange(H, device=q.device).view(1, H, 1, 1)
         keep = attention_keep_mask(dropout_seed, dropout_p, stream, row, column)
-        survivors = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
-        probabilities = probabilities.masked_fill(~keep, 0) * survivors
-    out = (probabilities @ v).to(q.dtype)
-    lse = torch.logsumexp(scores, dim=-1).masked_fill(dead.squeeze(-1), NEG_INF)
-
+    out, lse = weighted_values(scores, v, keep, dropout_p)
+    out = out.to(q.dtype)
     if packed:
         out, lse = out.squeeze(0).transpose(0, 1), lse.squeeze(0).transpose(0, 1)
     return (out, lse) if return_lse else out
+
+
+def weighted_values(
+    scores: torch.Tensor, v: torch.Tensor, keep: torch.Tensor | None, dropout_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of scores (B,H,S,T or T+1), dropped where not `keep`, times v (B,H,T,Dv); lse."""
+    # A row with nothing to see would be 0 / 0: give it any finite scores, then zero its result.
+    dead = (scores == NEG_INF).all(dim=-1, keepdim=True)
+    scores = scores.masked_fill(dead, 0)
+    lse = torch.logsumexp(scores, dim=-1).masked_fill(dead.squeeze(-1), NEG_INF)
+    probabilities = torch.softmax(scores, dim=-1).masked_fill(dead, 0)[..., : v.shape[-2]]
+    if keep is not None:
+        survivors = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
+        probabilities = probabilities.masked_fill(~keep, 0) * survivors
+    return probabilities @ v, lse
 
 
 def window_bounds(window: int | tuple[int, int] | None, causal: bool) -> tuple[int, int]:

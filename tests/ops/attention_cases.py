@@ -1,0 +1,108 @@
+"""Inputs of attention tests, described in a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tests.ops.criterion import Results
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention problem and why it is worth testing.
+
+    `tensors` names optional tensor arguments and gives their shapes in letters of (B,H,S,T), a
+    letter or 1 each; ``bool:`` in front makes a boolean one. `grad_lse` sends a gradient into lse
+    too. `lengths` are those of packed sequences, (queries, keys) each; B, S and T then mean
+    nothing. Of the `frozen` tensors no gradient is asked.
+    """
+
+    why: str
+    B: int = 2
+    H: int = 2
+    K: int = 2
+    S: int = 17
+    T: int = 17
+    D: int = 16
+    Dv: int = 0  # 0: D
+    options: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
+    grad_lse: bool = False
+    lengths: tuple[tuple[int, int], ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Name of the test: the reason, up to its colon."""
+        return self.why.partition(":")[0].replace(" ", "-").replace(",", "")
+
+
+def make_tensors(case: Case) -> dict[str, torch.Tensor]:
+    """The tensor arguments in float64 (bool, int), with a fixed seed."""
+    g = torch.Generator(torch.get_default_device()).manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    B, H, K, S, T, D = case.B, case.H, case.K, case.S, case.T, case.D
+    Dv = case.Dv or D
+    if case.lengths:
+        lengths = torch.tensor([(0, 0), *case.lengths], dtype=torch.int32)
+        cu_q, cu_k = lengths.cumsum(0, dtype=torch.int32).unbind(1)
+        N, M = int(cu_q[-1]), int(cu_k[-1])
+        tensors = {"q": normal(N, H, D), "k": normal(M, K, D), "v": normal(M, K, Dv)}
+        tensors["cu_seqlens_q"] = cu_q.contiguous()
+        tensors["cu_seqlens_k"] = cu_k.contiguous()
+        B = len(case.lengths)
+    else:
+        tensors = {"q": normal(B, H, S, D), "k": normal(B, K, T, D), "v": normal(B, K, T, Dv)}
+    sizes = {"B": B, "H": H, "S": S, "T": T, "1": 1}
+    for name, description in case.tensors.items():
+        kind, _, letters = description.rpartition(":")
+        value = normal(*(sizes[letter] for letter in letters))
+        if name == "alibi_slopes":
+            value = value.sigmoid()
+        tensors[name] = value > -0.5 if kind == "bool" else value
+    return tensors
+
+
+def runner(case: Case) -> Callable[..., Results]:
+    """The `run` of `criterion.check`: outputs and every gradient of one attention call."""
+    tensors = make_tensors(case)
+
+    def run(function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype) -> Results:
+        arguments = {
+            name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
+            for name, t in tensors.items()
+        }
+        leaves = {
+            name: t.requires_grad_()
+            for name, t in arguments.items()
+            if t.is_floating_point() and name not in case.frozen
+        }
+        options = dict(case.options)
+        if case.grad_lse:
+            options["return_lse"] = True
+        result = function(**arguments, **options)
+        results = {"out": result}
+        if case.grad_lse:
+            results = {"out": result[0], "lse": result[1]}
+        upstream = [upstream_gradient(r, inputs_dtype) for r in results.values()]
+        grads = torch.autograd.grad(list(results.values()), list(leaves.values()), upstream)
+        results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
+        return {name: t.detach() for name, t in results.items()}
+
+    return run
+
+
+def upstream_gradient(result: torch.Tensor, inputs_dtype: torch.dtype) -> torch.Tensor:
+    """A fixed random gradient of `result`, the same numbers whatever result's dtype."""
+    g = torch.Generator(result.device).manual_seed(2)
+    values = torch.randn(result.shape, generator=g, dtype=torch.float64, device=result.device).to(
+        inputs_dtype
+    )
+    return values.to(result.dtype)
