@@ -213,6 +213,8 @@ class NativeBuild:
             for part in ("ops library", *(() if SANITIZE else ("host module",))):
                 self.parts[part] = (False, str(reason))
         self.facts["seconds"] = round(time.monotonic() - begin, 1)
+        order = [n for n in ("ops library", "host module", "CUDA") if n in self.parts]
+        self.parts = {n: self.parts[n] for n in order}
         self.facts["parts"] = {n: {"built": b, "detail": d} for n, (b, d) in self.parts.items()}
 
     def _build(self) -> None:
@@ -320,7 +322,6 @@ class NativeBuild:
 
     def table(self) -> str:
         """One line a part: what was built, or why it was not."""
-        order = [n for n in ("ops library", "host module", "CUDA") if n in self.parts]
-        rows = [(n, "built" if self.parts[n][0] else "not built", self.parts[n][1]) for n in order]
+        rows = [(n, "built" if b else "not built", d) for n, (b, d) in self.parts.items()]
         rows += [(n, "", str(self.facts[n])) for n in ("compiler", "seconds") if n in self.facts]
         return "llama_fast build\n" + "\n".join(f"  {n:<12} {b:<10} {d}" for n, b, d in rows)
