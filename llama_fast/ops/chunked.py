@@ -164,8 +164,10 @@ library.define(
     "Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, Tensor linear_weight, "
     "Tensor linear_bias)"
 )
-library.impl("linear_cross_entropy", linear_cross_entropy, "CPU")
-library.impl("linear_cross_entropy", linear_cross_entropy, "CUDA")
+for _device in ("cpu", "cuda"):
+    # Autocast has done its work before the operator; inside, it would narrow the products again.
+    _wide = torch.autocast(_device, enabled=False)(linear_cross_entropy)
+    library.impl("linear_cross_entropy", _wide, _device.upper())
 torch.library.register_fake("llama_fast::linear_cross_entropy", _shapes, lib=library)
 
 

@@ -121,21 +121,22 @@ def linear_cross_entropy(
     if backend in ("torch", "reference"):
         check_targets(target[..., 1:] if shift else target, classes, ignore_index)
         function = stock if backend == "torch" else reference
-        return function.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            weight=weight,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            softcap=softcap,
-            z_loss=z_loss,
-            shift=shift,
-            process_group=process_group,
-            return_stats=return_stats,
-        )
+        with torch.autocast(device_type, enabled=False):
+            return function.linear_cross_entropy(
+                input,
+                linear_weight,
+                target,
+                linear_bias=linear_bias,
+                weight=weight,
+                reduction=reduction,
+                ignore_index=ignore_index,
+                label_smoothing=label_smoothing,
+                softcap=softcap,
+                z_loss=z_loss,
+                shift=shift,
+                process_group=process_group,
+                return_stats=return_stats,
+            )
 
     if shift:
         input, target = input[..., :-1, :], target[..., 1:]

@@ -81,7 +81,7 @@ def attention(
     if key_padding_mask is not None:
         visible = visible & ~key_padding_mask.view(B, 1, 1, T)
 
-    k, v = (x.to(dtype).repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+    k, v = (x.to(dtype).repeat_interleave(H // max(x.shape[1], 1), dim=1) for x in (k, v))
     scale = 1 / math.sqrt(max(D, 1)) if scale is None else scale
     scores = (q.to(dtype) * scale) @ k.transpose(-1, -2)
     if softcap is not None:
