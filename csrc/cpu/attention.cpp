@@ -32,7 +32,8 @@ struct Forward {
   // Working memory of an item.
   elem *keys, *values;  // packed, tile after tile
   raw *query_rows, *key_rows, *probabilities;
-  T *scores, *sum, *row_max, *row_sum, *factors;
+  T *scores, *sum, *row_max, *factors;
+  wide<T>* row_sum;
 
   size_t carve(void* base, int64_t max_keys) {
     Carver memory(base);
@@ -46,7 +47,7 @@ struct Forward {
                                              : memory.take<raw>(kQueries * kKeys);
     sum = memory.take<T>(kQueries * value_size);
     row_max = memory.take<T>(kQueries);
-    row_sum = memory.take<T>(kQueries);
+    row_sum = memory.take<wide<T>>(kQueries);
     factors = memory.take<T>(kKeys);
     return memory.used();
   }
@@ -149,21 +150,26 @@ struct Forward {
 
   void finish(const Sequence& s, int64_t head, int64_t i0, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
-      T largest = row_max[r], total = row_sum[r], shrink = 1;
+      T largest = row_max[r], shrink = 1;
+      wide<T> total = row_sum[r];
       if (a.sinks != nullptr) {
         const T sink = static_cast<const T*>(a.sinks)[head];
         const T with_sink = sink > largest ? sink : largest;
         shrink = largest == -kInfinity<T> ? T(0) : std::exp(largest - with_sink);
-        total = total * shrink + (sink == -kInfinity<T> ? T(0) : std::exp(sink - with_sink));
+        total *= shrink;
+        if (sink != -kInfinity<T>) total += std::exp(wide<T>(sink) - with_sink);
         largest = with_sink;
       }
-      const T factor = total == 0 ? T(0) : shrink / total;  // no visible key: zeros
+      const bool empty = total == 0;  // no visible key: zeros
+      const T factor = empty ? T(0) : static_cast<T>(shrink / total);
       T* o = sum + r * value_size;
       for (int64_t c = 0; c < value_size; c += lanes) store(o + c, load(o + c) * factor);
       const int64_t row = s.first_query + i0 + r;
       write_row(a.out, a.dtype, s.batch, head, row, a.value_size, o);
-      *const_cast<T*>(row_pointer<T>(a.lse, s.batch, head, row)) =
-          total == 0 ? -kInfinity<T> : largest + std::log(total);
+      const wide<T> lse = largest + std::log(total);
+      const T high = empty ? -kInfinity<T> : static_cast<T>(lse);
+      at<T>(a.lse, s.batch, head, row) = high;
+      at<T>(a.lse_low, s.batch, head, row) = std::isfinite(high) ? static_cast<T>(lse - high) : T(0);
     }
   }
 

@@ -22,7 +22,9 @@ struct AttentionArgs {
   const int64_t* cu_keys = nullptr;
 
   Tensor4 q, k, v, out;
-  Tensor4 lse;  // (B, H, S), float or double
+  // (B, H, S), float or double: the log of the softmax's denominator, and what rounding took from
+  // it. The backward needs both: an error of lse would scale a whole row of probabilities.
+  Tensor4 lse, lse_low;
 
   bool causal;
   int64_t window_left, window_right;  // -1: unlimited
@@ -45,9 +47,10 @@ struct AttentionArgs {
   Tensor4 grad_lse;  // (B, H, S), float or double; data null when absent
   Tensor4 delta;     // (B, H, S), float or double: working space of the backward
   Tensor4 grad_q, grad_k, grad_v;
-  Tensor4 grad_bias;         // (B, H, S or 1, T or 1), float or double, zeroed by the caller
-  void* grad_alibi = nullptr;  // (B, H) contiguous, float or double
-  void* grad_sinks = nullptr;  // (B, H) contiguous, float or double
+  Tensor4 grad_bias;         // (B, H, S or 1, T or 1), zeroed by the caller; double where a
+                             // dimension is 1 (a long sum), else float or double as computed in
+  double* grad_alibi = nullptr;  // (B, H) contiguous, zeroed by the caller
+  double* grad_sinks = nullptr;  // (B, H) contiguous
 };
 
 }  // namespace llama_fast

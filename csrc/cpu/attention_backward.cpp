@@ -14,11 +14,6 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-template <class T>
-LF_INLINE T& at(const Tensor4& t, int64_t batch, int64_t head, int64_t row) {
-  return *const_cast<T*>(row_pointer<T>(t, batch, head, row));
-}
-
 // Every `step`-th tile, beginning with `first`.
 struct Share {
   int64_t first, step;
@@ -197,6 +192,7 @@ struct Backward {
     const int64_t width = round_lanes<M>(n), row = s.first_query + i;
     T *x = scores + r * kKeys, *g = grad_scores + r * kKeys;
     const T lse = at<T>(a.lse, s.batch, score.head, row);
+    const T lse_low = at<T>(a.lse_low, s.batch, score.head, row);
     const T delta = at<T>(a.delta, s.batch, score.head, row);
     if (lse == -kInfinity<T>) {  // no visible key
       for (int64_t c = 0; c < width; c += lanes) store(x + c, V{}), store(g + c, V{});
@@ -207,7 +203,7 @@ struct Backward {
       for (int64_t c = 0; c < n; ++c) g[c] *= factors[c];
     }
     for (int64_t c = 0; c < width; c += lanes) {
-      const V p = vexp(load(x + c) * scale - lse);
+      const V p = vexp(load(x + c) * scale - lse - lse_low);
       store(x + c, p);
       store(g + c, p * (load(g + c) - delta));
     }
@@ -221,14 +217,20 @@ struct Backward {
   }
 
   void add_bias_gradient(int64_t head, int64_t i, int64_t j0, int64_t n, const T* g) {
-    T* out = &at<T>(a.grad_bias, s.index, head, i) + j0 * a.grad_bias.stride_col;
-    for (int64_t c = 0; c < n; ++c) out[c * a.grad_bias.stride_col] += g[c];
+    const Tensor4& to = a.grad_bias;
+    if (to.stride_row != 0 && to.stride_col != 0) {
+      T* out = &at<T>(to, s.index, head, i) + j0;
+      for (int64_t c = 0; c < n; ++c) out[c] += g[c];
+    } else {
+      double* out = &at<double>(to, s.index, head, i) + j0 * to.stride_col;
+      for (int64_t c = 0; c < n; ++c) out[c * to.stride_col] += g[c];
+    }
   }
 
   void add_alibi_gradient(const Scores<M>& score, int64_t i, int64_t j0, int64_t n, const T* g) {
     double total = 0;
-    for (int64_t c = 0; c < n; ++c) total -= static_cast<double>(g[c]) * score.distance(i, j0 + c);
-    static_cast<T*>(a.grad_alibi)[s.index * a.heads + score.head] += static_cast<T>(total);
+    for (int64_t c = 0; c < n; ++c) total += static_cast<double>(g[c]) * score.distance(i, j0 + c);
+    a.grad_alibi[s.index * a.heads + score.head] -= total;
   }
 
   // Bfloat16 copies of the tile: dS by rows, and P and dS as pairs of consecutive queries.
@@ -260,6 +262,21 @@ struct Backward {
   }
 };
 
+// Sum of x * y with the roundings of the tile product dO V': where one key has all the weight, dS
+// is the difference of the two, and equal roundings cancel.
+template <class T>
+T product_order_dot(const T* x, const T* y, int64_t n) {
+  T total = 0;
+  for (int64_t left = n, c = 0; left > 0;) {
+    const int64_t run = left > kRun + kRun / 2 ? kRun : left;
+    T sum = 0;
+    for (const int64_t end = c + run; c < end; ++c) sum = x[c] * y[c] + sum;
+    total += sum;
+    left -= run;
+  }
+  return total;
+}
+
 // delta = rowsum(dO * O) - dlse for every row, and the gradient of the sinks, whose probability
 // exp(sink - lse) has no value: dsink = -sum over rows of exp(sink - lse) * delta.
 template <class T>
@@ -272,17 +289,17 @@ void prepare(const AttentionArgs& a, int64_t sequence, int64_t head) {
     const int64_t row = s.first_query + i;
     read_row(a.out, a.dtype, s.batch, head, row, a.value_size, out);
     read_row(a.grad_out, a.dtype, s.batch, head, row, a.value_size, grad);
-    T delta = 0;
-    for (int64_t c = 0; c < a.value_size; ++c) delta += out[c] * grad[c];
+    T delta = product_order_dot(out, grad, a.value_size);
     if (a.grad_lse.data != nullptr) delta -= at<T>(a.grad_lse, s.batch, head, row);
     at<T>(a.delta, s.batch, head, row) = delta;
     if (a.grad_sinks != nullptr) {
-      const T sink = static_cast<const T*>(a.sinks)[head], lse = at<T>(a.lse, s.batch, head, row);
-      if (lse != -kInfinity<T>) sink_gradient -= static_cast<double>(std::exp(sink - lse)) * delta;
+      const double lse = static_cast<double>(at<T>(a.lse, s.batch, head, row)) +
+                         at<T>(a.lse_low, s.batch, head, row);
+      if (lse != -kInfinity<double>)
+        sink_gradient -= std::exp(static_cast<const T*>(a.sinks)[head] - lse) * delta;
     }
   }
-  if (a.grad_sinks != nullptr)
-    static_cast<T*>(a.grad_sinks)[sequence * a.heads + head] = static_cast<T>(sink_gradient);
+  if (a.grad_sinks != nullptr) a.grad_sinks[sequence * a.heads + head] = sink_gradient;
 }
 
 template <class M>

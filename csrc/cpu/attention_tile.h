@@ -22,6 +22,18 @@ constexpr int64_t kKeys = 128;    // a multiple of every panel width
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
+// Wider than T, for the few numbers of a row that scale all the others.
+template <class T>
+struct WideOf {
+  using type = double;
+};
+template <>
+struct WideOf<double> {
+  using type = long double;
+};
+template <class T>
+using wide = typename WideOf<T>::type;
+
 LF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 LF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 LF_INLINE int64_t tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -67,6 +79,11 @@ template <class T>
 LF_INLINE const T* row_pointer(const Tensor4& t, int64_t batch, int64_t head, int64_t row) {
   return static_cast<const T*>(t.data) + batch * t.stride_batch + head * t.stride_head +
          row * t.stride_row;
+}
+
+template <class T>
+LF_INLINE T& at(const Tensor4& t, int64_t batch, int64_t head, int64_t row) {
+  return *const_cast<T*>(row_pointer<T>(t, batch, head, row));
 }
 
 template <class T>

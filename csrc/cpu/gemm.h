@@ -85,7 +85,7 @@ LF_INLINE void tile(int64_t kk, const typename M::elem* a, int64_t a_row, int64_
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < Vecs; ++v) sum[r][v] = accumulate ? load(c + r * c_row + v * lanes) : V{};
+    for (int v = 0; v < Vecs; ++v) sum[r][v] = V{};
   for (int64_t k = 0; k < kk; ++k) {
     V panel[Vecs];
 #pragma GCC unroll 8
@@ -100,12 +100,26 @@ LF_INLINE void tile(int64_t kk, const typename M::elem* a, int64_t a_row, int64_
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < Vecs; ++v) store(c + r * c_row + v * lanes, sum[r][v]);
+    for (int v = 0; v < Vecs; ++v) {
+      typename M::acc* out = c + r * c_row + v * lanes;
+      store(out, accumulate ? load(out) + sum[r][v] : sum[r][v]);
+    }
 }
+
+// Sums are made in runs of this many steps and then added up: the rounding error of a long sum
+// grows with the square root of the longest run.
+constexpr int64_t kRun = 64;
 
 template <class M, int Vecs>
 void panel_product(int64_t m, int64_t kk, const typename M::elem* a, int64_t a_row, int64_t a_step,
                    const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate) {
+  while (kk > kRun + kRun / 2) {
+    panel_product<M, Vecs>(m, kRun, a, a_row, a_step, b, c, c_row, accumulate);
+    a += kRun * a_step;
+    b += kRun * Vecs * kLanes<typename M::acc>;
+    kk -= kRun;
+    accumulate = true;
+  }
   int64_t i = 0;
   for (; i + kTileRows <= m; i += kTileRows)
     tile<M, kTileRows, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);

@@ -201,23 +201,24 @@ Tensor empty_rows(const Tensor& q) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> attention(
+std::tuple<Tensor, Tensor, Tensor> attention(
     Tensor q, Tensor k, Tensor v, OptionalTensor bias, OptionalTensor key_padding_mask,
     OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor cu_seqlens_q,
     OptionalTensor cu_seqlens_k, OptionalTensor dropout_seed, bool causal, int64_t window_left,
     int64_t window_right, double scale, double softcap, double dropout_p) {
   Call call(q, k, v, bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
             dropout_seed, causal, window_left, window_right, scale, softcap, dropout_p);
-  Tensor out = empty_output(q, call.args.value_size), lse = empty_rows(q);
+  Tensor out = empty_output(q, call.args.value_size), lse = empty_rows(q), lse_low = empty_rows(q);
   call.args.out = tensor4(out);
   call.args.lse = rows4(lse);
+  call.args.lse_low = rows4(lse_low);
   kernels().attention_forward(call.args);
-  return {out, lse};
+  return {out, lse, lse_low};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor grad_out, OptionalTensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
-    OptionalTensor bias, OptionalTensor key_padding_mask, OptionalTensor alibi_slopes,
+    Tensor lse_low, OptionalTensor bias, OptionalTensor key_padding_mask, OptionalTensor alibi_slopes,
     OptionalTensor sinks, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
     OptionalTensor dropout_seed, bool causal, int64_t window_left, int64_t window_right,
     double scale, double softcap, double dropout_p, int64_t grad_mask) {
@@ -231,6 +232,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   args.delta = rows4(delta);
   args.out = tensor4(out);
   args.lse = rows4(lse);
+  args.lse_low = rows4(lse_low);
   args.grad_out = tensor4(grad_out);
   if (grad_lse.has_value()) args.grad_lse = rows4(*grad_lse);
 
@@ -243,22 +245,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
 
   // Sums per batch element and head, so that no two threads share one; reduced at the end.
   Tensor grad_bias = none(), grad_alibi = none(), grad_sinks = none();
+  const std::vector<int64_t> per_head{args.batch, args.heads};
   if (grad_mask & kBias) {
+    const bool summed = bias->size(2) == 1 || bias->size(3) == 1;
     grad_bias = torch::stable::new_zeros(
-        q, std::vector<int64_t>{args.batch, args.heads, bias->size(2), bias->size(3)}, type);
+        q, std::vector<int64_t>{args.batch, args.heads, bias->size(2), bias->size(3)},
+        summed ? ScalarType::Double : type);
     args.grad_bias = broadcast4(grad_bias);
     args.grad_bias.stride_batch = grad_bias.stride(0);
     args.grad_bias.stride_head = grad_bias.stride(1);
   }
   if (grad_mask & kAlibi) {
-    grad_alibi =
-        torch::stable::new_zeros(q, std::vector<int64_t>{args.batch, args.heads}, type);
-    args.grad_alibi = grad_alibi.data_ptr();
+    grad_alibi = torch::stable::new_zeros(q, per_head, ScalarType::Double);
+    args.grad_alibi = static_cast<double*>(grad_alibi.data_ptr());
   }
   if (grad_mask & kSinks) {
-    grad_sinks =
-        torch::stable::new_zeros(q, std::vector<int64_t>{args.batch, args.heads}, type);
-    args.grad_sinks = grad_sinks.data_ptr();
+    grad_sinks = torch::stable::new_zeros(q, per_head, ScalarType::Double);
+    args.grad_sinks = static_cast<double*>(grad_sinks.data_ptr());
   }
   kernels().attention_backward(args);
 

@@ -15,7 +15,7 @@ namespace llama_fast {
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-std::tuple<Tensor, Tensor> attention(
+std::tuple<Tensor, Tensor, Tensor> attention(
     Tensor q, Tensor k, Tensor v, OptionalTensor bias, OptionalTensor key_padding_mask,
     OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor cu_seqlens_q,
     OptionalTensor cu_seqlens_k, OptionalTensor dropout_seed, bool causal, int64_t window_left,
@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> attention(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor grad_out, OptionalTensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
-    OptionalTensor bias, OptionalTensor key_padding_mask, OptionalTensor alibi_slopes,
+    Tensor lse_low, OptionalTensor bias, OptionalTensor key_padding_mask, OptionalTensor alibi_slopes,
     OptionalTensor sinks, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
     OptionalTensor dropout_seed, bool causal, int64_t window_left, int64_t window_right,
     double scale, double softcap, double dropout_p, int64_t grad_mask);

@@ -30,9 +30,10 @@ _CROSS_ENTROPY_OPTIONS = (
 # One line per operator. What each returns is described where it is called (ops/<op>.py).
 SCHEMAS = (
     "isa() -> str",
-    f"attention(Tensor q, Tensor k, Tensor v, {_ATTENTION_OPTIONS}) -> (Tensor out, Tensor lse)",
+    f"attention(Tensor q, Tensor k, Tensor v, {_ATTENTION_OPTIONS}) "
+    "-> (Tensor out, Tensor lse, Tensor lse_low)",
     "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
-    f"Tensor out, Tensor lse, {_ATTENTION_OPTIONS}, int grad_mask) "
+    f"Tensor out, Tensor lse, Tensor lse_low, {_ATTENTION_OPTIONS}, int grad_mask) "
     "-> (Tensor q, Tensor k, Tensor v, Tensor bias, Tensor alibi_slopes, Tensor sinks)",
     f"cross_entropy(Tensor input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
     "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",

@@ -114,7 +114,7 @@ def attention(
         # A tensor rather than a number, so that a compiled graph draws anew at each call.
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
     if backend == "cpu":
-        out, lse = _call(
+        out, lse, _ = _call(
             q,
             k,
             v,
@@ -361,11 +361,12 @@ def _attention_fake(q, k, v, *options):  # type: ignore[no-untyped-def]
         out = q.new_empty(batch, queries, heads, value_size).transpose(1, 2)
     else:
         out = q.new_empty(*q.shape[:-1], value_size)
-    return out, q.new_empty(q.shape[:-1], dtype=_accumulate_dtype(q))
+    lse = q.new_empty(q.shape[:-1], dtype=_accumulate_dtype(q))
+    return out, lse, torch.empty_like(lse)
 
 
 @torch.library.register_fake("llama_fast::attention_backward", lib=library)
-def _attention_backward_fake(grad_out, grad_lse, q, k, v, out, lse, *options):  # type: ignore[no-untyped-def]
+def _attention_backward_fake(grad_out, grad_lse, q, k, v, out, lse, lse_low, *options):  # type: ignore[no-untyped-def]
     bias, _, alibi_slopes, sinks = options[:4]
     grad_mask = options[-1]
 
@@ -381,11 +382,12 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     q, k, v, *tensors = inputs[:10]
     ctx.save_for_backward(q, k, v, *output, *tensors)
     ctx.options = inputs[10:]
+    ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
-    q, k, v, out, lse, *tensors = ctx.saved_tensors
+def _backward(ctx, grad_out, grad_lse, _):  # type: ignore[no-untyped-def]
+    q, k, v, out, lse, lse_low, *tensors = ctx.saved_tensors
     bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, seed = tensors
     nothing = (None,) * 16
     if grad_out is None and grad_lse is None:
@@ -403,7 +405,7 @@ def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
         # One bit a gradient, in the order that the operator returns them.
         mask = sum(1 << bit for bit, want in enumerate(wanted) if want)
         made = torch.ops.llama_fast.attention_backward(
-            grad_out, grad_lse, q, k, v, out, lse, *tensors, *ctx.options, mask
+            grad_out, grad_lse, q, k, v, out, lse, lse_low, *tensors, *ctx.options, mask
         )
         grads = [g if want else None for g, want in zip(made, wanted, strict=True)]
     grad_q, grad_k, grad_v, grad_bias, grad_alibi, grad_sinks = grads
