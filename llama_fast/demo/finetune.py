@@ -29,6 +29,7 @@ class Run:
     Attributes:
         side: "torch" or "llama_fast".
         losses, seconds: of each step.
+        held_out_before, held_out_after: loss on text that is not trained on.
         resident: bytes in RAM before the first step (weights and what Python needs).
         peak: most bytes in RAM during the steps.
     """
@@ -36,6 +37,8 @@ class Run:
     side: str
     losses: list[float]
     seconds: list[float]
+    held_out_before: float
+    held_out_after: float
     resident: int
     peak: int
 
@@ -89,15 +92,11 @@ def compare(
         for side in order:
             before = len(runs) * settings.steps
             progress(before, total, f"{side}: loading")
-            runs.append(
-                run_side(
-                    side,
-                    settings,
-                    lambda step, loss, side=side, before=before: progress(
-                        before + step + 1, total, f"{side}: loss {loss:.3f}"
-                    ),
-                )
-            )
+
+            def step_done(step: int, loss: float, side: str = side, before: int = before) -> None:
+                progress(before + step + 1, total, f"{side}: loss {loss:.3f}")
+
+            runs.append(run_side(side, settings, step_done))
     return Comparison(settings, runs)
 
 
@@ -120,7 +119,8 @@ def run_side(
     command = [sys.executable, "-m", "llama_fast.demo.finetune_side", argument]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads)}
     losses, seconds = [], []
-    resident = peak = 0
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         # A session of its own: Ctrl-C reaches only this process, which then ends the child.
         child = subprocess.Popen(
@@ -132,23 +132,31 @@ def run_side(
             start_new_session=True,
         )
         try:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 record = json.loads(line)
                 if "ready" in record:
-                    resident = record["resident"]
+                    before = record
                 elif "step" in record:
                     losses.append(record["loss"])
                     seconds.append(record["seconds"])
                     progress(record["step"], record["loss"])
                 else:
-                    peak = record["peak"]
+                    after = record
             code = child.wait()
         finally:
             if child.poll() is None:
                 child.kill()
                 child.wait()
-        if code != 0 or not peak:
+        if code != 0 or not after:
             errors.seek(0)
             said = "".join(errors.readlines()[-15:])
             raise RuntimeError(f"fine-tuning on {side} ended with exit code {code}:\n{said}")
-    return Run(side, losses, seconds, resident, peak)
+    return Run(
+        side,
+        losses,
+        seconds,
+        before["held_out"],
+        after["held_out"],
+        int(before["resident"]),
+        int(after["peak"]),
+    )

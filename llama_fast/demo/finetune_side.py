@@ -11,15 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import llama_fast
 from llama_fast.demo import memory
+from llama_fast.demo.answer import load_both
 from llama_fast.demo.questions import boolq_passages
-from llama_fast.models import load
 
 __all__ = ["Settings", "batches", "main", "train"]
 
@@ -52,15 +52,15 @@ class Settings:
 
 
 def batches(
-    passages: list[str], encode: Callable[[str], list[int]], settings: Settings, end: int
+    passages: list[str], encode: Callable[[str], list[int]], settings: Settings, end: list[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields (tokens, targets), both (batch, length): shuffled passages end to end, cut to size."""
+    """Yields (tokens, targets), both (batch, length): shuffled passages + ``end``, cut to size."""
     generator = torch.Generator().manual_seed(settings.seed)
     need = settings.batch * settings.length
     stream: list[int] = []
     while True:
         for row in torch.randperm(len(passages), generator=generator).tolist():
-            stream += [*encode(passages[row]), end]
+            stream += encode(passages[row]) + end
             while len(stream) > need:
                 cut = torch.tensor(stream[: need + 1])
                 stream = stream[need:]
@@ -72,19 +72,24 @@ def train(settings: Settings, say: Callable[[dict], None]) -> None:
     """Trains as ``settings`` say; ``say`` gets the records described at the top of this file."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    model, tokenizer = load(settings.model, dtype=getattr(torch, settings.dtype))
+    model, tokenizer = load_both(Path(settings.model), getattr(torch, settings.dtype))
     model.train()
     passages = boolq_passages(Path(settings.data))
-    feed = batches(passages, tokenizer.encode, settings, tokenizer.eos_id)
+    end = tokenizer.encode("\n\n")
+    unseen = passages[-len(passages) // 10 :]
+    feed = batches(passages[: -len(unseen)], tokenizer.encode, settings, end)
+    held_out = next(batches(unseen, tokenizer.encode, settings, end))
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, fused=True)
     warm_up = max(1, settings.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / warm_up))
     data = [next(feed) for _ in range(settings.steps)]
-    memory.reset_peak()
-    say({"ready": True, "resident": memory.resident()})
     # "auto" leaves the choice to the environment (LLAMA_FAST_BACKEND), as everywhere else.
     ours = settings.backend == "auto"
     with nullcontext() if ours else llama_fast.use_backend(settings.backend):
+        with torch.inference_mode():
+            before = model.loss(*held_out).item()
+        memory.reset_peak()
+        say({"ready": True, "held_out": before, "resident": memory.resident()})
         for step, (tokens, targets) in enumerate(data):
             started = time.perf_counter()
             loss = model.loss(tokens, targets)
@@ -94,7 +99,10 @@ def train(settings: Settings, say: Callable[[dict], None]) -> None:
             optimizer.zero_grad(set_to_none=True)
             value = loss.item()
             say({"step": step, "loss": value, "seconds": time.perf_counter() - started})
-    say({"done": True, "peak": memory.peak(), "settings": asdict(settings)})
+        peak = memory.peak()
+        with torch.inference_mode():
+            after = model.loss(*held_out).item()
+    say({"done": True, "held_out": after, "peak": peak})
 
 
 def main(argument: str) -> None:

@@ -1,10 +1,13 @@
 """The demo's pictures. Ours is teal throughout, stock PyTorch orange."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from llama_fast.demo.finetune import Comparison
 from llama_fast.demo.kernels import Check
@@ -12,7 +15,7 @@ from llama_fast.demo.score import Score
 
 __all__ = ["accuracy", "kernel_errors", "loss_curves", "speed_and_memory"]
 
-OURS, TORCH, INK, GRID = "#0f766e", "#ea7a17", "#1f2937", "#e5e7eb"
+OURS, TORCH, INK, GREY, GRID = "#0f766e", "#ea7a17", "#1f2937", "#9ca3af", "#e5e7eb"
 COLOUR = {"llama_fast": OURS, "torch": TORCH}
 NAME = {"llama_fast": "llama_fast", "torch": "stock PyTorch"}
 # A dot for "no error at all" has no place on a log scale; it is drawn at this value.
@@ -35,12 +38,17 @@ def kernel_errors(checks: Sequence[Check], path: Path) -> None:
                 (middle - 0.15, middle + 0.15), "os", pairs, strict=True
             ):
                 theirs, ours = max(theirs, LEAST), max(ours, LEAST)
-                panel.plot([theirs, ours], [y, y], color="#9ca3af", linewidth=1, zorder=1)
+                panel.plot([theirs, ours], [y, y], color=GREY, linewidth=1, zorder=1)
                 panel.scatter(theirs, y, 34, TORCH, marker=marker, zorder=2)
                 colour = OURS if check.ok else "#dc2626"
                 panel.scatter(ours, y, 34, colour, marker=marker, zorder=3)
         panel.set(xscale="log", title=dtype, xlabel="largest error relative to float64")
-        panel.margins(x=0.15)
+        low, high = panel.get_xlim()
+        panel.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        for row in range(0, len(rows), 2):
+            panel.axhspan(row - 0.5, row + 0.5, color="#f3f4f6", zorder=0)
+        panel.set_ylim(-0.5, len(rows) - 0.5)
         _tidy(panel, "x")
     panels[0].set_yticks(range(len(rows)), [f"{op}\n{what}" for op, what in rows], fontsize=8)
     panels[0].invert_yaxis()
@@ -58,11 +66,15 @@ def loss_curves(comparison: Comparison, path: Path) -> None:
     """Loss by step on both sides, and how far the two are apart."""
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    torch_losses = comparison.of("torch")[0].losses
-    our_losses = comparison.of("llama_fast")[0].losses
+    stock, ours = comparison.of("torch")[0], comparison.of("llama_fast")[0]
+    torch_losses, our_losses = stock.losses, ours.losses
     steps = range(1, len(torch_losses) + 1)
     top.plot(steps, our_losses, color=OURS, linewidth=5, alpha=0.45, label=NAME["llama_fast"])
     top.plot(steps, torch_losses, color=TORCH, linewidth=1.6, marker=".", label=NAME["torch"])
+    for run, size in ((ours, 16), (stock, 8)):
+        held_out = ([0, len(run.losses)], [run.held_out_before, run.held_out_after])
+        label = "unseen text" if run is stock else None
+        top.plot(*held_out, "*", color=COLOUR[run.side], markersize=size, label=label)
     top.set(ylabel="loss (nats per token)")
     top.set_title("Fine-tuning on BoolQ passages: same seed, same loss", color=INK, weight="bold")
     top.legend(frameon=False)
@@ -107,9 +119,9 @@ def accuracy(scores: Sequence[Score], path: Path) -> None:
     for y, score in enumerate(scores):
         axes.barh(y, score.accuracy, 0.55, color=OURS, alpha=0.85)
         axes.errorbar(score.accuracy, y, xerr=1.96 * score.stderr, color=INK, capsize=5, zorder=3)
-        axes.plot([score.chance] * 2, [y - 0.38, y + 0.38], color=TORCH, linewidth=2.5, zorder=4)
+        axes.plot([score.chance] * 2, [y - 0.4, y + 0.4], "--", color=INK, zorder=4)
         axes.text(0.01, y, f"{score.accuracy:.1%}", color="white", va="center", weight="bold")
-    axes.plot([], [], color=TORCH, linewidth=2.5, label="guessing")
+    axes.plot([], [], "--", color=INK, label="guessing")
     axes.errorbar([], [], xerr=[], color=INK, capsize=5, label="95 % interval")
     axes.set_yticks(range(len(scores)), [f"{s.task}\n{s.count} questions" for s in scores])
     axes.set(xlim=(0, 1), xlabel="questions answered rightly, length-normalised")
@@ -125,7 +137,7 @@ def _inside(axes: Axes, value: float, y: float, text: str) -> None:
     axes.text(value * 0.03, y, text, color="white", va="center", weight="bold")
 
 
-def _tidy(axes: Axes, grid: str) -> None:
+def _tidy(axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=GRID)
     axes.spines[["top", "right"]].set_visible(False)

@@ -62,7 +62,7 @@ def log_likelihoods(
     rows: Sequence[tuple[list[int], int]],
     *,
     batch_tokens: int = 4096,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[float]:
     """Log-likelihood of the last tokens of each row, given those before them.
 
@@ -70,7 +70,7 @@ def log_likelihoods(
         model: a ``llama_fast.LLaMA``.
         rows: (tokens, number of tokens at the end to score) each.
         batch_tokens: upper bound of rows times longest row in one forward pass (one row at least).
-        progress: called with (rows done, rows in all) after each batch.
+        progress: called with (rows done, rows in all, "") after each batch.
 
     Returns:
         The sums of log-probabilities (natural logarithm), in the order of ``rows``.
@@ -100,7 +100,7 @@ def log_likelihoods(
         for row, value in zip(batch, sums.tolist(), strict=True):
             result[row] = value
         done += len(batch)
-        progress(done, len(order))
+        progress(done, len(order), "")
     return result
 
 
@@ -140,7 +140,7 @@ def score(
     questions: Sequence[Question],
     *,
     batch_tokens: int = 4096,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Score:
     """Asks the model every question; see :func:`log_likelihoods` and :func:`summarise`."""
     rows = [split_tokens(tokenizer, q.context, choice) for q in questions for choice in q.choices]

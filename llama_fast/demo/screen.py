@@ -17,7 +17,7 @@ from rich.progress import (
 __all__ = ["Bar", "Screen"]
 
 # Called with (units done, units in all, a few words on the state); bars pass it to the workers.
-Bar = Callable[[float, float, str], None]
+Bar = Callable[[int, int, str], None]
 
 
 class Screen:

