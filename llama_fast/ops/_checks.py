@@ -1,4 +1,4 @@
-"""Argument checks shared by the ops: each error names the argument, what was expected, what came."""
+"""Argument checks of the ops: each error names the argument, what was expected, what came."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expe
 
 
 def check_dim(name: str, t: torch.Tensor, dims: int | tuple[int, ...], layout: str) -> None:
-    """`t` must have (one of) `dims` dimensions; `layout` is how they are written, e.g. (B,H,S,D)."""
+    """`t` must have (one of) `dims` dimensions; `layout` is how to write them."""
     allowed = (dims,) if isinstance(dims, int) else dims
     if t.dim() not in allowed:
         raise ValueError(f"{name}: expected shape {layout}, got {shape(t)}")

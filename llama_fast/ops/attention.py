@@ -8,14 +8,15 @@ extra logit per head, are those of gpt-oss (2025); the score softcap is that of 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 
 from llama_fast import reference
 from llama_fast.ops import _checks, stock
-from llama_fast.ops._autograd import differentiable, loop_over_vmap
+from llama_fast.ops._attention_rules import call_attention
 from llama_fast.ops._backend import choose
-from llama_fast.ops._library import library
 
 Window = int | tuple[int, int] | None
 
@@ -37,7 +38,7 @@ def attention(
     cu_seqlens_k: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     return_lse: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Any:
     """Fused attention with grouped heads, masks, biases, packed sequences and dropout.
 
     The score of query i and key j is ``scale * q_i . k_j``, then capped, then biased. Query i
@@ -114,7 +115,7 @@ def attention(
         # A tensor rather than a number, so that a compiled graph draws anew at each call.
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
     if backend == "cpu":
-        out, lse, _ = _call(
+        out, lse, _ = call_attention(
             q,
             k,
             v,
@@ -133,7 +134,7 @@ def attention(
             dropout_p,
         )
         return (out, lse) if return_lse else out
-    options = {
+    options: dict[str, Any] = {
         "causal": causal,
         "window": None if window is None else (left, right),
         "scale": scale,
@@ -152,85 +153,13 @@ def attention(
     return reference.attention(q, k, v, dropout_seed=seed, **options)
 
 
-def scaled_dot_product_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` on the fused kernels, same semantics.
-
-    Args:
-        query: (..., H, S, D); any number of leading dimensions, or none before (S, D).
-        key: (..., K, T, D), leading dimensions broadcastable to those of `query`.
-        value: (..., K, T, Dv).
-        attn_mask: broadcastable to (..., H, S, T); bool (True takes part) or float (added).
-        dropout_p: probability of dropping a weight.
-        is_causal: query i sees keys j <= i, counted from the first of each (top-left aligned,
-            unlike `attention`). Excludes `attn_mask`.
-        scale: default 1 / sqrt(D).
-        enable_gqa: allow fewer key heads than query heads.
-
-    Returns:
-        (..., H, S, Dv) in the dtype of `query`.
-
-    Raises:
-        TypeError, ValueError: as `attention`.
-    """
-    for name, t in (("query", query), ("key", key), ("value", value)):
-        _checks.check_float(name, t)
-        if t.dim() < 2:
-            raise ValueError(f"{name}: expected at least 2 dimensions, got {_checks.shape(t)}")
-    if is_causal and attn_mask is not None:
-        raise ValueError("attn_mask: expected None with is_causal=True, got a tensor")
-    grouped = enable_gqa and query.dim() >= 3 and key.dim() >= 3
-    try:
-        kept = -3 if grouped else -2  # dimensions that need not agree
-        lead = torch.broadcast_shapes(query.shape[:kept], key.shape[:kept], value.shape[:kept])
-    except RuntimeError as error:
-        raise ValueError(
-            f"query, key, value: expected leading dimensions that broadcast, got "
-            f"{_checks.shape(query)}, {_checks.shape(key)}, {_checks.shape(value)}"
-        ) from error
-    q, k, v = (_four_dims(t, lead, kept) for t in (query, key, value))
-    bias = None
-    if attn_mask is not None:
-        bias = attn_mask
-        if bias.dim() > 4 or len(lead) != (1 if grouped else 2):
-            heads = query.shape[-3:-2] if grouped else ()
-            full = (*lead, *heads, query.shape[-2], key.shape[-2])
-            bias = bias.expand(full).reshape(q.shape[0], q.shape[1], *full[-2:])
-    causal, window = is_causal, None
-    queries, keys = q.shape[2], k.shape[2]
-    if is_causal and keys > queries:  # the keys after the last query are never seen
-        k, v = k[:, :, :queries], v[:, :, :queries]
-    elif is_causal and queries > keys:
-        causal, window = False, (-1, queries - keys)
-    out = attention(
-        q, k, v, causal=causal, window=window, scale=scale, bias=bias, dropout_p=dropout_p
-    )
-    assert isinstance(out, torch.Tensor)
-    heads = query.shape[-3:-2] if grouped else ()
-    return out.reshape(*lead, *heads, queries, v.shape[-1])
-
-
-def _four_dims(t: torch.Tensor, lead: torch.Size, kept: int) -> torch.Tensor:
-    """`t` with its leading dimensions expanded to `lead` and brought to two (batch, heads)."""
-    t = t.expand(*lead, *t.shape[kept:])
-    while t.dim() < 4:
-        t = t.unsqueeze(0)
-    return t if t.dim() == 4 else t.flatten(0, t.dim() - 4)
-
-
 # --- checks ----------------------------------------------------------------------------------
 
 
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: bool) -> None:
-    layouts = ("(N,H,D)", "(M,K,D)", "(M,K,Dv)") if packed else ("(B,H,S,D)", "(B,K,T,D)", "(B,K,T,Dv)")
+    layouts = (
+        ("(N,H,D)", "(M,K,D)", "(M,K,Dv)") if packed else ("(B,H,S,D)", "(B,K,T,D)", "(B,K,T,Dv)")
+    )
     for name, t, layout in zip(("q", "k", "v"), (q, k, v), layouts, strict=True):
         _checks.check_float(name, t)
         _checks.check_dim(name, t, 3 if packed else 4, layout)
@@ -270,7 +199,7 @@ def _check_offsets(
                     f"{name}: expected offsets from 0 to the number of rows, {rows}, "
                     f"got {offsets[0]} to {offsets[-1]}"
                 )
-            for i, (a, b) in enumerate(zip(offsets, offsets[1:], strict=False)):
+            for i, (a, b) in enumerate(pairwise(offsets)):
                 if b < a:
                     raise ValueError(
                         f"{name}: expected offsets that do not decrease, got {a} then {b} "
@@ -334,8 +263,8 @@ def _window_sides(window: Window, causal: bool) -> tuple[int, int]:
         _checks.check_number("window", window, "at least 1", window >= 1)
         return window - 1, 0 if causal else window - 1
     if isinstance(window, tuple) and len(window) == 2 and all(isinstance(w, int) for w in window):
-        ok = window[0] >= -1 and window[1] >= -1
-        _checks.check_number("window", window, "sides of at least -1", ok)
+        if min(window) < -1:
+            raise ValueError(f"window: expected sides of at least -1, got {window}")
         return window
     raise TypeError(f"window: expected None, an int or a pair of ints, got {window!r}")
 
@@ -344,106 +273,3 @@ def _default_scale(q: torch.Tensor, scale: float | None) -> float:
     if scale is not None:
         return float(scale)
     return 1.0 / math.sqrt(q.shape[-1]) if q.shape[-1] else 1.0
-
-
-# --- shape and autograd rules ----------------------------------------------------------------
-
-
-def _accumulate_dtype(t: torch.Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-
-@torch.library.register_fake("llama_fast::attention", lib=library)
-def _attention_fake(q, k, v, *options):  # type: ignore[no-untyped-def]
-    value_size = v.shape[-1]
-    if q.dim() == 4 and q.stride(1) < q.stride(2):  # heads inside rows, as in q
-        batch, heads, queries, _ = q.shape
-        out = q.new_empty(batch, queries, heads, value_size).transpose(1, 2)
-    else:
-        out = q.new_empty(*q.shape[:-1], value_size)
-    lse = q.new_empty(q.shape[:-1], dtype=_accumulate_dtype(q))
-    return out, lse, torch.empty_like(lse)
-
-
-@torch.library.register_fake("llama_fast::attention_backward", lib=library)
-def _attention_backward_fake(grad_out, grad_lse, q, k, v, out, lse, lse_low, *options):  # type: ignore[no-untyped-def]
-    bias, _, alibi_slopes, sinks = options[:4]
-    grad_mask = options[-1]
-
-    def grad(bit: int, t: torch.Tensor | None) -> torch.Tensor:
-        if not grad_mask & (1 << bit) or t is None:
-            return q.new_empty(0)
-        return torch.empty_like(t) if bit < 3 else t.new_empty(t.shape)
-
-    return tuple(grad(bit, t) for bit, t in enumerate((q, k, v, bias, alibi_slopes, sinks)))
-
-
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, *tensors = inputs[:10]
-    ctx.save_for_backward(q, k, v, *output, *tensors)
-    ctx.options = inputs[10:]
-    ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_out, grad_lse, _):  # type: ignore[no-untyped-def]
-    q, k, v, out, lse, lse_low, *tensors = ctx.saved_tensors
-    bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, seed = tensors
-    nothing = (None,) * 16
-    if grad_out is None and grad_lse is None:
-        return nothing
-    needs = ctx.needs_input_grad
-    wanted = (*needs[:3], needs[3], needs[5], needs[6])
-    differentiable = (q, k, v, bias, alibi_slopes, sinks)
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (*differentiable, grad_out, grad_lse)
-    ):
-        grads = _differentiable_backward(ctx.options, differentiable, wanted, grad_out, grad_lse, tensors)
-    else:
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
-        # One bit a gradient, in the order that the operator returns them.
-        mask = sum(1 << bit for bit, want in enumerate(wanted) if want)
-        made = torch.ops.llama_fast.attention_backward(
-            grad_out, grad_lse, q, k, v, out, lse, lse_low, *tensors, *ctx.options, mask
-        )
-        grads = [g if want else None for g, want in zip(made, wanted, strict=True)]
-    grad_q, grad_k, grad_v, grad_bias, grad_alibi, grad_sinks = grads
-    return (grad_q, grad_k, grad_v, grad_bias, None, grad_alibi, grad_sinks, *nothing[7:])
-
-
-def _differentiable_backward(options, inputs, wanted, grad_out, grad_lse, tensors):  # type: ignore[no-untyped-def]
-    """The backward by autograd through the reference: for second derivatives, which are rare."""
-    q, k, v, bias, alibi_slopes, sinks = inputs
-    _, key_padding_mask, _, _, cu_seqlens_q, cu_seqlens_k, seed = tensors
-    causal, left, right, scale, softcap, dropout_p = options
-    outputs = reference.attention(
-        q,
-        k,
-        v,
-        causal=causal,
-        window=(left, right),
-        scale=scale,
-        softcap=softcap or None,
-        bias=bias,
-        key_padding_mask=key_padding_mask,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        dropout_p=dropout_p,
-        dropout_seed=seed,
-        return_lse=True,
-    )
-    pairs = [(o, g) for o, g in zip(outputs, (grad_out, grad_lse), strict=True) if g is not None]
-    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
-    made = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs], chosen, [g for _, g in pairs], create_graph=True, allow_unused=True
-        )
-    )
-    return [next(made) if want else None for want in wanted]
-
-
-_call = differentiable("attention", _setup_context, _backward)
-loop_over_vmap("attention_backward")

@@ -1,0 +1,81 @@
+"""torch's own attention function on the fused kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from llama_fast.ops import _checks
+from llama_fast.ops.attention import attention
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` on the fused kernels, same semantics.
+
+    Args:
+        query: (..., H, S, D); any number of leading dimensions, or none before (S, D).
+        key: (..., K, T, D), leading dimensions broadcastable to those of `query`.
+        value: (..., K, T, Dv).
+        attn_mask: broadcastable to (..., H, S, T); bool (True takes part) or float (added).
+        dropout_p: probability of dropping a weight.
+        is_causal: query i sees keys j <= i, counted from the first of each (top-left aligned,
+            unlike `attention`). Excludes `attn_mask`.
+        scale: default 1 / sqrt(D).
+        enable_gqa: allow fewer key heads than query heads.
+
+    Returns:
+        (..., H, S, Dv) in the dtype of `query`.
+
+    Raises:
+        TypeError, ValueError: as `attention`.
+    """
+    for name, t in (("query", query), ("key", key), ("value", value)):
+        _checks.check_float(name, t)
+        if t.dim() < 2:
+            raise ValueError(f"{name}: expected at least 2 dimensions, got {_checks.shape(t)}")
+    if is_causal and attn_mask is not None:
+        raise ValueError("attn_mask: expected None with is_causal=True, got a tensor")
+    grouped = enable_gqa and query.dim() >= 3 and key.dim() >= 3
+    try:
+        kept = -3 if grouped else -2  # dimensions that need not agree
+        lead = torch.broadcast_shapes(query.shape[:kept], key.shape[:kept], value.shape[:kept])
+    except RuntimeError as error:
+        raise ValueError(
+            f"query, key, value: expected leading dimensions that broadcast, got "
+            f"{_checks.shape(query)}, {_checks.shape(key)}, {_checks.shape(value)}"
+        ) from error
+    q, k, v = (_four_dims(t, lead, kept) for t in (query, key, value))
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask
+        if bias.dim() > 4 or len(lead) != (1 if grouped else 2):
+            heads = query.shape[-3:-2] if grouped else ()
+            full = (*lead, *heads, query.shape[-2], key.shape[-2])
+            bias = bias.expand(full).reshape(q.shape[0], q.shape[1], *full[-2:])
+    causal, window = is_causal, None
+    queries, keys = q.shape[2], k.shape[2]
+    if is_causal and keys > queries:  # the keys after the last query are never seen
+        k, v = k[:, :, :queries], v[:, :, :queries]
+    elif is_causal and queries > keys:
+        causal, window = False, (-1, queries - keys)
+    out = attention(
+        q, k, v, causal=causal, window=window, scale=scale, bias=bias, dropout_p=dropout_p
+    )
+    heads = query.shape[-3:-2] if grouped else ()
+    return out.reshape(*lead, *heads, queries, v.shape[-1])
+
+
+def _four_dims(t: torch.Tensor, lead: torch.Size, kept: int) -> torch.Tensor:
+    """`t` with its leading dimensions expanded to `lead` and brought to two (batch, heads)."""
+    t = t.expand(*lead, *t.shape[kept:])
+    while t.dim() < 4:
+        t = t.unsqueeze(0)
+    return t if t.dim() == 4 else t.flatten(0, t.dim() - 4)
