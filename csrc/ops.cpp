@@ -1,5 +1,7 @@
 // Registers the CPU kernels with PyTorch's dispatcher through the libtorch stable ABI, so that
 // one binary serves torch 2.10 and later. The schemas are declared in llama_fast/ops/_library.py.
+#include "glue/ops.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -7,7 +9,6 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
-#include "glue/ops.h"
 
 namespace llama_fast {
 

@@ -52,15 +52,14 @@ struct Forward {
     return memory.used();
   }
 
-  void pack(const Sequence& s, int64_t kv_head, int64_t first_tile,
-            int64_t last_tile) {
+  void pack(const Sequence& s, int64_t kv_head, int64_t first_tile, int64_t last_tile) {
     for (int64_t t = first_tile; t < last_tile; ++t) {
       const int64_t n = smaller(kKeys, s.keys - t * kKeys), row = s.first_key + t * kKeys;
       read_block<M>(a.k, a.dtype, s.batch, kv_head, row, n, a.head_size, key_size, key_rows);
       pack_transposed<M>(key_rows, key_size, n, key_steps, keys + t * kKeys * key_steps);
-      read_block<M>(a.v, a.dtype, s.batch, kv_head, row, n, a.value_size, value_size,
-                    key_rows);
-      pack_rows<M>(key_rows, value_size, n, value_size, values + t * (kKeys / M::kPack) * value_size);
+      read_block<M>(a.v, a.dtype, s.batch, kv_head, row, n, a.value_size, value_size, key_rows);
+      pack_rows<M>(key_rows, value_size, n, value_size,
+                   values + t * (kKeys / M::kPack) * value_size);
     }
   }
 
@@ -76,7 +75,8 @@ struct Forward {
         for (int64_t c = 0; c < width; c += lanes) store_raw(r, c, V{});
         // A NaN hides from the maximum, but not from this sum.
         V any = V{};
-        for (int64_t c = 0; c < width; c += lanes) any += load(x + c) == load(x + c) ? V{} : load(x + c);
+        for (int64_t c = 0; c < width; c += lanes)
+          any += load(x + c) == load(x + c) ? V{} : load(x + c);
         row_sum[r] += reduce_add<T>(any);
         return;
       }
@@ -109,7 +109,8 @@ struct Forward {
 
   void drop(const Sequence& s, int64_t head, int64_t i0, int64_t rows, int64_t j0, int64_t n) {
     for (int64_t r = 0; r < rows; ++r) {
-      dropout_factors(a.dropout_seed, a.dropout_p, s.index * a.heads + head, i0 + r, j0, n, factors);
+      dropout_factors(a.dropout_seed, a.dropout_p, s.index * a.heads + head, i0 + r, j0, n,
+                      factors);
       raw* p = probabilities + r * kKeys;
       for (int64_t c = 0; c < n; ++c) {
         if constexpr (sizeof(raw) == sizeof(T)) {
@@ -124,8 +125,8 @@ struct Forward {
 
   void query_tile(const Sequence& s, int64_t head, int64_t i0) {
     const int64_t rows = smaller(kQueries, s.queries - i0);
-    read_block<M>(a.q, a.dtype, s.batch, head, s.first_query + i0, rows, a.head_size,
-                  key_size, query_rows);
+    read_block<M>(a.q, a.dtype, s.batch, head, s.first_query + i0, rows, a.head_size, key_size,
+                  query_rows);
     for (int64_t r = 0; r < rows; ++r) row_max[r] = -kInfinity<T>, row_sum[r] = 0;
     for (int64_t c = 0; c < rows * value_size; ++c) sum[c] = 0;
 
@@ -169,7 +170,8 @@ struct Forward {
       const wide<T> lse = largest + std::log(total);
       const T high = empty ? -kInfinity<T> : static_cast<T>(lse);
       at<T>(a.lse, s.batch, head, row) = high;
-      at<T>(a.lse_low, s.batch, head, row) = std::isfinite(high) ? static_cast<T>(lse - high) : T(0);
+      at<T>(a.lse_low, s.batch, head, row) =
+          std::isfinite(high) ? static_cast<T>(lse - high) : T(0);
     }
   }
 
@@ -181,12 +183,10 @@ struct Forward {
     carve(thread_scratch(carve(nullptr, s.keys)), s.keys);
     const int64_t last_tile = share + (query_tiles - 1 - share) / shares * shares;
     const int64_t first_key = visible(a, s, share * kQueries).begin;
-    const int64_t end_key =
-        visible(a, s, smaller(s.queries, (last_tile + 1) * kQueries) - 1).end;
+    const int64_t end_key = visible(a, s, smaller(s.queries, (last_tile + 1) * kQueries) - 1).end;
     pack(s, kv_head, first_key / kKeys, tiles(end_key, kKeys));
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
-      for (int64_t t = share; t < query_tiles; t += shares)
-        query_tile(s, head, t * kQueries);
+      for (int64_t t = share; t < query_tiles; t += shares) query_tile(s, head, t * kQueries);
   }
 
   void run() {
@@ -206,8 +206,7 @@ struct Forward {
 }  // namespace
 
 void attention_forward(const AttentionArgs& a) {
-  if (a.dtype == DType::f64)
-    Forward<F64>{a}.run();
+  if (a.dtype == DType::f64) Forward<F64>{a}.run();
 #if defined(__AVX512BF16__)
   else if (a.dtype == DType::bf16)
     Forward<Bf16>{a}.run();

@@ -33,7 +33,7 @@ struct AttentionArgs {
   uint64_t dropout_seed;
 
   // Optional inputs; data null when absent. A stride of 0 broadcasts.
-  Tensor4 bias;            // (B, H, S, T), of type bias_dtype or bool
+  Tensor4 bias;  // (B, H, S, T), of type bias_dtype or bool
   bool bias_is_bool = false;
   DType bias_dtype = DType::f32;
   const uint8_t* padding = nullptr;  // key_padding_mask (B, T), nonzero: ignored
@@ -47,8 +47,8 @@ struct AttentionArgs {
   Tensor4 grad_lse;  // (B, H, S), float or double; data null when absent
   Tensor4 delta;     // (B, H, S), float or double: working space of the backward
   Tensor4 grad_q, grad_k, grad_v;
-  Tensor4 grad_bias;         // (B, H, S or 1, T or 1), zeroed by the caller; double where a
-                             // dimension is 1 (a long sum), else float or double as computed in
+  Tensor4 grad_bias;             // (B, H, S or 1, T or 1), zeroed by the caller; double where a
+                                 // dimension is 1 (a long sum), else float or double as computed in
   double* grad_alibi = nullptr;  // (B, H) contiguous, zeroed by the caller
   double* grad_sinks = nullptr;  // (B, H) contiguous
 };

@@ -17,7 +17,9 @@ namespace {
 // Every `step`-th tile, beginning with `first`.
 struct Share {
   int64_t first, step;
-  int64_t count(int64_t tiles) const { return tiles <= first ? 0 : (tiles - first + step - 1) / step; }
+  int64_t count(int64_t tiles) const {
+    return tiles <= first ? 0 : (tiles - first + step - 1) / step;
+  }
 };
 constexpr Share kAll{0, 1};
 
@@ -47,13 +49,19 @@ struct Backward {
   T *grad_q, *grad_k, *grad_v;  // sums
   // One tile.
   T *scores, *grad_scores, *cap_slope, *factors;
-  raw* grad_score_rows;                       // (query, key): A of dQ
+  raw* grad_score_rows;                        // (query, key): A of dQ
   elem *probability_pairs, *grad_score_pairs;  // (query step, key): A of dV and dK
 
   Backward(const AttentionArgs& args, int64_t sequence, int64_t kv, Share queries, Share keys,
            bool q, bool k, bool v)
-      : a(args), s(args, sequence), kv_head(kv), query_share(queries), key_share(keys), want_q(q),
-        want_k(k), want_v(v) {
+      : a(args),
+        s(args, sequence),
+        kv_head(kv),
+        query_share(queries),
+        key_share(keys),
+        want_q(q),
+        want_k(k),
+        want_v(v) {
     carve(Carver(thread_scratch(carve(Carver()))));
   }
 
@@ -96,10 +104,12 @@ struct Backward {
       const int64_t j0 = first_key(t), n = smaller(kKeys, s.keys - j0), row = s.first_key + j0;
       const int64_t k = t * kKeys;
       read_block<M>(a.v, a.dtype, s.batch, kv_head, row, n, a.value_size, value_size, read_buffer);
-      pack_transposed<M>(read_buffer, value_size, n, value_steps, values_transposed + k * value_steps);
+      pack_transposed<M>(read_buffer, value_size, n, value_steps,
+                         values_transposed + k * value_steps);
       read_block<M>(a.k, a.dtype, s.batch, kv_head, row, n, a.head_size, key_size, read_buffer);
       pack_transposed<M>(read_buffer, key_size, n, key_steps, keys_transposed + k * key_steps);
-      if (want_q) pack_rows<M>(read_buffer, key_size, n, key_size, key_rows + k / M::kPack * key_size);
+      if (want_q)
+        pack_rows<M>(read_buffer, key_size, n, key_size, key_rows + k / M::kPack * key_size);
     }
   }
 
@@ -110,8 +120,10 @@ struct Backward {
       raw *queries = query_rows + q * key_size, *grads = grad_rows + q * value_size;
       read_block<M>(a.q, a.dtype, s.batch, head, row, n, a.head_size, key_size, queries);
       read_block<M>(a.grad_out, a.dtype, s.batch, head, row, n, a.value_size, value_size, grads);
-      if (want_k) pack_rows<M>(queries, key_size, n, key_size, query_steps + q / M::kPack * key_size);
-      if (want_v) pack_rows<M>(grads, value_size, n, value_size, grad_steps + q / M::kPack * value_size);
+      if (want_k)
+        pack_rows<M>(queries, key_size, n, key_size, query_steps + q / M::kPack * key_size);
+      if (want_v)
+        pack_rows<M>(grads, value_size, n, value_size, grad_steps + q / M::kPack * value_size);
     }
   }
 
@@ -133,8 +145,8 @@ struct Backward {
           sweep(score, query_tile, key_tile);
       if (want_q)
         for (int64_t t = 0; t < query_tiles; ++t)
-          write(a.grad_q, head, s.first_query + first_query(t), s.queries - first_query(t), kQueries,
-                a.head_size, key_size, grad_q + t * kQueries * key_size, a.scale);
+          write(a.grad_q, head, s.first_query + first_query(t), s.queries - first_query(t),
+                kQueries, a.head_size, key_size, grad_q + t * kQueries * key_size, a.scale);
     }
     for (int64_t t = 0; t < key_tiles; ++t) {
       const int64_t row = s.first_key + first_key(t), left = s.keys - first_key(t);
@@ -150,7 +162,8 @@ struct Backward {
   void write(const Tensor4& to, int64_t head, int64_t row, int64_t left, int64_t most, int64_t n,
              int64_t stride, T* from, double scale) {
     for (int64_t r = 0; r < smaller(left, most); ++r, from += stride) {
-      for (int64_t c = 0; c < stride; c += lanes) store(from + c, load(from + c) * static_cast<T>(scale));
+      for (int64_t c = 0; c < stride; c += lanes)
+        store(from + c, load(from + c) * static_cast<T>(scale));
       write_row(to, a.dtype, s.batch, head, row + r, n, from);
     }
   }
@@ -199,7 +212,8 @@ struct Backward {
       return;
     }
     if (a.dropout_p > 0) {
-      dropout_factors(a.dropout_seed, a.dropout_p, s.index * a.heads + score.head, i, j0, n, factors);
+      dropout_factors(a.dropout_seed, a.dropout_p, s.index * a.heads + score.head, i, j0, n,
+                      factors);
       for (int64_t c = 0; c < n; ++c) g[c] *= factors[c];
     }
     for (int64_t c = 0; c < width; c += lanes) {
@@ -309,14 +323,13 @@ void run(const AttentionArgs& a) {
   const bool want_v = a.grad_v.data != nullptr;
   const bool worth_threads =
       static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size > 5e5;
-  parallel_items(a.batch * a.heads, worth_threads, [&](int64_t i) {
-    prepare<typename M::acc>(a, i / a.heads, i % a.heads);
-  });
+  parallel_items(a.batch * a.heads, worth_threads,
+                 [&](int64_t i) { prepare<typename M::acc>(a, i / a.heads, i % a.heads); });
 
   // Sums over queries that do not belong to a key (a bias shared by rows, the slopes) need one
   // item to see every tile of a head.
-  const bool shared_sums = a.grad_alibi != nullptr ||
-                           (a.grad_bias.data != nullptr && a.grad_bias.stride_row == 0);
+  const bool shared_sums =
+      a.grad_alibi != nullptr || (a.grad_bias.data != nullptr && a.grad_bias.stride_row == 0);
   // Products for each tile: 5 in one sweep; 4 for dK and dV and 3 for dQ in items of their own.
   const bool one_sweep = shared_sums || !worth_threads || !want_q || !(want_k || want_v) ||
                          tiles(units, threads) * threads * 5 <= units * 7;
@@ -342,8 +355,7 @@ void run(const AttentionArgs& a) {
 }  // namespace
 
 void attention_backward(const AttentionArgs& a) {
-  if (a.dtype == DType::f64)
-    run<F64>(a);
+  if (a.dtype == DType::f64) run<F64>(a);
 #if defined(__AVX512BF16__)
   else if (a.dtype == DType::bf16)
     run<Bf16>(a);

@@ -256,8 +256,7 @@ struct Scores {
       if (alibi)
         for (int64_t c = 0; c < n; ++c) x[c] -= slope * distance(i, j0 + c);
       if (padding) {
-        const uint8_t* p =
-            a.padding + s.index * a.padding_stride_batch + j0 * a.padding_stride_key;
+        const uint8_t* p = a.padding + s.index * a.padding_stride_batch + j0 * a.padding_stride_key;
         for (int64_t c = 0; c < n; ++c) x[c] = p[c * a.padding_stride_key] ? -kInfinity<T> : x[c];
       }
       const Range seen = visible(a, s, i);

@@ -6,18 +6,18 @@
 #include <string>
 
 // LLAMA_FAST_HAVE_<ISA> is set by the build for each instruction set that was compiled.
-#define LF_DECLARE(isa)                               \
-  namespace isa {                                     \
-  void attention_forward(const AttentionArgs&);       \
-  void attention_backward(const AttentionArgs&);      \
-  void cross_entropy_forward(CrossEntropyArgs&);      \
+#define LF_DECLARE(isa)                                 \
+  namespace isa {                                       \
+  void attention_forward(const AttentionArgs&);         \
+  void attention_backward(const AttentionArgs&);        \
+  void cross_entropy_forward(CrossEntropyArgs&);        \
   void cross_entropy_backward(const CrossEntropyArgs&); \
-  void cross_entropy_fused(CrossEntropyArgs&);        \
+  void cross_entropy_fused(CrossEntropyArgs&);          \
   }
-#define LF_KERNELS(isa)                                                         \
-  Kernels {                                                                     \
-    #isa, isa::attention_forward, isa::attention_backward,                      \
-        isa::cross_entropy_forward, isa::cross_entropy_backward, isa::cross_entropy_fused \
+#define LF_KERNELS(isa)                                                                \
+  Kernels {                                                                            \
+    #isa, isa::attention_forward, isa::attention_backward, isa::cross_entropy_forward, \
+        isa::cross_entropy_backward, isa::cross_entropy_fused                          \
   }
 
 namespace llama_fast {
@@ -49,9 +49,9 @@ Kernels choose() {
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")},
 #endif
 #ifdef LLAMA_FAST_HAVE_AVX512
-      {LF_KERNELS(avx512), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                               __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512dq")},
+      {LF_KERNELS(avx512),
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")},
 #endif
 #ifdef LLAMA_FAST_HAVE_AVX2
       {LF_KERNELS(avx2), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

@@ -10,9 +10,9 @@ struct Kernels {
   const char* isa;
   void (*attention_forward)(const AttentionArgs&);
   void (*attention_backward)(const AttentionArgs&);
-  void (*cross_entropy_forward)(CrossEntropyArgs&);   // loss, lse, statistics
+  void (*cross_entropy_forward)(CrossEntropyArgs&);         // loss, lse, statistics
   void (*cross_entropy_backward)(const CrossEntropyArgs&);  // gradient from lse
-  void (*cross_entropy_fused)(CrossEntropyArgs&);  // both in one pass over the logits
+  void (*cross_entropy_fused)(CrossEntropyArgs&);           // both in one pass over the logits
 };
 
 // The best that this processor runs, or the one that LLAMA_FAST_ISA names. Throws

@@ -15,9 +15,9 @@ namespace LLAMA_FAST_ISA {
 namespace {
 
 struct F32 {
-  using acc = float;         // type of C
-  using raw = float;         // one number of A and B
-  using elem = float;        // one step
+  using acc = float;               // type of C
+  using raw = float;               // one number of A and B
+  using elem = float;              // one step
   static constexpr int kPack = 1;  // numbers in a step
   static LF_INLINE vec<float> fma(vec<float> c, const elem* a, vec<float> b) { return *a * b + c; }
 };
@@ -39,8 +39,8 @@ struct Bf16 {
   using elem = uint32_t;
   static constexpr int kPack = 2;
   static LF_INLINE vec<float> fma(vec<float> c, const elem* a, vec<float> b) {
-    return (vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32(static_cast<int>(*a)),
-                                        (__m512bh)b);
+    return (vec<float>)_mm512_dpbf16_ps(
+        (__m512)c, (__m512bh)_mm512_set1_epi32(static_cast<int>(*a)), (__m512bh)b);
   }
 };
 #endif
@@ -77,8 +77,7 @@ LF_INLINE int64_t steps(int64_t k) {
 
 template <class M, int Rows, int Vecs>
 LF_INLINE void tile(int64_t kk, const typename M::elem* a, int64_t a_row, int64_t a_step,
-                    const typename M::elem* b, typename M::acc* c, int64_t c_row,
-                    bool accumulate) {
+                    const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate) {
   using V = vec<typename M::acc>;
   constexpr int lanes = kLanes<typename M::acc>;
   V sum[Rows][Vecs];
@@ -125,7 +124,8 @@ void panel_product(int64_t m, int64_t kk, const typename M::elem* a, int64_t a_r
     tile<M, kTileRows, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
   for (; i + 2 <= m; i += 2)
     tile<M, 2, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
-  if (i < m) tile<M, 1, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
+  if (i < m)
+    tile<M, 1, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
 }
 
 // C (m, n) (+)= A (m, kk steps) * B (kk steps, n); n is a multiple of the lanes.

@@ -1,4 +1,5 @@
-// Working memory of a thread, kept between calls: fresh pages cost more than the arithmetic on them.
+// Working memory of a thread, kept between calls: fresh pages cost more than the arithmetic on
+// them.
 #pragma once
 
 #include <cstddef>

@@ -119,8 +119,7 @@ LF_INLINE float widen_one(f16 x) {
     std::memcpy(&value, &u, 4);
     return value;
   }
-  const uint32_t u =
-      sign | ((exponent == 31 ? 255u : exponent + 112u) << 23) | (mantissa << 13);
+  const uint32_t u = sign | ((exponent == 31 ? 255u : exponent + 112u) << 23) | (mantissa << 13);
   std::memcpy(&value, &u, 4);
   return value;
 }

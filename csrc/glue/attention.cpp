@@ -218,10 +218,10 @@ std::tuple<Tensor, Tensor, Tensor> attention(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor grad_out, OptionalTensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
-    Tensor lse_low, OptionalTensor bias, OptionalTensor key_padding_mask, OptionalTensor alibi_slopes,
-    OptionalTensor sinks, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
-    OptionalTensor dropout_seed, bool causal, int64_t window_left, int64_t window_right,
-    double scale, double softcap, double dropout_p, int64_t grad_mask) {
+    Tensor lse_low, OptionalTensor bias, OptionalTensor key_padding_mask,
+    OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor cu_seqlens_q,
+    OptionalTensor cu_seqlens_k, OptionalTensor dropout_seed, bool causal, int64_t window_left,
+    int64_t window_right, double scale, double softcap, double dropout_p, int64_t grad_mask) {
   Call call(q, k, v, bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
             dropout_seed, causal, window_left, window_right, scale, softcap, dropout_p);
   AttentionArgs& args = call.args;

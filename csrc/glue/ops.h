@@ -23,14 +23,16 @@ std::tuple<Tensor, Tensor, Tensor> attention(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor grad_out, OptionalTensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
-    Tensor lse_low, OptionalTensor bias, OptionalTensor key_padding_mask, OptionalTensor alibi_slopes,
-    OptionalTensor sinks, OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
-    OptionalTensor dropout_seed, bool causal, int64_t window_left, int64_t window_right,
-    double scale, double softcap, double dropout_p, int64_t grad_mask);
+    Tensor lse_low, OptionalTensor bias, OptionalTensor key_padding_mask,
+    OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor cu_seqlens_q,
+    OptionalTensor cu_seqlens_k, OptionalTensor dropout_seed, bool causal, int64_t window_left,
+    int64_t window_right, double scale, double softcap, double dropout_p, int64_t grad_mask);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(
-    Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
-    double label_smoothing, double softcap, double z_loss, bool stats);
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor target,
+                                                         OptionalTensor weight,
+                                                         int64_t ignore_index, int64_t reduction,
+                                                         double label_smoothing, double softcap,
+                                                         double z_loss, bool stats);
 
 Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
                               OptionalTensor weight, int64_t ignore_index, int64_t reduction,
@@ -45,11 +47,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
 inline DType dtype_of(const Tensor& t) {
   using torch::headeronly::ScalarType;
   switch (t.scalar_type()) {
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: STD_TORCH_CHECK(false, "expected float64, float32, bfloat16 or float16");
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      STD_TORCH_CHECK(false, "expected float64, float32, bfloat16 or float16");
   }
 }
 
