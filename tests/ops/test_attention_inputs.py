@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llama_fast
+from tests.ops.conftest import require_memory
 
 OP = "attention"
 
@@ -125,6 +126,21 @@ def test_values_no_query_sees_do_not_matter(backend: str) -> None:
     clean = llama_fast.attention(q, k, v, key_padding_mask=padding)
     k[:, :, 5:], v[:, :, 5:] = 1e30, -1e30
     assert torch.equal(llama_fast.attention(q, k, v, key_padding_mask=padding), clean)
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements(kernel: str) -> None:
+    """Offsets that pass 2^31: 32-bit arithmetic would wrap."""
+    require_memory(7)
+    if kernel == "reference":
+        pytest.skip("plain torch operations, and several times the memory")
+    T, D = 2**25 + 3, 64
+    k = torch.zeros(1, 1, T, D, dtype=torch.bfloat16)
+    k[0, 0, -1] = 1.0  # all others score 0 and weigh T * exp(-64) together
+    q = torch.full((1, 1, 1, D), 8.0, dtype=torch.bfloat16)
+    out, lse = llama_fast.attention(q, k, k, return_lse=True)
+    assert torch.equal(out, torch.ones_like(out))
+    torch.testing.assert_close(lse, torch.full_like(lse, 64.0))
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64), ids=str)
