@@ -137,10 +137,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B,S,E) -> (B,S,E)."""
-        B, S, _ = x.shape
         # (B,S,H*D) -> (B,H,S,D), a view: the ops take any strides
         q, k, v = (
-            project(x).view(B, S, -1, self.head_dim).transpose(1, 2)
+            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rope(q, k, context.cos, context.sin)
@@ -155,7 +154,7 @@ class Attention(nn.Module):
             key_padding_mask=context.key_padding_mask,
             dropout_p=self.p_dropout if self.training else 0.0,
         )
-        return self.o_proj(out.transpose(1, 2).reshape(B, S, -1))
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
 
 
 class FeedForward(nn.Module):

@@ -7,6 +7,7 @@ github.com/meta-llama/llama-models, ``models/llama3/tokenizer.py``.
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 from .base import LLAMA3_SPLIT, Tokenizer, TokenizerError
@@ -33,6 +34,12 @@ NAMED_SPECIAL = {
 }
 
 
+# tiktoken's pattern matching overflows its stack on a run of some 10^5 spaces; Meta's code, too,
+# cuts runs of more than this many characters.
+LONGEST_RUN = 25_000
+LONG_RUN = re.compile(rf"\s{{{LONGEST_RUN + 1},}}|\S{{{LONGEST_RUN + 1},}}")
+
+
 class RankTokenizer(Tokenizer):
     """Byte-level BPE by token rank."""
 
@@ -50,7 +57,12 @@ class RankTokenizer(Tokenizer):
         )
 
     def _encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
+        ids, start = [], 0
+        for run in LONG_RUN.finditer(text):
+            for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN):
+                ids += self.encoding.encode_ordinary(text[start:cut])
+                start = cut
+        return ids + self.encoding.encode_ordinary(text[start:])
 
     def _decode(self, ids: list[int]) -> str:
         return self.encoding.decode(ids)
