@@ -49,7 +49,7 @@ bench: $(installed) $(built)  ## run the benchmarks
 
 build: $(VENV)/.torch  ## compile what changed
 	$(py) setup.py -q build_ext --inplace
-	@touch $(built)
+	@mkdir -p $(dir $(built)) && touch $(built)
 
 wheel: $(VENV)/.torch  ## build a wheel into dist/ and prove it in a clean environment
 	rm -rf build/lib.* build/bdist.* dist $(wheel_env)
@@ -82,7 +82,7 @@ $(VENV)/.torch:
 
 $(built): $(native) | $(VENV)/.torch
 	$(py) setup.py -q build_ext --inplace
-	@touch $@
+	@mkdir -p $(@D) && touch $@
 
 $(installed): pyproject.toml setup.py | $(built)
 	$(py) -m pip install --no-build-isolation --editable '.[test]' $(TORCH)
