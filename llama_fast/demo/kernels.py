@@ -1,12 +1,17 @@
 """Checks every kernel against float64, next to stock PyTorch in the same precision.
 
 The truth is the reference in float64 on the very numbers that the kernel gets (already rounded to
-its precision). A kernel passes if, for each output and each gradient, its largest and its
-root-mean-square error are at most those of PyTorch plus one rounding step of the tensor's
-precision: the criterion of cut-cross-entropy (Wijmans et al. 2024). "Those of PyTorch" are the
-larger of what torch's own function makes of the numbers and what the formula does, written with
-torch's elementary operations; in float32 both err by a few roundings, by chance the one or the
-other more. The op tests (``tests/ops``) hold the kernels to the same criterion on many more inputs.
+its precision). A kernel passes if, for each output and each gradient,
+
+- its root-mean-square error is at most PyTorch's plus one rounding step of the tensor's precision
+  (the criterion of cut-cross-entropy, Wijmans et al. 2024), and
+- its largest error is at most twice PyTorch's plus one rounding step (that of flash-attention, Dao
+  2023): the largest of 100,000 roundings varies twofold from draw to draw for one and the same
+  function, so on the single draw here a stricter bound would be a lottery.
+
+PyTorch's error is the larger of what torch's own function makes of the numbers and what the formula
+does, written with torch's elementary operations. The op tests (``tests/ops``) hold the kernels to
+more, on many more inputs.
 
 Shapes are those of SmolLM2-135M.
 """
@@ -223,10 +228,9 @@ def check(
     for backend in backends:
         ours = errors(backend)
         ok = all(
-            mine <= max(torchs, plain) + step
-            for kinds in zip(ours, stock, formula, steps, strict=True)
-            for step in [kinds[3]]
-            for mine, torchs, plain in zip(*kinds[:3], strict=True)
+            mine[0] <= 2 * max(theirs[0], plain[0]) + step
+            and mine[1] <= max(theirs[1], plain[1]) + step
+            for mine, theirs, plain, step in zip(ours, stock, formula, steps, strict=True)
         )
         largest = [max(pair[0] for pair in part) for part in (ours[:outputs], ours[outputs:])]
         theirs = [max(pair[0] for pair in part) for part in (stock[:outputs], stock[outputs:])]
