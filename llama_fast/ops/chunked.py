@@ -245,40 +245,46 @@ def _cross_entropy_(
         options = (REDUCTIONS.index("none"), label_smoothing, softcap, z_loss, stats)
         # No target is ignored in a chunk; -1 is none of its class indices.
         loss, lse, _, argmax = kernel(logits, target, weight, -1, *options)
-        return loss, lse, argmax
+        return loss, lse.to(loss.dtype), argmax
 
     # What llama_fast/reference/cross_entropy.py writes as mathematics, on this rank's classes.
     z, held = logits, logits.shape[1]
     first = 0 if group is None else group.rank() * held
     classes = held * (1 if group is None else group.size())
     w = torch.ones_like(z[0]) if weight is None else weight[first : first + held]
-    w_label = 1.0 if weight is None else weight[target]
+    w_label = torch.ones_like(z[:, 0]) if weight is None else weight[target]
     w_sum = classes if weight is None else weight.sum()
     mine = (target >= first) & (target < first + held)
     column = torch.where(mine, target - first, 0).unsqueeze(1)
-    top, argmax = z.max(dim=1)
     if softcap:
         z.div_(softcap).tanh_()
         slope = 1 - z.square() if gradient else None
         z.mul_(softcap)
-    z_label = torch.where(mine, z.gather(1, column).squeeze(1), 0)
-    z_sum = z @ w if label_smoothing else torch.zeros_like(z_label)
-    parts = _gather(torch.stack([torch.logsumexp(z, dim=1), z_label, z_sum, top]), group)
-    lse = torch.logsumexp(parts[:, 0], dim=0)
-    z_label, z_sum = parts[:, 1].sum(dim=0), parts[:, 2].sum(dim=0)
-    owner = parts[:, 3].argmax(dim=0, keepdim=True)
+    top, argmax = z.max(dim=1)
+    tops = _gather(top, group)
+    top, owner = tops.max(dim=0, keepdim=True)
     argmax = _gather(argmax + first, group).gather(0, owner).squeeze(0)
 
+    # Relative to the largest logit, and p as a quotient: exp(z - lse) would lose the last digits
+    # of p to the rounding of lse.
+    z.sub_(top.T)
+    z_label = torch.where(mine, z.gather(1, column).squeeze(1), 0)
+    z_sum = z @ w if label_smoothing else torch.zeros_like(z_label)
+    exp_sum = z.exp_().sum(dim=1)
+    exp_sum, z_label, z_sum = _gather(torch.stack([exp_sum, z_label, z_sum]), group).sum(dim=0)
+    log_sum = exp_sum.log()
+    lse = top.squeeze(0) + log_sum
+
     smooth = label_smoothing / classes
-    loss = (1 - label_smoothing) * w_label * (lse - z_label) + z_loss * lse.square()
+    loss = (1 - label_smoothing) * w_label * (log_sum - z_label) + z_loss * lse.square()
     if label_smoothing:
-        loss += smooth * (w_sum * lse - z_sum)
+        loss += smooth * (w_sum * log_sum - z_sum)
     if gradient:
         p_coefficient = (1 - label_smoothing) * w_label + smooth * w_sum + 2 * z_loss * lse
-        z.sub_(lse.unsqueeze(1)).exp_().mul_(p_coefficient.unsqueeze(1))
+        z.mul_((p_coefficient / exp_sum).unsqueeze(1))
         if label_smoothing:
             z.sub_(smooth * w)
-        at_label = torch.where(mine, (label_smoothing - 1) * w_label, 0.0).to(z.dtype)
+        at_label = torch.where(mine, (label_smoothing - 1) * w_label, 0)
         z.scatter_add_(1, column, at_label.unsqueeze(1))
         if softcap:
             z.mul_(slope)

@@ -183,8 +183,9 @@ def linear_cross_entropy(
     _refuse("linear_cross_entropy", "cross_entropy", {"process_group": group})
     if shift:
         input, target = input[..., :-1, :], target[..., 1:]
+    tokens = target.numel()
     loss = cross_entropy(
-        F.linear(input, linear_weight, linear_bias).flatten(0, -2),
+        F.linear(input.reshape(tokens, input.shape[-1]), linear_weight, linear_bias),
         target.flatten(),
         weight,
         ignore_index,

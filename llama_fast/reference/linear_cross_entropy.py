@@ -39,7 +39,8 @@ def linear_cross_entropy(
         linear_weight = gather_rows(linear_weight, process_group)
         if linear_bias is not None:
             linear_bias = gather_rows(linear_bias, process_group)
-    logits = input.flatten(0, -2).to(dtype) @ linear_weight.to(dtype).T
+    rows = input.reshape(target.numel(), input.shape[-1])
+    logits = rows.to(dtype) @ linear_weight.to(dtype).T
     if linear_bias is not None:
         logits = logits + linear_bias.to(dtype)
     result = cross_entropy(

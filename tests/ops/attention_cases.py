@@ -41,9 +41,9 @@ class Case:
         return self.why.partition(":")[0].replace(" ", "-").replace(",", "")
 
 
-def make_tensors(case: Case) -> dict[str, torch.Tensor]:
-    """The tensor arguments in float64 (bool, int), with a fixed seed."""
-    g = torch.Generator(torch.get_default_device()).manual_seed(1)
+def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
+    """The tensor arguments in float64 (bool, int)."""
+    g = torch.Generator(torch.get_default_device()).manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g, dtype=torch.float64)
@@ -72,9 +72,11 @@ def make_tensors(case: Case) -> dict[str, torch.Tensor]:
 
 def runner(case: Case) -> Callable[..., Results]:
     """The `run` of `criterion.check`: outputs and every gradient of one attention call."""
-    tensors = make_tensors(case)
 
-    def run(function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype) -> Results:
+    def run(
+        function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
+    ) -> Results:
+        tensors = make_tensors(case, seed)
         arguments = {
             name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
             for name, t in tensors.items()
@@ -91,7 +93,7 @@ def runner(case: Case) -> Callable[..., Results]:
         results = {"out": result}
         if case.grad_lse:
             results = {"out": result[0], "lse": result[1]}
-        upstream = [upstream_gradient(r, inputs_dtype) for r in results.values()]
+        upstream = [upstream_gradient(r, inputs_dtype, seed) for r in results.values()]
         grads = torch.autograd.grad(list(results.values()), list(leaves.values()), upstream)
         results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
         return {name: t.detach() for name, t in results.items()}
@@ -99,9 +101,9 @@ def runner(case: Case) -> Callable[..., Results]:
     return run
 
 
-def upstream_gradient(result: torch.Tensor, inputs_dtype: torch.dtype) -> torch.Tensor:
+def upstream_gradient(result: torch.Tensor, inputs_dtype: torch.dtype, seed: int) -> torch.Tensor:
     """A fixed random gradient of `result`, the same numbers whatever result's dtype."""
-    g = torch.Generator(result.device).manual_seed(2)
+    g = torch.Generator(result.device).manual_seed(1000 + seed)
     values = torch.randn(result.shape, generator=g, dtype=torch.float64, device=result.device).to(
         inputs_dtype
     )

@@ -36,9 +36,9 @@ class Case:
         return self.why.partition(":")[0].replace(" ", "-").replace(",", "")
 
 
-def make_tensors(case: Case) -> dict[str, torch.Tensor]:
-    """The tensor arguments in float64 (indices int64), with a fixed seed."""
-    g = torch.Generator(torch.get_default_device()).manual_seed(1)
+def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
+    """The tensor arguments in float64 (indices int64)."""
+    g = torch.Generator(torch.get_default_device()).manual_seed(seed)
     class_dim = 0 if len(case.shape) == 1 else 1
     V = case.shape[class_dim]
     tokens = case.shape[:class_dim] + case.shape[class_dim + 1 :]
@@ -58,9 +58,11 @@ def make_tensors(case: Case) -> dict[str, torch.Tensor]:
 
 def runner(case: Case) -> Callable[..., Results]:
     """The `run` of `criterion.check`: the loss and every gradient of one call."""
-    tensors = make_tensors(case)
 
-    def run(function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype) -> Results:
+    def run(
+        function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
+    ) -> Results:
+        tensors = make_tensors(case, seed)
         arguments = {
             name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
             for name, t in tensors.items()
@@ -75,7 +77,7 @@ def runner(case: Case) -> Callable[..., Results]:
         else:
             loss = result
             results = {"loss": loss.detach()}
-        upstream = upstream_gradient(loss, torch.bfloat16)
+        upstream = upstream_gradient(loss, torch.bfloat16, seed)
         grads = torch.autograd.grad(loss, list(leaves.values()), upstream)
         results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
         return results

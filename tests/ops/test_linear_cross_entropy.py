@@ -1,0 +1,279 @@
+"""Linear cross-entropy: loss, gradients and statistics; what it costs; its chunks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import llama_fast
+from llama_fast.ops import chunked
+from tests.ops.attention_cases import upstream_gradient
+from tests.ops.criterion import DTYPES, Results, check
+
+OP = "linear_cross_entropy"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: the shapes of input (tokens..., E) and weight (V, E), and the options."""
+
+    why: str
+    tokens: tuple[int, ...] = (20,)
+    E: int = 16
+    V: int = 37
+    ignored: bool = False
+    bias: bool = False
+    class_weights: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.why.partition(":")[0].replace(" ", "-").replace(",", "")
+
+
+CASES = [
+    Case("plain"),
+    Case("one token", tokens=(1,)),
+    Case("one class", V=1),
+    Case("one feature", E=1),
+    Case("batch and sequence dimensions", tokens=(3, 7)),
+    Case("three token dimensions", tokens=(2, 3, 4)),
+    Case("no token dimension: torch's (E,) form", tokens=()),
+    Case("Llama 2's vocabulary", tokens=(9,), E=24, V=32000),
+    Case("more rows than a chunk holds, of unequal sizes", tokens=(601,), V=50000, E=8),
+    Case("some targets ignored", ignored=True),
+    Case("bias", bias=True, ignored=True),
+    Case("class weights", class_weights=True, ignored=True),
+    Case("label smoothing", options={"label_smoothing": 0.1}, ignored=True),
+    Case("softcap", options={"softcap": 1.5}, ignored=True),
+    Case("z-loss and class weights: two different means", ignored=True, class_weights=True,
+         options={"z_loss": 1e-2}),
+    Case("sum", options={"reduction": "sum"}, ignored=True),
+    Case("none: an upstream gradient per token", options={"reduction": "none"}, ignored=True),
+    Case("none over a batch", tokens=(3, 7), options={"reduction": "none"}, bias=True),
+    Case("shift", tokens=(3, 7), options={"shift": True}, ignored=True),
+    Case("shift of one sequence", tokens=(9,), options={"shift": True}),
+    Case("shift without reduction", tokens=(3, 7), options={"shift": True, "reduction": "none"}),
+    Case("every option", tokens=(3, 7), ignored=True, bias=True, class_weights=True,
+         options={"label_smoothing": 0.1, "softcap": 3.0, "z_loss": 1e-3, "shift": True,
+                  "return_stats": True}),
+    Case("every option, no reduction", tokens=(3, 7), ignored=True, bias=True, class_weights=True,
+         options={"label_smoothing": 0.1, "softcap": 3.0, "z_loss": 1e-3, "return_stats": True,
+                  "reduction": "none"}),
+    Case("every option, sum", ignored=True, bias=True, class_weights=True,
+         options={"label_smoothing": 0.1, "softcap": 3.0, "z_loss": 1e-3, "return_stats": True,
+                  "reduction": "sum"}),
+]  # fmt: skip
+
+
+def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(*case.tokens, case.E, generator=g, dtype=torch.float64)
+    w = torch.randn(case.V, case.E, generator=g, dtype=torch.float64)
+    target = torch.randint(0, case.V, case.tokens, generator=g)
+    if case.ignored:
+        target[torch.rand(case.tokens, generator=g) < 1 / 3] = -100
+    tensors = {"input": x, "linear_weight": w, "target": target}
+    if case.bias:
+        tensors["linear_bias"] = torch.randn(case.V, generator=g, dtype=torch.float64)
+    if case.class_weights:
+        tensors["weight"] = torch.rand(case.V, generator=g, dtype=torch.float64) + 0.1
+    return tensors
+
+
+def runner(case: Case) -> Callable[..., Results]:
+    def run(
+        function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
+    ) -> Results:
+        tensors = make_tensors(case, seed)
+        arguments = {
+            name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
+            for name, t in tensors.items()
+        }
+        leaves = {
+            name: arguments[name].requires_grad_()
+            for name in ("input", "linear_weight", "linear_bias")
+            if name in arguments
+        }
+        result = function(**arguments, **case.options)
+        results = {}
+        if case.options.get("return_stats"):
+            result, stats = result
+            results = {"lse": stats.lse, "z_loss": stats.z_loss}
+        results["loss"] = result.detach()
+        upstream = upstream_gradient(result, torch.bfloat16, seed)
+        grads = torch.autograd.grad(result, list(leaves.values()), upstream)
+        results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
+        return results
+
+    return run
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of five rows, and 16-bit weights widened in small pieces."""
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(chunked, "MINIMUM_ROWS", 5)
+    monkeypatch.setattr(chunked, "WIDEN_ELEMENTS", 100)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_grid(case: Case, dtype: torch.dtype, kernel: str) -> None:
+    check(OP, llama_fast.linear_cross_entropy, runner(case), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.V < 1000], ids=lambda c: c.id)
+@pytest.mark.usefixtures("small_chunks")
+def test_many_chunks(case: Case, dtype: torch.dtype, kernel: str) -> None:
+    check(OP, llama_fast.linear_cross_entropy, runner(case), dtype)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.V < 1000], ids=lambda c: c.id)
+def test_written_out_without_the_kernel(case: Case, kernel: str) -> None:
+    """The chunked sweep on cross-entropy written in torch operations, as process groups use it."""
+    with llama_fast.use_backend(cross_entropy="reference"):
+        check(OP, llama_fast.linear_cross_entropy, runner(case), torch.float32)
+
+
+def test_statistics(backend: str) -> None:
+    tensors = make_tensors(Case("", tokens=(4, 6), ignored=True), seed=0)
+    x, w, target = (t.float() if t.is_floating_point() else t for t in tensors.values())
+    loss, stats = llama_fast.linear_cross_entropy(x, w, target, return_stats=True, z_loss=0.1)
+    logits, kept = x @ w.T, target != -100
+    assert torch.equal(stats.argmax[kept], logits.argmax(-1)[kept])
+    assert torch.equal(stats.correct, (logits.argmax(-1) == target) & kept)
+    torch.testing.assert_close(stats.lse[kept], logits.logsumexp(-1)[kept])
+    assert (stats.argmax[~kept] == -1).all() and (stats.lse[~kept] == 0).all()
+    plain = llama_fast.linear_cross_entropy(x, w, target)
+    torch.testing.assert_close(loss, plain + stats.z_loss)
+
+
+@pytest.mark.parametrize("reduction", ("none", "mean", "sum"))
+def test_ignored_tokens_take_no_part(reduction: str, backend: str) -> None:
+    """Not even with NaN in them: they are dropped before any matrix product."""
+    x, w = torch.randn(5, 8), torch.randn(11, 8)
+    target = torch.tensor([1, -100, 3, -100, 5])
+    clean = x.clone().requires_grad_()
+    dirty = x.clone()
+    dirty[[1, 3]] = torch.nan
+    dirty.requires_grad_()
+    if backend == "reference":
+        pytest.skip("the reference computes all logits")
+    results = []
+    for leaf in (clean, dirty):
+        weight = w.clone().requires_grad_()
+        loss = llama_fast.linear_cross_entropy(leaf, weight, target, reduction=reduction)
+        results.append((loss, *torch.autograd.grad(loss.sum(), (leaf, weight))))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    assert (results[0][1][[1, 3]] == 0).all()
+
+
+@pytest.mark.parametrize("reduction", ("none", "mean", "sum"))
+@pytest.mark.parametrize("tokens", (0, 4), ids=["no tokens", "all ignored"])
+def test_nothing_to_predict(tokens: int, reduction: str, backend: str) -> None:
+    """Mean NaN, sum 0 and gradients of zero, as F.linear and F.cross_entropy give them."""
+    results = []
+    for function in (llama_fast.linear_cross_entropy, torchs_own):
+        x, w = torch.ones(tokens, 8, requires_grad=True), torch.ones(11, 8, requires_grad=True)
+        loss = function(x, w, torch.full((tokens,), -100), reduction=reduction)
+        results.append((loss, *torch.autograd.grad(loss.sum(), (x, w))))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, equal_nan=True)
+
+
+def torchs_own(
+    x: torch.Tensor, w: torch.Tensor, target: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    return F.cross_entropy(F.linear(x, w), target, **options)
+
+
+@pytest.mark.parametrize("scale", (2.0**30, 2.0**-20), ids=["underflow", "overflow"])
+def test_loss_scale_does_not_lose_half_precision(scale: float, backend: str) -> None:
+    """The gradients of the unscaled loss lie outside float16's range, of the scaled one inside."""
+    x = torch.randn(6, 8).half().requires_grad_()
+    w = torch.randn(11, 8).half().requires_grad_()
+    target = torch.randint(0, 11, (6,))
+    weight = torch.full((11,), 1 / scale)
+    loss = scale * llama_fast.linear_cross_entropy(x, w, target, weight=weight, reduction="sum")
+    plain = llama_fast.linear_cross_entropy(x, w, target, reduction="sum")
+    pairs = (torch.autograd.grad(y, (x, w)) for y in (loss, plain))
+    for scaled, expected in zip(*pairs, strict=True):
+        torch.testing.assert_close(scaled, expected)
+
+
+def test_autocast(backend: str) -> None:
+    """Under autocast float32 arguments are rounded as F.linear rounds them; the loss is float32."""
+    x, w = torch.randn(6, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    target = torch.randint(0, 11, (6,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = llama_fast.linear_cross_entropy(x, w, target)
+    expected = llama_fast.linear_cross_entropy(x.bfloat16(), w.bfloat16(), target)
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+    for grad in torch.autograd.grad(loss, (x, w)):
+        assert grad.dtype == torch.float32
+
+
+PEAK = """
+import resource, torch, llama_fast
+N, E, V = 4096, 32, 50000
+x, w = torch.randn(N, E, requires_grad=True), torch.randn(V, E, requires_grad=True)
+target = torch.randint(0, V, (N,))
+llama_fast.linear_cross_entropy(x[:300], w, target[:300]).backward()  # load everything once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for reduction in ("mean", "none"):
+    llama_fast.linear_cross_entropy(x, w, target, reduction=reduction).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_the_logits_never_exist() -> None:
+    """Peak memory grows by less than a sixth of the 781 MB that the logits would take."""
+    run = [sys.executable, "-c", PEAK]
+    kilobytes = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    assert kilobytes < 4096 * 50000 * 4 / 6 / 1024
+
+
+def products_of(function: Callable[[], object]) -> int:
+    """How many matrix products torch does in `function`."""
+    with torch.profiler.profile() as profile:
+        function()
+    names = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm")
+    return sum(event.count for event in profile.key_averages() if event.key in names)
+
+
+@pytest.mark.parametrize("reduction", ("none", "mean"))
+@pytest.mark.parametrize("frozen", ((), ("input",), ("linear_weight",)), ids=str)
+def test_frozen_arguments_cost_nothing(
+    frozen: tuple[str, ...], reduction: str, kernel: str
+) -> None:
+    """One product for the logits (again in the backward pass of "none") and one a gradient."""
+    if kernel == "reference":
+        pytest.skip("plain torch operations")
+    x = torch.randn(40, 64, requires_grad="input" not in frozen)
+    w = torch.randn(999, 64, requires_grad="linear_weight" not in frozen)
+    target = torch.randint(0, 999, (40,))
+    count = products_of(
+        lambda: llama_fast.linear_cross_entropy(x, w, target, reduction=reduction).sum().backward()
+    )
+    assert count == (2 - len(frozen)) + (2 if reduction == "none" else 1)
+    assert (x.grad is None) == ("input" in frozen)
+    assert (w.grad is None) == ("linear_weight" in frozen)
+
+
+def test_no_gradient_no_extra_work(kernel: str) -> None:
+    if kernel == "reference":
+        pytest.skip("plain torch operations")
+    x, w = torch.randn(40, 64, requires_grad=True), torch.randn(999, 64, requires_grad=True)
+    target = torch.randint(0, 999, (40,))
+    with torch.no_grad():
+        assert products_of(lambda: llama_fast.linear_cross_entropy(x, w, target)) == 1

@@ -1,0 +1,86 @@
+"""Linear cross-entropy with the vocabulary spread over two processes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import llama_fast
+
+OP = "linear_cross_entropy"
+WORLD = 2
+E, V, N = 12, 34, 25
+ALL = {
+    "plain": {},
+    "sum": {"reduction": "sum"},
+    "none": {"reduction": "none"},
+    "everything": {"label_smoothing": 0.1, "softcap": 3.0, "z_loss": 1e-2, "shift": True},
+}
+
+
+def make(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Input, weight, bias, target and class weights: the same on every rank."""
+    torch.manual_seed(3)
+    target = torch.randint(0, V, (N,))
+    target[::5] = -100
+    shapes = ((N, E), (V, E), (V,))
+    return (*(torch.randn(s).to(dtype) for s in shapes), target, torch.rand(V) + 0.1)
+
+
+def results(x: Any, w: Any, b: Any, target: Any, weight: Any, **options: Any) -> list[Any]:
+    """Loss, statistics and gradients of one call."""
+    leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+    loss, stats = llama_fast.linear_cross_entropy(
+        leaves[0], leaves[1], target, linear_bias=leaves[2], weight=weight, return_stats=True,
+        **options,
+    )  # fmt: skip
+    upstream = torch.linspace(0.5, 1.5, loss.numel()).view(loss.shape).to(loss.dtype)
+    return [loss.detach(), *stats, *torch.autograd.grad(loss, leaves, upstream)]
+
+
+def worker(rank: int, folder: str, backend: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+    )
+    found = {}
+    mine = slice(rank * V // WORLD, (rank + 1) * V // WORLD)
+    with llama_fast.use_backend(linear_cross_entropy=backend):
+        for dtype in (torch.float64, torch.bfloat16):
+            x, w, b, target, weight = make(dtype)
+            for name, options in ALL.items():
+                found[name, dtype] = results(
+                    x, w[mine], b[mine], target, weight, process_group=dist.group.WORLD, **options
+                )
+        if backend == "chunked":
+            x, w, b, target, weight = make(torch.float32)
+            uneven = w[: 20 if rank == 0 else 14]
+            with pytest.raises(
+                ValueError, match=r"linear_weight: .* on every rank, got \[20, 14\]"
+            ):
+                llama_fast.linear_cross_entropy(
+                    x, uneven, target.clamp(max=3), process_group=dist.group.WORLD
+                )
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ("chunked", "reference"))
+def test_two_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
+    """Loss, statistics and the gradient of input on every rank; of the weight, each its rows."""
+    mp.spawn(worker, args=(str(tmp_path), name), nprocs=WORLD)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    for (case, dtype), first in ranks[0].items():
+        second = ranks[1][case, dtype]
+        alone = results(*make(dtype), **ALL[case])
+        merged = [
+            *first[:6],
+            *(torch.cat(halves) for halves in zip(first[6:], second[6:], strict=True)),
+        ]
+        for a, b in zip(first[:6], second[:6], strict=True):
+            assert torch.equal(a, b), f"{case}: the ranks differ"
+        for ours, expected in zip(merged, alone, strict=True):
+            torch.testing.assert_close(ours, expected, msg=lambda m, c=case: f"{c}: {m}")
