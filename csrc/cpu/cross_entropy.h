@@ -9,37 +9,42 @@ namespace llama_fast {
 
 enum class Reduction : int { none = 0, mean = 1, sum = 2 };
 
-// Logits (outer, V, inner): row (o, i) holds the V logits of one prediction, and token
-// n = o * inner + i. `inner` is 1 for the common (N, V) case.
+// One row of V numbers a token, anywhere in memory: (V), (N, V), (N, V, d1, ...), any strides.
+struct TokenRows {
+  void* data;
+  DType dtype;
+  int64_t class_stride;
+  const int64_t* token_strides;  // one for each dimension of the target
+};
+
 struct CrossEntropyArgs {
-  DType dtype;  // of the logits, the gradient and probability targets
-  int64_t outer, inner, classes;
+  int64_t tokens, classes;
+  int64_t token_dims;
+  const int64_t* token_sizes;  // shape of an index target; token n counts through it in order
 
-  void* input;  // written only in place
-  int64_t input_stride_outer, input_stride_class, input_stride_inner;
+  TokenRows input;        // the logits; written only in place
+  const int64_t* target;  // (tokens) class indices, or null and then
+  TokenRows probability;  // class probabilities, of any type
 
-  const int64_t* target;  // (tokens) class indices, contiguous; or null and then
-  const void* target_probability;
-  int64_t probability_stride_outer, probability_stride_class, probability_stride_inner;
-
-  const void* weight;  // (V) of the type computed in (float or double), or null
+  const void* weight;  // (V) of the type computed in (float; double for f64), or null
   int64_t ignore_index;
   Reduction reduction;
   double label_smoothing, softcap /* 0: none */, z_loss;
 
-  // Forward outputs, of the type computed in (float; double for f64).
-  void* loss;        // (tokens) for none, else one number
-  void* lse;         // (tokens)
-  void* z_loss_out;  // like loss: its z-loss part
-  int64_t* argmax;   // (tokens), or null when not wanted
+  // Forward outputs.
+  void* loss;        // type computed in: (tokens) for Reduction::none, else one number
+  void* z_loss_out;  // like loss: its z-loss part; or null
+  int64_t* argmax;   // (tokens), or null when no statistics are wanted
+  // (tokens). Double even for float logits: of logits near 1e4, a float log-sum-exp would leave
+  // the backward pass with three correct digits. Ignored tokens: zero unless argmax is wanted.
+  double* lse;
 
   // Backward.
-  const void* grad_loss;  // like loss; null means one
-  void* grad;             // like input; may be input itself
-  int64_t grad_stride_outer, grad_stride_class, grad_stride_inner;
+  const void* grad_loss;  // like loss
+  TokenRows grad;         // like input
 
   // Set by the forward when a target is neither ignore_index nor in [0, V): the first such
-  // token, or -1.
+  // token, and then nothing else was written; or -1.
   int64_t bad_token;
 };
 

@@ -1,0 +1,362 @@
+// Softmax cross-entropy of one row of logits that lies contiguous in memory.
+//
+//   z = x  or  softcap * tanh(x / softcap)          lse = log sum_c exp(z_c)
+//   t = the target as probabilities: (1 - e) [c == y] + e / V,  or  (1 - e) q_c + e / V
+//   loss = sum_c w_c t_c (lse - z_c) + z_loss * lse^2       p_c = exp(z_c - lse)
+//   dloss/dz_c = p_c * (sum_k w_k t_k + 2 z_loss lse) - w_c t_c
+//   dloss/dx_c = dloss/dz_c * (1 - (z_c / softcap)^2)
+//
+// A row is taken in blocks that stay in the first-level cache, so memory is read once. Within a
+// block sums are in the type computed in; between blocks they are in double.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/cross_entropy.h"
+#include "cpu/simd_math.h"
+#include "cpu/stream.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+constexpr int64_t kBlock = 1024;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+// What all rows of a call share. A is the type computed in.
+template <class A>
+struct RowOptions {
+  int64_t classes;
+  const A* weight;    // or null
+  double weight_sum;  // sum_c w_c; V without weights
+  double smoothing, softcap, z_loss;
+  bool stream;  // store gradients around the caches
+};
+
+struct RowLoss {
+  double cross_entropy, lse;
+  double max, sum;  // lse = max + log(sum); `max` is some logit, not always the largest
+};
+
+// --- loops over one block --------------------------------------------------------------------
+
+// f(v, c) for the vectors of z[0, n); c is a vector's first element. Lanes past the end of the last
+// one hold `fill`.
+template <class T, class F>
+LF_INLINE void for_vectors(const T* z, int64_t n, acc_t<T> fill, F&& f) {
+  constexpr int64_t lanes = kLanes<acc_t<T>>;
+  int64_t c = 0;
+  for (; c + lanes <= n; c += lanes) f(load_acc(z + c), c);
+  if (c < n) f(load_acc_n(z + c, n - c, fill), c);
+}
+
+template <class T>
+LF_INLINE acc_t<T> block_max(const T* z, int64_t n) {
+  constexpr acc_t<T> lowest = -std::numeric_limits<acc_t<T>>::infinity();
+  vec<acc_t<T>> largest = set1(lowest);
+  for_vectors(z, n, lowest, [&](vec<acc_t<T>> v, int64_t) { largest = vmax(largest, v); });
+  return reduce_max<acc_t<T>>(largest);
+}
+
+// sum exp(z - shift), and the maximum of z on the way.
+template <class T>
+LF_INLINE acc_t<T> block_exp_sum(const T* z, int64_t n, acc_t<T> shift, acc_t<T>* max) {
+  using A = acc_t<T>;
+  constexpr int kChains = 4;  // independent sums, so that additions do not wait for each other
+  constexpr int64_t lanes = kLanes<A>, step = kChains * lanes;
+  constexpr A lowest = -std::numeric_limits<A>::infinity();
+  vec<A> sum[kChains], largest[kChains];
+  for (int k = 0; k < kChains; ++k) {
+    sum[k] = vec<A>{};
+    largest[k] = set1(lowest);
+  }
+  int64_t c = 0;
+  for (; c + step <= n; c += step)
+    for (int k = 0; k < kChains; ++k) {
+      const vec<A> v = load_acc(z + c + k * lanes);
+      largest[k] = vmax(largest[k], v);
+      sum[k] += vexp_softmax(v - shift);
+    }
+  for_vectors(z + c, n - c, lowest, [&](vec<A> v, int64_t) {
+    largest[0] = vmax(largest[0], v);
+    sum[0] += vexp_softmax(v - shift);
+  });
+  *max = reduce_max<A>(vmax(vmax(largest[0], largest[1]), vmax(largest[2], largest[3])));
+  return reduce_add<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+// out = x in the type computed in, softcapped unless softcap is 0. Writes whole vectors: `out` has
+// room for kBlock elements, as every temporary of a block has.
+template <class T>
+LF_INLINE void widen_block(const T* x, int64_t n, acc_t<T> softcap, acc_t<T>* out) {
+  using A = acc_t<T>;
+  for_vectors(x, n, A(0), [&](vec<A> v, int64_t c) {
+    if (softcap != 0) v = vtanh(v / softcap) * softcap;
+    store(out + c, v);
+  });
+}
+
+// t_c * w_c of the part of the target that is spread over the classes: e / V, and with
+// probability targets all of it; zeros up to a whole vector. `q` and `weight` may be null.
+template <class A>
+LF_INLINE void spread_target(const A* q, const A* weight, int64_t n, double smoothing, double each,
+                             A* out) {
+  for (int64_t c = 0; c < n; ++c) {
+    const A t = q ? q[c] * A(1 - smoothing) + A(each) : A(each);
+    out[c] = weight ? t * weight[c] : t;
+  }
+  for (int64_t c = n; c % kLanes<A> != 0; ++c) out[c] = 0;
+}
+
+// sum_c u_c and sum_c u_c (z_c - shift).
+template <class T>
+LF_INLINE void block_weighted_sums(const T* z, const acc_t<T>* u, int64_t n, acc_t<T> shift,
+                                   double* weights, double* weighted) {
+  using A = acc_t<T>;
+  vec<A> sum_u = {}, sum_uz = {};
+  for_vectors(z, n, shift, [&](vec<A> v, int64_t c) {
+    const vec<A> uv = load(u + c);
+    sum_u += uv;
+    sum_uz += uv * (v - shift);
+  });
+  *weights += reduce_add<A>(sum_u);
+  *weighted += reduce_add<A>(sum_uz);
+}
+
+// f(z, begin, n) for the blocks of a row; z points to the (softcapped) logits of the block.
+template <class T, class F>
+LF_INLINE void for_blocks(const T* x, int64_t classes, double softcap, F&& f) {
+  acc_t<T> capped[kBlock];
+  for (int64_t begin = 0; begin < classes; begin += kBlock) {
+    const int64_t n = classes - begin < kBlock ? classes - begin : kBlock;
+    if (softcap != 0) {
+      widen_block<T>(x + begin, n, static_cast<acc_t<T>>(softcap), capped);
+      f(static_cast<const acc_t<T>*>(capped), begin, n);
+    } else {
+      f(x + begin, begin, n);
+    }
+  }
+}
+
+// --- rows ------------------------------------------------------------------------------------
+
+template <class T>
+LF_INLINE double one_logit(const T* x, double softcap) {
+  const double v = load_one(x);
+  return softcap != 0 ? softcap * std::tanh(v / softcap) : v;
+}
+
+// The log-sum-exp of a row whose sum of exponentials came out NaN: NaN if a logit is NaN, and
+// +inf if one is +inf (the only other way to get there).
+template <class T>
+double lse_of_special_row(const T* x, int64_t classes) {
+  for (int64_t c = 0; c < classes; ++c)
+    if (std::isnan(load_one(x + c))) return kNan;
+  return kInfinity;
+}
+
+// Cross-entropy against class y, or against the probabilities q when q is not null.
+template <class T>
+RowLoss row_loss(const RowOptions<acc_t<T>>& o, const T* x, int64_t y, const acc_t<T>* q) {
+  using A = acc_t<T>;
+  constexpr A lowest = -std::numeric_limits<A>::infinity();
+  // Exponentials are taken relative to `max`, the largest logit of some block so far. Growth by
+  // up to e^8 is left in the sum: rescaling more often would only cost time.
+  constexpr A kSlack = 8;
+  A max = lowest, reference = 0;
+  double sum = 0, spread_weights = 0, spread_weighted = 0;
+  const bool spread = q != nullptr || o.smoothing > 0;
+  const double each = o.smoothing / static_cast<double>(o.classes);
+  for_blocks(x, o.classes, o.softcap, [&](const auto* z, int64_t begin, int64_t n) {
+    A block = lowest;
+    if (max == lowest) {  // nothing finite yet
+      max = block_max(z, n);
+      reference = max == lowest ? A(0) : max;
+      sum += block_exp_sum(z, n, reference, &block);
+    } else {
+      A part = block_exp_sum(z, n, max, &block);
+      if (block > max + kSlack) {
+        sum *= std::exp(static_cast<double>(max) - block);
+        max = block;
+        part = block_exp_sum(z, n, max, &block);
+      }
+      sum += part;
+    }
+    if (spread) {
+      A u[kBlock];
+      spread_target<A>(q ? q + begin : nullptr, o.weight ? o.weight + begin : nullptr, n,
+                       o.smoothing, each, u);
+      block_weighted_sums(z, u, n, reference, &spread_weights, &spread_weighted);
+    }
+  });
+
+  RowLoss r;
+  r.max = max;
+  r.sum = sum;
+  const double log_sum = std::log(sum);
+  r.lse = sum == 0 ? -kInfinity : max + log_sum;
+  if (std::isnan(sum)) r.lse = lse_of_special_row(x, o.classes);
+  // Differences of logits first: lse itself may be large, and rounded.
+  r.cross_entropy = 0;
+  if (q == nullptr) {
+    const double w = o.weight ? o.weight[y] : 1;
+    r.cross_entropy = (1 - o.smoothing) * w * (log_sum - (one_logit(x + y, o.softcap) - max));
+  }
+  if (spread) r.cross_entropy += spread_weights * (log_sum + (max - reference)) - spread_weighted;
+  return r;
+}
+
+// What turns the logits of a row into probabilities: p_c = exp(z_c - shift) * factor.
+template <class A>
+struct Softmax {
+  A shift;
+  double factor;
+};
+
+template <class T>
+Softmax<acc_t<T>> row_softmax(const RowOptions<acc_t<T>>& o, const T* x, double lse) {
+  using A = acc_t<T>;
+  if constexpr (std::is_same_v<A, double>) {
+    // An lse rounded to double is not enough for double results: take the sum again.
+    const RowLoss r = row_loss<T>(o, x, 0, nullptr);
+    return {r.max, 1 / r.sum};
+  } else {
+    if (lse == kInfinity) lse = kNan;  // p = exp(inf - inf), as in torch
+    const A shift = static_cast<A>(lse);
+    return {shift, std::exp(shift - lse)};
+  }
+}
+
+template <bool kStream, class T>
+LF_INLINE void put(T* p, vec<acc_t<T>> v) {
+  if constexpr (kStream) {
+    stream_acc(p, v);
+  } else {
+    store_acc(p, v);
+  }
+}
+
+// dx = (exp(z - shift) * scale - u) * (1 - (z / softcap)^2) over one block, where u is an array or,
+// when that is null, the number `flat`; inverse_cap = 1 / softcap or 0. z may be dx.
+template <bool kSpread, bool kCapped, bool kStream, class U, class T>
+LF_INLINE void write_block(const U* z, T* dx, int64_t n, acc_t<T> shift, acc_t<T> scale,
+                           acc_t<T> flat, const acc_t<T>* u, acc_t<T> inverse_cap) {
+  using A = acc_t<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  const auto gradient = [&](vec<A> v, vec<A> uv) {
+    vec<A> d = vexp_softmax(v - shift) * scale - uv;
+    if constexpr (kCapped) {
+      const vec<A> tanh = v * inverse_cap;
+      d *= A(1) - tanh * tanh;
+    }
+    return d;
+  };
+  const auto partly = [&](int64_t c, int64_t count) {
+    const vec<A> uv = kSpread ? load(u + c) : set1(flat);
+    store_acc_n(dx + c, gradient(load_acc_n(z + c, count, shift), uv), count);
+  };
+  int64_t c = 0;
+  if constexpr (kStream) {  // up to the first aligned vector
+    const auto behind = reinterpret_cast<uintptr_t>(dx) % (lanes * sizeof(T)) / sizeof(T);
+    if (behind != 0) {
+      c = lanes - static_cast<int64_t>(behind);
+      if (c > n) c = n;
+      partly(0, c);
+    }
+  }
+  for (; c + lanes <= n; c += lanes)
+    put<kStream>(dx + c, gradient(load_acc(z + c), kSpread ? load(u + c) : set1(flat)));
+  if (c < n) partly(c, n - c);
+}
+
+// The gradient of one row for the upstream gradients `g` of its cross-entropy and `g_z` of its
+// z-loss. dx may be x.
+template <class T>
+void row_gradient(const RowOptions<acc_t<T>>& o, const T* x, T* dx, int64_t y, const acc_t<T>* q,
+                  double lse, double g, double g_z) {
+  using A = acc_t<T>;
+  const Softmax<A> softmax = row_softmax(o, x, lse);
+  const double each = o.smoothing / static_cast<double>(o.classes);
+  const bool spread = q != nullptr || (o.smoothing > 0 && o.weight != nullptr);
+  const double w = q == nullptr && o.weight ? o.weight[y] : 1;
+  double target_sum = (1 - o.smoothing) * w + each * o.weight_sum;  // sum_c w_c t_c
+  if (q != nullptr) {
+    double unused = 0;
+    target_sum = 0;
+    for (int64_t begin = 0; begin < o.classes; begin += kBlock) {
+      A u[kBlock];
+      const int64_t n = o.classes - begin < kBlock ? o.classes - begin : kBlock;
+      spread_target<A>(q + begin, o.weight ? o.weight + begin : nullptr, n, o.smoothing, each, u);
+      block_weighted_sums(u, u, n, A(0), &target_sum, &unused);
+    }
+  }
+  const double scale = g * target_sum + (g_z != 0 ? g_z * 2 * o.z_loss * lse : 0);
+  const A shift = softmax.shift, vector_scale = static_cast<A>(scale * softmax.factor);
+  const A flat = spread ? A(0) : static_cast<A>(g * each);
+  const A inverse_cap = o.softcap != 0 ? static_cast<A>(1 / o.softcap) : A(0);
+
+  // The target's own element, where p and t nearly cancel, in double. Read before x is gone.
+  double at_target = 0;
+  if (q == nullptr) {
+    const double z = one_logit(x + y, o.softcap);
+    at_target = std::exp(z - shift) * softmax.factor * scale - g * (1 - o.smoothing) * w;
+    at_target -= g * each * (o.weight ? o.weight[y] : 1);
+    if (o.softcap != 0) at_target *= 1 - (z / o.softcap) * (z / o.softcap);
+  }
+
+  for_blocks(x, o.classes, o.softcap, [&](const auto* z, int64_t begin, int64_t n) {
+    A u[kBlock];
+    T* out = dx + begin;
+    if (spread) {
+      spread_target<A>(q ? q + begin : nullptr, o.weight ? o.weight + begin : nullptr, n,
+                       o.smoothing, each, u);
+      for (int64_t c = 0; c < n; ++c) u[c] *= static_cast<A>(g);
+    }
+    if (spread && o.softcap != 0) {
+      write_block<true, true, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+    } else if (spread) {
+      write_block<true, false, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+    } else if (o.softcap != 0) {
+      write_block<false, true, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+    } else if (kCanStream && o.stream) {
+      write_block<false, false, kCanStream>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+    } else {
+      write_block<false, false, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+    }
+  });
+  if (q == nullptr) store_one(dx + y, static_cast<A>(at_target));
+}
+
+// The first index of the largest logit, or of the first NaN.
+template <class T>
+int64_t row_argmax(const T* x, int64_t classes) {
+  using A = acc_t<T>;
+  A wide[kBlock];
+  A best = -std::numeric_limits<A>::infinity();
+  int64_t best_block = 0;
+  bool nan = false;
+  for (int64_t begin = 0; begin < classes && !nan; begin += kBlock) {
+    const int64_t n = classes - begin < kBlock ? classes - begin : kBlock;
+    auto unordered = vec<A>{} != vec<A>{};
+    for_vectors(x + begin, n, A(0), [&](vec<A> v, int64_t) { unordered |= v != v; });
+    for (int lane = 0; lane < kLanes<A>; ++lane) nan |= unordered[lane] != 0;
+    const A largest = block_max(x + begin, n);
+    if (nan || largest > best) {
+      best = largest;
+      best_block = begin;
+    }
+  }
+  const int64_t n = classes - best_block < kBlock ? classes - best_block : kBlock;
+  widen_block<T>(x + best_block, n, A(0), wide);
+  for (int64_t c = 0; c < n; ++c)
+    if (nan ? std::isnan(wide[c]) : wide[c] == best) return best_block + c;
+  return 0;
+}
+
+}  // namespace
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast

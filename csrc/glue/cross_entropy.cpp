@@ -1,0 +1,202 @@
+// Cross-entropy: tensors to kernel arguments. Arguments were checked by ops/cross_entropy.py; the
+// checks here only keep a direct call of the operator from reading outside its tensors.
+#include <torch/csrc/stable/ops.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "glue/huge_pages.h"
+#include "glue/ops.h"
+
+namespace llama_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+constexpr int64_t kMaxDims = 64;  // torch's own limit
+
+ScalarType accumulate_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+int32_t shim_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    default:
+      return aoti_torch_dtype_int64();
+  }
+}
+
+// A new contiguous CPU tensor. Through the C shim: torch::stable::empty looks its operator up by
+// name at every call, which a small input would feel.
+Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType type) {
+  int64_t strides[kMaxDims], stride = 1;
+  for (int64_t d = dims - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, shim_type(type),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// Kernel arguments, and the tensors and arrays that they point into.
+struct Call {
+  CrossEntropyArgs args{};
+  Tensor target, weight;
+  int64_t token_sizes[kMaxDims];
+  int64_t strides[3][kMaxDims];  // of the logits, the probabilities, the gradient
+
+  Call(const Tensor& input, const Tensor& target_, const OptionalTensor& weight_,
+       int64_t ignore_index, int64_t reduction, double label_smoothing, double softcap,
+       double z_loss)
+      : target(target_), weight(weight_.has_value() ? *weight_ : target_) {
+    const int64_t dims = input.dim();
+    STD_TORCH_CHECK(dims >= 1 && dims <= kMaxDims, "llama_fast::cross_entropy: input has no dims");
+    STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "llama_fast::cross_entropy: reduction");
+    const int64_t class_dim = dims == 1 ? 0 : 1;
+    args.classes = input.size(class_dim);
+    args.token_dims = dims - 1;
+    args.token_sizes = token_sizes;
+    args.tokens = 1;
+    for (int64_t d = 0, k = 0; d < dims; ++d) {
+      if (d == class_dim) continue;
+      token_sizes[k++] = input.size(d);
+      args.tokens *= input.size(d);
+    }
+    args.input = rows(input, strides[0]);
+    set_target(input);
+    if (weight_.has_value()) {
+      const ScalarType type = accumulate_type(input);
+      STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == args.classes,
+                      "llama_fast::cross_entropy: weight must have shape (V,)");
+      if (weight.scalar_type() != type) weight = torch::stable::to(weight, type);
+      if (!weight.is_contiguous()) weight = torch::stable::contiguous(weight);
+      args.weight = weight.data_ptr();
+    }
+    args.ignore_index = ignore_index;
+    args.reduction = static_cast<Reduction>(reduction);
+    args.label_smoothing = label_smoothing;
+    args.softcap = softcap;
+    args.z_loss = z_loss;
+    args.bad_token = -1;
+  }
+  Call(const Call&) = delete;
+
+  // The rows of a tensor that is shaped like the input.
+  TokenRows rows(const Tensor& t, int64_t* token_strides) const {
+    const int64_t dims = args.token_dims + 1, class_dim = dims == 1 ? 0 : 1;
+    for (int64_t d = 0, k = 0; d < dims; ++d)
+      if (d != class_dim) token_strides[k++] = t.stride(d);
+    return {t.data_ptr(), dtype_of(t), t.stride(class_dim), token_strides};
+  }
+
+  void set_target(const Tensor& input) {
+    if (target.scalar_type() == ScalarType::Long) {
+      STD_TORCH_CHECK(target.dim() == args.token_dims, "llama_fast::cross_entropy: target dims");
+      for (int64_t d = 0; d < args.token_dims; ++d)
+        STD_TORCH_CHECK(target.size(d) == token_sizes[d], "llama_fast::cross_entropy: target size");
+      if (!target.is_contiguous()) target = torch::stable::contiguous(target);
+      args.target = static_cast<const int64_t*>(target.data_ptr());
+      return;
+    }
+    STD_TORCH_CHECK(target.dim() == input.dim(), "llama_fast::cross_entropy: target dims");
+    for (int64_t d = 0; d < input.dim(); ++d)
+      STD_TORCH_CHECK(target.size(d) == input.size(d), "llama_fast::cross_entropy: target size");
+    args.probability = rows(target, strides[1]);
+  }
+
+  // Python raises it as an IndexError; the words are those of check_targets in ops/_checks.py.
+  [[noreturn]] void throw_bad_target() const {
+    std::string position;
+    int64_t rest = args.bad_token;
+    for (int64_t d = args.token_dims - 1; d >= 0; --d) {
+      const std::string index = std::to_string(rest % token_sizes[d]);
+      position = d == args.token_dims - 1 ? index : index + ", " + position;
+      rest /= token_sizes[d];
+    }
+    if (args.token_dims == 1) position += ",";
+    throw std::runtime_error(
+        "IndexError: target: expected class indices in [0, " + std::to_string(args.classes) +
+        ") or ignore_index (" + std::to_string(args.ignore_index) + "), got " +
+        std::to_string(args.target[args.bad_token]) + " at position (" + position + ")");
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(Call& call, const Tensor& input, bool stats,
+                                                       void (*kernel)(CrossEntropyArgs&)) {
+  CrossEntropyArgs& a = call.args;
+  const int64_t none = 0;
+  const bool per_token = a.reduction == Reduction::none;
+  const int64_t loss_dims = per_token ? a.token_dims : 0;
+  const ScalarType type = accumulate_type(input);
+  Tensor loss = new_tensor(a.token_sizes, loss_dims, type);
+  Tensor lse = new_tensor(a.token_sizes, a.token_dims, ScalarType::Double);
+  Tensor z_loss = stats ? new_tensor(a.token_sizes, loss_dims, type) : new_tensor(&none, 1, type);
+  Tensor argmax = stats ? new_tensor(a.token_sizes, a.token_dims, ScalarType::Long)
+                        : new_tensor(&none, 1, ScalarType::Long);
+  a.loss = loss.data_ptr();
+  a.lse = static_cast<double*>(lse.data_ptr());
+  if (stats) {
+    a.z_loss_out = z_loss.data_ptr();
+    a.argmax = static_cast<int64_t*>(argmax.data_ptr());
+  }
+  kernel(a);
+  if (a.bad_token >= 0) call.throw_bad_target();
+  return {loss, lse, z_loss, argmax};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor target,
+                                                         OptionalTensor weight,
+                                                         int64_t ignore_index, int64_t reduction,
+                                                         double label_smoothing, double softcap,
+                                                         double z_loss, bool stats) {
+  Call call(input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss);
+  return run_forward(call, input, stats, kernels().cross_entropy_forward);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
+    Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
+    double label_smoothing, double softcap, double z_loss, bool stats) {
+  Call call(input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss);
+  return run_forward(call, input, stats, kernels().cross_entropy_fused);
+}
+
+Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
+                              OptionalTensor weight, int64_t ignore_index, int64_t reduction,
+                              double label_smoothing, double softcap, double z_loss) {
+  Call call(input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss);
+  CrossEntropyArgs& a = call.args;
+  const ScalarType type = accumulate_type(input);
+  const int64_t losses = a.reduction == Reduction::none ? a.tokens : 1;
+  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Double && lse.numel() == a.tokens,
+                  "llama_fast::cross_entropy_backward: lse is not that of the forward");
+  STD_TORCH_CHECK(grad_loss.numel() == losses, "llama_fast::cross_entropy_backward: grad_loss");
+  if (grad_loss.scalar_type() != type) grad_loss = torch::stable::to(grad_loss, type);
+  if (!grad_loss.is_contiguous()) grad_loss = torch::stable::contiguous(grad_loss);
+  if (!lse.is_contiguous()) lse = torch::stable::contiguous(lse);
+  a.grad_loss = grad_loss.data_ptr();
+  a.lse = static_cast<double*>(lse.data_ptr());
+
+  Tensor grad = input.is_contiguous()
+                    ? new_tensor(input.sizes().data(), input.dim(), input.scalar_type())
+                    : torch::stable::empty_like(input);
+  ask_for_huge_pages(grad.data_ptr(), static_cast<size_t>(input.numel() * input.element_size()));
+  a.grad = call.rows(grad, call.strides[2]);
+  kernels().cross_entropy_backward(a);
+  return grad;
+}
+
+}  // namespace llama_fast
