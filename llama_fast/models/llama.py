@@ -11,7 +11,7 @@ D head size, V vocabulary. All heavy mathematics is in ``llama_fast.ops``.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -186,7 +186,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B,S,E) -> (B,S,E)."""
         found = self.dropout(self.attention(self.attention_norm(x), context))
-        normed, x = self.feed_forward_norm.add_and_norm(found, residual=x)
+        # Under autocast projections give 16 bits, while x stays as wide as the embedding.
+        normed, x = self.feed_forward_norm.add_and_norm(found.to(x.dtype), residual=x)
         return x + self.dropout(self.feed_forward(normed))
 
 
@@ -311,8 +312,8 @@ class LLaMA(nn.Module):
             cache.length += tokens.shape[1]
         return self.norm(x)
 
-    def loss(self, tokens: Tensor, targets: Tensor, **options: object) -> Tensor:
-        """Mean softmax cross-entropy of ``targets`` (B,S) given ``tokens`` (B,S).
+    def loss(self, tokens: Tensor, targets: Tensor, **options: Any) -> Any:
+        """Softmax cross-entropy of ``targets`` (B,S) given ``tokens`` (B,S), the mean by default.
 
         ``targets[b, s]`` is the token that follows ``tokens[b, s]``; -100 is left out. With
         ``shift=True`` pass the tokens themselves as targets. The fused

@@ -62,8 +62,8 @@ def build(
     Args:
         path: of the checkpoint, for messages.
         config: of the model.
-        names: parameter name of the model -> name in ``tensors``, for every parameter.
-        tensors: what the checkpoint holds.
+        names: module of the model -> the format's, as :func:`weight_names` takes it.
+        tensors: what the checkpoint holds, by its own names.
         dtype: of the model; None takes that of the stored embedding.
         interleaved: the rows of the query and key projections are in the order that RoPE on
             interleaved pairs needs (Meta's, llama2.c's, GGUF's); the model needs halves.
@@ -71,20 +71,25 @@ def build(
     Raises:
         CheckpointError: tensors are missing, left over, or of another shape.
     """
-    _compare_names(path, "missing", names.values() - tensors.keys())
-    _compare_names(path, "unexpected", tensors.keys() - set(names.values()))
+    if config.num_layers > len(tensors):  # a damaged number of layers could take for ever
+        raise CheckpointError(
+            f"{path}: expected tensors of {config.num_layers} layers, got {len(tensors)} tensors"
+        )
+    theirs = weight_names(config, names)
+    _compare_names(path, "missing", theirs.values() - tensors.keys())
+    _compare_names(path, "unexpected", tensors.keys() - set(theirs.values()))
     with torch.device("meta"):
         model = LLaMA(config)
     parameters = dict(model.named_parameters())
     for ours, parameter in parameters.items():
-        stored, expected = tensors[names[ours]], tuple(parameter.shape)
+        stored, expected = tensors[theirs[ours]], tuple(parameter.shape)
         if stored.shape != expected:
             raise CheckpointError(
-                f"{path}: tensor {names[ours]!r}: expected shape {expected}, got {stored.shape}"
+                f"{path}: tensor {theirs[ours]!r}: expected shape {expected}, got {stored.shape}"
             )
     weights = {}
     for ours in parameters:
-        weight = tensors[names[ours]].read()
+        weight = tensors[theirs[ours]].read()
         if dtype is None:  # the embedding comes first
             dtype = weight.dtype
         if interleaved and ours.endswith(("q_proj.weight", "k_proj.weight")):

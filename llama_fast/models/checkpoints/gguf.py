@@ -19,7 +19,7 @@ from llama_fast.tokenizers import Tokenizer, TokenizerError, from_gguf
 
 from ..config import LlamaConfig
 from ..llama import LLaMA
-from .common import CheckpointError, Stored, build, make_config, warn_no_tokenizer, weight_names
+from .common import CheckpointError, Stored, build, make_config, warn_no_tokenizer
 
 try:
     from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
@@ -42,11 +42,32 @@ NAMES = {
 }
 
 
+class Reader(GGUFReader):
+    """The gguf package's reader, at twice its speed, and stopping at the end of the file."""
+
+    @property
+    def data(self) -> Any:
+        """The file's bytes."""
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.memmap) -> None:
+        self._data = np.asarray(mapped)  # the same memory: slicing a memmap itself is slow
+
+    def _get(
+        self, offset: int, dtype: Any, count: int = 1, override_order: Any = None
+    ) -> np.ndarray:
+        part = super()._get(offset, dtype, count, override_order)
+        if len(part) < count:  # a damaged count could go on for ever
+            raise IndexError(f"byte {offset} and what follows are outside the file")
+        return part
+
+
 def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
     """Load a GGUF file with its tokenizer; see ``llama_fast.models.load``."""
     try:
         # "c": pages of the file may be changed in memory, and are then copied, not written back.
-        reader = GGUFReader(path, "c")
+        reader = Reader(path, "c")
         metadata = {key: field.contents() for key, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{path}: truncated or damaged GGUF file ({error})") from error
@@ -56,8 +77,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     }
     config = read_config(path, metadata, tensors)
     tensors.pop("rope_freqs.weight", None)
-    names = weight_names(config, NAMES)
-    model = build(path, config, names, tensors, dtype=dtype, interleaved=True)
+    model = build(path, config, NAMES, tensors, dtype=dtype, interleaved=True)
     try:
         return model, from_gguf(metadata)
     except TokenizerError as error:

@@ -68,8 +68,7 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | No
     tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if config.tie_embeddings:
         tensors.pop("lm_head.weight", None)
-    names = weight_names(config, NAMES)
-    model = build(folder, config, names, tensors, dtype=dtype, interleaved=False)
+    model = build(folder, config, NAMES, tensors, dtype=dtype, interleaved=False)
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).exists():
             try:

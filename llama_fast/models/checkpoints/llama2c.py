@@ -28,7 +28,7 @@ from llama_fast.tokenizers import Tokenizer, from_llama2c
 
 from ..config import LlamaConfig
 from ..llama import LLaMA
-from .common import CheckpointError, Stored, build, make_config, weight_names
+from .common import CheckpointError, Stored, build, make_config
 
 MAGIC = 0x616B3432
 HEADER_BYTES = 256  # versions 1 and 2
@@ -66,7 +66,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
         tensors[f"{part.name}.weight"] = Stored(part.shape, read)
         start += part.size
     tensors.pop("rope.weight", None)
-    names = {ours: ours for ours in weight_names(config, {name: name for name in ORDER})}
+    names = {name: name for name in ORDER}
     model = build(path, config, names, tensors, dtype=dtype, interleaved=True)
     for name in (f"tok{config.vocab_size}.bin", "tokenizer.bin"):
         if (path.parent / name).exists():

@@ -25,7 +25,6 @@ from .common import (
     make_config,
     read_json,
     warn_no_tokenizer,
-    weight_names,
 )
 
 NAMES = {
@@ -64,8 +63,7 @@ def load(
     tensors = {name: _join(name, path, shards, config) for name in shards[0]}
     if config.tie_embeddings:  # Meta writes a tied head out
         tensors.pop("output.weight", None)
-    names = weight_names(config, NAMES)
-    model = build(path, config, names, tensors, dtype=dtype, interleaved=True)
+    model = build(path, config, NAMES, tensors, dtype=dtype, interleaved=True)
     if (folder / "tokenizer.model").exists():
         try:
             return model, load_tokenizer(folder / "tokenizer.model")

@@ -15,7 +15,6 @@ from llama_fast.generate import generate
 from llama_fast.models import CheckpointError, LlamaConfig, load
 from tests.models.oracle import frequencies
 from tests.models.peers import SHAPES, check_logits, transformers_model
-from tests.ops.criterion import errors
 from tests.paths import shared_data, smollm2
 
 MODULES = {
@@ -151,7 +150,6 @@ def test_stored_types(tmp_path: Path, kind: Kind) -> None:
         off = (stored - weight).abs()
         assert (off <= blocks * (slack * step + 2**-10)).all(), name
         assert off.max() > 0, name
-    assert errors(model.embedding.weight.float(), exact.embedding.weight)[1] > 0
 
 
 @pytest.mark.filterwarnings("ignore:.*loaded without its tokenizer")
