@@ -42,7 +42,7 @@ X86_ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf
 
 CXX_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden"]
 # GCC 12 warns of uninitialised variables in its own AVX-512 headers.
-CXX_FLAGS += ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+CXX_FLAGS += ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # Floating-point errno and traps are never looked at; a*b+c may be one fused multiply-add.
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 # The kernels say themselves what is a vector: -O3 measured no faster, and compiles half as fast.

@@ -72,11 +72,13 @@ struct Forward {
     T old_max = row_max[r];
     if (tile_max > old_max + static_cast<T>(kSlack) || old_max == -kInfinity<T>) {
       if (tile_max == -kInfinity<T>) {  // every key so far is masked
-        for (int64_t c = 0; c < width; c += lanes) store_raw(r, c, V{});
         // A NaN hides from the maximum, but not from this sum.
         V any = V{};
-        for (int64_t c = 0; c < width; c += lanes)
-          any += load(x + c) == load(x + c) ? V{} : load(x + c);
+        for (int64_t c = 0; c < width; c += lanes) {
+          const V score = load(x + c);
+          any += score == score ? V{} : score;
+          store_raw(r, c, V{});
+        }
         row_sum[r] += reduce_add<T>(any);
         return;
       }
@@ -91,7 +93,7 @@ struct Forward {
     const T shift = row_max[r];
     V total = V{};
     for (int64_t c = 0; c < width; c += lanes) {
-      const V p = vexp(load(x + c) * scale - shift);
+      const V p = vexp_softmax(load(x + c) * scale - shift);
       total += p;
       store_raw(r, c, p);
     }

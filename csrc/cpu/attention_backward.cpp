@@ -217,7 +217,7 @@ struct Backward {
       for (int64_t c = 0; c < n; ++c) g[c] *= factors[c];
     }
     for (int64_t c = 0; c < width; c += lanes) {
-      const V p = vexp(load(x + c) * scale - lse - lse_low);
+      const V p = vexp_softmax(load(x + c) * scale - lse - lse_low);
       store(x + c, p);
       store(g + c, p * (load(g + c) - delta));
     }

@@ -1,1 +1,23 @@
 """What users call: each op checks its arguments, picks a backend, and carries its autograd rule."""
+
+from llama_fast.ops._backend import Backends, backends, use_backend
+from llama_fast.ops.attention import attention
+from llama_fast.ops.cross_entropy import cross_entropy
+from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
+from llama_fast.ops.rms_norm import rms_norm
+from llama_fast.ops.rope import rope
+from llama_fast.ops.scaled_dot_product_attention import scaled_dot_product_attention
+from llama_fast.ops.swiglu import swiglu
+
+__all__ = [
+    "Backends",
+    "attention",
+    "backends",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rope",
+    "scaled_dot_product_attention",
+    "swiglu",
+    "use_backend",
+]

@@ -31,7 +31,9 @@ def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         calls = [
-            function(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+            function(
+                *(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True))
+            )
             for i in range(info.batch_size)
         ]
         if isinstance(calls[0], torch.Tensor):

@@ -40,7 +40,9 @@ def _check(op: str, backend: str) -> str:
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
     if backend not in BACKENDS:
-        raise ValueError(f"backend for {op}: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+        raise ValueError(
+            f"backend for {op}: expected one of {', '.join(BACKENDS)}, got {backend!r}"
+        )
     reason = _unavailable(op, backend)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot serve {op}: {reason}")
