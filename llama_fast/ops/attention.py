@@ -83,6 +83,7 @@ def attention(
         torch.Size([1, 8, 128, 64])
     """
     packed = cu_seqlens_q is not None
+    q, k, v = (_autocast(name, t) for name, t in (("q", q), ("k", k), ("v", v)))
     _check_tensors(q, k, v, packed)
     if packed:
         if bias is not None or key_padding_mask is not None:
@@ -150,10 +151,20 @@ def attention(
     }
     if backend == "torch":
         return stock.attention(q, k, v, **options)
-    return reference.attention(q, k, v, dropout_seed=seed, **options)
+    with torch.autocast(q.device.type, enabled=False):  # it would round inside the formula
+        return reference.attention(q, k, v, dropout_seed=seed, **options)
 
 
 # --- checks ----------------------------------------------------------------------------------
+
+
+def _autocast(name: str, t: torch.Tensor) -> torch.Tensor:
+    """`t` in the dtype of torch.autocast, where that is on: attention is one of its 16-bit ops."""
+    _checks.check_float(name, t)
+    device = t.device.type
+    if t.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return t.to(torch.get_autocast_dtype(device))
+    return t
 
 
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: bool) -> None:
@@ -161,7 +172,6 @@ def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: bo
         ("(N,H,D)", "(M,K,D)", "(M,K,Dv)") if packed else ("(B,H,S,D)", "(B,K,T,D)", "(B,K,T,Dv)")
     )
     for name, t, layout in zip(("q", "k", "v"), (q, k, v), layouts, strict=True):
-        _checks.check_float(name, t)
         _checks.check_dim(name, t, 3 if packed else 4, layout)
     _checks.check_same("k", k, "q", q)
     _checks.check_same("v", v, "q", q)
