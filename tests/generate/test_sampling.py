@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -8,14 +10,17 @@ from llama_fast.models import LLaMA, LlamaConfig
 
 
 @pytest.fixture
-def model() -> LLaMA:
+def model() -> Iterator[LLaMA]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model as small as this gains nothing from more
     torch.manual_seed(0)
     model = LLaMA(LlamaConfig.preset("debug")).eval()
     with torch.no_grad():  # far from even, so that the likeliest token is no close call
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(10)
-    return model
+    yield model
+    torch.set_num_threads(threads)
 
 
 PROMPT = torch.randint(256, (3, 5), generator=torch.Generator().manual_seed(1))

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_fast.tokenizers import Tokenizer, TokenizerError
+
 from ..config import LlamaConfig
 from ..llama import LLaMA
 
@@ -137,6 +139,10 @@ def make_config(path: Path, **fields: Any) -> LlamaConfig:
         raise CheckpointError(f"{path}: not a Llama model that can be built: {error}") from None
 
 
-def warn_no_tokenizer(path: Path, error: Exception) -> None:
-    """Say that a checkpoint's tokenizer can't be read, though its weights can."""
-    warnings.warn(f"{path}: loaded without its tokenizer: {error}", stacklevel=4)
+def read_tokenizer(path: Path, read: Callable[[], Tokenizer]) -> Tokenizer | None:
+    """A checkpoint's tokenizer; None, with a warning, if it can't be read: the weights can."""
+    try:
+        return read()
+    except TokenizerError as error:
+        warnings.warn(f"{path}: loaded without its tokenizer: {error}", stacklevel=4)
+        return None

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama_fast.tokenizers import Tokenizer, TokenizerError, from_gguf
+from llama_fast.tokenizers import Tokenizer, from_gguf
 
 from ..config import LlamaConfig
 from ..llama import LLaMA
-from .common import CheckpointError, Stored, build, make_config, warn_no_tokenizer
+from .common import CheckpointError, Stored, build, make_config, read_tokenizer
 
 try:
     from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
@@ -78,11 +78,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     config = read_config(path, metadata, tensors)
     tensors.pop("rope_freqs.weight", None)
     model = build(path, config, NAMES, tensors, dtype=dtype, interleaved=True)
-    try:
-        return model, from_gguf(metadata)
-    except TokenizerError as error:
-        warn_no_tokenizer(path, error)
-        return model, None
+    return model, read_tokenizer(path, partial(from_gguf, metadata))
 
 
 def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]) -> LlamaConfig:

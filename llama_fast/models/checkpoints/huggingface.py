@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llama_fast.tokenizers import Tokenizer, TokenizerError, load_tokenizer
+from llama_fast.tokenizers import Tokenizer, load_tokenizer
 
 from ..config import Llama3RopeScaling, LlamaConfig
 from ..llama import LLaMA
@@ -22,7 +22,7 @@ from .common import (
     build,
     make_config,
     read_json,
-    warn_no_tokenizer,
+    read_tokenizer,
     weight_names,
 )
 
@@ -71,10 +71,7 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | No
     model = build(folder, config, NAMES, tensors, dtype=dtype, interleaved=False)
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).exists():
-            try:
-                return model, load_tokenizer(folder / name)
-            except TokenizerError as error:
-                warn_no_tokenizer(folder, error)
+            return model, read_tokenizer(folder, partial(load_tokenizer, folder / name))
     return model, None
 
 

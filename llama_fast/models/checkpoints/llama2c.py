@@ -28,7 +28,7 @@ from llama_fast.tokenizers import Tokenizer, from_llama2c
 
 from ..config import LlamaConfig
 from ..llama import LLaMA
-from .common import CheckpointError, Stored, build, make_config
+from .common import CheckpointError, Stored, build, make_config, read_tokenizer
 
 MAGIC = 0x616B3432
 HEADER_BYTES = 256  # versions 1 and 2
@@ -70,7 +70,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     model = build(path, config, names, tensors, dtype=dtype, interleaved=True)
     for name in (f"tok{config.vocab_size}.bin", "tokenizer.bin"):
         if (path.parent / name).exists():
-            return model, from_llama2c(path.parent / name)
+            return model, read_tokenizer(path, partial(from_llama2c, path.parent / name))
     return model, None
 
 

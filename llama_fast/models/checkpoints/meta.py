@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_fast.tokenizers import Tokenizer, TokenizerError, load_tokenizer
+from llama_fast.tokenizers import Tokenizer, load_tokenizer
 
 from ..config import Llama3RopeScaling, LlamaConfig, preset_names
 from ..llama import LLaMA
@@ -24,7 +24,7 @@ from .common import (
     build,
     make_config,
     read_json,
-    warn_no_tokenizer,
+    read_tokenizer,
 )
 
 NAMES = {
@@ -64,12 +64,9 @@ def load(
     if config.tie_embeddings:  # Meta writes a tied head out
         tensors.pop("output.weight", None)
     model = build(path, config, NAMES, tensors, dtype=dtype, interleaved=True)
-    if (folder / "tokenizer.model").exists():
-        try:
-            return model, load_tokenizer(folder / "tokenizer.model")
-        except TokenizerError as error:
-            warn_no_tokenizer(path, error)
-    return model, None
+    if not (folder / "tokenizer.model").exists():
+        return model, None
+    return model, read_tokenizer(path, partial(load_tokenizer, folder / "tokenizer.model"))
 
 
 def read_shard(path: Path) -> dict[str, Tensor]:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from llama_fast.models import CheckpointError, LlamaConfig, load
+from llama_fast import tokenizers
+from llama_fast.models import CheckpointError, LlamaConfig, checkpoints, load
 from tests.models.peers import SHAPES, save_transformers
+from tests.paths import shared_data
 
 
 def test_no_such_path(tmp_path: Path) -> None:
@@ -31,3 +34,29 @@ def test_config_beside_a_file_that_has_its_own(tmp_path: Path) -> None:
     save_transformers(SHAPES["mha-untied"], tmp_path)
     with pytest.raises(ValueError, match="config: expected None"):
         load(tmp_path, config=LlamaConfig.preset("debug"))
+
+
+def test_formats_that_need_a_package_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, module in (("gguf", "gguf"), ("safetensors", "huggingface")):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(sys.modules, f"llama_fast.models.checkpoints.{module}", raising=False)
+        monkeypatch.delattr(checkpoints, module, raising=False)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ImportError, match=r"pip install gguf"):
+        load(tmp_path / "model.gguf")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ImportError, match=r"pip install safetensors"):
+        load(tmp_path)
+
+
+def test_a_missing_tokenizer_package_costs_a_warning_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shared_data("checkpoints/stories260k/stories260K.bin")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.delitem(sys.modules, "llama_fast.tokenizers.spm", raising=False)
+    monkeypatch.delattr(tokenizers, "spm", raising=False)
+    with pytest.warns(UserWarning, match=r"without its tokenizer: .* pip install sentencepiece"):
+        model, tokenizer = load(path)
+    assert tokenizer is None
+    assert model.config == LlamaConfig.preset("stories260k")

@@ -165,6 +165,7 @@ class Evil:
         return os.system, (f"touch {self.target}",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("format", ["zip", "legacy torch", "pickle", "pickle protocol 0"])
 def test_pickle_with_code_is_refused(tmp_path: Path, format: str) -> None:
     path, target = tmp_path / "consolidated.00.pth", tmp_path / "executed"
