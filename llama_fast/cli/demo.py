@@ -159,8 +159,8 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
         }
         scores = []
         for name, chosen in tasks.items():
-            with screen.bar(name, "answers") as bar:
-                scores.append(score.score(model, tokenizer, name, chosen, progress=bar))
+            with screen.bar(name, "questions") as bar:
+                scores.append(score.score(model, tokenizer, name, chosen, bar))
             got = scores[-1]
             screen.line(
                 f"{name}: {got.accuracy:.1%} ± {got.stderr:.1%} of {got.count} questions "

@@ -147,8 +147,8 @@ def markdown(results: Results) -> str:
         "the float64 reference on the same numbers, relative to the largest number of the tensor. "
         "A check passes if the root-mean-square error is at most PyTorch's and the largest at most "
         "twice PyTorch's, plus one rounding step of the precision. PyTorch's is that of its own "
-        "function (shown) or of the formula in its elementary operations, the larger of them. Ops that "
-        "only the reference serves here have nothing to prove (–).",
+        "function (shown) or of the formula in its elementary operations, the larger of the two. Ops "
+        "that only the reference serves here have nothing to prove (–).",
         "",
         _picture("kernels", "Errors of the kernels beside those of PyTorch"),
         "",

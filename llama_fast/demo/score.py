@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+import llama_fast
 from llama_fast.demo.questions import Question
-from llama_fast.models import LLaMA
+from llama_fast.models import KVCache, LLaMA
 from llama_fast.tokenizers import Tokenizer
 
 __all__ = ["Score", "log_likelihoods", "score", "split_tokens", "summarise"]
@@ -57,51 +58,44 @@ def split_tokens(tokenizer: Tokenizer, context: str, choice: str) -> tuple[list[
 
 
 @torch.inference_mode()
-def log_likelihoods(
-    model: LLaMA,
-    rows: Sequence[tuple[list[int], int]],
-    *,
-    batch_tokens: int = 4096,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
-) -> list[float]:
+def log_likelihoods(model: LLaMA, rows: Sequence[tuple[list[int], int]]) -> list[float]:
     """Log-likelihood of the last tokens of each row, given those before them.
 
+    The rows go through the model as one batch. What they begin with in common (the question, when
+    they are its choices) goes through it once, into a key-value cache that all rows then use.
+
     Args:
-        model: a ``llama_fast.LLaMA``.
+        model: in evaluation mode.
         rows: (tokens, number of tokens at the end to score) each.
-        batch_tokens: upper bound of rows times longest row in one forward pass (one row at least).
-        progress: called with (rows done, rows in all, "") after each batch.
 
     Returns:
         The sums of log-probabilities (natural logarithm), in the order of ``rows``.
     """
-    device = next(model.parameters()).device
-    # Rows of like length share a batch: little padding. The longest first: memory peaks at once.
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
-    result = [0.0] * len(rows)
-    done = 0
-    while done < len(order):
-        width = len(rows[order[done]][0])
-        batch = order[done : done + max(1, batch_tokens // width)]
-        tokens = torch.zeros(len(batch), width, dtype=torch.int64)
-        targets = torch.full((len(batch), width), IGNORE)
-        for at, row in enumerate(batch):
-            ids, scored = rows[row]
-            tokens[at, : len(ids)] = torch.tensor(ids)
-            # Position t predicts token t + 1. Padding comes last, where causal attention of the
-            # positions that count does not see it.
-            targets[at, len(ids) - scored - 1 : len(ids) - 1] = tokens[at, len(ids) - scored :][
-                :scored
-            ]
-        loss = model.loss(
-            tokens.to(device), targets.to(device), reduction="none", ignore_index=IGNORE
-        )
-        sums = -loss.view(len(batch), width).double().sum(dim=1)
-        for row, value in zip(batch, sums.tolist(), strict=True):
-            result[row] = value
-        done += len(batch)
-        progress(done, len(order), "")
-    return result
+    weight = model.head_weight
+    # The last token before the scored ones predicts the first of them: it belongs to the rows.
+    limit = min(len(tokens) - scored for tokens, scored in rows) - 1
+    shared = 0
+    while shared < limit and len({tokens[shared] for tokens, _ in rows}) == 1:
+        shared += 1
+    width = max(len(tokens) for tokens, _ in rows) - shared
+    cache = KVCache(model.config, len(rows), shared + width, weight.dtype, weight.device)
+    if shared:
+        start = KVCache(model.config, 1, shared, weight.dtype, weight.device)
+        model.hidden_states(torch.tensor([rows[0][0][:shared]], device=weight.device), cache=start)
+        cache.k[:, :, :, :shared], cache.v[:, :, :, :shared] = start.k, start.v
+        cache.length = shared
+    tails = torch.zeros(len(rows), width, dtype=torch.int64)
+    targets = torch.full((len(rows), width), IGNORE)
+    for at, (tokens, scored) in enumerate(rows):
+        tail = torch.tensor(tokens[shared:])
+        # Padding comes last, where causal attention of the positions that count does not see it.
+        tails[at, : len(tail)] = tail
+        targets[at, len(tail) - scored - 1 : len(tail) - 1] = tail[len(tail) - scored :]
+    hidden = model.hidden_states(tails.to(weight.device), cache=cache)
+    losses = llama_fast.linear_cross_entropy(
+        hidden, weight, targets.to(weight.device), reduction="none", ignore_index=IGNORE
+    )
+    return (-losses.double().sum(dim=1)).tolist()
 
 
 def summarise(
@@ -138,17 +132,17 @@ def score(
     tokenizer: Tokenizer,
     task: str,
     questions: Sequence[Question],
-    *,
-    batch_tokens: int = 4096,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Score:
-    """Asks the model every question; see :func:`log_likelihoods` and :func:`summarise`."""
-    rows = [split_tokens(tokenizer, q.context, choice) for q in questions for choice in q.choices]
-    flat = log_likelihoods(model, rows, batch_tokens=batch_tokens, progress=progress)
-    likelihoods, at = [], 0
+    """Asks the model every question; see :func:`log_likelihoods` and :func:`summarise`.
+
+    ``progress`` is called with (questions done, questions in all, the task) after each question.
+    """
+    likelihoods = []
     for question in questions:
-        likelihoods.append(flat[at : at + len(question.choices)])
-        at += len(question.choices)
+        rows = [split_tokens(tokenizer, question.context, choice) for choice in question.choices]
+        likelihoods.append(log_likelihoods(model, rows))
+        progress(len(likelihoods), len(questions), task)
     return summarise(task, questions, likelihoods)
 
 

@@ -40,27 +40,46 @@ def by_hand(model: LLaMA, tokens: list[int], scored: int) -> float:
     return sum(log_p[t - 1, tokens[t]].item() for t in range(len(tokens) - scored, len(tokens)))
 
 
-ROWS = [
-    (list(range(3, 3 + n)), k) for n, k in ((5, 1), (40, 39), (2, 1), (17, 6), (17, 16), (9, 3))
-]
+def rows_of(prefix: int, ends: list[tuple[int, int]]) -> list[tuple[list[int], int]]:
+    """Rows with ``prefix`` tokens in common, then (length, number scored) of their own."""
+    rows = []
+    for first, (length, scored) in enumerate(ends):
+        end = [(7 * first + 5 * t) % 128 for t in range(length)]
+        rows.append((list(range(3, 3 + prefix)) + end, scored))
+    return rows
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 50, 100_000])
-def test_log_likelihoods_are_those_of_each_row_alone(model: LLaMA, batch_tokens: int) -> None:
-    """Rows of all lengths, alone (1), in small batches, and all in one with much padding."""
-    got = log_likelihoods(model, ROWS, batch_tokens=batch_tokens)
-    want = [by_hand(model, tokens, scored) for tokens, scored in ROWS]
-    # Every position's loss is a float32 near 5 with a few roundings; at most 39 of them add up.
-    assert got == pytest.approx(want, abs=39 * 5 * 4 * torch.finfo(torch.float32).eps)
-    assert max(want) - min(want) > 50  # the rows do differ
+ROWS = {
+    "choices of one question": rows_of(20, [(5, 4), (9, 8), (1, 1), (30, 30)]),
+    "one row": rows_of(5, [(3, 3)]),
+    "nothing in common": rows_of(0, [(5, 1), (40, 39), (2, 1), (17, 6)]),
+    "scored from within the common part": rows_of(12, [(4, 10), (6, 6)]),
+    "two tokens in all": rows_of(1, [(1, 1), (1, 1)]),
+    "two choices alike": rows_of(6, [(4, 4)]) * 2,
+}
 
 
-def test_progress_counts_every_row(model: LLaMA) -> None:
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+def test_log_likelihoods_are_those_of_each_row_alone(
+    model: LLaMA, rows: list[tuple[list[int], int]]
+) -> None:
+    got = log_likelihoods(model, rows)
+    want = [by_hand(model, tokens, scored) for tokens, scored in rows]
+    # Every position's loss is a float32 near 5 with a few roundings; they add up.
+    most = max(scored for _, scored in rows)
+    assert got == pytest.approx(want, abs=most * 5 * 4 * torch.finfo(torch.float32).eps)
+
+
+def test_the_model_tells_rows_apart(model: LLaMA) -> None:
+    got = log_likelihoods(model, ROWS["choices of one question"])
+    assert max(got) - min(got) > 10
+
+
+def test_progress_counts_every_question(model: LLaMA) -> None:
     calls = []
-    log_likelihoods(model, ROWS, batch_tokens=40, progress=lambda *call: calls.append(call))
-    assert [total for _, total, _ in calls] == [len(ROWS)] * len(calls)
-    assert [call[0] for call in calls] == sorted({call[0] for call in calls})
-    assert calls[-1] == (len(ROWS), len(ROWS), "")
+    questions = [Question(str(i), "abc", ("x", "yz"), 0) for i in range(3)]
+    score(model, Characters(), "toy", questions, lambda *call: calls.append(call))
+    assert calls == [(1, 3, "toy"), (2, 3, "toy"), (3, 3, "toy")]
 
 
 def test_summary_by_hand() -> None:
