@@ -118,35 +118,24 @@ def _second_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 
     lse gets none: the gradient is taken as a function of the logits alone.
     """
-    *tensors, weight = ctx.saved_tensors
+    grad_loss, input, target, weight = ctx.saved_tensors
     ignore_index, reduction, label_smoothing, softcap, z_loss = ctx.options
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, so that the derivatives stop here and do not follow these tensors' own history.
-        tensors = [
-            t.view_as(t)
-            if again and t.requires_grad
-            else t.detach().requires_grad_(t.is_floating_point())
-            for t in tensors
-        ]
-        grad_loss, input, target = tensors
-        loss = reference.cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index,
-            REDUCTIONS[reduction],
-            label_smoothing,
-            softcap=softcap or None,
-            z_loss=z_loss,
-        )
-        (first,) = torch.autograd.grad(loss, input, grad_loss, create_graph=True)
-        wanted = [i for i, position in enumerate((0, 1, 3)) if ctx.needs_input_grad[position]]
-        found = torch.autograd.grad(
-            first, [tensors[i] for i in wanted], grad, create_graph=again, allow_unused=True
-        )
-    second = dict(zip(wanted, found, strict=True))
-    return second.get(0), second.get(1), None, second.get(2), *(None,) * 6
+    differentiable_target = target.is_floating_point()
+
+    def gradient(g: torch.Tensor, x: torch.Tensor, t: torch.Tensor = target) -> torch.Tensor:
+        def loss(x: torch.Tensor) -> torch.Tensor:
+            options = {"softcap": softcap or None, "z_loss": z_loss}
+            name = REDUCTIONS[reduction]
+            return reference.cross_entropy(
+                x, t, weight, ignore_index, name, label_smoothing, **options
+            )
+
+        return torch.func.vjp(loss, x)[1](g)[0]
+
+    tensors = (grad_loss, input, target) if differentiable_target else (grad_loss, input)
+    second = torch.func.vjp(gradient, *tensors)[1](grad)
+    grad_target = second[2] if differentiable_target else None
+    return second[0], second[1], None, grad_target, *(None,) * 6
 
 
 # --- ways to call the operators --------------------------------------------------------------

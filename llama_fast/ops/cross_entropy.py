@@ -147,9 +147,11 @@ def _check(
 ) -> None:
     _checks.check_float("input", input)
     if input.dim() < 1:
-        raise ValueError(f"input: expected shape (V,), (N,V) or (N,V,d1,...), got {input.shape}")
+        raise ValueError("input: expected shape (V,), (N,V) or (N,V,d1,...), got ()")
     if not isinstance(target, torch.Tensor):
         raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {ignore_index!r}")
     if target.is_floating_point():
         _checks.check_float("target", target)
         if target.shape != input.shape:
@@ -178,6 +180,13 @@ def _check(
             raise ValueError("weight: expected a tensor that does not require grad")
     if reduction not in REDUCTIONS:
         _checks.check_choice("reduction", reduction, REDUCTIONS)
+    for name, value in (
+        ("label_smoothing", label_smoothing),
+        ("softcap", softcap or 0.0),
+        ("z_loss", z_loss),
+    ):
+        if not isinstance(value, (float, int)):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
     if softcap is not None and not 0.0 < softcap < math.inf:
@@ -218,13 +227,16 @@ def _is_eager(input: torch.Tensor) -> bool:
 
 def _transforms() -> bool:
     """Whether a torch.func transform is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._are_functorch_transforms_active()
 
 
 def _needs_plain_torch() -> bool:
-    """Forward-mode derivatives and torch.func.vmap: only PyTorch's own operations know them."""
+    """Forward-mode derivatives, torch.func.vmap, and torch.func inside torch.compile.
+
+    Only PyTorch's own operations know them all.
+    """
     if torch.compiler.is_compiling():
-        return False
+        return _transforms()
     if torch.autograd.forward_ad._current_level >= 0:
         return True
     grad = torch._C._functorch.TransformType.Grad
