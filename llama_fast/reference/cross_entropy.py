@@ -68,12 +68,13 @@ def cross_entropy(
     else:
         kept = target != ignore_index
         label = target.long().masked_fill(~kept, 0)
-        ce = -w[label] * log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+        w_label = w.gather(0, label.flatten()).view(label.shape)  # w[label], known to vmap
+        ce = -w_label * log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
         if label_smoothing > 0:
             everywhere = -(w * log_p).sum(dim=-1)
             ce = (1 - label_smoothing) * ce + (label_smoothing / V) * everywhere
         ce = ce.masked_fill(~kept, 0)
-        denominator = w[label].masked_fill(~kept, 0)
+        denominator = w_label.masked_fill(~kept, 0)
     z_term = (z_loss * lse**2).masked_fill(~kept, 0) if z_loss else torch.zeros_like(ce)
 
     if reduction == "mean":
