@@ -30,8 +30,8 @@ class Size:
     arc: int
 
 
-FULL = Size(rounds=2, steps=12, batch=4, length=256, hellaswag=100, arc=200)
-QUICK = Size(rounds=1, steps=6, batch=2, length=256, hellaswag=24, arc=48)
+FULL = Size(rounds=2, steps=10, batch=2, length=256, hellaswag=100, arc=200)
+QUICK = Size(rounds=1, steps=5, batch=1, length=256, hellaswag=24, arc=48)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +120,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
             model, tokenizer = answer.load_both(gguf_path, torch.float32)
             said = answer.ask(model, tokenizer)
             passages = questions.boolq_passages(data)
-            logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:128])
+            logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:64])
         screen.line(f"“{said.prompt}” → “[bold]{said.text}[/]”")
         screen.line(
             f"logits deviate from float64 by {logits.ours:.1e} "

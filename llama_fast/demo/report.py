@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from llama_fast.demo import plots
@@ -96,15 +97,34 @@ def summary_table(results: Results) -> Table:
 
 
 def kernel_table(checks: Sequence[Check]) -> Table:
-    """Errors of every check, ours beside PyTorch's, for the terminal."""
-    table = Table(title="Errors relative to float64: llama_fast / stock PyTorch")
-    for column in _KERNEL_COLUMNS:
-        table.add_column(column, overflow="fold")
+    """The largest errors of each op, backend and precision, for the terminal."""
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.title = "Largest errors against float64: llama_fast / stock PyTorch"
+    table.title_justify = "left"
+    for column in ("op", "backend", "dtype", "output", "gradient", ""):
+        table.add_column(column, no_wrap=True)
+    groups: dict[tuple[str, str, str], list[Check]] = {}
     for check in checks:
-        cells = list(_kernel_cells(check))
-        cells[-1] = f"[bold red]{cells[-1]}[/]" if not check.ok else f"[green]{cells[-1]}[/]"
-        table.add_row(*cells)
+        groups.setdefault((check.op, check.backend, check.dtype), []).append(check)
+    for names, group in groups.items():
+        failed = any(not check.ok for check in group)
+        mark = _mark(group[0].backend, not failed)
+        table.add_row(
+            *names,
+            _pair(max(c.forward for c in group), max(c.torch_forward for c in group)),
+            _pair(max(c.backward for c in group), max(c.torch_backward for c in group)),
+            f"[bold red]{mark}[/]" if failed else f"[green]{mark}[/]",
+        )
     return table
+
+
+def _pair(ours: float, theirs: float) -> str:
+    return f"{ours:.1e}/{theirs:.1e}".replace("e-0", "e-")  # short enough for 80 columns
+
+
+def _mark(backend: str, ok: bool) -> str:
+    """The verdict; the reference has none, as it can't fail against itself."""
+    return "FAIL" if not ok else "–" if backend == "reference" else "ok"
 
 
 _KERNEL_COLUMNS = ("op", "options", "backend", "dtype", "output", "gradient", "")
@@ -116,9 +136,9 @@ def _kernel_cells(check: Check) -> tuple[str, ...]:
         check.what,
         check.backend,
         check.dtype,
-        f"{check.forward:.1e} / {check.torch_forward:.1e}",
-        f"{check.backward:.1e} / {check.torch_backward:.1e}",
-        "FAIL" if not check.ok else "–" if check.backend == "reference" else "ok",
+        _pair(check.forward, check.torch_forward),
+        _pair(check.backward, check.torch_backward),
+        _mark(check.backend, check.ok),
     )
 
 
@@ -147,8 +167,8 @@ def markdown(results: Results) -> str:
         "the float64 reference on the same numbers, relative to the largest number of the tensor. "
         "A check passes if the root-mean-square error is at most PyTorch's and the largest at most "
         "twice PyTorch's, plus one rounding step of the precision. PyTorch's is that of its own "
-        "function (shown) or of the formula in its elementary operations, the larger of the two. Ops "
-        "that only the reference serves here have nothing to prove (–).",
+        "function (shown) or of the formula in its elementary operations, the larger of the two. "
+        "Ops that only the reference serves here have nothing to prove (–).",
         "",
         _picture("kernels", "Errors of the kernels beside those of PyTorch"),
         "",

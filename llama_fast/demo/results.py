@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from llama_fast.demo.answer import Answer, Logits
+from llama_fast.demo.answer import EXPECTED, Answer, Logits
 from llama_fast.demo.finetune import Comparison
 from llama_fast.demo.kernels import Check
 from llama_fast.demo.score import Score
@@ -40,6 +40,8 @@ class Results:
             for c in self.checks
             if not c.ok
         ]
+        if not self.answer.text.startswith(EXPECTED):
+            lines.append(f"the model says “{self.answer.text}” instead of “{EXPECTED}”")
         if not self.logits.ok:
             lines.append("the model's logits deviate from float64 more than the reference's do")
         return lines

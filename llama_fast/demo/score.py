@@ -92,7 +92,7 @@ def log_likelihoods(model: LLaMA, rows: Sequence[tuple[list[int], int]]) -> list
         tails[at, : len(tail)] = tail
         targets[at, len(tail) - scored - 1 : len(tail) - 1] = tail[len(tail) - scored :]
     hidden = model.hidden_states(tails.to(weight.device), cache=cache)
-    losses = llama_fast.linear_cross_entropy(
+    losses: torch.Tensor = llama_fast.linear_cross_entropy(
         hidden, weight, targets.to(weight.device), reduction="none", ignore_index=IGNORE
     )
     return (-losses.double().sum(dim=1)).tolist()

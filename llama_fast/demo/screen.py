@@ -1,5 +1,6 @@
 """What the demo shows while it works: bars on a terminal, plain lines in a pipe."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,9 @@ from rich.progress import (
 
 __all__ = ["Bar", "Screen"]
 
+# Columns of a table in a pipe, which has no width of its own.
+PIPE_WIDTH = 110
+
 # Called with (units done, units in all, a few words on the state); bars pass it to the workers.
 Bar = Callable[[int, int, str], None]
 
@@ -27,7 +31,14 @@ class Screen:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = Console(highlight=False) if console is None else console
+        if console is None:
+            if hasattr(sys.stdout, "reconfigure"):
+                # A character that the terminal lacks is no reason to end the demo.
+                sys.stdout.reconfigure(errors="replace")
+            console = Console(highlight=False)
+            if not console.is_terminal:
+                console = Console(highlight=False, width=PIPE_WIDTH)
+        self.console = console
 
     def heading(self, text: str) -> None:
         """A line that starts a part of the demo."""
@@ -35,7 +46,7 @@ class Screen:
 
     def line(self, text: str) -> None:
         """One line of findings; rich markup is understood."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def bar(self, text: str, unit: str = "steps") -> Iterator[Bar]:

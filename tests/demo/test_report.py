@@ -112,14 +112,16 @@ def test_failures_stand_at_the_top(tmp_path: Path) -> None:
     console.print(report.kernel_table(bad.checks))
     console.print(report.summary_table(bad))
     shown = console.export_text()
-    assert shown.count("FAIL") == 6
+    assert shown.count("FAIL") == 6  # two ops on two backends, one op on one, two precisions
     assert "0 of 6 checks pass" in shown
 
 
-def test_worse_logits_are_a_failure() -> None:
+def test_worse_logits_and_another_answer_are_failures() -> None:
     bad = results()
     bad.logits = replace(bad.logits, ok=False)
-    assert len(bad.failures()) == 1
+    bad.answer = replace(bad.answer, text=" Lyon.")
+    assert len(bad.failures()) == 2
+    assert "“ Lyon.”" in report.markdown(bad)
 
 
 def test_fastest_takes_the_first_backend_of_each_op() -> None:
