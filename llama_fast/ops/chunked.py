@@ -32,6 +32,11 @@ MINIMUM_ROWS = 256
 WIDEN_ELEMENTS = 4 << 20
 
 
+def resolve_group(name: str) -> dist.ProcessGroup | None:
+    """The process group of this name: an operator takes no such object."""
+    return dist.distributed_c10d._resolve_process_group(name) if name else None
+
+
 def rows_per_chunk(classes: int, itemsize: int) -> int:
     """How many rows of logits are in memory at once."""
     return max(MINIMUM_ROWS, CHUNK_BYTES // max(1, classes * itemsize))
@@ -68,7 +73,7 @@ def linear_cross_entropy(
         the type computed in.
     """
     dtype = compute_dtype(input)
-    group = dist.distributed_c10d._resolve_process_group(group_name) if group_name else None
+    group = resolve_group(group_name)
     classes = linear_weight.shape[0] * _world_size(linear_weight.shape[0], group)
     check_targets(target, classes, ignore_index)
     kept = (target != ignore_index).nonzero().squeeze(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from llama_fast.ops._checks import (
     check_tensor,
     shape,
 )
-from llama_fast.ops.chunked import REDUCTIONS
+from llama_fast.ops.chunked import REDUCTIONS, resolve_group
 from llama_fast.reference import Stats
 
 
@@ -78,7 +79,8 @@ def linear_cross_entropy(
     check_float("input", input)
     check_float("linear_weight", linear_weight)
     device_type = input.device.type
-    if torch.is_autocast_enabled(device_type):  # as F.linear does
+    can_autocast = torch.amp.is_autocast_available(device_type)
+    if can_autocast and torch.is_autocast_enabled(device_type):  # as F.linear does
         narrow = torch.get_autocast_dtype(device_type)
         input, linear_weight, linear_bias = (
             x.to(narrow) if x is not None and x.dtype != torch.float64 else x
@@ -121,7 +123,7 @@ def linear_cross_entropy(
     if backend in ("torch", "reference"):
         check_targets(target[..., 1:] if shift else target, classes, ignore_index)
         function = stock if backend == "torch" else reference
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(device_type, enabled=False) if can_autocast else nullcontext():
             return function.linear_cross_entropy(
                 input,
                 linear_weight,
@@ -169,6 +171,19 @@ def _needs_gradient(t: torch.Tensor | None) -> bool:
     return t is not None and t.requires_grad and torch.is_grad_enabled()
 
 
+def _second_derivative_wanted(*saved: torch.Tensor | None) -> bool:
+    """In a backward pass: whether its own results will be differentiated."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    for t in saved:
+        if t is not None and functorch.is_gradtrackingtensor(t):
+            t = functorch.get_unwrapped(t)  # torch.func.grad itself, which always asks for it
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
 class _Chunked(torch.autograd.Function):
     """Autograd rule of the operator in ``chunked.py``.
 
@@ -208,25 +223,57 @@ class _Chunked(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.options, ctx.wanted = options, wanted
-        ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
-        ctx.recompute = REDUCTIONS[options[1]] == "none"
-        if ctx.recompute:
-            ctx.save_for_backward(input, linear_weight, target, linear_bias, weight)
-        else:
-            ctx.save_for_backward(*output[4:])
+        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight, *output[4:])
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad_loss is None:
             return (None,) * 13
-        if ctx.recompute:
-            grads = torch.ops.llama_fast.linear_cross_entropy(
-                *ctx.saved_tensors, grad_loss, *ctx.options, False, ctx.wanted
-            )[4:]
+        *inputs, target, weight, g_input, g_weight, g_bias = ctx.saved_tensors
+        if _second_derivative_wanted(*inputs, grad_loss):
+            return (
+                *_differentiable_gradients(ctx, grad_loss, inputs, target, weight),
+                *[None] * 10,
+            )
+        if REDUCTIONS[ctx.options[1]] == "none":
+            input, linear_weight, linear_bias = inputs
+            made = torch.ops.llama_fast.linear_cross_entropy(
+                input, linear_weight, target, linear_bias, weight, grad_loss, *ctx.options, False,
+                ctx.wanted,
+            )[4:]  # fmt: skip
         else:
-            grads = [grad * grad_loss for grad in ctx.saved_tensors]
-        found = [
-            grad.to(dtype) if want else None
-            for grad, dtype, want in zip(grads, ctx.dtypes, ctx.wanted, strict=True)
+            made = [grad * grad_loss for grad in (g_input, g_weight, g_bias)]
+        grads = [
+            grad.to(x.dtype) if want else None
+            for grad, x, want in zip(made, inputs, ctx.wanted, strict=True)
         ]
-        return (*found, *[None] * 10)
+        return (*grads, *[None] * 10)
+
+
+def _differentiable_gradients(
+    ctx: Any,
+    grad_loss: torch.Tensor,
+    inputs: list[torch.Tensor],
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+) -> list[torch.Tensor | None]:
+    """The gradients by autograd through the reference: for second derivatives, which are rare."""
+    ignore_index, reduction, label_smoothing, softcap, z_loss, group_name = ctx.options
+    input, linear_weight, linear_bias = inputs
+    with torch.enable_grad():
+        loss = reference.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=REDUCTIONS[reduction],
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            softcap=softcap or None,
+            z_loss=z_loss,
+            process_group=resolve_group(group_name),
+        )
+        chosen = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
+        made = iter(torch.autograd.grad(loss, chosen, grad_loss, create_graph=True))
+    return [next(made) if want else None for want in ctx.wanted]

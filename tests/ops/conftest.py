@@ -31,19 +31,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The backend under test, in force for the module's `OP`; tensors are made on its device."""
-    with _in_force(request.module.OP, request.param):
+    with in_force(request.module.OP, request.param):
         yield request.param
 
 
 @pytest.fixture
 def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     """Like `backend`."""
-    with _in_force(request.module.OP, request.param):
+    with in_force(request.module.OP, request.param):
         yield request.param
 
 
 @contextmanager
-def _in_force(op: str, backend: str) -> Iterator[None]:
+def in_force(op: str, backend: str) -> Iterator[None]:
     device = DEVICES[backend]
     # The default device costs time at every call of a torch function: set it only for a GPU.
     place = nullcontext() if device == "cpu" else torch.device(device)
