@@ -58,7 +58,7 @@ def check_device(name: str, t: torch.Tensor, other_name: str, other: torch.Tenso
         )
 
 
-def check_number(name: str, value: float, expected: str, ok: bool) -> None:
+def check_number(name: str, value: object, expected: str, ok: bool) -> None:
     """A scalar argument: `ok` says whether it is in the range that `expected` names."""
     if not ok:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")

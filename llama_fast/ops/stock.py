@@ -6,6 +6,8 @@ does not have is a ValueError that names it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -54,7 +56,12 @@ def attention(
             "return_lse": return_lse,
         },
     )
-    options = {"causal": causal, "window": window, "scale": scale, "dropout_p": dropout_p}
+    options: dict[str, Any] = {
+        "causal": causal,
+        "window": window,
+        "scale": scale,
+        "dropout_p": dropout_p,
+    }
     if cu_seqlens_q is None:
         return _sdpa(q, k, v, bias, key_padding_mask, alibi_slopes, **options)
     q_ends = cu_seqlens_q.tolist()
@@ -62,11 +69,12 @@ def attention(
     out = []
     for b in range(len(q_ends) - 1):
         rows, columns = slice(q_ends[b], q_ends[b + 1]), slice(k_ends[b], k_ends[b + 1])
-        slopes = alibi_slopes
-        if alibi_slopes is not None and alibi_slopes.dim() == 2:
-            slopes = alibi_slopes[b]
-        one = [x.transpose(0, 1).unsqueeze(0) for x in (q[rows], k[columns], v[columns])]
-        out.append(_sdpa(*one, None, None, slopes, **options).squeeze(0).transpose(0, 1))
+        slopes = None if alibi_slopes is None else alibi_slopes.expand(len(q_ends) - 1, -1)[b]
+        one_q, one_k, one_v = (
+            x.transpose(0, 1).unsqueeze(0) for x in (q[rows], k[columns], v[columns])
+        )
+        one = _sdpa(one_q, one_k, one_v, None, None, slopes, **options)
+        out.append(one.squeeze(0).transpose(0, 1))
     return torch.cat(out) if out else q.new_empty(*q.shape[:2], v.shape[-1])
 
 

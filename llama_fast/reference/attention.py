@@ -57,7 +57,7 @@ def attention(
     # Positions inside a sequence. row: (S, 1), column: (1, T); off and sequence follow the rows.
     row = torch.arange(S, device=q.device).unsqueeze(1)
     column = torch.arange(T, device=q.device).unsqueeze(0)
-    if packed:
+    if cu_seqlens_q is not None:
         cu_q = cu_seqlens_q.long()
         cu_k = cu_q if cu_seqlens_k is None else cu_seqlens_k.long()
         sequence_q = torch.searchsorted(cu_q[1:], row, right=True)

@@ -6,6 +6,8 @@ The fused form that never holds all logits: Wijmans et al. 2024, "Cut Your Losse
 Large-Vocabulary Language Models" (arXiv:2411.09009).
 """
 
+from typing import Any
+
 import torch
 
 from ._dtypes import compute_dtype
@@ -43,7 +45,7 @@ def linear_cross_entropy(
     logits = rows.to(dtype) @ linear_weight.to(dtype).T
     if linear_bias is not None:
         logits = logits + linear_bias.to(dtype)
-    result = cross_entropy(
+    result: Any = cross_entropy(
         logits,
         target.flatten(),
         weight,
