@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Iterator
@@ -57,28 +58,26 @@ def run(args: argparse.Namespace) -> int:
     """Run all parts.
 
     Returns:
-        0; 1 if a check failed; 2 if model or data cannot be had.
+        0; 1 if a check or a training process failed; 2 if model or data cannot be had.
     """
     try:
-        import gguf  # noqa: F401
-        import matplotlib  # noqa: F401
-        import pyarrow  # noqa: F401
-        import rich  # noqa: F401
-        import tokenizers  # noqa: F401
+        for package in ("gguf", "matplotlib", "pyarrow", "rich", "tokenizers"):
+            importlib.import_module(package)
     except ImportError as error:
         raise ImportError(f"{error}; the demo needs: pip install 'llama_fast[eval]'") from error
     from rich.markup import escape
 
     from llama_fast.demo.fetch import FetchError
+    from llama_fast.demo.finetune import TrainingError
     from llama_fast.demo.screen import Screen
 
     args.out.mkdir(parents=True, exist_ok=True)  # now, rather than fail after minutes of work
     screen = Screen()
     try:
         results, report = _tour(args, QUICK if args.quick else FULL, screen)
-    except FetchError as error:
+    except (FetchError, TrainingError) as error:
         print(f"llama-fast: error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, FetchError) else 1
     failures = results.failures()
     for line in failures:
         screen.line(f"[bold red]FAILED[/] {escape(line)}")

@@ -16,10 +16,14 @@ from dataclasses import asdict, dataclass
 
 from llama_fast.demo.finetune_side import Settings
 
-__all__ = ["SIDES", "Comparison", "Run", "compare", "run_side"]
+__all__ = ["SIDES", "Comparison", "Run", "TrainingError", "compare", "run_side"]
 
 # Name of each side -> backend.
 SIDES = {"torch": "torch", "llama_fast": "auto"}
+
+
+class TrainingError(RuntimeError):
+    """A training process failed; the message holds the end of what it said."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def run_side(
         progress: called with (step, loss) after each step.
 
     Raises:
-        RuntimeError: the process failed; holds the end of what it said.
+        TrainingError: the process failed; holds the end of what it said.
     """
     argument = json.dumps(asdict(settings) | {"backend": SIDES[side]})
     command = [sys.executable, "-m", "llama_fast.demo.finetune_side", argument]
@@ -150,7 +154,7 @@ def run_side(
         if code != 0 or not after:
             errors.seek(0)
             said = "".join(errors.readlines()[-15:])
-            raise RuntimeError(f"fine-tuning on {side} ended with exit code {code}:\n{said}")
+            raise TrainingError(f"fine-tuning on {side} ended with exit code {code}:\n{said}")
     return Run(
         side,
         losses,

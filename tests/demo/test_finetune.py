@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llama_fast.demo import memory
-from llama_fast.demo.finetune import SIDES, compare, run_side
+from llama_fast.demo.finetune import SIDES, TrainingError, compare, run_side
 from llama_fast.demo.finetune_side import Settings, batches
 
 SETTINGS = Settings("none", "none", "auto", 4, 2, 16, 1e-3, "float32", 0, 1)
@@ -65,7 +65,7 @@ def test_both_sides_learn_the_same(smollm2: Path, benchmarks: Path) -> None:
 
 
 def test_a_failing_side_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"torch ended with exit code 1(.|\n)*no-model"):
+    with pytest.raises(TrainingError, match=r"torch ended with exit code 1(.|\n)*no-model"):
         run_side("torch", replace(SETTINGS, model=str(tmp_path / "no-model")))
 
 
