@@ -25,7 +25,7 @@ struct Forward {
   static constexpr int lanes = kLanes<T>;
 
   const AttentionArgs& a;
-  const int64_t group = a.heads / a.kv_heads;
+  const int64_t group = a.kv_heads > 0 ? a.heads / a.kv_heads : 0;
   const int64_t key_size = padded<M>(a.head_size), key_steps = key_size / M::kPack;
   const int64_t value_size = padded<M>(a.value_size);
 
