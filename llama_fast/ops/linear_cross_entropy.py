@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,6 +23,8 @@ from llama_fast.ops._checks import (
 )
 from llama_fast.ops.chunked import REDUCTIONS, resolve_group
 from llama_fast.reference import Stats
+
+INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def linear_cross_entropy(
@@ -50,7 +53,7 @@ def linear_cross_entropy(
         input: (..., E), usually hidden states (N,E) or (B,S,E); float64, float32, bfloat16 or
             float16.
         linear_weight: (V,E), the dtype of `input`.
-        target: (...), int64 class indices in [0, V), or `ignore_index`.
+        target: (...), class indices in [0, V) of any integer type, or `ignore_index`.
         linear_bias: (V,), the dtype of `input`.
         weight: (V,), weight of each class, any float dtype; not differentiable.
         reduction: "none", "mean" (over the class weights of the targets that are not ignored) or
@@ -99,7 +102,7 @@ def linear_cross_entropy(
             f"got {shape(linear_weight)}"
         )
     check_same("linear_weight", linear_weight, "input", input)
-    check_tensor("target", target, (torch.int64,), "int64 class indices")
+    check_tensor("target", target, INDEX_DTYPES, "integer class indices")
     check_shape("target", target, tuple(input.shape[:-1]), "of input without its last dimension")
     check_device("target", target, "input", input)
     world = 1 if process_group is None else process_group.size()
@@ -112,12 +115,13 @@ def linear_cross_entropy(
         check_float("weight", weight)
         check_shape("weight", weight, (classes,), "(V,)")
         check_device("weight", weight, "input", input)
+        if _needs_gradient(weight):
+            raise ValueError("weight: expected a tensor that does not require grad")
     check_choice("reduction", reduction, REDUCTIONS)
-    check_number(
-        "label_smoothing", label_smoothing, "a number in [0, 1]", 0 <= label_smoothing <= 1
-    )
-    check_number("softcap", softcap, "a number > 0 or None", softcap is None or softcap > 0)
-    check_number("z_loss", z_loss, "a number >= 0", z_loss >= 0)
+    smooth, capped = 0 <= label_smoothing <= 1, softcap is None or 0 < softcap < math.inf
+    check_number("label_smoothing", label_smoothing, "a number in [0, 1]", smooth)
+    check_number("softcap", softcap, "a positive finite number or None", capped)
+    check_number("z_loss", z_loss, "a finite number >= 0", 0 <= z_loss < math.inf)
 
     backend = _backend.choose("linear_cross_entropy", input)
     if backend in ("torch", "reference"):
@@ -147,7 +151,7 @@ def linear_cross_entropy(
         input.reshape(target.numel(), input.shape[-1]),
         linear_weight,
         linear_bias,
-        target.reshape(-1),
+        target.reshape(-1).long(),
         weight,
         ignore_index,
         REDUCTIONS.index(reduction),

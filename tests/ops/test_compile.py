@@ -1,0 +1,186 @@
+"""torch.compile of every op, without graph breaks; torch.library's own checks of the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+
+import llama_fast
+from tests.ops.calls import CALLS, CLASS_WEIGHT, CU_SEQLENS, TARGET, Call, total
+
+pytestmark = pytest.mark.compile
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_fullgraph(call: Call) -> None:
+    """Outputs and gradients of the compiled function equal those of the plain one.
+
+    The backend "aot_eager" traces forward and backward as the default one does, and then runs
+    the graph as it is: what is tested are the operators' rules, not the code generator.
+    """
+    compiled = torch.compile(call.function, fullgraph=True, backend="aot_eager")
+    leaves, same = call.leaves(), call.leaves()
+    outputs, expected = compiled(*leaves), call.function(*same)
+    for ours, plain in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours, plain)
+    ours = torch.autograd.grad(total(outputs), leaves)
+    plain = torch.autograd.grad(total(expected), same)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "name", ["attention", "cross_entropy", "linear_cross_entropy", "rms_norm", "rope", "swiglu"]
+)
+def test_default_code_generator(name: str) -> None:
+    """Once for each op through Inductor, as users compile."""
+    call = CALLS[name]
+    compiled = torch.compile(lambda *x: total(call.function(*x)), fullgraph=True)
+    leaves, same = call.leaves(torch.float32), call.leaves(torch.float32)
+    ours = torch.autograd.grad(compiled(*leaves), leaves)
+    plain = torch.autograd.grad(total(call.function(*same)), same)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return llama_fast.attention(q, k, v, causal=True)
+
+
+def cross_entropy(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return llama_fast.cross_entropy(x, target, z_loss=0.01)
+
+
+def linear_cross_entropy(x: torch.Tensor, w: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return llama_fast.linear_cross_entropy(x, w, target)
+
+
+def attention_inputs(n: int) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(n, 2, 3 + n, 16, requires_grad=True) for _ in range(3))
+
+
+def cross_entropy_inputs(n: int) -> tuple[torch.Tensor, ...]:
+    return torch.randn(n, 4 + n, requires_grad=True), torch.randint(0, 4, (n,))
+
+
+def linear_inputs(n: int) -> tuple[torch.Tensor, ...]:
+    x, w = torch.randn(n, 16, requires_grad=True), torch.randn(4 + n, 16, requires_grad=True)
+    return x, w, torch.randint(0, 4, (n,))
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (attention, attention_inputs),
+        (cross_entropy, cross_entropy_inputs),
+        (linear_cross_entropy, linear_inputs),
+    ],
+    ids=["attention", "cross_entropy", "linear_cross_entropy"],
+)
+def test_dynamic_shapes(function: Any, inputs: Any) -> None:
+    """One graph serves every batch size, length and number of classes."""
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (5, 7, 12):
+        arguments = inputs(n)
+        leaves = [t for t in arguments if t.requires_grad]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            ours = torch.autograd.grad(compiled(*arguments).sum(), leaves)
+        plain = torch.autograd.grad(function(*arguments).sum(), leaves)
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_compiled_dropout_draws_anew_at_each_call() -> None:
+    function = torch.compile(
+        lambda q: llama_fast.attention(q, q, q, dropout_p=0.5), fullgraph=True, backend="aot_eager"
+    )
+    q = torch.randn(1, 1, 16, 8)
+    torch.manual_seed(1)
+    first, second = function(q), function(q)
+    torch.manual_seed(1)
+    again = function(q)
+    assert not torch.equal(first, second) and torch.equal(first, again)
+
+
+def test_compiled_target_out_of_range_is_an_error() -> None:
+    """Under torch.compile the values are not known beforehand: the operator finds them."""
+    functions = (
+        lambda x, t: llama_fast.cross_entropy(x, t),
+        lambda x, t: llama_fast.linear_cross_entropy(x, x, t),
+    )
+    for function in functions:
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        with pytest.raises((IndexError, RuntimeError), match="9"):
+            compiled(torch.randn(3, 3), torch.tensor([0, 9, 1]))
+
+
+# --- torch.library.opcheck: schema, fake tensors, autograd registration, tracing ------------------
+
+
+def needs_kernel(op: str) -> None:
+    if "cpu" not in llama_fast.backends().available[op]:
+        pytest.skip(llama_fast.backends().missing[op]["cpu"])
+
+
+def attention_arguments(packed: bool, everything: bool, grad: bool) -> tuple[Any, ...]:
+    shapes = (
+        [(5, 4, 8), (5, 2, 8), (5, 2, 3)] if packed else [(2, 4, 5, 8), (2, 2, 6, 8), (2, 2, 6, 3)]
+    )
+    q, k, v = (torch.randn(s, requires_grad=grad) for s in shapes)
+    bias = padding = slopes = sinks = seed = None
+    cu = CU_SEQLENS if packed else None
+    if everything:
+        slopes, sinks = (torch.rand(s, requires_grad=grad) for s in ((1, 4), (4,)))
+        seed = torch.tensor([77])
+        if not packed:
+            bias = torch.randn(1, 4, 5, 6, requires_grad=grad)
+            padding = torch.zeros(2, 6, dtype=torch.bool)
+    dropout = 0.2 if everything else 0.0
+    return (q, k, v, bias, padding, slopes, sinks, cu, cu, seed, True, 4, -1, 0.3, 2.0, dropout)
+
+
+@pytest.mark.parametrize("grad", (False, True), ids=["", "grad"])
+@pytest.mark.parametrize("everything", (False, True), ids=["", "everything"])
+@pytest.mark.parametrize("packed", (False, True), ids=["", "packed"])
+def test_opcheck_attention(packed: bool, everything: bool, grad: bool) -> None:
+    needs_kernel("attention")
+    operator = torch.ops.llama_fast.attention.default
+    torch.library.opcheck(operator, attention_arguments(packed, everything, grad))
+
+
+@pytest.mark.parametrize("grad", (False, True), ids=["", "grad"])
+@pytest.mark.parametrize("reduction", (0, 1, 2), ids=["none", "mean", "sum"])
+@pytest.mark.parametrize("probabilities", (False, True), ids=["indices", "probabilities"])
+def test_opcheck_cross_entropy(probabilities: bool, reduction: int, grad: bool) -> None:
+    needs_kernel("cross_entropy")
+    logits = torch.randn(5, 7, requires_grad=grad)
+    target = torch.rand(5, 7) if probabilities else TARGET
+    weight = CLASS_WEIGHT.float()
+    operator = torch.ops.llama_fast.cross_entropy.default
+    torch.library.opcheck(operator, (logits, target, weight, -100, reduction, 0.1, 3.0, 0.01, True))
+
+
+def test_opcheck_cross_entropy_inplace() -> None:
+    needs_kernel("cross_entropy")
+    operator = torch.ops.llama_fast.cross_entropy_inplace.default
+    arguments = (torch.randn(5, 7), TARGET, None, -100, 1, 0.0, 0.0, 0.0, True)
+    torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("reduction", (0, 1, 2), ids=["none", "mean", "sum"])
+def test_opcheck_linear_cross_entropy(reduction: int) -> None:
+    x, w, b = torch.randn(5, 8), torch.randn(7, 8), torch.randn(7)
+    operator = torch.ops.llama_fast.linear_cross_entropy.default
+    options = (-100, reduction, 0.1, 3.0, 0.01, "", True, [True, False, True])
+    torch.library.opcheck(operator, (x, w, TARGET, b, CLASS_WEIGHT.float(), None, *options))

@@ -1,0 +1,49 @@
+"""Every instruction set that was compiled and that this processor runs: the grid, once each."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llama_fast
+from llama_fast.ops import _library
+
+REPOSITORY = Path(__file__).parents[2]
+SETS = ("portable", "avx2", "avx512", "avx512_bf16")
+GRID = ["tests/ops/test_attention.py", "tests/ops/test_attention_masks.py::test_masks",
+        "tests/ops/test_cross_entropy.py::test_options",
+        "tests/ops/test_cross_entropy.py::test_shapes",
+        "tests/ops/test_cross_entropy_inputs.py::test_inplace"]  # fmt: skip
+
+
+def run(isa: str, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LLAMA_FAST_ISA": isa}
+    return subprocess.run(
+        [sys.executable, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_grid(isa: str) -> None:
+    if "cpu" not in llama_fast.backends().available["attention"]:
+        pytest.skip(llama_fast.backends().missing["attention"]["cpu"])
+    if isa == _library.isa():
+        pytest.skip("the instruction set that all other tests run on")
+    probe = run(isa, "-c", "from llama_fast.ops import _library; print(_library.isa())")
+    if probe.returncode:
+        reason = probe.stderr.strip().splitlines()[-1]
+        assert "LLAMA_FAST_ISA" in reason, probe.stderr
+        pytest.skip(reason)
+    assert probe.stdout.strip() == isa
+    tests = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *GRID)
+    assert tests.returncode == 0, tests.stdout[-5000:]
+
+
+def test_unknown_instruction_set_is_an_error() -> None:
+    if "cpu" not in llama_fast.backends().available["attention"]:
+        pytest.skip(llama_fast.backends().missing["attention"]["cpu"])
+    probe = run("sse9", "-c", "from llama_fast.ops import _library; print(_library.isa())")
+    assert probe.returncode != 0
+    assert "LLAMA_FAST_ISA: expected one of" in probe.stderr and "sse9" in probe.stderr

@@ -1,0 +1,126 @@
+"""Rotary position embedding: outputs and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import llama_fast
+from tests.ops.attention_cases import upstream_gradient
+from tests.ops.criterion import DTYPES, Results, check
+
+OP = "rope"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes (B,H,S,D) of q, the heads K of k, and the layout."""
+
+    why: str
+    B: int = 2
+    H: int = 4
+    K: int = 2
+    S: int = 9
+    D: int = 16
+    per_sequence: bool = False
+    interleaved: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.why.partition(":")[0].replace(" ", "-").replace(",", "")
+
+
+CASES = [
+    Case("plain"),
+    Case("one pair", D=2),
+    Case("an odd number of pairs", D=6),
+    Case("Llama", D=128, H=2, K=1),
+    Case("one query: decoding", S=1, H=8, K=1),
+    Case("tables per sequence: left-padded batches", per_sequence=True),
+    Case("interleaved", interleaved=True),
+    Case("interleaved, an odd number of pairs", D=6, interleaved=True),
+    Case("interleaved, tables per sequence", interleaved=True, per_sequence=True),
+    Case("many positions", B=1, S=600, D=8),
+]
+
+
+def runner(case: Case) -> Callable[..., Results]:
+    def run(
+        function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
+    ) -> Results:
+        g = torch.Generator().manual_seed(seed)
+        q, k = (
+            torch.randn(case.B, heads, case.S, case.D, generator=g, dtype=torch.float64)
+            .to(inputs_dtype).to(dtype).requires_grad_()
+            for heads in (case.H, case.K)
+        )  # fmt: skip
+        table = (case.B,) * case.per_sequence + (case.S, case.D // 2)
+        angle = 1000 * torch.rand(table, generator=g, dtype=torch.float64)
+        cos, sin = (t.to(inputs_dtype).to(dtype) for t in (angle.cos(), angle.sin()))
+        turned = function(q, k, cos, sin, interleaved=case.interleaved)
+        upstream = [upstream_gradient(t, inputs_dtype, seed) for t in turned]
+        grads = torch.autograd.grad(turned, (q, k), upstream)
+        names = ("q", "k", "grad q", "grad k")
+        return dict(zip(names, (*(t.detach() for t in turned), *grads), strict=True))
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_grid(case: Case, dtype: torch.dtype, kernel: str) -> None:
+    check(OP, llama_fast.rope, runner(case), dtype)
+
+
+@pytest.mark.parametrize("interleaved", (False, True))
+def test_keeps_lengths_and_relative_positions(interleaved: bool, backend: str) -> None:
+    """A rotation: q . k depends on the distance of their positions alone."""
+    S, D = 12, 8
+    angle = torch.arange(S, dtype=torch.float64)[:, None] * torch.rand(D // 2, dtype=torch.float64)
+    one = torch.randn(2, D, dtype=torch.float64)
+    q, k = (x.expand(1, 1, S, D) for x in one)
+    q, k = llama_fast.rope(q, k, angle.cos(), angle.sin(), interleaved=interleaved)
+    torch.testing.assert_close(q.norm(dim=-1), one[0].norm().expand(1, 1, S))
+    scores = (q @ k.mT)[0, 0]
+    for distance in range(-S + 1, S):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+
+
+def test_interleaved_is_a_permutation_of_the_other_layout(backend: str) -> None:
+    q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 1, 5, 8)
+    angle = torch.rand(5, 4)
+    order = torch.arange(8).view(2, 4).T.flatten()  # 0 4 1 5 2 6 3 7
+    halves = llama_fast.rope(q, k, angle.cos(), angle.sin())
+    pairs = llama_fast.rope(
+        q[..., order], k[..., order], angle.cos(), angle.sin(), interleaved=True
+    )
+    for a, b in zip(halves, pairs, strict=True):
+        assert torch.equal(a[..., order], b)
+
+
+def test_tables_keep_their_precision(backend: str) -> None:
+    """float32 tables are not rounded to the 16 bits of the heads."""
+    q, k = (torch.randn(1, 1, 5, 8).bfloat16() for _ in range(2))
+    angle = torch.rand(5, 4)
+    turned = llama_fast.rope(q, k, angle.cos(), angle.sin())
+    wide = llama_fast.rope(q.float(), k.float(), angle.cos(), angle.sin())
+    for a, b in zip(turned, wide, strict=True):
+        assert torch.equal(a, b.bfloat16())
+
+
+def test_strides_and_empty(backend: str) -> None:
+    angle = torch.rand(5, 4)
+    q, k = (torch.randn(2, 5, heads, 8).transpose(1, 2) for heads in (4, 2))
+    ours = llama_fast.rope(q, k, angle.cos(), angle.sin())
+    same = llama_fast.rope(q.contiguous(), k.contiguous(), angle.cos(), angle.sin())
+    for a, b in zip(ours, same, strict=True):
+        assert torch.equal(a, b)
+    for out in llama_fast.rope(q[:0], k[:0], angle.cos(), angle.sin()):
+        assert out.shape[0] == 0
+    for out in llama_fast.rope(q[:, :, :0], k[:, :, :0], angle[:0], angle[:0]):
+        assert out.shape[2] == 0
