@@ -126,14 +126,8 @@ def run_side(
     before: dict[str, float] = {}
     after: dict[str, float] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        # A session of its own: Ctrl-C reaches only this process, which then ends the child.
         child = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-            start_new_session=True,
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )
         try:
             for line in child.stdout or ():

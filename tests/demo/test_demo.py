@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ def test_interrupt(smollm2: Path, benchmarks: Path, tmp_path: Path) -> None:
             if line.startswith("fine-tuning ..."):
                 break
         trainer = _wait_for_child(child.pid)
+        time.sleep(1)  # until it is more than a fork
         child.send_signal(2)
         _, said = child.communicate(timeout=30)
         assert child.returncode == 130
