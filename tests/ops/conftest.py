@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -49,13 +48,6 @@ def in_force(op: str, backend: str) -> Iterator[None]:
     place = nullcontext() if device == "cpu" else torch.device(device)
     with llama_fast.use_backend(**{op: backend}), place:
         yield
-
-
-def require_memory(gigabytes: float) -> None:
-    """Skip the test where less memory than this is free."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    if free < gigabytes:
-        pytest.skip(f"needs {gigabytes} GB of free memory, there are {free:.1f}")
 
 
 @pytest.fixture(autouse=True)

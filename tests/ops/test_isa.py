@@ -37,7 +37,9 @@ def test_grid(isa: str) -> None:
         assert "LLAMA_FAST_ISA" in reason, probe.stderr
         pytest.skip(reason)
     assert probe.stdout.strip() == isa
-    tests = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *GRID)
+    # One dtype of each width: they differ in how numbers are loaded and multiplied.
+    dtypes = ("-k", "not torch.float64 and not torch.float16")
+    tests = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *dtypes, *GRID)
     assert tests.returncode == 0, tests.stdout[-5000:]
 
 
