@@ -8,6 +8,7 @@ extra logit per head, are those of gpt-oss (2025); the score softcap is that of 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -151,7 +152,10 @@ def attention(
     }
     if backend == "torch":
         return stock.attention(q, k, v, **options)
-    with torch.autocast(q.device.type, enabled=False):  # it would round inside the formula
+    device = q.device.type
+    known = torch.amp.is_autocast_available(device)
+    # Autocast would round inside the formula.
+    with torch.autocast(device, enabled=False) if known else nullcontext():
         return reference.attention(q, k, v, dropout_seed=seed, **options)
 
 
@@ -162,7 +166,9 @@ def _autocast(name: str, t: torch.Tensor) -> torch.Tensor:
     """`t` in the dtype of torch.autocast, where that is on: attention is one of its 16-bit ops."""
     _checks.check_float(name, t)
     device = t.device.type
-    if t.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if t.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return t
+    if torch.is_autocast_enabled(device):
         return t.to(torch.get_autocast_dtype(device))
     return t
 
