@@ -71,18 +71,30 @@ void scatter(const TokenRows& rows, const int64_t* offsets, int64_t count, int64
       data[offsets[i] + c * rows.class_stride] = from[i * classes + c];
 }
 
-// A row of probabilities of any type, in the type computed in.
+// A row of probabilities of any type, in the type computed in. Writes whole vectors.
+template <class P, class A>
+void read_row_as(const TokenRows& rows, int64_t offset, int64_t classes, A* out) {
+  if constexpr (std::is_same_v<acc_t<P>, A>) {
+    if (rows.class_stride == 1) {
+      const P* from = static_cast<const P*>(rows.data) + offset;
+      for_vectors(from, classes, A(0), [&](vec<A> v, int64_t c) { store(out + c, v); });
+      return;
+    }
+  }
+  gather<P>(rows, &offset, 1, classes, out);
+}
+
 template <class A>
 void read_probabilities(const TokenRows& rows, int64_t offset, int64_t classes, A* out) {
   switch (rows.dtype) {
     case DType::f64:
-      return gather<double>(rows, &offset, 1, classes, out);
+      return read_row_as<double>(rows, offset, classes, out);
     case DType::f32:
-      return gather<float>(rows, &offset, 1, classes, out);
+      return read_row_as<float>(rows, offset, classes, out);
     case DType::bf16:
-      return gather<bf16>(rows, &offset, 1, classes, out);
+      return read_row_as<bf16>(rows, offset, classes, out);
     case DType::f16:
-      return gather<f16>(rows, &offset, 1, classes, out);
+      return read_row_as<f16>(rows, offset, classes, out);
   }
 }
 
@@ -160,13 +172,12 @@ class Call {
     parallel_ranges(threads, 1, [&](int64_t begin, int64_t end) {
       T* rows = nullptr;
       A* q = nullptr;
-      if (gather_input || scatter_grad || !a_.target) {
-        const int64_t row = a_.classes + 64;  // both end on a whole number of cache lines
-        char* scratch = static_cast<char*>(thread_scratch(
-            static_cast<size_t>(tile * row) * sizeof(T) + static_cast<size_t>(row) * sizeof(A)));
-        if (!a_.target) q = reinterpret_cast<A*>(scratch);
-        rows = reinterpret_cast<T*>(scratch + static_cast<size_t>(row) * sizeof(A));
-      }
+      const auto carve = [&](Carver scratch) {
+        if (!a_.target) q = scratch.take<A>(a_.classes + kLanes<A>);  // written by whole vectors
+        if (gather_input || scatter_grad) rows = scratch.take<T>(tile * a_.classes);
+        return scratch.used();
+      };
+      if (const size_t bytes = carve(Carver())) carve(Carver(thread_scratch(bytes)));
       for (; begin < end; ++begin)
         for (int64_t item = next++; item < items; item = next++) {
           const int64_t last = item + 1 == items ? a_.tokens : (item + 1) * per_item;

@@ -70,17 +70,20 @@ LF_INLINE acc_t<T> block_exp_sum(const T* z, int64_t n, acc_t<T> shift, acc_t<T>
   constexpr int64_t lanes = kLanes<A>, step = kChains * lanes;
   constexpr A lowest = -std::numeric_limits<A>::infinity();
   vec<A> sum[kChains], largest[kChains];
+#pragma GCC unroll 8
   for (int k = 0; k < kChains; ++k) {
     sum[k] = vec<A>{};
     largest[k] = set1(lowest);
   }
   int64_t c = 0;
-  for (; c + step <= n; c += step)
+  for (; c + step <= n; c += step) {
+#pragma GCC unroll 8
     for (int k = 0; k < kChains; ++k) {
       const vec<A> v = load_acc(z + c + k * lanes);
       largest[k] = vmax(largest[k], v);
       sum[k] += vexp_softmax(v - shift);
     }
+  }
   for_vectors(z + c, n - c, lowest, [&](vec<A> v, int64_t) {
     largest[0] = vmax(largest[0], v);
     sum[0] += vexp_softmax(v - shift);
@@ -100,16 +103,21 @@ LF_INLINE void widen_block(const T* x, int64_t n, acc_t<T> softcap, acc_t<T>* ou
   });
 }
 
-// t_c * w_c of the part of the target that is spread over the classes: e / V, and with
+// scale * t_c * w_c of the part of the target that is spread over the classes: e / V, and with
 // probability targets all of it; zeros up to a whole vector. `q` and `weight` may be null.
 template <class A>
 LF_INLINE void spread_target(const A* q, const A* weight, int64_t n, double smoothing, double each,
-                             A* out) {
-  for (int64_t c = 0; c < n; ++c) {
-    const A t = q ? q[c] * A(1 - smoothing) + A(each) : A(each);
-    out[c] = weight ? t * weight[c] : t;
+                             double scale, A* out) {
+  constexpr int64_t lanes = kLanes<A>;
+  const A kept = static_cast<A>((1 - smoothing) * scale), flat = static_cast<A>(each * scale);
+  for (int64_t c = 0; c < n; c += lanes) {
+    const bool whole = c + lanes <= n;
+    vec<A> t = set1(flat);
+    if (q) t += kept * (whole ? load(q + c) : load_acc_n(q + c, n - c, A(0)));
+    if (weight) t *= whole ? load(weight + c) : load_acc_n(weight + c, n - c, A(0));
+    store(out + c, t);
   }
-  for (int64_t c = n; c % kLanes<A> != 0; ++c) out[c] = 0;
+  for (int64_t c = n; c % lanes != 0; ++c) out[c] = 0;
 }
 
 // sum_c u_c and sum_c u_c (z_c - shift).
@@ -189,7 +197,7 @@ RowLoss row_loss(const RowOptions<acc_t<T>>& o, const T* x, int64_t y, const acc
     if (spread) {
       A u[kBlock];
       spread_target<A>(q ? q + begin : nullptr, o.weight ? o.weight + begin : nullptr, n,
-                       o.smoothing, each, u);
+                       o.smoothing, each, 1, u);
       block_weighted_sums(z, u, n, reference, &spread_weights, &spread_weighted);
     }
   });
@@ -290,7 +298,8 @@ void row_gradient(const RowOptions<acc_t<T>>& o, const T* x, T* dx, int64_t y, c
     for (int64_t begin = 0; begin < o.classes; begin += kBlock) {
       A u[kBlock];
       const int64_t n = o.classes - begin < kBlock ? o.classes - begin : kBlock;
-      spread_target<A>(q + begin, o.weight ? o.weight + begin : nullptr, n, o.smoothing, each, u);
+      spread_target<A>(q + begin, o.weight ? o.weight + begin : nullptr, n, o.smoothing, each, 1,
+                       u);
       block_weighted_sums(u, u, n, A(0), &target_sum, &unused);
     }
   }
@@ -313,8 +322,7 @@ void row_gradient(const RowOptions<acc_t<T>>& o, const T* x, T* dx, int64_t y, c
     T* out = dx + begin;
     if (spread) {
       spread_target<A>(q ? q + begin : nullptr, o.weight ? o.weight + begin : nullptr, n,
-                       o.smoothing, each, u);
-      for (int64_t c = 0; c < n; ++c) u[c] *= static_cast<A>(g);
+                       o.smoothing, each, g, u);
     }
     if (spread && o.softcap != 0) {
       write_block<true, true, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);

@@ -74,7 +74,9 @@ template <class T>
 LF_INLINE T reduce_add(vec<T> v) {
   T lanes[kLanes<T>];
   std::memcpy(lanes, &v, sizeof v);
+#pragma GCC unroll 8
   for (int width = kLanes<T> / 2; width > 0; width /= 2)
+#pragma GCC unroll 16
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
 }
@@ -82,7 +84,9 @@ template <class T>
 LF_INLINE T reduce_max(vec<T> v) {
   T lanes[kLanes<T>];
   std::memcpy(lanes, &v, sizeof v);
+#pragma GCC unroll 8
   for (int width = kLanes<T> / 2; width > 0; width /= 2)
+#pragma GCC unroll 16
     for (int i = 0; i < width; ++i)
       lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
   return lanes[0];
@@ -96,10 +100,10 @@ LF_INLINE vec<float> widen(bf16, vec_u16 bits) {
 }
 
 LF_INLINE vec_u16 narrow(bf16, vec<float> v) {  // round to nearest even; NaN stays NaN
-  typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
 #if defined(__AVX512BF16__)
   return (vec_u16)_mm512_cvtneps_pbh((__m512)v);
 #else
+  typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
   const vec_u32 u = (vec_u32)v;
   const vec_u32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const vec_u32 nan = (u >> 16) | 0x40u;
