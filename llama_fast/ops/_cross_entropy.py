@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from llama_fast import reference
 from llama_fast.ops._autograd import differentiable
@@ -194,12 +193,21 @@ class InplaceLoss(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
         nothing = (None,) * 8
         if grad_loss is None:
             return None, *nothing
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "cross_entropy(inplace=True): expected a backward pass without create_graph, since "
+                "a second derivative needs the logits, which are overwritten; use inplace=False"
+            )
         gradient = ctx.gradient
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "cross_entropy(inplace=True): create_graph=True needs the logits, which the "
+                "gradient has replaced; leave out inplace=True for second derivatives"
+            )
         if gradient is None:
             raise RuntimeError(
                 "cross_entropy(inplace=True): trying to backward a second time, but the first "
