@@ -31,7 +31,7 @@ class Size:
     arc: int
 
 
-FULL = Size(rounds=2, steps=10, batch=2, length=256, hellaswag=100, arc=200)
+FULL = Size(rounds=2, steps=8, batch=3, length=256, hellaswag=80, arc=120)
 QUICK = Size(rounds=1, steps=5, batch=1, length=256, hellaswag=24, arc=48)
 
 
@@ -125,8 +125,8 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
             logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:64])
         screen.line(f"“{said.prompt}” → “[bold]{escape(said.text)}[/]”")
         screen.line(
-            f"logits deviate from float64 by {logits.ours:.1e} "
-            f"(reference: {logits.reference:.1e}); "
+            f"logits deviate from float64 by {logits.ours:.2e} "
+            f"(reference: {logits.reference:.2e}); "
             f"same top token at {logits.agreement:.1%} of {logits.tokens} positions"
         )
 

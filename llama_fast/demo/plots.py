@@ -18,6 +18,8 @@ __all__ = ["accuracy", "kernel_errors", "loss_curves", "speed_and_memory"]
 OURS, TORCH, INK, GREY, GRID = "#0f766e", "#ea7a17", "#1f2937", "#9ca3af", "#e5e7eb"
 COLOUR = {"llama_fast": OURS, "torch": TORCH}
 NAME = {"llama_fast": "llama_fast", "torch": "stock PyTorch"}
+# Rings, so that a dot of ours inside one shows both.
+RING: dict = {"s": 60, "facecolors": "none", "edgecolors": TORCH, "linewidths": 1.8}
 # A dot for "no error at all" has no place on a log scale; it is drawn at this value.
 LEAST = 1e-9
 
@@ -25,37 +27,36 @@ LEAST = 1e-9
 def kernel_errors(checks: Sequence[Check], path: Path) -> None:
     """Forward and gradient error of every check, ours beside PyTorch's, one panel a precision."""
     dtypes = list(dict.fromkeys(check.dtype for check in checks))
-    rows = list(dict.fromkeys((check.op, check.what) for check in checks))
+    rows = list(dict.fromkeys((check.op, check.what, check.backend) for check in checks))
     figure = Figure(figsize=(11, 1.5 + 0.42 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(dtypes), sharey=True, squeeze=False)[0]
     for panel, dtype in zip(panels, dtypes, strict=True):
         for check in checks:
             if check.dtype != dtype:
                 continue
-            middle = rows.index((check.op, check.what))
+            middle = rows.index((check.op, check.what, check.backend))
             pairs = ((check.torch_forward, check.forward), (check.torch_backward, check.backward))
             for y, marker, (theirs, ours) in zip(
                 (middle - 0.15, middle + 0.15), "os", pairs, strict=True
             ):
                 theirs, ours = max(theirs, LEAST), max(ours, LEAST)
                 panel.plot([theirs, ours], [y, y], color=GREY, linewidth=1, zorder=1)
-                panel.scatter(theirs, y, 34, TORCH, marker=marker, zorder=2)
+                panel.scatter(theirs, y, marker=marker, zorder=2, **RING)
                 colour = OURS if check.ok else "#dc2626"
-                panel.scatter(ours, y, 34, colour, marker=marker, zorder=3)
+                panel.scatter(ours, y, 20, colour, marker=marker, zorder=3)
         panel.set(xscale="log", title=dtype, xlabel="largest error relative to float64")
-        low, high = panel.get_xlim()
-        panel.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        _whole_decades(panel, "x")
         for row in range(0, len(rows), 2):
             panel.axhspan(row - 0.5, row + 0.5, color="#f3f4f6", zorder=0)
         panel.set_ylim(-0.5, len(rows) - 0.5)
         _tidy(panel, "x")
-    panels[0].set_yticks(range(len(rows)), [f"{op}\n{what}" for op, what in rows], fontsize=8)
+    labels = [f"{op} ({backend})\n{what}" for op, what, backend in rows]
+    panels[0].set_yticks(range(len(rows)), labels, fontsize=8)
     panels[0].invert_yaxis()
     handles = [
-        panels[0].scatter([], [], 34, colour, marker=marker, label=f"{side}, {what}")
+        panels[0].scatter([], [], marker=marker, label=f"{NAME[side]}, {what}", **style)
         for marker, what in (("o", "output"), ("s", "gradient"))
-        for side, colour in (("stock PyTorch", TORCH), ("llama_fast", OURS))
+        for side, style in (("torch", RING), ("llama_fast", {"s": 20, "c": OURS}))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Rounding errors of the kernels (left is better)", color=INK, weight="bold")
@@ -76,11 +77,12 @@ def loss_curves(comparison: Comparison, path: Path) -> None:
         label = "unseen text" if run is stock else None
         top.plot(*held_out, "*", color=COLOUR[run.side], markersize=size, label=label)
     top.set(ylabel="loss (nats per token)")
-    top.set_title("Fine-tuning on BoolQ passages: same seed, same loss", color=INK, weight="bold")
+    top.set_title("Fine-tuning on BoolQ passages, same seed", color=INK, weight="bold")
     top.legend(frameon=False)
     apart = [max(abs(a - b), LEAST) for a, b in zip(our_losses, torch_losses, strict=True)]
     bottom.semilogy(steps, apart, color=INK, linewidth=1.2, marker=".")
     bottom.set(xlabel="step", ylabel="difference")
+    _whole_decades(bottom, "y")
     bottom.xaxis.get_major_locator().set_params(integer=True)
     for axes in (top, bottom):
         _tidy(axes, "y")
@@ -131,6 +133,14 @@ def accuracy(scores: Sequence[Score], path: Path) -> None:
     axes.invert_yaxis()
     _tidy(axes, "x")
     figure.savefig(path, dpi=130)
+
+
+def _whole_decades(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Lets a log axis begin and end at powers of ten, and labels only these."""
+    low, high = getattr(axes, f"get_{which}lim")()
+    decades = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+    getattr(axes, f"set_{which}lim")(decades)
+    getattr(axes, f"{which}axis").set_minor_formatter(NullFormatter())
 
 
 def _inside(axes: Axes, value: float, y: float, text: str) -> None:

@@ -44,8 +44,8 @@ def summary_rows(results: Results) -> list[tuple[str, str, str, str]]:
     rows.append(
         (
             "logits, deviation from float64",
-            f"{logits.ours:.1e}",
-            f"{logits.reference:.1e} (reference)",
+            f"{logits.ours:.2e}",
+            f"{logits.reference:.2e} (reference)",
             "as exact" if logits.ok else "less exact",
         )
     )
@@ -179,9 +179,9 @@ def markdown(results: Results) -> str:
         "",
         f"SmolLM2-135M-Instruct continues “{results.answer.prompt}” greedily with "
         f"“{results.answer.text}” ({results.answer.tokens_per_second:.0f} tokens per second). On a "
-        f"text of {results.logits.tokens} tokens our float32 logits (up to "
-        f"{results.logits.largest:.0f}) deviate from float64 by at most {results.logits.ours:.1e}, "
-        f"those of the reference by {results.logits.reference:.1e}; the most likely token is that "
+        f"text of {results.logits.tokens} tokens our float32 logits deviate from float64 by "
+        f"{results.logits.ours:.2e} (root-mean-square, of logits of {results.logits.size:.1f}), "
+        f"those of the reference by {results.logits.reference:.2e}; the most likely token is that "
         f"of float64 at {results.logits.agreement:.1%} of the positions.",
         "",
         "## Fine-tuning",
