@@ -203,11 +203,6 @@ class InplaceLoss(torch.autograd.Function):
                 "a second derivative needs the logits, which are overwritten; use inplace=False"
             )
         gradient = ctx.gradient
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "cross_entropy(inplace=True): create_graph=True needs the logits, which the "
-                "gradient has replaced; leave out inplace=True for second derivatives"
-            )
         if gradient is None:
             raise RuntimeError(
                 "cross_entropy(inplace=True): trying to backward a second time, but the first "
