@@ -8,6 +8,7 @@ on top of them stand a Llama model, its checkpoints, training and evaluation.
     loss = llama_fast.linear_cross_entropy(hidden, head_weight, targets)
 """
 
+from llama_fast import generate, models
 from llama_fast._version import __version__
 from llama_fast.eval import evaluate
 from llama_fast.models import LLaMA
@@ -32,7 +33,9 @@ __all__ = [
     "backends",
     "cross_entropy",
     "evaluate",
+    "generate",
     "linear_cross_entropy",
+    "models",
     "rms_norm",
     "rope",
     "scaled_dot_product_attention",
