@@ -127,7 +127,8 @@ def linear_cross_entropy(
     if group is not None and wanted[0]:
         dist.all_reduce(grads[0], group=group)
 
-    z_part = z_loss * lse.square()
+    # Not 0 * lse^2, which overflows to NaN for logits of 1e20.
+    z_part = z_loss * lse.square() if z_loss else torch.zeros_like(lse)
     loss = losses
     if REDUCTIONS[reduction] == "mean":  # 0 / 0 when every target is ignored
         loss, z_part = losses.sum() / divisor, z_part.sum() / tokens
@@ -281,7 +282,9 @@ def _cross_entropy_(
     lse = top.squeeze(0) + log_sum
 
     smooth = label_smoothing / classes
-    loss = (1 - label_smoothing) * w_label * (log_sum - z_label) + z_loss * lse.square()
+    loss = (1 - label_smoothing) * w_label * (log_sum - z_label)
+    if z_loss:
+        loss += z_loss * lse.square()
     if label_smoothing:
         loss += smooth * (w_sum * log_sum - z_sum)
     if gradient:

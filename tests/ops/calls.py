@@ -41,7 +41,7 @@ def _attention(*leaves: torch.Tensor) -> Tensors:
 def _attention_with_everything(*leaves: torch.Tensor) -> Tensors:
     q, k, v, bias, slopes, sinks = leaves
     return llama_fast.attention(
-        q, k, v, bias=bias, alibi_slopes=slopes, sinks=sinks, window=(3, 2), softcap=2.0,
+        q, k, v, bias=bias, alibi_slopes=slopes, sinks=sinks, window=(2, 1), softcap=2.0,
         return_lse=True,
     )  # fmt: skip
 
@@ -113,13 +113,13 @@ def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> Tensors:
     return (llama_fast.swiglu(gate, up),)
 
 
-HEADS = ((2, 4, 5, 8), (2, 2, 6, 8), (2, 2, 6, 3))
+HEADS = ((2, 4, 3, 4), (2, 2, 4, 4), (2, 2, 4, 3))
 CALLS = {
     "attention": Call("attention", _attention, HEADS),
     "attention with everything": Call(
-        "attention", _attention_with_everything, (*HEADS, (1, 4, 5, 6), (4,), (4,))
+        "attention", _attention_with_everything, (*HEADS, (1, 4, 3, 4), (4,), (4,))
     ),
-    "packed attention": Call("attention", _packed_attention, ((5, 4, 8), (5, 2, 8), (5, 2, 8))),
+    "packed attention": Call("attention", _packed_attention, ((5, 4, 3), (5, 2, 3), (5, 2, 3))),
     "cross_entropy": Call("cross_entropy", _cross_entropy, ((5, 7),)),
     "cross_entropy with everything": Call(
         "cross_entropy", _cross_entropy_with_everything, ((5, 7),)

@@ -191,10 +191,33 @@ def test_nothing_to_predict(tokens: int, reduction: str, backend: str) -> None:
         torch.testing.assert_close(ours, torchs, equal_nan=True)
 
 
+@pytest.mark.parametrize("inner", ("auto", "reference"), ids=["kernel", "written out"])
+@pytest.mark.parametrize("bias", (1e4, -1e4, 1e30, -torch.inf, torch.inf, torch.nan), ids=str)
+def test_special_values_travel_as_in_torch(bias: float, inner: str, backend: str) -> None:
+    """A bias puts them into one class; -inf there takes the class out."""
+    b = torch.zeros(11)
+    b[4] = bias
+    target = torch.tensor([0, 3, 4, 7])
+    results = []
+    for function in (llama_fast.linear_cross_entropy, torchs_own):
+        torch.manual_seed(0)
+        x, w = torch.randn(4, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+        with llama_fast.use_backend(cross_entropy=inner):
+            losses = function(x, w, target, linear_bias=b, reduction="none")
+        results.append((losses, *torch.autograd.grad(losses.sum(), (x, w))))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, equal_nan=True)
+
+
 def torchs_own(
-    x: torch.Tensor, w: torch.Tensor, target: torch.Tensor, **options: Any
+    x: torch.Tensor,
+    w: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    linear_bias: torch.Tensor | None = None,
+    **options: Any,
 ) -> torch.Tensor:
-    return F.cross_entropy(F.linear(x, w), target, **options)
+    return F.cross_entropy(F.linear(x, w, linear_bias), target, **options)
 
 
 @pytest.mark.parametrize("scale", (2.0**30, 2.0**-20), ids=["underflow", "overflow"])
