@@ -16,6 +16,7 @@ def test_the_reference_is_checked_only_where_it_is_alone() -> None:
     assert backends_of("linear_cross_entropy") == ["chunked"]
 
 
+@pytest.mark.slow
 def test_every_backend_is_checked_and_passes() -> None:
     seen = []
     checks = check_all(progress=lambda done, total, what: seen.append((done, total)))
