@@ -164,7 +164,7 @@ class Call {
       tile = tile < 1 ? 1 : tile > kTileRows ? kTileRows : tile;
     }
     int64_t per_item = kItemElements / (a_.classes > 0 ? a_.classes : 1);
-    per_item = (per_item + tile) / tile * tile;
+    per_item = per_item < tile ? tile : per_item / tile * tile;
     const int64_t items = (a_.tokens + per_item - 1) / per_item;
     const int64_t threads = items < num_threads() ? items : num_threads();
 

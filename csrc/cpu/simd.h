@@ -204,17 +204,42 @@ LF_INLINE void store_acc(T* p, vec<float> v) {
 // The first n lanes only (0 < n <= kLanes); the other lanes of a load hold `fill`.
 template <class T>
 LF_INLINE vec<acc_t<T>> load_acc_n(const T* p, int64_t n, acc_t<T> fill) {
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << n) - 1;
+  const vec<acc_t<T>> fills = set1<acc_t<T>>(fill);
+  if constexpr (sizeof(T) == 8) {
+    return (vec<acc_t<T>>)_mm512_mask_loadu_pd((__m512d)fills, static_cast<__mmask8>(mask), p);
+  } else if constexpr (sizeof(T) == 4) {
+    return (vec<acc_t<T>>)_mm512_mask_loadu_ps((__m512)fills, static_cast<__mmask16>(mask), p);
+  } else {
+    const auto lanes = static_cast<__mmask16>(mask);
+    const vec<float> v = widen(T{}, (vec_u16)_mm256_maskz_loadu_epi16(lanes, p));
+    return (vec<float>)_mm512_mask_mov_ps((__m512)fills, lanes, (__m512)v);
+  }
+#else
   T buffer[kLanes<acc_t<T>>] = {};
   std::memcpy(static_cast<void*>(buffer), p, static_cast<size_t>(n) * sizeof(T));
   vec<acc_t<T>> v = load_acc(buffer);
   for (int64_t i = n; i < kLanes<acc_t<T>>; ++i) v[i] = fill;
   return v;
+#endif
 }
 template <class T>
 LF_INLINE void store_acc_n(T* p, vec<acc_t<T>> v, int64_t n) {
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 8) {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), (__m512d)v);
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), (__m512)v);
+  } else {
+    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(mask), (__m256i)narrow(T{}, v));
+  }
+#else
   T buffer[kLanes<acc_t<T>>];
   store_acc(buffer, v);
   std::memcpy(static_cast<void*>(p), buffer, static_cast<size_t>(n) * sizeof(T));
+#endif
 }
 
 // One element, converted.
