@@ -42,9 +42,9 @@ struct Forward {
     values = memory.take<elem>(n / M::kPack * value_size);
     query_rows = memory.take<raw>(kQueries * key_size);
     key_rows = memory.take<raw>(kKeys * larger(key_size, value_size));
-    scores = memory.take<T>(kQueries * kKeys);
+    scores = memory.take<T>(kBlock * kKeys);
     probabilities = sizeof(raw) == sizeof(T) ? reinterpret_cast<raw*>(scores)
-                                             : memory.take<raw>(kQueries * kKeys);
+                                             : memory.take<raw>(kBlock * kKeys);
     sum = memory.take<T>(kQueries * value_size);
     row_max = memory.take<T>(kQueries);
     row_sum = memory.take<wide<T>>(kQueries);
@@ -63,13 +63,14 @@ struct Forward {
     }
   }
 
-  // One row of a tile: scores times `scale` to probabilities, relative to the row's maximum.
-  LF_INLINE void softmax_row(int64_t r, int64_t width, T scale) {
+  // Row r of a block, row `row` of the tile: scores times `scale` to probabilities, relative to
+  // the row's maximum.
+  LF_INLINE void softmax_row(int64_t r, int64_t row, int64_t width, T scale) {
     T* x = scores + r * kKeys;
     V largest = set1(-kInfinity<T>);
     for (int64_t c = 0; c < width; c += lanes) largest = vmax(load(x + c) * scale, largest);
     const T tile_max = reduce_max<T>(largest);
-    T old_max = row_max[r];
+    T old_max = row_max[row];
     if (tile_max > old_max + static_cast<T>(kSlack) || old_max == -kInfinity<T>) {
       if (tile_max == -kInfinity<T>) {  // every key so far is masked
         // A NaN hides from the maximum, but not from this sum.
@@ -79,25 +80,25 @@ struct Forward {
           any += score == score ? V{} : score;
           store_raw(r, c, V{});
         }
-        row_sum[r] += reduce_add<T>(any);
+        row_sum[row] += reduce_add<T>(any);
         return;
       }
-      row_max[r] = tile_max;
+      row_max[row] = tile_max;
       if (old_max != -kInfinity<T>) {
         const T shrink = std::exp(old_max - tile_max);
-        row_sum[r] *= shrink;
-        T* o = sum + r * value_size;
+        row_sum[row] *= shrink;
+        T* o = sum + row * value_size;
         for (int64_t c = 0; c < value_size; c += lanes) store(o + c, load(o + c) * shrink);
       }
     }
-    const T shift = row_max[r];
+    const T shift = row_max[row];
     V total = V{};
     for (int64_t c = 0; c < width; c += lanes) {
-      const V p = vexp_softmax(load(x + c) * scale - shift);
+      const V p = exp_softmax<M>(load(x + c) * scale - shift);
       total += p;
       store_raw(r, c, p);
     }
-    row_sum[r] += reduce_add<T>(total);
+    row_sum[row] += reduce_add<T>(total);
   }
 
   LF_INLINE void store_raw(int64_t r, int64_t c, V p) {
@@ -134,21 +135,29 @@ struct Forward {
 
     const Scores<M> score(a, s, head);
     const int64_t begin = visible(a, s, i0).begin, end = visible(a, s, i0 + rows - 1).end;
-    for (int64_t t = begin / kKeys; t * kKeys < end; ++t) {
-      const int64_t j0 = t * kKeys, tile_keys = smaller(kKeys, s.keys - j0);
-      const int64_t n = smaller(tile_keys, end - j0), width = round_lanes<M>(n);
-      product<M>(rows, panel_columns<M>(n, tile_keys), key_steps,
-                 reinterpret_cast<elem*>(query_rows), key_steps, 1, keys + j0 * key_steps, scores,
-                 kKeys, false);
-      const bool whole = score.untouched(i0, rows, j0, n);
-      if (!whole) score.apply(i0, rows, j0, n, scores, nullptr);
-      for (int64_t r = 0; r < rows; ++r)
-        softmax_row(r, width, whole ? static_cast<T>(a.scale) : T(1));
-      if (a.dropout_p > 0) drop(s, head, i0, rows, j0, n);
-      product_of_prefix<M>(rows, value_size, n, tile_keys, reinterpret_cast<elem*>(probabilities),
-                           values + j0 / M::kPack * value_size, sum);
-    }
+    for (int64_t t = begin / kKeys; t * kKeys < end; ++t)
+      for (int64_t r = 0; r < rows; r += kBlock)
+        block(score, i0, r, smaller(kBlock, rows - r), t * kKeys);
     finish(s, head, i0, rows);
+  }
+
+  // Rows [first, first + rows) of the query tile i0 meet the key tile j0.
+  void block(const Scores<M>& score, int64_t i0, int64_t first, int64_t rows, int64_t j0) {
+    const Sequence& s = score.s;
+    const int64_t i = i0 + first, tile_keys = smaller(kKeys, s.keys - j0);
+    const int64_t n = smaller(tile_keys, visible(a, s, i + rows - 1).end - j0);
+    if (n <= 0 || visible(a, s, i).begin >= j0 + tile_keys) return;
+    const int64_t width = round_lanes<M>(n);
+    const Left<M> queries{reinterpret_cast<elem*>(query_rows + first * key_size), key_steps, 1};
+    const Packed<M> k{keys + j0 * key_steps, round_lanes<M>(tile_keys), key_steps};
+    product<M>(rows, width, key_steps, queries, k, scores, kKeys, false);
+    const T scale = score.untouched(i, rows, j0, n) ? static_cast<T>(a.scale)
+                                                    : score.apply(i, rows, j0, n, scores, nullptr);
+    for (int64_t r = 0; r < rows; ++r) softmax_row(r, first + r, width, scale);
+    if (a.dropout_p > 0) drop(s, score.head, i, rows, j0, n);
+    const Left<M> p{reinterpret_cast<elem*>(probabilities), kKeys / M::kPack, 1};
+    const Packed<M> v{values + j0 / M::kPack * value_size, value_size, steps<M>(tile_keys)};
+    product<M>(rows, value_size, steps<M>(n), p, v, sum + first * value_size, value_size, true);
   }
 
   void finish(const Sequence& s, int64_t head, int64_t i0, int64_t rows) {

@@ -47,7 +47,7 @@ struct Backward {
   elem *keys_transposed = nullptr, *values_transposed, *key_rows, *query_steps, *grad_steps;
   raw *query_rows, *grad_rows, *read_buffer;
   T *grad_q, *grad_k, *grad_v;  // sums
-  // One tile.
+  // One tile (float: whole, bfloat16: a block of it) and its bfloat16 copies.
   T *scores, *grad_scores, *cap_slope, *factors;
   raw* grad_score_rows;                        // (query, key): A of dQ
   elem *probability_pairs, *grad_score_pairs;  // (query step, key): A of dV and dK
@@ -78,9 +78,10 @@ struct Backward {
     grad_q = memory.take<T>(want_q ? q * key_size : 0);
     grad_k = memory.take<T>(want_k ? k * key_size : 0);
     grad_v = memory.take<T>(want_v ? k * value_size : 0);
-    scores = memory.take<T>(kQueries * kKeys);
-    grad_scores = memory.take<T>(kQueries * kKeys);
-    cap_slope = memory.take<T>(a.softcap > 0 ? kQueries * kKeys : 0);
+    const int64_t tile_rows = M::kPack == 1 ? kQueries : kBlock;
+    scores = memory.take<T>(tile_rows * kKeys);
+    grad_scores = memory.take<T>(tile_rows * kKeys);
+    cap_slope = memory.take<T>(a.softcap > 0 ? kBlock * kKeys : 0);
     factors = memory.take<T>(kKeys);
     if constexpr (M::kPack == 1) {  // the float tiles serve as they are
       grad_score_rows = grad_scores;
@@ -175,35 +176,76 @@ struct Backward {
     const int64_t n = smaller(tile_keys, visible(a, s, i0 + rows - 1).end - j0);
     if (n <= 0 || visible(a, s, i0).begin >= j0 + tile_keys) return;
     const int64_t q = query_tile * kQueries, k = key_tile * kKeys;
-    const int64_t columns = panel_columns<M>(n, tile_keys);
 
-    product<M>(rows, columns, key_steps, reinterpret_cast<elem*>(query_rows + q * key_size),
-               key_steps, 1, keys_transposed + k * key_steps, scores, kKeys, false);
-    product<M>(rows, columns, value_steps, reinterpret_cast<elem*>(grad_rows + q * value_size),
-               value_steps, 1, values_transposed + k * value_steps, grad_scores, kKeys, false);
-    const bool whole = score.untouched(i0, rows, j0, n);
-    if (!whole) score.apply(i0, rows, j0, n, scores, a.softcap > 0 ? cap_slope : nullptr);
-    for (int64_t r = 0; r < rows; ++r)
-      grad_row(score, i0 + r, r, j0, n, whole ? static_cast<T>(a.scale) : T(1));
-    if constexpr (M::kPack == 2) make_pairs(rows, n);
+    int64_t seen[kQueries / kBlock];  // keys that each block of rows sees; never decreases
+    for (int64_t r = 0; r < rows; r += kBlock)
+      seen[r / kBlock] = block(score, i0, r, smaller(kBlock, rows - r), j0, n, q, k);
 
-    const int64_t query_kk = steps<M>(rows);
-    if (want_v)
-      product<M>(n, value_size, query_kk, probability_pairs, 1, kKeys,
-                 grad_steps + q / M::kPack * value_size, grad_v + k * value_size, value_size, true);
-    if (want_k)
-      product<M>(n, key_size, query_kk, grad_score_pairs, 1, kKeys,
-                 query_steps + q / M::kPack * key_size, grad_k + k * key_size, key_size, true);
-    if (want_q)
-      product_of_prefix<M>(rows, key_size, n, tile_keys, reinterpret_cast<elem*>(grad_score_rows),
-                           key_rows + k / M::kPack * key_size, grad_q + q * key_size);
+    const Packed<M> queries{query_steps + q / M::kPack * key_size, key_size, steps<M>(rows)};
+    const Packed<M> grads{grad_steps + q / M::kPack * value_size, value_size, steps<M>(rows)};
+    for (int64_t c = 0, next; c < n; c = next) {
+      const int64_t first = first_row(seen, c);
+      for (next = c + kBlock; next < n && first_row(seen, next) == first;) next += kBlock;
+      const int64_t keys = smaller(next, n) - c, step = first / M::kPack;
+      if (want_v)
+        product<M>(keys, value_size, grads.steps - step,
+                   {probability_pairs + step * kKeys + c, 1, kKeys}, grads,
+                   grad_v + (k + c) * value_size, value_size, true, step);
+      if (want_k)
+        product<M>(keys, key_size, queries.steps - step,
+                   {grad_score_pairs + step * kKeys + c, 1, kKeys}, queries,
+                   grad_k + (k + c) * key_size, key_size, true, step);
+    }
   }
 
-  // Row r of the tile: scores become probabilities (as dV needs them), grad_scores become dS.
-  LF_INLINE void grad_row(const Scores<M>& score, int64_t i, int64_t r, int64_t j0, int64_t n,
-                          T scale) {
+  // The first row of a block that sees key c of the tile.
+  static int64_t first_row(const int64_t* seen, int64_t c) {
+    int64_t b = 0;
+    while (seen[b] <= c) ++b;
+    return b * kBlock;
+  }
+
+  // Rows [first, first + rows) of the tile: probabilities, dS, and what they add to dQ. Returns how
+  // many of the tile's keys the rows see; beyond them all is zero.
+  int64_t block(const Scores<M>& score, int64_t i0, int64_t first, int64_t rows, int64_t j0,
+                int64_t tile_n, int64_t q, int64_t k) {
+    const int64_t i = i0 + first, tile_keys = smaller(kKeys, s.keys - j0);
+    const Range range = visible(a, s, i + rows - 1);
+    const int64_t n = larger(0, smaller(tile_keys, range.end - j0));
+    T *x = scores, *g = grad_scores;
+    if constexpr (M::kPack == 1) x += first * kKeys, g += first * kKeys;
+    const int64_t width = round_lanes<M>(n), tile_width = round_lanes<M>(tile_n);
+    if (width < tile_width)
+      for (int64_t r = 0; r < rows; ++r) {
+        zero(x + r * kKeys + width, tile_width - width);
+        zero(g + r * kKeys + width, tile_width - width);
+      }
+    if (n > 0) {
+      const int64_t columns = round_lanes<M>(tile_keys);
+      const raw* queries = query_rows + (q + first) * key_size;
+      const raw* grads = grad_rows + (q + first) * value_size;
+      product<M>(rows, width, key_steps, {reinterpret_cast<const elem*>(queries), key_steps, 1},
+                 {keys_transposed + k * key_steps, columns, key_steps}, x, kKeys, false);
+      product<M>(rows, width, value_steps, {reinterpret_cast<const elem*>(grads), value_steps, 1},
+                 {values_transposed + k * value_steps, columns, value_steps}, g, kKeys, false);
+      const T scale = score.untouched(i, rows, j0, n) ? static_cast<T>(a.scale)
+                                                      : score.apply(i, rows, j0, n, x, cap_slope);
+      for (int64_t r = 0; r < rows; ++r)
+        grad_row(score, i + r, j0, n, scale, x + r * kKeys, g + r * kKeys, cap_slope + r * kKeys);
+    }
+    if constexpr (M::kPack == 2) make_pairs(first, rows, tile_width);
+    if (want_q && n > 0)
+      product<M>(rows, key_size, steps<M>(n),
+                 {reinterpret_cast<elem*>(grad_score_rows + first * kKeys), kKeys / M::kPack, 1},
+                 {key_rows + k / M::kPack * key_size, key_size, steps<M>(tile_keys)},
+                 grad_q + (q + first) * key_size, key_size, true);
+    return n;
+  }
+
+  // One row: the scores x become probabilities (as dV needs them), the products g become dS.
+  LF_INLINE void grad_row(const Scores<M>& score, int64_t i, int64_t j0, int64_t n, T scale, T* x,
+                          T* g, const T* cap) {
     const int64_t width = round_lanes<M>(n), row = s.first_query + i;
-    T *x = scores + r * kKeys, *g = grad_scores + r * kKeys;
     const T lse = at<T>(a.lse, s.batch, score.head, row);
     const T lse_low = at<T>(a.lse_low, s.batch, score.head, row);
     const T delta = at<T>(a.delta, s.batch, score.head, row);
@@ -217,7 +259,7 @@ struct Backward {
       for (int64_t c = 0; c < n; ++c) g[c] *= factors[c];
     }
     for (int64_t c = 0; c < width; c += lanes) {
-      const V p = vexp_softmax(load(x + c) * scale - lse - lse_low);
+      const V p = exp_softmax<M>(load(x + c) * scale - lse - lse_low);
       store(x + c, p);
       store(g + c, p * (load(g + c) - delta));
     }
@@ -225,7 +267,7 @@ struct Backward {
     if (a.grad_bias.data != nullptr) add_bias_gradient(score.head, i, j0, n, g);
     if (a.grad_alibi != nullptr) add_alibi_gradient(score, i, j0, n, g);
     if (a.softcap > 0)
-      for (int64_t c = 0; c < n; ++c) g[c] *= cap_slope[r * kKeys + c];
+      for (int64_t c = 0; c < n; ++c) g[c] *= cap[c];
     if (a.dropout_p > 0)
       for (int64_t c = 0; c < n; ++c) x[c] *= factors[c];
   }
@@ -247,22 +289,22 @@ struct Backward {
     a.grad_alibi[s.index * a.heads + score.head] -= total;
   }
 
-  // Bfloat16 copies of the tile: dS by rows, and P and dS as pairs of consecutive queries.
-  void make_pairs(int64_t rows, int64_t n) {
+  // Bfloat16 copies of a block: dS by rows, and P and dS as pairs of consecutive queries.
+  void make_pairs(int64_t first, int64_t rows, int64_t width) {
 #if defined(__AVX512BF16__)
-    const int64_t width = round_lanes<M>(n);
     for (int64_t r = 0; r < rows; r += 2) {
       const bool pair = r + 1 < rows;
+      const int64_t out = (first + r) / 2 * kKeys;
+      raw* dst = grad_score_rows + (first + r) * kKeys;
       for (int64_t c = 0; c < width; c += lanes) {
-        const int64_t first = r * kKeys + c, second = first + kKeys, out = r / 2 * kKeys + c;
-        const vec_u16 p0 = narrow(bf16{}, load(scores + first));
-        const vec_u16 p1 = pair ? narrow(bf16{}, load(scores + second)) : vec_u16{};
-        const vec_u16 g0 = narrow(bf16{}, load(grad_scores + first));
-        const vec_u16 g1 = pair ? narrow(bf16{}, load(grad_scores + second)) : vec_u16{};
-        store_pairs(probability_pairs + out, p0, p1);
-        store_pairs(grad_score_pairs + out, g0, g1);
-        std::memcpy(grad_score_rows + first, &g0, sizeof g0);
-        if (pair) std::memcpy(grad_score_rows + second, &g1, sizeof g1);
+        const T *x = scores + r * kKeys + c, *g = grad_scores + r * kKeys + c;
+        const vec_u16 p0 = narrow(bf16{}, load(x)), g0 = narrow(bf16{}, load(g));
+        const vec_u16 p1 = pair ? narrow(bf16{}, load(x + kKeys)) : vec_u16{};
+        const vec_u16 g1 = pair ? narrow(bf16{}, load(g + kKeys)) : vec_u16{};
+        store_pairs(probability_pairs + out + c, p0, p1);
+        store_pairs(grad_score_pairs + out + c, g0, g1);
+        std::memcpy(dst + c, &g0, sizeof g0);
+        if (pair) std::memcpy(dst + kKeys + c, &g1, sizeof g1);
       }
     }
 #endif

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "cpu/attention.h"
 #include "cpu/gemm.h"
@@ -16,8 +17,11 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kQueries = 96;  // a multiple of kTileRows and of the largest kPack
+constexpr int64_t kQueries = 96;  // a multiple of kBlock
 constexpr int64_t kKeys = 128;    // a multiple of every panel width
+// Rows of a tile whose scores are made and used at a time: they stay in the first-level cache, and
+// keys that none of them sees are left out. A multiple of kTileRows and of the largest kPack.
+constexpr int64_t kBlock = 24;
 
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
@@ -42,6 +46,7 @@ LF_INLINE int64_t tiles(int64_t n, int64_t size) { return (n + size - 1) / size;
 // dimension; their sequences lie one after another.
 struct Sequence {
   int64_t index, batch, queries, keys, first_query = 0, first_key = 0;
+  int64_t unpadded_begin = 0, unpadded_end;  // padding covers all keys outside
 
   Sequence(const AttentionArgs& a, int64_t sequence)
       : index(sequence), batch(sequence), queries(a.queries), keys(a.keys) {
@@ -52,22 +57,29 @@ struct Sequence {
       first_key = a.cu_keys[index];
       keys = a.cu_keys[index + 1] - first_key;
     }
+    unpadded_end = keys;
+    if (a.padding != nullptr) {
+      const uint8_t* p = a.padding + index * a.padding_stride_batch;
+      const int64_t step = a.padding_stride_key;
+      while (unpadded_end > 0 && p[(unpadded_end - 1) * step]) --unpadded_end;
+      while (unpadded_begin < unpadded_end && p[unpadded_begin * step]) ++unpadded_begin;
+    }
   }
 };
 
-// Keys [begin, end) that query i sees through the causal mask and the window.
+// Keys [begin, end) that query i sees through the causal mask, the window and padding at the ends.
 struct Range {
   int64_t begin, end;
 };
 LF_INLINE Range visible(const AttentionArgs& a, const Sequence& s, int64_t i) {
   const int64_t diagonal = i + s.keys - s.queries;  // aligned at the last query and the last key
-  int64_t end = s.keys;
+  int64_t end = s.unpadded_end;
   if (a.causal) end = smaller(end, diagonal + 1);
   // A window as wide as both sequences masks nothing; leaving it out keeps the sums in range.
   const int64_t widest = s.keys + s.queries;
   if (a.window_right >= 0 && a.window_right < widest)
     end = smaller(end, diagonal + a.window_right + 1);
-  int64_t begin = 0;
+  int64_t begin = s.unpadded_begin;
   if (a.window_left >= 0 && a.window_left < widest) begin = larger(begin, diagonal - a.window_left);
   end = larger(end, 0);
   return {smaller(begin, end), end};
@@ -159,30 +171,19 @@ int64_t padded(int64_t n) {
   return round_lanes<M>(n);
 }
 
-// Columns to compute for the first n keys of a tile that was packed with tile_keys keys: whole
-// panels, so that both agree on where panels begin.
+// e^x to the accuracy that the mode's probabilities have.
 template <class M>
-int64_t panel_columns(int64_t n, int64_t tile_keys) {
-  return smaller(tiles(n, kMaxPanel<M>) * kMaxPanel<M>, round_lanes<M>(tile_keys));
-}
-
-// C (rows, width) += A (rows, n keys) * B, where B was packed with tile_keys >= n keys, and A has
-// rows of kKeys numbers.
-template <class M>
-void product_of_prefix(int64_t rows, int64_t width, int64_t n, int64_t tile_keys,
-                       const typename M::elem* a, const typename M::elem* b, typename M::acc* c) {
-  for (int64_t c0 = 0; c0 < width;) {
-    const int64_t panel = panel_width<M>(width - c0);
-    // Panels lie as far apart as the whole tile is long.
-    product<M>(rows, panel, steps<M>(n), a, kKeys / M::kPack, 1, b + c0 * steps<M>(tile_keys),
-               c + c0, width, true);
-    c0 += panel;
+LF_INLINE vec<typename M::acc> exp_softmax(vec<typename M::acc> x) {
+  if constexpr (M::kPack == 1) {
+    return vexp_softmax(x);
+  } else {
+    return vexp_coarse(x);
   }
 }
 
 // --- scores ------------------------------------------------------------------------------------
 
-// Turns a tile of products q.k into scores: scale, softcap, bias, ALiBi, then -inf where masked.
+// Turns products q.k into scores: scale, softcap, bias, ALiBi, then -inf where masked.
 template <class M>
 struct Scores {
   using T = typename M::acc;
@@ -193,37 +194,58 @@ struct Scores {
   const Sequence& s;
   int64_t head;
   T slope = 0;
-  bool padding, bias, alibi, softcap;
+  bool bias, mask, alibi, softcap;
+  V lane_numbers;  // 0, 1, 2, ...
 
   Scores(const AttentionArgs& args, const Sequence& sequence, int64_t h)
       : a(args),
         s(sequence),
         head(h),
-        padding(args.padding != nullptr),
-        bias(args.bias.data != nullptr),
+        bias(args.bias.data != nullptr && !args.bias_is_bool),
+        mask(args.bias.data != nullptr && args.bias_is_bool),
         alibi(args.alibi != nullptr),
         softcap(args.softcap > 0) {
     if (alibi)
       slope = static_cast<const T*>(
           a.alibi)[s.index * a.alibi_stride_batch + head * a.alibi_stride_head];
+    for (int i = 0; i < lanes; ++i) lane_numbers[i] = static_cast<T>(i);
   }
 
-  // Whether all of these keys are visible to all of these queries, and a score is a product.
-  bool untouched(int64_t i0, int64_t rows, int64_t j0, int64_t n) const {
-    if (softcap || bias || alibi || padding || n != round_lanes<M>(n)) return false;
-    return visible(a, s, i0 + rows - 1).begin <= j0 && visible(a, s, i0).end >= j0 + n;
-  }
-
-  // bias[i, j0 + c] for c < n; a bool bias reads as 0 and -inf.
-  void bias_row(int64_t i, int64_t j0, int64_t n, T* out) const {
-    Tensor4 t = a.bias;
-    if (a.bias_is_bool) {
-      const uint8_t* p = row_pointer<uint8_t>(t, s.index, head, i) + j0 * t.stride_col;
-      for (int64_t c = 0; c < n; ++c) out[c] = p[c * t.stride_col] ? T(0) : -kInfinity<T>;
-      return;
+  // `rows` rows of products in x (row length kKeys) for the queries i0.. and the keys j0.., n of
+  // them. Returns the factor that turns x into scores; columns [n, round_lanes(n)) become -inf.
+  // `slope_of_cap`, when not null, receives d(capped)/d(scaled product) where there is a softcap.
+  T apply(int64_t i0, int64_t rows, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
+    const int64_t width = round_lanes<M>(n);
+    // A factor above 0 leaves -inf as it is, so that it can wait.
+    const bool waits = !bias && !alibi && !softcap && a.scale > 0;
+    alignas(64) uint8_t buffer[kKeys], mask_buffer[kKeys];
+    const uint8_t* padded_keys = nullptr;
+    if (a.padding != nullptr) {
+      padded_keys = a.padding + s.index * a.padding_stride_batch + j0 * a.padding_stride_key;
+      padded_keys = consecutive(padded_keys, a.padding_stride_key, n, buffer);
     }
-    t.data = static_cast<char*>(t.data) + j0 * t.stride_col * element_size(a.bias_dtype);
-    read_row(t, a.bias_dtype, s.index, head, i, n, out);
+    for (int64_t r = 0; r < rows; ++r, x += kKeys) {
+      const int64_t i = i0 + r;
+      if (!waits)
+        transform(i, j0, n, x, slope_of_cap == nullptr ? nullptr : slope_of_cap + r * kKeys);
+      if (mask) {
+        const uint8_t* p = row_pointer<uint8_t>(a.bias, s.index, head, i) + j0 * a.bias.stride_col;
+        hide(consecutive(p, a.bias.stride_col, n, mask_buffer), false, width, x);
+      }
+      if (padded_keys != nullptr) hide(padded_keys, true, width, x);
+      const Range seen = visible(a, s, i);
+      fill(x, smaller(larger(seen.begin - j0, 0), n));
+      const int64_t last = larger(smaller(seen.end - j0, n), 0);
+      fill(x + last, width - last);
+    }
+    return waits ? static_cast<T>(a.scale) : T(1);
+  }
+
+  // Whether the keys are all visible, so that a score is a product times the scale.
+  bool untouched(int64_t i0, int64_t rows, int64_t j0, int64_t n) const {
+    if (softcap || bias || mask || alibi || n != round_lanes<M>(n)) return false;
+    if (visible(a, s, i0 + rows - 1).begin > j0 || visible(a, s, i0).end < j0 + n) return false;
+    return a.padding == nullptr || !any_padded(j0, n);
   }
 
   // Distance |i + T - S - j| that ALiBi multiplies by the negative slope.
@@ -232,37 +254,64 @@ struct Scores {
     return static_cast<T>(d < 0 ? -d : d);
   }
 
-  // x: (rows, n) with row length kKeys, queries i0.., keys j0... Columns [n, round_lanes(n))
-  // become -inf. `slope_of_cap`, when not null, receives d(capped)/d(scaled product).
-  void apply(int64_t i0, int64_t rows, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
+ private:
+  bool any_padded(int64_t j0, int64_t n) const {
+    const uint8_t* p = a.padding + s.index * a.padding_stride_batch + j0 * a.padding_stride_key;
+    if (a.padding_stride_key == 1) return std::memchr(p, 1, static_cast<size_t>(n)) != nullptr;
+    for (int64_t c = 0; c < n; ++c)
+      if (p[c * a.padding_stride_key]) return true;
+    return false;
+  }
+
+  // n bytes one after another, readable up to whole registers.
+  static const uint8_t* consecutive(const uint8_t* p, int64_t stride, int64_t n, uint8_t* buffer) {
+    if (stride == 1 && n == round_lanes<M>(n)) return p;
+    for (int64_t c = 0; c < n; ++c) buffer[c] = p[c * stride];
+    return buffer;
+  }
+
+  // -inf where the byte is (not) zero.
+  static LF_INLINE void hide(const uint8_t* bytes, bool nonzero, int64_t width, T* x) {
+    using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    for (int64_t c = 0; c < width; c += lanes) {
+      typename Lanes<uint8_t, lanes>::type byte;
+      std::memcpy(&byte, bytes + c, sizeof byte);
+      const auto set = __builtin_convertvector(byte, vec<Integer>) != 0;
+      const V v = load(x + c), hidden = set1(-kInfinity<T>);
+      store(x + c, nonzero ? (set ? hidden : v) : (set ? v : hidden));
+    }
+  }
+
+  static LF_INLINE void fill(T* x, int64_t n) {
+    const V hidden = set1(-kInfinity<T>);
+    for (; n >= lanes; n -= lanes, x += lanes) store(x, hidden);
+    if (n > 0) store_acc_n(x, hidden, n);
+  }
+
+  // Scale, softcap, bias and ALiBi of one row.
+  LF_INLINE void transform(int64_t i, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
     const int64_t width = round_lanes<M>(n);
     const T scale = static_cast<T>(a.scale), cap = static_cast<T>(a.softcap);
-    alignas(64) T extra[kKeys];
-    for (int64_t r = 0; r < rows; ++r, x += kKeys) {
-      const int64_t i = i0 + r;
-      for (int64_t c = 0; c < width; c += lanes) {
-        V v = load(x + c) * scale;
-        if (softcap) {
-          const V t = vtanh(v / cap);
-          v = t * cap;
-          if (slope_of_cap != nullptr) store(slope_of_cap + r * kKeys + c, T(1) - t * t);
-        }
-        store(x + c, v);
+    alignas(64) T added[kKeys];
+    if (bias) {
+      Tensor4 t = a.bias;
+      t.data = static_cast<char*>(t.data) + j0 * t.stride_col * element_size(a.bias_dtype);
+      read_row(t, a.bias_dtype, s.index, head, i, n, added);
+    }
+    const V diagonal = set1(static_cast<T>(i + s.keys - s.queries - j0)) - lane_numbers;
+    for (int64_t c = 0; c < width; c += lanes) {
+      V v = load(x + c) * scale;
+      if (softcap) {
+        const V t = vtanh(v / cap);
+        v = t * cap;
+        if (slope_of_cap != nullptr) store(slope_of_cap + c, T(1) - t * t);
       }
-      if (bias) {
-        bias_row(i, j0, n, extra);
-        for (int64_t c = 0; c < n; ++c) x[c] += extra[c];
+      if (bias) v += load(added + c);
+      if (alibi) {
+        const V d = diagonal - static_cast<T>(c);
+        v -= slope * (d < T(0) ? -d : d);
       }
-      if (alibi)
-        for (int64_t c = 0; c < n; ++c) x[c] -= slope * distance(i, j0 + c);
-      if (padding) {
-        const uint8_t* p = a.padding + s.index * a.padding_stride_batch + j0 * a.padding_stride_key;
-        for (int64_t c = 0; c < n; ++c) x[c] = p[c * a.padding_stride_key] ? -kInfinity<T> : x[c];
-      }
-      const Range seen = visible(a, s, i);
-      const int64_t first = smaller(larger(seen.begin - j0, 0), n), last = seen.end - j0;
-      for (int64_t c = 0; c < first; ++c) x[c] = -kInfinity<T>;
-      for (int64_t c = larger(smaller(last, n), 0); c < width; ++c) x[c] = -kInfinity<T>;
+      store(x + c, v);
     }
   }
 };

@@ -8,6 +8,8 @@
 // numbers along k for Bf16 (the operand of the vdpbf16ps instruction).
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/simd.h"
 
 namespace llama_fast {
@@ -75,9 +77,25 @@ LF_INLINE int64_t steps(int64_t k) {
   return (k + M::kPack - 1) / M::kPack;
 }
 
+// A: element (m, step k) is at p[m * row + k * step].
+template <class M>
+struct Left {
+  const typename M::elem* p;
+  int64_t row, step;
+};
+
+// B, packed with this many columns (a multiple of the lanes) and steps.
+template <class M>
+struct Packed {
+  const typename M::elem* p;
+  int64_t columns, steps;
+};
+
+// One tile of C. `b_step` is the width of the panel, of which the first Vecs registers are used.
 template <class M, int Rows, int Vecs>
 LF_INLINE void tile(int64_t kk, const typename M::elem* a, int64_t a_row, int64_t a_step,
-                    const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate) {
+                    const typename M::elem* b, int64_t b_step, typename M::acc* c, int64_t c_row,
+                    bool accumulate) {
   using V = vec<typename M::acc>;
   constexpr int lanes = kLanes<typename M::acc>;
   V sum[Rows][Vecs];
@@ -94,7 +112,7 @@ LF_INLINE void tile(int64_t kk, const typename M::elem* a, int64_t a_row, int64_
 #pragma GCC unroll 8
       for (int v = 0; v < Vecs; ++v) sum[r][v] = M::fma(sum[r][v], a + r * a_row, panel[v]);
     a += a_step;
-    b += Vecs * lanes;
+    b += b_step;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
@@ -110,39 +128,44 @@ LF_INLINE void tile(int64_t kk, const typename M::elem* a, int64_t a_row, int64_
 constexpr int64_t kRun = 64;
 
 template <class M, int Vecs>
-void panel_product(int64_t m, int64_t kk, const typename M::elem* a, int64_t a_row, int64_t a_step,
-                   const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate) {
+void panel_product(int64_t m, int64_t kk, Left<M> a, const typename M::elem* b, int64_t b_step,
+                   typename M::acc* c, int64_t c_row, bool accumulate) {
   while (kk > kRun + kRun / 2) {
-    panel_product<M, Vecs>(m, kRun, a, a_row, a_step, b, c, c_row, accumulate);
-    a += kRun * a_step;
-    b += kRun * Vecs * kLanes<typename M::acc>;
+    panel_product<M, Vecs>(m, kRun, a, b, b_step, c, c_row, accumulate);
+    a.p += kRun * a.step;
+    b += kRun * b_step;
     kk -= kRun;
     accumulate = true;
   }
   int64_t i = 0;
-  for (; i + kTileRows <= m; i += kTileRows)
-    tile<M, kTileRows, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
-  for (; i + 2 <= m; i += 2)
-    tile<M, 2, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
-  if (i < m)
-    tile<M, 1, Vecs>(kk, a + i * a_row, a_row, a_step, b, c + i * c_row, c_row, accumulate);
+  const auto rows = [&](auto count) {
+    constexpr int n = decltype(count)::value;
+    for (; i + n <= m; i += n)
+      tile<M, n, Vecs>(kk, a.p + i * a.row, a.row, a.step, b, b_step, c + i * c_row, c_row,
+                       accumulate);
+  };
+  rows(std::integral_constant<int, kTileRows>{});
+  rows(std::integral_constant<int, 2>{});
+  rows(std::integral_constant<int, 1>{});
 }
 
-// C (m, n) (+)= A (m, kk steps) * B (kk steps, n); n is a multiple of the lanes.
+// C (m, n) (+)= A (m, kk steps) * B (steps [first, first + kk), the first n columns); n is a
+// multiple of the lanes.
 template <class M>
-void product(int64_t m, int64_t n, int64_t kk, const typename M::elem* a, int64_t a_row,
-             int64_t a_step, const typename M::elem* b, typename M::acc* c, int64_t c_row,
-             bool accumulate) {
+void product(int64_t m, int64_t n, int64_t kk, Left<M> a, Packed<M> b, typename M::acc* c,
+             int64_t c_row, bool accumulate, int64_t first = 0) {
   constexpr int lanes = kLanes<typename M::acc>;
   for (int64_t n0 = 0; n0 < n;) {
-    const int64_t width = panel_width<M>(n - n0);
-    const typename M::elem* panel = b + n0 * kk;
-    if (width == kTileVecs * lanes)
-      panel_product<M, kTileVecs>(m, kk, a, a_row, a_step, panel, c + n0, c_row, accumulate);
-    else if (width == 2 * lanes)
-      panel_product<M, 2>(m, kk, a, a_row, a_step, panel, c + n0, c_row, accumulate);
-    else
-      panel_product<M, 1>(m, kk, a, a_row, a_step, panel, c + n0, c_row, accumulate);
+    const int64_t width = panel_width<M>(b.columns - n0);
+    const int64_t vecs = (n - n0 < width ? n - n0 : width) / lanes;
+    const typename M::elem* panel = b.p + n0 * b.steps + first * width;
+    typename M::acc* out = c + n0;
+    if constexpr (kTileVecs == 4) {
+      if (vecs == 4) panel_product<M, 4>(m, kk, a, panel, width, out, c_row, accumulate);
+      if (vecs == 3) panel_product<M, 3>(m, kk, a, panel, width, out, c_row, accumulate);
+    }
+    if (vecs == 2) panel_product<M, 2>(m, kk, a, panel, width, out, c_row, accumulate);
+    if (vecs == 1) panel_product<M, 1>(m, kk, a, panel, width, out, c_row, accumulate);
     n0 += width;
   }
 }

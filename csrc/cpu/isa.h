@@ -11,3 +11,4 @@
 
 // Fully inlined, so that no copy compiled for a newer instruction set can be picked by the linker.
 #define LF_INLINE inline __attribute__((always_inline))
+#define LF_LAMBDA __attribute__((always_inline))

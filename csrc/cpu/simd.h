@@ -69,27 +69,28 @@ LF_INLINE vec<float> vmax(vec<float> a, vec<float> b) {
 }
 LF_INLINE vec<double> vmax(vec<double> a, vec<double> b) { return a > b ? a : b; }
 
-// Reductions over the lanes, always in the same order.
+// Reductions over the lanes, always in the same order: the upper half onto the lower half.
+template <class T, int N>
+struct Lanes {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N, class F>
+LF_INLINE T fold(typename Lanes<T, N>::type v, F f) {
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    typename Lanes<T, N / 2>::type half[2];
+    std::memcpy(half, &v, sizeof v);
+    return fold<T, N / 2>(f(half[0], half[1]), f);
+  }
+}
 template <class T>
 LF_INLINE T reduce_add(vec<T> v) {
-  T lanes[kLanes<T>];
-  std::memcpy(lanes, &v, sizeof v);
-#pragma GCC unroll 8
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-#pragma GCC unroll 16
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  return fold<T, kLanes<T>>(v, [](auto a, auto b) LF_LAMBDA { return a + b; });
 }
 template <class T>
 LF_INLINE T reduce_max(vec<T> v) {
-  T lanes[kLanes<T>];
-  std::memcpy(lanes, &v, sizeof v);
-#pragma GCC unroll 8
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-#pragma GCC unroll 16
-    for (int i = 0; i < width; ++i)
-      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
+  return fold<T, kLanes<T>>(v, [](auto a, auto b) LF_LAMBDA { return a > b ? a : b; });
 }
 
 // --- 16-bit floats -------------------------------------------------------------------------

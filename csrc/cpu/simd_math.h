@@ -62,6 +62,26 @@ LF_INLINE vec<float> vexp_softmax(vec<float> x) {
 }
 LF_INLINE vec<double> vexp_softmax(vec<double> x) { return vexp(x); }
 
+// vexp_softmax for results that are rounded to bfloat16 or summed in float: relative error 1e-7.
+LF_INLINE vec<float> vexp_coarse(vec<float> x) {
+#if defined(__FMA__)
+  typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
+  constexpr float kLog2e = 1.44269504088896341f;
+  constexpr float kRound = 12582912.0f + 127.0f;
+  const vec<float> shifted = x * kLog2e + kRound;
+  const vec<float> r = x * kLog2e - (shifted - kRound);
+  vec<float> p = r * 0.001326473313f + 0.009671512991f;
+  p = p * r + 0.05550733581f;
+  p = p * r + 0.2402224243f;
+  p = p * r + 0.6931470037f;
+  p = p * r + 1.0f;
+  const vec<float> result = p * (vec<float>)((vec_u32)shifted << 23);
+  return x < -87.0f ? vec<float>{} : result;
+#else
+  return vexp(x);
+#endif
+}
+
 LF_INLINE vec<float> vtanh(vec<float> x) {
   const vec<float> u = x * x;
   vec<float> p = u * 0.00237076561265f - 0.00841007077388f;
