@@ -5,16 +5,12 @@
 // keys and values once and uses them for every query head of the group. Items write to places of
 // their own and each row is summed in the order of its keys, so results do not depend on the
 // number of threads.
-#include "cpu/attention_tile.h"
+#include "cpu/attention_row.h"
 #include "cpu/parallel.h"
 
 namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
-
-// The running maximum of a row is raised only when a score exceeds it by more than this: the
-// probabilities then stay below e^5.5, harmless in any format, and few rows need a rescale.
-constexpr double kSlack = 5.5;
 
 template <class M>
 struct Forward {
@@ -63,44 +59,6 @@ struct Forward {
     }
   }
 
-  // Row r of a block, row `row` of the tile: scores times `scale` to probabilities, relative to
-  // the row's maximum.
-  LF_INLINE void softmax_row(int64_t r, int64_t row, int64_t width, T scale) {
-    T* x = scores + r * kKeys;
-    V largest = set1(-kInfinity<T>);
-    for (int64_t c = 0; c < width; c += lanes) largest = vmax(load(x + c) * scale, largest);
-    const T tile_max = reduce_max<T>(largest);
-    T old_max = row_max[row];
-    if (tile_max > old_max + static_cast<T>(kSlack) || old_max == -kInfinity<T>) {
-      if (tile_max == -kInfinity<T>) {  // every key so far is masked
-        // A NaN hides from the maximum, but not from this sum.
-        V any = V{};
-        for (int64_t c = 0; c < width; c += lanes) {
-          const V score = load(x + c);
-          any += score == score ? V{} : score;
-          store_raw(r, c, V{});
-        }
-        row_sum[row] += reduce_add<T>(any);
-        return;
-      }
-      row_max[row] = tile_max;
-      if (old_max != -kInfinity<T>) {
-        const T shrink = std::exp(old_max - tile_max);
-        row_sum[row] *= shrink;
-        T* o = sum + row * value_size;
-        for (int64_t c = 0; c < value_size; c += lanes) store(o + c, load(o + c) * shrink);
-      }
-    }
-    const T shift = row_max[row];
-    V total = V{};
-    for (int64_t c = 0; c < width; c += lanes) {
-      const V p = exp_softmax<M>(load(x + c) * scale - shift);
-      total += p;
-      store_raw(r, c, p);
-    }
-    row_sum[row] += reduce_add<T>(total);
-  }
-
   LF_INLINE void store_raw(int64_t r, int64_t c, V p) {
     if constexpr (sizeof(raw) == sizeof(T)) {
       store(probabilities + r * kKeys + c, p);
@@ -138,7 +96,8 @@ struct Forward {
     for (int64_t t = begin / kKeys; t * kKeys < end; ++t)
       for (int64_t r = 0; r < rows; r += kBlock)
         block(score, i0, r, smaller(kBlock, rows - r), t * kKeys);
-    finish(s, head, i0, rows);
+    for (int64_t r = 0; r < rows; ++r)
+      finish_row<M>(a, s, head, i0 + r, row_max[r], row_sum[r], sum + r * value_size);
   }
 
   // Rows [first, first + rows) of the query tile i0 meet the key tile j0.
@@ -153,37 +112,16 @@ struct Forward {
     product<M>(rows, width, key_steps, queries, k, scores, kKeys, false);
     const T scale = score.untouched(i, rows, j0, n) ? static_cast<T>(a.scale)
                                                     : score.apply(i, rows, j0, n, scores, nullptr);
-    for (int64_t r = 0; r < rows; ++r) softmax_row(r, first + r, width, scale);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = first + r;
+      softmax_row<M>(scores + r * kKeys, width, scale, row_max[row], row_sum[row],
+                     sum + row * value_size, value_size,
+                     [&](int64_t c, V p) LF_LAMBDA { store_raw(r, c, p); });
+    }
     if (a.dropout_p > 0) drop(s, score.head, i, rows, j0, n);
     const Left<M> p{reinterpret_cast<elem*>(probabilities), kKeys / M::kPack, 1};
     const Packed<M> v{values + j0 / M::kPack * value_size, value_size, steps<M>(tile_keys)};
     product<M>(rows, value_size, steps<M>(n), p, v, sum + first * value_size, value_size, true);
-  }
-
-  void finish(const Sequence& s, int64_t head, int64_t i0, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) {
-      T largest = row_max[r], shrink = 1;
-      wide<T> total = row_sum[r];
-      if (a.sinks != nullptr) {
-        const T sink = static_cast<const T*>(a.sinks)[head];
-        const T with_sink = sink > largest ? sink : largest;
-        shrink = largest == -kInfinity<T> ? T(0) : std::exp(largest - with_sink);
-        total *= shrink;
-        if (sink != -kInfinity<T>) total += std::exp(wide<T>(sink) - with_sink);
-        largest = with_sink;
-      }
-      const bool empty = total == 0;  // no visible key: zeros
-      const T factor = empty ? T(0) : static_cast<T>(shrink / total);
-      T* o = sum + r * value_size;
-      for (int64_t c = 0; c < value_size; c += lanes) store(o + c, load(o + c) * factor);
-      const int64_t row = s.first_query + i0 + r;
-      write_row(a.out, a.dtype, s.batch, head, row, a.value_size, o);
-      const wide<T> lse = largest + std::log(total);
-      const T high = empty ? -kInfinity<T> : static_cast<T>(lse);
-      at<T>(a.lse, s.batch, head, row) = high;
-      at<T>(a.lse_low, s.batch, head, row) =
-          std::isfinite(high) ? static_cast<T>(lse - high) : T(0);
-    }
   }
 
   // Share `share` of `shares`: every shares-th query tile, which evens out causal masks.
@@ -216,7 +154,10 @@ struct Forward {
 
 }  // namespace
 
+bool attention_decode(const AttentionArgs& a);  // attention_decode.cpp
+
 void attention_forward(const AttentionArgs& a) {
+  if (attention_decode(a)) return;
   if (a.dtype == DType::f64) Forward<F64>{a}.run();
 #if defined(__AVX512BF16__)
   else if (a.dtype == DType::bf16)

@@ -233,7 +233,7 @@ struct Backward {
       for (int64_t r = 0; r < rows; ++r)
         grad_row(score, i + r, j0, n, scale, x + r * kKeys, g + r * kKeys, cap_slope + r * kKeys);
     }
-    if constexpr (M::kPack == 2) make_pairs(first, rows, tile_width);
+    if constexpr (M::kPack == 2) this->make_pairs(first, rows, tile_width);
     if (want_q && n > 0)
       product<M>(rows, key_size, steps<M>(n),
                  {reinterpret_cast<elem*>(grad_score_rows + first * kKeys), kKeys / M::kPack, 1},
@@ -290,8 +290,8 @@ struct Backward {
   }
 
   // Bfloat16 copies of a block: dS by rows, and P and dS as pairs of consecutive queries.
-  void make_pairs(int64_t first, int64_t rows, int64_t width) {
 #if defined(__AVX512BF16__)
+  void make_pairs(int64_t first, int64_t rows, int64_t width) {
     for (int64_t r = 0; r < rows; r += 2) {
       const bool pair = r + 1 < rows;
       const int64_t out = (first + r) / 2 * kKeys;
@@ -307,15 +307,13 @@ struct Backward {
         if (pair) std::memcpy(dst + kKeys + c, &g1, sizeof g1);
       }
     }
-#endif
   }
 
   static LF_INLINE void store_pairs(elem* out, vec_u16 low, vec_u16 high) {
-    typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
-    const vec_u32 pairs =
-        __builtin_convertvector(low, vec_u32) | (__builtin_convertvector(high, vec_u32) << 16);
-    std::memcpy(out, &pairs, sizeof pairs);
+    const __m512i first = _mm512_cvtepu16_epi32((__m256i)low);
+    _mm512_storeu_si512(out, _mm512_or_si512(first, (__m512i)widen(bf16{}, high)));
   }
+#endif
 };
 
 // Sum of x * y with the roundings of the tile product dO V': where one key has all the weight, dS

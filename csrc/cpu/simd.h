@@ -96,8 +96,12 @@ LF_INLINE T reduce_max(vec<T> v) {
 // --- 16-bit floats -------------------------------------------------------------------------
 
 LF_INLINE vec<float> widen(bf16, vec_u16 bits) {
+#if defined(__AVX512F__)  // the compiler would convert each half and put them together
+  return (vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)bits), 16);
+#else
   typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
   return (vec<float>)(__builtin_convertvector(bits, vec_u32) << 16);
+#endif
 }
 
 LF_INLINE vec_u16 narrow(bf16, vec<float> v) {  // round to nearest even; NaN stays NaN

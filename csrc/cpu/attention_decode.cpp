@@ -1,0 +1,202 @@
+// Attention of a few queries over many keys (decoding with a cache), forward: limited by reading
+// keys and values once. They are used where they lie, without packing.
+//
+// A work item is one key-value head of one sequence and a chunk of its keys, with all the queries
+// of the group. Each chunk leaves its own maximum, sum and sum of values; a second loop merges the
+// chunks of a row in order. Chunks have a fixed length, so results do not depend on the number of
+// threads.
+#include <memory>
+
+#include "cpu/attention_row.h"
+#include "cpu/parallel.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+constexpr int64_t kFewRows = 16;       // queries times group size, at most
+constexpr int64_t kChunk = 4 * kKeys;  // keys of an item
+constexpr int kRows = 4;               // rows that share one reading of a key or value
+
+// `Elem`: the element type of the tensors, computed in M::acc.
+template <class M, class Elem>
+struct Decode {
+  using T = typename M::acc;
+  using V = vec<T>;
+  static constexpr int lanes = kLanes<T>;
+
+  const AttentionArgs& a;
+  const int64_t group = a.heads / a.kv_heads;
+  const int64_t rows = group * a.queries;  // of an item
+  const int64_t key_size = padded<M>(a.head_size), value_size = padded<M>(a.value_size);
+  const int64_t chunks = larger(1, tiles(a.keys, kChunk));
+  const int64_t items = a.batch * a.kv_heads * chunks;
+  // Of every item and row: maximum, sum, sum of values.
+  std::unique_ptr<T[]> row_max{new T[items * rows]}, sums{new T[items * rows * value_size]};
+  std::unique_ptr<wide<T>[]> row_sum{new wide<T>[items * rows]};
+
+  explicit Decode(const AttentionArgs& args) : a(args) {}
+
+  void item(int64_t index) {
+    const Sequence s(a, index / chunks / a.kv_heads);
+    const int64_t kv_head = index / chunks % a.kv_heads, chunk = index % chunks * kChunk;
+    T *o = &sums[index * rows * value_size], *largest = &row_max[index * rows];
+    wide<T>* total = &row_sum[index * rows];
+    for (int64_t r = 0; r < rows; ++r) largest[r] = -kInfinity<T>, total[r] = 0;
+    for (int64_t c = 0; c < rows * value_size; ++c) o[c] = 0;
+    if (s.queries == 0) return;
+    const int64_t begin = larger(chunk, visible(a, s, 0).begin);
+    const int64_t end = smaller(chunk + kChunk, visible(a, s, s.queries - 1).end);
+    if (begin >= end) return;
+
+    Carver memory(thread_scratch(static_cast<size_t>(rows * (key_size + kKeys)) * sizeof(T) + 64));
+    T* queries = memory.take<T>(rows * key_size);
+    T* scores = memory.take<T>(rows * kKeys);
+    for (int64_t h = 0; h < group; ++h)
+      for (int64_t i = 0; i < s.queries; ++i) {
+        T* q = queries + (h * s.queries + i) * key_size;
+        read_row(a.q, a.dtype, s.batch, kv_head * group + h, s.first_query + i, a.head_size, q);
+        for (int64_t c = a.head_size; c < key_size; ++c) q[c] = 0;
+      }
+    const int64_t used = group * s.queries;  // rows, of packed sequences maybe less than `rows`
+    for (int64_t j0 = begin; j0 < end; j0 += kKeys) {
+      const int64_t n = smaller(kKeys, end - j0), width = round_lanes<M>(n);
+      const Elem* k = row_pointer<Elem>(a.k, s.batch, kv_head, s.first_key + j0);
+      const Elem* v = row_pointer<Elem>(a.v, s.batch, kv_head, s.first_key + j0);
+      by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
+        make_scores<decltype(count)::value>(queries + r * key_size, k, n, scores + r * kKeys);
+      });
+      for (int64_t h = 0; h < group; ++h) {
+        const Scores<M> score(a, s, kv_head * group + h);
+        T* x = scores + h * s.queries * kKeys;
+        const T scale = score.untouched(0, s.queries, j0, n)
+                            ? static_cast<T>(a.scale)
+                            : score.apply(0, s.queries, j0, n, x, nullptr);
+        for (int64_t i = 0; i < s.queries; ++i, x += kKeys) {
+          const int64_t r = h * s.queries + i;
+          softmax_row<M>(x, width, scale, largest[r], total[r], o + r * value_size, value_size,
+                         [&](int64_t c, V p) LF_LAMBDA { store(x + c, p); });
+        }
+      }
+      by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
+        add_values<decltype(count)::value>(scores + r * kKeys, v, n, o + r * value_size);
+      });
+    }
+  }
+
+  // f(number of rows, first row) for all rows, a few at a time.
+  template <class F>
+  static LF_INLINE void by_rows(int64_t n, F&& f) {
+    int64_t r = 0;
+    for (; r + kRows <= n; r += kRows) f(std::integral_constant<int, kRows>{}, r);
+    if (n - r == 3) f(std::integral_constant<int, 3>{}, r);
+    if (n - r == 2) f(std::integral_constant<int, 2>{}, r);
+    if (n - r == 1) f(std::integral_constant<int, 1>{}, r);
+  }
+
+  template <int Rows>
+  void make_scores(const T* q, const Elem* k, int64_t n, T* scores) const {
+    const int64_t whole = a.head_size / lanes * lanes, rest = a.head_size - whole;
+    for (int64_t j = 0; j < n; ++j, k += a.k.stride_row) {
+      V sum[Rows] = {};
+      for (int64_t c = 0; c < whole; c += lanes) {
+        const V key = load_acc(k + c);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) sum[r] += load(q + r * key_size + c) * key;
+      }
+      if (rest > 0) {
+        const V key = load_acc_n(k + whole, rest, T(0));
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) sum[r] += load(q + r * key_size + whole) * key;
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) scores[r * kKeys + j] = reduce_add<T>(sum[r]);
+    }
+  }
+
+  template <int Rows>
+  void add_values(const T* p, const Elem* v, int64_t n, T* o) const {
+    int64_t c = 0;
+    for (; c + 4 * lanes <= a.value_size; c += 4 * lanes) add_columns<Rows, 4>(p, v + c, n, o + c);
+    for (; c + lanes <= a.value_size; c += lanes) add_columns<Rows, 1>(p, v + c, n, o + c);
+    for (const int64_t rest = a.value_size - c; rest > 0; c += lanes) {
+      for (int64_t j = 0; j < n; ++j) {
+        const V value = load_acc_n(v + j * a.v.stride_row + c, rest, T(0));
+        for (int r = 0; r < Rows; ++r)
+          store(o + r * value_size + c, load(o + r * value_size + c) + p[r * kKeys + j] * value);
+      }
+      return;
+    }
+  }
+
+  // o += p v over n keys, for `Vecs` registers of columns.
+  template <int Rows, int Vecs>
+  LF_INLINE void add_columns(const T* p, const Elem* v, int64_t n, T* o) const {
+    V sum[Rows][Vecs];
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < Vecs; ++c) sum[r][c] = load(o + r * value_size + c * lanes);
+    for (int64_t j = 0; j < n; ++j, v += a.v.stride_row)
+#pragma GCC unroll 4
+      for (int c = 0; c < Vecs; ++c) {
+        const V value = load_acc(v + c * lanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) sum[r][c] += p[r * kKeys + j] * value;
+      }
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < Vecs; ++c) store(o + r * value_size + c * lanes, sum[r][c]);
+  }
+
+  // Merges the chunks of the rows of one key-value head, in order, and writes them.
+  void merge(int64_t unit) {
+    const Sequence s(a, unit / a.kv_heads);
+    const int64_t kv_head = unit % a.kv_heads;
+    for (int64_t r = 0; r < group * s.queries; ++r) {
+      const auto row = [&](int64_t chunk) { return (unit * chunks + chunk) * rows + r; };
+      T largest = -kInfinity<T>;
+      for (int64_t c = 0; c < chunks; ++c)
+        largest = row_max[row(c)] > largest ? row_max[row(c)] : largest;
+      T* o = &sums[row(0) * value_size];
+      wide<T> total = 0;
+      for (int64_t c = 0; c < chunks; ++c) {
+        const T* part = &sums[row(c) * value_size];
+        // A chunk without a visible key has nothing to add, but may have seen a NaN.
+        const T factor = row_max[row(c)] == -kInfinity<T> ? T(row_max[row(c)] == largest)
+                                                          : std::exp(row_max[row(c)] - largest);
+        total += row_sum[row(c)] * factor;
+        for (int64_t x = 0; x < value_size; x += lanes) {
+          const V sum = load(part + x) * factor;
+          store(o + x, c == 0 ? sum : load(o + x) + sum);
+        }
+      }
+      finish_row<M>(a, s, kv_head * group + r / s.queries, r % s.queries, largest, total, o);
+    }
+  }
+
+  void run() {
+    const double work = static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size;
+    const bool worth_threads = work > 1e6;
+    parallel_items(items, worth_threads, [&](int64_t i) { item(i); });
+    parallel_items(a.batch * a.kv_heads, worth_threads, [&](int64_t i) { merge(i); });
+  }
+};
+
+}  // namespace
+
+bool attention_decode(const AttentionArgs& a) {
+  const bool rows_lie_together = a.k.stride_col == 1 && a.v.stride_col == 1;
+  if (a.kv_heads == 0 || a.heads / a.kv_heads * a.queries > kFewRows || !rows_lie_together ||
+      a.dropout_p > 0)
+    return false;
+  if (a.dtype == DType::f64) Decode<F64, double>(a).run();
+  if (a.dtype == DType::f32) Decode<F32, float>(a).run();
+  if (a.dtype == DType::bf16) Decode<F32, bf16>(a).run();
+  if (a.dtype == DType::f16) Decode<F32, f16>(a).run();
+  return true;
+}
+
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast
