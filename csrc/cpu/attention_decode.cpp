@@ -37,6 +37,34 @@ struct Decode {
 
   explicit Decode(const AttentionArgs& args) : a(args) {}
 
+  // Working memory of an item.
+  struct Working {
+    T *queries, *scores;
+    Elem *key_buffer, *value_buffer;
+  };
+  size_t carve(Carver memory, Working& w) const {
+    w.queries = memory.take<T>(rows * key_size);
+    w.scores = memory.take<T>(rows * kKeys);
+    w.key_buffer = memory.take<Elem>(a.k.stride_col == 1 ? 0 : kKeys * a.head_size);
+    w.value_buffer = memory.take<Elem>(a.v.stride_col == 1 ? 0 : kKeys * a.value_size);
+    return memory.used();
+  }
+
+  // Keys or values one after another in memory.
+  struct Rows {
+    const Elem* p;
+    int64_t stride;
+  };
+  static Rows rows_of(const Tensor4& t, int64_t batch, int64_t head, int64_t first, int64_t n,
+                      int64_t size, Elem* buffer) {
+    const Elem* p = row_pointer<Elem>(t, batch, head, first);
+    if (t.stride_col == 1) return {p, t.stride_row};
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t c = 0; c < size; ++c)
+        buffer[j * size + c] = p[j * t.stride_row + c * t.stride_col];
+    return {buffer, size};
+  }
+
   void item(int64_t index) {
     const Sequence s(a, index / chunks / a.kv_heads);
     const int64_t kv_head = index / chunks % a.kv_heads, chunk = index % chunks * kChunk;
@@ -49,9 +77,9 @@ struct Decode {
     const int64_t end = smaller(chunk + kChunk, visible(a, s, s.queries - 1).end);
     if (begin >= end) return;
 
-    Carver memory(thread_scratch(static_cast<size_t>(rows * (key_size + kKeys)) * sizeof(T) + 64));
-    T* queries = memory.take<T>(rows * key_size);
-    T* scores = memory.take<T>(rows * kKeys);
+    Working w;
+    carve(Carver(thread_scratch(carve(Carver(), w))), w);
+    T *queries = w.queries, *scores = w.scores;
     for (int64_t h = 0; h < group; ++h)
       for (int64_t i = 0; i < s.queries; ++i) {
         T* q = queries + (h * s.queries + i) * key_size;
@@ -61,8 +89,9 @@ struct Decode {
     const int64_t used = group * s.queries;  // rows, of packed sequences maybe less than `rows`
     for (int64_t j0 = begin; j0 < end; j0 += kKeys) {
       const int64_t n = smaller(kKeys, end - j0), width = round_lanes<M>(n);
-      const Elem* k = row_pointer<Elem>(a.k, s.batch, kv_head, s.first_key + j0);
-      const Elem* v = row_pointer<Elem>(a.v, s.batch, kv_head, s.first_key + j0);
+      const int64_t row = s.first_key + j0;
+      const Rows k = rows_of(a.k, s.batch, kv_head, row, n, a.head_size, w.key_buffer);
+      const Rows v = rows_of(a.v, s.batch, kv_head, row, n, a.value_size, w.value_buffer);
       by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
         make_scores<decltype(count)::value>(queries + r * key_size, k, n, scores + r * kKeys);
       });
@@ -94,58 +123,54 @@ struct Decode {
     if (n - r == 1) f(std::integral_constant<int, 1>{}, r);
   }
 
-  template <int Rows>
-  void make_scores(const T* q, const Elem* k, int64_t n, T* scores) const {
+  template <int Count>
+  void make_scores(const T* q, Rows k, int64_t n, T* out) const {
     const int64_t whole = a.head_size / lanes * lanes, rest = a.head_size - whole;
-    for (int64_t j = 0; j < n; ++j, k += a.k.stride_row) {
-      V sum[Rows] = {};
+    for (int64_t j = 0; j < n; ++j, k.p += k.stride) {
+      V sum[Count] = {};
       for (int64_t c = 0; c < whole; c += lanes) {
-        const V key = load_acc(k + c);
+        const V key = load_acc(k.p + c);
 #pragma GCC unroll 4
-        for (int r = 0; r < Rows; ++r) sum[r] += load(q + r * key_size + c) * key;
+        for (int r = 0; r < Count; ++r) sum[r] += load(q + r * key_size + c) * key;
       }
       if (rest > 0) {
-        const V key = load_acc_n(k + whole, rest, T(0));
+        const V key = load_acc_n(k.p + whole, rest, T(0));
 #pragma GCC unroll 4
-        for (int r = 0; r < Rows; ++r) sum[r] += load(q + r * key_size + whole) * key;
+        for (int r = 0; r < Count; ++r) sum[r] += load(q + r * key_size + whole) * key;
       }
 #pragma GCC unroll 4
-      for (int r = 0; r < Rows; ++r) scores[r * kKeys + j] = reduce_add<T>(sum[r]);
+      for (int r = 0; r < Count; ++r) out[r * kKeys + j] = reduce_add<T>(sum[r]);
     }
   }
 
-  template <int Rows>
-  void add_values(const T* p, const Elem* v, int64_t n, T* o) const {
+  template <int Count>
+  void add_values(const T* p, Rows v, int64_t n, T* o) const {
     int64_t c = 0;
-    for (; c + 4 * lanes <= a.value_size; c += 4 * lanes) add_columns<Rows, 4>(p, v + c, n, o + c);
-    for (; c + lanes <= a.value_size; c += lanes) add_columns<Rows, 1>(p, v + c, n, o + c);
-    for (const int64_t rest = a.value_size - c; rest > 0; c += lanes) {
-      for (int64_t j = 0; j < n; ++j) {
-        const V value = load_acc_n(v + j * a.v.stride_row + c, rest, T(0));
-        for (int r = 0; r < Rows; ++r)
-          store(o + r * value_size + c, load(o + r * value_size + c) + p[r * kKeys + j] * value);
-      }
-      return;
-    }
+    for (; c + 4 * lanes <= a.value_size; c += 4 * lanes)
+      add_columns<Count, 4>(p, {v.p + c, v.stride}, n, lanes, o + c);
+    for (; c + lanes <= a.value_size; c += lanes)
+      add_columns<Count, 1>(p, {v.p + c, v.stride}, n, lanes, o + c);
+    if (c < a.value_size) add_columns<Count, 1>(p, {v.p + c, v.stride}, n, a.value_size - c, o + c);
   }
 
-  // o += p v over n keys, for `Vecs` registers of columns.
-  template <int Rows, int Vecs>
-  LF_INLINE void add_columns(const T* p, const Elem* v, int64_t n, T* o) const {
-    V sum[Rows][Vecs];
+  // o += p v over n keys, for `Vecs` registers of columns, of which the last holds `filled`.
+  template <int Count, int Vecs>
+  LF_INLINE void add_columns(const T* p, Rows v, int64_t n, int64_t filled, T* o) const {
+    V sum[Count][Vecs];
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r)
+    for (int r = 0; r < Count; ++r)
 #pragma GCC unroll 4
       for (int c = 0; c < Vecs; ++c) sum[r][c] = load(o + r * value_size + c * lanes);
-    for (int64_t j = 0; j < n; ++j, v += a.v.stride_row)
+    for (int64_t j = 0; j < n; ++j, v.p += v.stride)
 #pragma GCC unroll 4
       for (int c = 0; c < Vecs; ++c) {
-        const V value = load_acc(v + c * lanes);
+        const Elem* from = v.p + c * lanes;
+        const V value = filled == lanes ? load_acc(from) : load_acc_n(from, filled, T(0));
 #pragma GCC unroll 4
-        for (int r = 0; r < Rows; ++r) sum[r][c] += p[r * kKeys + j] * value;
+        for (int r = 0; r < Count; ++r) sum[r][c] += p[r * kKeys + j] * value;
       }
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r)
+    for (int r = 0; r < Count; ++r)
 #pragma GCC unroll 4
       for (int c = 0; c < Vecs; ++c) store(o + r * value_size + c * lanes, sum[r][c]);
   }
@@ -187,9 +212,7 @@ struct Decode {
 }  // namespace
 
 bool attention_decode(const AttentionArgs& a) {
-  const bool rows_lie_together = a.k.stride_col == 1 && a.v.stride_col == 1;
-  if (a.kv_heads == 0 || a.heads / a.kv_heads * a.queries > kFewRows || !rows_lie_together ||
-      a.dropout_p > 0)
+  if (a.kv_heads == 0 || a.heads / a.kv_heads * a.queries > kFewRows || a.dropout_p > 0)
     return false;
   if (a.dtype == DType::f64) Decode<F64, double>(a).run();
   if (a.dtype == DType::f32) Decode<F32, float>(a).run();

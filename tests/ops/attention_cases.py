@@ -16,7 +16,8 @@ class Case:
     """One attention problem and why it is worth testing.
 
     `tensors` names optional tensor arguments and gives their shapes in letters of (B,H,S,T), a
-    letter or 1 each; ``bool:`` in front makes a boolean one. `grad_lse` sends a gradient into lse
+    letter or 1 each; ``bool:`` in front makes a boolean one, ``ends:`` one that is True at both
+    ends of a row. `grad_lse` sends a gradient into lse
     too. `lengths` are those of packed sequences, (queries, keys) each; B, S and T then mean
     nothing. Of the `frozen` tensors no gradient is asked.
     """
@@ -66,7 +67,12 @@ def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
         value = normal(*(sizes[letter] for letter in letters))
         if name == "alibi_slopes":
             value = value.sigmoid()
-        tensors[name] = value > -0.5 if kind == "bool" else value
+        if kind == "ends":  # True in a first and a last stretch that differ from row to row
+            place = torch.arange(value.shape[-1]) / value.shape[-1]
+            row = torch.arange(value.shape[0]).unsqueeze(1)
+            tensors[name] = (place < 0.15 * row) | (place >= 1 - 0.25 * row)
+        else:
+            tensors[name] = value > -0.5 if kind == "bool" else value
     return tensors
 
 

@@ -69,10 +69,32 @@ OTHERS = [
     Case("key padding", B=3, S=9, T=40, tensors={"key_padding_mask": "bool:BT"}),
     Case("key padding under a causal mask", B=3, S=40, T=40, options=CAUSAL,
          tensors={"key_padding_mask": "bool:BT"}, grad_lse=True),
+    Case("key padding at both ends: whole tiles of padding", B=4, S=20, T=600,
+         tensors={"key_padding_mask": "ends:BT"}, grad_lse=True),
+    Case("key padding at both ends of many tiles, causal", B=4, H=1, K=1, S=300, T=300,
+         options=CAUSAL, tensors={"key_padding_mask": "ends:BT"}, grad_lse=True),
     Case("everything at once", H=4, K=2, S=30, T=45, Dv=9, grad_lse=True,
          options={"window": (20, 3), "softcap": 3.0, "scale": 0.2},
          tensors={"bias": "1HST", "alibi_slopes": "BH", "sinks": "H",
                   "key_padding_mask": "bool:BT"}),
+]  # fmt: skip
+
+# With at most 16 queries a key head, keys and values are read where they lie, in chunks of 512.
+FEW_QUERIES = [
+    Case("one query, several chunks of keys", H=6, K=2, S=1, T=1300, D=64, options=CAUSAL),
+    Case("few queries, causal, grouped, odd sizes", H=6, K=2, S=3, T=700, D=40, Dv=72,
+         options=CAUSAL, grad_lse=True),
+    Case("few queries, window: the first chunks are skipped", H=4, K=2, S=2, T=1200,
+         options={"window": 100, **CAUSAL}, grad_lse=True),
+    Case("few queries, padding at both ends: chunks without a key", B=4, H=3, K=1, S=2, T=1100,
+         tensors={"key_padding_mask": "ends:BT"}, grad_lse=True),
+    Case("few queries, everything at once", H=4, K=2, S=4, T=520, Dv=9, grad_lse=True,
+         options={"window": (400, 3), "softcap": 3.0, "scale": 0.2},
+         tensors={"bias": "1HST", "alibi_slopes": "BH", "sinks": "H",
+                  "key_padding_mask": "bool:BT"}),
+    Case("few queries, packed: caches of unequal lengths", H=4, K=2, options=CAUSAL, grad_lse=True,
+         lengths=((1, 700), (3, 40), (0, 9), (2, 0), (1, 1))),
+    Case("seventeen queries: the first that are packed", H=1, K=1, S=17, T=600, options=CAUSAL),
 ]  # fmt: skip
 
 PACKED = [
@@ -94,7 +116,7 @@ PACKED = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", WINDOWS + OTHERS + PACKED, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", WINDOWS + OTHERS + FEW_QUERIES + PACKED, ids=lambda c: c.id)
 def test_masks(case: Case, dtype: torch.dtype, kernel: str) -> None:
     check(OP, llama_fast.attention, runner(case), dtype)
 
