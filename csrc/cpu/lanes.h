@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "cpu/rows.h"
 #include "cpu/stream.h"
 
 namespace llama_fast {
@@ -10,6 +11,20 @@ namespace LLAMA_FAST_ISA {
 namespace {
 
 constexpr int64_t kItemElements = 1 << 15;  // what a thread takes at a time
+
+// Whether outputs of that size go around the caches: they would not fit, and a plain store first
+// reads the line that it is about to overwrite.
+inline bool worth_streaming(int64_t bytes) { return kCanStream && bytes >= int64_t{16} << 20; }
+
+// Whether each row of T begins where streaming stores may begin.
+template <class T>
+bool rows_are_aligned(const RowShape& shape, const Rows& rows) {
+  constexpr int64_t bytes = kLanes<acc_t<T>> * static_cast<int64_t>(sizeof(T));
+  bool aligned = reinterpret_cast<uintptr_t>(rows.data) % bytes == 0;
+  for (int d = 0; d < shape.dims; ++d)
+    aligned &= rows.strides[d] * static_cast<int64_t>(sizeof(T)) % bytes == 0;
+  return aligned;
+}
 
 // Elements [at, at + count) of a row, on the way through a loop. Whole vectors are known as such
 // when compiling.

@@ -16,8 +16,8 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kSumBlock = 1024;         // elements summed before the sum goes on in double
-constexpr int64_t kStreamBytes = 16 << 20;  // larger outputs do not fit a cache anyway
+constexpr int64_t kSumBlock = 1024;        // elements summed before the sum goes on in double
+constexpr int64_t kAheadBytes = 64 << 10;  // longer rows would not wait in a cache
 // dweight is summed in blocks of rows, as many as this at most, however many threads there are: the
 // result does not depend on them.
 constexpr int64_t kRowBlocks = 128;
@@ -68,6 +68,34 @@ const A* wide_weight(const RmsNormArgs& a, A* scratch) {
   return scratch;
 }
 
+// Where the next row is, to be fetched while this one is computed: the first pass over a row waits
+// for memory, and the second would leave it idle.
+class Ahead {
+ public:
+  Ahead(const RmsNormArgs& a, int64_t row, int64_t end, size_t size) {
+    if (row + 1 == end || a.features * static_cast<int64_t>(size) > kAheadBytes) return;
+    const Rows& first = a.input.data ? a.input : a.x;
+    const Rows& second = a.input.data ? a.residual : a.grad_y;
+    first_ = distance(a.shape, first, row);
+    second_ = second.data ? distance(a.shape, second, row) : 0;
+  }
+
+  // Element `at` of the next row of each of the two tensors; the second may be null.
+  template <class U, class V>
+  LF_INLINE void fetch(int64_t at, const U* first, const V* second) const {
+    __builtin_prefetch(first + first_ + at, 0, 2);
+    if (second) __builtin_prefetch(second + second_ + at, 0, 2);
+  }
+
+ private:
+  static int64_t distance(const RowShape& shape, const Rows& rows, int64_t row) {
+    return row_pointer<const char>(shape, rows, row + 1) -
+           row_pointer<const char>(shape, rows, row);
+  }
+
+  int64_t first_ = 0, second_ = 0;
+};
+
 // The sum of f(piece, begin) over a row, where f returns a vector for a piece that starts at
 // begin + piece.at.
 template <class A, class F>
@@ -85,15 +113,28 @@ LF_INLINE double row_sum(int64_t n, F&& f) {
 
 // --- forward ---------------------------------------------------------------------------------
 
-template <class T, class X>
+template <bool kStream, class T, class X>
 void forward_row(const T* input, const X* residual, X* x, T* y, const acc_t<T>* weight, int64_t n,
-                 double eps, acc_t<T>* rstd) {
+                 double eps, acc_t<T>* rstd, const Ahead& ahead) {
   using A = acc_t<T>;
+  constexpr int64_t kKept = 4096;
+  alignas(64) A kept[kKept];  // the sum, so that it need not be read back
+  const bool keep = residual && n <= kKept;
   const auto square = [](vec<A> v) { return v * v; };
+  const auto add = [&](auto piece, int64_t begin) __attribute__((always_inline)) {
+    return piece.load(input + begin) + piece.load(residual + begin);
+  };
   double sum;
-  if (residual) {
+  if (keep) {
     sum = row_sum<A>(n, [&](auto piece, int64_t begin) __attribute__((always_inline)) {
-      const vec<A> v = piece.load(input + begin) + piece.load(residual + begin);
+      const vec<A> v = add(piece, begin);
+      piece.template put<kStream>(x + begin, v);
+      piece.store(kept + begin, rounded<X>(v));
+      return square(rounded<X>(v));
+    });
+  } else if (residual) {
+    sum = row_sum<A>(n, [&](auto piece, int64_t begin) __attribute__((always_inline)) {
+      const vec<A> v = add(piece, begin);
       piece.store(x + begin, v);
       return square(rounded<X>(v));
     });
@@ -106,10 +147,11 @@ void forward_row(const T* input, const X* residual, X* x, T* y, const acc_t<T>* 
   *rstd = r;
   const auto scale = [&](const auto* from) {
     for_pieces<A, 2>(n, [&](auto piece, int) __attribute__((always_inline)) {
-      piece.store(y, piece.load(from) * r * piece.load(weight));
+      ahead.fetch(piece.at, input, residual);
+      piece.template put<kStream>(y, piece.load(from) * r * piece.load(weight));
     });
   };
-  residual ? scale(x) : scale(input);
+  keep ? scale(static_cast<const A*>(kept)) : residual ? scale(x) : scale(input);
 }
 
 template <class T, class X>
@@ -117,48 +159,58 @@ void forward_as(const RmsNormArgs& a) {
   using A = acc_t<T>;
   A* scratch = static_cast<A*>(thread_scratch(static_cast<size_t>(a.features) * sizeof(A)));
   const A* weight = wide_weight<A>(a, scratch);
+  const bool stream = worth_streaming(a.rows * a.features * static_cast<int64_t>(sizeof(T))) &&
+                      rows_are_aligned<T>(a.shape, a.y) &&
+                      (!a.x.data || rows_are_aligned<X>(a.shape, a.x));
+  const auto rows = [&](auto may_stream, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T* input = row_pointer<const T>(a.shape, a.input, row);
+      const X* residual = nullptr;
+      X* x = nullptr;
+      if (a.residual.data) {
+        residual = row_pointer<const X>(a.shape, a.residual, row);
+        x = row_pointer<X>(a.shape, a.x, row);
+      }
+      forward_row<decltype(may_stream)::value>(
+          input, residual, x, row_pointer<T>(a.shape, a.y, row), weight, a.features, a.eps,
+          static_cast<A*>(a.rstd) + row, Ahead(a, row, end, sizeof(X)));
+    }
+  };
   const int64_t per_item = a.features < kItemElements ? kItemElements / (a.features + 1) + 1 : 1;
   parallel_items((a.rows + per_item - 1) / per_item, true, [&](int64_t item) {
     const int64_t begin = item * per_item;
     const int64_t end = a.rows < begin + per_item ? a.rows : begin + per_item;
-    for (int64_t row = begin; row < end; ++row) {
-      const bool sum = a.residual.data != nullptr;
-      forward_row<T, X>(row_pointer<const T>(a.shape, a.input, row),
-                        sum ? row_pointer<const X>(a.shape, a.residual, row) : nullptr,
-                        sum ? row_pointer<X>(a.shape, a.x, row) : nullptr,
-                        row_pointer<T>(a.shape, a.y, row), weight, a.features, a.eps,
-                        static_cast<A*>(a.rstd) + row);
-    }
+    if (!stream) return rows(std::false_type{}, begin, end);
+    rows(std::bool_constant<kCanStream>{}, begin, end);
+    stream_fence();
   });
 }
 
 // --- backward --------------------------------------------------------------------------------
 
-// dx of one row, and its part of dweight added to `sums` (unless that is null).
-template <bool kGradX, bool kSums, class T, class X>
+// dx of one row, and its part of dweight added to `sums`; each of them, and grad_x, may be null.
+template <bool kStream, class T, class X>
 void backward_row(const X* x, const T* grad_y, const X* grad_x, X* dx, const acc_t<T>* weight,
-                  acc_t<T>* sums, int64_t n, acc_t<T> r) {
+                  acc_t<T>* sums, int64_t n, acc_t<T> r, const Ahead& ahead) {
   using A = acc_t<T>;
-  const double dot = row_sum<A>(n, [&](auto piece, int64_t begin) __attribute__((always_inline)) {
-    return piece.load(grad_y + begin) * piece.load(weight + begin) * piece.load(x + begin);
-  });
-  const double r2 = static_cast<double>(r) * static_cast<double>(r);
-  const A mean = static_cast<A>(dot / static_cast<double>(n) * r2);
+  A mean = 0;
+  if (dx) {
+    const double dot = row_sum<A>(n, [&](auto piece, int64_t begin) __attribute__((always_inline)) {
+      if (grad_x) __builtin_prefetch(grad_x + begin + piece.at, 0, 2);
+      return piece.load(grad_y + begin) * piece.load(weight + begin) * piece.load(x + begin);
+    });
+    const double r2 = static_cast<double>(r) * static_cast<double>(r);
+    mean = static_cast<A>(dot / static_cast<double>(n) * r2);
+  }
   for_pieces<A, 2>(n, [&](auto piece, int) __attribute__((always_inline)) {
+    ahead.fetch(piece.at, x, grad_y);
     const vec<A> v = piece.load(x), g = piece.load(grad_y);
-    vec<A> d = (g * piece.load(weight) - v * mean) * r;
-    if constexpr (kGradX) d += piece.load(grad_x);
-    piece.store(dx, d);
-    if constexpr (kSums) piece.store(sums, piece.load(static_cast<const A*>(sums)) + g * (v * r));
-  });
-}
-
-// The same without dx: of a frozen input.
-template <class T, class X>
-void backward_weight_row(const X* x, const T* grad_y, acc_t<T>* sums, int64_t n, acc_t<T> r) {
-  for_pieces<acc_t<T>, 2>(n, [&](auto piece, int) __attribute__((always_inline)) {
-    const vec<acc_t<T>> part = piece.load(grad_y) * (piece.load(x) * r);
-    piece.store(sums, piece.load(static_cast<const acc_t<T>*>(sums)) + part);
+    if (dx) {
+      vec<A> d = (g * piece.load(weight) - v * mean) * r;
+      if (grad_x) d += piece.load(grad_x);
+      piece.template put<kStream>(dx, d);
+    }
+    if (sums) piece.store(sums, piece.load(static_cast<const A*>(sums)) + g * (v * r));
   });
 }
 
@@ -185,6 +237,8 @@ class Backward {
     };
     carve(Carver(thread_scratch(carve(Carver()))));
     weight_ = wide_weight<A>(a_, widened);
+    stream_ = a_.dx.data && rows_are_aligned<X>(a_.shape, a_.dx) &&
+              worth_streaming(elements * static_cast<int64_t>(sizeof(X)));
     parallel_items(blocks_, true, [&](int64_t block) {
       const int64_t at = block * a_.features;
       run_block(block, totals ? totals + at : nullptr, strips ? strips + at : nullptr);
@@ -204,29 +258,24 @@ class Backward {
         if (row > begin) add(total, strip, 0, a_.features);
         std::memset(strip, 0, bytes);
       }
-      run_row(row, sums);
+      run_row(row, end, sums);
     }
+    if (stream_) stream_fence();
     if (strip && end > begin) add(total, strip, 0, a_.features);
   }
 
-  void run_row(int64_t row, A* sums) const {
+  void run_row(int64_t row, int64_t end, A* sums) const {
     const X* x = row_pointer<const X>(a_.shape, a_.x, row);
     const T* grad_y = row_pointer<const T>(a_.shape, a_.grad_y, row);
+    const X* grad_x = a_.grad_x.data ? row_pointer<const X>(a_.shape, a_.grad_x, row) : nullptr;
+    X* dx = a_.dx.data ? row_pointer<X>(a_.shape, a_.dx, row) : nullptr;
     const A r = static_cast<const A*>(a_.rstd)[row];
-    const int64_t n = a_.features;
-    if (!a_.dx.data) {
-      if (sums) backward_weight_row<T, X>(x, grad_y, sums, n, r);
-      return;
+    const Ahead ahead(a_, row, end, sizeof(X));
+    if (stream_) {
+      backward_row<kCanStream>(x, grad_y, grad_x, dx, weight_, sums, a_.features, r, ahead);
+    } else {
+      backward_row<false>(x, grad_y, grad_x, dx, weight_, sums, a_.features, r, ahead);
     }
-    X* dx = row_pointer<X>(a_.shape, a_.dx, row);
-    if (!a_.grad_x.data) {
-      sums ? backward_row<false, true, T, X>(x, grad_y, nullptr, dx, weight_, sums, n, r)
-           : backward_row<false, false, T, X>(x, grad_y, nullptr, dx, weight_, sums, n, r);
-      return;
-    }
-    const X* grad_x = row_pointer<const X>(a_.shape, a_.grad_x, row);
-    sums ? backward_row<true, true, T, X>(x, grad_y, grad_x, dx, weight_, sums, n, r)
-         : backward_row<true, false, T, X>(x, grad_y, grad_x, dx, weight_, sums, n, r);
   }
 
   // to += from, for some columns.
@@ -259,6 +308,7 @@ class Backward {
   const RmsNormArgs& a_;
   const A* weight_ = nullptr;
   int64_t blocks_ = 1, block_rows_ = 1;
+  bool stream_ = false;
 };
 
 }  // namespace

@@ -8,8 +8,6 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kStreamBytes = 16 << 20;  // larger outputs do not fit a cache anyway
-
 // x c + q s. Which product is rounded is said here, so that both layouts give the same bits.
 template <class A>
 LF_INLINE vec<A> turn(vec<A> x, vec<A> q, vec<A> c, vec<A> s) {
@@ -55,10 +53,16 @@ LF_INLINE void turn_neighbours(const T* x, T* y, const acc_t<T>* cos, const acc_
     typedef uint32_t vec_table __attribute__((vector_size(kVecBytes / 2)));
     constexpr int64_t lanes = kLanes<A> / 2;
     const uint64_t flip = uint64_t{1} << (sign < 0 ? 63 : 31);  // the sign of one of the sines
-    const auto twice = [](const A* table) {
+    const auto twice = [](const A* table) {  // each number in both halves of a lane
       vec_table half;
       std::memcpy(&half, table, sizeof half);
+#if defined(__AVX512F__)
+      const auto low = (vec_pairs)_mm512_cvtepu32_epi64((__m256i)half);
+#elif defined(__AVX2__)
+      const auto low = (vec_pairs)_mm256_cvtepu32_epi64((__m128i)half);
+#else
       const vec_pairs low = __builtin_convertvector(half, vec_pairs);
+#endif
       return low | low << 32;
     };
     for (; d + lanes <= pairs; d += lanes) {
@@ -104,7 +108,7 @@ class Call {
       const bool of_q = item < q_items;
       const RopeHeads& t = of_q ? a_.q : a_.k;
       const int64_t first = (of_q ? item : item - q_items) * rows_per_item_;
-      if (kCanStream && (of_q ? stream_q : stream_k)) {
+      if (of_q ? stream_q : stream_k) {
         turn_rows<kCanStream>(t, first);
         stream_fence();
       } else {
@@ -125,7 +129,7 @@ class Call {
     bool aligned = reinterpret_cast<uintptr_t>(t.out) % bytes == 0;
     aligned &= a_.pairs * element % bytes == 0 && !a_.interleaved;
     for (const int64_t stride : t.out_strides) aligned &= stride * element % bytes == 0;
-    return aligned && rows(t) * a_.pairs * 2 * element >= kStreamBytes;
+    return aligned && worth_streaming(rows(t) * a_.pairs * 2 * element);
   }
 
   // Rows in the order in which they lie in memory: of (B,S,H) or of (B,H,S).

@@ -12,7 +12,34 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kStreamBytes = 16 << 20;  // larger outputs do not fit a cache anyway
+// 1 / (1 + e^-x)
+template <class A>
+LF_INLINE vec<A> sigmoid(vec<A> x) {
+  vec<A> power;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) {
+    // e^-x = 2^n 2^r: the instruction that scales by 2^n also overflows and underflows as it
+    // should.
+    constexpr float kLog2e = 1.44269504088896341f, kLog2eLow = 1.925963033500e-8f;
+    const __m512 clamped = _mm512_min_ps(_mm512_set1_ps(104), (__m512)x);
+    const vec<A> y = (vec<A>)_mm512_max_ps(_mm512_set1_ps(-104), clamped);  // a NaN comes through
+    const vec<A> n = (vec<A>)_mm512_roundscale_ps((__m512)(y * -kLog2e), _MM_FROUND_TO_NEAREST_INT);
+    const vec<A> r = y * -kLog2eLow + (y * -kLog2e - n);
+    vec<A> p = r * 0.00015328594599850476f + 0.001339098671451211f;
+    p = p * r + 0.009618501178920269f;
+    p = p * r + 0.05550359562039375f;
+    p = p * r + 0.24022647738456726f;
+    p = p * r + 0.6931471824645996f;
+    p = p * r + 1.0f;
+    power = (vec<A>)_mm512_scalef_ps((__m512)p, (__m512)n);
+  } else {
+    power = vexp(-x);
+  }
+#else
+  power = vexp(-x);
+#endif
+  return A(1) / (A(1) + power);
+}
 
 // f(row, first, count) for stretches of rows that cover everything once.
 template <class F>
@@ -43,7 +70,7 @@ template <class T, bool kStream>
 void forward_stretch(const T* gate, const T* up, T* out, int64_t n) {
   for_pieces<acc_t<T>, 2>(n, [&](auto piece, int) __attribute__((always_inline)) {
     const vec<acc_t<T>> g = piece.load(gate), u = piece.load(up);
-    piece.template put<kStream>(out, g / (acc_t<T>(1) + vexp(-g)) * u);
+    piece.template put<kStream>(out, g * sigmoid<acc_t<T>>(g) * u);
   });
 }
 
@@ -53,7 +80,7 @@ void backward_stretch(const T* gate, const T* up, const T* grad, T* grad_gate, T
   using A = acc_t<T>;
   for_pieces<A, 2>(n, [&](auto piece, int) __attribute__((always_inline)) {
     const vec<A> g = piece.load(gate), d = piece.load(grad);
-    const vec<A> s = A(1) / (A(1) + vexp(-g));
+    const vec<A> s = sigmoid<A>(g);
     if (grad_up) piece.template put<kStream>(grad_up, d * (g * s));
     if (grad_gate) {
       const vec<A> slope = s * (A(1) + g * (A(1) - s));
@@ -64,8 +91,7 @@ void backward_stretch(const T* gate, const T* up, const T* grad, T* grad_gate, T
 
 template <class T>
 void forward_as(const SwigluArgs& a) {
-  const bool stream =
-      kCanStream && a.rows * a.columns * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+  const bool stream = worth_streaming(a.rows * a.columns * static_cast<int64_t>(sizeof(T)));
   for_stretches(a, [&](int64_t row, int64_t first, int64_t n) {
     const T* gate = row_pointer<T>(a.shape, a.gate, row) + first;
     const T* up = row_pointer<T>(a.shape, a.up, row) + first;
@@ -80,7 +106,7 @@ void forward_as(const SwigluArgs& a) {
 
 template <class T>
 void backward_as(const SwigluArgs& a) {
-  const bool large = a.rows * a.columns * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+  const bool stream = worth_streaming(a.rows * a.columns * static_cast<int64_t>(sizeof(T)));
   for_stretches(a, [&](int64_t row, int64_t first, int64_t n) {
     const T* gate = row_pointer<T>(a.shape, a.gate, row) + first;
     const T* up = row_pointer<T>(a.shape, a.up, row) + first;
@@ -90,8 +116,7 @@ void backward_as(const SwigluArgs& a) {
     const T* out = grad_gate ? grad_gate : grad_up;
     const int64_t head = unaligned(out, n);
     const bool alike = !grad_gate || !grad_up || unaligned(grad_up, n) == head;
-    if (!kCanStream || !large || !alike)
-      return backward_stretch<T, false>(gate, up, grad, grad_gate, grad_up, n);
+    if (!stream || !alike) return backward_stretch<T, false>(gate, up, grad, grad_gate, grad_up, n);
     backward_stretch<T, false>(gate, up, grad, grad_gate, grad_up, head);
     backward_stretch<T, kCanStream>(gate + head, up + head, grad + head,
                                     grad_gate ? grad_gate + head : nullptr,
