@@ -151,7 +151,9 @@ def _second_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | Non
         grad_x: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            return reference.rms_norm(x, weight, eps, offset=offset).to(grad_y.dtype)
+            y = reference.rms_norm(x, weight, eps, offset=offset)
+            assert isinstance(y, torch.Tensor)  # without a residual
+            return y.to(grad_y.dtype)
 
         dx, grad_weight = torch.func.vjp(norm, x, weight)[1](grad_y)
         return keep((dx if grad_x is None else dx + grad_x, grad_weight))
