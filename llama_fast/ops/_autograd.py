@@ -94,9 +94,11 @@ def differentiable(
     )
     operator = getattr(torch.ops.llama_fast, name).default
 
+    kernel = operator._op  # what calling the operator calls, a microsecond later
+
     def forward(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
+            return kernel(*args)
 
     def forward_and_save(ctx: Any, *args: Any) -> Any:
         output = forward(*args)
