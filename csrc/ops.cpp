@@ -34,6 +34,11 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
   m.impl("cross_entropy", TORCH_BOX(&llama_fast::cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cross_entropy_backward));
   m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cross_entropy_inplace));
+  m.impl("rms_norm", TORCH_BOX(&llama_fast::rms_norm));
+  m.impl("rms_norm_backward", TORCH_BOX(&llama_fast::rms_norm_backward));
+  m.impl("rope", TORCH_BOX(&llama_fast::rope));
+  m.impl("swiglu", TORCH_BOX(&llama_fast::swiglu));
+  m.impl("swiglu_backward", TORCH_BOX(&llama_fast::swiglu_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CompositeExplicitAutograd, m) {

@@ -13,11 +13,17 @@
   void cross_entropy_forward(CrossEntropyArgs&);        \
   void cross_entropy_backward(const CrossEntropyArgs&); \
   void cross_entropy_fused(CrossEntropyArgs&);          \
+  void rms_norm_forward(const RmsNormArgs&);            \
+  void rms_norm_backward(const RmsNormArgs&);           \
+  void rope(const RopeArgs&);                           \
+  void swiglu_forward(const SwigluArgs&);               \
+  void swiglu_backward(const SwigluArgs&);              \
   }
 #define LF_KERNELS(isa)                                                                \
   Kernels {                                                                            \
     #isa, isa::attention_forward, isa::attention_backward, isa::cross_entropy_forward, \
-        isa::cross_entropy_backward, isa::cross_entropy_fused                          \
+        isa::cross_entropy_backward, isa::cross_entropy_fused, isa::rms_norm_forward,  \
+        isa::rms_norm_backward, isa::rope, isa::swiglu_forward, isa::swiglu_backward   \
   }
 
 namespace llama_fast {

@@ -3,6 +3,9 @@
 
 #include "cpu/attention.h"
 #include "cpu/cross_entropy.h"
+#include "cpu/rms_norm.h"
+#include "cpu/rope.h"
+#include "cpu/swiglu.h"
 
 namespace llama_fast {
 
@@ -13,6 +16,11 @@ struct Kernels {
   void (*cross_entropy_forward)(CrossEntropyArgs&);         // loss, lse, statistics
   void (*cross_entropy_backward)(const CrossEntropyArgs&);  // gradient from lse
   void (*cross_entropy_fused)(CrossEntropyArgs&);           // both in one pass over the logits
+  void (*rms_norm_forward)(const RmsNormArgs&);
+  void (*rms_norm_backward)(const RmsNormArgs&);
+  void (*rope)(const RopeArgs&);
+  void (*swiglu_forward)(const SwigluArgs&);
+  void (*swiglu_backward)(const SwigluArgs&);
 };
 
 // The best that this processor runs, or the one that LLAMA_FAST_ISA names. Throws

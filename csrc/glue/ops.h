@@ -42,6 +42,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
     Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, double softcap, double z_loss, bool stats);
 
+std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, Tensor weight, OptionalTensor residual,
+                                            double eps, double offset);
+
+std::tuple<Tensor, Tensor> rms_norm_backward(Tensor grad_y, OptionalTensor grad_x, Tensor x,
+                                             Tensor weight, Tensor rstd, double eps, double offset,
+                                             int64_t grad_mask);
+
+std::tuple<Tensor, Tensor> rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved,
+                                bool inverse);
+
+Tensor swiglu(Tensor gate, Tensor up);
+
+std::tuple<Tensor, Tensor> swiglu_backward(Tensor grad_out, Tensor gate, Tensor up,
+                                           int64_t grad_mask);
+
 // --- helpers shared by the glue files ------------------------------------------------------
 
 inline DType dtype_of(const Tensor& t) {

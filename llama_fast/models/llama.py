@@ -186,8 +186,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B,S,E) -> (B,S,E)."""
         found = self.dropout(self.attention(self.attention_norm(x), context))
-        # Under autocast projections give 16 bits, while x stays as wide as the embedding.
-        normed, x = self.feed_forward_norm.add_and_norm(found.to(x.dtype), residual=x)
+        # Under autocast `found` has 16 bits, and so has `normed`; x stays as wide as the embedding.
+        normed, x = self.feed_forward_norm.add_and_norm(found, residual=x)
         return x + self.dropout(self.feed_forward(normed))
 
 

@@ -26,6 +26,33 @@ def _needs_dispatcher(args: tuple[Any, ...]) -> bool:
     )
 
 
+def needs_plain_torch() -> bool:
+    """Forward-mode derivatives, torch.func.vmap, and torch.func inside torch.compile.
+
+    Only PyTorch's own operations know them all: the reference serves.
+    """
+    transforms = torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling():
+        return transforms
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    grad = torch._C._functorch.TransformType.Grad
+    return transforms and any(
+        level.key() != grad for level in torch._C._functorch.get_interpreter_stack()
+    )
+
+
+def empty_like_heads(t: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The shape rule of what keeps the order of heads: a (B,H,S,D) view of (B,S,H,D) stays one.
+
+    Everything else is contiguous. `new_like_heads` in csrc/glue/tensors.h says the same.
+    """
+    if t.dim() == 4 and t.stride(1) < t.stride(2):
+        B, H, S, D = t.shape
+        return t.new_empty(B, S, H, D, dtype=dtype).transpose(1, 2)
+    return t.new_empty(t.shape, dtype=dtype)
+
+
 def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
     """A vmap rule: call `function` once for each element of the mapped dimension."""
 
@@ -67,9 +94,11 @@ def differentiable(
     )
     operator = getattr(torch.ops.llama_fast, name).default
 
+    kernel = operator._op  # what calling the operator calls, a microsecond later
+
     def forward(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
+            return kernel(*args)
 
     def forward_and_save(ctx: Any, *args: Any) -> Any:
         output = forward(*args)

@@ -42,6 +42,19 @@ SCHEMAS = (
     # Overwrites `input` with the gradient of the loss (for an upstream gradient of one).
     f"cross_entropy_inplace(Tensor(a!) input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
     "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
+    # x = input + residual, empty without one; rstd = 1 / sqrt(mean(x^2) + eps).
+    "rms_norm(Tensor input, Tensor weight, Tensor? residual, float eps, float offset) "
+    "-> (Tensor y, Tensor x, Tensor rstd)",
+    # Bits of grad_mask: dx, dweight; what is not wanted comes back empty.
+    "rms_norm_backward(Tensor grad_y, Tensor? grad_x, Tensor x, Tensor weight, Tensor rstd, "
+    "float eps, float offset, int grad_mask) -> (Tensor dx, Tensor dweight)",
+    # The other direction (inverse) is the backward.
+    "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, bool inverse) "
+    "-> (Tensor q, Tensor k)",
+    "swiglu(Tensor gate, Tensor up) -> Tensor",
+    # Bits of grad_mask: gate, up.
+    "swiglu_backward(Tensor grad_out, Tensor gate, Tensor up, int grad_mask) "
+    "-> (Tensor gate, Tensor up)",
 )
 
 library = torch.library.Library("llama_fast", "DEF")
@@ -49,7 +62,7 @@ for _schema in SCHEMAS:
     library.define(_schema)
 
 # The operators that the compiled library implements on the CPU.
-_COMPILED_CPU_OPS = frozenset({"attention", "cross_entropy"})
+_COMPILED_CPU_OPS = frozenset({"attention", "cross_entropy", "rms_norm", "rope", "swiglu"})
 
 
 def _library_path() -> Path:

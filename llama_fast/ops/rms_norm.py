@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from llama_fast import reference
 from llama_fast.ops import _backend, stock
-from llama_fast.ops._checks import (
-    check_device,
-    check_float,
-    check_number,
-    check_same,
-    check_shape,
-    shape,
-)
+from llama_fast.ops._autograd import differentiable, empty_like_heads, needs_plain_torch
+from llama_fast.ops._checks import check_device, check_float, check_number, check_shape, shape
+from llama_fast.ops._library import library
 
 
 def rms_norm(
@@ -33,12 +30,14 @@ def rms_norm(
         input: (..., E); float64, float32, bfloat16 or float16.
         weight: (E,), any of these dtypes.
         eps: added to the mean square.
-        residual: the shape and dtype of `input`. Given, x = input + residual in that dtype, and
-            the sum comes back too, for the next layer to add to.
+        residual: the shape of `input`, any of these dtypes. Given, x = input + residual, rounded
+            to the dtype that torch gives the sum (under autocast a float32 residual stays float32
+            beside a bfloat16 input), and the sum comes back too, for the next layer to add to.
         offset: added to the weight; 1.0 for Gemma, which stores its weight minus one.
 
     Returns:
-        y, the shape and dtype of `input`; with `residual` (y, x).
+        y, the shape and dtype of `input`; with `residual` (y, x). In memory (B,S,H,E) where a
+        four-dimensional `input` (B,H,S,E) is; contiguous otherwise.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -48,14 +47,122 @@ def rms_norm(
     check_float("weight", weight)
     if input.dim() == 0:
         raise ValueError(f"input: expected shape (...,E), got {shape(input)}")
-    check_shape("weight", weight, (input.shape[-1],), "(E,)")
+    if weight.shape != input.shape[-1:]:
+        check_shape("weight", weight, (input.shape[-1],), "(E,)")
     check_device("weight", weight, "input", input)
     if residual is not None:
         check_float("residual", residual)
-        check_shape("residual", residual, tuple(input.shape), "of input")
-        check_same("residual", residual, "input", input)
+        if residual.shape != input.shape:
+            check_shape("residual", residual, tuple(input.shape), "of input")
+        check_device("residual", residual, "input", input)
     check_number("eps", eps, "a number >= 0", eps >= 0)
 
     backend = _backend.choose("rms_norm", input)
-    function = stock.rms_norm if backend == "torch" else reference.rms_norm
-    return function(input, weight, eps, residual=residual, offset=offset)
+    if backend == "torch":
+        return stock.rms_norm(input, weight, eps, residual=residual, offset=offset)
+    if backend == "reference" or needs_plain_torch():
+        return reference.rms_norm(input, weight, eps, residual=residual, offset=offset)
+    y, x, _ = _rms_norm(input, weight, residual, eps, offset)
+    return y if residual is None else (y, x)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("llama_fast::rms_norm", lib=library)
+def _shapes(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor | None,
+    eps: float,
+    offset: float,
+) -> tuple[torch.Tensor, ...]:
+    if residual is None:
+        dtype, x = input.dtype, input.new_empty(0)
+    else:
+        dtype = torch.promote_types(input.dtype, residual.dtype)
+        x = empty_like_heads(input, dtype)
+    return empty_like_heads(input), x, input.new_empty(input.shape[:-1], dtype=_wide(dtype))
+
+
+@torch.library.register_fake("llama_fast::rms_norm_backward", lib=library)
+def _backward_shapes(
+    grad_y: torch.Tensor,
+    grad_x: torch.Tensor | None,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    eps: float,
+    offset: float,
+    grad_mask: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    dx = empty_like_heads(x) if grad_mask & 1 else x.new_empty(0)
+    return dx, weight.new_empty(weight.shape if grad_mask & 2 else 0)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    input, weight, residual, *ctx.options = inputs
+    _, x, rstd = output
+    ctx.mark_non_differentiable(*((x, rstd) if residual is None else (rstd,)))
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input if residual is None else x, weight, rstd)
+    ctx.dtypes = input.dtype, None if residual is None else residual.dtype
+
+
+def _backward(
+    ctx: Any, grad_y: torch.Tensor | None, grad_x: torch.Tensor | None, _: None
+) -> tuple[torch.Tensor | None, ...]:
+    want_input, want_weight, want_residual = ctx.needs_input_grad[:3]
+    dx, grad_weight = grad_x, None
+    if grad_y is not None:
+        x, weight, rstd = ctx.saved_tensors
+        mask = (want_input or want_residual) | want_weight << 1
+        dx, grad_weight = _gradients(grad_y, grad_x, x, weight, rstd, *ctx.options, mask)
+    return (
+        dx.to(ctx.dtypes[0]) if want_input and dx is not None else None,
+        grad_weight if want_weight else None,
+        dx.to(ctx.dtypes[1]) if want_residual and dx is not None else None,
+        None,
+        None,
+    )
+
+
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    grad_y, grad_x, x, weight, _, *ctx.options = inputs
+    ctx.save_for_backward(grad_y, grad_x, x, weight)
+
+
+def _second_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """The derivative of the gradients, by differentiating the reference twice.
+
+    rstd gets none: the gradients are taken as functions of x, which it was computed from.
+    """
+    grad_y, grad_x, x, weight = ctx.saved_tensors
+    eps, offset, mask = ctx.options
+
+    def keep(pair: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(t for bit, t in enumerate(pair) if mask >> bit & 1)
+
+    def gradients(
+        grad_y: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        grad_x: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            y = reference.rms_norm(x, weight, eps, offset=offset)
+            assert isinstance(y, torch.Tensor)  # without a residual
+            return y.to(grad_y.dtype)
+
+        dx, grad_weight = torch.func.vjp(norm, x, weight)[1](grad_y)
+        return keep((dx if grad_x is None else dx + grad_x, grad_weight))
+
+    tensors = [grad_y, x, weight] + ([] if grad_x is None else [grad_x])
+    second = torch.func.vjp(gradients, *tensors)[1](keep(grads))
+    second_grad_x = None if grad_x is None else second[3]
+    return second[0], second_grad_x, second[1], second[2], *(None,) * 4
+
+
+_gradients = differentiable("rms_norm_backward", _setup_second, _second_backward)
+_rms_norm = differentiable("rms_norm", _setup_context, _backward)

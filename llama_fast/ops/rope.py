@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from llama_fast import reference
 from llama_fast.ops import _backend, stock
+from llama_fast.ops._autograd import differentiable, empty_like_heads, needs_plain_torch
 from llama_fast.ops._checks import check_device, check_dim, check_float, check_same, shape
+from llama_fast.ops._library import library
 
 
 def rope(
@@ -23,7 +27,8 @@ def rope(
     once.
 
     Args:
-        q: (B,H,S,D), D even; float64, float32, bfloat16 or float16.
+        q: (B,H,S,D), D even; float64, float32, bfloat16 or float16. Any strides: a view of
+            (B,S,H,D) costs no copy.
         k: (B,K,S,D), the dtype of `q`.
         cos: (S,D/2) or (B,S,D/2), cosine of the angle of each position and pair, any float dtype.
         sin: its sine, the same shape.
@@ -31,7 +36,8 @@ def rope(
             2d and 2d + 1 (Meta checkpoints, the paper).
 
     Returns:
-        (q', k'), the shapes and dtypes of `q` and `k`.
+        (q', k'), the shapes and dtypes of `q` and `k`; in memory (B,S,H,D) where `q` and `k` are,
+        (B,H,S,D) otherwise.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -58,5 +64,66 @@ def rope(
         raise ValueError(f"sin: expected the shape of cos, {shape(cos)}, got {shape(sin)}")
 
     backend = _backend.choose("rope", q)
-    function = stock.rope if backend == "torch" else reference.rope
-    return function(q, k, cos, sin, interleaved=interleaved)
+    if backend == "torch":
+        return stock.rope(q, k, cos, sin, interleaved=interleaved)
+    if backend == "reference" or needs_plain_torch():
+        return reference.rope(q, k, cos, sin, interleaved=interleaved)
+    return _rope(q, k, cos, sin, interleaved, False)
+
+
+@torch.library.register_fake("llama_fast::rope", lib=library)
+def _shapes(
+    q: torch.Tensor, k: torch.Tensor, *others: torch.Tensor | bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty_like_heads(q), empty_like_heads(k)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    q, k, cos, sin, ctx.interleaved, ctx.inverse = inputs
+    ctx.tables_need_grad = any(ctx.needs_input_grad[2:4])
+    ctx.save_for_backward(cos, sin, *((q, k) if ctx.tables_need_grad else ()))
+
+
+def _backward(
+    ctx: Any, grad_q: torch.Tensor, grad_k: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """A rotation is undone by the opposite one, and so it is differentiated."""
+    cos, sin, *heads = ctx.saved_tensors
+    want_q, want_k = ctx.needs_input_grad[:2]
+    turned_q = turned_k = grad_cos = grad_sin = None
+    if want_q or want_k:
+        # No heads at all instead of those that need no gradient.
+        q, k = (g if want else g[:, :0] for g, want in ((grad_q, want_q), (grad_k, want_k)))
+        turned_q, turned_k = _rope(q, k, cos, sin, ctx.interleaved, not ctx.inverse)
+    if ctx.tables_need_grad:
+        pairs = zip(heads, (grad_q, grad_k), strict=True)
+        parts = [_table_gradients(x, g, cos, sin, ctx.interleaved) for x, g in pairs]
+        grad_cos, grad_sin = (sum(each[1:], each[0]) for each in zip(*parts, strict=True))
+        if ctx.inverse:
+            grad_sin = -grad_sin
+    return (
+        turned_q if want_q else None,
+        turned_k if want_k else None,
+        grad_cos,
+        grad_sin,
+        None,
+        None,
+    )
+
+
+def _table_gradients(
+    x: torch.Tensor, grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of cos and sin in x' = x cos + (x turned by 90 degrees) sin: rare, plain torch."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    numbers = [
+        (t[..., 0::2], t[..., 1::2]) if interleaved else t.chunk(2, dim=-1)
+        for t in (x.to(wide), grad.to(wide))
+    ]
+    (a, b), (grad_a, grad_b) = numbers
+    sums = [a * grad_a + b * grad_b, a * grad_b - b * grad_a]
+    over = 1 if cos.dim() == 3 else (0, 1)
+    return sums[0].sum(over).to(cos.dtype), sums[1].sum(over).to(sin.dtype)
+
+
+_rope = differentiable("rope", _setup_context, _backward)

@@ -217,7 +217,7 @@ def rms_norm(
     """`F.rms_norm`, after an addition when there is a residual."""
     x = input if residual is None else input + residual
     scale = weight + offset if offset else weight
-    y = F.rms_norm(x, (x.shape[-1],), scale, eps).to(x.dtype)
+    y = F.rms_norm(x, (x.shape[-1],), scale, eps).to(input.dtype)
     return y if residual is None else (y, x)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from llama_fast import reference
 from llama_fast.ops import _backend, stock
+from llama_fast.ops._autograd import differentiable, needs_plain_torch
 from llama_fast.ops._checks import check_float, check_same, check_shape
+from llama_fast.ops._library import library
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -16,11 +20,12 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     once.
 
     Args:
-        gate: any shape; float64, float32, bfloat16 or float16.
+        gate: any shape and strides (the halves of one tensor, for example); float64, float32,
+            bfloat16 or float16.
         up: the shape and dtype of `gate`.
 
     Returns:
-        A tensor of the shape and dtype of `gate`.
+        A contiguous tensor of the shape and dtype of `gate`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -28,9 +33,60 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """
     check_float("gate", gate)
     check_float("up", up)
-    check_shape("up", up, tuple(gate.shape), "of gate")
+    if up.shape != gate.shape:
+        check_shape("up", up, tuple(gate.shape), "of gate")
     check_same("up", up, "gate", gate)
 
     backend = _backend.choose("swiglu", gate)
-    function = stock.swiglu if backend == "torch" else reference.swiglu
-    return function(gate, up)
+    if backend == "torch":
+        return stock.swiglu(gate, up)
+    if backend == "reference" or needs_plain_torch():
+        return reference.swiglu(gate, up)
+    return _swiglu(gate, up)
+
+
+@torch.library.register_fake("llama_fast::swiglu", lib=library)
+def _shapes(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return gate.new_empty(gate.shape)
+
+
+@torch.library.register_fake("llama_fast::swiglu_backward", lib=library)
+def _backward_shapes(
+    grad_out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, grad_mask: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    made = [gate.new_empty(gate.shape if grad_mask >> bit & 1 else 0) for bit in range(2)]
+    return made[0], made[1]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    gate, up = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    grads = _gradients(grad_out, gate, up, wanted[0] | wanted[1] << 1)
+    return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+
+
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    *tensors, ctx.grad_mask = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _second_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """The derivative of the gradients, by differentiating the reference twice."""
+
+    def gradients(
+        grad_out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return keep(torch.func.vjp(reference.swiglu, gate, up)[1](grad_out))
+
+    def keep(pair: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(t for bit, t in enumerate(pair) if ctx.grad_mask >> bit & 1)
+
+    return *torch.func.vjp(gradients, *ctx.saved_tensors)[1](keep(grads)), None
+
+
+_gradients = differentiable("swiglu_backward", _setup_second, _second_backward)
+_swiglu = differentiable("swiglu", _setup_context, _backward)

@@ -20,10 +20,10 @@ def rms_norm(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Normalise the last dimension of input (...,E) by weight (E,); see ``llama_fast.rms_norm``.
 
-    With ``residual`` returns (y, x): x is the sum in input's dtype, which y normalises.
+    With ``residual`` returns (y, x): x is the sum, as torch makes it, which y normalises.
     """
     x = input if residual is None else input + residual
     x_wide = x.to(compute_dtype(x))
     inverse_rms = torch.rsqrt(x_wide.square().mean(dim=-1, keepdim=True) + eps)
-    y = (x_wide * inverse_rms * (offset + weight.to(x_wide.dtype))).to(x.dtype)
+    y = (x_wide * inverse_rms * (offset + weight.to(x_wide.dtype))).to(input.dtype)
     return y if residual is None else (y, x)

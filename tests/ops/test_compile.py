@@ -79,14 +79,47 @@ def linear_inputs(n: int) -> tuple[torch.Tensor, ...]:
     return x, w, torch.randint(0, 4, (n,))
 
 
+def rms_norm(x: torch.Tensor, w: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    y, total = llama_fast.rms_norm(x, w, residual=residual)
+    return y * total
+
+
+def rms_norm_inputs(n: int) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        torch.randn(s, requires_grad=True) for s in ((3, n, 8 + n), (8 + n,), (3, n, 8 + n))
+    )
+
+
+def rope(q: torch.Tensor, k: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    q, k = (t.transpose(1, 2) for t in (q, k))
+    q, k = llama_fast.rope(q, k, table, table)
+    return q.sin().sum() + k.cos().sum()
+
+
+def rope_inputs(n: int) -> tuple[torch.Tensor, ...]:
+    q, k = (torch.randn(n, 3 + n, heads, 32, requires_grad=True) for heads in (4, 2))
+    return q, k, torch.rand(3 + n, 16)
+
+
+def swiglu(x: torch.Tensor) -> torch.Tensor:
+    return llama_fast.swiglu(*x.chunk(2, dim=-1))
+
+
+def swiglu_inputs(n: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(n, 10 + 2 * n, requires_grad=True),)
+
+
 @pytest.mark.parametrize(
     ("function", "inputs"),
     [
         (attention, attention_inputs),
         (cross_entropy, cross_entropy_inputs),
         (linear_cross_entropy, linear_inputs),
+        (rms_norm, rms_norm_inputs),
+        (rope, rope_inputs),
+        (swiglu, swiglu_inputs),
     ],
-    ids=["attention", "cross_entropy", "linear_cross_entropy"],
+    ids=["attention", "cross_entropy", "linear_cross_entropy", "rms_norm", "rope", "swiglu"],
 )
 def test_dynamic_shapes(function: Any, inputs: Any) -> None:
     """One graph serves every batch size, length and number of classes."""
@@ -184,3 +217,45 @@ def test_opcheck_linear_cross_entropy(reduction: int) -> None:
     operator = torch.ops.llama_fast.linear_cross_entropy.default
     options = (-100, reduction, 0.1, 3.0, 0.01, "", True, [True, False, True])
     torch.library.opcheck(operator, (x, w, TARGET, b, CLASS_WEIGHT.float(), None, *options))
+
+
+@pytest.mark.parametrize("grad", (False, True), ids=["", "grad"])
+@pytest.mark.parametrize("residual", (None, torch.float32, torch.bfloat16), ids=str)
+def test_opcheck_rms_norm(residual: torch.dtype | None, grad: bool) -> None:
+    needs_kernel("rms_norm")
+    x = torch.randn(2, 5, 3, 8, requires_grad=grad).bfloat16().transpose(1, 2)
+    w = torch.randn(8, requires_grad=grad)
+    added = None if residual is None else torch.randn(2, 3, 5, 8, requires_grad=grad).to(residual)
+    torch.library.opcheck(torch.ops.llama_fast.rms_norm.default, (x, w, added, 1e-6, 1.0))
+
+
+@pytest.mark.parametrize("mask", (1, 2, 3))
+@pytest.mark.parametrize("with_grad_x", (False, True), ids=["", "grad_x"])
+def test_opcheck_rms_norm_backward(with_grad_x: bool, mask: int) -> None:
+    needs_kernel("rms_norm")
+    grad_y, x, w = torch.randn(4, 8), torch.randn(4, 8), torch.randn(8)
+    rstd = torch.ops.llama_fast.rms_norm(x, w, None, 1e-6, 0.0)[2]
+    arguments = (grad_y, torch.randn(4, 8) if with_grad_x else None, x, w, rstd, 1e-6, 0.0, mask)
+    torch.library.opcheck(torch.ops.llama_fast.rms_norm_backward.default, arguments)
+
+
+@pytest.mark.parametrize("grad", (False, True), ids=["", "grad"])
+@pytest.mark.parametrize("inverse", (False, True), ids=["", "inverse"])
+def test_opcheck_rope(inverse: bool, grad: bool) -> None:
+    needs_kernel("rope")
+    q = torch.randn(2, 5, 4, 8, requires_grad=grad).transpose(1, 2)
+    k = torch.randn(2, 2, 5, 8, requires_grad=grad)
+    cos, sin = torch.rand(2, 5, 4)
+    operator = torch.ops.llama_fast.rope.default
+    torch.library.opcheck(operator, (q, k, cos, sin, False, inverse))
+
+
+@pytest.mark.parametrize("grad", (False, True), ids=["", "grad"])
+def test_opcheck_swiglu(grad: bool) -> None:
+    needs_kernel("swiglu")
+    gate, up = torch.randn(4, 16, requires_grad=grad).chunk(2, dim=-1)
+    torch.library.opcheck(torch.ops.llama_fast.swiglu.default, (gate, up))
+    operator = torch.ops.llama_fast.swiglu_backward.default
+    for mask in (1, 2, 3):
+        arguments = (torch.randn(4, 8), gate.detach(), up.detach(), mask)
+        torch.library.opcheck(operator, arguments)

@@ -61,6 +61,27 @@ def cross_entropy(shape: tuple[int, ...], **options: object) -> Tensors:
     )
 
 
+def rms_norm(*shape: int) -> Tensors:
+    """Gradients of the weight: sums over the rows that threads share out."""
+    x, weight, residual = torch.randn(shape), torch.randn(shape[-1]), torch.randn(shape)
+    return with_gradients(
+        lambda x, w, r: llama_fast.rms_norm(x, w, residual=r), x, weight, residual
+    )
+
+
+def rope(**options: bool) -> Tensors:
+    table = torch.rand(300, 16)
+    return with_gradients(
+        lambda q, k: llama_fast.rope(q, k, table, table, **options),
+        torch.randn(2, 6, 300, 32), torch.randn(2, 2, 300, 32),
+    )  # fmt: skip
+
+
+def swiglu() -> Tensors:
+    gate, up = torch.randn(2, 333, 555)
+    return with_gradients(lambda *x: (llama_fast.swiglu(*x),), gate, up)
+
+
 WORK: dict[str, Callable[[], Tensors]] = {
     "attention": attention,
     "attention with a window": lambda: attention(window=40),
@@ -73,6 +94,12 @@ WORK: dict[str, Callable[[], Tensors]] = {
     "cross_entropy of one row": lambda: cross_entropy((1, 128256)),
     "cross_entropy in place": lambda: cross_entropy((300, 1000), inplace=True),
     "cross_entropy with trailing dimensions": lambda: cross_entropy((4, 50, 300)),
+    "rms_norm": lambda: rms_norm(3001, 70),
+    "rms_norm of short rows": lambda: rms_norm(100000, 8),
+    "rms_norm of long rows": lambda: rms_norm(3, 70001),
+    "rope": rope,
+    "interleaved rope": lambda: rope(interleaved=True),
+    "swiglu": swiglu,
 }
 
 

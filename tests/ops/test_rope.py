@@ -45,6 +45,8 @@ CASES = [
     Case("interleaved, an odd number of pairs", D=6, interleaved=True),
     Case("interleaved, tables per sequence", interleaved=True, per_sequence=True),
     Case("many positions", B=1, S=600, D=8),
+    Case("more pairs than a vector, and some over", D=90),
+    Case("interleaved, more pairs than a vector, and some over", D=90, interleaved=True),
 ]
 
 
@@ -124,3 +126,78 @@ def test_strides_and_empty(backend: str) -> None:
         assert out.shape[0] == 0
     for out in llama_fast.rope(q[:, :, :0], k[:, :, :0], angle[:0], angle[:0]):
         assert out.shape[2] == 0
+
+
+@pytest.mark.parametrize("interleaved", (False, True))
+def test_any_strides(interleaved: bool, backend: str) -> None:
+    """Heads cut out of one projection, transposed, expanded; tables likewise."""
+    qkv = torch.randn(2, 5, 4 + 2 + 2, 8)
+    q, k = (t.transpose(1, 2) for t in (qkv[:, :, :4], qkv[:, :, 4:6]))
+    cos, sin = torch.rand(5, 8)[:, ::2], torch.rand(4, 5).T
+    pairs = [(q, k), (q.mT.contiguous().mT, k[..., ::1].flip(0)), (q[:1].expand(2, 4, 5, 8), k)]
+    for a, b in pairs:
+        ours = llama_fast.rope(a, b, cos, sin, interleaved=interleaved)
+        plain = (t.contiguous() for t in (a, b, cos, sin))
+        for x, y in zip(ours, llama_fast.rope(*plain, interleaved=interleaved), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_layout(backend: str) -> None:
+    """What lies in memory as (B,S,H,D) comes back so, and its gradient too."""
+    if backend == "reference":
+        pytest.skip("the reference leaves layouts to torch")
+    q, k = (torch.randn(2, 5, heads, 8, requires_grad=True) for heads in (4, 2))
+    turned = llama_fast.rope(q.transpose(1, 2), k.mT.mT.transpose(1, 2), *torch.rand(2, 5, 4))
+    for x, out in zip((q, k), turned, strict=True):
+        assert out.transpose(1, 2).is_contiguous()
+        (grad,) = torch.autograd.grad(out, x, torch.ones_like(out), retain_graph=True)
+        assert grad.is_contiguous()
+    for out in llama_fast.rope(
+        torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), *torch.rand(2, 5, 4)
+    ):
+        assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("per_sequence", (False, True))
+@pytest.mark.parametrize("interleaved", (False, True))
+def test_gradients_of_the_tables(interleaved: bool, per_sequence: bool, backend: str) -> None:
+    """Learned angles: first and second derivatives in cos and sin too."""
+    shapes = ((2, 2, 3, 4), (2, 1, 3, 4), *[(2,) * per_sequence + (3, 2)] * 2)
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def function(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return llama_fast.rope(*x, interleaved=interleaved)
+
+    assert torch.autograd.gradcheck(function, leaves)
+    upstream = tuple(torch.randn_like(out) for out in function(*leaves))
+    assert torch.autograd.gradgradcheck(function, leaves, upstream, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_large_outputs(dtype: torch.dtype, backend: str) -> None:
+    """Outputs that go around the caches: each position is what it is alone."""
+    S, D = 1000, 64
+    H = 20 * 2**20 // (S * D * dtype.itemsize)
+    q, k = (torch.randn(1, S, heads, D, dtype=dtype).transpose(1, 2) for heads in (H, 2))
+    cos, sin = torch.rand(S, D // 2), torch.rand(S, D // 2)
+    turned = llama_fast.rope(q, k, cos, sin)
+    few = slice(470, 540)
+    parts = llama_fast.rope(q[:, :, few], k[:, :, few], cos[few], sin[few])
+    for whole, part in zip(turned, parts, strict=True):
+        torch.testing.assert_close(whole[:, :, few], part)
+
+
+def test_strides_past_2_31(backend: str) -> None:
+    far = torch.empty(2**31 + 100, dtype=torch.bfloat16)  # its pages are never touched
+    q = far.as_strided((1, 2, 1, 8), (1, 2**31 + 50, 8, 1)).normal_()
+    table = torch.rand(1, 4)
+    near = llama_fast.rope(q.clone(), q.clone(), table, table)
+    for ours, same in zip(llama_fast.rope(q, q, table, table), near, strict=True):
+        assert torch.equal(ours, same)
+
+
+def test_forward_mode(backend: str) -> None:
+    """A rotation is linear: the derivative is the rotation of the tangent."""
+    q, tangent, table = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4), torch.rand(3, 2)
+    _, found = torch.func.jvp(lambda q: llama_fast.rope(q, q, table, table)[0], (q,), (tangent,))
+    torch.testing.assert_close(found, llama_fast.rope(tangent, tangent, table, table)[0])

@@ -69,3 +69,59 @@ def test_strides_and_empty(backend: str) -> None:
     assert llama_fast.swiglu(gate[:0], up[:0]).shape == (0, 5)
     transposed = llama_fast.swiglu(torch.randn(4, 3).T, torch.randn(3, 4))
     assert transposed.shape == (3, 4)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("halves", (False, True), ids=["", "halves"])
+def test_large_outputs(halves: bool, dtype: torch.dtype, backend: str) -> None:
+    """Outputs that go around the caches, rows at any alignment: each row is what it is alone."""
+    width = 5001
+    rows = 20 * 2**20 // (width * dtype.itemsize)
+    if halves:
+        gate, up = torch.randn(rows, 2 * width, dtype=dtype, requires_grad=True).chunk(2, dim=-1)
+    else:
+        gate, up = (torch.randn(rows, width, dtype=dtype, requires_grad=True) for _ in range(2))
+    out = llama_fast.swiglu(gate, up)
+    upstream = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (gate, up), upstream)
+    for row in (0, 1, rows // 2, rows - 1):
+        leaves = [t[row].detach().clone().requires_grad_() for t in (gate, up)]
+        alone = llama_fast.swiglu(*leaves)
+        torch.testing.assert_close(out[row], alone)
+        for whole, part in zip(
+            grads, torch.autograd.grad(alone, leaves, upstream[row]), strict=True
+        ):
+            torch.testing.assert_close(whole[row], part)
+
+
+def test_strides_of_gradients(backend: str) -> None:
+    """Operands and upstream gradients in every order of dimensions."""
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        gate, up, upstream = (
+            torch.randn(3, 4, 5).permute(order).requires_grad_() for _ in range(3)
+        )
+        results = []
+        for leaves in ((gate, up), [t.detach().contiguous().requires_grad_() for t in (gate, up)]):
+            out = llama_fast.swiglu(*leaves)
+            results.append((out, *torch.autograd.grad(out, leaves, upstream)))
+        for ours, same in zip(*results, strict=True):
+            torch.testing.assert_close(ours, same)
+        expanded = llama_fast.swiglu(gate, up).sum()  # an upstream gradient without memory
+        grads = torch.autograd.grad(expanded, (gate, up))
+        ones = torch.autograd.grad(llama_fast.swiglu(gate, up), (gate, up), torch.ones_like(gate))
+        for ours, same in zip(grads, ones, strict=True):
+            torch.testing.assert_close(ours, same)
+
+
+def test_strides_past_2_31(backend: str) -> None:
+    far = torch.empty(2**31 + 100, dtype=torch.bfloat16)  # its pages are never touched
+    gate = far.as_strided((2, 8), (2**31 + 50, 1)).normal_()
+    assert torch.equal(llama_fast.swiglu(gate, gate), llama_fast.swiglu(gate.clone(), gate.clone()))
+
+
+def test_forward_mode(backend: str) -> None:
+    gate, up, tangent = torch.randn(3, 8).unbind(0)
+    found = torch.func.jvp(lambda g: llama_fast.swiglu(g, up), (gate,), (tangent,))
+    expected = torch.func.jvp(lambda g: F.silu(g) * up, (gate,), (tangent,))
+    for ours, same in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, same)

@@ -1,0 +1,16 @@
+// Arguments of the SwiGLU kernels. All tensors have one dtype.
+#pragma once
+
+#include "cpu/rows.h"
+
+namespace llama_fast {
+
+struct SwigluArgs {
+  RowShape shape;
+  int64_t rows, columns;
+  Rows gate, up;
+  Rows out;                           // forward
+  Rows grad_out, grad_gate, grad_up;  // backward; the last two may be missing
+};
+
+}  // namespace llama_fast

@@ -1,0 +1,129 @@
+// New tensors, and tensors as rows, for the ops that work row by row.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/rows.h"
+#include "glue/huge_pages.h"
+#include "glue/ops.h"
+
+namespace llama_fast {
+
+using torch::headeronly::ScalarType;
+
+constexpr int64_t kMaxDims = 64;  // torch's own limit
+
+inline int32_t shim_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    default:
+      return aoti_torch_dtype_float16();
+  }
+}
+
+// The type that `type` is computed in.
+inline ScalarType wide_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// A new CPU tensor, on huge pages if it is large. Through the C shim: torch::stable::empty looks
+// its operator up by name at every call, which a small input would feel.
+inline Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims,
+                          ScalarType type) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, shim_type(type),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor t(handle);
+  ask_for_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel() * t.element_size()));
+  return t;
+}
+
+// Contiguous.
+inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType type) {
+  int64_t strides[kMaxDims], stride = 1;
+  for (int64_t d = dims - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  return new_strided(sizes, strides, dims, type);
+}
+
+// For what is not wanted, or not there.
+inline Tensor no_tensor(ScalarType type) {
+  const int64_t none = 0;
+  return new_tensor(&none, 1, type);
+}
+
+// The shape of t and the order of its heads: a (B,H,S,D) view of (B,S,H,D) stays one. Everything
+// else is contiguous. `empty_like_heads` in ops/_autograd.py says the same.
+inline Tensor new_like_heads(const Tensor& t, ScalarType type) {
+  const int64_t* sizes = t.sizes().data();
+  if (t.dim() != 4 || t.stride(1) >= t.stride(2)) return new_tensor(sizes, t.dim(), type);
+  const auto at_least_one = [](int64_t size) { return size > 1 ? size : 1; };
+  const int64_t head = at_least_one(sizes[3]), position = head * at_least_one(sizes[1]);
+  const int64_t strides[] = {position * at_least_one(sizes[2]), head, position, 1};
+  return new_strided(sizes, strides, 4, type);
+}
+
+inline Tensor as_type(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+
+inline bool last_is_contiguous(const Tensor& t) {
+  return t.dim() == 0 || t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1;
+}
+
+// t, or a copy whose rows the kernels can read.
+inline Tensor with_rows(const Tensor& t) {
+  if (last_is_contiguous(t) && t.dim() <= kMaxRowDims + 1) return t;
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// Finds the fewest dimensions that number the rows of several tensors of one shape.
+class RowsOf {
+ public:
+  explicit RowsOf(const Tensor& t) : sizes_(t.sizes().data()), dims_(t.dim() - 1) {}
+
+  // `rows` is complete after merge(). t is new, or comes from with_rows().
+  void add(const Tensor& t, Rows& rows) {
+    rows.data = t.data_ptr();
+    rows.dtype = dtype_of(t);
+    strides_[count_] = t.strides().data();
+    rows_[count_++] = &rows;
+  }
+
+  void merge(RowShape& shape) {
+    for (int64_t d = 0; d < dims_; ++d) {
+      if (sizes_[d] == 1) continue;
+      const int last = shape.dims - 1;
+      bool fits = last >= 0;
+      for (int i = 0; i < count_ && fits; ++i)
+        fits = rows_[i]->strides[last] == strides_[i][d] * sizes_[d];
+      const int to = fits ? last : shape.dims++;
+      STD_TORCH_CHECK(to < kMaxRowDims, "llama_fast: too many dimensions");
+      shape.sizes[to] = fits ? shape.sizes[to] * sizes_[d] : sizes_[d];
+      for (int i = 0; i < count_; ++i) rows_[i]->strides[to] = strides_[i][d];
+    }
+  }
+
+ private:
+  const int64_t* sizes_;
+  int64_t dims_;
+  int count_ = 0;
+  Rows* rows_[6];
+  const int64_t* strides_[6];
+};
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != b.size(d)) return false;
+  return true;
+}
+
+}  // namespace llama_fast
