@@ -1,0 +1,14 @@
+"""`make bench`: a training step of a small Llama, ours beside its rivals."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.cases import Case
+from benchmarks.peers import Peer
+from benchmarks.pytest_step import matrix, run_rounds
+
+
+@pytest.mark.parametrize(("case", "peer"), matrix("llama_training"))
+def test_llama_training(benchmark, case: Case, peer: Peer) -> None:
+    run_rounds(benchmark, case, peer)
