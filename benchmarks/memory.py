@@ -8,9 +8,9 @@ nothing to do with the case, so the same op runs on a small shape before.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import sys
@@ -40,8 +40,9 @@ def unavailable() -> str | None:
 class Worker:
     """Answers `extra_bytes` until it is closed."""
 
-    def __init__(self, threads: int) -> None:
-        self._child = Child("memory", {"threads": threads}, ENVIRONMENT)
+    def __init__(self, threads: int, peers: list[Peer]) -> None:
+        settings = {"threads": threads, "peers": [peer.name for peer in peers]}
+        self._child = Child("memory", settings, ENVIRONMENT)
 
     def close(self) -> None:
         """Ends the process."""
@@ -61,14 +62,12 @@ def _step(case: Case, peer: Peer) -> int:
     from .measure import Step
     from .problem import problem
 
-    small = Step(case.small(), peer, problem(case.small()))
-    for _ in range(2):
-        small()
-        small.restore()
     step = Step(case, peer, problem(case))
-    if peer.compiled:  # compiling takes memory, too; a compiled step keeps nothing between calls
-        step()
-        step.restore()
+    # Compiling takes memory, too. What is compiled keeps nothing from one call to the next, so the
+    # case itself may be the rehearsal; our own kernels keep scratch, which has to count.
+    rehearsal = step if peer.compiled else Step(case.small(), peer, problem(case.small()))
+    rehearsal()
+    rehearsal.restore()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = memory.resident()
@@ -102,13 +101,14 @@ def _in_child(case: Case, peer: Peer) -> dict[str, Any]:
 def serve(settings: dict[str, Any]) -> None:
     """The worker process: a question a line, an answer a line."""
     import torch
-    import torch._dynamo
-    import torch._inductor.compile_fx
 
     from .child import answers
 
     torch.set_num_threads(settings["threads"])
     known = all_peers()
-    with contextlib.suppress(ImportError):  # once here rather than in every child
-        import transformers.models.llama.modeling_llama  # noqa: F401
+    # Once here rather than in every child.
+    if any(known[name].compiled for name in settings["peers"]):
+        importlib.import_module("torch._inductor.compile_fx")
+    if any("transformers" in known[name].needs for name in settings["peers"]):
+        importlib.import_module("transformers.models.llama.modeling_llama")
     answers(lambda question: _in_child(Case(**question["case"]), known[question["peer"]]))

@@ -91,6 +91,14 @@ def _legend(figure: Figure, names: list[str], filled: str) -> None:
     )
 
 
+def _figure(panel: Axes, x: float, y: float, text: str) -> None:
+    """The row's number, left of where its bar begins: no dot can lie on it."""
+    panel.annotate(
+        text, (x, y), (-6, 0), textcoords="offset points", ha="right", va="center",
+        fontsize=8, color=INK, weight="bold",
+    )  # fmt: skip
+
+
 def _present(rows: list[Result], ours: bool = True) -> list[str]:
     names = dict.fromkeys(side.peer for result in rows for side in result.measured)
     return [name for name in COLOUR if name in names and (ours or name != OURS_NAME)]
@@ -123,11 +131,7 @@ def speedup(results: Results, path: Path) -> bool:
                 ratio = result.ratio(side) or 1.0
                 dot = {"color": COLOUR.get(side.peer, GREY), "edgecolors": "white", "zorder": 3}
                 panel.scatter(ratio, y, 38, linewidths=0.8, **dot)
-            # White under the figure, so that a dot that lies there does not make it unreadable.
-            panel.annotate(
-                times(best), (1, y), (-6, 0), textcoords="offset points", ha="right", va="center",
-                fontsize=8, color=INK, weight="bold", zorder=4,
-            )  # fmt: skip
+            _figure(panel, 1, y, times(best))
         panel.axvline(1, color=INK, linewidth=1)
         _log_ticks(panel, low * 0.75, high, lambda value: f"{value:g}×")
     _legend(figure, _present(rows, ours=False), "")
@@ -159,18 +163,13 @@ def limits(results: Results, path: Path) -> bool:
                 top = max(top, value)
                 if side.peer == OURS_NAME:
                     panel.barh(y, value, 0.62, color=OURS, alpha=0.85)
-                    inside = {"fontsize": 8, "weight": "bold", "va": "center", "zorder": 4}
-                    small = value < 12
-                    panel.annotate(
-                        f"{value:.0f} %", (value if small else 0, y), (5, 0),
-                        textcoords="offset points", color=INK if small else "white", **inside,
-                    )  # fmt: skip
+                    _figure(panel, 0, y, f"{value:.0f} %" if value >= 1 else "<1 %")
                 else:
                     dot = {"color": COLOUR.get(side.peer, GREY), "edgecolors": "white"}
                     panel.scatter(value, y, 38, linewidths=0.8, zorder=3, **dot)
         panel.axvline(100, color=INK, linewidth=1, linestyle="--")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-    panels[0][0].set_xlim(0, top * 1.04)
+    panels[0][0].set_xlim(-0.07 * top, top * 1.04)
     _legend(figure, _present(rows), OURS_NAME)
     figure.suptitle(
         "Share of what the machine can do (right is better)\n"
@@ -201,12 +200,9 @@ def memory(results: Results, path: Path) -> bool:
             assert result.ours and result.ours.extra_bytes
             value = result.ours.extra_bytes / 1e6
             panel.barh(y, value - low, 0.62, left=low, color=OURS, alpha=0.85)
-            panel.annotate(
-                size(result.ours.extra_bytes), (low, y), (5, 0), textcoords="offset points",
-                fontsize=8, weight="bold", va="center", color="white" if value > 4 * low else INK,
-                zorder=4,
-            )  # fmt: skip
-        _log_ticks(panel, low, max(everything) * 1.4, lambda value: size(int(value * 1e6)))
+            _figure(panel, low, y, size(result.ours.extra_bytes))
+        high = max(everything) * 1.4
+        _log_ticks(panel, low * (low / high) ** 0.1, high, lambda value: size(int(value * 1e6)))
     _legend(figure, _present(rows), OURS_NAME)
     figure.suptitle(
         "Memory at the peak of a step, on top of its inputs (left is better)",

@@ -70,7 +70,7 @@ class Suite:
         worker = None
         wanted = self._settings.memory and device == "cpu" and workless is None
         if wanted and any(case.mode == BACKWARD for case in self._cases):
-            worker = memory.Worker(self._settings.threads)
+            worker = memory.Worker(self._settings.threads, self._peers)
         try:
             for index, case in enumerate(self._cases):
 
