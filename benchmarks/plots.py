@@ -91,10 +91,19 @@ def _legend(figure: Figure, names: list[str], filled: str) -> None:
     )
 
 
-def _figure(panel: Axes, x: float, y: float, text: str) -> None:
-    """The row's number, left of where its bar begins: no dot can lie on it."""
+def _dots(panel: Axes, y: float, values: dict[str, float]) -> None:
+    """The rivals of a row, a little apart in height, so that equal ones show."""
+    step = 0.36 / max(1, len(values) - 1)
+    top = y - step * (len(values) - 1) / 2
+    for index, (peer, value) in enumerate(values.items()):
+        dot = {"color": COLOUR.get(peer, GREY), "edgecolors": "white", "linewidths": 0.7}
+        panel.scatter(value, top + index * step, 34, zorder=3, **dot)
+
+
+def _figure(panel: Axes, y: float, text: str) -> None:
+    """The row's number, at the left edge, which the axis keeps free."""
     panel.annotate(
-        text, (x, y), (-6, 0), textcoords="offset points", ha="right", va="center",
+        text, (0, y), (42, 0), ("axes fraction", "data"), "offset points", ha="right", va="center",
         fontsize=8, color=INK, weight="bold",
     )  # fmt: skip
 
@@ -127,13 +136,10 @@ def speedup(results: Results, path: Path) -> bool:
         for y, result in enumerate(group):
             best = result.ratio(result.rivals[0]) or 1.0
             panel.barh(y, best - 1, 0.62, left=1, color=OURS if best >= 1 else TORCH, alpha=0.85)
-            for side in result.rivals:
-                ratio = result.ratio(side) or 1.0
-                dot = {"color": COLOUR.get(side.peer, GREY), "edgecolors": "white", "zorder": 3}
-                panel.scatter(ratio, y, 38, linewidths=0.8, **dot)
-            _figure(panel, 1, y, times(best))
+            _dots(panel, y, {s.peer: result.ratio(s) or 1.0 for s in result.rivals})
+            _figure(panel, y, times(best))
         panel.axvline(1, color=INK, linewidth=1)
-        _log_ticks(panel, low * 0.75, high, lambda value: f"{value:g}×")
+        _log_ticks(panel, low * (low / high) ** 0.1, high, lambda value: f"{value:g}×")
     _legend(figure, _present(rows, ours=False), "")
     figure.suptitle(
         "Time of the rivals, in multiples of llama_fast's (right is better)\n"
@@ -158,18 +164,18 @@ def limits(results: Results, path: Path) -> bool:
     top = 100.0
     for panel, group in panels:
         for y, result in enumerate(group):
-            for side in reversed(result.measured):
-                value = percent(result.case, side.median_ms / 1e3, results.limits) or 0.0
-                top = max(top, value)
-                if side.peer == OURS_NAME:
-                    panel.barh(y, value, 0.62, color=OURS, alpha=0.85)
-                    _figure(panel, 0, y, f"{value:.0f} %" if value >= 1 else "<1 %")
-                else:
-                    dot = {"color": COLOUR.get(side.peer, GREY), "edgecolors": "white"}
-                    panel.scatter(value, y, 38, linewidths=0.8, zorder=3, **dot)
+            shares = {
+                side.peer: percent(result.case, side.median_ms / 1e3, results.limits) or 0.0
+                for side in result.measured
+            }
+            top = max(top, *shares.values())
+            ours = shares.pop(OURS_NAME)
+            panel.barh(y, ours, 0.62, color=OURS, alpha=0.85)
+            _figure(panel, y, f"{ours:.0f} %" if ours >= 1 else "<1 %")
+            _dots(panel, y, shares)
         panel.axvline(100, color=INK, linewidth=1, linestyle="--")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-    panels[0][0].set_xlim(-0.07 * top, top * 1.04)
+    panels[0][0].set_xlim(-0.08 * top, top * 1.04)
     _legend(figure, _present(rows), OURS_NAME)
     figure.suptitle(
         "Share of what the machine can do (right is better)\n"
@@ -193,14 +199,11 @@ def memory(results: Results, path: Path) -> bool:
     low = 10 ** math.floor(math.log10(min(everything)))
     for panel, group in panels:
         for y, result in enumerate(group):
-            for side in result.rivals:
-                if side.extra_bytes:
-                    dot = {"color": COLOUR.get(side.peer, GREY), "edgecolors": "white"}
-                    panel.scatter(side.extra_bytes / 1e6, y, 38, linewidths=0.8, zorder=3, **dot)
+            _dots(panel, y, {s.peer: s.extra_bytes / 1e6 for s in result.rivals if s.extra_bytes})
             assert result.ours and result.ours.extra_bytes
             value = result.ours.extra_bytes / 1e6
             panel.barh(y, value - low, 0.62, left=low, color=OURS, alpha=0.85)
-            _figure(panel, low, y, size(result.ours.extra_bytes))
+            _figure(panel, y, size(result.ours.extra_bytes))
         high = max(everything) * 1.4
         _log_ticks(panel, low * (low / high) ** 0.1, high, lambda value: size(int(value * 1e6)))
     _legend(figure, _present(rows), OURS_NAME)
