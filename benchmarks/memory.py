@@ -43,6 +43,7 @@ class Worker:
     def __init__(self, threads: int, peers: list[Peer]) -> None:
         settings = {"threads": threads, "peers": [peer.name for peer in peers]}
         self._child = Child("memory", settings, ENVIRONMENT)
+        self._child.ask({})  # until it has imported everything: not while something is timed
 
     def close(self) -> None:
         """Ends the process."""
@@ -111,4 +112,10 @@ def serve(settings: dict[str, Any]) -> None:
         importlib.import_module("torch._inductor.compile_fx")
     if any("transformers" in known[name].needs for name in settings["peers"]):
         importlib.import_module("transformers.models.llama.modeling_llama")
-    answers(lambda question: _in_child(Case(**question["case"]), known[question["peer"]]))
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        if not question:
+            return {}
+        return _in_child(Case(**question["case"]), known[question["peer"]])
+
+    answers(answer)

@@ -21,7 +21,7 @@ from .results import Result, Results
 COLOUR = {
     OURS_NAME: OURS,
     "torch": TORCH,
-    "torch-by-hand": "#b45309",
+    "torch-by-hand": "#7c2d12",
     "torch-nested": "#a16207",
     "torch.compile": "#7c3aed",
     "flex-attention": "#2563eb",
@@ -254,7 +254,7 @@ def window(results: Results, path: Path) -> bool:
         panel.xaxis.set_major_locator(FixedLocator(lengths))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: milliseconds(value)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
         panel.yaxis.set_minor_locator(NullLocator())
         panel.title.set(color=INK, size=10)
         panel.grid(color=GRID)

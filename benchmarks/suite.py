@@ -64,13 +64,8 @@ class Suite:
         quick, device = self._settings.quick, self._settings.device
         limits = measure_limits(device, quick, lambda what: bar(0, total, f"limits: {what}"))
         self.results.limits.update(limits)
-        workless = None
-        if self._settings.memory and device == "cpu":
-            workless = memory.unavailable()
-        worker = None
-        wanted = self._settings.memory and device == "cpu" and workless is None
-        if wanted and any(case.mode == BACKWARD for case in self._cases):
-            worker = memory.Worker(self._settings.threads, self._peers)
+        bar(0, total, "a process that measures memory")
+        worker, no_worker = self._worker()
         try:
             for index, case in enumerate(self._cases):
 
@@ -81,7 +76,7 @@ class Suite:
                 if case.mode == BACKWARD and self._settings.memory:
                     for side in result.measured:
                         progress(per_case - 1, f"memory of {side.peer}")
-                        self._memory(case, side, worker, workless)
+                        self._memory(case, side, worker, no_worker)
                 self.results.results.append(result)
                 self.results.seconds = time.perf_counter() - began
                 done(result)
@@ -95,14 +90,27 @@ class Suite:
             return measure_training(case, self._peers, s.rounds, s.device, s.threads, progress)
         return measure(case, self._peers, s.rounds, s.device, progress)
 
+    def _worker(self) -> tuple[memory.Worker | None, str | None]:
+        """The process that measures memory if one is needed, or why there is none."""
+        needed = any(case.mode == BACKWARD for case in self._cases)
+        if not (needed and self._settings.memory and self._settings.device == "cpu"):
+            return None, None
+        reason = memory.unavailable()
+        if reason is not None:
+            return None, reason
+        try:
+            return memory.Worker(self._settings.threads, self._peers), None
+        except RuntimeError as error:
+            return None, str(error).splitlines()[-1]
+
     def _memory(
-        self, case: Case, side: Side, worker: memory.Worker | None, workless: str | None
+        self, case: Case, side: Side, worker: memory.Worker | None, no_worker: str | None
     ) -> None:
         peer = next(peer for peer in self._peers if peer.name == side.peer)
         if worker:
             side.extra_bytes, side.extra_reason = worker.extra_bytes(case, peer)
-        elif workless:
-            side.extra_reason = workless
+        elif no_worker:
+            side.extra_reason = no_worker
         else:
             side.extra_bytes = cuda_extra_bytes(case, peer)
 
