@@ -25,7 +25,7 @@ from .peers import Peer, all_peers
 
 # glibc keeps what is freed below a threshold that grows with use; a fixed one gives all large
 # blocks back, so that what is resident is in use.
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 def unavailable() -> str | None:

@@ -41,7 +41,9 @@ def measure_training(
             side = Side(peer.name)
             sides.append(side)
             progress(0, peer.name)
-            child = Child("training", settings | {"peer": peer.name})
+            # A model has many kernels to compile, and its process is long done when it is timed.
+            environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+            child = Child("training", settings | {"peer": peer.name}, environment)
             try:
                 ready = child.ask({})
             except RuntimeError as error:

@@ -22,6 +22,7 @@ HELP = "measure every op beside its rivals and the machine's own limits"
 
 # Read by torch once, at its first large allocation: it has to be there before torch starts.
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
 _PACKAGE = "llama_fast.benchmarks"
 
 
@@ -103,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--rounds: expected a number >= 1, got {args.rounds}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device: expected cpu, as torch finds no GPU here; got cuda")
+    # torch.compile's own processes would start up while something is timed.
+    os.environ[COMPILE_THREADS] = "1"
     chosen = suite("cases").cases(args.device, _names(args.op), args.case, args.quick)
     present, missing = suite("peers").choose(_names(args.peers), args.device)
     if args.list:
