@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from benchmarks.cases import Case
@@ -10,5 +12,5 @@ from benchmarks.pytest_step import matrix, run_rounds
 
 
 @pytest.mark.parametrize(("case", "peer"), matrix("llama_training"))
-def test_llama_training(benchmark, case: Case, peer: Peer) -> None:
+def test_llama_training(benchmark: Any, case: Case, peer: Peer) -> None:
     run_rounds(benchmark, case, peer)

@@ -155,8 +155,8 @@ def _cpu_attention() -> Iterator[Case]:
             options = {"window": 512}
             yield from _attention("window 512", reason, mode, bf16, options, S=S, H=8)
     for mode in (FORWARD, BACKWARD):
-        reason, options = "documents of mixed length in one row", {"documents": DOCUMENTS}
-        yield from _attention("8 packed documents", reason, mode, bf16, options, S=2048, H=8)
+        reason, packed = "documents of mixed length in one row", {"documents": DOCUMENTS}
+        yield from _attention("8 packed documents", reason, mode, bf16, packed, S=2048, H=8)
     yield from _attention(
         "float bias (H,S,T), not causal",
         "relative positions of an encoder; the bias needs no gradient",
@@ -251,9 +251,9 @@ def _cuda() -> Iterator[Case]:
             reason = "cost has to grow with S, not with its square"
             yield from _attention("window 512", reason, mode, bf16, options, S=S, D=128, H=16)
         reason = "documents of mixed length in one row"
-        options = {"documents": [8 * n for n in DOCUMENTS]}
+        packed = {"documents": [8 * n for n in DOCUMENTS]}
         yield from _attention(
-            "8 packed documents", reason, mode, bf16, options, S=16384, D=128, H=16
+            "8 packed documents", reason, mode, bf16, packed, S=16384, D=128, H=16
         )
     for B, copies in ((1, 16), (32, 2)):
         reason = "one new token of Llama 3 8B against a full cache"
@@ -267,9 +267,9 @@ def _cuda() -> Iterator[Case]:
             yield Case("cross_entropy", variant, sizes, bf16[0], BACKWARD, reason_v, options)
     for ignored in (0.0, 0.75):
         variant = f"{ignored:.0%} ignored" if ignored else ""
-        sizes, options = {"N": 8192, "E": 4096, "V": 128256}, {"ignored": ignored}
+        sizes, some = {"N": 8192, "E": 4096, "V": 128256}, {"ignored": ignored}
         reason = "the head of Llama 3 8B"
-        yield Case("linear_cross_entropy", variant, sizes, bf16[0], BACKWARD, reason, options)
+        yield Case("linear_cross_entropy", variant, sizes, bf16[0], BACKWARD, reason, some)
     for residual in (False, True):
         variant, options = "residual" if residual else "", {"residual": residual}
         sizes = {"N": 16384, "E": 4096}

@@ -20,7 +20,7 @@ from .cases import DTYPES, Case
 from .problem import Problem
 
 Run = Callable[..., Any]
-Builder = Callable[[Case, Problem], Run]
+Builder = Callable[[Case, Problem], Run | None]
 
 OURS = "llama_fast"
 

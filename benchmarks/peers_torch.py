@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -71,7 +70,7 @@ def _sdpa_by_hand(case: Case, problem: Problem) -> Run | None:
 
         def by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             parts = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
-            return torch.cat([sdpa(*part, is_causal=True) for part in parts], dim=2)
+            return torch.cat([sdpa(a, b, c, is_causal=True) for a, b, c in parts], dim=2)
 
         return _in_heads(by_document)
     if "window" in case.options:
@@ -259,6 +258,7 @@ def _transformers_training(compiled: bool) -> Builder:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         s = case.sizes
+        options: dict[str, Any] = {"attn_implementation": "sdpa"}
         config = LlamaConfig(
             vocab_size=s["V"],
             hidden_size=s["E"],
@@ -268,7 +268,7 @@ def _transformers_training(compiled: bool) -> Builder:
             max_position_embeddings=s["S"],
             tie_word_embeddings=False,
             use_cache=False,
-            attn_implementation="sdpa",
+            **options,
         )
         device = problem.sets[0]["tokens"].device
         model = LlamaForCausalLM(config).to(device, DTYPES[case.dtype]).train()
@@ -299,16 +299,12 @@ _FORMULAS = {op: build for op, build in EAGER.items() if op != "attention"} | {
 
 def _compiled(builders: dict[str, Builder], backend: str = "inductor") -> dict[str, Builder]:
     def one(build: Builder) -> Builder:
-        return lambda case, problem: torch.compile(
-            _plain(build(case, problem)), dynamic=False, backend=backend
-        )
+        def compiled(case: Case, problem: Problem) -> Run:
+            return torch.compile(build(case, problem), dynamic=False, backend=backend)
+
+        return compiled
 
     return {op: one(build) for op, build in builders.items()}
-
-
-def _plain(run: Run) -> Run:
-    """`run` as a Python function of its own: torch.compile would skip one from torch's modules."""
-    return run if not inspect.isbuiltin(run) else lambda *args, **kwargs: run(*args, **kwargs)
 
 
 PEERS = (

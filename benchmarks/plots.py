@@ -96,8 +96,9 @@ def _dots(panel: Axes, y: float, values: dict[str, float]) -> None:
     step = 0.36 / max(1, len(values) - 1)
     top = y - step * (len(values) - 1) / 2
     for index, (peer, value) in enumerate(values.items()):
-        dot = {"color": COLOUR.get(peer, GREY), "edgecolors": "white", "linewidths": 0.7}
-        panel.scatter(value, top + index * step, 34, zorder=3, **dot)
+        colour = COLOUR.get(peer, GREY)
+        at = value, top + index * step
+        panel.scatter(*at, 34, colour, edgecolors="white", linewidths=0.7, zorder=3)
 
 
 def _figure(panel: Axes, y: float, text: str) -> None:

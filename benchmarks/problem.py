@@ -61,6 +61,7 @@ def problem(case: Case, device: str = "cpu") -> Problem:
 def _attention(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
     B, S, T, D, H, K = (case.sizes[n] for n in "BSTDHK")
     leaves = ("q", "k", "v")
+    shapes: dict[str, tuple[int, ...]]
     if "documents" in case.options:  # as projections leave them: (N,H,D)
         shapes = {"q": (S, H, D), "k": (T, K, D), "v": (T, K, D)}
     else:
