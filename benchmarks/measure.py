@@ -12,11 +12,14 @@ from typing import Any
 import torch
 
 from .cases import BACKWARD, STEP, Case
-from .peers import Peer, Unsupported
+from .peers import OURS, Peer, Unsupported
 from .problem import Problem, problem
 from .results import Side
 
 WARM = 2.0  # seconds; a first call as long as that needs no second one to warm up
+# A rival whose step takes longer than SLOW seconds and than twice the fastest rival's decides
+# nothing: it gets FEW rounds.
+SLOW, FEW = 2.0, 3
 SAMPLE = 2e-3  # seconds; a shorter step is repeated until a sample takes as long
 
 
@@ -124,7 +127,7 @@ def measure(
     Args:
         case: what.
         peers: who; ours first, the others are compared with its result.
-        rounds: samples of each.
+        rounds: samples of each; fewer of a rival that is slow by far (see `SLOW`).
         device: "cpu" or "cuda".
         progress: called with rounds done (warm-up included) and who is at work.
 
@@ -134,7 +137,7 @@ def measure(
     torch.compiler.reset()  # shapes of the last case would make the next one dynamic
     tensors = problem(case, device)
     sides: list[Side] = []
-    steps: list[tuple[Side, Step, int]] = []
+    steps: list[tuple[Side, Step, float]] = []  # and the seconds of one step
     ours: list[torch.Tensor] | None = None
     for peer in peers:
         side = Side(peer.name)
@@ -153,7 +156,8 @@ def measure(
             if peer.compiled or once < WARM:
                 once = seconds(step, 1, device)
                 step.restore()
-            repeat = max(1, min(1000, math.ceil(SAMPLE / once))) if step.repeatable else 1
+            if step.repeatable:
+                side.repeat = max(1, min(1000, math.ceil(SAMPLE / once)))
         except Unsupported as error:
             if not str(error):
                 continue
@@ -161,18 +165,20 @@ def measure(
         except Exception as error:  # a rival that fails is a finding, not the end
             side.reason = one_line(error)
         else:
-            side.repeat = repeat
-            steps.append((side, step, repeat))
+            steps.append((side, step, once))
         sides.append(side)
     del ours
+    best = min((once for side, _, once in steps if side.peer != OURS), default=0.0)
     gc.collect()
     gc.disable()
     try:
         for turn in range(rounds):
             for index in range(len(steps)):
-                side, step, repeat = steps[(index + turn) % len(steps)]
+                side, step, once = steps[(index + turn) % len(steps)]
+                if turn >= FEW and side.peer != OURS and once > max(SLOW, 2 * best):
+                    continue
                 progress(turn + 1, side.peer)
-                side.samples_ms.append(1e3 * seconds(step, repeat, device))
+                side.samples_ms.append(1e3 * seconds(step, side.repeat, device))
                 step.restore()
     finally:
         gc.enable()

@@ -114,7 +114,12 @@ def notes(results: Results) -> list[str]:
         for side in result.sides:
             if side.reason:
                 failed.setdefault((side.peer, side.reason), []).append(result.case.name)
-            elif side.difference is not None and not side.difference < DISAGREE:
+            if side.samples_ms and len(side.samples_ms) < results.settings["rounds"]:
+                lines.append(
+                    f"{side.peer} has {len(side.samples_ms)} rounds on {result.case.name}: "
+                    "over twice as slow as the fastest rival"
+                )
+            if side.difference is not None and not side.difference < DISAGREE:
                 lines.append(
                     f"{side.peer} differs from {OURS} by {side.difference:.2g} "
                     f"(relative) on {result.case.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,12 +84,32 @@ def test_a_wrong_rival_is_reported() -> None:
     broken = peers_.Peer("broken", "", {"swiglu": lambda case, problem: 1 / 0})
     ours = peers_.choose(["llama_fast"], "cpu")[0]
     sides = measure.measure(case, [*ours, wrong, broken], 2, "cpu")
-    found = results_.Results({}, {}, {}, {"gone": "not here"}, {}, [results_.Result(case, sides)])
+    found = results_.Results(
+        {"rounds": 2}, {}, {}, {"gone": "not here"}, {}, [results_.Result(case, sides)]
+    )
     text = "\n".join(report.notes(found))
     assert "wrong differs from llama_fast" in text
     assert "broken not measured" in text and "ZeroDivisionError" in text
     assert "gone is missing: not here" in text
     assert not sides[2].samples_ms and len(sides[1].samples_ms) == 2
+
+
+def test_a_rival_that_is_slow_by_far_gets_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(c for c in QUICK.values() if c.op == "swiglu" and c.dtype == "float32")
+
+    def slow(case, problem):  # type: ignore[no-untyped-def]
+        def run(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.03)
+            return torch.nn.functional.silu(gate) * up
+
+        return run
+
+    monkeypatch.setattr(measure, "SLOW", 0.02)
+    three, _ = peers_.choose(["torch", "llama_fast"], "cpu")
+    sides = measure.measure(case, [*three, peers_.Peer("slow", "", {"swiglu": slow})], 5, "cpu")
+    assert [len(side.samples_ms) for side in sides] == [5, 5, measure.FEW]
+    found = results_.Results({"rounds": 5}, {}, {}, {}, {}, [results_.Result(case, sides)])
+    assert any("slow has 3 rounds" in line for line in report.notes(found))
 
 
 def test_overwritten_logits_are_put_back() -> None:
