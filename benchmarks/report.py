@@ -82,6 +82,17 @@ def share(results: Results, result: Result, side: Side) -> str:
     return "–" if value is None else f"{value:.0f} %" if value >= 1 else "<1 %"
 
 
+def summary(results: Results, result: Result) -> str:
+    """A case in a few words, with rich's markup: our time and the fastest rival."""
+    ours, rivals = result.ours, result.rivals
+    if ours is None:
+        return "[bold red]not measured[/]"
+    text = f"[green]{milliseconds(ours.median_ms)}[/], {share(results, result, ours)} of limit"
+    if rivals:
+        text += f", [bold]{times(result.ratio(rivals[0]))}[/] {rivals[0].peer}"
+    return text
+
+
 def header(results: Results) -> list[str]:
     """The machine, its limits and how the run was made, a line each."""
     machine, s, limits = results.machine, results.settings, results.limits
@@ -172,8 +183,13 @@ def _rows(table: Table, results: Results, result: Result) -> None:
 
 def markdown(results: Results) -> str:
     """All of it as one page."""
-    slug = machine_slug(results.settings["device"])
-    lines = [f"# Benchmarks: {slug}", "", *(f"{line}  " for line in header(results)), ""]
+    device = results.settings["device"]
+    lines = [
+        f"# Benchmarks on {device.upper()}",
+        "",
+        *(f"{line}  " for line in header(results)),
+        "",
+    ]
     lines += [f"`{results.settings['command']}`, {results.seconds:.0f} s.", ""]
     lines += [
         "| op | case | dtype, pass | llama_fast | of limit | memory | rivals (× ours) and memory |",

@@ -76,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory", choices=("on", "off"), default="on", help="measure peak memory (default: on)"
     )
     parser.add_argument(
+        "--from",
+        dest="earlier",
+        type=Path,
+        metavar="JSON",
+        help="measure nothing: table, markdown and plots again from an earlier run's file",
+    )
+    parser.add_argument(
         "--list", action="store_true", help="list cases and peers, and measure nothing"
     )
 
@@ -98,6 +105,11 @@ def run(args: argparse.Namespace) -> int:
             importlib.import_module(package)
     except ImportError as error:
         raise ImportError(f"{error}; bench needs: pip install 'llama_fast[bench]'") from error
+    if args.earlier is not None:
+        results = suite("results").read(args.earlier)
+        args.out.mkdir(parents=True, exist_ok=True)
+        _write(results, args.out / args.earlier.name, _screen())
+        return 0
     import torch
 
     if args.rounds is not None and args.rounds < 1:
@@ -146,26 +158,23 @@ def _list(chosen: list[Any], present: list[Any], missing: dict[str, str]) -> Non
         print(f"  {name:<24}missing: {reason}")
 
 
-def _measure(job: Any, out: Path) -> int:
-    """Runs the suite, shows each op's table, and writes the files even when interrupted."""
-    from rich.markup import escape
-
+def _screen() -> Any:
     from llama_fast.demo.screen import Screen
 
-    report, plots = suite("report"), suite("plots")
-    screen = Screen()
+    return Screen()
+
+
+def _measure(job: Any, out: Path) -> int:
+    """Runs the suite, with a line for each case; writes the files even when interrupted."""
+    from rich.markup import escape
+
+    report = suite("report")
+    screen = _screen()
     results = job.results
     path = out / f"{report.machine_slug(results.settings['device'])}.json"
 
     def done(result: Any) -> None:
-        ours, rivals = result.ours, result.rivals
-        text = "[bold red]not measured[/]"
-        if ours:
-            text = f"[green]{report.milliseconds(ours.median_ms)}[/]"
-            text += f", {report.share(results, result, ours)} of limit"
-        if ours and rivals:
-            text += f", [bold]{report.times(result.ratio(rivals[0]))}[/] {rivals[0].peer}"
-        screen.line(f"{escape(result.case.name)}: {text}")
+        screen.line(f"{escape(result.case.name)}: {report.summary(results, result)}")
         results.write(path)
 
     try:
@@ -173,18 +182,25 @@ def _measure(job: Any, out: Path) -> int:
             job.run(bar, done)
     finally:
         if results.results:
-            screen.console.print()
-            for table in report.tables(results):
-                screen.console.print(table)
-                screen.console.print()
-            for line in (*report.header(results), *report.notes(results)):
-                screen.line(escape(line))
-            results.write(path)
-            path.with_suffix(".md").write_text(report.markdown(results), encoding="utf-8")
-            for picture in plots.draw_all(results, path.with_suffix("")):
-                screen.line(escape(str(picture)))
-            screen.line(f"{escape(str(path))} and .md; {results.seconds:.0f} s")
+            _write(results, path, screen)
     return 0 if all(result.ours for result in results.results) else 1
+
+
+def _write(results: Any, path: Path, screen: Any) -> None:
+    """Shows the tables; writes JSON, markdown and plots."""
+    from rich.markup import escape
+
+    report, plots = suite("report"), suite("plots")
+    screen.console.print()
+    for table in report.tables(results):
+        screen.console.print(table)
+    for line in (*report.header(results), *report.notes(results)):
+        screen.line(escape(line))
+    results.write(path)
+    path.with_suffix(".md").write_text(report.markdown(results), encoding="utf-8")
+    for picture in plots.draw_all(results, path.with_suffix("")):
+        screen.line(escape(str(picture)))
+    screen.line(f"{escape(str(path))} and .md; {results.seconds:.0f} s")
 
 
 if __name__ == "__main__":
