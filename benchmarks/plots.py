@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from llama_fast.demo.plots import GREY, GRID, INK, OURS, TORCH
 
-from .cases import percent
+from .cases import STEP, percent
 from .peers import OURS as OURS_NAME
 from .report import PASS, SHORT, milliseconds, size, times
 from .results import Result, Results
@@ -56,6 +56,8 @@ def draw_all(results: Results, stem: Path) -> list[Path]:
 
 def _label(result: Result) -> str:
     case = result.case
+    if case.mode == STEP:  # (all its sizes are too many)
+        return f"{case.variant}, B={case.sizes['B']} S={case.sizes['S']}  {SHORT[case.dtype]}"
     return f"{case.title}  {SHORT[case.dtype]} {PASS[case.mode]}"
 
 
@@ -76,6 +78,7 @@ def _panels(rows: list[Result]) -> tuple[Figure, list[tuple[Axes, list[Result]]]
         panel.grid(axis="x", color=GRID)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(colors=INK, length=0, labelbottom=True, labelsize=8)
+        panel.tick_params(axis="y", pad=46)  # room for `_figure`
         panels.append((panel, group))
     return figure, panels
 
@@ -102,9 +105,9 @@ def _dots(panel: Axes, y: float, values: dict[str, float]) -> None:
 
 
 def _figure(panel: Axes, y: float, text: str) -> None:
-    """The row's number, at the left edge, which the axis keeps free."""
+    """The row's number, between its label and the axis."""
     panel.annotate(
-        text, (0, y), (42, 0), ("axes fraction", "data"), "offset points", ha="right", va="center",
+        text, (0, y), (-6, 0), ("axes fraction", "data"), "offset points", ha="right", va="center",
         fontsize=8, color=INK, weight="bold",
     )  # fmt: skip
 
@@ -140,7 +143,7 @@ def speedup(results: Results, path: Path) -> bool:
             _dots(panel, y, {s.peer: result.ratio(s) or 1.0 for s in result.rivals})
             _figure(panel, y, times(best))
         panel.axvline(1, color=INK, linewidth=1)
-        _log_ticks(panel, low * (low / high) ** 0.1, high, lambda value: f"{value:g}×")
+        _log_ticks(panel, low, high, lambda value: f"{value:g}×")
     _legend(figure, _present(rows, ours=False), "")
     figure.suptitle(
         "Time of the rivals, in multiples of llama_fast's (right is better)\n"
@@ -176,7 +179,7 @@ def limits(results: Results, path: Path) -> bool:
             _dots(panel, y, shares)
         panel.axvline(100, color=INK, linewidth=1, linestyle="--")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-    panels[0][0].set_xlim(-0.08 * top, top * 1.04)
+    panels[0][0].set_xlim(0, top * 1.04)
     _legend(figure, _present(rows), OURS_NAME)
     figure.suptitle(
         "Share of what the machine can do (right is better)\n"
@@ -206,7 +209,7 @@ def memory(results: Results, path: Path) -> bool:
             panel.barh(y, value - low, 0.62, left=low, color=OURS, alpha=0.85)
             _figure(panel, y, size(result.ours.extra_bytes))
         high = max(everything) * 1.4
-        _log_ticks(panel, low * (low / high) ** 0.1, high, lambda value: size(int(value * 1e6)))
+        _log_ticks(panel, low, high, lambda value: size(int(value * 1e6)))
     _legend(figure, _present(rows), OURS_NAME)
     figure.suptitle(
         "Memory at the peak of a step, on top of its inputs (left is better)",

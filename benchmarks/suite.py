@@ -70,7 +70,7 @@ class Suite:
             for index, case in enumerate(self._cases):
 
                 def progress(turn: int, what: str, at: int = index * per_case) -> None:
-                    bar(at + turn, total, f"{self._cases[at // per_case].name} · {what}")
+                    bar(at + turn, total, f"{self._cases[at // per_case].op} {what}")
 
                 result = Result(case, self._sides(case, progress))
                 if case.mode == BACKWARD and self._settings.memory:

@@ -173,13 +173,16 @@ def _measure(job: Any, out: Path) -> int:
     results = job.results
     path = out / f"{report.machine_slug(results.settings['device'])}.json"
 
+    # The rest of the line belongs to the bar, which a longer text would squeeze.
+    room = max(8, screen.console.width - 75)
+
     def done(result: Any) -> None:
         screen.line(f"{escape(result.case.name)}: {report.summary(results, result)}")
         results.write(path)
 
     try:
         with screen.bar("measuring", "rounds") as bar:
-            job.run(bar, done)
+            job.run(lambda at, total, what: bar(at, total, what[-room:]), done)
     finally:
         if results.results:
             _write(results, path, screen)
