@@ -30,6 +30,7 @@ def test_measures_and_writes_everything(tmp_path: Path) -> None:
     done = bench(
         *("--quick", "--op", "swiglu", "--op=cross_entropy", "--peers", "torch,quack"),
         *("--case", "float32", "--out", str(tmp_path)),
+        THP_MEM_ALLOC_ENABLE="1",  # (without it the command starts itself again, as below)
     )
     (path,) = tmp_path.glob("cpu-*.json")
     found = json.loads(path.read_text())
@@ -65,6 +66,7 @@ def test_trains_a_side_in_a_process_of_its_own(tmp_path: Path) -> None:
     bench(
         *("--quick", "--op", "llama_training", "--peers", "transformers", "--case", "float32"),
         *("--rounds", "2", "--huge-pages", "off", "--out", str(tmp_path)),
+        THP_MEM_ALLOC_ENABLE="1",
     )
     (path,) = tmp_path.glob("cpu-*.json")
     found = json.loads(path.read_text())
