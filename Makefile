@@ -21,7 +21,7 @@ installed := $(VENV)/.installed
 wheel_env := build/wheel-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench build wheel test-sanitize clean
+.PHONY: help demo test lint format bench bench-cpu build wheel test-sanitize clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -44,8 +44,11 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(csrc)
 
-bench: $(installed) $(built)  ## run the benchmarks
+bench: $(installed) $(built)  ## time every op and rival with pytest-benchmark
 	$(py) -m pytest benchmarks --benchmark-only $(ARGS)
+
+bench-cpu: $(installed) $(built)  ## measure the suite: table, plots and JSON in benchmarks/results
+	$(VENV)/bin/llama-fast bench --out benchmarks/results $(ARGS)
 
 build: $(VENV)/.torch  ## compile what changed
 	$(py) setup.py -q build_ext --inplace

@@ -16,6 +16,9 @@ sys.path.insert(0, str(ROOT))  # build front ends run this file from elsewhere
 
 from build_native import HOST, LIBRARY, SANITIZE, NativeBuild  # noqa: E402
 
+# Parts of the package that have a folder of their own beside it.
+BESIDE = {"llama_fast.kernels": "kernels", "llama_fast.benchmarks": "benchmarks"}
+
 
 def replace(destination: Path, source: Path) -> None:
     """Puts a copy of `source` at `destination` at once: a running process keeps the old file."""
@@ -59,8 +62,8 @@ class BuildNative(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["llama_fast", "llama_fast.*"]), "llama_fast.kernels"],
-    package_dir={"llama_fast.kernels": "kernels"},
+    packages=[*find_packages(include=["llama_fast", "llama_fast.*"]), *BESIDE],
+    package_dir=BESIDE,
     # An extension has to be declared, or the wheel would be marked as pure Python.
     ext_modules=[Extension("llama_fast._host", sources=[])],
     cmdclass={"build_ext": BuildNative},

@@ -1,1 +1,6 @@
-"""Benchmarks: `bench_<op>.py` for pytest-benchmark, `compare.py` for ratios to rivals."""
+"""The benchmark suite behind `llama-fast bench` (installed as `llama_fast.benchmarks`).
+
+cases.py says what is measured and why, peers.py who takes part, limits.py what the machine can do,
+measure.py, memory.py and training.py how; suite.py runs it all. `bench_<op>.py` are the same cases
+for pytest-benchmark.
+"""

@@ -1,15 +1,16 @@
-"""`make bench`: forward and backward of attention, ours beside its rivals."""
+"""`make bench`: attention, forward alone and with backward, ours beside its rivals."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from benchmarks.cases import Case, cases
-from benchmarks.peers import Peer, peers
+from benchmarks.cases import Case
+from benchmarks.peers import Peer
+from benchmarks.pytest_step import matrix, run_rounds
 
 
-@pytest.mark.parametrize("case", cases("attention"), ids=lambda c: f"{c.shape} {c.dtype}")
-@pytest.mark.parametrize("peer", peers("attention"), ids=lambda p: p.name)
-def test_attention(benchmark, case: Case, peer: Peer) -> None:
-    benchmark.group = f"attention {case.shape} {case.dtype}"
-    benchmark.pedantic(case.step(peer), rounds=9, warmup_rounds=2)
+@pytest.mark.parametrize(("case", "peer"), matrix("attention"))
+def test_attention(benchmark: Any, case: Case, peer: Peer) -> None:
+    run_rounds(benchmark, case, peer)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from benchmarks.cases import Case, cases
-from benchmarks.peers import Peer, peers
+from benchmarks.cases import Case
+from benchmarks.peers import Peer
+from benchmarks.pytest_step import matrix, run_rounds
 
 
-@pytest.mark.parametrize("case", cases("cross_entropy"), ids=lambda c: f"{c.shape} {c.dtype}")
-@pytest.mark.parametrize("peer", peers("cross_entropy"), ids=lambda p: p.name)
-def test_cross_entropy(benchmark, case: Case, peer: Peer) -> None:
-    benchmark.group = f"cross_entropy {case.shape} {case.dtype}"
-    benchmark.pedantic(case.step(peer), rounds=9, warmup_rounds=2)
+@pytest.mark.parametrize(("case", "peer"), matrix("cross_entropy"))
+def test_cross_entropy(benchmark: Any, case: Case, peer: Peer) -> None:
+    run_rounds(benchmark, case, peer)

@@ -16,6 +16,7 @@ from llama_fast._version import __version__
 COMMANDS = {
     "info": "llama_fast.cli.info",
     "demo": "llama_fast.cli.demo",
+    "bench": "llama_fast.cli.bench",
 }
 
 # What bad input raises: a wrong value, a file that is not there, an extra that is not installed.

@@ -58,6 +58,8 @@ def main() -> None:
     assert _host.cu_seqlens([2, 3]).tolist() == [0, 2, 5]
     check_kernels()
     command = Path(sys.executable).parent / "llama-fast"
+    for package_file in ("suite.py", "bench_attention.py"):
+        assert (package / "benchmarks" / package_file).is_file()
     text = subprocess.run([command, "info"], check=True, capture_output=True, text=True).stdout
     assert llama_fast.__version__ in text and _library.isa() in text, text
     print(text)

@@ -86,7 +86,8 @@ class Tree:
         (root / "llama_fast").mkdir()
         (root / "llama_fast" / "__init__.py").write_text("")
         shutil.copy(ROOT / "llama_fast" / "_version.py", root / "llama_fast")
-        shutil.copytree(ROOT / "kernels", root / "kernels")
+        for folder in ("kernels", "benchmarks"):
+            shutil.copytree(ROOT / folder, root / folder)
         (root / "csrc").mkdir()
         self.write("host/host.cpp", HOST_MODULE)
         self.write("ops.cpp", OPS)

@@ -1,0 +1,16 @@
+"""`make bench`: forward and backward of linear_cross_entropy, ours beside its rivals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.cases import Case
+from benchmarks.peers import Peer
+from benchmarks.pytest_step import matrix, run_rounds
+
+
+@pytest.mark.parametrize(("case", "peer"), matrix("linear_cross_entropy"))
+def test_linear_cross_entropy(benchmark: Any, case: Case, peer: Peer) -> None:
+    run_rounds(benchmark, case, peer)

@@ -1,0 +1,82 @@
+"""Processes that answer questions: one JSON object a line each way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llama_fast
+
+
+class Child:
+    """A process of this package; `ask` it, then `close` it.
+
+    Args:
+        role: "memory" or "training".
+        settings: for its `serve` function.
+        environment: added to ours.
+    """
+
+    def __init__(
+        self, role: str, settings: dict[str, Any], environment: dict[str, str] | None = None
+    ) -> None:
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llama_fast.cli.bench", role, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | (environment or {}),
+            cwd=Path(llama_fast.__file__).parents[1],  # so that it imports this very package
+        )
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """The answer.
+
+        Raises:
+            RuntimeError: the process has ended; the message is the end of what it said.
+        """
+        assert self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            return json.loads(line)
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = "".join(self._errors.readlines()[-5:]).strip()
+        raise RuntimeError(f"{said}\nthe process ended with code {code}".strip())
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin and self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+
+def answers(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The child's side: answers until there are no more questions."""
+    # What libraries print must not come between the answers.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        out.write(json.dumps(answer(json.loads(line))) + "\n")
+        out.flush()

@@ -1,0 +1,185 @@
+"""How a case is timed: all sides in one process, taking turns; medians."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from .cases import BACKWARD, STEP, Case
+from .peers import OURS, Peer, Unsupported
+from .problem import Problem, problem
+from .results import Side
+
+WARM = 2.0  # seconds; a first call as long as that needs no second one to warm up
+# A rival whose step takes longer than SLOW seconds and than twice the fastest rival's decides
+# nothing: it gets FEW rounds.
+SLOW, FEW = 2.0, 3
+SAMPLE = 2e-3  # seconds; a shorter step is repeated until a sample takes as long
+
+
+class _Computed(torch.autograd.Function):
+    """The identity as an operation: its output is no leaf, and costs nothing.
+
+    It stands for the head that made the logits: an op may not overwrite a leaf.
+    """
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad
+
+
+class Step:
+    """One side of one case, ready to run again and again.
+
+    Raises:
+        Unsupported: the peer does not do this case; the message is empty where it never would.
+    """
+
+    def __init__(self, case: Case, peer: Peer, tensors: Problem) -> None:
+        build = peer.build.get(case.op)
+        run = build(case, tensors) if build else None
+        if run is None:
+            raise Unsupported("")
+        self.case, self.peer, self._run = case, peer, run
+        self._leaves, self._grads = tensors.leaves, tensors.grads
+        self._sets = itertools.cycle(tensors.sets)
+        self._first = tensors.sets[0]
+        overwrites = case.options.get("inplace") or case.op in peer.overwrites
+        self._untouched = tensors.untouched if overwrites else {}
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it needs no `restore` between two calls."""
+        return not self._untouched
+
+    def restore(self) -> None:
+        """Puts back what a call overwrote; not timed."""
+        for name, tensor in self._untouched.items():
+            self._first[name].detach().copy_(tensor)
+
+    def __call__(self) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """Outputs and gradients of one run."""
+        given = next(self._sets)
+        if self.case.mode != BACKWARD:
+            # Training brings its own backward; nothing else here needs a graph.
+            with torch.set_grad_enabled(self.case.mode == STEP):
+                return self._run(*given.values()), ()
+        leaves = [given[name] for name in self._leaves]
+        if "logits" in given:
+            given = given | {"logits": _Computed.apply(given["logits"])}
+        out = self._run(*given.values())
+        return out, torch.autograd.grad(out, leaves, self._grads)
+
+
+def _first_tensors(result: tuple[Any, tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    """The first output and the gradient of the data, which is enough to see a wrong rival."""
+    out, grads = result
+    return [(out if isinstance(out, torch.Tensor) else out[0]).detach(), *grads[:1]]
+
+
+def difference(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> float:
+    """Largest root-mean-square distance of two results, relative to the first's size."""
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            return math.inf
+        distance = torch.linalg.vector_norm((x.float() - y.float()).flatten()).item()
+        worst = max(worst, distance / max(torch.linalg.vector_norm(x.float()).item(), 1e-30))
+    return worst
+
+
+def seconds(step: Callable[[], Any], repeat: int, device: str) -> float:
+    """Time of one call, over `repeat` calls."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    begin = time.perf_counter()
+    for _ in range(repeat):
+        step()
+    synchronize()
+    return (time.perf_counter() - begin) / repeat
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, short enough for a table's footnote."""
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0][:160]}".rstrip(": ")
+
+
+def measure(
+    case: Case,
+    peers: list[Peer],
+    rounds: int,
+    device: str,
+    progress: Callable[[int, str], None] = lambda done, what: None,
+) -> list[Side]:
+    """Time every peer on `case`.
+
+    Args:
+        case: what.
+        peers: who; ours first, the others are compared with its result.
+        rounds: samples of each; fewer of a rival that is slow by far (see `SLOW`).
+        device: "cpu" or "cuda".
+        progress: called with rounds done (warm-up included) and who is at work.
+
+    Returns:
+        One `Side` for each peer that has the op, in the order of `peers`.
+    """
+    torch.compiler.reset()  # shapes of the last case would make the next one dynamic
+    tensors = problem(case, device)
+    sides: list[Side] = []
+    steps: list[tuple[Side, Step, float]] = []  # and the seconds of one step
+    ours: list[torch.Tensor] | None = None
+    for peer in peers:
+        side = Side(peer.name)
+        progress(0, peer.name)
+        try:
+            step = Step(case, peer, tensors)
+            begin = time.perf_counter()
+            got = _first_tensors(step())
+            side.first_ms = 1e3 * (time.perf_counter() - begin)
+            if ours is None:
+                ours = [x.clone() for x in got]  # (one may be a view of what comes next)
+            side.difference = difference(ours, got)
+            del got
+            step.restore()
+            once = side.first_ms / 1e3
+            if peer.compiled or once < WARM:
+                once = seconds(step, 1, device)
+                step.restore()
+            if step.repeatable:
+                side.repeat = max(1, min(1000, math.ceil(SAMPLE / once)))
+        except Unsupported as error:
+            if not str(error):
+                continue
+            side.reason = str(error)
+        except Exception as error:  # a rival that fails is a finding, not the end
+            side.reason = one_line(error)
+        else:
+            steps.append((side, step, once))
+        sides.append(side)
+    del ours
+    best = min((once for side, _, once in steps if side.peer != OURS), default=0.0)
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            for index in range(len(steps)):
+                side, step, once = steps[(index + turn) % len(steps)]
+                if turn >= FEW and side.peer != OURS and once > max(SLOW, 2 * best):
+                    continue
+                progress(turn + 1, side.peer)
+                side.samples_ms.append(1e3 * seconds(step, side.repeat, device))
+                step.restore()
+    finally:
+        gc.enable()
+    return sides

@@ -1,0 +1,121 @@
+"""How much memory a step takes: each side in a process of its own, forked from a clean one.
+
+`Worker` starts a process that has imported everything and run nothing. For each question it forks
+a child, which makes the inputs, notes its resident memory, runs one step and reads its peak
+(VmHWM, reset by writing 5 to /proc/self/clear_refs). A library's first call takes memory that has
+nothing to do with the case, so the same op runs on a small shape before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from llama_fast.demo import memory
+
+from .cases import Case
+from .child import Child
+from .peers import Peer, all_peers
+
+# glibc keeps what is freed below a threshold that grows with use; a fixed one gives all large
+# blocks back, so that what is resident is in use.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+
+
+def unavailable() -> str | None:
+    """Why memory cannot be measured here, or None."""
+    if not sys.platform.startswith("linux"):
+        return "measured on Linux only"
+    if not memory.reset_peak():
+        return "/proc/self/clear_refs cannot be written"
+    return None if memory.resident() else "/proc/self/status has no VmRSS"
+
+
+class Worker:
+    """Answers `extra_bytes` until it is closed."""
+
+    def __init__(self, threads: int, peers: list[Peer]) -> None:
+        settings = {"threads": threads, "peers": [peer.name for peer in peers]}
+        self._child = Child("memory", settings, ENVIRONMENT)
+        self._child.ask({})  # until it has imported everything: not while something is timed
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._child.close()
+
+    def extra_bytes(self, case: Case, peer: Peer) -> tuple[int | None, str | None]:
+        """(bytes, None), or (None, why not)."""
+        try:
+            answer = self._child.ask({"case": asdict(case), "peer": peer.name})
+        except RuntimeError as error:
+            return None, str(error).splitlines()[-1]
+        return answer.get("bytes"), answer.get("error")
+
+
+def _step(case: Case, peer: Peer) -> int:
+    """Bytes that one step takes; runs in the forked child."""
+    from .measure import Step
+    from .problem import problem
+
+    step = Step(case, peer, problem(case))
+    # Compiling takes memory, too. What is compiled keeps nothing from one call to the next, so the
+    # case itself may be the rehearsal; our own kernels keep scratch, which has to count.
+    rehearsal = step if peer.compiled else Step(case.small(), peer, problem(case.small()))
+    rehearsal()
+    rehearsal.restore()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = memory.resident()
+    if not memory.reset_peak():
+        raise RuntimeError("/proc/self/clear_refs cannot be written")
+    step()
+    return max(0, memory.peak() - before)
+
+
+def _in_child(case: Case, peer: Peer) -> dict[str, Any]:
+    """The answer of a forked child, or how it died."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        try:
+            answer: dict[str, Any] = {"bytes": _step(case, peer)}
+        except BaseException as error:
+            answer = {"error": f"{type(error).__name__}: {str(error)[:160]}"}
+        os.write(write, json.dumps(answer).encode())
+        os._exit(0)  # no clean-up of what belongs to the parent
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    if said:
+        return json.loads(said)
+    return {"error": f"the process ended with signal {os.WTERMSIG(status)}, perhaps out of memory"}
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """The worker process: a question a line, an answer a line."""
+    import torch
+
+    from .child import answers
+
+    torch.set_num_threads(settings["threads"])
+    known = all_peers()
+    # Once here rather than in every child.
+    if any(known[name].compiled for name in settings["peers"]):
+        importlib.import_module("torch._inductor.compile_fx")
+    if any("transformers" in known[name].needs for name in settings["peers"]):
+        importlib.import_module("transformers.models.llama.modeling_llama")
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        if not question:
+            return {}
+        return _in_child(Case(**question["case"]), known[question["peer"]])
+
+    answers(answer)

@@ -1,0 +1,153 @@
+"""Rivals on a GPU. Every import waits until a case asks for it; a missing package is a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .cases import Case
+from .peers import Peer, Run, Unsupported
+from .peers_torch import EPS, _full_tables
+from .problem import Problem
+
+
+def _flash_attn(case: Case, problem: Problem) -> Run | None:
+    import flash_attn
+
+    if "bias" in problem.extra or "key_padding_mask" in problem.extra:
+        return None
+    if case.dtype == "float32":
+        raise Unsupported("flash-attn has no float32")
+    window = (case.options["window"] - 1, 0) if "window" in case.options else (-1, -1)
+    causal = case.options["causal"]
+    if "documents" in case.options:
+        offsets, longest = problem.extra["cu_seqlens"], max(case.options["documents"])
+        return lambda q, k, v: flash_attn.flash_attn_varlen_func(
+            q, k, v, offsets, offsets, longest, longest, causal=causal
+        )
+    if "copies" in case.options:
+        # The one made for decoding: it splits the keys among the multiprocessors.
+        function: Any = flash_attn.flash_attn_with_kvcache
+    else:
+        function = flash_attn.flash_attn_func
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B,S,H,D), strided
+        return function(q, k, v, causal=causal, window_size=window).transpose(1, 2)
+
+    return run
+
+
+def _liger_cross_entropy(case: Case, problem: Problem) -> Run:
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return liger_cross_entropy
+
+
+def _liger_linear_cross_entropy(case: Case, problem: Problem) -> Run:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy
+
+
+def _liger_rms_norm(case: Case, problem: Problem) -> Run:
+    from liger_kernel.transformers import functional
+
+    if not case.options.get("residual"):
+        return lambda input, weight: functional.liger_rms_norm(input, weight, EPS, in_place=False)
+    fused = getattr(functional, "liger_fused_add_rms_norm", None)
+    if fused is None:
+        raise Unsupported("this Liger-Kernel has no fused addition and norm")
+    return lambda input, weight, residual: fused(input, residual, weight, EPS, in_place=False)
+
+
+def _liger_rope(case: Case, problem: Problem) -> Run:
+    from liger_kernel.transformers.functional import liger_rope
+
+    cos, sin = _full_tables(case, problem)
+    # It turns contiguous inputs in place, leaves included; a copy keeps every round the same.
+    return lambda q, k: liger_rope(q.clone(), k.clone(), cos, sin)
+
+
+def _liger_swiglu(case: Case, problem: Problem) -> Run:
+    from liger_kernel.transformers.functional import liger_swiglu
+
+    return liger_swiglu
+
+
+def _cut_cross_entropy(case: Case, problem: Problem) -> Run:
+    from cut_cross_entropy import linear_cross_entropy
+
+    if case.dtype == "float32":
+        raise Unsupported("cut-cross-entropy has no float32")
+    return linear_cross_entropy
+
+
+def _quack_cross_entropy(case: Case, problem: Problem) -> Run:
+    from quack import cross_entropy
+
+    inplace = bool(case.options.get("inplace"))
+    return lambda logits, target: cross_entropy(
+        logits, target, reduction="mean", inplace_backward=inplace
+    )
+
+
+def _quack_linear_cross_entropy(case: Case, problem: Problem) -> Run:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    return chunked_linear_cross_entropy
+
+
+def _quack_rms_norm(case: Case, problem: Problem) -> Run:
+    from quack import rmsnorm
+
+    if not case.options.get("residual"):
+        return lambda input, weight: rmsnorm(input, weight, eps=EPS)
+    return lambda input, weight, residual: rmsnorm(
+        input, weight, residual=residual, eps=EPS, prenorm=True
+    )
+
+
+PEERS = (
+    Peer(
+        "flash-attn",
+        "flash-attention 2",
+        {"attention": _flash_attn},
+        needs=("flash_attn",),
+        device="cuda",
+    ),
+    Peer(
+        "liger-kernel",
+        "Liger-Kernel's functions",
+        {
+            "cross_entropy": _liger_cross_entropy,
+            "linear_cross_entropy": _liger_linear_cross_entropy,
+            "rms_norm": _liger_rms_norm,
+            "rope": _liger_rope,
+            "swiglu": _liger_swiglu,
+        },
+        needs=("liger_kernel",),
+        device="cuda",
+        overwrites=("cross_entropy",),
+    ),
+    Peer(
+        "cut-cross-entropy",
+        "Apple's cut-cross-entropy",
+        {"linear_cross_entropy": _cut_cross_entropy},
+        needs=("cut_cross_entropy",),
+        device="cuda",
+    ),
+    Peer(
+        "quack",
+        "quack's CuTe kernels",
+        {
+            "cross_entropy": _quack_cross_entropy,
+            "linear_cross_entropy": _quack_linear_cross_entropy,
+            "rms_norm": _quack_rms_norm,
+        },
+        needs=("quack",),
+        device="cuda",
+        overwrites=("cross_entropy",),
+    ),
+)

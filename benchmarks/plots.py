@@ -1,0 +1,277 @@
+"""The suite's pictures, in the colours of the demo's: ours is teal, torch orange."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from llama_fast.demo.plots import GREY, GRID, INK, OURS, TORCH
+
+from .cases import STEP, percent
+from .peers import OURS as OURS_NAME
+from .report import PASS, SHORT, milliseconds, size, times
+from .results import Result, Results
+
+COLOUR = {
+    OURS_NAME: OURS,
+    "torch": TORCH,
+    "torch-by-hand": "#7c2d12",
+    "torch-nested": "#a16207",
+    "torch.compile": "#7c3aed",
+    "flex-attention": "#2563eb",
+    "F.linear_cross_entropy": "#db2777",
+    "transformers": "#ca8a04",
+    "zentorch": "#dc2626",
+    "flash-attn": "#2563eb",
+    "liger-kernel": "#ca8a04",
+    "cut-cross-entropy": "#db2777",
+    "quack": "#65a30d",
+}
+ROW = 0.3  # inches
+OP_NAME = {"llama_training": "Llama training step"}
+
+
+def draw_all(results: Results, stem: Path) -> list[Path]:
+    """Every picture that `results` have the data for, as `<stem>-<name>.png`."""
+    drawn = []
+    pictures: dict[str, Callable[[Results, Path], bool]] = {
+        "speedup": speedup,
+        "limits": limits,
+        "memory": memory,
+        "window": window,
+    }
+    for name, draw in pictures.items():
+        path = stem.with_name(f"{stem.name}-{name}.png")
+        path.unlink(missing_ok=True)  # of an earlier run with other cases
+        if draw(results, path):
+            drawn.append(path)
+    return drawn
+
+
+def _label(result: Result) -> str:
+    case = result.case
+    if case.mode == STEP:  # (all its sizes are too many)
+        return f"{case.variant}, B={case.sizes['B']} S={case.sizes['S']}  {SHORT[case.dtype]}"
+    return f"{case.title}  {SHORT[case.dtype]} {PASS[case.mode]}"
+
+
+def _panels(rows: list[Result]) -> tuple[Figure, list[tuple[Axes, list[Result]]]]:
+    """One panel an op, one under the other, each as high as it has rows."""
+    groups: dict[str, list[Result]] = {}
+    for result in rows:
+        groups.setdefault(result.case.op, []).append(result)
+    heights = [len(group) + 1.6 for group in groups.values()]
+    figure = Figure(figsize=(10.5, 1.5 + ROW * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(groups), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    panels = []
+    for panel, (op, group) in zip(axes, groups.items(), strict=True):
+        panel.set_title(OP_NAME.get(op, op), loc="left", color=INK, weight="bold", size=10)
+        panel.set_yticks(range(len(group)), [_label(result) for result in group], fontsize=8)
+        panel.set_ylim(len(group) - 0.4, -0.6)
+        panel.set_axisbelow(True)
+        panel.grid(axis="x", color=GRID)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(colors=INK, length=0, labelbottom=True, labelsize=8)
+        panel.tick_params(axis="y", pad=46)  # room for `_figure`
+        panels.append((panel, group))
+    return figure, panels
+
+
+def _legend(figure: Figure, names: list[str], filled: str) -> None:
+    handles = [
+        Line2D([], [], marker="s" if name == filled else "o", linestyle="", label=name,
+               color=COLOUR.get(name, GREY), markersize=8 if name == filled else 6)
+        for name in names
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(5, len(names)), frameon=False
+    )
+
+
+def _dots(panel: Axes, y: float, values: dict[str, float]) -> None:
+    """The rivals of a row, a little apart in height, so that equal ones show."""
+    step = 0.36 / max(1, len(values) - 1)
+    top = y - step * (len(values) - 1) / 2
+    for index, (peer, value) in enumerate(values.items()):
+        colour = COLOUR.get(peer, GREY)
+        at = value, top + index * step
+        panel.scatter(*at, 34, colour, edgecolors="white", linewidths=0.7, zorder=3)
+
+
+def _figure(panel: Axes, y: float, text: str) -> None:
+    """The row's number, between its label and the axis."""
+    panel.annotate(
+        text, (0, y), (-6, 0), ("axes fraction", "data"), "offset points", ha="right", va="center",
+        fontsize=8, color=INK, weight="bold",
+    )  # fmt: skip
+
+
+def _present(rows: list[Result], ours: bool = True) -> list[str]:
+    names = dict.fromkeys(side.peer for result in rows for side in result.measured)
+    return [name for name in COLOUR if name in names and (ours or name != OURS_NAME)]
+
+
+def _log_ticks(axes: Axes, low: float, high: float, text: Callable[[float], str]) -> None:
+    """A log axis with ticks at 1, 2, 5 times powers of ten (1 alone on long axes)."""
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    axes.xaxis.set_major_locator(FixedLocator([s * 10.0**d for d in decades for s in steps]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+
+
+def speedup(results: Results, path: Path) -> bool:
+    """How many times longer each rival takes; the bar ends at the fastest one."""
+    rows = [r for r in results.results if r.ours and r.rivals]
+    if not rows:
+        return False
+    figure, panels = _panels(rows)
+    ratios = [r.ratio(side) or 1.0 for r in rows for side in r.rivals]
+    low, high = min(0.8, *(0.8 * x for x in ratios)), max(2.0, *(1.6 * x for x in ratios))
+    for panel, group in panels:
+        for y, result in enumerate(group):
+            best = result.ratio(result.rivals[0]) or 1.0
+            panel.barh(y, best - 1, 0.62, left=1, color=OURS if best >= 1 else TORCH, alpha=0.85)
+            _dots(panel, y, {s.peer: result.ratio(s) or 1.0 for s in result.rivals})
+            _figure(panel, y, times(best))
+        panel.axvline(1, color=INK, linewidth=1)
+        _log_ticks(panel, low, high, lambda value: f"{value:g}×")
+    _legend(figure, _present(rows, ours=False), "")
+    figure.suptitle(
+        "Time of the rivals, in multiples of llama_fast's (right is better)\n"
+        "the bar ends at the fastest rival",
+        color=INK,
+        weight="bold",
+        size=11,
+    )
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def limits(results: Results, path: Path) -> bool:
+    """Share of the measured limit of the machine: ours as a bar, the rivals as dots."""
+    rows = [
+        r for r in results.results
+        if r.ours and percent(r.case, r.ours.median_ms / 1e3, results.limits)
+    ]  # fmt: skip
+    if not rows:
+        return False
+    figure, panels = _panels(rows)
+    top = 100.0
+    for panel, group in panels:
+        for y, result in enumerate(group):
+            shares = {
+                side.peer: percent(result.case, side.median_ms / 1e3, results.limits) or 0.0
+                for side in result.measured
+            }
+            top = max(top, *shares.values())
+            ours = shares.pop(OURS_NAME)
+            panel.barh(y, ours, 0.62, color=OURS, alpha=0.85)
+            _figure(panel, y, f"{ours:.0f} %" if ours >= 1 else "<1 %")
+            _dots(panel, y, shares)
+        panel.axvline(100, color=INK, linewidth=1, linestyle="--")
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    panels[0][0].set_xlim(0, top * 1.04)
+    _legend(figure, _present(rows), OURS_NAME)
+    figure.suptitle(
+        "Share of what the machine can do (right is better)\n"
+        "matrix products: torch.mm's rate; the rest: copy or read bandwidth",
+        color=INK,
+        weight="bold",
+        size=11,
+    )
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def memory(results: Results, path: Path) -> bool:
+    """Memory that a step takes on top of its inputs."""
+    rows = [r for r in results.results if r.ours and r.ours.extra_bytes]
+    rows = [r for r in rows if any(side.extra_bytes for side in r.rivals)]
+    if not rows:
+        return False
+    figure, panels = _panels(rows)
+    everything = [s.extra_bytes / 1e6 for r in rows for s in r.measured if s.extra_bytes]
+    low = 10 ** math.floor(math.log10(min(everything)))
+    for panel, group in panels:
+        for y, result in enumerate(group):
+            _dots(panel, y, {s.peer: s.extra_bytes / 1e6 for s in result.rivals if s.extra_bytes})
+            assert result.ours and result.ours.extra_bytes
+            value = result.ours.extra_bytes / 1e6
+            panel.barh(y, value - low, 0.62, left=low, color=OURS, alpha=0.85)
+            _figure(panel, y, size(result.ours.extra_bytes))
+        high = max(everything) * 1.4
+        _log_ticks(panel, low, high, lambda value: size(int(value * 1e6)))
+    _legend(figure, _present(rows), OURS_NAME)
+    figure.suptitle(
+        "Memory at the peak of a step, on top of its inputs (left is better)",
+        color=INK,
+        weight="bold",
+        size=11,
+    )
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def window(results: Results, path: Path) -> bool:
+    """Time over length with a sliding window: a straight line is linear cost."""
+    rows = [r for r in results.results if r.ours and "window" in r.case.options]
+    modes = [
+        mode for mode in PASS if sum(r.case.mode == mode for r in rows) > 1
+    ]  # a line needs two points
+    if not modes:
+        return False
+    figure = Figure(figsize=(4.6 * len(modes) + 1, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(modes), squeeze=False)[0]
+    for panel, mode in zip(panels, modes, strict=True):
+        chosen = sorted((r for r in rows if r.case.mode == mode), key=lambda r: r.case.sizes["S"])
+        for name in _present(chosen):
+            points = [
+                (r.case.sizes["S"], side.median_ms)
+                for r in chosen for side in r.measured if side.peer == name
+            ]  # fmt: skip
+            width, order = (2.6, 3) if name == OURS_NAME else (1.6, 2)
+            panel.plot(*zip(*points, strict=True), color=COLOUR.get(name, GREY), linewidth=width,
+                       marker="o", zorder=order, label=name)  # fmt: skip
+            last = points[-1]
+            panel.annotate(
+                milliseconds(last[1]), last, (5, 0), textcoords="offset points",
+                fontsize=8, va="center", color=COLOUR.get(name, GREY),
+            )  # fmt: skip
+        lengths = [r.case.sizes["S"] for r in chosen]
+        first = chosen[0].ours
+        assert first
+        panel.plot(
+            lengths, [first.median_ms * s / lengths[0] for s in lengths],
+            color=INK, linewidth=1, linestyle=":", zorder=1, label="linear",
+        )  # fmt: skip
+        panel.set(xscale="log", yscale="log", title=mode, xlabel="length S")
+        panel.set_xlim(lengths[0] * 0.9, lengths[-1] * 1.45)
+        panel.xaxis.set_major_locator(FixedLocator(lengths))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.title.set(color=INK, size=10)
+        panel.grid(color=GRID)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(colors=INK, length=0)
+    panels[0].legend(frameon=False, fontsize=9)
+    case = rows[0].case
+    figure.suptitle(
+        f"Attention in a window of {case.options['window']}: time over length "
+        f"({SHORT[case.dtype]}, H={case.sizes['H']}, D={case.sizes['D']})",
+        color=INK,
+        weight="bold",
+        size=11,
+    )
+    figure.savefig(path, dpi=130)
+    return True

@@ -1,0 +1,214 @@
+"""What people read: tables on a terminal, markdown, and the names of the files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from llama_fast import info
+
+from .cases import FORWARD, percent
+from .peers import OURS
+from .results import Result, Results, Side
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+PASS = {"forward": "fwd", "forward+backward": "fwd+bwd", "training step": "step"}
+# Half of bfloat16's digits: further apart than that, two sides do not compute the same.
+DISAGREE = 0.06
+
+
+def machine_slug(device: str) -> str:
+    """A file name for this machine: "cpu-amd-epyc-zen4", "cuda-nvidia-h200"."""
+    if device == "cuda":
+        import torch
+
+        return "cuda-" + _slug(torch.cuda.get_device_name())
+    name = re.sub(r"\((R|TM)\)|\b(CPU|Processor|with .*)\b|@.*|\d+-Core", " ", info.cpu_model())
+    return "cpu-" + _slug(f"{name} {_amd_generation()}")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _amd_generation() -> str:
+    """The microarchitecture of an AMD processor, whose name in a virtual machine may be "EPYC"."""
+    facts = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            facts[key.strip()] = value.strip()
+    except OSError:
+        return ""
+    if facts.get("vendor_id") != "AuthenticAMD":
+        return ""
+    family, model = int(facts.get("cpu family", 0)), int(facts.get("model", 0))
+    if family == 0x19:  # Zen 3 and 4 share a family
+        return "zen4" if 0x10 <= model <= 0x1F or model >= 0x60 else "zen3"
+    return {0x17: "zen2" if model >= 0x30 else "zen", 0x1A: "zen5"}.get(family, "")
+
+
+def milliseconds(ms: float) -> str:
+    """With three digits that mean something."""
+    if ms < 1:
+        return f"{1e3 * ms:.0f} µs" if ms >= 0.1 else f"{1e3 * ms:.1f} µs"
+    return f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms" if ms < 1e3 else f"{ms / 1e3:.2f} s"
+
+
+def size(bytes_: int | None) -> str:
+    """With a unit that fits."""
+    if bytes_ is None:
+        return "–"
+    if bytes_ < 1e6:
+        return f"{bytes_ / 1e3:.0f} kB"
+    return f"{bytes_ / 1e9:.2f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.0f} MB"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio: "2.4×"."""
+    if ratio is None:
+        return "–"
+    return f"{ratio:.2f}×" if ratio < 2 else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
+def share(results: Results, result: Result, side: Side) -> str:
+    """Percent of the machine's limit."""
+    value = percent(result.case, side.median_ms / 1e3, results.limits)
+    return "–" if value is None else f"{value:.0f} %" if value >= 1 else "<1 %"
+
+
+def summary(results: Results, result: Result) -> str:
+    """A case in a few words, with rich's markup: our time and the fastest rival."""
+    ours, rivals = result.ours, result.rivals
+    if ours is None:
+        return "[bold red]not measured[/]"
+    text = f"[green]{milliseconds(ours.median_ms)}[/], {share(results, result, ours)} of limit"
+    if rivals:
+        text += f", [bold]{times(result.ratio(rivals[0]))}[/] {rivals[0].peer}"
+    return text
+
+
+def header(results: Results) -> list[str]:
+    """The machine, its limits and how the run was made, a line each."""
+    machine, s, limits = results.machine, results.settings, results.limits
+    cpu = machine["cpu"]
+    where = (
+        machine["gpu"][0] if s["device"] == "cuda" else f"{cpu['model']}, {s['threads']} threads"
+    )
+    pages = "on" if s["huge_pages"] else "off"
+    lines = [
+        f"{where}, {cpu['instruction_set']}, torch {machine['versions']['torch']}, "
+        f"llama_fast {machine['versions']['llama_fast']}",
+        f"median of {s['rounds']} rounds, sides taking turns; huge pages for torch's allocator "
+        f"{pages} (THP_MEM_ALLOC_ENABLE={int(s['huge_pages'])})",
+        "limits measured here: "
+        + ", ".join(
+            f"{name} {rate / 1e9:,.1f} {'GFLOP/s' if name.startswith('gemm') else 'GB/s'}"
+            for name, rate in limits.items()
+        ),
+    ]
+    if s["quick"]:
+        lines.append("quick: small sizes and few rounds; the figures say nothing about speed")
+    return lines
+
+
+def notes(results: Results) -> list[str]:
+    """Peers that took no part and sides that failed or disagreed, a line each."""
+    lines = [f"{name} is missing: {why}" for name, why in results.missing.items()]
+    failed: dict[tuple[str, str], list[str]] = {}
+    for result in results.results:
+        for side in result.sides:
+            if side.reason:
+                failed.setdefault((side.peer, side.reason), []).append(result.case.name)
+            if side.samples_ms and len(side.samples_ms) < results.settings["rounds"]:
+                lines.append(
+                    f"{side.peer} has {len(side.samples_ms)} rounds on {result.case.name}: "
+                    "over twice as slow as the fastest rival"
+                )
+            if side.difference is not None and not side.difference < DISAGREE:
+                lines.append(
+                    f"{side.peer} differs from {OURS} by {side.difference:.2g} "
+                    f"(relative) on {result.case.name}"
+                )
+    for (peer, reason), names in failed.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"{peer} not measured on {names[0]}{more}: {reason}")
+    reasons = {side.extra_reason for r in results.results for side in r.sides if side.extra_reason}
+    lines += [f"memory not measured: {reason}" for reason in sorted(reasons)]
+    return lines
+
+
+def tables(results: Results) -> Iterator[Table]:
+    """For a terminal: one table an op, a row a side."""
+    for op in dict.fromkeys(result.case.op for result in results.results):
+        training = op == "llama_training"
+        table = Table(box=box.SIMPLE_HEAD, title=op, title_justify="left", title_style="bold cyan")
+        table.add_column("case", max_width=34)
+        table.add_column("")
+        table.add_column("side", no_wrap=True)
+        for name in ("median", "× ours", "of limit", "tokens/s" if training else None, "memory"):
+            if name:
+                table.add_column(name, justify="right", no_wrap=True)
+        for result in results.results:
+            if result.case.op == op:
+                _rows(table, results, result)
+        yield table
+
+
+def _rows(table: Table, results: Results, result: Result) -> None:
+    case = result.case
+    first = (case.title, f"{SHORT[case.dtype]} {PASS[case.mode]}")
+    sides = [side for side in (result.ours, *result.rivals) if side]
+    for side in sides or [Side("not measured")]:
+        cells: list[Any] = ["–"] * (5 if len(table.columns) == 8 else 4)
+        if side.samples_ms:
+            rate = result.tokens_per_second(side)
+            cells = [
+                milliseconds(side.median_ms),
+                "" if side.peer == OURS else times(result.ratio(side)),
+                share(results, result, side),
+                *([f"{rate:,.0f}"] if rate else []),
+                "" if case.mode == FORWARD else size(side.extra_bytes),
+            ]
+        fastest = result.rivals and side is result.rivals[0]
+        style = "green" if side.peer == OURS else "bold" if fastest else "dim"
+        table.add_row(*first, side.peer, *cells, style=style, end_section=side is sides[-1])
+        first = ("", "")
+
+
+def markdown(results: Results) -> str:
+    """All of it as one page."""
+    device = results.settings["device"]
+    lines = [
+        f"# Benchmarks on {device.upper()}",
+        "",
+        *(f"{line}  " for line in header(results)),
+        "",
+    ]
+    lines += [f"`{results.settings['command']}`, {results.seconds:.0f} s.", ""]
+    lines += [
+        "| op | case | dtype, pass | llama_fast | of limit | memory | rivals (× ours) and memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results.results:
+        case, ours = result.case, result.ours
+        rivals = ", ".join(
+            f"{side.peer} {milliseconds(side.median_ms)} (**{times(result.ratio(side))}**)"
+            + (f" {size(side.extra_bytes)}" if side.extra_bytes is not None else "")
+            for side in result.rivals
+        )
+        row = [case.op, case.title, f"{SHORT[case.dtype]} {PASS[case.mode]}"]
+        if ours:
+            rate = result.tokens_per_second(ours)
+            shown = milliseconds(ours.median_ms) + (f", {rate:,.0f} tokens/s" if rate else "")
+            row += [shown, share(results, result, ours), size(ours.extra_bytes)]
+        else:
+            row += ["–", "–", "–"]
+        lines.append(f"| {' | '.join([*row, rivals or '–'])} |")
+    lines += ["", *(f"- {line}" for line in notes(results)), ""]
+    return "\n".join(lines)

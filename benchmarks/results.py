@@ -1,0 +1,163 @@
+"""What a run of the suite found, and its JSON form."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .cases import STEP, Case, percent
+from .peers import OURS
+
+FORMAT = 1
+
+
+@dataclass
+class Side:
+    """One peer on one case.
+
+    Attributes:
+        peer: its name.
+        samples_ms: milliseconds of one step, a number a round.
+        repeat: steps that a sample is the mean of (short steps only).
+        first_ms: the first call of all, compilation included.
+        difference: root-mean-square distance of its results from ours, relative.
+        extra_bytes: memory that a step takes at its peak, on top of its inputs.
+        extra_reason: why that is not known.
+        reason: why there are no samples.
+    """
+
+    peer: str
+    samples_ms: list[float] = field(default_factory=list)
+    repeat: int = 1
+    first_ms: float | None = None
+    difference: float | None = None
+    extra_bytes: int | None = None
+    extra_reason: str | None = None
+    reason: str | None = None
+
+    @property
+    def median_ms(self) -> float:
+        """Median of the samples."""
+        return statistics.median(self.samples_ms)
+
+    def quartiles(self) -> tuple[float, float]:
+        """First and third."""
+        if len(self.samples_ms) < 2:
+            return self.median_ms, self.median_ms
+        low, _, high = statistics.quantiles(self.samples_ms, n=4, method="inclusive")
+        return low, high
+
+
+@dataclass
+class Result:
+    """All sides of one case."""
+
+    case: Case
+    sides: list[Side]
+
+    @property
+    def ours(self) -> Side | None:
+        """Our side, where it has samples."""
+        return next((s for s in self.measured if s.peer == OURS), None)
+
+    @property
+    def measured(self) -> list[Side]:
+        """Sides with samples."""
+        return [side for side in self.sides if side.samples_ms]
+
+    @property
+    def rivals(self) -> list[Side]:
+        """Measured sides but ours, the fastest first."""
+        rivals = [side for side in self.measured if side.peer != OURS]
+        return sorted(rivals, key=lambda side: side.median_ms)
+
+    def ratio(self, side: Side) -> float | None:
+        """How many times longer `side` takes than ours."""
+        return side.median_ms / self.ours.median_ms if self.ours else None
+
+    def tokens_per_second(self, side: Side) -> float | None:
+        """Of a training step; None for an op."""
+        if self.case.mode != STEP:
+            return None
+        return self.case.sizes["B"] * self.case.sizes["S"] / side.median_ms * 1e3
+
+    def as_dict(self, limits: dict[str, float]) -> dict[str, Any]:
+        """For JSON, with what follows from the samples written out."""
+        kind, amount = self.case.work()
+        sides = []
+        for side in self.sides:
+            row = asdict(side)
+            if side.samples_ms:
+                low, high = side.quartiles()
+                row |= {
+                    "median_ms": side.median_ms,
+                    "min_ms": min(side.samples_ms),
+                    "quartiles_ms": [low, high],
+                    "ratio_to_ours": self.ratio(side),
+                    "percent_of_limit": percent(self.case, side.median_ms / 1e3, limits),
+                    "tokens_per_second": self.tokens_per_second(side),
+                }
+            sides.append(row)
+        case = asdict(self.case) | {"title": self.case.title}
+        return {"case": case, "limit": {"kind": kind, "work": amount}, "sides": sides}
+
+
+@dataclass
+class Results:
+    """A whole run.
+
+    Attributes:
+        settings: device, rounds, quick, threads, huge_pages, command.
+        machine: `llama_fast.info.collect()`.
+        limits: "gemm <dtype>" in FLOP/s, "read" and "copy" in bytes/s.
+        missing: peer -> why it took no part.
+        peers: peer -> what it is.
+        results: one a case.
+        seconds: the whole run.
+    """
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    limits: dict[str, float]
+    missing: dict[str, str]
+    peers: dict[str, str]
+    results: list[Result] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        whole = {
+            "format": FORMAT,
+            "settings": self.settings,
+            "machine": self.machine,
+            "limits": self.limits,
+            "peers": self.peers,
+            "missing": self.missing,
+            "seconds": self.seconds,
+            "results": [result.as_dict(self.limits) for result in self.results],
+        }
+        path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def read(path: Path) -> Results:
+    """What `Results.write` wrote: tables and plots can be made again.
+
+    Raises:
+        ValueError: not such a file, or of another format.
+    """
+    whole = json.loads(path.read_text())
+    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected results of llama-fast bench, format {FORMAT}")
+    results = []
+    for one in whole["results"]:
+        title = one["case"].pop("title")
+        case = Case(**one["case"])
+        assert case.title == title
+        names = Side.__dataclass_fields__
+        sides = [Side(**{n: x for n, x in row.items() if n in names}) for row in one["sides"]]
+        results.append(Result(case, sides))
+    rest = ("settings", "machine", "limits", "missing", "peers", "seconds")
+    return Results(**{name: whole[name] for name in rest}, results=results)

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Builds, tests and measures on a machine with a GPU and without network.
+# Needs a Python with torch 2.10 or newer (made for CUDA), triton, numpy, ninja, pybind11,
+# setuptools >= 77, matplotlib, rich and pytest; a C++ compiler and nvcc where there are kernels
+# for them.   PYTHON=python3.12 OUT=gpu-results benchmarks/run_gpu.sh [arguments of llama-fast bench]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+out=${OUT:-bench-results}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+"$python" - <<'CHECK'
+import sys
+
+import torch
+
+if not torch.cuda.is_available():
+    sys.exit(f"run_gpu.sh: torch {torch.__version__} finds no GPU")
+print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, Python {sys.version.split()[0]}")
+CHECK
+
+mkdir -p "$out"
+# In place: nothing is installed, so nothing is fetched.
+"$python" setup.py -q build_ext --inplace 2>&1 | tee "$out/build.log"
+"$python" -m llama_fast info | tee "$out/info.txt"
+
+# A failing test is reported at the end; the figures are wanted all the same. Code 5: no such tests.
+tests=0
+"$python" -m pytest tests -m gpu -q -p no:cacheprovider 2>&1 | tee "$out/tests.log" || tests=$?
+"$python" -m llama_fast bench --device cuda --out "$out" "$@" 2>&1 | tee "$out/bench.log"
+
+if [ "$tests" -ne 0 ] && [ "$tests" -ne 5 ]; then
+  echo "run_gpu.sh: tests failed, see $out/tests.log" >&2
+  exit 1
+fi

@@ -1,0 +1,128 @@
+"""Runs the suite: the machine's limits, then every case, then its memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from llama_fast import info
+
+from . import memory
+from .cases import BACKWARD, STEP, Case
+from .limits import measure_limits
+from .measure import Step, measure
+from .peers import Peer
+from .problem import problem
+from .results import Result, Results, Side
+from .training import measure_training
+
+# Called with (work done, work in all, what is going on).
+Bar = Callable[[int, int, str], None]
+
+
+@dataclass
+class Settings:
+    """How the suite runs.
+
+    Attributes:
+        command: the command line, for the report.
+        device: "cpu" or "cuda".
+        rounds: samples of each side.
+        quick: small sizes, which mean nothing.
+        huge_pages: whether torch's allocator asks for them (THP_MEM_ALLOC_ENABLE).
+        memory: whether to measure it.
+        threads: of torch and of our kernels.
+    """
+
+    command: str
+    device: str = "cpu"
+    rounds: int = 9
+    quick: bool = False
+    huge_pages: bool = False
+    memory: bool = True
+    threads: int = field(default_factory=torch.get_num_threads)
+
+
+class Suite:
+    """A run; `results` holds what is measured so far."""
+
+    def __init__(
+        self, settings: Settings, cases: list[Case], peers: list[Peer], missing: dict[str, str]
+    ) -> None:
+        self._settings, self._cases, self._peers = settings, cases, peers
+        what = {peer.name: peer.what for peer in peers}
+        self.results = Results(vars(settings).copy(), info.collect(), {}, missing, what)
+
+    def run(self, bar: Bar, done: Callable[[Result], None] = lambda result: None) -> None:
+        """Measures everything; `done` is called with each finished case."""
+        began = time.perf_counter()
+        per_case = self._settings.rounds + 2  # (warm-up and memory)
+        total = per_case * len(self._cases)
+        quick, device = self._settings.quick, self._settings.device
+        limits = measure_limits(device, quick, lambda what: bar(0, total, f"limits: {what}"))
+        self.results.limits.update(limits)
+        bar(0, total, "a process that measures memory")
+        worker, no_worker = self._worker()
+        try:
+            for index, case in enumerate(self._cases):
+
+                def progress(turn: int, what: str, at: int = index * per_case) -> None:
+                    bar(at + turn, total, f"{self._cases[at // per_case].op} {what}")
+
+                result = Result(case, self._sides(case, progress))
+                if case.mode == BACKWARD and self._settings.memory:
+                    for side in result.measured:
+                        progress(per_case - 1, f"memory of {side.peer}")
+                        self._memory(case, side, worker, no_worker)
+                self.results.results.append(result)
+                self.results.seconds = time.perf_counter() - began
+                done(result)
+        finally:
+            if worker:
+                worker.close()
+
+    def _sides(self, case: Case, progress: Callable[[int, str], None]) -> list[Side]:
+        s = self._settings
+        if case.mode == STEP:
+            return measure_training(case, self._peers, s.rounds, s.device, s.threads, progress)
+        return measure(case, self._peers, s.rounds, s.device, progress)
+
+    def _worker(self) -> tuple[memory.Worker | None, str | None]:
+        """The process that measures memory if one is needed, or why there is none."""
+        needed = any(case.mode == BACKWARD for case in self._cases)
+        if not (needed and self._settings.memory and self._settings.device == "cpu"):
+            return None, None
+        reason = memory.unavailable()
+        if reason is not None:
+            return None, reason
+        try:
+            return memory.Worker(self._settings.threads, self._peers), None
+        except RuntimeError as error:
+            return None, str(error).splitlines()[-1]
+
+    def _memory(
+        self, case: Case, side: Side, worker: memory.Worker | None, no_worker: str | None
+    ) -> None:
+        peer = next(peer for peer in self._peers if peer.name == side.peer)
+        if worker:
+            side.extra_bytes, side.extra_reason = worker.extra_bytes(case, peer)
+        elif no_worker:
+            side.extra_reason = no_worker
+        else:
+            side.extra_bytes = cuda_extra_bytes(case, peer)
+
+
+def cuda_extra_bytes(case: Case, peer: Peer) -> int:
+    """Memory that a step takes on the GPU at its peak, on top of its inputs."""
+    step = Step(case, peer, problem(case, "cuda"))
+    for _ in range(2):  # (the first compiles and tunes)
+        step.restore()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

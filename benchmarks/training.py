@@ -1,0 +1,117 @@
+"""Training steps: each side in a process of its own, so that its peak memory is its own.
+
+The processes take turns, a step each, like the sides of any other case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from llama_fast.demo import memory
+
+from .cases import Case
+from .child import Child
+from .peers import Peer, all_peers
+from .results import Side
+
+
+def measure_training(
+    case: Case,
+    peers: list[Peer],
+    rounds: int,
+    device: str,
+    threads: int,
+    progress: Callable[[int, str], None] = lambda done, what: None,
+) -> list[Side]:
+    """Time every peer that trains, and its peak memory on top of what Python and torch take.
+
+    Arguments and result as `measure.measure`.
+    """
+    sides: list[Side] = []
+    running: list[tuple[Side, Child]] = []
+    losses: list[float] = []
+    settings = {"case": asdict(case), "device": device, "threads": threads}
+    try:
+        for peer in peers:
+            if case.op not in peer.build:
+                continue
+            side = Side(peer.name)
+            sides.append(side)
+            progress(0, peer.name)
+            # A model has many kernels to compile, and its process is long done when it is timed.
+            environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+            child = Child("training", settings | {"peer": peer.name}, environment)
+            try:
+                ready = child.ask({})
+            except RuntimeError as error:
+                side.reason = str(error).splitlines()[-1]
+                child.close()
+                continue
+            if "error" in ready:
+                side.reason = ready["error"]
+                child.close()
+                continue
+            running.append((side, child))
+            side.first_ms = ready["ms"]
+            # Weights are drawn at random on each side: the first losses are alike, not equal.
+            losses.append(ready["loss"])
+            side.difference = abs(losses[-1] / losses[0] - 1)
+        for turn in range(rounds):
+            for index in range(len(running)):
+                side, child = running[(index + turn) % len(running)]
+                progress(turn + 1, side.peer)
+                side.samples_ms.append(child.ask({})["ms"])
+        for side, child in running:
+            last = child.ask({"memory": True})
+            side.extra_bytes, side.extra_reason = last["bytes"], last["reason"]
+    finally:
+        for _, child in running:
+            child.close()
+    return sides
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """The process of one side: builds and warms up at the first question, then steps."""
+    import torch
+
+    from .child import answers
+    from .measure import Step, one_line
+    from .memory import unavailable
+    from .problem import problem
+
+    case, device = Case(**settings["case"]), settings["device"]
+    torch.set_num_threads(settings["threads"])
+    before = memory.resident()
+    state: dict[str, Any] = {}
+
+    def timed() -> dict[str, Any]:
+        begin = time.perf_counter()
+        loss = float(state["step"]()[0])  # (waits for a GPU, too)
+        return {"ms": 1e3 * (time.perf_counter() - begin), "loss": loss}
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        if question.get("memory"):
+            if device == "cuda":
+                return {"bytes": torch.cuda.max_memory_allocated(), "reason": None}
+            return {"bytes": None if reason else memory.peak() - before, "reason": reason}
+        if state:
+            return timed()
+        try:
+            torch.manual_seed(0)
+            state["step"] = Step(case, all_peers()[settings["peer"]], problem(case, device))
+            first = timed()
+            timed()
+        except Exception as error:
+            return {"error": one_line(error)}
+        # Compiling is over; what it left behind counts, what it took meanwhile does not.
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            memory.reset_peak()
+        return first
+
+    reason = unavailable()
+    answers(answer)
