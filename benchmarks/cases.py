@@ -167,13 +167,22 @@ def _cpu_attention() -> Iterator[Case]:
         H=8,
     )
     yield from _attention(
+        "float bias (H,S,T), causal",
+        "relative positions of a decoder; the bias needs no gradient",
+        BACKWARD,
+        bf16,
+        {"bias": True},
+        S=2048,
+        H=8,
+    )
+    yield from _attention(
         "key padding",
         "a batch of unequal prompts, padded on the right",
         BACKWARD,
         bf16,
-        {"lengths": [1024, 700, 300]},
-        B=3,
-        S=1024,
+        {"lengths": [2048, 1024]},
+        B=2,
+        S=2048,
         H=8,
     )
     for B, copies in ((1, 64), (8, 8)):

@@ -7,6 +7,7 @@
 // occupy the threads, items make either dK and dV of a share of the key tiles or dQ of a share of
 // the query tiles instead. Either way each number is summed in the same order, so results do not
 // depend on the number of threads.
+#include "cpu/attention_delta.h"
 #include "cpu/attention_tile.h"
 #include "cpu/parallel.h"
 
@@ -134,12 +135,17 @@ struct Backward {
 
   void run() {
     pack_keys();
-    if (want_k) zero(grad_k, key_tiles * kKeys * key_size);
-    if (want_v) zero(grad_v, key_tiles * kKeys * value_size);
+    for (int64_t t = 0; t < key_tiles; ++t) {
+      const int64_t n = smaller(kKeys, s.keys - first_key(t)), k = t * kKeys;
+      if (want_k) zero(grad_k + k * key_size, n * key_size);
+      if (want_v) zero(grad_v + k * value_size, n * value_size);
+    }
     const int64_t group = a.heads / a.kv_heads;
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       pack_queries(head);
-      if (want_q) zero(grad_q, query_tiles * kQueries * key_size);
+      for (int64_t t = 0; want_q && t < query_tiles; ++t)
+        zero(grad_q + t * kQueries * key_size,
+             smaller(kQueries, s.queries - first_query(t)) * key_size);
       const Scores<M> score(a, s, head);
       for (int64_t key_tile = 0; key_tile < key_tiles; ++key_tile)
         for (int64_t query_tile = 0; query_tile < query_tiles; ++query_tile)
@@ -315,46 +321,6 @@ struct Backward {
   }
 #endif
 };
-
-// Sum of x * y with the roundings of the tile product dO V': where one key has all the weight, dS
-// is the difference of the two, and equal roundings cancel.
-template <class T>
-T product_order_dot(const T* x, const T* y, int64_t n) {
-  T total = 0;
-  for (int64_t left = n, c = 0; left > 0;) {
-    const int64_t run = left > kRun + kRun / 2 ? kRun : left;
-    T sum = 0;
-    for (const int64_t end = c + run; c < end; ++c) sum = x[c] * y[c] + sum;
-    total += sum;
-    left -= run;
-  }
-  return total;
-}
-
-// delta = rowsum(dO * O) - dlse for every row, and the gradient of the sinks, whose probability
-// exp(sink - lse) has no value: dsink = -sum over rows of exp(sink - lse) * delta.
-template <class T>
-void prepare(const AttentionArgs& a, int64_t sequence, int64_t head) {
-  const Sequence s(a, sequence);
-  T* out = static_cast<T*>(thread_scratch(static_cast<size_t>(2 * a.value_size) * sizeof(T)));
-  T* grad = out + a.value_size;
-  double sink_gradient = 0;
-  for (int64_t i = 0; i < s.queries; ++i) {
-    const int64_t row = s.first_query + i;
-    read_row(a.out, a.dtype, s.batch, head, row, a.value_size, out);
-    read_row(a.grad_out, a.dtype, s.batch, head, row, a.value_size, grad);
-    T delta = product_order_dot(out, grad, a.value_size);
-    if (a.grad_lse.data != nullptr) delta -= at<T>(a.grad_lse, s.batch, head, row);
-    at<T>(a.delta, s.batch, head, row) = delta;
-    if (a.grad_sinks != nullptr) {
-      const double lse = static_cast<double>(at<T>(a.lse, s.batch, head, row)) +
-                         at<T>(a.lse_low, s.batch, head, row);
-      if (lse != -kInfinity<double>)
-        sink_gradient -= std::exp(static_cast<const T*>(a.sinks)[head] - lse) * delta;
-    }
-  }
-  if (a.grad_sinks != nullptr) a.grad_sinks[sequence * a.heads + head] = sink_gradient;
-}
 
 template <class M>
 void run(const AttentionArgs& a) {

@@ -174,6 +174,37 @@ void product(int64_t m, int64_t n, int64_t kk, Left<M> a, Packed<M> b, typename 
 // Source: `rows` rows of numbers, `stride` raw numbers apart (a multiple of kPack), each padded
 // with zeros to whole steps. Rows beyond `rows` count as zero.
 
+// A square as wide as a register, transposed in log2(lanes) rounds: each exchanges halves,
+// quarters,
+// ... of the squares within it.
+template <class E>
+LF_INLINE void transpose(const E* in, int64_t in_row, E* out, int64_t out_row) {
+  constexpr int n = kLanes<E>;
+  using Integer = std::conditional_t<sizeof(E) == 4, int32_t, int64_t>;
+  using V = vec<Integer>;
+  V rows[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) std::memcpy(&rows[i], in + i * in_row, sizeof(V));
+#pragma GCC unroll 4
+  for (int half = n / 2; half > 0; half /= 2) {
+    V low{}, high{};  // lanes of the pair (a, b): a's and b's where bit `half` is 0, where it is 1
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      low[i] = i & half ? n + i - half : i;
+      high[i] = i & half ? n + i : i + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i)
+      if (!(i & half)) {
+        const V a = rows[i], b = rows[i + half];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + half] = __builtin_shuffle(a, b, high);
+      }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) std::memcpy(out + i * out_row, &rows[i], sizeof(V));
+}
+
 // B with n = the source's rows (padded to the lanes), k = along a row: a transpose.
 template <class M>
 void pack_transposed(const typename M::raw* source, int64_t stride, int64_t rows, int64_t kk,
@@ -183,12 +214,16 @@ void pack_transposed(const typename M::raw* source, int64_t stride, int64_t rows
   for (int64_t n0 = 0; n0 < n;) {
     const int64_t width = panel_width<M>(n - n0), filled = rows - n0 < width ? rows - n0 : width;
     typename M::elem* panel = b + n0 * kk;
-    constexpr int64_t kBlock = 16;  // columns at a time, so that lines of both sides stay in cache
-    for (int64_t k0 = 0; k0 < kk; k0 += kBlock) {
-      const int64_t k1 = k0 + kBlock < kk ? k0 + kBlock : kk;
-      for (int64_t c = 0; c < filled; ++c)
+    constexpr int64_t kSquare = kLanes<typename M::elem>;
+    for (int64_t k0 = 0; k0 < kk; k0 += kSquare) {
+      const int64_t k1 = k0 + kSquare < kk ? k0 + kSquare : kk;
+      int64_t c = 0;
+      if (k1 == k0 + kSquare)
+        for (; c + kSquare <= filled; c += kSquare)
+          transpose(in + (n0 + c) * in_row + k0, in_row, panel + k0 * width + c, width);
+      for (; c < filled; ++c)
         for (int64_t k = k0; k < k1; ++k) panel[k * width + c] = in[(n0 + c) * in_row + k];
-      for (int64_t c = filled; c < width; ++c)
+      for (; c < width; ++c)
         for (int64_t k = k0; k < k1; ++k) panel[k * width + c] = 0;
     }
     n0 += width;

@@ -84,8 +84,9 @@ def attention(
         torch.Size([1, 8, 128, 64])
     """
     packed = cu_seqlens_q is not None
-    q, k, v = (_autocast(name, t) for name, t in (("q", q), ("k", k), ("v", v)))
-    _check_tensors(q, k, v, packed)
+    if packed or not _ordinary(q, k, v):
+        q, k, v = (_autocast(name, t) for name, t in (("q", q), ("k", k), ("v", v)))
+        _check_tensors(q, k, v, packed)
     if packed:
         if bias is not None or key_padding_mask is not None:
             name = "bias" if bias is not None else "key_padding_mask"
@@ -160,6 +161,25 @@ def attention(
 
 
 # --- checks ----------------------------------------------------------------------------------
+
+
+def _ordinary(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether these plainly fit, outside autocast: spares most calls 10 microseconds of checks."""
+    if not (type(q) is type(k) is type(v) is torch.Tensor) or not (q.is_cpu or q.is_cuda):
+        return False
+    if torch.is_autocast_enabled("cpu" if q.is_cpu else "cuda") or q.dtype not in _checks.FLOAT_DTYPES:
+        return False
+    if not (q.dtype is k.dtype is v.dtype) or not q.device == k.device == v.device:
+        return False
+    queries, keys = q.shape, k.shape
+    return (
+        len(queries) == len(keys) == 4
+        and keys == v.shape
+        and queries[0] == keys[0]
+        and queries[3] == keys[3]
+        and keys[1] > 0
+        and queries[1] % keys[1] == 0
+    )
 
 
 def _autocast(name: str, t: torch.Tensor) -> torch.Tensor:
