@@ -34,6 +34,7 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
   m.impl("cross_entropy", TORCH_BOX(&llama_fast::cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cross_entropy_backward));
   m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cross_entropy_inplace));
+  m.impl("linear_cross_entropy", TORCH_BOX(&llama_fast::linear_cross_entropy));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CompositeExplicitAutograd, m) {

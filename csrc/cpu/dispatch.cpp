@@ -13,11 +13,12 @@
   void cross_entropy_forward(CrossEntropyArgs&);        \
   void cross_entropy_backward(const CrossEntropyArgs&); \
   void cross_entropy_fused(CrossEntropyArgs&);          \
+  void linear_cross_entropy(LinearCrossEntropyArgs&);   \
   }
-#define LF_KERNELS(isa)                                                                \
-  Kernels {                                                                            \
-    #isa, isa::attention_forward, isa::attention_backward, isa::cross_entropy_forward, \
-        isa::cross_entropy_backward, isa::cross_entropy_fused                          \
+#define LF_KERNELS(isa)                                                                  \
+  Kernels {                                                                              \
+    #isa, isa::attention_forward, isa::attention_backward, isa::cross_entropy_forward,   \
+        isa::cross_entropy_backward, isa::cross_entropy_fused, isa::linear_cross_entropy \
   }
 
 namespace llama_fast {

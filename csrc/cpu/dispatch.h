@@ -3,6 +3,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/cross_entropy.h"
+#include "cpu/linear_cross_entropy.h"
 
 namespace llama_fast {
 
@@ -13,6 +14,7 @@ struct Kernels {
   void (*cross_entropy_forward)(CrossEntropyArgs&);         // loss, lse, statistics
   void (*cross_entropy_backward)(const CrossEntropyArgs&);  // gradient from lse
   void (*cross_entropy_fused)(CrossEntropyArgs&);           // both in one pass over the logits
+  void (*linear_cross_entropy)(LinearCrossEntropyArgs&);
 };
 
 // The best that this processor runs, or the one that LLAMA_FAST_ISA names. Throws

@@ -11,6 +11,18 @@ namespace llama_fast {
 // Large requests sit on huge pages where the system offers them.
 void* thread_scratch(size_t bytes);
 
+// Memory for one call, on huge pages where the system offers them.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
 // Hands out aligned pieces of one block: size everything first, then take it.
 class Carver {
  public:

@@ -42,6 +42,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
     Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, double softcap, double z_loss, bool stats);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
+    Tensor input, Tensor linear_weight, Tensor target, OptionalTensor linear_bias,
+    OptionalTensor weight, OptionalTensor grad_loss, int64_t ignore_index, int64_t reduction,
+    double label_smoothing, double softcap, double z_loss, bool stats, int64_t grad_mask);
+
 // --- helpers shared by the glue files ------------------------------------------------------
 
 inline DType dtype_of(const Tensor& t) {

@@ -26,6 +26,11 @@ _CROSS_ENTROPY_OPTIONS = (
     "Tensor target, Tensor? weight, int ignore_index, int reduction, float label_smoothing, "
     "float softcap, float z_loss"
 )
+_LINEAR_CROSS_ENTROPY = (
+    "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, "
+    "Tensor? grad_loss, int ignore_index, int reduction, float label_smoothing, float softcap, "
+    "float z_loss, bool stats, int grad_mask"
+)
 
 # One line per operator. What each returns is described where it is called (ops/<op>.py).
 SCHEMAS = (
@@ -42,6 +47,9 @@ SCHEMAS = (
     # Overwrites `input` with the gradient of the loss (for an upstream gradient of one).
     f"cross_entropy_inplace(Tensor(a!) input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
     "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
+    f"linear_cross_entropy({_LINEAR_CROSS_ENTROPY})"
+    " -> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, "
+    "Tensor linear_weight, Tensor linear_bias)",
 )
 
 library = torch.library.Library("llama_fast", "DEF")
@@ -49,7 +57,7 @@ for _schema in SCHEMAS:
     library.define(_schema)
 
 # The operators that the compiled library implements on the CPU.
-_COMPILED_CPU_OPS = frozenset({"attention", "cross_entropy"})
+_COMPILED_CPU_OPS = frozenset({"attention", "cross_entropy", "linear_cross_entropy"})
 
 
 def _library_path() -> Path:
