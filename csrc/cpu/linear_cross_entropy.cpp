@@ -25,8 +25,8 @@ namespace {
 constexpr int64_t kItemRows = 192;     // rows of logits in a work item
 constexpr int64_t kItemClasses = 240;  // rows of the weight gradient in a work item
 constexpr int64_t kMinimumRows = 256;  // in a chunk; with fewer, reading the weight takes the time
-constexpr int64_t kPlenty = 256 << 20;
-constexpr int64_t kSmall = 8 << 20;
+constexpr size_t kLeast = 16 << 20;    // bytes of working memory that are never too many
+constexpr double kMost = 512 << 20;
 constexpr double kWorthThreads = 1e6;  // multiplications
 
 // M: mode of the products; T: type of input and weight.
@@ -70,9 +70,9 @@ class Call {
   }
 
   void run() {
-    const size_t bytes = carve(Carver());
-    const Workspace workspace(bytes);
-    carve(Carver(workspace.data()));
+    threads_ = worth_threads() ? num_threads() : 1;
+    const Workspace workspace(carve(Carver(), threads_));
+    carve(Carver(workspace.data()), threads_);
     losses_.resize(static_cast<size_t>(a_.tokens));
     z_losses_.resize(losses_.size());
     clear_ignored();
@@ -102,47 +102,40 @@ class Call {
   void plan() {
     depth_ = steps<M>(a_.features);
     width_ = round_lanes<M>(a_.features);
-    const int64_t item = sizeof(E), acc = sizeof(A);
-    const int64_t row = depth_ * item + (wants_weight() ? width_ * item / M::kPack : 0) +
-                        (wants_input() ? width_ * acc : 0) +
-                        (wants_gradient() ? kBlockClasses * item / M::kPack : 0) +
-                        blocks() * (static_cast<int64_t>(sizeof(BlockStats<A>)) + 8);
     const double torchs = 3.0 * a_.tokens * a_.classes * sizeof(T);
-    int64_t free = static_cast<int64_t>(std::min(torchs / 10, static_cast<double>(kPlenty)));
-    free = std::max(free - 2 * kBlockClasses * std::max(depth_, width_) * item - kSmall, kSmall);
-
-    first_chunk_ = later_chunk_ = tokens();
-    if (!wants_gradient()) {
-      first_chunk_ = later_chunk_ = std::max(kMinimumRows, free / row);
-      return;
-    }
-    const int64_t kept_row = a_.classes * static_cast<int64_t>(sizeof(Kept));
-    if (wants_weight()) {
-      region_ =
-          a_.features * static_cast<int64_t>(sizeof(Out)) / static_cast<int64_t>(sizeof(Kept));
-      region_ = region_ / kPanelRows * kPanelRows;
-    }
+    const size_t budget = std::max(kLeast, static_cast<size_t>(std::min(torchs / 10, kMost)));
+    // Sets how many rows of logits the working memory holds, and what follows from that.
+    const auto fits = [&](int64_t hold, bool all_at_once) {
+      hold_ = hold;
+      first_chunk_ = all_at_once ? tokens() : region_ + hold;
+      later_chunk_ = all_at_once ? tokens() : wide_ ? region_ + hold : hold;
+      return carve(Carver(), 2) <= budget;
+    };
+    if (wants_weight())
+      region_ = a_.features * static_cast<int64_t>(sizeof(Out)) /
+                static_cast<int64_t>(sizeof(Kept)) / kPanelRows * kPanelRows;
+    bool all_at_once = false;
     if (wants_weight() && !std::is_same_v<Out, A>) {
       // The sum over chunks of rows needs float32: in working memory if that can be afforded, else
       // all rows are one chunk.
-      const int64_t accumulator = a_.classes * width_ * acc;
-      wide_ = tokens() > region_ && accumulator <= free / 2;
-      if (!wide_) {
-        hold_ = std::max(int64_t{0}, free - tokens() * row) / kept_row;
-        hold_ = std::min(hold_ / kPanelRows * kPanelRows, tokens());
-        return;
-      }
-      free -= accumulator;
+      wide_ = tokens() > region_;
+      wide_ = wide_ && fits(kMinimumRows, false);
+      all_at_once = !wide_;
     }
-    hold_ = std::max(kMinimumRows, (free - region_ * row) / (row + kept_row));
-    hold_ = std::min(hold_ / kPanelRows * kPanelRows, round_up(tokens(), kPanelRows));
-    first_chunk_ = region_ + hold_;
-    later_chunk_ = wide_ ? first_chunk_ : hold_;
+    int64_t low = all_at_once ? 0 : kMinimumRows / kPanelRows;
+    int64_t high = std::max(low, (tokens() + kPanelRows - 1) / kPanelRows);
+    while (low < high) {
+      const int64_t middle = (low + high + 1) / 2;
+      if (fits(middle * kPanelRows, all_at_once))
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    fits(low * kPanelRows, all_at_once);
   }
 
   // Sizes the working memory, and with a base hands it out.
-  size_t carve(Carver memory) {
-    threads_ = worth_threads() ? num_threads() : 1;
+  size_t carve(Carver memory, int64_t threads) {
     const int64_t rows =
         round_up(std::min(std::max(first_chunk_, later_chunk_), tokens()), kPanelRows);
     const int64_t beyond = std::min(rows, std::max<int64_t>(0, tokens() - region_));
@@ -162,7 +155,7 @@ class Call {
       held_ = memory.take<Kept>(std::min(beyond, hold_) * a_.classes);
       wide_gradient_ = memory.take<A>(wide_ ? a_.classes * width_ : 0);
     }
-    areas_.resize(static_cast<size_t>(threads_));
+    areas_.resize(static_cast<size_t>(threads));
     for (Area& area : areas_) {
       area.logits = memory.take<A>(kItemRows * kBlockClasses);
       if (!wants_gradient()) continue;
@@ -239,11 +232,16 @@ class Call {
     return (n + width - 1) / width;
   }
 
-  // Work items of equal size, a multiple of the threads.
+  // Sets the rows of a work item: such that all threads have the same to do.
   int64_t row_items() {
-    int64_t items = (rows_ + kItemRows - 1) / kItemRows;
-    items = round_up(items, std::min<int64_t>(threads_, (rows_ + kPanelRows - 1) / kPanelRows));
-    item_rows_ = round_up((rows_ + items - 1) / items, kPanelRows);
+    int64_t least = rows_ * threads_ + kItemRows;
+    for (int64_t size = kItemRows; size >= kPanelRows; size -= kPanelRows) {
+      const int64_t items = (rows_ + size - 1) / size;
+      const int64_t longest = (items + threads_ - 1) / threads_ * size;
+      if (longest >= least) continue;
+      least = longest;
+      item_rows_ = size;
+    }
     return (rows_ + item_rows_ - 1) / item_rows_;
   }
 

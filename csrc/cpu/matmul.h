@@ -30,7 +30,7 @@ constexpr int kBlockRows = 4;  // 12 of 16
 #endif
 // Steps that are summed in registers before they are added to C, and steps of A that are gone
 // through while its block stays in the cache.
-constexpr int64_t kSteps = 128, kDepth = 512;
+constexpr int64_t kSteps = 256, kDepth = 512;
 
 LF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -52,9 +52,13 @@ void multiply_panel(int64_t m, int64_t kk, int64_t depth, const typename M::elem
   constexpr int64_t width = Vecs * kLanes<typename M::acc>;
   for (int64_t k = 0; k < depth; k += kSteps) {
     const int64_t run = depth - k < kSteps ? depth - k : kSteps;
-    for (int64_t i = 0; i < m; i += kBlockRows)
+    for (int64_t i = 0; i < m; i += kBlockRows) {
+      for (int64_t r = 0; r < kBlockRows; ++r)
+        for (int v = 0; v < Vecs; ++v)
+          __builtin_prefetch(c + (i + r) * c_row + v * kLanes<typename M::acc>, 1);
       tile<M, kBlockRows, Vecs>(run, a + i / kPanelRows * kPanelRows * kk + i % kPanelRows, 1,
                                 kPanelRows, b, c + i * c_row, c_row, accumulate);
+    }
     a += run * kPanelRows;
     b += run * width;
     accumulate = true;
