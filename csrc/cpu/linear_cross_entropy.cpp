@@ -24,6 +24,7 @@ namespace {
 
 constexpr int64_t kItemRows = 192;     // rows of logits in a work item
 constexpr int64_t kItemClasses = 240;  // rows of the weight gradient in a work item
+constexpr int64_t kPackRows = 16;      // rows of the weight that are packed together
 constexpr int64_t kMinimumRows = 256;  // in a chunk; with fewer, reading the weight takes the time
 constexpr size_t kLeast = 16 << 20;    // bytes of working memory that are never too many
 constexpr double kMost = 512 << 20;
@@ -35,7 +36,7 @@ class Call {
   using A = typename M::acc;
   using E = typename M::elem;
   using Out = std::conditional_t<std::is_same_v<T, f16>, float, T>;
-  using Kept = std::conditional_t<std::is_same_v<T, bf16>, f16, A>;
+  using Kept = std::conditional_t<std::is_same_v<T, bf16>, Twelve, A>;
   using Grad = std::conditional_t<M::kPack == 2, bf16, A>;  // of the logits, as it is multiplied
 
   struct Area {  // working memory of a thread
@@ -111,9 +112,11 @@ class Call {
       later_chunk_ = all_at_once ? tokens() : wide_ ? region_ + hold : hold;
       return carve(Carver(), 2) <= budget;
     };
+    const int64_t row = a_.features * static_cast<int64_t>(sizeof(Out));
     if (wants_weight())
-      region_ = a_.features * static_cast<int64_t>(sizeof(Out)) /
-                static_cast<int64_t>(sizeof(Kept)) / kPanelRows * kPanelRows;
+      region_ = kBlockClasses * row / kept_bytes<Kept>(kBlockClasses) / kPanelRows * kPanelRows;
+    const int64_t last = block_classes(blocks() - 1);
+    last_fits_ = region_ * kept_bytes<Kept>(last) <= last * row;
     bool all_at_once = false;
     if (wants_weight() && !std::is_same_v<Out, A>) {
       // The sum over chunks of rows needs float32: in working memory if that can be afforded, else
@@ -152,7 +155,9 @@ class Call {
       grad_input_ = memory.take<A>(wants_input() ? rows * width_ : 0);
       grad_along_ =
           memory.take<E>(wants_weight() || wants_bias() ? rows / M::kPack * kBlockClasses : 0);
-      held_ = memory.take<Kept>(std::min(beyond, hold_) * a_.classes);
+      hold_block_ = std::min(beyond, hold_) * kept_bytes<Kept>(kBlockClasses);
+      held_ = memory.take<char>(blocks() * hold_block_);
+      last_ = memory.take<char>(last_fits_ ? 0 : rows * kept_bytes<Kept>(kBlockClasses));
       wide_gradient_ = memory.take<A>(wide_ ? a_.classes * width_ : 0);
     }
     areas_.resize(static_cast<size_t>(threads));
@@ -201,7 +206,7 @@ class Call {
     if (!wants_gradient()) return;
 
     const int64_t across = kept_rows_ < rows_ ? packs : 0;
-    const int64_t along = wants_input() ? panels(width_) : 0;
+    const int64_t along = wants_input() ? kBlockClasses / kPackRows : 0;
     const auto pack = [&](int64_t b, int64_t i) {
       if (i < across)
         pack_across(b, i, weight_panels_[0]);
@@ -286,12 +291,15 @@ class Call {
                     std::min(n - c, width), a_.features, packed + c * depth_, width);
   }
 
-  // Panel i of a block of the weight, for the gradient of the input.
+  // Rows [kPackRows * i, kPackRows * (i + 1)) of a block of the weight, for the input's gradient.
   void pack_along(int64_t b, int64_t i, E* packed) {
-    const int64_t n = block_classes(b), e = i * kPanelVecs * kLanes<A>;
-    const int64_t width = std::min(width_ - e, int64_t{kPanelVecs} * kLanes<A>);
-    panel_along<M>(weight_row(b * kBlockClasses) + e, a_.linear_weight_stride, n, a_.features - e,
-                   packed + e * steps<M>(n), width);
+    const int64_t n = block_classes(b), c = i * kPackRows;
+    if (c >= n) return;
+    for_panels<M>(width_, [&](int64_t e, int64_t width) {
+      panel_along<M>(weight_row(b * kBlockClasses + c) + e, a_.linear_weight_stride,
+                     std::min(kPackRows, n - c), a_.features - e,
+                     packed + e * steps<M>(n) + c / M::kPack * width, width);
+    });
   }
 
   // logits = those of rows [r0, r0 + m) and block b, padded to the lanes.
@@ -308,11 +316,12 @@ class Call {
   }
 
   // Where the logits of a kept row of the chunk are.
-  Kept* kept_logits(int64_t b, int64_t r) {
-    const int64_t c = b * kBlockClasses;
-    if (r >= in_region_) return held_ + (r - in_region_) * a_.classes + c;
-    return reinterpret_cast<Kept*>(static_cast<Out*>(a_.grad_linear_weight) + c * a_.features) +
-           r * block_classes(b);
+  char* kept_logits(int64_t b, int64_t r) {
+    const int64_t bytes = kept_bytes<Kept>(block_classes(b));
+    if (r >= in_region_) return held_ + b * hold_block_ + (r - in_region_) * bytes;
+    if (b + 1 == blocks() && !last_fits_) return last_ + r * bytes;
+    auto* gradient = static_cast<Out*>(a_.grad_linear_weight) + b * kBlockClasses * a_.features;
+    return reinterpret_cast<char*>(gradient) + r * bytes;
   }
 
   void first_sweep(int64_t b, int64_t item, const E* packed, Area& area) {
@@ -337,7 +346,8 @@ class Call {
         block_weighted_sums(z, u, n, s.reference, &weights, &weighted);
         spread_[at] = weighted + weights * s.reference;
       }
-      if (wants_gradient() && r < kept_rows_) keep_block(z, n, s.reference, kept_logits(b, r));
+      if (wants_gradient() && r < kept_rows_)
+        keep_block(Kept(), z, n, s.reference, kept_logits(b, r));
     }
   }
 
@@ -411,7 +421,8 @@ class Call {
     for (int64_t i = 0; i < m; ++i) {
       A* z = area.logits + i * kBlockClasses;
       const int64_t r = r0 + i, y = label(r) - first;
-      if (i < kept) recall_block(kept_logits(b, r), n, stats_[b * stride_ + r].reference, z);
+      if (i < kept)
+        recall_block(Kept(), kept_logits(b, r), n, stats_[b * stride_ + r].reference, z);
       block_gradient(options_, row_[r], first, n, z);
       if (y >= 0 && y < n) z[y] = row_[r].at_label;
       if constexpr (M::kPack == 2)
@@ -554,7 +565,9 @@ class Call {
   int64_t depth_, width_;                      // E in steps, and padded to the lanes
   int64_t first_chunk_ = 0, later_chunk_ = 0;  // rows
   int64_t region_ = 0, hold_ = 0;  // rows whose logits fit the weight gradient, working memory
-  bool wide_ = false;              // the weight gradient is summed in working memory
+  int64_t hold_block_ = 0;         // bytes that the working memory keeps of a block
+  bool last_fits_ = true;  // whether the last block's gradient has room for region_ rows of logits
+  bool wide_ = false;      // the weight gradient is summed in working memory
 
   // The chunk at work: rows [first_, first_ + rows_) of kept_.
   int64_t first_ = 0, rows_ = 0, kept_rows_ = 0, in_region_ = 0;
@@ -566,8 +579,8 @@ class Call {
   E *input_across_, *input_along_ = nullptr;
   E* grad_along_ = nullptr;  // the gradient of the block's logits
   A *grad_input_ = nullptr, *wide_gradient_ = nullptr;
-  Kept* held_ = nullptr;
-  BlockStats<A>* stats_;  // (blocks, rows), as the next two
+  char *held_ = nullptr, *last_ = nullptr;  // kept logits; those of the last block
+  BlockStats<A>* stats_;                    // (blocks, rows), as the next two
   int32_t* best_;
   double* spread_;
   Row<A>* row_;

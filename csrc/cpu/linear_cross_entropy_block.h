@@ -9,7 +9,7 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-// Classes in a block: whole panels of every mode, and no more than kBlock.
+// Classes in a block: whole panels of every mode, pairs of registers, and no more than kBlock.
 constexpr int64_t kBlockClasses = 480;
 
 // What the first pass finds out about one row of one block; z are softcapped logits.
@@ -51,30 +51,79 @@ BlockStats<A> block_stats(const A* z, int64_t n) {
   return s;
 }
 
-// Logits kept between the passes. Half precision keeps their distance to the block's largest, which
-// rounds the large probabilities least: to 2^-11 of themselves where the distance is below 2.
+// Logits kept between the passes: as they are, or in twelve bits. Those count down from the block's
+// largest logit in steps of 1/128, which is the rounding of a bfloat16 logit between 1 and 2; the
+// last code stands for 32 and all below it, whose probability is zero for every purpose.
+struct Twelve {};
+
+constexpr float kCodesPerUnit = 128;
+constexpr int32_t kLastCode = 4095;
+
+template <class K>
+LF_INLINE int64_t kept_bytes(int64_t n) {
+  if constexpr (std::is_same_v<K, Twelve>) {
+    constexpr int64_t pair = 2 * kLanes<float>;
+    return (n + pair - 1) / pair * pair * 3 / 2;
+  } else {
+    return n * static_cast<int64_t>(sizeof(K));
+  }
+}
+
 template <class A>
-LF_INLINE void keep_block(const A* z, int64_t n, A, A* kept) {
+void keep_block(A, const A* z, int64_t n, A, char* kept) {
   std::memcpy(kept, z, static_cast<size_t>(n) * sizeof(A));
 }
-LF_INLINE void keep_block(const float* z, int64_t n, float reference, f16* kept) {
-  for_vectors(z, n, 0.0f, [&](vec<float> v, int64_t c) {
-    if (n - c >= kLanes<float>)
-      store_acc(kept + c, v - reference);
-    else
-      store_acc_n(kept + c, v - reference, n - c);
-  });
-}
 
 template <class A>
-LF_INLINE void recall_block(const A* kept, int64_t n, A, A* z) {
+void recall_block(A, const char* kept, int64_t n, A, A* z) {
   std::memcpy(z, kept, static_cast<size_t>(n) * sizeof(A));
 }
-LF_INLINE void recall_block(const f16* kept, int64_t n, float reference, float* z) {
-  for_vectors(kept, n, 0.0f, [&](vec<float> v, int64_t c) { store(z + c, v + reference); });
+
+typedef int32_t vec_code __attribute__((vector_size(kVecBytes)));
+typedef uint8_t vec_u8 __attribute__((vector_size(kVecBytes / 4)));  // lanes of a vec<float>
+
+// First the low eight bits of every code, then the high four of two registers of codes together.
+inline void keep_block(Twelve, const float* z, int64_t n, float reference, char* kept) {
+  constexpr int64_t lanes = kLanes<float>;
+  char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
+  const auto code = [&](int64_t c) {
+    const vec<float> v = n - c >= lanes ? load(z + c)
+                         : n - c > 0    ? load_acc_n(z + c, n - c, reference)
+                                        : set1(reference);
+    const vec<float> down = (reference - v) * kCodesPerUnit + 0.5f;
+    constexpr auto last = static_cast<float>(kLastCode);
+    return __builtin_convertvector(down < last ? down : set1(last), vec_code);  // NaN is `last`
+  };
+  for (int64_t c = 0; c < n; c += 2 * lanes) {
+    const vec_code a = code(c), b = code(c + lanes);
+    const vec_u8 parts[] = {__builtin_convertvector(a & 255, vec_u8),
+                            __builtin_convertvector(b & 255, vec_u8)};
+    const vec_u8 both = __builtin_convertvector(a >> 8 | (b >> 8) << 4, vec_u8);
+    std::memcpy(kept + c, parts, sizeof parts);
+    std::memcpy(high + c / 2, &both, sizeof both);
+  }
 }
 
-// z becomes the gradient. `spread` is null, or w_c times Row::flat is to be made there.
+// Writes whole pairs of registers.
+inline void recall_block(Twelve, const char* kept, int64_t n, float reference, float* z) {
+  constexpr int64_t lanes = kLanes<float>;
+  const char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
+  const auto logits = [&](vec_code code) {
+    const vec<float> v =
+        reference - __builtin_convertvector(code, vec<float>) * (1 / kCodesPerUnit);
+    return code == kLastCode ? set1(-std::numeric_limits<float>::infinity()) : v;
+  };
+  for (int64_t c = 0; c < n; c += 2 * lanes) {
+    vec_u8 parts[2], both;
+    std::memcpy(parts, kept + c, sizeof parts);
+    std::memcpy(&both, high + c / 2, sizeof both);
+    const vec_code top = __builtin_convertvector(both, vec_code);
+    store(z + c, logits(__builtin_convertvector(parts[0], vec_code) | (top & 15) << 8));
+    store(z + c + lanes, logits(__builtin_convertvector(parts[1], vec_code) | (top >> 4) << 8));
+  }
+}
+
+// z becomes the gradient.
 template <class A>
 void block_gradient(const RowOptions<A>& o, const Row<A>& row, int64_t first, int64_t n, A* z) {
   A u[kBlockClasses + kLanes<A>];

@@ -167,9 +167,11 @@ void panel_across(const T* source, int64_t stride, int64_t rows, int64_t numbers
   constexpr int64_t lanes = kLanes<A>;
   const int64_t kk = steps<M>(numbers);
   A* out = reinterpret_cast<A*>(panel);
-  for (int64_t k = 0; k < kk; k += lanes) {
-    const int64_t count = kk - k < lanes ? kk - k : lanes;
-    for (int64_t c0 = 0; c0 < width; c0 += lanes) {
+  // A register of columns at a time: more rows of the source than that are more streams than the
+  // processor fetches ahead of.
+  for (int64_t c0 = 0; c0 < width; c0 += lanes)
+    for (int64_t k = 0; k < kk; k += lanes) {
+      const int64_t count = kk - k < lanes ? kk - k : lanes;
       vec<A> block[lanes];
       for (int64_t c = 0; c < lanes; ++c)
         block[c] = c0 + c < rows ? load_steps<M>(source + (c0 + c) * stride + k * M::kPack,
@@ -179,7 +181,6 @@ void panel_across(const T* source, int64_t stride, int64_t rows, int64_t numbers
       for (int64_t i = 0; i < count; ++i)
         std::memcpy(out + (k + i) * width + c0, &block[i], sizeof(vec<A>));
     }
-  }
 }
 
 // Panel step k is row k of the source (a pair of rows for Bf16); columns beyond `columns` are zero.
