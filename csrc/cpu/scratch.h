@@ -11,7 +11,8 @@ namespace llama_fast {
 // Large requests sit on huge pages where the system offers them.
 void* thread_scratch(size_t bytes);
 
-// Memory for one call, on huge pages where the system offers them.
+// Memory for all threads of one call: this thread's scratch, or if that would be too large to keep,
+// memory that is given back at the end.
 class Workspace {
  public:
   explicit Workspace(size_t bytes);
@@ -21,6 +22,7 @@ class Workspace {
 
  private:
   void* data_;
+  bool owned_;
 };
 
 // Hands out aligned pieces of one block: size everything first, then take it.

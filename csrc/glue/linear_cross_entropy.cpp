@@ -6,7 +6,6 @@
 #include <initializer_list>
 
 #include "cpu/dispatch.h"
-#include "glue/huge_pages.h"
 #include "glue/ops.h"
 
 namespace llama_fast {
@@ -16,9 +15,7 @@ using torch::headeronly::ScalarType;
 using Sizes = std::initializer_list<int64_t>;
 
 Tensor new_tensor(const Tensor& like, Sizes sizes, ScalarType type) {
-  Tensor t = torch::stable::new_empty(like, sizes, type);
-  ask_for_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel() * t.element_size()));
-  return t;
+  return torch::stable::new_empty(like, sizes, type);
 }
 
 // With rows that are contiguous in themselves, `*stride` apart.

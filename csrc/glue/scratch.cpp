@@ -48,7 +48,15 @@ void* thread_scratch(size_t bytes) {
   return block.at_least(bytes);
 }
 
-Workspace::Workspace(size_t bytes) { allocate(bytes, &data_); }
-Workspace::~Workspace() { std::free(data_); }
+Workspace::Workspace(size_t bytes) : data_(nullptr), owned_(bytes > kKeep) {
+  if (owned_)
+    allocate(bytes, &data_);
+  else
+    data_ = thread_scratch(bytes);
+}
+
+Workspace::~Workspace() {
+  if (owned_) std::free(data_);
+}
 
 }  // namespace llama_fast
