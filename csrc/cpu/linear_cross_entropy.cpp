@@ -57,14 +57,14 @@ class Call {
     options_.z_loss = a_.z_loss;
     options_.weight_sum = static_cast<double>(a_.classes);
     if (options_.weight != nullptr && a_.label_smoothing > 0) {
-      options_.weight_sum = 0;
-      for (int64_t c = 0; c < a_.classes; ++c) options_.weight_sum += options_.weight[c];
+      options_.weight_sum =
+          pairwise_sum(0, a_.classes, [&](int64_t c) { return options_.weight[c]; });
     }
     if (a_.reduction == Reduction::mean) {
       z_denominator_ = denominator_ = static_cast<double>(kept_.size());
       if (options_.weight != nullptr) {
-        denominator_ = 0;
-        for (int64_t n : kept_) denominator_ += options_.weight[a_.target[n]];
+        denominator_ = pairwise_sum(
+            0, tokens(), [&](int64_t i) { return options_.weight[a_.target[kept_[size_t(i)]]]; });
       }
     }
     plan();
@@ -98,13 +98,13 @@ class Call {
   int64_t tokens() const { return static_cast<int64_t>(kept_.size()); }
   int64_t blocks() const { return (a_.classes + kBlockClasses - 1) / kBlockClasses; }
 
-  // Working memory is kept to a tenth of what torch needs for logits, log-probabilities and their
-  // gradient. The number of threads must play no part here: results depend on the plan.
+  // Working memory is kept below a tenth of what torch needs for logits, log-probabilities and
+  // their gradient. The number of threads must play no part here: results depend on the plan.
   void plan() {
     depth_ = steps<M>(a_.features);
     width_ = round_lanes<M>(a_.features);
     const double torchs = 3.0 * a_.tokens * a_.classes * sizeof(T);
-    const size_t budget = std::max(kLeast, static_cast<size_t>(std::min(torchs / 10, kMost)));
+    const size_t budget = std::max(kLeast, static_cast<size_t>(std::min(torchs / 11, kMost)));
     // Sets how many rows of logits the working memory holds, and what follows from that.
     const auto fits = [&](int64_t hold, bool all_at_once) {
       hold_ = hold;
@@ -548,9 +548,10 @@ class Call {
       }
       return;
     }
-    double sum = 0, z_sum = 0;
-    for (int64_t n : kept_) sum += losses_[n], z_sum += z_losses_[n];
-    z_sum /= z_denominator_;
+    const auto total = [&](const std::vector<double>& of) {
+      return pairwise_sum(0, tokens(), [&](int64_t i) { return of[size_t(kept_[size_t(i)])]; });
+    };
+    const double sum = total(losses_), z_sum = total(z_losses_) / z_denominator_;
     *loss = static_cast<A>(sum / denominator_ + (a_.z_loss != 0 ? z_sum : 0));
     *z_loss = static_cast<A>(z_sum);
   }

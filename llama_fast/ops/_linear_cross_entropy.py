@@ -146,11 +146,9 @@ def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     if not eager or torch._C._len_torch_dispatch_stack() > 0 or grad.device.type != "cpu":
         return grad * scale
     factor = scale.item()
-    if factor == 1.0:
-        return grad
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return grad * factor  # the next backward pass starts from `grad` again
-    return grad.mul_(factor)
+    return grad if factor == 1.0 else grad.mul_(factor)
 
 
 def _differentiable_gradients(
