@@ -39,6 +39,7 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
   m.impl("rope", TORCH_BOX(&llama_fast::rope));
   m.impl("swiglu", TORCH_BOX(&llama_fast::swiglu));
   m.impl("swiglu_backward", TORCH_BOX(&llama_fast::swiglu_backward));
+  m.impl("linear_cross_entropy", TORCH_BOX(&llama_fast::linear_cross_entropy));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CompositeExplicitAutograd, m) {

@@ -34,18 +34,6 @@ bool is_contiguous(const CrossEntropyArgs& a, const TokenRows& rows) {
   return rows.class_stride == 1 || a.classes <= 1;
 }
 
-// Sum of term(i) for i in [begin, end), in halves: in a fixed order, and with little rounding.
-template <class F>
-double pairwise_sum(int64_t begin, int64_t end, const F& term) {
-  if (end - begin > 16) {
-    const int64_t middle = begin + (end - begin) / 2;
-    return pairwise_sum(begin, middle, term) + pairwise_sum(middle, end, term);
-  }
-  double sum = 0;
-  for (int64_t i = begin; i < end; ++i) sum += term(i);
-  return sum;
-}
-
 // Copies the rows of `count` tokens into consecutive rows of `out`. Element by element in the
 // outer loop, because neighbouring tokens share cache lines when classes are strided.
 template <class T, class A>

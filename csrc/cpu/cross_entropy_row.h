@@ -42,6 +42,18 @@ struct RowLoss {
   double max, sum;  // lse = max + log(sum); `max` is some logit, not always the largest
 };
 
+// Sum of term(i) for i in [begin, end), in halves: in a fixed order, and with little rounding.
+template <class F>
+double pairwise_sum(int64_t begin, int64_t end, const F& term) {
+  if (end - begin > 16) {
+    const int64_t middle = begin + (end - begin) / 2;
+    return pairwise_sum(begin, middle, term) + pairwise_sum(middle, end, term);
+  }
+  double sum = 0;
+  for (int64_t i = begin; i < end; ++i) sum += term(i);
+  return sum;
+}
+
 // --- loops over one block --------------------------------------------------------------------
 
 // f(v, c) for the vectors of z[0, n); c is a vector's first element. Lanes past the end of the last

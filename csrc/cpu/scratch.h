@@ -11,6 +11,20 @@ namespace llama_fast {
 // Large requests sit on huge pages where the system offers them.
 void* thread_scratch(size_t bytes);
 
+// Memory for all threads of one call: this thread's scratch, or if that would be too large to keep,
+// memory that is given back at the end.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+  bool owned_;
+};
+
 // Hands out aligned pieces of one block: size everything first, then take it.
 class Carver {
  public:

@@ -26,6 +26,11 @@ _CROSS_ENTROPY_OPTIONS = (
     "Tensor target, Tensor? weight, int ignore_index, int reduction, float label_smoothing, "
     "float softcap, float z_loss"
 )
+_LINEAR_CROSS_ENTROPY = (
+    "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, "
+    "Tensor? grad_loss, int ignore_index, int reduction, float label_smoothing, float softcap, "
+    "float z_loss, bool stats, int grad_mask"
+)
 
 # One line per operator. What each returns is described where it is called (ops/<op>.py).
 SCHEMAS = (
@@ -55,6 +60,9 @@ SCHEMAS = (
     # Bits of grad_mask: gate, up.
     "swiglu_backward(Tensor grad_out, Tensor gate, Tensor up, int grad_mask) "
     "-> (Tensor gate, Tensor up)",
+    f"linear_cross_entropy({_LINEAR_CROSS_ENTROPY})"
+    " -> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, "
+    "Tensor linear_weight, Tensor linear_bias)",
 )
 
 library = torch.library.Library("llama_fast", "DEF")
@@ -62,7 +70,9 @@ for _schema in SCHEMAS:
     library.define(_schema)
 
 # The operators that the compiled library implements on the CPU.
-_COMPILED_CPU_OPS = frozenset({"attention", "cross_entropy", "rms_norm", "rope", "swiglu"})
+_COMPILED_CPU_OPS = frozenset(
+    {"attention", "cross_entropy", "linear_cross_entropy", "rms_norm", "rope", "swiglu"}
+)
 
 
 def _library_path() -> Path:

@@ -167,7 +167,10 @@ def _ordinary(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether these plainly fit, outside autocast: spares most calls 10 microseconds of checks."""
     if not (type(q) is type(k) is type(v) is torch.Tensor) or not (q.is_cpu or q.is_cuda):
         return False
-    if torch.is_autocast_enabled("cpu" if q.is_cpu else "cuda") or q.dtype not in _checks.FLOAT_DTYPES:
+    if (
+        torch.is_autocast_enabled("cpu" if q.is_cpu else "cuda")
+        or q.dtype not in _checks.FLOAT_DTYPES
+    ):
         return False
     if not (q.dtype is k.dtype is v.dtype) or not q.device == k.device == v.device:
         return False

@@ -42,6 +42,14 @@ def rows_per_chunk(classes: int, itemsize: int) -> int:
     return max(MINIMUM_ROWS, CHUNK_BYTES // max(1, classes * itemsize))
 
 
+def gradient_shapes(
+    input: torch.Tensor, linear_weight: torch.Tensor, wanted: list[bool]
+) -> list[tuple[int, ...]]:
+    """Shapes of the gradients of input, weight and bias: (0,) where not wanted."""
+    shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
+    return [tuple(s) if want else (0,) for s, want in zip(shapes, wanted, strict=True)]
+
+
 def linear_cross_entropy(
     input: torch.Tensor,
     linear_weight: torch.Tensor,
@@ -58,7 +66,7 @@ def linear_cross_entropy(
     stats: bool,
     wanted: list[bool],
 ) -> tuple[torch.Tensor, ...]:
-    """The operator behind ``llama_fast.linear_cross_entropy``, on flat arguments.
+    """Loss, statistics and gradients, on flat arguments.
 
     Args:
         input, linear_weight, target: (N,E), (V,E) or this rank's rows of it, (N,) int64.
@@ -93,11 +101,8 @@ def linear_cross_entropy(
     losses = input.new_zeros(target.shape, dtype=dtype)
     lse = torch.zeros_like(losses)
     argmax = torch.full_like(target, -1) if stats else target.new_empty(0)
-    shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
-    grads = [
-        input.new_zeros(shape if want else (0,), dtype=dtype)
-        for shape, want in zip(shapes, wanted, strict=True)
-    ]
+    shapes = gradient_shapes(input, linear_weight, wanted)
+    grads = [input.new_zeros(shape, dtype=dtype) for shape in shapes]
     rows_at_once = rows_per_chunk(linear_weight.shape[0], losses.element_size())
     for rows in kept.split(rows_at_once) if tokens else ():  # a split of nothing is one piece
         x = input[rows].to(dtype)
@@ -158,23 +163,22 @@ def _shapes(
     lse = input.new_empty(target.shape, dtype=dtype)
     loss = torch.empty_like(lse) if REDUCTIONS[reduction] == "none" else lse.new_empty(())
     argmax = torch.empty_like(target) if stats else target.new_empty(0)
-    shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
-    grads = [lse.new_empty(s if want else (0,)) for s, want in zip(shapes, wanted, strict=True)]
+    grads = [lse.new_empty(shape) for shape in gradient_shapes(input, linear_weight, wanted)]
     return loss, lse, torch.empty_like(loss), argmax, *grads
 
 
 library.define(
-    "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
-    "Tensor? weight, Tensor? grad_loss, int ignore_index, int reduction, float label_smoothing, "
-    "float softcap, float z_loss, str group_name, bool stats, bool[3] wanted) -> (Tensor loss, "
-    "Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, Tensor linear_weight, "
-    "Tensor linear_bias)"
+    "linear_cross_entropy_chunked(Tensor input, Tensor linear_weight, Tensor target, "
+    "Tensor? linear_bias, Tensor? weight, Tensor? grad_loss, int ignore_index, int reduction, "
+    "float label_smoothing, float softcap, float z_loss, str group_name, bool stats, "
+    "bool[3] wanted) -> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, "
+    "Tensor linear_weight, Tensor linear_bias)"
 )
 for _device in ("cpu", "cuda"):
     # Autocast has done its work before the operator; inside, it would narrow the products again.
     _wide = torch.autocast(_device, enabled=False)(linear_cross_entropy)
-    library.impl("linear_cross_entropy", _wide, _device.upper())
-torch.library.register_fake("llama_fast::linear_cross_entropy", _shapes, lib=library)
+    library.impl("linear_cross_entropy_chunked", _wide, _device.upper())
+torch.library.register_fake("llama_fast::linear_cross_entropy_chunked", _shapes, lib=library)
 
 
 def _logits(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 
@@ -21,7 +20,8 @@ from llama_fast.ops._checks import (
     check_tensor,
     shape,
 )
-from llama_fast.ops.chunked import REDUCTIONS, resolve_group
+from llama_fast.ops._linear_cross_entropy import LinearCrossEntropy
+from llama_fast.ops.chunked import REDUCTIONS
 from llama_fast.reference import Stats
 
 INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -43,7 +43,7 @@ def linear_cross_entropy(
     process_group: torch.distributed.ProcessGroup | None = None,
     return_stats: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, Stats]:
-    """cross_entropy(input @ linear_weight.T + linear_bias, target), a chunk of rows at a time.
+    """cross_entropy(input @ linear_weight.T + linear_bias, target), without the (N,V) logits.
 
     Computed and accumulated in float32 (float64 for float64 input). Tokens whose target is ignored
     take part in no matrix product. With reduction "mean" or "sum" the gradients are made in the
@@ -147,7 +147,7 @@ def linear_cross_entropy(
     if shift:
         input, target = input[..., :-1, :], target[..., 1:]
     check_targets(target, classes, ignore_index)
-    loss, lse, z_part, argmax = _Chunked.apply(
+    loss, lse, z_part, argmax = LinearCrossEntropy.apply(
         input.reshape(target.numel(), input.shape[-1]),
         linear_weight,
         linear_bias,
@@ -158,7 +158,8 @@ def linear_cross_entropy(
         label_smoothing,
         softcap or 0.0,
         z_loss,
-        "" if process_group is None else process_group.group_name,
+        # The compiled kernel knows no process groups.
+        None if backend == "cpu" and process_group is None else _name(process_group),
         return_stats,
         [_needs_gradient(x) for x in (input, linear_weight, linear_bias)],
     )[:4]
@@ -171,113 +172,9 @@ def linear_cross_entropy(
     return loss, Stats(lse, argmax, correct, z_part)
 
 
+def _name(group: torch.distributed.ProcessGroup | None) -> str:
+    return "" if group is None else group.group_name
+
+
 def _needs_gradient(t: torch.Tensor | None) -> bool:
     return t is not None and t.requires_grad and torch.is_grad_enabled()
-
-
-def _second_derivative_wanted(*saved: torch.Tensor | None) -> bool:
-    """In a backward pass: whether its own results will be differentiated."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    functorch = torch._C._functorch
-    for t in saved:
-        if t is not None and functorch.is_gradtrackingtensor(t):
-            t = functorch.get_unwrapped(t)  # torch.func.grad itself, which always asks for it
-        if t is not None and t.requires_grad:
-            return True
-    return False
-
-
-class _Chunked(torch.autograd.Function):
-    """Autograd rule of the operator in ``chunked.py``.
-
-    A scalar loss has a scalar upstream gradient, so the forward pass makes the gradients for an
-    upstream gradient of one and the backward pass scales them. They stay float32 until then: the
-    scale of float16 training would come too late for gradients already rounded to zero. Without
-    reduction the backward pass sweeps again, with the upstream gradient of each token.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        input: torch.Tensor,
-        linear_weight: torch.Tensor,
-        linear_bias: torch.Tensor | None,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        ignore_index: int,
-        reduction: int,
-        label_smoothing: float,
-        softcap: float,
-        z_loss: float,
-        group_name: str,
-        stats: bool,
-        wanted: list[bool],
-    ) -> tuple[torch.Tensor, ...]:
-        now = [w and REDUCTIONS[reduction] != "none" for w in wanted]
-        options = (ignore_index, reduction, label_smoothing, softcap, z_loss, group_name)
-        return torch.ops.llama_fast.linear_cross_entropy(
-            input, linear_weight, target, linear_bias, weight, None, *options, stats, now
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        input, linear_weight, linear_bias, target, weight, *options, _, wanted = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.wanted = options, wanted
-        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight, *output[4:])
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
-        if grad_loss is None:
-            return (None,) * 13
-        *inputs, target, weight, g_input, g_weight, g_bias = ctx.saved_tensors
-        if _second_derivative_wanted(*inputs, grad_loss):
-            return (
-                *_differentiable_gradients(ctx, grad_loss, inputs, target, weight),
-                *[None] * 10,
-            )
-        if REDUCTIONS[ctx.options[1]] == "none":
-            input, linear_weight, linear_bias = inputs
-            made = torch.ops.llama_fast.linear_cross_entropy(
-                input, linear_weight, target, linear_bias, weight, grad_loss, *ctx.options, False,
-                ctx.wanted,
-            )[4:]  # fmt: skip
-        else:
-            made = [grad * grad_loss for grad in (g_input, g_weight, g_bias)]
-        grads = [
-            grad.to(x.dtype) if want else None
-            for grad, x, want in zip(made, inputs, ctx.wanted, strict=True)
-        ]
-        return (*grads, *[None] * 10)
-
-
-def _differentiable_gradients(
-    ctx: Any,
-    grad_loss: torch.Tensor,
-    inputs: list[torch.Tensor],
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-) -> list[torch.Tensor | None]:
-    """The gradients by autograd through the reference: for second derivatives, which are rare."""
-    ignore_index, reduction, label_smoothing, softcap, z_loss, group_name = ctx.options
-    input, linear_weight, linear_bias = inputs
-    with torch.enable_grad():
-        loss = reference.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            weight=weight,
-            reduction=REDUCTIONS[reduction],
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            softcap=softcap or None,
-            z_loss=z_loss,
-            process_group=resolve_group(group_name),
-        )
-        chosen = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
-        made = iter(torch.autograd.grad(loss, chosen, grad_loss, create_graph=True))
-    return [next(made) if want else None for want in ctx.wanted]

@@ -82,6 +82,20 @@ def swiglu() -> Tensors:
     return with_gradients(lambda *x: (llama_fast.swiglu(*x),), gate, up)
 
 
+def linear_cross_entropy(
+    N: int, E: int, V: int, dtype: torch.dtype = torch.float32, **options: object
+) -> Tensors:
+    target = torch.randint(0, V, (N,))
+    target[1::5] = -100
+    x, w, b = torch.randn(N, E).to(dtype), torch.randn(V, E).to(dtype), torch.randn(V).to(dtype)
+    return with_gradients(
+        lambda x, w, b: (
+            llama_fast.linear_cross_entropy(x, w, target, linear_bias=b, **options),
+        ),
+        x, w, b,
+    )  # fmt: skip
+
+
 WORK: dict[str, Callable[[], Tensors]] = {
     "attention": attention,
     "attention with a window": lambda: attention(window=40),
@@ -93,6 +107,14 @@ WORK: dict[str, Callable[[], Tensors]] = {
     "cross_entropy of long rows": lambda: cross_entropy((5, 50001), label_smoothing=0.1),
     "cross_entropy of one row": lambda: cross_entropy((1, 128256)),
     "cross_entropy in place": lambda: cross_entropy((300, 1000), inplace=True),
+    "linear_cross_entropy": lambda: linear_cross_entropy(333, 70, 1999, label_smoothing=0.1),
+    "linear_cross_entropy in chunks": lambda: linear_cross_entropy(900, 20, 30000),
+    "linear_cross_entropy that recomputes": lambda: linear_cross_entropy(
+        900, 30, 30000, torch.bfloat16
+    ),
+    "linear_cross_entropy of each token": lambda: linear_cross_entropy(
+        150, 70, 999, torch.float16, reduction="none"
+    ),
     "cross_entropy with trailing dimensions": lambda: cross_entropy((4, 50, 300)),
     "rms_norm": lambda: rms_norm(3001, 70),
     "rms_norm of short rows": lambda: rms_norm(100000, 8),

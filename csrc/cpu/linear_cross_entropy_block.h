@@ -1,0 +1,145 @@
+// Linear cross-entropy of one row of a block of logits: statistics in the first pass, the gradient
+// in the second, and how logits are kept from one to the other. The mathematics is written down in
+// cross_entropy_row.h, whose loops these functions call.
+#pragma once
+
+#include "cpu/cross_entropy_row.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+// Classes in a block: whole panels of every mode, pairs of registers, and no more than kBlock.
+constexpr int64_t kBlockClasses = 480;
+
+// What the first pass finds out about one row of one block; z are softcapped logits.
+template <class A>
+struct BlockStats {
+  A reference;  // the largest z; 0 if that is -inf
+  A sum;        // sum exp(z - reference); +inf if some z is, NaN if some z is NaN
+};
+
+// A row over all blocks, and what the second pass makes of it.
+template <class A>
+struct Row {
+  A z_label;
+  A shift, scale;  // gradient: exp(z - shift) * scale - flat * w
+  A flat;
+  A at_label;  // the gradient at the label's class
+};
+
+// z[0, n) = softcap(z + bias).
+template <class A>
+void finish_logits(A* z, int64_t n, const A* bias, double softcap) {
+  constexpr int64_t lanes = kLanes<A>;
+  if (bias != nullptr)
+    for (int64_t c = 0; c < n; c += lanes) {
+      const vec<A> b = n - c < lanes ? load_acc_n(bias + c, n - c, A(0)) : load(bias + c);
+      store(z + c, load(z + c) + b);
+    }
+  if (softcap != 0) widen_block<A>(z, n, static_cast<A>(softcap), z);
+}
+
+template <class A>
+BlockStats<A> block_stats(const A* z, int64_t n) {
+  BlockStats<A> s;
+  A unused;
+  s.reference = block_max(z, n);
+  if (s.reference == -std::numeric_limits<A>::infinity()) s.reference = 0;
+  s.sum = block_exp_sum(z, n, s.reference, &unused);
+  if (std::isnan(s.sum)) s.sum = static_cast<A>(lse_of_special_row(z, n));
+  return s;
+}
+
+// Logits kept between the passes: as they are, or in twelve bits. Those count down from the block's
+// largest logit in steps of 1/128, which is the rounding of a bfloat16 logit between 1 and 2; the
+// last code stands for 32 and all below it, whose probability is zero for every purpose.
+struct Twelve {};
+
+constexpr float kCodesPerUnit = 128;
+constexpr int32_t kLastCode = 4095;
+
+template <class K>
+LF_INLINE int64_t kept_bytes(int64_t n) {
+  if constexpr (std::is_same_v<K, Twelve>) {
+    constexpr int64_t pair = 2 * kLanes<float>;
+    return (n + pair - 1) / pair * pair * 3 / 2;
+  } else {
+    return n * static_cast<int64_t>(sizeof(K));
+  }
+}
+
+template <class A>
+void keep_block(A, const A* z, int64_t n, A, char* kept) {
+  std::memcpy(kept, z, static_cast<size_t>(n) * sizeof(A));
+}
+
+template <class A>
+void recall_block(A, const char* kept, int64_t n, A, A* z) {
+  std::memcpy(z, kept, static_cast<size_t>(n) * sizeof(A));
+}
+
+typedef int32_t vec_code __attribute__((vector_size(kVecBytes)));
+typedef uint8_t vec_u8 __attribute__((vector_size(kVecBytes / 4)));  // lanes of a vec<float>
+
+// First the low eight bits of every code, then the high four of two registers of codes together.
+inline void keep_block(Twelve, const float* z, int64_t n, float reference, char* kept) {
+  constexpr int64_t lanes = kLanes<float>;
+  char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
+  const auto code = [&](int64_t c) {
+    const vec<float> v = n - c >= lanes ? load(z + c)
+                         : n - c > 0    ? load_acc_n(z + c, n - c, reference)
+                                        : set1(reference);
+    const vec<float> down = (reference - v) * kCodesPerUnit + 0.5f;
+    constexpr auto last = static_cast<float>(kLastCode);
+    return __builtin_convertvector(down < last ? down : set1(last), vec_code);  // NaN is `last`
+  };
+  for (int64_t c = 0; c < n; c += 2 * lanes) {
+    const vec_code a = code(c), b = code(c + lanes);
+    const vec_u8 parts[] = {__builtin_convertvector(a & 255, vec_u8),
+                            __builtin_convertvector(b & 255, vec_u8)};
+    const vec_u8 both = __builtin_convertvector(a >> 8 | (b >> 8) << 4, vec_u8);
+    std::memcpy(kept + c, parts, sizeof parts);
+    std::memcpy(high + c / 2, &both, sizeof both);
+  }
+}
+
+// Writes whole pairs of registers.
+inline void recall_block(Twelve, const char* kept, int64_t n, float reference, float* z) {
+  constexpr int64_t lanes = kLanes<float>;
+  const char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
+  const auto logits = [&](vec_code code) {
+    const vec<float> v =
+        reference - __builtin_convertvector(code, vec<float>) * (1 / kCodesPerUnit);
+    return code == kLastCode ? set1(-std::numeric_limits<float>::infinity()) : v;
+  };
+  for (int64_t c = 0; c < n; c += 2 * lanes) {
+    vec_u8 parts[2], both;
+    std::memcpy(parts, kept + c, sizeof parts);
+    std::memcpy(&both, high + c / 2, sizeof both);
+    const vec_code top = __builtin_convertvector(both, vec_code);
+    store(z + c, logits(__builtin_convertvector(parts[0], vec_code) | (top & 15) << 8));
+    store(z + c + lanes, logits(__builtin_convertvector(parts[1], vec_code) | (top >> 4) << 8));
+  }
+}
+
+// z becomes the gradient.
+template <class A>
+void block_gradient(const RowOptions<A>& o, const Row<A>& row, int64_t first, int64_t n, A* z) {
+  A u[kBlockClasses + kLanes<A>];
+  const A cap = o.softcap != 0 ? static_cast<A>(1 / o.softcap) : A(0);
+  const bool spread = o.smoothing > 0 && o.weight != nullptr;
+  if (spread) spread_target<A>(nullptr, o.weight + first, n, 0, 1, row.flat, u);
+  if (spread && cap != 0)
+    write_block<true, true, false>(z, z, n, row.shift, row.scale, A(0), u, cap);
+  else if (spread)
+    write_block<true, false, false>(z, z, n, row.shift, row.scale, A(0), u, cap);
+  else if (cap != 0)
+    write_block<false, true, false>(z, z, n, row.shift, row.scale, row.flat, u, cap);
+  else
+    write_block<false, false, false>(z, z, n, row.shift, row.scale, row.flat, u, cap);
+}
+
+}  // namespace
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast

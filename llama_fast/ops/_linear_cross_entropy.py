@@ -1,0 +1,180 @@
+"""The operators behind `linear_cross_entropy`: which one runs, shape rules, the autograd rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llama_fast import reference
+from llama_fast.ops._library import library
+from llama_fast.ops.chunked import REDUCTIONS, gradient_shapes, resolve_group
+from llama_fast.reference._dtypes import compute_dtype
+
+
+@torch.library.register_fake("llama_fast::linear_cross_entropy", lib=library)
+def _shapes(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    stats: bool,
+    grad_mask: int,
+) -> tuple[torch.Tensor, ...]:
+    lse = input.new_empty(target.shape, dtype=compute_dtype(input))
+    loss = torch.empty_like(lse) if REDUCTIONS[reduction] == "none" else lse.new_empty(())
+    argmax = torch.empty_like(target) if stats else target.new_empty(0)
+    # float16 would round small gradients to zero before they are scaled.
+    dtype = torch.float32 if input.dtype == torch.float16 else input.dtype
+    wanted = [bool(grad_mask & 1 << i) for i in range(3)]
+    shapes = gradient_shapes(input, linear_weight, wanted)
+    dtypes = (dtype, dtype, lse.dtype)
+    grads = [input.new_empty(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True)]
+    return loss, lse, torch.empty_like(loss), argmax, *grads
+
+
+def _run(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    options: tuple[Any, ...],
+    group_name: str | None,
+    stats: bool,
+    wanted: list[bool],
+) -> tuple[torch.Tensor, ...]:
+    """The compiled operator when `group_name` is None, else the one in ``chunked.py``."""
+    ops = torch.ops.llama_fast
+    tensors = (input, linear_weight, target, linear_bias, weight, grad_loss)
+    if group_name is None:
+        mask = sum(want << i for i, want in enumerate(wanted))
+        return ops.linear_cross_entropy(*tensors, *options, stats, mask)
+    return ops.linear_cross_entropy_chunked(*tensors, *options, group_name, stats, wanted)
+
+
+def _second_derivative_wanted(*saved: torch.Tensor | None) -> bool:
+    """In a backward pass: whether its own results will be differentiated."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    for t in saved:
+        if t is not None and functorch.is_gradtrackingtensor(t):
+            t = functorch.get_unwrapped(t)  # torch.func.grad itself, which always asks for it
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Autograd rule of both operators.
+
+    A scalar loss has a scalar upstream gradient, so the forward pass makes the gradients for an
+    upstream gradient of one and the backward pass scales them. Of float16 they stay float32 until
+    then: the scale of float16 training would come too late for gradients already rounded to zero.
+    Without reduction the backward pass sweeps again, with the upstream gradient of each token.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: torch.Tensor,
+        linear_weight: torch.Tensor,
+        linear_bias: torch.Tensor | None,
+        target: torch.Tensor,
+        weight: torch.Tensor | None,
+        ignore_index: int,
+        reduction: int,
+        label_smoothing: float,
+        softcap: float,
+        z_loss: float,
+        group_name: str | None,
+        stats: bool,
+        wanted: list[bool],
+    ) -> tuple[torch.Tensor, ...]:
+        now = [w and REDUCTIONS[reduction] != "none" for w in wanted]
+        options = (ignore_index, reduction, label_smoothing, softcap, z_loss)
+        return _run(
+            input, linear_weight, target, linear_bias, weight, None, options, group_name, stats, now
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        input, linear_weight, linear_bias, target, weight, *options, group_name, _, wanted = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.options, ctx.group_name, ctx.wanted = tuple(options), group_name, wanted
+        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight, *output[4:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
+        if grad_loss is None:
+            return (None,) * 13
+        *inputs, target, weight, g_input, g_weight, g_bias = ctx.saved_tensors
+        if _second_derivative_wanted(*inputs, grad_loss):
+            return (
+                *_differentiable_gradients(ctx, grad_loss, inputs, target, weight),
+                *[None] * 10,
+            )
+        if REDUCTIONS[ctx.options[1]] == "none":
+            input, linear_weight, linear_bias = inputs
+            made = _run(
+                input, linear_weight, target, linear_bias, weight, grad_loss, ctx.options,
+                ctx.group_name, False, ctx.wanted,
+            )[4:]  # fmt: skip
+        else:
+            made = [_scaled(grad, grad_loss) for grad in (g_input, g_weight, g_bias)]
+        grads = [
+            grad.to(x.dtype) if want else None
+            for grad, x, want in zip(made, inputs, ctx.wanted, strict=True)
+        ]
+        return (*grads, *[None] * 10)
+
+
+def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """grad * scale, without a second `grad` where eager mode can tell that none is needed."""
+    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if not eager or torch._C._len_torch_dispatch_stack() > 0 or grad.device.type != "cpu":
+        return grad * scale
+    factor = scale.item()
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        return grad * factor  # the next backward pass starts from `grad` again
+    return grad if factor == 1.0 else grad.mul_(factor)
+
+
+def _differentiable_gradients(
+    ctx: Any,
+    grad_loss: torch.Tensor,
+    inputs: list[torch.Tensor],
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+) -> list[torch.Tensor | None]:
+    """The gradients by autograd through the reference: for second derivatives, which are rare."""
+    ignore_index, reduction, label_smoothing, softcap, z_loss = ctx.options
+    input, linear_weight, linear_bias = inputs
+    with torch.enable_grad():
+        loss = reference.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=REDUCTIONS[reduction],
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            softcap=softcap or None,
+            z_loss=z_loss,
+            process_group=resolve_group(ctx.group_name or ""),
+        )
+        chosen = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
+        made = iter(torch.autograd.grad(loss, chosen, grad_loss, create_graph=True))
+    return [next(made) if want else None for want in ctx.wanted]
