@@ -108,7 +108,7 @@ def choose(op: str, tensor: torch.Tensor) -> str:
         compiled = device in ("cpu", "meta") and _library.has_cpu_kernel(op)
         if op == "linear_cross_entropy":
             # Without vector instructions torch's own matrix products are faster.
-            return "cpu" if compiled and _library.isa() != "portable" else "chunked"
+            return "cpu" if compiled and _library.has_vector_kernels() else "chunked"
         return "cpu" if compiled else "reference"
     if chosen == "cpu" and device not in ("cpu", "meta"):
         raise ValueError(f"backend 'cpu' of {op}: expected tensors on the CPU, got {tensor.device}")

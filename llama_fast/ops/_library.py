@@ -106,6 +106,17 @@ def has_cpu_kernel(op: str) -> bool:
     return missing_reason is None and op in _COMPILED_CPU_OPS
 
 
+def has_vector_kernels() -> bool:
+    """Whether the compiled kernels are made for more than the processor's basic instructions."""
+    return _ISA not in ("none", "portable")
+
+
 def isa() -> str:
     """The instruction set that the CPU kernels use, or "none" without the compiled library."""
     return torch.ops.llama_fast.isa() if missing_reason is None else "none"
+
+
+try:
+    _ISA = isa()  # once: torch.compile cannot trace the question
+except RuntimeError:  # LLAMA_FAST_ISA names none; the first call of a kernel says so
+    _ISA = "none"

@@ -132,7 +132,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 ctx.group_name, False, ctx.wanted,
             )[4:]  # fmt: skip
         else:
-            made = [_scaled(grad, grad_loss) for grad in (g_input, g_weight, g_bias)]
+            made = tuple(_scaled(grad, grad_loss) for grad in (g_input, g_weight, g_bias))
         grads = [
             grad.to(x.dtype) if want else None
             for grad, x, want in zip(made, inputs, ctx.wanted, strict=True)

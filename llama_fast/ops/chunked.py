@@ -127,7 +127,8 @@ def linear_cross_entropy(
         if wanted[1]:
             grads[1].addmm_(logits.T, x * scale)
         if wanted[2]:
-            grads[2].addmv_(logits.T, scale.squeeze(1))
+            # Not a product with `scale`, which would add the rows up one after the other.
+            grads[2] += logits.mul_(scale).sum(dim=0)
         del logits  # before the next chunk's are made
     if group is not None and wanted[0]:
         dist.all_reduce(grads[0], group=group)
