@@ -20,8 +20,11 @@ built     := build/native/.built
 installed := $(VENV)/.installed
 wheel_env := build/wheel-venv
 
+AARCH64_CXX  ?= aarch64-linux-gnu-g++
+KERNEL_FLAGS := -std=c++17 -O2 -Wall -Wextra -Werror -Icsrc -DLLAMA_FAST_ISA=portable
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-cpu build wheel test-sanitize clean
+.PHONY: help demo test lint format bench bench-cpu build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -76,6 +79,11 @@ test-sanitize: $(installed)  ## op tests under AddressSanitizer and UBSan (needs
 	--capture=sys -p no:faulthandler --ignore tests/ops/test_reference.py \
 	--deselect tests/ops/test_autograd.py::test_second_derivatives \
 	--deselect tests/ops/test_autograd.py::test_func_second_derivatives $(ARGS)
+
+aarch64:  ## compile the kernels for 64-bit Arm (needs g++-aarch64-linux-gnu)
+	@mkdir -p build/aarch64
+	printf '%s\n' csrc/cpu/*.cpp | xargs -P 2 -I {} sh -c '$(AARCH64_CXX) $(KERNEL_FLAGS) -c {} \
+	-o build/aarch64/$$(basename {} .cpp).o || exit 255'
 
 clean:  ## remove what was built, but not .venv
 	rm -rf build dist llama_fast.egg-info llama_fast/*.so llama_fast/_build.json

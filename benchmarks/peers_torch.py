@@ -15,13 +15,14 @@ EPS = 1e-5
 
 
 def mask_of(case: Case, problem: Problem) -> torch.Tensor | None:
-    """What F.scaled_dot_product_attention needs besides is_causal: bool, True = takes part."""
+    """What F.scaled_dot_product_attention needs besides is_causal: a bias, or True = takes part."""
     extra, S = problem.extra, case.sizes["S"]
-    if "bias" in extra:
-        return extra["bias"]
     device = problem.sets[0]["q"].device
     i = torch.arange(S, device=device).unsqueeze(1)
     j = torch.arange(case.sizes["T"], device=device)
+    if "bias" in extra:
+        bias = extra["bias"]
+        return bias.masked_fill(j > i, -torch.inf) if case.options["causal"] else bias
     if "window" in case.options:
         return (j <= i) & (i - j < case.options["window"])
     if "cu_seqlens" in extra:
