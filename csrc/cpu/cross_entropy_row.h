@@ -66,6 +66,16 @@ LF_INLINE void for_vectors(const T* z, int64_t n, acc_t<T> fill, F&& f) {
   if (c < n) f(load_acc_n(z + c, n - c, fill), c);
 }
 
+// e^x to the accuracy that logits or gradients of type T are worth.
+template <class T>
+LF_INLINE vec<acc_t<T>> exp_for(vec<acc_t<T>> x) {
+  if constexpr (sizeof(T) == 2) {
+    return vexp_coarse(x);
+  } else {
+    return vexp_softmax(x);
+  }
+}
+
 template <class T>
 LF_INLINE acc_t<T> block_max(const T* z, int64_t n) {
   constexpr acc_t<T> lowest = -std::numeric_limits<acc_t<T>>::infinity();
@@ -93,12 +103,12 @@ LF_INLINE acc_t<T> block_exp_sum(const T* z, int64_t n, acc_t<T> shift, acc_t<T>
     for (int k = 0; k < kChains; ++k) {
       const vec<A> v = load_acc(z + c + k * lanes);
       largest[k] = vmax(largest[k], v);
-      sum[k] += vexp_softmax(v - shift);
+      sum[k] += exp_for<T>(v - shift);
     }
   }
   for_vectors(z + c, n - c, lowest, [&](vec<A> v, int64_t) {
     largest[0] = vmax(largest[0], v);
-    sum[0] += vexp_softmax(v - shift);
+    sum[0] += exp_for<T>(v - shift);
   });
   *max = reduce_max<A>(vmax(vmax(largest[0], largest[1]), vmax(largest[2], largest[3])));
   return reduce_add<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
@@ -268,7 +278,7 @@ LF_INLINE void write_block(const U* z, T* dx, int64_t n, acc_t<T> shift, acc_t<T
   using A = acc_t<T>;
   constexpr int64_t lanes = kLanes<A>;
   const auto gradient = [&](vec<A> v, vec<A> uv) {
-    vec<A> d = vexp_softmax(v - shift) * scale - uv;
+    vec<A> d = exp_for<T>(v - shift) * scale - uv;
     if constexpr (kCapped) {
       const vec<A> tanh = v * inverse_cap;
       d *= A(1) - tanh * tanh;
