@@ -21,7 +21,7 @@ installed := $(VENV)/.installed
 wheel_env := build/wheel-venv
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
-KERNEL_FLAGS := -std=c++17 -O2 -Wall -Wextra -Werror -Icsrc -DLLAMA_FAST_ISA=portable
+KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench bench-cpu build wheel test-sanitize aarch64 clean
