@@ -140,7 +140,12 @@ LF_INLINE vec<typename M::acc> load_columns(const T* p, const T* q, int64_t coun
 template <bool kHigh, class V, size_t... I>
 LF_INLINE V interleave(V a, V b, std::index_sequence<I...>) {
   constexpr size_t n = sizeof...(I), first = kHigh ? n / 2 : 0;
+#if defined(__clang__)
   return __builtin_shufflevector(a, b, (first + I / 2 + (I % 2) * n)...);
+#else  // GCC has the other one from version 12 on only
+  using Index = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
+  return __builtin_shuffle(a, b, vec<Index>{static_cast<Index>(first + I / 2 + (I % 2) * n)...});
+#endif
 }
 
 template <class A>

@@ -211,12 +211,21 @@ def test_opcheck_cross_entropy_inplace() -> None:
     torch.library.opcheck(operator, arguments)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+@pytest.mark.parametrize("chunked", (False, True), ids=["", "chunked"])
 @pytest.mark.parametrize("reduction", (0, 1, 2), ids=["none", "mean", "sum"])
-def test_opcheck_linear_cross_entropy(reduction: int) -> None:
-    x, w, b = torch.randn(5, 8), torch.randn(7, 8), torch.randn(7)
-    operator = torch.ops.llama_fast.linear_cross_entropy.default
-    options = (-100, reduction, 0.1, 3.0, 0.01, "", True, [True, False, True])
-    torch.library.opcheck(operator, (x, w, TARGET, b, CLASS_WEIGHT.float(), None, *options))
+def test_opcheck_linear_cross_entropy(reduction: int, chunked: bool, dtype: torch.dtype) -> None:
+    if not chunked:
+        needs_kernel("linear_cross_entropy")
+    x, w, b = torch.randn(5, 8).to(dtype), torch.randn(7, 8).to(dtype), torch.randn(7).to(dtype)
+    operator = torch.ops.llama_fast.linear_cross_entropy
+    last: tuple[object, ...] = (True, 0b101)
+    if chunked:
+        operator = torch.ops.llama_fast.linear_cross_entropy_chunked
+        last = ("", True, [True, False, True])
+    options = (-100, reduction, 0.1, 3.0, 0.01, *last)
+    arguments = (x, w, TARGET, b, CLASS_WEIGHT.float(), None, *options)
+    torch.library.opcheck(operator.default, arguments)
 
 
 @pytest.mark.parametrize("grad", (False, True), ids=["", "grad"])
