@@ -180,6 +180,10 @@ void product(int64_t m, int64_t n, int64_t kk, Left<M> a, Packed<M> b, typename 
 template <class E>
 LF_INLINE void transpose(const E* in, int64_t in_row, E* out, int64_t out_row) {
   constexpr int n = kLanes<E>;
+#if defined(__clang__)  // has no shuffle by a vector of indices
+  for (int i = 0; i < n; ++i)
+    for (int k = 0; k < n; ++k) out[k * out_row + i] = in[i * in_row + k];
+#else
   using Integer = std::conditional_t<sizeof(E) == 4, int32_t, int64_t>;
   using V = vec<Integer>;
   V rows[n];
@@ -203,6 +207,7 @@ LF_INLINE void transpose(const E* in, int64_t in_row, E* out, int64_t out_row) {
   }
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) std::memcpy(out + i * out_row, &rows[i], sizeof(V));
+#endif
 }
 
 // B with n = the source's rows (padded to the lanes), k = along a row: a transpose.
