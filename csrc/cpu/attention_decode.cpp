@@ -15,11 +15,7 @@ namespace LLAMA_FAST_ISA {
 namespace {
 
 // Queries times group size, at most: beyond that packing pays.
-#if defined(__AVX512BF16__)
-constexpr int64_t kFewRows = 16, kFewBf16Rows = 8;
-#else
-constexpr int64_t kFewRows = 16, kFewBf16Rows = 16;
-#endif
+constexpr int64_t kFewRows = 8;
 constexpr int64_t kChunk = 4 * kKeys;  // keys of an item
 constexpr int kRows = 4;               // rows that share one reading of a key or value
 
@@ -217,8 +213,8 @@ struct Decode {
 }  // namespace
 
 bool attention_decode(const AttentionArgs& a) {
-  const int64_t most = a.dtype == DType::bf16 ? kFewBf16Rows : kFewRows;
-  if (a.kv_heads == 0 || a.heads / a.kv_heads * a.queries > most || a.dropout_p > 0) return false;
+  if (a.kv_heads == 0 || a.heads / a.kv_heads * a.queries > kFewRows || a.dropout_p > 0)
+    return false;
   if (a.dtype == DType::f64) Decode<F64, double>(a).run();
   if (a.dtype == DType::f32) Decode<F32, float>(a).run();
   if (a.dtype == DType::bf16) Decode<F32, bf16>(a).run();

@@ -66,8 +66,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   a.linear_weight = w.data_ptr();
   a.target = static_cast<const int64_t*>(y.data_ptr());
   for (int64_t n = 0; n < a.tokens; ++n)
-    check(a.target[n] == ignore_index || (a.target[n] >= 0 && a.target[n] < a.classes),
-          "target out of range");
+    STD_TORCH_CHECK(a.target[n] == ignore_index || (a.target[n] >= 0 && a.target[n] < a.classes),
+                    "IndexError: target: expected class indices in [0, ", a.classes,
+                    ") or ignore_index (", ignore_index, "), got ", a.target[n], " at position (",
+                    n, ",)");
 
   const bool per_token = a.reduction == Reduction::none;
   const ScalarType acc = a.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;

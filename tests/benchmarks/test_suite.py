@@ -31,8 +31,8 @@ def pairs_by_counting(case) -> int:  # type: ignore[no-untyped-def]
     B, S, T = (case.sizes[n] for n in "BST")
     if mask is None:
         return B * S * T if S == 1 else B * int(torch.ones(S, T).tril().sum())
-    if mask.is_floating_point():
-        return B * S * T
+    if mask.is_floating_point():  # a bias (H,S,T)
+        return B * int(mask[0].isfinite().sum())
     return int(mask.expand(B, 1, S, T).sum())
 
 
