@@ -9,6 +9,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "glue/output_cache.h"
 
 namespace llama_fast {
 
@@ -44,4 +45,5 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&llama_fast::isa));
+  m.impl("empty_cache", TORCH_BOX(&llama_fast::empty_cache));
 }

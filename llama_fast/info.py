@@ -21,6 +21,7 @@ from llama_fast._version import __version__
 # Change what the package does, so they belong into a report.
 ENVIRONMENT = (
     "LLAMA_FAST_BACKEND",
+    "LLAMA_FAST_CACHE_MB",
     "LLAMA_FAST_ISA",
     "LLAMA_FAST_LIBRARY",
     "THP_MEM_ALLOC_ENABLE",

@@ -5,20 +5,15 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "glue/ops.h"
+#include "glue/tensors.h"
 
 namespace llama_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // Bits of `grad_mask`: which gradients the backward makes.
 enum Wanted : int64_t { kQ = 1, kK = 2, kV = 4, kBias = 8, kAlibi = 16, kSinks = 32 };
-
-ScalarType accumulate_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 Tensor contiguous_as(const Tensor& t, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(t, type));
@@ -110,7 +105,7 @@ struct Call {
       args.dropout_seed = static_cast<uint64_t>(*static_cast<int64_t*>(dropout_seed->data_ptr()));
     }
     set_bias(bias, key_padding_mask, packed);
-    const ScalarType type = accumulate_type(q);
+    const ScalarType type = wide_type(q.scalar_type());
     if (alibi_slopes.has_value()) {
       const Tensor& slopes = *alibi_slopes;
       STD_TORCH_CHECK(slopes.dim() == 2 && slopes.size(1) == args.heads &&
@@ -182,21 +177,9 @@ struct Call {
   }
 };
 
-// An output (B,H,S,Dv) laid out as q is: heads inside rows if q is a (B,S,H,D) view.
-Tensor empty_output(const Tensor& q, int64_t value_size) {
-  if (q.dim() == 3)
-    return torch::stable::new_empty(q, std::vector<int64_t>{q.size(0), q.size(1), value_size});
-  const int64_t b = q.size(0), h = q.size(1), s = q.size(2);
-  if (q.stride(1) < q.stride(2))
-    return torch::stable::transpose(
-        torch::stable::new_empty(q, std::vector<int64_t>{b, s, h, value_size}), 1, 2);
-  return torch::stable::new_empty(q, std::vector<int64_t>{b, h, s, value_size});
-}
-
 // (B,H,S), or packed (N,H).
-Tensor empty_rows(const Tensor& q) {
-  const Sizes sizes(q.sizes().data(), static_cast<size_t>(q.dim() - 1));
-  return torch::stable::new_empty(q, sizes, accumulate_type(q));
+Tensor new_rows(const Tensor& q) {
+  return new_tensor(q.sizes().data(), q.dim() - 1, wide_type(q.scalar_type()));
 }
 
 }  // namespace
@@ -208,7 +191,8 @@ std::tuple<Tensor, Tensor, Tensor> attention(
     int64_t window_right, double scale, double softcap, double dropout_p) {
   Call call(q, k, v, bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
             dropout_seed, causal, window_left, window_right, scale, softcap, dropout_p);
-  Tensor out = empty_output(q, call.args.value_size), lse = empty_rows(q), lse_low = empty_rows(q);
+  Tensor out = new_like_heads(q, q.scalar_type(), call.args.value_size);
+  Tensor lse = new_rows(q), lse_low = new_rows(q);
   call.args.out = tensor4(out);
   call.args.lse = rows4(lse);
   call.args.lse_low = rows4(lse_low);
@@ -225,10 +209,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   Call call(q, k, v, bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
             dropout_seed, causal, window_left, window_right, scale, softcap, dropout_p);
   AttentionArgs& args = call.args;
-  const ScalarType type = accumulate_type(q);
-  const auto none = [&] { return torch::stable::new_empty(q, std::vector<int64_t>{0}); };
+  const ScalarType type = wide_type(q.scalar_type());
+  const auto none = [&] { return no_tensor(q.scalar_type()); };
+  const auto gradient = [&](int64_t bit, const Tensor& t) {
+    return grad_mask & bit ? new_like_heads(t, t.scalar_type()) : none();
+  };
 
-  Tensor delta = empty_rows(q);
+  Tensor delta = new_rows(q);
   args.delta = rows4(delta);
   args.out = tensor4(out);
   args.lse = rows4(lse);
@@ -236,9 +223,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   args.grad_out = tensor4(grad_out);
   if (grad_lse.has_value()) args.grad_lse = rows4(*grad_lse);
 
-  Tensor grad_q = grad_mask & kQ ? torch::stable::empty_like(q) : none();
-  Tensor grad_k = grad_mask & kK ? torch::stable::empty_like(k) : none();
-  Tensor grad_v = grad_mask & kV ? torch::stable::empty_like(v) : none();
+  Tensor grad_q = gradient(kQ, q);
+  Tensor grad_k = gradient(kK, k);
+  Tensor grad_v = gradient(kV, v);
   if (grad_mask & kQ) args.grad_q = tensor4(grad_q);
   if (grad_mask & kK) args.grad_k = tensor4(grad_k);
   if (grad_mask & kV) args.grad_v = tensor4(grad_v);

@@ -6,49 +6,10 @@
 #include <string>
 
 #include "cpu/dispatch.h"
-#include "glue/huge_pages.h"
-#include "glue/ops.h"
+#include "glue/tensors.h"
 
 namespace llama_fast {
 namespace {
-
-using torch::headeronly::ScalarType;
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
-constexpr int64_t kMaxDims = 64;  // torch's own limit
-
-ScalarType accumulate_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-int32_t shim_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return aoti_torch_dtype_float64();
-    case ScalarType::Float:
-      return aoti_torch_dtype_float32();
-    case ScalarType::BFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case ScalarType::Half:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_int64();
-  }
-}
-
-// A new contiguous CPU tensor. Through the C shim: torch::stable::empty looks its operator up by
-// name at every call, which a small input would feel.
-Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType type) {
-  int64_t strides[kMaxDims], stride = 1;
-  for (int64_t d = dims - 1; d >= 0; --d) {
-    strides[d] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
-  }
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, shim_type(type),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
 
 // Kernel arguments, and the tensors and arrays that they point into.
 struct Call {
@@ -77,7 +38,7 @@ struct Call {
     args.input = rows(input, strides[0]);
     set_target(input);
     if (weight_.has_value()) {
-      const ScalarType type = accumulate_type(input);
+      const ScalarType type = wide_type(input.scalar_type());
       STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == args.classes,
                       "llama_fast::cross_entropy: weight must have shape (V,)");
       if (weight.scalar_type() != type) weight = torch::stable::to(weight, type);
@@ -139,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(Call& call, const Tensor&
   const int64_t none = 0;
   const bool per_token = a.reduction == Reduction::none;
   const int64_t loss_dims = per_token ? a.token_dims : 0;
-  const ScalarType type = accumulate_type(input);
+  const ScalarType type = wide_type(input.scalar_type());
   Tensor loss = new_tensor(a.token_sizes, loss_dims, type);
   Tensor lse = new_tensor(a.token_sizes, a.token_dims, ScalarType::Double);
   Tensor z_loss = stats ? new_tensor(a.token_sizes, loss_dims, type) : new_tensor(&none, 1, type);
@@ -179,7 +140,7 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
                               double label_smoothing, double softcap, double z_loss) {
   Call call(input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss);
   CrossEntropyArgs& a = call.args;
-  const ScalarType type = accumulate_type(input);
+  const ScalarType type = wide_type(input.scalar_type());
   const int64_t losses = a.reduction == Reduction::none ? a.tokens : 1;
   STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Double && lse.numel() == a.tokens,
                   "llama_fast::cross_entropy_backward: lse is not that of the forward");
@@ -193,7 +154,6 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
   Tensor grad = input.is_contiguous()
                     ? new_tensor(input.sizes().data(), input.dim(), input.scalar_type())
                     : torch::stable::empty_like(input);
-  ask_for_huge_pages(grad.data_ptr(), static_cast<size_t>(input.numel() * input.element_size()));
   a.grad = call.rows(grad, call.strides[2]);
   kernels().cross_entropy_backward(a);
   return grad;

@@ -3,20 +3,11 @@
 // outside its tensors.
 #include <torch/csrc/stable/ops.h>
 
-#include <initializer_list>
-
 #include "cpu/dispatch.h"
-#include "glue/ops.h"
+#include "glue/tensors.h"
 
 namespace llama_fast {
 namespace {
-
-using torch::headeronly::ScalarType;
-using Sizes = std::initializer_list<int64_t>;
-
-Tensor new_tensor(const Tensor& like, Sizes sizes, ScalarType type) {
-  return torch::stable::new_empty(like, sizes, type);
-}
 
 // With rows that are contiguous in themselves, `*stride` apart.
 Tensor with_rows(const Tensor& t, int64_t* stride) {
@@ -85,21 +76,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   a.weight = optional(weight, a.classes, weight_kept, "weight must have shape (V,)");
   a.grad_loss = optional(grad_loss, per_token ? a.tokens : 1, grad_kept, "grad_loss");
 
-  const auto losses = [&] {
-    return per_token ? new_tensor(input, {a.tokens}, acc) : new_tensor(input, {}, acc);
-  };
+  const auto losses = [&] { return per_token ? new_tensor({a.tokens}, acc) : new_tensor({}, acc); };
   Tensor loss = losses(), z_part = losses();
-  Tensor lse = new_tensor(input, {a.tokens}, acc);
-  Tensor argmax = new_tensor(input, {stats ? a.tokens : 0}, ScalarType::Long);
+  Tensor lse = new_tensor({a.tokens}, acc);
+  Tensor argmax = new_tensor({stats ? a.tokens : 0}, ScalarType::Long);
   a.loss = loss.data_ptr();
   a.z_loss_out = z_part.data_ptr();
   a.lse = lse.data_ptr();
   if (stats) a.argmax = static_cast<int64_t*>(argmax.data_ptr());
 
   const ScalarType out = a.dtype == DType::f16 ? ScalarType::Float : input.scalar_type();
-  const auto gradient = [&](int64_t bit, Sizes sizes, ScalarType type, void** data) {
-    if (!(grad_mask >> bit & 1)) return new_tensor(input, {0}, type);
-    Tensor t = new_tensor(input, sizes, type);
+  const auto gradient = [&](int64_t bit, std::initializer_list<int64_t> sizes, ScalarType type,
+                            void** data) {
+    if (!(grad_mask >> bit & 1)) return no_tensor(type);
+    Tensor t = new_tensor(sizes, type);
     *data = t.data_ptr();
     return t;
   };

@@ -1,10 +1,12 @@
-// New tensors, and tensors as rows, for the ops that work row by row.
+// New tensors, and tensors as rows for the ops that work row by row.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "cpu/rows.h"
-#include "glue/huge_pages.h"
 #include "glue/ops.h"
 
 namespace llama_fast {
@@ -13,35 +15,14 @@ using torch::headeronly::ScalarType;
 
 constexpr int64_t kMaxDims = 64;  // torch's own limit
 
-inline int32_t shim_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return aoti_torch_dtype_float64();
-    case ScalarType::Float:
-      return aoti_torch_dtype_float32();
-    case ScalarType::BFloat16:
-      return aoti_torch_dtype_bfloat16();
-    default:
-      return aoti_torch_dtype_float16();
-  }
-}
-
 // The type that `type` is computed in.
 inline ScalarType wide_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// A new CPU tensor, on huge pages if it is large. Through the C shim: torch::stable::empty looks
-// its operator up by name at every call, which a small input would feel.
-inline Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims,
-                          ScalarType type) {
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, shim_type(type),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor t(handle);
-  ask_for_huge_pages(t.data_ptr(), static_cast<size_t>(t.numel() * t.element_size()));
-  return t;
-}
+// A new CPU tensor of a floating type or int64; its memory comes from glue/output_cache.h if it is
+// large.
+Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type);
 
 // Contiguous.
 inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType type) {
@@ -53,21 +34,32 @@ inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType type) {
   return new_strided(sizes, strides, dims, type);
 }
 
+inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
+  return new_tensor(sizes.begin(), static_cast<int64_t>(sizes.size()), type);
+}
+
 // For what is not wanted, or not there.
 inline Tensor no_tensor(ScalarType type) {
   const int64_t none = 0;
   return new_tensor(&none, 1, type);
 }
 
-// The shape of t and the order of its heads: a (B,H,S,D) view of (B,S,H,D) stays one. Everything
-// else is contiguous. `empty_like_heads` in ops/_autograd.py says the same.
-inline Tensor new_like_heads(const Tensor& t, ScalarType type) {
-  const int64_t* sizes = t.sizes().data();
+// The shape of t, but `last` in its last dimension, and the order of its heads: a (B,H,S,D) view of
+// (B,S,H,D) stays one. Everything else is contiguous. `empty_like_heads` in ops/_autograd.py says
+// the same.
+inline Tensor new_like_heads(const Tensor& t, ScalarType type, int64_t last) {
+  int64_t sizes[kMaxDims];
+  std::copy_n(t.sizes().data(), t.dim(), sizes);
+  if (t.dim() > 0) sizes[t.dim() - 1] = last;
   if (t.dim() != 4 || t.stride(1) >= t.stride(2)) return new_tensor(sizes, t.dim(), type);
   const auto at_least_one = [](int64_t size) { return size > 1 ? size : 1; };
-  const int64_t head = at_least_one(sizes[3]), position = head * at_least_one(sizes[1]);
+  const int64_t head = at_least_one(last), position = head * at_least_one(sizes[1]);
   const int64_t strides[] = {position * at_least_one(sizes[2]), head, position, 1};
   return new_strided(sizes, strides, 4, type);
+}
+
+inline Tensor new_like_heads(const Tensor& t, ScalarType type) {
+  return new_like_heads(t, type, t.dim() == 0 ? 1 : t.size(t.dim() - 1));
 }
 
 inline Tensor as_type(const Tensor& t, ScalarType type) {

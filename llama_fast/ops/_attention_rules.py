@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llama_fast import reference
-from llama_fast.ops._autograd import differentiable, loop_over_vmap
+from llama_fast.ops._autograd import differentiable, empty_like_heads, loop_over_vmap
 from llama_fast.ops._library import library
 
 
@@ -15,12 +15,7 @@ def _accumulate_dtype(t: torch.Tensor) -> torch.dtype:
 
 @torch.library.register_fake("llama_fast::attention", lib=library)
 def _attention_fake(q, k, v, *options):  # type: ignore[no-untyped-def]
-    value_size = v.shape[-1]
-    if q.dim() == 4 and q.stride(1) < q.stride(2):  # heads inside rows, as in q
-        batch, heads, queries, _ = q.shape
-        out = q.new_empty(batch, queries, heads, value_size).transpose(1, 2)
-    else:
-        out = q.new_empty(*q.shape[:-1], value_size)
+    out = empty_like_heads(q, last=v.shape[-1])
     lse = q.new_empty(q.shape[:-1], dtype=_accumulate_dtype(q))
     return out, lse, torch.empty_like(lse)
 
@@ -33,7 +28,7 @@ def _attention_backward_fake(grad_out, grad_lse, q, k, v, out, lse, lse_low, *op
     def grad(bit: int, t: torch.Tensor | None) -> torch.Tensor:
         if not grad_mask & (1 << bit) or t is None:
             return q.new_empty(0)
-        return torch.empty_like(t) if bit < 3 else t.new_empty(t.shape)
+        return empty_like_heads(t) if bit < 3 else t.new_empty(t.shape)
 
     return tuple(grad(bit, t) for bit, t in enumerate((q, k, v, bias, alibi_slopes, sinks)))
 

@@ -42,15 +42,19 @@ def needs_plain_torch() -> bool:
     )
 
 
-def empty_like_heads(t: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def empty_like_heads(
+    t: torch.Tensor, dtype: torch.dtype | None = None, last: int | None = None
+) -> torch.Tensor:
     """The shape rule of what keeps the order of heads: a (B,H,S,D) view of (B,S,H,D) stays one.
 
-    Everything else is contiguous. `new_like_heads` in csrc/glue/tensors.h says the same.
+    Everything else is contiguous; `last` replaces the size of the last dimension.
+    `new_like_heads` in csrc/glue/tensors.h says the same.
     """
+    shape = t.shape if last is None else (*t.shape[:-1], last)
     if t.dim() == 4 and t.stride(1) < t.stride(2):
-        B, H, S, D = t.shape
+        B, H, S, D = shape
         return t.new_empty(B, S, H, D, dtype=dtype).transpose(1, 2)
-    return t.new_empty(t.shape, dtype=dtype)
+    return t.new_empty(shape, dtype=dtype)
 
 
 def _loop(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -35,6 +35,7 @@ _LINEAR_CROSS_ENTROPY = (
 # One line per operator. What each returns is described where it is called (ops/<op>.py).
 SCHEMAS = (
     "isa() -> str",
+    "empty_cache() -> int",
     f"attention(Tensor q, Tensor k, Tensor v, {_ATTENTION_OPTIONS}) "
     "-> (Tensor out, Tensor lse, Tensor lse_low)",
     "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "

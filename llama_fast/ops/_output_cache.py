@@ -1,0 +1,35 @@
+"""Memory of large CPU outputs, kept for reuse (csrc/glue/output_cache.cpp).
+
+Environment:
+    LLAMA_FAST_CACHE_MB  MiB that may be kept while no tensor uses them (default 512, 0: none)
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from llama_fast.ops import _library
+
+
+def _check_limit(value: str) -> None:
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"LLAMA_FAST_CACHE_MB: expected a whole number of MiB, got {value!r}")
+
+
+_check_limit(os.environ.get("LLAMA_FAST_CACHE_MB", "0"))
+
+
+def empty_cache() -> int:
+    """Return the memory of dead CPU outputs to the system; the CPU's `torch.cuda.empty_cache`.
+
+    Outputs and gradients of 4 MiB and more keep their memory when they die, up to
+    LLAMA_FAST_CACHE_MB (environment, default 512) in all, because filling a new tensor's pages
+    costs more than most of these kernels. Under memory pressure Linux takes it by itself.
+
+    Returns:
+        The number of bytes returned: 0 without the compiled library, with torch before 2.11, and
+        elsewhere than on Linux.
+    """
+    return 0 if _library.missing_reason is not None else torch.ops.llama_fast.empty_cache()
