@@ -17,19 +17,23 @@ namespace {
 // Queries times group size, at most: beyond that packing pays.
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kChunk = 4 * kKeys;  // keys of an item
+constexpr int64_t kGroup = 16;         // keys between two requests for the next ones
 constexpr int kRows = 4;               // rows that share one reading of a key or value
 
-// `Elem`: the element type of the tensors, computed in M::acc.
+// `Elem`: the element type of the tensors. Products are those of mode M, which has either numbers
+// of the type computed in or pairs of bfloat16 numbers.
 template <class M, class Elem>
 struct Decode {
   using T = typename M::acc;
   using V = vec<T>;
+  using Number = typename M::raw;
   static constexpr int lanes = kLanes<T>;
+  static constexpr bool kPairs = M::kPack == 2;
 
   const AttentionArgs& a;
   const int64_t group = a.heads / a.kv_heads;
   const int64_t rows = group * a.queries;  // of an item
-  const int64_t key_size = padded<M>(a.head_size), value_size = padded<M>(a.value_size);
+  const int64_t key_size = whole(a.head_size), value_size = whole(a.value_size);
   const int64_t chunks = larger(1, tiles(a.keys, kChunk));
   const int64_t items = a.batch * a.kv_heads * chunks;
   // Of every item and row: maximum, sum, sum of values.
@@ -38,14 +42,24 @@ struct Decode {
 
   explicit Decode(const AttentionArgs& args) : a(args) {}
 
-  // Working memory of an item.
+  // Numbers in whole registers.
+  static int64_t whole(int64_t n) { return tiles(n, lanes * M::kPack) * lanes * M::kPack; }
+
+  // Working memory of an item. The weights are the scores after the softmax.
   struct Working {
-    T *queries, *scores;
+    Number* queries;
+    T* scores;
+    Number* weights;
     Elem *key_buffer, *value_buffer;
   };
   size_t carve(Carver memory, Working& w) const {
-    w.queries = memory.take<T>(rows * key_size);
+    w.queries = memory.take<Number>(rows * key_size);
     w.scores = memory.take<T>(rows * kKeys);
+    if constexpr (kPairs) {
+      w.weights = memory.take<Number>(rows * kKeys);
+    } else {
+      w.weights = w.scores;
+    }
     w.key_buffer = memory.take<Elem>(a.k.stride_col == 1 ? 0 : kKeys * a.head_size);
     w.value_buffer = memory.take<Elem>(a.v.stride_col == 1 ? 0 : kKeys * a.value_size);
     return memory.used();
@@ -55,7 +69,17 @@ struct Decode {
   struct Rows {
     const Elem* p;
     int64_t stride;
+
+    Rows from(int64_t j) const { return {p + j * stride, stride}; }
   };
+  // Asks for rows [begin, end) ahead of their use: the processor by itself follows one matrix, and
+  // keys and values take turns.
+  static LF_INLINE void fetch(Rows rows, int64_t begin, int64_t end, int64_t size) {
+    constexpr int64_t line = 64 / sizeof(Elem);
+    for (int64_t j = begin; j < end; ++j)
+      for (int64_t c = 0; c < size; c += line)
+        __builtin_prefetch(rows.p + j * rows.stride + c, 0, 2);
+  }
   static Rows rows_of(const Tensor4& t, int64_t batch, int64_t head, int64_t first, int64_t n,
                       int64_t size, Elem* buffer) {
     const Elem* p = row_pointer<Elem>(t, batch, head, first);
@@ -80,10 +104,11 @@ struct Decode {
 
     Working w;
     carve(Carver(thread_scratch(carve(Carver(), w))), w);
-    T *queries = w.queries, *scores = w.scores;
+    Number *queries = w.queries, *weights = w.weights;
+    T* scores = w.scores;
     for (int64_t h = 0; h < group; ++h)
       for (int64_t i = 0; i < s.queries; ++i) {
-        T* q = queries + (h * s.queries + i) * key_size;
+        Number* q = queries + (h * s.queries + i) * key_size;
         read_row(a.q, a.dtype, s.batch, kv_head * group + h, s.first_query + i, a.head_size, q);
         for (int64_t c = a.head_size; c < key_size; ++c) q[c] = 0;
       }
@@ -93,9 +118,13 @@ struct Decode {
       const int64_t row = s.first_key + j0;
       const Rows k = rows_of(a.k, s.batch, kv_head, row, n, a.head_size, w.key_buffer);
       const Rows v = rows_of(a.v, s.batch, kv_head, row, n, a.value_size, w.value_buffer);
-      by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
-        make_scores<decltype(count)::value>(queries + r * key_size, k, n, scores + r * kKeys);
-      });
+      for (int64_t j = 0; j < n; j += kGroup) {
+        fetch(v, j, smaller(j + kGroup, n), a.value_size);
+        by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
+          make_scores<decltype(count)::value>(queries + r * key_size, k.from(j),
+                                              smaller(kGroup, n - j), scores + r * kKeys + j);
+        });
+      }
       for (int64_t h = 0; h < group; ++h) {
         const Scores<M> score(a, s, kv_head * group + h);
         T* x = scores + h * s.queries * kKeys;
@@ -105,13 +134,24 @@ struct Decode {
         for (int64_t i = 0; i < s.queries; ++i, x += kKeys) {
           const int64_t r = h * s.queries + i;
           softmax_row<M>(x, width, scale, largest[r], total[r], o + r * value_size, value_size,
-                         [&](int64_t c, V p) LF_LAMBDA { store(x + c, p); });
+                         [&](int64_t c, V p) LF_LAMBDA { put(weights + r * kKeys + c, p); });
         }
       }
-      by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
-        add_values<decltype(count)::value>(scores + r * kKeys, v, n, o + r * value_size);
-      });
+      for (int64_t j = 0; j < n; j += kGroup) {
+        // Past the last key only addresses are made, nothing is read.
+        fetch(k, kKeys + j, smaller(kKeys + j + kGroup, end - j0), a.head_size);
+        by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
+          add_values<decltype(count)::value>(weights + r * kKeys + j, v.from(j),
+                                             smaller(kGroup, n - j), o + r * value_size);
+        });
+      }
     }
+  }
+
+  static LF_INLINE void put(T* weights, V p) { store(weights, p); }
+  static LF_INLINE void put(uint16_t* weights, V p) {
+    const vec_u16 bits = narrow(bf16{}, p);
+    std::memcpy(weights, &bits, sizeof bits);
   }
 
   // f(number of rows, first row) for all rows, a few at a time.
@@ -176,6 +216,101 @@ struct Decode {
       for (int c = 0; c < Vecs; ++c) store(o + r * value_size + c * lanes, sum[r][c]);
   }
 
+#if defined(__AVX512BF16__)
+  // The first n numbers of a register, then zeros.
+  static LF_INLINE __m512i load_pairs(const Elem* p, int64_t n) {
+    if (n >= 2 * lanes) return _mm512_loadu_si512(p);
+    return _mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, p);
+  }
+
+  // For as many keys as a register has lanes, one query at a time: the keys stay in the first-level
+  // cache, and the sums over the lanes of all their products are made together.
+  template <int Count>
+  void make_scores(const uint16_t* q, Rows k, int64_t n, T* out) const {
+    for (int64_t j = 0; j < n; j += lanes, k.p += lanes * k.stride) {
+      const bool easy = n - j >= lanes && a.head_size % (2 * lanes) == 0;
+      for (int r = 0; r < Count; ++r) {
+        const uint16_t* query = q + r * key_size;
+        store(out + r * kKeys + j, easy ? scores_of<true>(query, k, lanes)
+                                        : scores_of<false>(query, k, smaller(lanes, n - j)));
+      }
+    }
+  }
+
+  // The first n of these keys, any further scores are those of the last one. `kEasy`: they are as
+  // many as lanes, and fill whole registers.
+  template <bool kEasy>
+  LF_INLINE V scores_of(const uint16_t* q, Rows k, int64_t n) const {
+    V sum[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) sum[i] = V{};
+    for (int64_t c = 0; c < a.head_size; c += 2 * lanes) {
+      const __m512i query = _mm512_loadu_si512(q + c);
+      const Elem* key = k.p + c;
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) {
+        const int64_t filled = kEasy ? 2 * lanes : a.head_size - c;
+        sum[i] = M::fma(sum[i], query, load_pairs(key, filled));
+        if (kEasy || i + 1 < n) key += k.stride;
+      }
+    }
+    return reduce_add_each<T>(sum);
+  }
+
+  template <int Count>
+  void add_values(const uint16_t* p, Rows v, int64_t n, T* o) const {
+    int64_t c = 0;
+    for (; c + 4 * lanes <= a.value_size; c += 4 * lanes)
+      add_columns<Count, 2>(p, {v.p + c, v.stride}, n, 4 * lanes, o + c);
+    for (; c < a.value_size; c += 2 * lanes)
+      add_columns<Count, 1>(p, {v.p + c, v.stride}, n, a.value_size - c, o + c);
+  }
+
+  // o += p v over n keys, two at a time, for columns that fill `Vecs` registers of pairs, or less.
+  // The sums come out in the order of in_order().
+  template <int Count, int Vecs>
+  LF_INLINE void add_columns(const uint16_t* p, Rows v, int64_t n, int64_t filled, T* o) const {
+    V sum[Count][2 * Vecs];
+#pragma GCC unroll 4
+    for (int r = 0; r < Count; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < 2 * Vecs; ++c) sum[r][c] = load(o + r * value_size + c * lanes);
+    for (int64_t j = 0; j < n; j += 2, v.p += 2 * v.stride)
+#pragma GCC unroll 2
+      for (int c = 0; c < Vecs; ++c) {
+        const Elem* from = v.p + c * 2 * lanes;
+        const int64_t left = filled - c * 2 * lanes;
+        const __m512i first = load_pairs(from, left);
+        const __m512i second = j + 1 < n ? load_pairs(from + v.stride, left) : __m512i{};
+        const __m512i low = _mm512_unpacklo_epi16(first, second);
+        const __m512i high = _mm512_unpackhi_epi16(first, second);
+#pragma GCC unroll 4
+        for (int r = 0; r < Count; ++r) {
+          int32_t pair;
+          std::memcpy(&pair, p + r * kKeys + j, sizeof pair);
+          sum[r][2 * c] = M::fma(sum[r][2 * c], _mm512_set1_epi32(pair), low);
+          sum[r][2 * c + 1] = M::fma(sum[r][2 * c + 1], _mm512_set1_epi32(pair), high);
+        }
+      }
+#pragma GCC unroll 4
+    for (int r = 0; r < Count; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < 2 * Vecs; ++c) store(o + r * value_size + c * lanes, sum[r][c]);
+  }
+#endif
+
+  // Unpacking interleaves quarters of a register: the first of two registers of sums has columns
+  // 0-3, 8-11, 16-19, 24-27, the second those between.
+  void in_order(T* o) const {
+    if constexpr (kPairs) {
+      for (int64_t begin = 0; begin < value_size; begin += 2 * lanes, o += 2 * lanes) {
+        T mixed[2 * lanes];
+        std::memcpy(mixed, o, sizeof mixed);
+        for (int c = 0; c < 2 * lanes; ++c) o[c] = mixed[c / 4 % 2 * lanes + c / 8 * 4 + c % 4];
+      }
+    }
+  }
+
   // Merges the chunks of the rows of one key-value head, in order, and writes them.
   void merge(int64_t unit) {
     const Sequence s(a, unit / a.kv_heads);
@@ -198,6 +333,7 @@ struct Decode {
           store(o + x, c == 0 ? sum : load(o + x) + sum);
         }
       }
+      in_order(o);
       finish_row<M>(a, s, kv_head * group + r / s.queries, r % s.queries, largest, total, o);
     }
   }
@@ -217,7 +353,11 @@ bool attention_decode(const AttentionArgs& a) {
     return false;
   if (a.dtype == DType::f64) Decode<F64, double>(a).run();
   if (a.dtype == DType::f32) Decode<F32, float>(a).run();
+#if defined(__AVX512BF16__)
+  if (a.dtype == DType::bf16) Decode<Bf16, bf16>(a).run();
+#else
   if (a.dtype == DType::bf16) Decode<F32, bf16>(a).run();
+#endif
   if (a.dtype == DType::f16) Decode<F32, f16>(a).run();
   return true;
 }

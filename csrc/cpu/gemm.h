@@ -41,8 +41,10 @@ struct Bf16 {
   using elem = uint32_t;
   static constexpr int kPack = 2;
   static LF_INLINE vec<float> fma(vec<float> c, const elem* a, vec<float> b) {
-    return (vec<float>)_mm512_dpbf16_ps(
-        (__m512)c, (__m512bh)_mm512_set1_epi32(static_cast<int>(*a)), (__m512bh)b);
+    return fma(c, _mm512_set1_epi32(static_cast<int>(*a)), (__m512i)b);
+  }
+  static LF_INLINE vec<float> fma(vec<float> c, __m512i a, __m512i b) {
+    return (vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
   }
 };
 #endif
