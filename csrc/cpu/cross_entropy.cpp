@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/cross_entropy_row.h"
+#include "cpu/cross_entropy_fused.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
@@ -16,7 +16,7 @@ namespace {
 
 enum class Pass { forward, backward, fused };
 
-constexpr int64_t kItemElements = 1 << 16;  // logits that a thread takes at a time
+constexpr int64_t kItemElements = 1 << 18;  // logits that a thread takes at a time
 constexpr int64_t kTileRows = 16;           // rows gathered together when classes are strided
 constexpr int64_t kTileBytes = 2 << 20;
 constexpr int64_t kStreamBytes = 16 << 20;  // larger gradients do not fit a cache anyway
@@ -152,6 +152,7 @@ class Call {
       tile = tile < 1 ? 1 : tile > kTileRows ? kTileRows : tile;
     }
     int64_t per_item = kItemElements / (a_.classes > 0 ? a_.classes : 1);
+    if (per_item > a_.tokens / (4 * num_threads())) per_item = a_.tokens / (4 * num_threads());
     per_item = per_item < tile ? tile : per_item / tile * tile;
     const int64_t items = (a_.tokens + per_item - 1) / per_item;
     const int64_t threads = items < num_threads() ? items : num_threads();
@@ -160,9 +161,11 @@ class Call {
     parallel_ranges(threads, 1, [&](int64_t begin, int64_t end) {
       T* rows = nullptr;
       A* q = nullptr;
+      A* exponentials = nullptr;
       const auto carve = [&](Carver scratch) {
         if (!a_.target) q = scratch.take<A>(a_.classes + kLanes<A>);  // written by whole vectors
         if (gather_input || scatter_grad) rows = scratch.take<T>(tile * a_.classes);
+        if (kPass == Pass::fused && sizeof(T) == 2) exponentials = scratch.take<A>(a_.classes);
         return scratch.used();
       };
       if (const size_t bytes = carve(Carver())) carve(Carver(thread_scratch(bytes)));
@@ -171,7 +174,7 @@ class Call {
           const int64_t last = item + 1 == items ? a_.tokens : (item + 1) * per_item;
           for (int64_t n = item * per_item; n < last; n += tile)
             run_tile<kPass>(n, last - n < tile ? last - n : tile, gather_input ? rows : nullptr,
-                            scatter_grad ? rows : nullptr, q);
+                            scatter_grad ? rows : nullptr, q, exponentials);
         }
       if (row_.stream) stream_fence();
     });
@@ -180,7 +183,7 @@ class Call {
   // Tokens [first, first + count). in: where to gather their logits, or null when each row is
   // contiguous as it is; out: likewise for the gradient.
   template <Pass kPass>
-  void run_tile(int64_t first, int64_t count, T* in, T* out, A* q) {
+  void run_tile(int64_t first, int64_t count, T* in, T* out, A* q, A* exponentials) {
     int64_t in_offsets[kTileRows], out_offsets[kTileRows];
     for (int64_t i = 0; i < count; ++i) {
       in_offsets[i] = offset_of(a_, a_.input, first + i);
@@ -192,6 +195,10 @@ class Call {
       const int64_t n = first + i;
       if (q && !ignored(n))
         read_probabilities(a_.probability, offset_of(a_, a_.probability, n), a_.classes, q);
+      if constexpr (kPass == Pass::fused) {
+        T* dx = out ? out + i * a_.classes : static_cast<T*>(a_.grad.data) + out_offsets[i];
+        if (x == dx && !q && fused(n, dx, exponentials)) continue;
+      }
       if constexpr (kPass != Pass::backward) forward_row(n, x, q);
       if constexpr (kPass != Pass::forward)
         backward_row<kPass>(
@@ -206,8 +213,24 @@ class Call {
     if (ignored(n) && !a_.argmax) return;
     const bool kept = !ignored(n);
     const RowLoss r = row_loss(row_, x, kept && a_.target ? a_.target[n] : 0, q);
+    if (kept) return keep(n, r);
     a_.lse[n] = r.lse;
-    if (!kept) return;
+  }
+
+  // The plain case at once; false where the general way is needed.
+  bool fused(int64_t n, T* x, A* exponentials) {
+    if constexpr (std::is_same_v<T, A> && !std::is_same_v<A, double>) exponentials = x;
+    if (!is_plain(row_) || ignored(n) || a_.argmax) return false;
+    RowLoss r;
+    const double g_z = a_.z_loss != 0 ? 1 / z_denominator_ : 0;
+    if (!fused_row(row_, x, a_.target[n], 1 / denominator_, g_z, x + a_.classes, exponentials, &r))
+      return false;
+    keep(n, r);
+    return true;
+  }
+
+  void keep(int64_t n, const RowLoss& r) {
+    a_.lse[n] = r.lse;
     losses_[n] = r.cross_entropy;
     z_losses_[n] = a_.z_loss != 0 ? a_.z_loss * r.lse * r.lse : 0;
   }
