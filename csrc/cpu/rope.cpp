@@ -129,7 +129,7 @@ class Call {
     bool aligned = reinterpret_cast<uintptr_t>(t.out) % bytes == 0;
     aligned &= a_.pairs * element % bytes == 0 && !a_.interleaved;
     for (const int64_t stride : t.out_strides) aligned &= stride * element % bytes == 0;
-    return aligned && worth_streaming(rows(t) * a_.pairs * 2 * element);
+    return aligned && worth_streaming((rows(a_.q) + rows(a_.k)) * a_.pairs * 2 * element);
   }
 
   // Rows in the order in which they lie in memory: of (B,S,H) or of (B,H,S).
