@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/linear_cross_entropy_loss.h"
 #include "cpu/linear_cross_entropy_plan.h"
 #include "cpu/matmul.h"
 #include "cpu/parallel.h"
@@ -36,35 +37,12 @@ class Call {
   using Area = typename Plan<M, T>::Area;
 
  public:
-  explicit Call(LinearCrossEntropyArgs& args) : a_(args), p_(args) {
-    for (int64_t n = 0; n < a_.tokens; ++n)
-      if (a_.target[n] != a_.ignore_index) kept_.push_back(n);
-    options_.classes = a_.classes;
-    options_.weight = static_cast<const A*>(a_.weight);
-    options_.smoothing = a_.label_smoothing;
-    options_.softcap = a_.softcap;
-    options_.z_loss = a_.z_loss;
-    options_.weight_sum = static_cast<double>(a_.classes);
-    if (options_.weight != nullptr && a_.label_smoothing > 0) {
-      options_.weight_sum =
-          pairwise_sum(0, a_.classes, [&](int64_t c) { return options_.weight[c]; });
-    }
-    if (a_.reduction == Reduction::mean) {
-      z_denominator_ = denominator_ = static_cast<double>(kept_.size());
-      if (options_.weight != nullptr) {
-        denominator_ = pairwise_sum(
-            0, tokens(), [&](int64_t i) { return options_.weight[a_.target[kept_[size_t(i)]]]; });
-      }
-    }
-    p_.make(tokens());
-  }
+  explicit Call(LinearCrossEntropyArgs& args) : a_(args), l_(args), p_(args) { p_.make(tokens()); }
 
   void run() {
     threads_ = worth_threads() ? num_threads() : 1;
     const Workspace workspace(p_.carve(Carver(), threads_));
     p_.carve(Carver(workspace.data()), threads_);
-    losses_.resize(static_cast<size_t>(a_.tokens));
-    z_losses_.resize(losses_.size());
     clear_ignored();
     for (int64_t first = 0; first < tokens(); first += rows_) {
       first_ = first;
@@ -74,11 +52,11 @@ class Call {
       chunk();
     }
     if (tokens() == 0 || p_.wide) finish_weight_gradient();
-    reduce();
+    l_.reduce();
   }
 
  private:
-  int64_t tokens() const { return static_cast<int64_t>(kept_.size()); }
+  int64_t tokens() const { return static_cast<int64_t>(l_.kept.size()); }
 
   bool worth_threads() const {
     return static_cast<double>(tokens()) * a_.classes * a_.features > kWorthThreads;
@@ -236,8 +214,8 @@ class Call {
     const bool spread = a_.label_smoothing > 0;
     const double each = a_.label_smoothing / static_cast<double>(a_.classes);
     if (spread)
-      spread_target<A>(nullptr, options_.weight ? options_.weight + first : nullptr, n, 0, each, 1,
-                       u);
+      spread_target<A>(nullptr, l_.options.weight ? l_.options.weight + first : nullptr, n, 0, each,
+                       1, u);
     make_logits(b, r0, m, packed, area.logits);
     for (int64_t i = 0; i < m; ++i) {
       const A* z = area.logits + i * kBlockClasses;
@@ -256,7 +234,7 @@ class Call {
     }
   }
 
-  int64_t token(int64_t r) const { return kept_[static_cast<size_t>(first_ + r)]; }
+  int64_t token(int64_t r) const { return l_.kept[static_cast<size_t>(first_ + r)]; }
   int64_t label(int64_t r) const { return a_.target[token(r)]; }
 
   // What the blocks of a row come to: loss, statistics, and how to make its gradient.
@@ -279,19 +257,19 @@ class Call {
 
     Row<A>& row = p_.row[r];
     const double e = a_.label_smoothing, each = e / static_cast<double>(a_.classes);
-    const double w = options_.weight ? options_.weight[label(r)] : 1;
-    losses_[n] = (1 - e) * w * (log_sum - (row.z_label - top));
-    if (e > 0) losses_[n] += each * options_.weight_sum * (top + log_sum) - spread_z;
-    z_losses_[n] = a_.z_loss != 0 ? a_.z_loss * lse * lse : 0;
+    const double w = l_.options.weight ? l_.options.weight[label(r)] : 1;
+    l_.losses[n] = (1 - e) * w * (log_sum - (row.z_label - top));
+    if (e > 0) l_.losses[n] += each * l_.options.weight_sum * (top + log_sum) - spread_z;
+    l_.z_losses[n] = a_.z_loss != 0 ? a_.z_loss * lse * lse : 0;
     static_cast<A*>(a_.lse)[n] = static_cast<A>(lse);
     if (a_.argmax) a_.argmax[n] = argmax(r);
 
     double g = 1;
     if (a_.grad_loss)
       g = static_cast<const A*>(a_.grad_loss)[a_.reduction == Reduction::none ? n : 0];
-    const double g_z = a_.z_loss != 0 ? g / z_denominator_ : 0;
-    g /= denominator_;
-    double scale = g * ((1 - e) * w + each * options_.weight_sum);
+    const double g_z = a_.z_loss != 0 ? g / l_.z_denominator : 0;
+    g /= l_.denominator;
+    double scale = g * ((1 - e) * w + each * l_.options.weight_sum);
     if (g_z != 0) scale += g_z * 2 * a_.z_loss * lse;
     const double z = row.z_label;
     double at_label = std::exp(z - top) / sum * scale - g * w * (1 - e + each);
@@ -328,7 +306,7 @@ class Call {
       const int64_t r = r0 + i, y = label(r) - first;
       if (i < kept)
         recall_block(Kept(), kept_logits(b, r), n, p_.stats[b * p_.stride + r].reference, z);
-      block_gradient(options_, p_.row[r], first, n, z);
+      block_gradient(l_.options, p_.row[r], first, n, z);
       if (y >= 0 && y < n) z[y] = p_.row[r].at_label;
       if constexpr (M::kPack == 2)
         for_vectors(z, n, A(0), [&](vec<A> v, int64_t c) {
@@ -444,31 +422,10 @@ class Call {
       std::memset(a_.grad_linear_bias, 0, static_cast<size_t>(a_.classes) * sizeof(A));
   }
 
-  void reduce() const {
-    A* loss = static_cast<A*>(a_.loss);
-    A* z_loss = static_cast<A*>(a_.z_loss_out);
-    if (a_.reduction == Reduction::none) {
-      for (int64_t n = 0; n < a_.tokens; ++n) {
-        loss[n] = static_cast<A>(losses_[n] + z_losses_[n]);
-        z_loss[n] = static_cast<A>(z_losses_[n]);
-      }
-      return;
-    }
-    const auto total = [&](const std::vector<double>& of) {
-      return pairwise_sum(0, tokens(), [&](int64_t i) { return of[size_t(kept_[size_t(i)])]; });
-    };
-    const double sum = total(losses_), z_sum = total(z_losses_) / z_denominator_;
-    *loss = static_cast<A>(sum / denominator_ + (a_.z_loss != 0 ? z_sum : 0));
-    *z_loss = static_cast<A>(z_sum);
-  }
-
   const LinearCrossEntropyArgs& a_;
-  RowOptions<A> options_{};
-  std::vector<int64_t> kept_;  // tokens whose target is not ignored
-  std::vector<double> losses_, z_losses_;
-  double denominator_ = 1, z_denominator_ = 1;
+  Losses<A> l_;
 
-  // The chunk at work: rows [first_, first_ + rows_) of kept_.
+  // The chunk at work: rows [first_, first_ + rows_) of the kept tokens.
   int64_t first_ = 0, rows_ = 0, kept_rows_ = 0, in_region_ = 0;
   int64_t item_rows_ = 0, item_classes_ = 0;
 
