@@ -33,8 +33,10 @@ help:  ## list the targets
 demo: $(installed) $(built)  ## load, run, train and score a real model (ARGS=--quick for less)
 	$(VENV)/bin/llama-fast demo $(ARGS)
 
+# Two at a time. Waiting threads of OpenMP sleep: beside another process they would hold up those
+# that they wait for.
 test: $(installed) $(built)  ## run the tests
-	$(py) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, clang-format and mypy, all without changing a file
 	$(VENV)/bin/ruff check .
@@ -72,7 +74,7 @@ wheel: $(VENV)/.torch  ## build a wheel into dist/ and prove it in a clean envir
 # measures memory, of which the sanitizer itself takes some.
 test-sanitize: $(installed)  ## op tests under AddressSanitizer and UBSan (needs g++)
 	LLAMA_FAST_SANITIZE=1 $(py) setup.py -q build_ext
-	LLAMA_FAST_LIBRARY=$(CURDIR)/build/sanitize/libllama_fast.so \
+	LLAMA_FAST_LIBRARY=$(CURDIR)/build/sanitize/libllama_fast.so OMP_WAIT_POLICY=PASSIVE \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) \
 	$$($(CXX) -print-file-name=libstdc++.so.6)" \
