@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import os
 import shlex
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import llama_fast
+from llama_fast._beside import find_beside
 
 HELP = "measure every op beside its rivals and the machine's own limits"
 
@@ -31,15 +30,7 @@ def suite(module: str) -> ModuleType:
 
     In a checkout that is not installed, it lies in a folder beside the package.
     """
-    folder = Path(llama_fast.__file__).parents[1] / "benchmarks"
-    if _PACKAGE not in sys.modules and (folder.parent / "build_native.py").exists():
-        where = [str(folder)]
-        spec = importlib.util.spec_from_file_location(
-            _PACKAGE, folder / "__init__.py", submodule_search_locations=where
-        )
-        if spec is not None and spec.loader is not None:
-            sys.modules[_PACKAGE] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(sys.modules[_PACKAGE])
+    find_beside("benchmarks")
     return importlib.import_module(f"{_PACKAGE}.{module}")
 
 

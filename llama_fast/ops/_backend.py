@@ -1,6 +1,7 @@
 """Which implementation serves an op: `use_backend`, `backends`, and `choose` for the ops.
 
-Backends: "auto" (the fastest one that is there), "cpu" (compiled C++), "triton", "cuda",
+Backends: "auto" (the fastest one that is there), "cpu" (compiled C++), "triton" (on a GPU; on the
+CPU with TRITON_INTERPRET=1, which was set before Python started), "cuda",
 "chunked" (linear_cross_entropy, row chunks over the other ops), "torch" (PyTorch's own
 functions, for comparison) and "reference" (the mathematics in plain PyTorch).
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from llama_fast.ops import _library
+from llama_fast.ops import _library, _triton
 
 OPS = ("attention", "cross_entropy", "linear_cross_entropy", "rms_norm", "rope", "swiglu")
 BACKENDS = ("auto", "cpu", "triton", "cuda", "chunked", "torch", "reference")
@@ -33,6 +34,8 @@ def _unavailable(op: str, backend: str) -> str | None:
         if _library.missing_reason is not None:
             return _library.missing_reason
         return None if _library.has_cpu_kernel(op) else f"no C++ kernel for {op} yet"
+    if backend == "triton":
+        return _triton.missing_reason(op)
     return f"no {backend} kernel for {op} yet"
 
 
@@ -95,24 +98,34 @@ def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
         _chosen.update(before)
 
 
+def chosen(op: str) -> str:
+    """The backend asked for, which may be "auto"."""
+    return _chosen[op]
+
+
 def choose(op: str, tensor: torch.Tensor) -> str:
     """The backend that serves `op` for `tensor`'s device: never "auto".
 
     Raises:
         ValueError: the backend asked for does not run on the tensor's device.
     """
-    chosen = _chosen[op]
+    backend = _chosen[op]
     device = tensor.device.type
-    if chosen == "auto":
+    if backend == "auto":
+        if device == "cuda" and op in _triton.READY:
+            wide = tensor.dtype == torch.float64
+            return "reference" if wide and op in _triton.WITHOUT_FLOAT64 else "triton"
         # A meta tensor has no data: the operator's shape rule serves it.
         compiled = device in ("cpu", "meta") and _library.has_cpu_kernel(op)
         if op == "linear_cross_entropy":
             # Without vector instructions torch's own matrix products are faster.
             return "cpu" if compiled and _library.has_vector_kernels() else "chunked"
         return "cpu" if compiled else "reference"
-    if chosen == "cpu" and device not in ("cpu", "meta"):
+    if backend == "cpu" and device not in ("cpu", "meta"):
         raise ValueError(f"backend 'cpu' of {op}: expected tensors on the CPU, got {tensor.device}")
-    return chosen
+    if backend == "triton" and device == "cpu" and not _triton.INTERPRETED:
+        raise ValueError(f"backend 'triton' of {op}: expected tensors on a GPU, got cpu")
+    return backend
 
 
 @dataclass

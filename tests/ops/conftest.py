@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 
 import llama_fast
 
 # Where each backend runs. A new backend joins every test of this folder by standing here.
 # "torch" is the yardstick of the tests, not their subject.
-DEVICES = {"cpu": "cpu", "chunked": "cpu", "reference": "cpu"}
+DEVICES = {
+    "cpu": "cpu",
+    "chunked": "cpu",
+    "reference": "cpu",
+    "triton": "cuda" if torch.cuda.is_available() else "cpu",  # there in Triton's interpreter
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -24,7 +32,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             names = [name for name in DEVICES if name in here]
             if fixture == "kernel" and len(names) > 1:
                 names.remove("reference")
-            metafunc.parametrize(fixture, names, indirect=True)
+            large = metafunc.definition.get_closest_marker("large") is not None
+            if large and DEVICES["triton"] == "cpu":
+                names = [name for name in names if name != "triton"]
+            marked = [
+                pytest.param(name, marks=pytest.mark.gpu) if DEVICES[name] != "cpu" else name
+                for name in names
+            ]
+            metafunc.parametrize(fixture, marked, indirect=True)
 
 
 @pytest.fixture
@@ -41,11 +56,27 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+class OnDevice(TorchFunctionMode):
+    """New tensors are made on a device; random ones on the CPU first, for the same numbers."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self.default = DeviceContext(self.device)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if (kwargs or {}).get("generator") is not None:
+            return function(*args, **kwargs).to(self.device)
+        return self.default.__torch_function__(function, types, args, kwargs)
+
+
 @contextmanager
 def in_force(op: str, backend: str) -> Iterator[None]:
     device = DEVICES[backend]
     # The default device costs time at every call of a torch function: set it only for a GPU.
-    place = nullcontext() if device == "cpu" else torch.device(device)
+    place = nullcontext() if device == "cpu" else OnDevice(device)
     with llama_fast.use_backend(**{op: backend}), place:
         yield
 

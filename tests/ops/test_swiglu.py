@@ -71,6 +71,7 @@ def test_strides_and_empty(backend: str) -> None:
     assert transposed.shape == (3, 4)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("halves", (False, True), ids=["", "halves"])
 def test_large_outputs(halves: bool, dtype: torch.dtype, backend: str) -> None:

@@ -1,0 +1,223 @@
+"""Compiles every kernel in every configuration for GPUs that need not be there.
+
+    python kernels/_compile.py [OP...] [--arch 90]        (`make gpu-compile`)
+
+The launchers run on meta tensors and write their launches down (see _launch.py). Each is compiled
+for sm_80, sm_90 and sm_100, and what the assembler says of registers, spills and shared memory is
+printed. It is an error when a kernel does not compile, when it wants more shared memory than a
+block can have, or when a default configuration (not merely an alternative for autotuning) spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.pop("TRITON_INTERPRET", None)  # compiled, not interpreted
+
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of one block
+_TYPES = {
+    "torch.float64": "fp64",
+    "torch.float32": "fp32",
+    "torch.bfloat16": "bf16",
+    "torch.float16": "fp16",
+    "torch.int64": "i64",
+    "torch.int32": "i32",
+    "torch.int16": "i16",
+    "torch.uint8": "u8",
+    "torch.int8": "i8",
+    "torch.bool": "i1",
+}
+_NOT_CONSTEXPR = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation: where the kernel is, the types of its arguments, its options."""
+
+    op: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
+    arch: int
+    alternative: bool
+
+    def name(self) -> str:
+        """For the table."""
+        types = ",".join(dict.fromkeys(t[1:] for _, t in self.signature if t.startswith("*")))
+        shown = {k: v for k, v in self.constants if isinstance(v, (bool, int)) and k.isupper()}
+        flags = " ".join(k if v is True else f"{k}={v}" for k, v in shown.items() if v is not False)
+        options = " ".join(f"{k}={v}" for k, v in self.options)
+        return f"{self.op}.{self.kernel} <{types}> {flags} {options}"
+
+
+@dataclass
+class Report:
+    """What came of a job: resources, or an error."""
+
+    job: Job
+    registers: int = 0
+    spilled_bytes: int = 0
+    shared_bytes: int = 0
+    error: str = ""
+
+    def failure(self) -> str:
+        """Why this is not acceptable, or "" when it is."""
+        if self.error:
+            return self.error
+        limit = SHARED_BYTES[self.job.arch]
+        if self.shared_bytes > limit:
+            return f"{self.shared_bytes} bytes of shared memory, sm_{self.job.arch} has {limit}"
+        if self.spilled_bytes and not self.job.alternative:
+            return f"{self.spilled_bytes} bytes spilled in a default configuration"
+        return ""
+
+
+def ops() -> list[str]:
+    """Every op with a kernel file."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem[0] != "_")
+
+
+def jobs(op: str, arch: int) -> Iterator[Job]:
+    """What the launchers of `op` choose on a GPU of this kind, each once."""
+    from llama_fast.kernels import _launch
+
+    module = importlib.import_module(f"llama_fast.kernels.{op}")
+    seen = set()
+    with _launch.recording(arch) as launches:
+        for example in module.examples():
+            example()
+    # Defaults first: what is also an alternative elsewhere has to be good enough for a default.
+    for made in sorted(launches, key=lambda one: one.alternative):
+        job = _job(op, made, arch)
+        key = (job.kernel, job.signature, job.constants, job.options, job.divisible)
+        if key not in seen:
+            seen.add(key)
+            yield job
+
+
+def _job(op: str, made: Any, arch: int) -> Job:
+    """A launch as Triton's launcher would specialise it."""
+    constexprs = {k: v for k, v in made.options.items() if k not in _NOT_CONSTEXPR}
+    names = made.kernel.arg_names
+    signature, constants, divisible = [], [], []
+    for i, name in enumerate(names):
+        value = constexprs[name] if name in constexprs else made.arguments[name]
+        if name in constexprs or value is None or (type(value) is int and value == 1):
+            signature.append((name, "constexpr"))
+            constants.append((name, value))
+            continue
+        if hasattr(value, "data_ptr"):
+            signature.append((name, "*" + _TYPES[str(value.dtype)]))
+            divisible.append(i)  # a new tensor; views in the examples start at such addresses too
+        elif isinstance(value, bool):
+            signature.append((name, "i1"))
+        elif isinstance(value, int):
+            signature.append((name, "i32" if -(2**31) <= value < 2**31 else "i64"))
+            if value % 16 == 0:
+                divisible.append(i)
+        else:
+            signature.append((name, "fp32"))
+    options = tuple((k, v) for k, v in made.options.items() if k in _NOT_CONSTEXPR)
+    return Job(
+        op, made.kernel.__name__, tuple(signature), tuple(constants), tuple(divisible), options,
+        arch, made.alternative,
+    )  # fmt: skip
+
+
+def compile_one(job: Job) -> Report:
+    """Compile, assemble and measure a job."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = _find(job)
+    source = ASTSource(
+        kernel,
+        dict(job.signature),
+        dict(job.constants),
+        {(i,): [["tt.divisibility", 16]] for i in job.divisible},
+    )
+    try:
+        made = triton.compile(
+            source, target=GPUTarget("cuda", job.arch, 32), options=dict(job.options)
+        )
+        registers, spilled = _resources(made.asm["cubin"])
+    except Exception as error:  # whatever the compiler threw belongs into the report
+        return Report(job, error=f"{type(error).__name__}: {error}")
+    return Report(job, registers, spilled, made.metadata.shared)
+
+
+def _find(job: Job) -> Any:
+    """The kernel of a job: in the op's file, or in one that it imports from."""
+    module = importlib.import_module(f"llama_fast.kernels.{job.op}")
+    return getattr(module, job.kernel)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """(registers of a thread, bytes of local memory that it spills to)."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        told = subprocess.run(
+            [knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing of resources: {told}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
+
+
+def main() -> int:
+    """Compile everything; 1 when something is not acceptable."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("op", nargs="*", help="only these (default: all that have kernels)")
+    parser.add_argument("--arch", type=int, action="append", choices=SHARED_BYTES, default=None)
+    parser.add_argument("--quiet", action="store_true", help="print failures and the summary only")
+    arguments = parser.parse_args()
+
+    import llama_fast.ops  # noqa: F401  finds the kernels of a checkout
+
+    begin = time.monotonic()
+    todo = [
+        job
+        for op in arguments.op or ops()
+        for arch in arguments.arch or SHARED_BYTES
+        for job in jobs(op, arch)
+    ]
+    failed = 0
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for report in pool.map(compile_one, todo, chunksize=4):
+            failure = report.failure()
+            failed += bool(failure)
+            if failure or not arguments.quiet:
+                print(
+                    f"sm_{report.job.arch:<4}{report.registers:>4} registers "
+                    f"{report.spilled_bytes:>6} spilled {report.shared_bytes:>7} shared  "
+                    f"{report.job.name()}{'  FAILED: ' + failure if failure else ''}",
+                    flush=True,
+                )
+    print(f"{len(todo)} kernels in {time.monotonic() - begin:.0f} s, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

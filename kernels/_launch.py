@@ -1,0 +1,148 @@
+"""How every kernel is launched, and what a launcher may ask about the GPU.
+
+A launcher computes its grid and configuration and calls `launch`. With `recording`, nothing runs:
+the launches are written down for a GPU that need not be there, which is how `make gpu-compile`
+gets to know them (see _compile.py).
+
+Environment:
+    LLAMA_FAST_AUTOTUNE  1: time the alternatives of a launch at its first call, keep the fastest
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+AUTOTUNE = os.environ.get("LLAMA_FAST_AUTOTUNE") == "1"
+
+# Constexpr arguments, and num_warps, num_stages, maxnreg.
+Options = dict[str, Any]
+Grid = Callable[[Options], tuple[int, ...]] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the rules for configurations look at.
+
+    arch: 80 for sm_80 (A100), 90 for sm_90 (H100, H200), 100 for sm_100 (B200).
+    processors: number of streaming multiprocessors.
+    """
+
+    arch: int
+    processors: int
+
+
+# The interpreter's: few processors, so that its tests split rows over several programs.
+_INTERPRETER = Gpu(90, 4)
+PROCESSORS = {80: 108, 90: 132, 100: 148}
+
+
+@dataclass
+class Launch:
+    """One launch that was written down: tensors and numbers by argument name, then the options.
+
+    alternative: only autotuning would choose these options.
+    """
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: Options
+    alternative: bool
+
+
+_recording: tuple[Gpu, list[Launch]] | None = None
+_known: dict[torch.device, Gpu] = {}
+_tuned: dict[tuple[Any, ...], Options] = {}
+
+
+@contextmanager
+def recording(arch: int) -> Iterator[list[Launch]]:
+    """Inside, `launch` appends to the list instead of running; tensors may be meta tensors."""
+    global _recording
+    made: list[Launch] = []
+    _recording = Gpu(arch, PROCESSORS[arch]), made
+    try:
+        yield made
+    finally:
+        _recording = None
+
+
+def gpu(t: torch.Tensor) -> Gpu:
+    """The GPU that holds `t`."""
+    if _recording is not None:
+        return _recording[0]
+    if not t.is_cuda:
+        return _INTERPRETER
+    found = _known.get(t.device)
+    if found is None:
+        properties = torch.cuda.get_device_properties(t.device)
+        found = Gpu(properties.major * 10 + properties.minor, properties.multi_processor_count)
+        _known[t.device] = found
+    return found
+
+
+def launch(
+    kernel: Any,
+    grid: Grid,
+    arguments: Sequence[Any],
+    options: Options,
+    *alternatives: Options,
+    repeatable: bool = True,
+) -> None:
+    """Run `kernel` on every program of `grid`; nothing where the grid is empty.
+
+    Args:
+        kernel: a `triton.jit` function.
+        grid: the number of programs by axis, or a function of the options that gives it.
+        arguments: everything that is no constexpr, in the kernel's order.
+        options: the constexpr arguments by name, and num_warps, num_stages, maxnreg.
+        alternatives: more options, which LLAMA_FAST_AUTOTUNE=1 compares with the first.
+        repeatable: whether launching twice does the same as once: others cannot be timed.
+    """
+    if _recording is not None:
+        for i, chosen in enumerate((options, *alternatives)):
+            named = dict(zip(kernel.arg_names, arguments, strict=False))
+            _recording[1].append(Launch(kernel, named, chosen, alternative=i > 0))
+        return
+    if AUTOTUNE and alternatives and repeatable:
+        options = _fastest(kernel, grid, arguments, (options, *alternatives))
+    programs = grid(options) if callable(grid) else grid
+    if 0 not in programs:
+        kernel[programs](*arguments, **options)
+
+
+def _fastest(
+    kernel: Any, grid: Grid, arguments: Sequence[Any], choices: tuple[Options, ...]
+) -> Options:
+    """The choice that ran fastest for such arguments; timed at the first call."""
+    kinds = tuple(
+        (a.dtype, a.shape) if isinstance(a, torch.Tensor) else a if isinstance(a, int) else None
+        for a in arguments
+    )
+    key = (kernel, kinds, *map(str, choices))
+    if key not in _tuned:
+        times = [
+            triton.testing.do_bench(
+                lambda choice=choice: launch(kernel, grid, arguments, choice), return_mode="median"
+            )
+            for choice in choices
+        ]
+        _tuned[key] = choices[times.index(min(times))]
+    return _tuned[key]
+
+
+def rows_of(t: torch.Tensor) -> torch.Tensor:
+    """`t` (..., E) as (rows, E) whose rows are contiguous: a view where the strides allow it."""
+    flat = t.reshape(-1, t.shape[-1]) if t.numel() else t.new_empty(0, max(t.shape[-1], 1))
+    return flat if flat.stride(1) == 1 or flat.shape[1] <= 1 else flat.contiguous()
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """The Triton type that values of `dtype` are computed in."""
+    return triton.language.float64 if dtype == torch.float64 else triton.language.float32

@@ -1,0 +1,115 @@
+"""SwiGLU in Triton: silu(gate) * up, elementwise in blocks of a row.
+
+s = 1 / (1 + e^-g)        out = g s u        dgate = dout u s (1 + g (1 - s))        dup = dout g s
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import triton
+import triton.language as tl
+from llama_fast.kernels._launch import Options, accumulator, launch, rows_of
+from llama_fast.kernels._math import divide, exp
+
+
+@triton.jit
+def _place(columns, BLOCK: tl.constexpr):
+    """The row of this program, its columns, and which of them exist."""
+    blocks = tl.cdiv(columns, BLOCK)
+    program = tl.program_id(0)
+    row = (program // blocks).to(tl.int64)
+    column = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return row, column, column < columns
+
+
+@triton.jit
+def _forward(
+    gate, up, out, columns, gate_stride, up_stride, ACC: tl.constexpr, BLOCK: tl.constexpr
+):
+    row, column, mask = _place(columns, BLOCK)
+    g = tl.load(gate + row * gate_stride + column, mask, other=0.0).to(ACC)
+    u = tl.load(up + row * up_stride + column, mask, other=0.0).to(ACC)
+    # Not g * s: of a gate of -inf torch makes -inf / inf = NaN as well.
+    silu = divide(g, 1.0 + exp(-g))
+    tl.store(out + row * columns + column, silu * u, mask)
+
+
+@triton.jit
+def _backward(
+    grad_out,
+    gate,
+    up,
+    grad_gate,
+    grad_up,
+    columns,
+    grad_stride,
+    gate_stride,
+    up_stride,
+    ACC: tl.constexpr,
+    WANT_GATE: tl.constexpr,
+    WANT_UP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row, column, mask = _place(columns, BLOCK)
+    d = tl.load(grad_out + row * grad_stride + column, mask, other=0.0).to(ACC)
+    g = tl.load(gate + row * gate_stride + column, mask, other=0.0).to(ACC)
+    one = tl.full([BLOCK], 1.0, ACC)
+    s = divide(one, 1.0 + exp(-g))
+    if WANT_GATE:
+        u = tl.load(up + row * up_stride + column, mask, other=0.0).to(ACC)
+        tl.store(grad_gate + row * columns + column, d * u * (s * (1.0 + g * (1.0 - s))), mask)
+    if WANT_UP:
+        tl.store(grad_up + row * columns + column, d * (g * s), mask)
+
+
+def _options(columns: int, t: torch.Tensor) -> Options:
+    """16 bytes of each tensor a thread; short rows take a smaller block."""
+    block = min(4096 // t.element_size(), max(64, triton.next_power_of_2(columns)))
+    return {"BLOCK": block, "ACC": accumulator(t.dtype), "num_warps": max(1, min(8, block // 256))}
+
+
+def _rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """(rows, columns) of each: a single row where nothing lies between the rows of any."""
+    if all(t.is_contiguous() for t in tensors):
+        return [t.view(1, -1) for t in tensors]
+    return [rows_of(t) for t in tensors]
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """The operator llama_fast::swiglu."""
+    out = gate.new_empty(gate.shape)
+    gate, up = _rows(gate, up)
+    rows, columns = gate.shape
+    options = _options(columns, gate)
+    programs = rows * triton.cdiv(columns, options["BLOCK"])
+    arguments = (gate, up, out, columns, gate.stride(0), up.stride(0))
+    launch(_forward, (programs,), arguments, options)
+    return out
+
+
+def swiglu_backward(
+    grad_out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, grad_mask: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator llama_fast::swiglu_backward."""
+    want_gate, want_up = bool(grad_mask & 1), bool(grad_mask & 2)
+    grad_gate = gate.new_empty(gate.shape if want_gate else 0)
+    grad_up = gate.new_empty(gate.shape if want_up else 0)
+    grad_out, gate, up = _rows(grad_out, gate, up)
+    rows, columns = gate.shape
+    options = _options(columns, gate) | {"WANT_GATE": want_gate, "WANT_UP": want_up}
+    programs = rows * triton.cdiv(columns, options["BLOCK"])
+    strides = (grad_out.stride(0), gate.stride(0), up.stride(0))
+    arguments = (grad_out, gate, up, grad_gate, grad_up, columns, *strides)
+    launch(_backward, (programs,), arguments, options)
+    return grad_gate, grad_up
+
+
+def examples() -> Iterator[Callable[[], object]]:
+    """Calls that reach every configuration."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        for width in (16, 100, 256, 512, 1024, 2048, 11008):
+            both = torch.empty(1024, 2 * width, dtype=dtype, device="meta")
+            gate, up = both.chunk(2, dim=-1)
+            yield lambda gate=gate, up=up: swiglu(gate, up)
+            for mask in (1, 2, 3) if width == 11008 else (3,):
+                yield lambda gate=gate, up=up, mask=mask: swiglu_backward(gate, gate, up, mask)

@@ -1,0 +1,103 @@
+"""The Triton kernels as implementations of the operators: on the GPU, or in Triton's interpreter.
+
+Triton is imported at the first call of a kernel. With TRITON_INTERPRET=1 in the environment the
+backend "triton" takes tensors on the CPU too, slowly, to test the kernels without a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llama_fast._beside import find_beside
+from llama_fast.ops._library import library
+
+find_beside("kernels")
+
+OLDEST = (3, 6)
+# The operators that llama_fast/kernels/<op>.py implements, by op.
+OPERATORS = {
+    "swiglu": ("swiglu", "swiglu_backward"),
+}
+# Ops whose kernels do not compute in float64: "auto" leaves that to the reference.
+WITHOUT_FLOAT64: frozenset[str] = frozenset()
+
+
+def _missing_package() -> str | None:
+    """Why Triton cannot be used, or None."""
+    for name in ("triton", "pytorch-triton"):  # the latter with nightly builds of torch
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        major, minor = version.split(".")[:2]
+        if (int(major), int(minor)) >= OLDEST:
+            return None
+        return f"triton {version} is older than {'.'.join(map(str, OLDEST))}"
+    return "triton is not installed"
+
+
+# Asked once: torch.compile cannot trace the questions.
+_PACKAGE = _missing_package()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+READY = frozenset(OPERATORS) if _PACKAGE is None else frozenset()
+
+
+def missing_reason(op: str) -> str | None:
+    """Why there is no Triton kernel for `op` here, or None."""
+    if op not in OPERATORS:
+        return f"no triton kernel for {op} yet"
+    if _PACKAGE is not None:
+        return _PACKAGE
+    if not INTERPRETED and not torch.cuda.is_available():
+        return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU)"
+    return None
+
+
+def _launcher(op: str, operator: str) -> Callable[..., Any]:
+    """The function that launches the kernels of `operator`, imported when it is first called."""
+    launch: Callable[..., Any] | None = None
+
+    def call(*args: Any) -> Any:
+        nonlocal launch
+        if launch is None:
+            launch = getattr(importlib.import_module(f"llama_fast.kernels.{op}"), operator)
+        device = args[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # Triton launches on the current one
+                return launch(*args)
+        return launch(*args)
+
+    return call
+
+
+def _register(op: str, operator: str) -> None:
+    launch = _launcher(op, operator)
+    library.impl(operator, launch, "CUDA")
+    if not INTERPRETED:
+        return
+    name = f"llama_fast::{operator}"
+    has_compiled = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    compiled = torch.library.get_kernel(name, "CPU") if has_compiled else None
+
+    def interpreted_or_compiled(keys: Any, *args: Any) -> Any:
+        from llama_fast.ops._backend import chosen
+
+        if compiled is None or chosen(op) == "triton":
+            return launch(*args)
+        return compiled.call_boxed(keys, *args)
+
+    with warnings.catch_warnings():  # torch notes that the compiled kernel is overridden
+        warnings.simplefilter("ignore", UserWarning)
+        library.impl(operator, interpreted_or_compiled, "CPU", with_keyset=True)
+
+
+for _op, _operators in OPERATORS.items():
+    for _operator in _operators:
+        _register(_op, _operator)
