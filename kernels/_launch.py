@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import triton
 
+# Said aloud because its default changes with Triton's version; fewer roundings, and faster.
+_ALWAYS = {"enable_fp_fusion": True}
 AUTOTUNE = os.environ.get("LLAMA_FAST_AUTOTUNE") == "1"
 
 # Constexpr arguments, and num_warps, num_stages, maxnreg.
@@ -108,13 +110,13 @@ def launch(
     if _recording is not None:
         for i, chosen in enumerate((options, *alternatives)):
             named = dict(zip(kernel.arg_names, arguments, strict=False))
-            _recording[1].append(Launch(kernel, named, chosen, alternative=i > 0))
+            _recording[1].append(Launch(kernel, named, chosen | _ALWAYS, alternative=i > 0))
         return
     if AUTOTUNE and alternatives and repeatable:
         options = _fastest(kernel, grid, arguments, (options, *alternatives))
     programs = grid(options) if callable(grid) else grid
     if 0 not in programs:
-        kernel[programs](*arguments, **options)
+        kernel[programs](*arguments, **options, **_ALWAYS)
 
 
 def _fastest(
@@ -141,6 +143,31 @@ def rows_of(t: torch.Tensor) -> torch.Tensor:
     """`t` (..., E) as (rows, E) whose rows are contiguous: a view where the strides allow it."""
     flat = t.reshape(-1, t.shape[-1]) if t.numel() else t.new_empty(0, max(t.shape[-1], 1))
     return flat if flat.stride(1) == 1 or flat.shape[1] <= 1 else flat.contiguous()
+
+
+def has_heads_inside(t: torch.Tensor) -> bool:
+    """Whether `t` (B,H,S,D) lies in memory as (B,S,H,D)."""
+    return t.dim() == 4 and t.stride(1) < t.stride(2)
+
+
+def new_like_heads(t: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty tensor of the shape of `t` and the order of its heads, otherwise contiguous.
+
+    `empty_like_heads` in llama_fast/ops/_autograd.py, the operators' shape rule, says the same.
+    """
+    if has_heads_inside(t):
+        return t.transpose(1, 2).new_empty(t.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
+    return t.new_empty(t.shape, dtype=dtype)
+
+
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that values of `dtype` are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def warps(elements: int, most: int = 32) -> int:
+    """Warps for a block of so many elements: 16 for each thread, at most `most` warps."""
+    return max(1, min(most, elements // 512))
 
 
 def accumulator(dtype: torch.dtype) -> Any:

@@ -1,9 +1,36 @@
 """Without a GPU the Triton kernels are tested in Triton's interpreter, on the CPU."""
 
+import importlib.util
 import os
+from typing import Any
 
 import torch
 
 # Read when the package and the kernels are imported, so it is set before any test is collected.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def round_like_a_gpu() -> None:
+    """Triton's interpreter cuts float32 off to bfloat16, and makes noise of float64."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+    wide = (tl.float32, tl.float64)
+
+    def rounded(self: Any, source: Any, to: Any) -> Any:
+        was, becomes = source.dtype.scalar, to.scalar
+        if was == tl.bfloat16 and becomes == tl.float64:
+            return cast(self, cast(self, source, tl.float32), to)
+        if was in wide and becomes == tl.bfloat16:
+            bits = torch.from_numpy(np.array(source.data)).to(torch.bfloat16).view(torch.int16)
+            return TensorHandle(bits.numpy().view(np.uint16), becomes)
+        return cast(self, source, to)
+
+    InterpreterBuilder.cast_impl = rounded
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    round_like_a_gpu()

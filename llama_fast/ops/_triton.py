@@ -23,6 +23,8 @@ find_beside("kernels")
 OLDEST = (3, 6)
 # The operators that llama_fast/kernels/<op>.py implements, by op.
 OPERATORS = {
+    "rms_norm": ("rms_norm", "rms_norm_backward"),
+    "rope": ("rope",),
     "swiglu": ("swiglu", "swiglu_backward"),
 }
 # Ops whose kernels do not compute in float64: "auto" leaves that to the reference.

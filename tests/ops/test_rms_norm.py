@@ -155,6 +155,7 @@ def test_autocast(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.large
 def test_large_outputs(dtype: torch.dtype, backend: str) -> None:
     """Outputs that go around the caches: each row is what it is alone, with its gradients."""
     rows = 20 * 2**20 // (96 * dtype.itemsize)

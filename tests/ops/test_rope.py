@@ -174,6 +174,7 @@ def test_gradients_of_the_tables(interleaved: bool, per_sequence: bool, backend:
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.large
 def test_large_outputs(dtype: torch.dtype, backend: str) -> None:
     """Outputs that go around the caches: each position is what it is alone."""
     S, D = 1000, 64

@@ -1,0 +1,176 @@
+"""Rotary position embedding in Triton: queries and keys in one launch.
+
+    a' = a cos - b sin        b' = b cos + a sin
+
+A program turns some heads at some positions; it reads their cosines and sines once.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import triton
+import triton.language as tl
+from llama_fast.kernels._launch import Options, accumulator, launch, new_like_heads, wide_type
+
+HEADS = 4  # that a program turns at most
+
+
+@triton.jit
+def _turn(
+    x,
+    out,
+    x_strides,
+    out_strides,
+    cos,
+    sin,
+    batch,
+    head,
+    position,
+    limit,
+    pairs,
+    INTERLEAVED: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Turn one head at the positions of a program that are below `limit`."""
+    exists = position < limit
+    source = x + batch * x_strides[0] + head * x_strides[1] + position * x_strides[2]
+    target = out + batch * out_strides[0] + head * out_strides[1] + position * out_strides[2]
+    if INTERLEAVED:
+        # Neighbours are read and written together, 16 bytes at a time.
+        both = tl.arange(0, 2 * PAIRS)[None, :]
+        mask = exists & (both < 2 * pairs)
+        numbers = tl.load(source + both, mask, other=0.0).to(cos.dtype)
+        a, b = tl.split(tl.reshape(numbers, [numbers.shape[0], PAIRS, 2]))
+        turned = tl.join(a * cos - b * sin, b * cos + a * sin)
+        tl.store(target + both, tl.reshape(turned, [numbers.shape[0], 2 * PAIRS]), mask)
+    else:
+        pair = tl.arange(0, PAIRS)[None, :]
+        mask = exists & (pair < pairs)
+        a = tl.load(source + pair, mask, other=0.0).to(cos.dtype)
+        b = tl.load(source + pairs + pair, mask, other=0.0).to(cos.dtype)
+        tl.store(target + pair, a * cos - b * sin, mask)
+        tl.store(target + pairs + pair, b * cos + a * sin, mask)
+
+
+@triton.jit
+def _rope(
+    q,
+    k,
+    cos,
+    sin,
+    q_out,
+    k_out,
+    q_heads,
+    k_heads,
+    positions,
+    pairs,
+    q_strides,
+    k_strides,
+    q_out_strides,
+    k_out_strides,
+    cos_strides,
+    sin_strides,
+    ACC: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    INVERSE: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    blocks = tl.cdiv(positions, POSITIONS)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    position = (tl.program_id(0) % blocks) * POSITIONS + tl.arange(0, POSITIONS)[:, None]
+    position = position.to(tl.int64)
+    pair = tl.arange(0, PAIRS)[None, :]
+    mask = (position < positions) & (pair < pairs)
+    place = batch * cos_strides[0] + position * cos_strides[1] + pair
+    c = tl.load(cos + place, mask, other=0.0).to(ACC)
+    place = batch * sin_strides[0] + position * sin_strides[1] + pair
+    s = tl.load(sin + place, mask, other=0.0).to(ACC)
+    if INVERSE:
+        s = -s
+
+    q_groups = tl.cdiv(q_heads, HEADS)
+    group = tl.program_id(1)
+    for i in tl.static_range(HEADS):
+        if group < q_groups:
+            head = (group * HEADS + i).to(tl.int64)
+            limit = tl.where(head < q_heads, positions, 0)
+            _turn(
+                q, q_out, q_strides, q_out_strides, c, s, batch, head, position, limit, pairs,
+                INTERLEAVED, PAIRS,
+            )  # fmt: skip
+        else:
+            head = ((group - q_groups) * HEADS + i).to(tl.int64)
+            limit = tl.where(head < k_heads, positions, 0)
+            _turn(
+                k, k_out, k_strides, k_out_strides, c, s, batch, head, position, limit, pairs,
+                INTERLEAVED, PAIRS,
+            )  # fmt: skip
+
+
+def _options(positions: int, pairs: int, most_heads: int, q: torch.Tensor) -> Options:
+    """2048 numbers of a head for 128 threads: 16 each, where there are so many."""
+    block = triton.next_power_of_2(pairs)
+    rows = min(max(1, 1024 // block), triton.next_power_of_2(positions))
+    return {
+        "ACC": accumulator(q.dtype),
+        "POSITIONS": rows,
+        "PAIRS": block,
+        "HEADS": min(HEADS, triton.next_power_of_2(most_heads)),
+        "num_warps": max(1, min(4, rows * block // 256)),
+    }
+
+
+def _with_rows(t: torch.Tensor) -> torch.Tensor:
+    return t if t.stride(-1) == 1 or t.shape[-1] <= 1 else t.contiguous()
+
+
+def rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    interleaved: bool,
+    inverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator llama_fast::rope."""
+    q_out, k_out = new_like_heads(q), new_like_heads(k)
+    B, q_heads, S, D = q.shape
+    k_heads = k.shape[1]
+    if B * S * D * (q_heads + k_heads) == 0:
+        return q_out, k_out
+    q, k = _with_rows(q), _with_rows(k)
+    tables = []
+    for table in (cos, sin):
+        table = _with_rows(table)
+        tables.append((table, (table.stride(0) if table.dim() == 3 else 0, table.stride(-2))))
+    (cos, cos_strides), (sin, sin_strides) = tables
+    options = _options(S, D // 2, max(q_heads, k_heads), q)
+    groups = sum(triton.cdiv(heads, options["HEADS"]) for heads in (q_heads, k_heads))
+    arguments = (
+        q, k, cos, sin, q_out, k_out, q_heads, k_heads, S, D // 2,
+        *(t.stride()[:3] for t in (q, k, q_out, k_out)), cos_strides, sin_strides,
+    )  # fmt: skip
+    flags = {"INTERLEAVED": interleaved, "INVERSE": inverse}
+    programs = (B * triton.cdiv(S, options["POSITIONS"]), groups)
+    launch(_rope, programs, arguments, options | flags)
+    return q_out, k_out
+
+
+def examples() -> Iterator[Callable[[], object]]:
+    """Calls that reach every configuration."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        for D, S, H, K in (
+            *((d, 4096, 32, 8) for d in (16, 32, 64, 80, 128, 256, 512)),
+            *((128, s, 32, 8) for s in (1, 4)),
+            *((128, 4096, h, 1) for h in (1, 2)),
+        ):
+            q, k = (
+                torch.empty(2, S, heads, D, dtype=dtype, device="meta").transpose(1, 2)
+                for heads in (H, K)
+            )
+            table = torch.empty(S, D // 2, dtype=wide_type(dtype), device="meta")
+            for interleaved in (False, True):
+                for inverse in (False, True) if (S, H, D) == (4096, 32, 128) else (False,):
+                    yield lambda q=q, k=k, t=table, a=interleaved, b=inverse: rope(q, k, t, t, a, b)
