@@ -31,3 +31,25 @@ def reciprocal_root(x):
         return 1.0 / tl.sqrt(x)
     else:
         return tl.div_rn(1.0, tl.sqrt_rn(x))
+
+
+@triton.jit
+def tanh(x, EXACT: tl.constexpr):
+    """tanh; EXACT: to float32's last digits near zero too, where 1 - e^-2x cancels."""
+    size = tl.abs(x)
+    t = exp(-2.0 * size)
+    result = divide(1.0 - t, 1.0 + t)
+    if EXACT:
+        # The Taylor series, to float64's precision below 1/4.
+        s = x * x
+        p = 18888466084.0 / 194896477400625.0 * s - 443861162.0 / 1856156927625.0
+        p = p * s + 6404582.0 / 10854718875.0
+        p = p * s - 929569.0 / 638512875.0
+        p = p * s + 21844.0 / 6081075.0
+        p = p * s - 1382.0 / 155925.0
+        p = p * s + 62.0 / 2835.0
+        p = p * s - 17.0 / 315.0
+        p = p * s + 2.0 / 15.0
+        p = p * s - 1.0 / 3.0
+        result = tl.where(size < 0.25, size + size * s * p, result)
+    return tl.where(x < 0, -result, result)

@@ -71,7 +71,8 @@ def cross_entropy(
         TypeError: a dtype that does not fit.
         ValueError: a shape, device, number or reduction that does not fit; `inplace` on a leaf
             that requires grad.
-        IndexError: a target that is neither a class nor ignore_index (position and value named).
+        IndexError: a target that is neither a class nor ignore_index (position and value named);
+            on a GPU, where finding out would hold up the host, its loss is NaN instead.
 
     Example:
         >>> loss = llama_fast.cross_entropy(logits.view(-1, V), tokens.view(-1), inplace=True)
@@ -96,6 +97,9 @@ def cross_entropy(
             return_stats=return_stats,
         )
 
+    if backend == "triton" and not input.is_cuda and not target.is_floating_point():
+        # In the interpreter; on a GPU the host would have to wait, and the loss is NaN instead.
+        _checks.check_targets(target, input.shape[class_dim(input)], ignore_index)
     if target.dtype is not torch.int64 and not target.is_floating_point():
         target = target.long()
     if weight is not None:

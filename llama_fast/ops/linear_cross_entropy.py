@@ -77,7 +77,8 @@ def linear_cross_entropy(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes or devices that do not fit, or an option out of its range.
-        IndexError: a target that is neither a class index nor `ignore_index`.
+        IndexError: a target that is neither a class index nor `ignore_index`; on a GPU, where
+            finding out would hold up the host, its loss is NaN instead.
     """
     check_float("input", input)
     check_float("linear_weight", linear_weight)
@@ -146,7 +147,8 @@ def linear_cross_entropy(
 
     if shift:
         input, target = input[..., :-1, :], target[..., 1:]
-    check_targets(target, classes, ignore_index)
+    if backend != "triton" or not input.is_cuda:  # on a GPU the host would have to wait
+        check_targets(target, classes, ignore_index)
     loss, lse, z_part, argmax = LinearCrossEntropy.apply(
         input.reshape(target.numel(), input.shape[-1]),
         linear_weight,
@@ -158,8 +160,8 @@ def linear_cross_entropy(
         label_smoothing,
         softcap or 0.0,
         z_loss,
-        # The compiled kernel knows no process groups.
-        None if backend == "cpu" and process_group is None else _name(process_group),
+        # The compiled kernel knows no process groups, and Triton's neither.
+        None if backend in ("cpu", "triton") and process_group is None else _name(process_group),
         return_stats,
         [_needs_gradient(x) for x in (input, linear_weight, linear_bias)],
     )[:4]

@@ -1,0 +1,154 @@
+"""One row of logits: what the cross-entropy kernels do with it.
+
+    z = x  or  softcap tanh(x / softcap)              lse = log sum_c exp(z_c)
+    t = (1 - e) [c == y] + e / V,  or  (1 - e) q_c + e / V
+    loss = sum_c w_c t_c (lse - z_c) + z_loss lse^2
+    dloss/dz_c = p_c (sum_k w_k t_k + 2 z_loss lse) - w_c t_c,  p_c = exp(z_c - lse)
+
+The part of t that is spread over the classes, w_c (e / V + (1 - e) q_c), is called u here. A row is
+summed up as six numbers, kept while it is swept and put together where several programs share it:
+the largest z, sum exp(z - shift), sum u, sum u (z - shift), argmax, and where the first NaN is;
+shift is the largest z, or 0 where that is infinite. Numbers of a row are float64: there are few.
+"""
+
+import triton
+import triton.language as tl
+from llama_fast.kernels._math import divide, exp, tanh
+
+
+@triton.jit
+def row_start(row, strides, inner):
+    """Offset of a row whose number counts two dimensions, the second of size `inner`."""
+    return (row // inner) * strides[0] + (row % inner) * strides[1]
+
+
+@triton.jit
+def cap(x, SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
+    """Logits as the loss takes them."""
+    if SOFTCAP != 0:
+        return SOFTCAP * tanh(divide(x, tl.full([], SOFTCAP, x.dtype)), EXACT)
+    else:
+        return x
+
+
+@triton.jit
+def shift_of(largest):
+    """What is subtracted before exp: finite, so that infinities become infinities and not NaN."""
+    return tl.where(tl.abs(largest) == float("inf"), 0.0, largest)
+
+
+@triton.jit
+def spread(
+    weight,
+    probabilities,
+    column,
+    mask,
+    classes,
+    class_stride,
+    SMOOTHING: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """u of some classes; `weight` and `probabilities` (of this row) may be None."""
+    u = tl.full(column.shape, 1, ACC) * SMOOTHING / classes
+    if probabilities is not None:
+        q = tl.load(probabilities + column.to(tl.int64) * class_stride, mask, other=0.0)
+        u += (1.0 - SMOOTHING) * q.to(ACC)
+    if weight is not None:
+        u *= tl.load(weight + column, mask, other=0.0).to(ACC)
+    return u
+
+
+@triton.jit
+def empty_sums(ACC: tl.constexpr, classes):
+    """The six numbers of no class."""
+    zero = tl.full([], 0, ACC)
+    no_class = tl.full([], 0, tl.int32) + classes
+    return zero - float("inf"), zero, zero, zero, tl.full([], 0, tl.int32), no_class
+
+
+@triton.jit
+def add_block(
+    sums,
+    best,
+    x,
+    z,
+    u,
+    column,
+    mask,
+    classes,
+    SPREAD: tl.constexpr,
+    STATS: tl.constexpr,
+):
+    """`sums`, and the largest raw logit, with one more block of classes."""
+    largest, exp_sum, u_sum, uz_sum, argmax, nan_at = sums
+    z = tl.where(mask, z, -float("inf"))
+    new = tl.maximum(largest, tl.max(z, axis=0))
+    shift = shift_of(new)
+    exp_sum = exp_sum * exp(largest - shift) + tl.sum(exp(z - shift), axis=0)
+    if SPREAD:
+        uz_sum += u_sum * (shift_of(largest) - shift)
+        uz_sum += tl.sum(tl.where(mask, u * (z - shift), 0.0), axis=0)
+        u_sum += tl.sum(tl.where(mask, u, 0.0), axis=0)
+    if STATS:
+        is_nan = x != x
+        nan_at = tl.minimum(nan_at, tl.min(tl.where(mask & is_nan, column, classes), axis=0))
+        top = tl.where(mask & (x == x), x, -float("inf"))
+        value = tl.max(top, axis=0)
+        # The first of equal ones; of classes that are all -inf the first there is.
+        first = tl.min(tl.where(mask & (top == value), column, classes), axis=0)
+        argmax = tl.where(value > best, first, argmax)
+        best = tl.maximum(best, value)
+    return (new, exp_sum, u_sum, uz_sum, argmax, nan_at), best
+
+
+@triton.jit
+def row_loss(
+    sums,
+    label,
+    label_weight,
+    kept,
+    good,
+    SMOOTHING: tl.constexpr,
+    SPREAD: tl.constexpr,
+    BY_INDEX: tl.constexpr,
+    Z_LOSS: tl.constexpr,
+):
+    """(cross-entropy, z-loss, lse) of a row: 0, 0 where it is ignored, NaN for a bad target."""
+    largest, exp_sum, u_sum, uz_sum, _, _ = sums
+    shift = shift_of(largest).to(tl.float64)
+    log_sum = tl.log(exp_sum.to(tl.float64))
+    loss = tl.full([], 0, tl.float64)
+    if BY_INDEX:
+        loss = (1.0 - SMOOTHING) * label_weight * ((shift - label.to(tl.float64)) + log_sum)
+    if SPREAD:
+        loss += u_sum.to(tl.float64) * log_sum - uz_sum.to(tl.float64)
+    lse = shift + log_sum
+    z_term = Z_LOSS * lse * lse if Z_LOSS != 0 else tl.full([], 0, tl.float64)
+    loss = tl.where(good, loss, float("nan"))
+    return tl.where(kept, loss, 0.0), tl.where(kept, z_term, 0.0), lse
+
+
+@triton.jit
+def gradient(
+    z,
+    p_scaled,
+    u,
+    column,
+    target,
+    at_label,
+    ce_scale,
+    kept,
+    SOFTCAP: tl.constexpr,
+    SPREAD: tl.constexpr,
+    BY_INDEX: tl.constexpr,
+):
+    """dloss/dx of some classes; `p_scaled` is the term with p, the others are made here."""
+    g = p_scaled
+    if SPREAD:
+        g -= u * ce_scale
+    if BY_INDEX:
+        g -= tl.where(column == target, at_label, 0.0)
+    if SOFTCAP != 0:
+        share = divide(z, tl.full([], SOFTCAP, z.dtype))
+        g *= 1.0 - share * share
+    return tl.where(kept, g, 0.0)

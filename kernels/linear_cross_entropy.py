@@ -1,0 +1,207 @@
+"""Linear cross-entropy on the GPU: torch's matrix products around the kernels of cross_entropy.py.
+
+The rows go through in chunks: their logits are made in the dtype of the input, turned into their
+own gradient in place (for an upstream gradient of one), multiplied into the gradients of input and
+weight, and forgotten. The gradients of weight and bias are summed in float32 over all chunks and
+scaled once, at the end.
+
+Rows whose target is ignored are moved behind the others, on the device. The host learns how many
+are left from an asynchronous copy, which it looks at only after it has queued the first chunk: the
+GPU never waits for it, and chunks past the last row that counts are not computed.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from llama_fast.kernels import cross_entropy as rows
+from llama_fast.kernels._launch import wide_type
+
+NONE, MEAN, SUM = range(3)
+CHUNK_ROWS = 4096
+
+
+class _Count:
+    """A number on the device that the host wants to know later."""
+
+    def __init__(self, number: torch.Tensor, most: int) -> None:
+        # In a CUDA graph the host cannot know: every row is computed.
+        self.most, self.copied = most, None
+        if not number.is_cuda:
+            self.most = int(number)
+        elif most > CHUNK_ROWS and not torch.cuda.is_current_stream_capturing():
+            self.host = torch.empty((), dtype=number.dtype, pin_memory=True)
+            self.host.copy_(number, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def value(self) -> int:
+        """Waits for the copy, not for what was queued after it."""
+        if self.copied is not None:
+            self.copied.synchronize()
+            self.most, self.copied = int(self.host), None
+        return self.most
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """a @ b in float32 or wider, added to `out` where it is given."""
+    wide = wide_type(a.dtype)
+    if a.dtype == wide:
+        return a @ b if out is None else out.addmm_(a, b)
+    if not a.is_cuda:  # torch has the product of two dtypes on the GPU only
+        return _product(a.to(wide), b.to(wide), out)
+    if out is None:
+        return torch.mm(a, b, out_dtype=wide)
+    return torch.addmm(out, a, b, out_dtype=wide, out=out)
+
+
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    stats: bool,
+    grad_mask: int,
+) -> tuple[torch.Tensor, ...]:
+    """The operator llama_fast::linear_cross_entropy."""
+    # Autocast has done its work before the operator; inside, it would narrow the products again.
+    with torch.autocast(input.device.type, enabled=False):
+        return _sweep(
+            input, linear_weight, target, linear_bias, weight, grad_loss, ignore_index, reduction,
+            label_smoothing, softcap, z_loss, stats, grad_mask,
+        )  # fmt: skip
+
+
+def _sweep(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    softcap: float,
+    z_loss: float,
+    stats: bool,
+    grad_mask: int,
+) -> tuple[torch.Tensor, ...]:
+    wide = wide_type(input.dtype)
+    N, V = input.shape[0], linear_weight.shape[0]
+    wanted = [bool(grad_mask & 1 << i) for i in range(3)]
+    if weight is not None:
+        weight = weight.to(wide)
+    # Small gradients in float16 would be zero before they are scaled.
+    kind = torch.float32 if input.dtype == torch.float16 else input.dtype
+    shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
+    grads = [
+        input.new_empty(shape if want else 0, dtype=wide if i else kind)
+        for i, (shape, want) in enumerate(zip(shapes, wanted, strict=True))
+    ]
+    if wanted[0]:
+        grads[0].zero_()
+
+    ignored = target == ignore_index
+    order = torch.argsort(ignored, stable=True)
+    count = _Count(N - ignored.sum(), N)
+    losses = input.new_zeros(N, dtype=torch.float64)
+    z_losses, lse = torch.zeros_like(losses), input.new_zeros(N, dtype=wide)
+    argmax = torch.full_like(target, -1) if stats else target.new_empty(0)
+
+    options = (weight, ignore_index, label_smoothing, softcap, z_loss)
+    # The whole problem, but for its logits, which there never are.
+    whole = rows.problem(input.new_empty(()).expand(N, V), target, *options)
+    divisors = rows.totals(whole, reduction)
+    upstream, scale, relative = _scales(divisors, weight, grad_loss, input.device)
+
+    done = 0
+    while done < N and (done == 0 or done < count.value()):
+        chunk = order[done : done + CHUNK_ROWS]
+        # Rows past the last that counts are there too: what they hold, NaN perhaps, must not be.
+        gone = ignored[chunk]
+        x = input[chunk].masked_fill_(gone.unsqueeze(1), 0)
+        logits = torch.nn.functional.linear(x, linear_weight, linear_bias)
+        p = rows.problem(logits, target[chunk], *options)
+        if any(wanted):
+            of_rows = None if upstream is None else upstream[chunk]
+            made = rows.loss_and_gradient(p, logits, p.strides, of_rows, relative, stats)
+        else:
+            made = rows.loss_of_rows(p, stats)
+        assert made is not None
+        losses[chunk], z_losses[chunk] = made.losses, made.z_losses
+        lse[chunk] = made.lse.to(wide).masked_fill_(gone, 0)
+        if stats:
+            argmax[chunk] = made.argmax.masked_fill_(gone, -1)
+        if wanted[0]:
+            product = _product(logits, linear_weight)
+            grads[0][chunk] = product.mul_(scale).to(kind)
+        if wanted[1]:
+            if done == 0:
+                grads[1] = _product(logits.T, x)
+            else:
+                _product(logits.T, x, grads[1])
+        if wanted[2]:
+            grads[2] = logits.sum(0, dtype=wide).add_(grads[2] if done else 0)
+        done += CHUNK_ROWS
+        del logits  # before the next chunk's are made
+    for i in (1, 2):
+        if wanted[i]:
+            grads[i] = _finished(grads[i], scale, N, kind if i == 1 else wide)
+
+    found = rows.Rows(losses, z_losses, lse, argmax)
+    loss, z_part = rows.reduced(whole, found, divisors, reduction, True)
+    return loss, lse, z_part, argmax, *grads
+
+
+def _scales(
+    divisors: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    device: torch.device,
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """How the gradient of the loss is made of that of the logits, which 16 bits have to hold.
+
+    Returns:
+        The upstream gradient of each row, or None where all have the same; what the gradients are
+        scaled by at the end; and what the kernel divides cross-entropy and z-loss by. The class
+        weights and the upstream gradients are divided by their largest, so that float16 does not
+        round them to zero or infinity.
+    """
+    one = torch.ones((), dtype=torch.float64, device=device)
+    largest, scale, ratio = one, one, one
+    if divisors is not None:
+        # Of no row at all the gradient is zero, not 0 / 0.
+        scale = torch.where(divisors[1] == 0, 0.0, divisors[0].reciprocal())
+        # The final scale is that of cross-entropy; z-loss is divided by something else.
+        ratio = divisors[1] * scale
+    if weight is not None and weight.numel():
+        largest = weight.abs().amax().double()
+    upstream = None
+    if grad_loss is not None and grad_loss.dim() == 0:
+        scale = scale * grad_loss.double()
+    elif grad_loss is not None and grad_loss.numel():
+        upstream = grad_loss
+        largest = largest * grad_loss.abs().amax().double()
+    largest = torch.where((largest > 0) & largest.isfinite(), largest, one)
+    return upstream, scale * largest, torch.stack((largest, ratio * largest))
+
+
+def _finished(
+    grad: torch.Tensor, scale: torch.Tensor, rows: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The summed gradient, scaled, in the dtype that the operator returns: one pass over it."""
+    if rows == 0:
+        return torch.zeros_like(grad, dtype=dtype)
+    return torch.mul(grad, scale.to(grad.dtype), out=torch.empty_like(grad, dtype=dtype))
+
+
+def examples() -> Iterator[Callable[[], object]]:
+    """None: the kernels, and their configurations, are those of cross_entropy.py."""
+    return iter(())
