@@ -89,7 +89,7 @@ class Report:
             return f"{self.shared_bytes} bytes of shared memory, sm_{self.job.arch} has {limit}"
         # The assembler sets a loop bound or two aside, outside of loops, to stay below a number of
         # registers that lets more blocks run at once. Out of registers, it is another matter.
-        by_choice = self.spilled_bytes <= 8 and self.registers <= 128
+        by_choice = self.spilled_bytes <= 16 and self.registers <= 128
         if self.spilled_bytes and not by_choice and not self.job.alternative:
             return f"{self.spilled_bytes} bytes spilled in a default configuration"
         return ""

@@ -141,6 +141,7 @@ def test_grid(case: Case, dtype: torch.dtype, kernel: str) -> None:
     check(OP, llama_fast.linear_cross_entropy, runner(case), dtype)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("case", LARGE, ids=lambda c: c.id)
 def test_large(case: Case, dtype: torch.dtype, kernel: str) -> None:
@@ -311,6 +312,7 @@ def test_backward_twice(backend: str) -> None:
         torch.testing.assert_close(three, 3 * first)
 
 
+@pytest.mark.large
 @pytest.mark.slow
 def test_more_than_two_to_the_31_logits(kernel: str) -> None:
     x, w = torch.randn(70000, 2).bfloat16().requires_grad_(), torch.randn(32000, 2).bfloat16()
@@ -357,6 +359,7 @@ def peak(*arguments: str) -> int:
     return int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("reduction", ("mean", "none"))
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 def test_peak_memory(dtype: str, reduction: str, kernel: str) -> None:
