@@ -8,7 +8,7 @@
 The part of t that is spread over the classes, w_c (e / V + (1 - e) q_c), is called u here. A row is
 summed up as six numbers, kept while it is swept and put together where several programs share it:
 the largest z, sum exp(z - shift), sum u, sum u (z - shift), argmax, and where the first NaN is;
-shift is the largest z, or 0 where that is infinite. Numbers of a row are float64: there are few.
+shift is the largest z, or 0 where that is -inf. Numbers of a row are float64: there are few.
 """
 
 import triton
@@ -33,8 +33,8 @@ def cap(x, SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def shift_of(largest):
-    """What is subtracted before exp: finite, so that infinities become infinities and not NaN."""
-    return tl.where(tl.abs(largest) == float("inf"), 0.0, largest)
+    """What is subtracted before exp. A row with +inf becomes NaN, as in torch."""
+    return tl.where(largest == -float("inf"), 0.0, largest)
 
 
 @triton.jit
