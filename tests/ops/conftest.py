@@ -56,10 +56,17 @@ def _same_way(call: Any) -> bool:
     parameters = {} if call is None else call.params
     if "triton" not in (parameters.get("kernel"), parameters.get("backend")):
         return False
-    # float16 is bfloat16 with another conversion; a sum is a mean without its division.
-    return parameters.get("dtype") == torch.float16 or (
+    if any(words in getattr(parameters.get("case"), "why", "") for words in _BLOCKS):
+        return True
+    # float16 is bfloat16 with another conversion, and a sum is a mean without its division; the
+    # kernels in float64 are what gradcheck runs in test_autograd.py.
+    return parameters.get("dtype") in (torch.float16, torch.float64) or (
         parameters.get("reduction") == "sum" and "case" in parameters
     )
+
+
+# Cases about how C++ kernels cut the work up: here they are but hundreds of programs more.
+_BLOCKS = ("many more rows than threads", "before many positions", "several blocks of rows")
 
 
 @pytest.fixture

@@ -38,7 +38,9 @@ def gradients(call: Call, leaves: tuple[torch.Tensor, ...]) -> tuple[torch.Tenso
 
 def test_gradcheck(call: Call) -> None:
     """Analytic derivatives of the real kernel equal numerical ones, in float64."""
-    assert torch.autograd.gradcheck(call.function, call.leaves())
+    # One random direction where the interpreter would take minutes for every element.
+    interpreted = choose(call.op, torch.empty(0)) == "triton"
+    assert torch.autograd.gradcheck(call.function, call.leaves(), fast_mode=interpreted)
 
 
 def test_second_derivatives(call: Call) -> None:
@@ -57,7 +59,7 @@ def refuses_second_derivatives(call: Call) -> bool:
     """In place the logits are gone after the first; the reference ignores the permission."""
     if call is not CALLS["cross_entropy in place"]:
         return False
-    return choose("cross_entropy", torch.empty(0)) == "cpu"
+    return choose("cross_entropy", torch.empty(0)) in ("cpu", "triton")
 
 
 def test_func_second_derivatives(call: Call) -> None:

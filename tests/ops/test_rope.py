@@ -158,6 +158,7 @@ def test_layout(backend: str) -> None:
         assert out.is_contiguous()
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("per_sequence", (False, True))
 @pytest.mark.parametrize("interleaved", (False, True))
 def test_gradients_of_the_tables(interleaved: bool, per_sequence: bool, backend: str) -> None:
