@@ -144,6 +144,8 @@ def _job(op: str, made: Any, arch: int) -> Job:
 
     signature = []
     for i, name in enumerate(made.kernel.arg_names):
+        if made.kernel.params[i].is_constexpr != (name in constexprs):
+            raise TypeError(f"{op}.{made.kernel.__name__}: constexpr in one place only: {name}")
         if name in constexprs:
             constants.append(((i,), constexprs[name]))
             signature.append((name, "constexpr"))

@@ -28,10 +28,10 @@ def _target(
     row,
     classes,
     ignore_index,
-    SOFTCAP,
-    EXACT,
+    SOFTCAP: tl.constexpr,
+    EXACT: tl.constexpr,
     BY_INDEX: tl.constexpr,
-    ACC,
+    ACC: tl.constexpr,
 ):
     """(class, its capped logit, its weight, whether it counts, whether it is in range)."""
     index = tl.full([], 0, tl.int64)
@@ -332,7 +332,17 @@ def _totals(target, weight, totals, tokens, classes, ignore_index, BLOCK: tl.con
 
 
 @triton.jit
-def _reduce(losses, z_losses, totals, loss, z_loss, tokens, Z_LOSS, STATS, BLOCK: tl.constexpr):
+def _reduce(
+    losses,
+    z_losses,
+    totals,
+    loss,
+    z_loss,
+    tokens,
+    Z_LOSS: tl.constexpr,
+    STATS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The sum of all rows, or their mean where there are `totals`."""
     sums = tl.zeros([BLOCK], tl.float64)
     z_sums = tl.zeros([BLOCK], tl.float64)
