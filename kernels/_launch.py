@@ -25,6 +25,7 @@ AUTOTUNE = os.environ.get("LLAMA_FAST_AUTOTUNE") == "1"
 
 # Constexpr arguments, and num_warps, num_stages, maxnreg.
 Options = dict[str, Any]
+Arguments = Callable[[Options], Sequence[Any]] | Sequence[Any]
 Grid = Callable[[Options], tuple[int, ...]] | tuple[int, ...]
 
 
@@ -92,7 +93,7 @@ def gpu(t: torch.Tensor) -> Gpu:
 def launch(
     kernel: Any,
     grid: Grid,
-    arguments: Sequence[Any],
+    arguments: Arguments,
     options: Options,
     *alternatives: Options,
     repeatable: bool = True,
@@ -102,32 +103,35 @@ def launch(
     Args:
         kernel: a `triton.jit` function.
         grid: the number of programs by axis, or a function of the options that gives it.
-        arguments: everything that is no constexpr, in the kernel's order.
+        arguments: everything that is no constexpr, in the kernel's order; or a function of the
+            options that gives it.
         options: the constexpr arguments by name, and num_warps, num_stages, maxnreg.
         alternatives: more options, which LLAMA_FAST_AUTOTUNE=1 compares with the first.
         repeatable: whether launching twice does the same as once: others cannot be timed.
     """
     if _recording is not None:
         for i, chosen in enumerate((options, *alternatives)):
-            named = dict(zip(kernel.arg_names, arguments, strict=False))
+            given = arguments(chosen) if callable(arguments) else arguments
+            named = dict(zip(kernel.arg_names, given, strict=False))
             _recording[1].append(Launch(kernel, named, chosen | _ALWAYS, alternative=i > 0))
         return
     if AUTOTUNE and alternatives and repeatable:
         options = _fastest(kernel, grid, arguments, (options, *alternatives))
     programs = grid(options) if callable(grid) else grid
     if 0 not in programs:
-        kernel[programs](*arguments, **options, **_ALWAYS)
+        given = arguments(options) if callable(arguments) else arguments
+        kernel[programs](*given, **options, **_ALWAYS)
 
 
 def _fastest(
     kernel: Any, grid: Grid, arguments: Sequence[Any], choices: tuple[Options, ...]
 ) -> Options:
     """The choice that ran fastest for such arguments; timed at the first call."""
-    kinds = tuple(
-        (a.dtype, a.shape) if isinstance(a, torch.Tensor) else a if isinstance(a, int) else None
-        for a in arguments
+    key = (
+        kernel,
+        _kind(tuple(arguments(choices[0]) if callable(arguments) else arguments)),
+        *map(str, choices),
     )
-    key = (kernel, kinds, *map(str, choices))
     if key not in _tuned:
         times = [
             triton.testing.do_bench(
@@ -137,6 +141,15 @@ def _fastest(
         ]
         _tuned[key] = choices[times.index(min(times))]
     return _tuned[key]
+
+
+def _kind(argument: Any) -> Any:
+    """What of an argument may change which options are fastest."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.shape
+    if isinstance(argument, tuple):
+        return tuple(map(_kind, argument))
+    return argument if isinstance(argument, int) else None
 
 
 def rows_of(t: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,7 @@ def attention(
     if dropout_p > 0:
         # A tensor rather than a number, so that a compiled graph draws anew at each call.
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
-    if backend == "cpu":
+    if backend in ("cpu", "triton"):
         out, lse, _ = call_attention(
             q,
             k,

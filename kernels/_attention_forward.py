@@ -1,0 +1,197 @@
+"""Attention forward in Triton: one program for each tile of queries, which walks over its keys.
+
+The running maximum and sum of softmax are those of Milakov and Gimelshein (arXiv:1805.02867), the
+tiling that of FlashAttention (Dao et al., arXiv:2205.14135 and 2307.08691). Few queries are read
+by programs of their own shares of the keys, as in flash decoding; `combine_kernel` adds those up.
+"""
+
+import triton
+import triton.language as tl
+
+from llama_fast.kernels._attention_tile import (
+    INF,
+    LN2,
+    finish_scores,
+    in_window,
+    kept,
+    keys_seen,
+    load_step,
+    number,
+    padded,
+    power,
+    product,
+    product_of,
+    rounded,
+    sequence,
+    tile_steps,
+)
+from llama_fast.kernels._math import divide
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, out, lse, lse_low, masks, numbers, batch, S, T, left, right, section,
+    P: tl.constexpr,
+):  # fmt: skip
+    """Rows of out, lse and lse_low for one tile of queries and one share of their keys.
+
+    S and T are the lengths, or the rows of packed tensors. Axis 0 of the grid: tiles of all heads;
+    axis 1: shares of the keys; the results of share n go to batch entry n * batch + b.
+    """
+    program = tl.program_id(0)
+    HEADS: tl.constexpr = P.H // P.GROUP
+    b, unit_head, tile, q_first, k_first, S, T = sequence(
+        program, masks, batch, S, T, section, HEADS, True, P.RIGHT, P
+    )
+    if P.PACKED and tile * P.M >= S:
+        return
+
+    # The rows of the tile: queries, or with GROUP > 1 the heads of a group for each query.
+    r = tile * P.M + tl.arange(0, P.M)
+    i = r // P.GROUP
+    head = unit_head * P.GROUP + (r % P.GROUP if P.GROUP > 1 else 0)
+    kv_head = unit_head * P.GROUP // (P.H // P.K)
+    row_ok = i < S
+    c = tl.arange(0, P.BLOCK_D)[None, :]
+    offsets = b.to(tl.int64) * q.batch + head.to(tl.int64) * q.head + (q_first + i) * q.row
+    q_tile = tl.load(
+        q.ptr + offsets[:, None] + c.to(P.OFFSET) * q.col,
+        mask=row_ok[:, None] & (c < P.D), other=0,
+    )  # fmt: skip
+    slope = 0.0
+    if P.ALIBI:
+        slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + head * masks.slopes.head)
+        slope = slope.to(P.ACC)[:, None] if P.GROUP > 1 else slope.to(P.ACC)
+
+    acc = tl.zeros((P.M, P.BLOCK_DV), P.ACC)
+    m = tl.full((P.M,), -INF, P.ACC)
+    l = tl.zeros((P.M,), P.ACC)
+    if P.SINKS:
+        sink = tl.load(masks.sinks + head).to(P.ACC) * P.UNIT
+        m = tl.zeros((P.M,), P.ACC) + sink
+        l = tl.where(m == -INF, 0.0, 1.0).to(P.ACC)
+
+    first = tile * P.M // P.GROUP
+    last = tl.minimum((tile * P.M + P.M - 1) // P.GROUP, S - 1)
+    begin, end, all_begin, all_end = keys_seen(first, last, S, T, left, right, P)
+    start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.N)
+    share = (stop - start + P.N - 1) // P.N
+    share = (share + tl.num_programs(1) - 1) // tl.num_programs(1) * P.N
+    start = tl.minimum(start + tl.program_id(1) * share, stop)
+    stop = tl.minimum(start + share, stop)
+    free = tl.minimum(tl.maximum(free, start), stop)
+    bound = tl.minimum(tl.maximum(bound, start), stop)
+
+    if P.LEFT:
+        acc, l, m = attend(acc, l, m, q_tile, k, v, b, head, kv_head, i, row_ok, slope, k_first,
+                           S, T, left, right, masks, numbers, start, free, True, P)  # fmt: skip
+    acc, l, m = attend(acc, l, m, q_tile, k, v, b, head, kv_head, i, row_ok, slope, k_first,
+                       S, T, left, right, masks, numbers, free, bound, False, P)  # fmt: skip
+    acc, l, m = attend(acc, l, m, q_tile, k, v, b, head, kv_head, i, row_ok, slope, k_first,
+                       S, T, left, right, masks, numbers, bound, stop, True, P)  # fmt: skip
+
+    acc = divide(acc, tl.where(l == 0, 1.0, l)[:, None])
+    if P.DROPOUT:
+        acc *= number(numbers.survivors, P)
+    b += tl.program_id(1) * batch
+    c = tl.arange(0, P.BLOCK_DV)[None, :]
+    offsets = b.to(tl.int64) * out.batch + head.to(tl.int64) * out.head + (q_first + i) * out.row
+    tl.store(
+        out.ptr + offsets[:, None] + c.to(P.OFFSET) * out.col,
+        rounded(acc, out.ptr.dtype.element_ty), mask=row_ok[:, None] & (c < P.DV),
+    )  # fmt: skip
+    total, rest = log_sum(m, l, P)
+    offsets = b.to(tl.int64) * lse.batch + head.to(tl.int64) * lse.head + (q_first + i) * lse.row
+    tl.store(lse.ptr + offsets, total, mask=row_ok)
+    tl.store(lse_low.ptr + offsets, rest, mask=row_ok)
+
+
+@triton.jit
+def attend(acc, l, m, q, k, v, b, head, kv_head, i, row_ok, slope, k_first, S, T, left, right,
+           masks, numbers, begin, end, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """Take the keys begin..end into the sums: acc = sum p v, l = sum p, m = the largest score."""
+    scale = number(numbers.scale, P) * P.UNIT
+    rows = i[:, None]
+    for j0 in tl.range(begin, end, P.N, warp_specialize=P.WARP_SPECIALIZE):
+        j = j0 + tl.arange(0, P.N)[None, :]
+        keys = load_step(k, b, kv_head, k_first + j0, T - j0, P.N, P.D, P.BLOCK_D, MASKED, P)
+        s = product_of(q, keys.T, P.M, P.N, P)
+        if P.PLAIN:
+            if MASKED:
+                s = tl.where(in_window(rows, j, S, T, left, right, P), s, -INF)
+            if P.PADDING:
+                s = tl.where(padded(masks.padding, b, j, T), -INF, s)
+            top = tl.maximum(m, tl.max(s, 1) * scale)
+            base = tl.where(top == -INF, 0.0, top)
+            p = power(s * scale - base[:, None], P)
+        else:
+            where = head[:, None] if P.GROUP > 1 else head
+            s, _ = finish_scores(s, rows, j, b, where, row_ok[:, None], slope, S, T, left, right,
+                                 masks, numbers, MASKED, P)  # fmt: skip
+            top = tl.maximum(m, tl.max(s, 1))
+            base = tl.where(top == -INF, 0.0, top)
+            p = power(s - base[:, None], P)
+        alpha = power(m - base, P)
+        l = l * alpha + tl.sum(p, 1)
+        acc = acc * alpha[:, None]
+        if P.DROPOUT:
+            stream = b * P.H + head
+            stream = stream[:, None] if P.GROUP > 1 else stream
+            keep = kept(masks.seed, numbers.keep, stream, rows, j0, P.M, P.N)
+            p = tl.where(keep, p, 0.0)
+        values = load_step(v, b, kv_head, k_first + j0, T - j0, P.N, P.DV, P.BLOCK_DV, MASKED, P)
+        acc = product(rounded(p, values.dtype), values, acc, P)
+        m = top
+    return acc, l, m
+
+
+@triton.jit
+def log_sum(m, l, P: tl.constexpr):
+    """log(sum of powers) of scores, natural, in two parts; -inf where nothing was seen.
+
+    The second part is what the first one's rounding lost (Knuth's two-sum): where scores are in
+    the thousands the backward pass needs it. 16-bit inputs have no use for it.
+    """
+    log = tl.log(l)
+    if P.BASE2:
+        total = tl.where(l == 0, -INF, m * LN2 + log)
+        return total, tl.zeros_like(total)
+    else:
+        total = tl.where(l == 0, -INF, m + log)
+        rounded = total - m
+        rest = (m - (total - rounded)) + (log - rounded)
+        return total, tl.where(tl.abs(total) < INF, rest, 0.0)
+
+
+@triton.jit
+def combine_kernel(parts, part_lse, out, lse, lse_low, masks, batch, splits, S, P: tl.constexpr):
+    """Row i of (b, h) from its shares: weighted by exp(lse of the share - lse of all)."""
+    i = tl.program_id(0) % S
+    h = tl.program_id(0) // S % P.H
+    b = tl.program_id(0) // S // P.H
+    c = tl.arange(0, P.BLOCK_DV)
+    m = tl.full((), -INF, P.ACC)
+    l = tl.zeros((), P.ACC)
+    acc = tl.zeros((P.BLOCK_DV,), P.ACC)
+    if P.SINKS:
+        m = tl.load(masks.sinks + h).to(P.ACC)
+        l = tl.where(m == -INF, 0.0, 1.0).to(P.ACC)
+    for n in range(splits):
+        entry = (n * batch + b).to(tl.int64)
+        one = tl.load(part_lse.ptr + entry * part_lse.batch + h * part_lse.head + i * part_lse.row)
+        place = parts.ptr + entry * parts.batch + h * parts.head + i * parts.row
+        values = tl.load(place + c * parts.col, mask=c < P.DV, other=0)
+        top = tl.maximum(m, one)
+        base = tl.where(top == -INF, 0.0, top)
+        alpha, weight = tl.exp(m - base), tl.exp(one - base)
+        acc = acc * alpha + values * weight
+        l = l * alpha + weight
+        m = top
+    acc = divide(acc, tl.zeros_like(acc) + tl.where(l == 0, 1.0, l))
+    place = out.ptr + b.to(tl.int64) * out.batch + h.to(tl.int64) * out.head
+    place += i.to(tl.int64) * out.row
+    tl.store(place + c.to(P.OFFSET) * out.col, rounded(acc, out.ptr.dtype.element_ty), mask=c < P.DV)
+    total, rest = log_sum(m, l, P)
+    offset = b.to(tl.int64) * lse.batch + h.to(tl.int64) * lse.head + i.to(tl.int64) * lse.row
+    tl.store(lse.ptr + offset, total)
+    tl.store(lse_low.ptr + offset, rest)

@@ -1,0 +1,154 @@
+"""The gradients of attention that belong to queries: dq, and those of the slopes and sinks.
+
+With p = exp(score - lse) made again tile by tile, and delta = rowsum(do o) - dlse:
+
+    dp = do v',   ds = p (dp - delta),   dq = scale ds k      (Dao et al., arXiv:2205.14135, B.2)
+    dslope = - sum ds |i + T - S - j|,   dsink = - sum exp(sink - lse) delta
+
+One program makes the gradient of one tile of queries, so nothing is added by two of them.
+"""
+
+import triton
+import triton.language as tl
+
+from llama_fast.kernels._attention_tile import (
+    INF,
+    kept,
+    keys_seen,
+    load_rows,
+    load_step,
+    load_sums,
+    load_tile,
+    number,
+    offset_at,
+    probabilities,
+    product,
+    product_of,
+    rounded,
+    sequence,
+    store_tile,
+    tile_steps,
+)
+
+
+@triton.jit
+def delta_kernel(
+    out, grad_out, lse, lse_low, grad_lse, delta, sink_parts, masks, S, P: tl.constexpr
+):
+    """delta of one tile of rows, and what the tile adds to the gradient of its head's sink."""
+    program = tl.program_id(0)
+    tiles = tl.cdiv(S, P.M)
+    h = program // tiles % P.H
+    b = program // tiles // P.H
+    first = program % tiles * P.M
+    rows = S - first
+    r = tl.arange(0, P.M)
+    row = first.to(tl.int64)
+    o = load_tile(out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P).to(P.ACC)
+    do = load_tile(grad_out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P).to(P.ACC)
+    d = tl.sum(o * do, 1)
+    if grad_lse.ptr is not None:
+        d -= load_rows(grad_lse, b, h, row, rows, 0, P.M).to(P.ACC)
+    start = delta.ptr + (b.to(tl.int64) * delta.batch + h.to(tl.int64) * delta.head)
+    tl.store(start + (row + r) * delta.row, d, mask=r < rows)
+    if sink_parts is not None:
+        total = load_rows(lse, b, h, row, rows, INF, P.M)
+        low = load_rows(lse_low, b, h, row, rows, 0, P.M)
+        sink = tl.load(masks.sinks + h).to(P.ACC)
+        weight = tl.where(total == -INF, 0.0, tl.exp(sink - total - low))
+        tl.store(sink_parts + program, -tl.sum(weight * d, 0))
+
+
+@triton.jit
+def query_grad_kernel(
+    q, k, v, grad_out, lse, lse_low, delta, grad_q, slope_parts, masks, numbers, batch, S, T,
+    left, right, section, P: tl.constexpr,
+):  # fmt: skip
+    """dq of one tile of queries, and what the tile adds to its slope's gradient."""
+    program = tl.program_id(0)
+    b, h, tile, q_first, k_first, S, T = sequence(
+        program, masks, batch, S, T, section, P.H, True, P.RIGHT, P
+    )
+    first = tile * P.M
+    if P.PACKED and first >= S:
+        return
+    kv_head = h // (P.H // P.K)
+    row = q_first + first
+    q_tile = load_tile(q, b, h, row, S - first, P.M, P.D, P.BLOCK_D, True, P)
+    do_tile = load_tile(grad_out, b, h, row, S - first, P.M, P.DV, P.BLOCK_DV, True, P)
+    total, low, d = load_sums(lse, lse_low, delta, b, h, row, S - first, P.M, P)
+    slope = 0.0
+    if P.ALIBI:
+        slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + h * masks.slopes.head)
+        slope = slope.to(P.ACC)
+
+    dq = tl.zeros((P.M, P.BLOCK_D), P.ACC)
+    dslope = tl.zeros((P.M,), P.ACC)
+    last = tl.minimum(first + P.M, S) - 1
+    begin, end, all_begin, all_end = keys_seen(first, last, S, T, left, right, P)
+    start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.N)
+    WANT_SLOPE: tl.constexpr = slope_parts is not None
+    if P.LEFT:
+        dq, dslope = over_keys(
+            dq, dslope, q_tile, do_tile, k, v, total, low, d, b, h, kv_head, first, slope, k_first,
+            S, T, left, right, masks, numbers, start, free, WANT_SLOPE, True, P,
+        )  # fmt: skip
+    dq, dslope = over_keys(
+        dq, dslope, q_tile, do_tile, k, v, total, low, d, b, h, kv_head, first, slope, k_first,
+        S, T, left, right, masks, numbers, free, bound, WANT_SLOPE, False, P,
+    )  # fmt: skip
+    dq, dslope = over_keys(
+        dq, dslope, q_tile, do_tile, k, v, total, low, d, b, h, kv_head, first, slope, k_first,
+        S, T, left, right, masks, numbers, bound, stop, WANT_SLOPE, True, P,
+    )  # fmt: skip
+
+    if grad_q.ptr is not None:
+        dq *= number(numbers.scale, P)
+        store_tile(grad_q, b, h, row, S - first, dq, P.M, P.D, P.BLOCK_D, P)
+    if WANT_SLOPE:
+        place = program if P.PACKED else (b * P.H + h) * tl.cdiv(S, P.M) + tile
+        tl.store(slope_parts + place, -tl.sum(dslope, 0))
+
+
+@triton.jit
+def over_keys(
+    dq, dslope, q, do, k, v, total, low, d, b, h, kv_head, first, slope, k_first, S, T, left,
+    right, masks, numbers, begin, end, WANT_SLOPE: tl.constexpr, MASKED: tl.constexpr,
+    P: tl.constexpr,
+):  # fmt: skip
+    """Add the keys begin..end to the gradients of a tile of queries."""
+    i = first + tl.arange(0, P.M)[:, None]
+    for j0 in tl.range(begin, end, P.N, warp_specialize=P.WARP_SPECIALIZE):
+        j = j0 + tl.arange(0, P.N)[None, :]
+        row = k_first + j0
+        keys = load_step(k, b, kv_head, row, T - j0, P.N, P.D, P.BLOCK_D, MASKED, P)
+        values = load_step(v, b, kv_head, row, T - j0, P.N, P.DV, P.BLOCK_DV, MASKED, P)
+        s = product_of(q, keys.T, P.M, P.N, P)
+        dp = product_of(do, values.T, P.M, P.N, P)
+        p, derivative = probabilities(
+            s, i, j, b, h, i < S, total[:, None], low[:, None], slope, S, T, left, right, masks,
+            numbers, MASKED, P,
+        )  # fmt: skip
+        if P.DROPOUT:
+            keep = kept(masks.seed, numbers.keep, b * P.H + h, i, j0, P.M, P.N)
+            dp = tl.where(keep, dp * number(numbers.survivors, P), 0.0)
+        ds = p * (dp - d[:, None])
+        if WANT_SLOPE:
+            dslope += tl.sum(ds * tl.abs(i + (T - S) - j).to(P.ACC), 1)
+        if P.SOFTCAP:
+            ds *= derivative
+        dq = product(rounded(ds, keys.dtype), keys, dq, P)
+    return dq, dslope
+
+
+@triton.jit
+def slope_sum_kernel(parts, sums, masks, S, P: tl.constexpr):
+    """Sum over the tiles of one packed sequence and head."""
+    b = tl.program_id(0) // P.H
+    h = tl.program_id(0) % P.H
+    first = offset_at(masks.cu_q, b, S)
+    rows = tl.maximum(offset_at(masks.cu_q, b + 1, S) - first, 0)
+    total = tl.zeros((), tl.float64)
+    for n in range((rows + P.M - 1) // P.M):
+        total += tl.load(parts + (first // P.M + b + n) * P.H + h).to(tl.float64)
+    tl.store(sums + tl.program_id(0), total)

@@ -1,0 +1,316 @@
+"""What the attention kernels share on the device: positions, tiles of scores, masks, dropout.
+
+Every kernel works on tiles of queries by keys. A tile is described by the position `i` of its
+queries and `j` of its keys inside their sequence, two index tensors that broadcast against each
+other: (queries, 1) and (1, keys), or (1, queries) and (keys, 1) where the kernel wants the
+transposed tile.
+
+`P` is the `Plan` of the call (see `_attention_plan.py`): all that the code is specialised for.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+LN2 = tl.constexpr(0.6931471805599453)
+INF = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def number(bits, P: tl.constexpr):
+    """A double passed as its bits: Triton would pass a Python float as a float32."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True).to(P.ACC)
+
+
+@triton.jit
+def power(x, P: tl.constexpr):
+    """exp of scores. 16-bit inputs take the cheaper power of two, with log2(e) in the scale."""
+    return tl.exp2(x) if P.BASE2 else tl.exp(x)
+
+
+@triton.jit
+def offset_at(cu, index, rows):
+    """One offset of packed sequences, inside the tensor whatever was passed."""
+    return tl.minimum(tl.maximum(tl.load(cu + index).to(tl.int64), 0), rows)
+
+
+@triton.jit
+def find_sequence(cu, sequences, rows, tile, BLOCK: tl.constexpr):
+    """The packed sequence that `tile` belongs to, and the tile's number in it.
+
+    The tiles of sequence b are numbered from cu[b] // BLOCK + b on. That leaves enough numbers for
+    each sequence (some unused) and needs no sum over the sequences before it.
+    """
+    low = 0
+    high = sequences
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if offset_at(cu, middle, rows) // BLOCK + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low, tile - (offset_at(cu, low, rows) // BLOCK).to(tl.int32) - low
+
+
+@triton.jit
+def locate(program, tiles, batch, section, heads: tl.constexpr, FLIP: tl.constexpr):
+    """(batch entry, head, tile) of a program where sequences are not packed.
+
+    Programs run roughly in order. Heads come in sections whose keys and values fit the cache
+    together; in a section the first tile of every head comes first, or the last one (FLIP):
+    whichever is the most work, so that no long program starts late.
+    """
+    first = program // (section * tiles) * section
+    width = tl.minimum(section, batch * heads - first)
+    inside = program - first * tiles
+    tile = inside // width
+    head = first + inside % width
+    return head // heads, head % heads, (tiles - 1 - tile if FLIP else tile)
+
+
+@triton.jit
+def load_tile(x, batch, head, row, rows, ROWS: tl.constexpr, SIZE: tl.constexpr,
+              BLOCK: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """(ROWS, BLOCK) numbers of one head from `row` on; zero in columns from SIZE on.
+
+    With MASKED also zero from row `rows` of the tile on; else all its rows must be there.
+    """
+    r = tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, BLOCK)[None, :]
+    start = x.ptr + (batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + row * x.row)
+    pointers = start + (r.to(P.OFFSET) * x.row + c.to(P.OFFSET) * x.col)
+    if MASKED and SIZE != BLOCK:
+        return tl.load(pointers, mask=(r < rows) & (c < SIZE), other=0)
+    elif MASKED:
+        return tl.load(pointers, mask=r < rows, other=0)
+    elif SIZE != BLOCK:
+        return tl.load(pointers, mask=c < SIZE, other=0)
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
+def load_step(x, batch, head, row, rows, ROWS: tl.constexpr, SIZE: tl.constexpr,
+              BLOCK: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """`load_tile` in a loop: with TMA from a tensor descriptor, which is zero outside its tensor."""
+    if P.TMA:
+        return x.load([batch, head, row.to(tl.int32), 0]).reshape(ROWS, BLOCK)
+    else:
+        return load_tile(x, batch, head, row, rows, ROWS, SIZE, BLOCK, MASKED, P)
+
+
+@triton.jit
+def store_tile(x, batch, head, row, rows, value, ROWS: tl.constexpr, SIZE: tl.constexpr,
+               BLOCK: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """Write the first `rows` rows and SIZE columns of a (ROWS, BLOCK) tile."""
+    r = tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, BLOCK)[None, :]
+    start = x.ptr + (batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + row * x.row)
+    pointers = start + (r.to(P.OFFSET) * x.row + c.to(P.OFFSET) * x.col)
+    tl.store(pointers, rounded(value, x.ptr.dtype.element_ty), mask=(r < rows) & (c < SIZE))
+
+
+@triton.jit
+def sequence(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERIES: tl.constexpr,
+             FLIP: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """What a program works on: (sequence, head, tile), the first rows and the lengths of q and k.
+
+    Tiles are of queries (QUERIES) or keys. Of packed tensors S and T are all rows.
+    """
+    if P.PACKED:
+        if QUERIES:
+            b, tile = find_sequence(masks.cu_q, batch, S, program // HEADS, P.M)
+        else:
+            b, tile = find_sequence(masks.cu_k, batch, T, program // HEADS, P.N)
+        q_first = offset_at(masks.cu_q, b, S)
+        k_first = offset_at(masks.cu_k, b, T)
+        S = tl.maximum(offset_at(masks.cu_q, b + 1, S) - q_first, 0).to(tl.int32)
+        T = tl.maximum(offset_at(masks.cu_k, b + 1, T) - k_first, 0).to(tl.int32)
+        head = program % HEADS
+    else:
+        tiles = tl.cdiv(S * P.GROUP, P.M) if QUERIES else tl.cdiv(T, P.N)
+        b, head, tile = locate(program, tiles, batch, section, HEADS, FLIP)
+        q_first = tl.zeros((), tl.int64)
+        k_first = tl.zeros((), tl.int64)
+    return b, head, tile, q_first, k_first, S, T
+
+
+@triton.jit
+def load_rows(x, batch, head, row, rows, other, ROWS: tl.constexpr):
+    """One number for each of ROWS rows of a head, `other` from row `rows` of the tile on."""
+    r = tl.arange(0, ROWS)
+    start = x.ptr + (batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + row * x.row)
+    return tl.load(start + r.to(tl.int64) * x.row, mask=r < rows, other=other)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """`x` in `dtype`, to nearest even. Triton's interpreter cuts float32 off to get bfloat16."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        bits = tl.where(x == x, bits, 0x7FC0)
+        return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
+def product(a, b, acc, P: tl.constexpr):
+    """acc + a b in the accumulator's precision; float32 is not rounded to tf32 unless allowed."""
+    if INTERPRETED and a.dtype == tl.bfloat16:  # whose bits the interpreter would multiply
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=P.PRECISION, out_dtype=P.ACC)
+
+
+@triton.jit
+def product_of(a, b, ROWS: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr):
+    """A product that starts from zero."""
+    return product(a, b, tl.zeros((ROWS, COLUMNS), P.ACC), P)
+
+
+@triton.jit
+def keys_seen(first, last, S, T, left, right, P: tl.constexpr):
+    """What the queries first..last see: (begin, end) of any of them, (begin, end) of them all."""
+    begin, end, all_begin, all_end = 0, T, 0, T
+    if P.LEFT:
+        begin = tl.maximum(0, first + (T - S) - left)
+        all_begin = tl.maximum(0, last + (T - S) - left)
+    if P.RIGHT:
+        end = tl.minimum(T, last + (T - S) + right + 1)
+        all_end = tl.minimum(T, first + (T - S) + right + 1)
+    return begin, end, all_begin, all_end
+
+
+@triton.jit
+def queries_seeing(first, last, S, T, left, right, P: tl.constexpr):
+    """The same the other way round: the queries that see any, and all, of the keys first..last."""
+    begin, end, all_begin, all_end = 0, S, 0, S
+    if P.RIGHT:
+        begin = tl.maximum(0, first - (T - S) - right)
+        all_begin = tl.maximum(0, last - (T - S) - right)
+    if P.LEFT:
+        end = tl.minimum(S, last - (T - S) + left + 1)
+        all_end = tl.minimum(S, first - (T - S) + left + 1)
+    return begin, end, all_begin, all_end
+
+
+@triton.jit
+def tile_steps(begin, end, all_begin, all_end, BLOCK: tl.constexpr):
+    """Bounds of three loops in steps of BLOCK: a masked one, one that needs no mask, a masked one.
+
+    All are multiples of BLOCK, in order; loop n runs from bound n to bound n + 1.
+    """
+    start = tl.maximum(begin, 0) // BLOCK * BLOCK
+    stop = tl.maximum(start, (end + BLOCK - 1) // BLOCK * BLOCK)
+    free = tl.minimum(tl.maximum(start, (all_begin + BLOCK - 1) // BLOCK * BLOCK), stop)
+    bound = tl.minimum(tl.maximum(free, tl.maximum(all_end, 0) // BLOCK * BLOCK), stop)
+    return start, free, bound, stop
+
+
+@triton.jit
+def capped(x, limit, P: tl.constexpr):
+    """(limit * tanh(x / limit), its derivative)."""
+    e = tl.exp(-2.0 * tl.abs(x / limit))
+    t = (1.0 - e) / (1.0 + e)
+    t = tl.where(x < 0, -t, t)
+    return limit * t, 1.0 - t * t
+
+
+@triton.jit
+def finish_scores(s, i, j, batch, head, row_ok, slope, S, T, left, right, masks, numbers,
+                  MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """Products q . k to scores (times `P.UNIT`), -inf where not seen; and the softcap's derivative.
+
+    `batch` and `head` say where bias and padding are read, `slope` is of ALiBi. Without MASKED all
+    queries of the tile see all its keys as far as window and length go.
+    """
+    x = s * number(numbers.scale, P)
+    derivative = 1.0
+    if P.SOFTCAP:
+        x, derivative = capped(x, number(numbers.softcap, P), P)
+    if P.BIAS == "float":
+        b = tl.load(bias_pointers(masks.bias, i, j, batch, head), mask=row_ok & (j < T), other=0)
+        x += b.to(P.ACC)
+    if P.ALIBI:
+        x -= slope * tl.abs(i + (T - S) - j).to(P.ACC)
+    x *= P.UNIT
+    if MASKED:
+        x = tl.where(in_window(i, j, S, T, left, right, P), x, -INF)
+    if P.BIAS == "bool":
+        b = tl.load(bias_pointers(masks.bias, i, j, batch, head), mask=row_ok & (j < T), other=1)
+        x = tl.where(b != 0, x, -INF)
+    if P.PADDING:
+        x = tl.where(padded(masks.padding, batch, j, T), -INF, x)
+    return x, derivative
+
+
+@triton.jit
+def in_window(i, j, S, T, left, right, P: tl.constexpr):
+    """Whether window and length let query i see key j."""
+    seen = (j < T) & (i >= 0)
+    if P.LEFT:
+        seen &= i + (T - S) - j <= left
+    if P.RIGHT:
+        seen &= j - (i + (T - S)) <= right
+    return seen
+
+
+@triton.jit
+def probabilities(s, i, j, batch, head, row_ok, lse, lse_low, slope, S, T, left, right, masks,
+                  numbers, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """Products q . k to probabilities, made again from the log-sum-exp; the softcap's derivative.
+
+    `lse` is in units of `P.UNIT`, and inf for queries that are not there or see nothing.
+    """
+    derivative = 1.0
+    if P.PLAIN:
+        if MASKED:
+            s = tl.where(in_window(i, j, S, T, left, right, P), s, -INF)
+        if P.PADDING:
+            s = tl.where(padded(masks.padding, batch, j, T), -INF, s)
+        s = s * (number(numbers.scale, P) * P.UNIT) - lse
+    else:
+        s, derivative = finish_scores(s, i, j, batch, head, row_ok, slope, S, T, left, right,
+                                      masks, numbers, MASKED, P)  # fmt: skip
+        s -= lse
+    if not P.BASE2:
+        s -= lse_low
+    return power(s, P), derivative
+
+
+@triton.jit
+def load_sums(lse, lse_low, delta, batch, head, row, rows, ROWS: tl.constexpr, P: tl.constexpr):
+    """What the backward pass knows of ROWS queries, ready for `probabilities`."""
+    total = load_rows(lse, batch, head, row, rows, INF, ROWS)
+    low = load_rows(lse_low, batch, head, row, rows, 0, ROWS)
+    total = tl.where(total == -INF, INF, total * P.UNIT)
+    return total, low, load_rows(delta, batch, head, row, rows, 0, ROWS)
+
+
+@triton.jit
+def padded(padding, batch, j, T):
+    """Whether key j is one to ignore."""
+    place = padding.ptr + batch.to(tl.int64) * padding.batch + j.to(tl.int64) * padding.col
+    return tl.load(place, mask=j < T, other=0) != 0
+
+
+@triton.jit
+def bias_pointers(bias, i, j, batch, head):
+    """Where the bias of queries i and keys j stands."""
+    row = batch.to(tl.int64) * bias.batch + head.to(tl.int64) * bias.head + i.to(tl.int64) * bias.row
+    return bias.ptr + row + j.to(tl.int64) * bias.col
+
+
+@triton.jit
+def kept(seed, threshold, stream, i, j, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """(QUERIES, KEYS) True where dropout keeps a weight; i (QUERIES, 1), j: the tile's first key.
+
+    The bits of `reference/philox.py`: four keys share a counter, and the word is the key's number
+    modulo 4.
+    """
+    quarter = j // 4 + tl.arange(0, KEYS // 4)[None, :]
+    zero = tl.zeros((QUERIES, KEYS // 4), tl.int32)
+    a, b, c, d = tl.philox(tl.load(seed), zero + quarter, zero + i, zero + stream, zero)
+    words = tl.join(tl.join(a, c), tl.join(b, d)).reshape(QUERIES, KEYS)
+    return words >= tl.to_tensor(threshold).to(tl.uint32)
