@@ -7,7 +7,6 @@ program that adds it up, in one order.
 
 import triton
 import triton.language as tl
-
 from llama_fast.kernels._attention_tile import (
     kept,
     keys_seen,

@@ -7,7 +7,6 @@ by programs of their own shares of the keys, as in flash decoding; `combine_kern
 
 import triton
 import triton.language as tl
-
 from llama_fast.kernels._attention_tile import (
     INF,
     LN2,
@@ -190,7 +189,9 @@ def combine_kernel(parts, part_lse, out, lse, lse_low, masks, batch, splits, S, 
     acc = divide(acc, tl.zeros_like(acc) + tl.where(l == 0, 1.0, l))
     place = out.ptr + b.to(tl.int64) * out.batch + h.to(tl.int64) * out.head
     place += i.to(tl.int64) * out.row
-    tl.store(place + c.to(P.OFFSET) * out.col, rounded(acc, out.ptr.dtype.element_ty), mask=c < P.DV)
+    tl.store(
+        place + c.to(P.OFFSET) * out.col, rounded(acc, out.ptr.dtype.element_ty), mask=c < P.DV
+    )
     total, rest = log_sum(m, l, P)
     offset = b.to(tl.int64) * lse.batch + h.to(tl.int64) * lse.head + i.to(tl.int64) * lse.row
     tl.store(lse.ptr + offset, total)

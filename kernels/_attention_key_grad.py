@@ -11,7 +11,6 @@ keys by queries, since both products want them so.
 
 import triton
 import triton.language as tl
-
 from llama_fast.kernels._attention_tile import (
     kept,
     load_step,
@@ -51,8 +50,11 @@ def key_grad_kernel(
     last = tl.minimum(first + P.N, T) - 1
     begin, end, all_begin, all_end = queries_seeing(first, last, S, T, left, right, P)
     start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.M)
+    if not P.LEFT and P.TMA:
+        bound = stop  # queries beyond the last one are loaded as zeros, and weigh nothing
     GROUP: tl.constexpr = P.H // P.K
-    for h in range(kv_head * GROUP, kv_head * GROUP + GROUP):
+    for member in range(GROUP):
+        h = kv_head * GROUP + member
         slope = 0.0
         if P.ALIBI:
             slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + h * masks.slopes.head)
@@ -66,10 +68,11 @@ def key_grad_kernel(
             dk, dv, q, grad_out, keys, values, lse, lse_low, delta, b, h, first, slope, q_first,
             S, T, left, right, masks, numbers, free, bound, WANT_K, WANT_V, False, P,
         )  # fmt: skip
-        dk, dv = over_queries(
-            dk, dv, q, grad_out, keys, values, lse, lse_low, delta, b, h, first, slope, q_first,
-            S, T, left, right, masks, numbers, bound, stop, WANT_K, WANT_V, True, P,
-        )  # fmt: skip
+        if P.LEFT or not P.TMA:
+            dk, dv = over_queries(
+                dk, dv, q, grad_out, keys, values, lse, lse_low, delta, b, h, first, slope,
+                q_first, S, T, left, right, masks, numbers, bound, stop, WANT_K, WANT_V, True, P,
+            )  # fmt: skip
     if WANT_K:
         dk *= number(numbers.scale, P)
         store_tile(grad_k, b, kv_head, row, T - first, dk, P.N, P.D, P.BLOCK_D, P)

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
-
 from llama_fast.kernels._launch import accumulator
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 SMALLEST_DOT = 16  # rows, columns and depth of the smallest matrix product
 
@@ -110,12 +109,27 @@ def heads_of(t: torch.Tensor | None) -> Rows:
     return Rows(t, 0, t.stride(1), t.stride(0), t.stride(2))
 
 
+def describable(t: torch.Tensor) -> bool:
+    """Whether a tensor descriptor can stand for `t`.
+
+    Not of packed sequences: rows of the next one would be read as if they were there.
+    """
+    aligned = all(
+        n == 1 or (s > 0 and s * t.element_size() % 16 == 0)
+        for n, s in zip(t.shape[:-1], t.stride()[:-1], strict=True)
+    )
+    return (
+        t.dim() == 4 and t.numel() > 0 and t.stride(-1) == 1 and t.data_ptr() % 16 == 0 and aligned
+    )
+
+
 def in_steps(t: torch.Tensor, rows: int, plan: Plan) -> Any:
     """A tensor whose rows a loop reads in steps: a descriptor where the plan says so."""
     if not plan.TMA:
         return heads_of(t)
     block = plan.BLOCK_D if t.shape[-1] == plan.D else plan.BLOCK_DV
-    strides = [t.shape[-1] if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)]
+    # The stride of a dimension of size 1 may be anything, but a descriptor wants it aligned.
+    strides = [block if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)]
     return TensorDescriptor(t, list(t.shape), [*strides[:-1], 1], [1, 1, rows, block])
 
 
@@ -170,6 +184,11 @@ class Problem:
     def group(self) -> int:
         """Query heads of a key head."""
         return max(1, self.heads // max(self.kv_heads, 1))
+
+    @property
+    def rich(self) -> bool:
+        """Whether scores take more work than a product, a mask of positions and a power."""
+        return not self.features["PLAIN"] or self.features["PADDING"] or self.features["DROPOUT"]
 
     @property
     def accumulate(self) -> torch.dtype:

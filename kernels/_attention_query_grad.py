@@ -10,7 +10,6 @@ One program makes the gradient of one tile of queries, so nothing is added by tw
 
 import triton
 import triton.language as tl
-
 from llama_fast.kernels._attention_tile import (
     INF,
     kept,

@@ -92,7 +92,7 @@ def load_tile(x, batch, head, row, rows, ROWS: tl.constexpr, SIZE: tl.constexpr,
 @triton.jit
 def load_step(x, batch, head, row, rows, ROWS: tl.constexpr, SIZE: tl.constexpr,
               BLOCK: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """`load_tile` in a loop: with TMA from a tensor descriptor, which is zero outside its tensor."""
+    """`load_tile` in a loop: with TMA from a descriptor, which is zero outside its tensor."""
     if P.TMA:
         return x.load([batch, head, row.to(tl.int32), 0]).reshape(ROWS, BLOCK)
     else:
@@ -298,7 +298,9 @@ def padded(padding, batch, j, T):
 @triton.jit
 def bias_pointers(bias, i, j, batch, head):
     """Where the bias of queries i and keys j stands."""
-    row = batch.to(tl.int64) * bias.batch + head.to(tl.int64) * bias.head + i.to(tl.int64) * bias.row
+    row = (
+        batch.to(tl.int64) * bias.batch + head.to(tl.int64) * bias.head + i.to(tl.int64) * bias.row
+    )
     return bias.ptr + row + j.to(tl.int64) * bias.col
 
 

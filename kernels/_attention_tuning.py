@@ -6,8 +6,17 @@ The numbers are the largest tiles that leave no register spilled and fit the sha
 
 from __future__ import annotations
 
-from llama_fast.kernels._attention_plan import Problem, Tiling, power_of_two
+import torch
+from llama_fast.kernels._attention_plan import (
+    SMALLEST_DOT,
+    Problem,
+    Tiling,
+    describable,
+    power_of_two,
+)
 from llama_fast.kernels._launch import Gpu
+
+Tensors = tuple[torch.Tensor, ...]
 
 CACHE_BYTES = 32 << 20  # of the second-level cache, for keys and values
 FEW_ROWS = 64  # up to here the queries of all heads of a group share one tile
@@ -35,26 +44,86 @@ def key_shares(problem: Problem, gpu: Gpu, programs: int, keys: int) -> int:
     return max(1, min(most, 2 * gpu.processors // programs))
 
 
-def forward_tilings(problem: Problem, gpu: Gpu, rows: int) -> list[Tiling]:
-    """The forward kernel's tiling for `rows` queries a head, and alternatives to it."""
-    return [Tiling(32, 32)]
+# (M, N, warps, stages) by the larger head size: for scores that are bare products, read through
+# tensor descriptors or through addresses, and for scores with anything added.
+_FORWARD = {
+    "descriptors": {
+        64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2), 512: (32, 32, 8, 2),
+    },
+    "bare": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2), 512: (32, 32, 8, 1)},
+    "rich": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 1), 512: (32, 16, 8, 1)},
+    "wide": {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1), 512: (16, 16, 8, 1)},
+}  # fmt: skip
+_QUERY_GRAD = {
+    "descriptors": {
+        64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (128, 32, 8, 1), 512: (32, 32, 8, 1),
+    },
+    "bare": {64: (128, 64, 8, 2), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1), 512: (32, 16, 8, 1)},
+    "rich": {64: (64, 64, 8, 2), 128: (64, 32, 8, 1), 256: (32, 32, 8, 1), 512: (16, 16, 8, 1)},
+    "wide": {64: (32, 32, 8, 1), 128: (32, 32, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
+}  # fmt: skip
+_KEY_GRAD = {
+    "descriptors": {
+        64: (64, 128, 8, 3), 128: (32, 128, 8, 2), 256: (16, 64, 8, 2), 512: (16, 32, 8, 1),
+    },
+    "bare": {64: (32, 128, 8, 2), 128: (32, 64, 8, 1), 256: (16, 64, 8, 1), 512: (16, 32, 8, 1)},
+    "rich": {64: (32, 64, 8, 2), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1), 512: (16, 16, 8, 1)},
+    "wide": {64: (16, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
+}  # fmt: skip
 
 
-def query_grad_tilings(problem: Problem, gpu: Gpu) -> list[Tiling]:
+def _tilings(
+    table: dict[str, dict[int, tuple[int, ...]]], problem: Problem, gpu: Gpu, steps: Tensors
+) -> list[Tiling]:
+    """The table's entry for a problem whose loops read `steps`."""
+    size = next(n for n in (64, 128, 256, 512) if n >= block_size(problem))
+    if problem.dtype.itemsize > 2:
+        return [Tiling(*table["wide"][size])]
+    if problem.rich:
+        return [Tiling(*table["rich"][size])]
+    bare = Tiling(*table["bare"][size])
+    if gpu.arch < 90 or not all(map(describable, steps)):
+        return [bare]
+    first = Tiling(*table["descriptors"][size], tma=True)
+    return [first, bare, first._replace(stages=first.stages + 1), first._replace(specialize=True)]
+
+
+def forward_tilings(problem: Problem, gpu: Gpu, rows: int, steps: Tensors) -> list[Tiling]:
+    """The forward kernel's tiling for `rows` queries a head, and alternatives to it.
+
+    `steps` are the tensors that its loop reads, here and below.
+    """
+    found = _tilings(_FORWARD, problem, gpu, steps)
+    few = max(SMALLEST_DOT, power_of_two(rows))
+    return [t._replace(M=few, warps=4) if few < min(t.M, 64) else t for t in found]
+
+
+def query_grad_tilings(problem: Problem, gpu: Gpu, steps: Tensors) -> list[Tiling]:
     """The same for the gradients of queries."""
-    return [Tiling(32, 32)]
+    return _tilings(_QUERY_GRAD, problem, gpu, steps)
 
 
-def key_grad_tilings(problem: Problem, gpu: Gpu) -> list[Tiling]:
+def key_grad_tilings(problem: Problem, gpu: Gpu, steps: Tensors) -> list[Tiling]:
     """The same for the gradients of keys."""
-    return [Tiling(32, 32)]
+    return _tilings(_KEY_GRAD, problem, gpu, steps)
+
+
+def block_size(problem: Problem) -> int:
+    """The larger head size."""
+    return max(power_of_two(problem.head_size), power_of_two(problem.value_size))
+
+
+def keys_and_values_apart(problem: Problem) -> bool:
+    """Whether dk and dv are made by kernels of their own: both do not fit the registers."""
+    return block_size(problem) > 128
 
 
 def row_tiling(problem: Problem) -> Tiling:
     """The tiling for what needs no products between rows."""
-    return Tiling(max(1, 4096 // power_of_two(problem.value_size)), 16)
+    return Tiling(max(1, 4096 // power_of_two(problem.value_size)), SMALLEST_DOT)
 
 
-def bias_grad_tiling(problem: Problem) -> Tiling:
+def bias_grad_tiling(problem: Problem, gpu: Gpu) -> Tiling:
     """The tiling for the gradient of a bias."""
-    return Tiling(32, 32)
+    size = min(64, 4096 // block_size(problem)) // (1 if problem.dtype.itemsize == 2 else 2)
+    return Tiling(max(SMALLEST_DOT, size), max(SMALLEST_DOT, size), warps=8)

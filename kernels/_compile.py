@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,25 @@ class Job:
 
     def name(self) -> str:
         """For the table."""
-        pointers = [t[1:] for _, t in self.signature if isinstance(t, str) and t[0] == "*"]
-        types = ",".join(dict.fromkeys(pointers))
-        names = [name for name, _ in self.signature]
-        shown = {names[p[0]]: v for p, v in self.constants if isinstance(v, int)}
-        shown = {name: v for name, v in shown.items() if name.isupper()}
+        types = ",".join(dict.fromkeys(t[1:] for t in _flat(self.signature) if t[0] == "*"))
+        constants: dict[str, Any] = {}
+        for place, value in self.constants:
+            if len(place) == 1:
+                name = self.signature[place[0]][0]
+                constants |= vars(value) if is_dataclass(value) else {name: value}
+        shown = {k: v for k, v in constants.items() if isinstance(v, (bool, int)) and k.isupper()}
         flags = " ".join(k if v is True else f"{k}={v}" for k, v in shown.items() if v is not False)
         options = " ".join(f"{k}={v}" for k, v in self.options if k.startswith("num"))
         return f"{self.op}.{self.kernel} <{types}> {flags} {options}"
+
+
+def _flat(signature: Any) -> Iterator[str]:
+    """Every type of a signature."""
+    for part in signature:
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from _flat(part)
 
 
 @dataclass
@@ -120,6 +131,8 @@ def jobs(op: str, arch: int) -> Iterator[Job]:
 
 def _job(op: str, made: Any, arch: int) -> Job:
     """A launch as Triton's launcher would specialise it."""
+    from triton.runtime.jit import mangle_type
+
     constexprs = {k: v for k, v in made.options.items() if k not in _NOT_CONSTEXPR}
     constants: list[tuple[Place, Any]] = []
     divisible: list[Place] = []
@@ -127,7 +140,8 @@ def _job(op: str, made: Any, arch: int) -> Job:
     def specialise(path: Place, value: Any) -> Any:
         """The type of an argument; of a tuple the types of its elements."""
         if isinstance(value, tuple):
-            return tuple(specialise((*path, i), each) for i, each in enumerate(value))
+            parts = [specialise((*path, i), each) for i, each in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if value is None or (type(value) is int and value == 1):
             constants.append((path, value))
             return "constexpr"
@@ -136,8 +150,10 @@ def _job(op: str, made: Any, arch: int) -> Job:
             return "*" + _TYPES[str(value.dtype)]
         if isinstance(value, bool):
             return "i1"
-        if not isinstance(value, int):
+        if isinstance(value, float):
             return "fp32"
+        if not isinstance(value, int):
+            return mangle_type(value)  # a tensor descriptor
         if value % 16 == 0:
             divisible.append(path)
         return "i32" if -(2**31) <= value < 2**31 else "i64"

@@ -12,8 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import triton
-
 from llama_fast.kernels import _attention_tuning as tuning
 from llama_fast.kernels._attention_bias_grad import bias_grad_kernel
 from llama_fast.kernels._attention_forward import combine_kernel, forward_kernel
@@ -21,7 +19,6 @@ from llama_fast.kernels._attention_key_grad import key_grad_kernel
 from llama_fast.kernels._attention_plan import (
     Plan,
     Problem,
-    Rows,
     Tiling,
     broadcast,
     describe,
@@ -40,6 +37,7 @@ from llama_fast.kernels._launch import Options, gpu, launch
 Tensors = tuple[torch.Tensor, ...]
 # Bits of `grad_mask`: which gradients the backward makes.
 Q, K, V, BIAS, SLOPES, SINKS = 1, 2, 4, 8, 16, 32
+K_AND_V = K | V
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *options: Any) -> Tensors:
@@ -51,7 +49,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *options: Any) 
     if lse.numel() == 0:
         return out, lse, lse_low
     group = tuning.shared_heads(problem)
-    tilings = tuning.forward_tilings(problem, gpu(q), problem.queries * group)
+    tilings = tuning.forward_tilings(problem, gpu(q), problem.queries * group, (k, v))
     far = wide(q, k, v, out)
     choices = _options([problem.plan(t, far, GROUP=group) for t in tilings], tilings)
     plan = choices[0]["P"]
@@ -143,7 +141,10 @@ def attention_backward(
     slope_parts = None
     if mask & (Q | SLOPES):
         slope_parts = _query_grads(problem, (q, k, v), given, grad_q, mask, far)
-    if mask & (K | V):
+    if (mask & K_AND_V) == K_AND_V and tuning.keys_and_values_apart(problem):
+        _key_grads(problem, (q, k, v), given, grad_k, None, far)
+        _key_grads(problem, (q, k, v), given, None, grad_v, far)
+    elif mask & K_AND_V:
         _key_grads(problem, (q, k, v), given, grad_k, grad_v, far)
     none = q.new_empty(0)
     return (
@@ -201,7 +202,7 @@ def _query_grads(
     """Fill grad_q; the gradient of the slope of each head, (B,H), if wanted."""
     q, k, v = inputs
     grad_out, lse, lse_low, delta = given
-    tilings = tuning.query_grad_tilings(problem, gpu(q))
+    tilings = tuning.query_grad_tilings(problem, gpu(q), (k, v))
     if not mask & SLOPES:
         slope_parts = None
     elif not lse.numel():
@@ -252,7 +253,7 @@ def _key_grads(
     """Fill grad_k and grad_v."""
     q, k, v = inputs
     grad_out, lse, lse_low, delta = given
-    tilings = tuning.key_grad_tilings(problem, gpu(q))
+    tilings = tuning.key_grad_tilings(problem, gpu(q), (q, grad_out))
 
     def arguments(options: Options) -> Sequence[Any]:
         plan = options["P"]
@@ -290,7 +291,7 @@ def _bias_grad(
     sizes = (problem.batch // max(batches, 1), problem.heads // max(heads, 1), S, T)
     grad_out, lse, lse_low, delta = given
     grad = lse.new_empty(sizes)
-    tiling = tuning.bias_grad_tiling(problem)
+    tiling = tuning.bias_grad_tiling(problem, gpu(bias))
     plan = problem.plan(tiling, far)
     tiles = (1 if S == 1 else -(-S // plan.M)) * (1 if T == 1 else -(-T // plan.N))
     arguments = (
@@ -314,9 +315,7 @@ def _bias_grad(
 def _summed(grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """`grad` summed over the dimensions that `like` lacks or has once, in its dtype."""
     grad = grad.view(-1, *grad.shape[grad.dim() - like.dim() :])
-    shared = [0] + [
-        d + 1 for d, n in enumerate(like.shape) if n == 1 and grad.shape[d + 1] != 1
-    ]
+    shared = [0] + [d + 1 for d, n in enumerate(like.shape) if n == 1 and grad.shape[d + 1] != 1]
     if shared == [0] and grad.shape[0] == 1:
         return grad[0].to(like.dtype)
     return grad.sum(shared, keepdim=True, dtype=torch.float64)[0].to(like.dtype)
@@ -336,3 +335,48 @@ def _like_heads(q: torch.Tensor, size: int) -> torch.Tensor:
         B, H, S, _ = q.shape
         return q.new_empty(B, S, H, size).transpose(1, 2)
     return q.new_empty(*q.shape[:-1], size)
+
+
+def examples() -> Iterator[Callable[[], object]]:
+    """Calls that reach every configuration."""
+    halves = [(torch.bfloat16, D) for D in (64, 128, 256, 512)]
+    for dtype, D in (*halves, (torch.float16, 128), (torch.float32, 64), (torch.float32, 128)):
+        for features in ("", "causal", "window", "packed", "rich"):
+            yield lambda a=(dtype, D, features): _example(*a)
+    for dtype, D, features in (
+        (torch.float32, 512, "rich"),
+        (torch.float64, 64, "rich"),
+        (torch.bfloat16, 96, "causal"),
+    ):
+        yield lambda a=(dtype, D, features): _example(*a)
+    for D in (64, 128, 256):
+        yield lambda D=D: _example(torch.bfloat16, D, "causal", queries=1)
+
+
+def _example(dtype: torch.dtype, D: int, features: str, queries: int = 4096) -> None:
+    """Forward and backward on tensors without memory."""
+    B, H, K, T = 2, 8, 2, 4096
+
+    def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    q, k, v = (empty(B, n, h, D).transpose(1, 2) for n, h in ((queries, H), (T, K), (T, K)))
+    bias = padding = slopes = sinks = cu = seed = None
+    mask = Q | K_AND_V
+    if features == "packed":
+        q, k, v = (t.transpose(1, 2)[0] for t in (q, k, v))
+        cu = empty(9, of=torch.int32)
+    if features == "rich":
+        single = torch.float64 if dtype == torch.float64 else torch.float32
+        bias, padding = empty(B, H, queries, T, of=single), empty(B, T, of=torch.bool)
+        slopes, sinks, seed = empty(1, H), empty(H), empty(1, of=torch.int64)
+        mask |= BIAS | SLOPES | SINKS
+    side = 1000 if features in ("window", "rich") else -1
+    options = (
+        *(bias, padding, slopes, sinks, cu, cu, seed),
+        *(features != "", side, side, D**-0.5, 10.0 if seed is not None else 0.0),
+        0.1 if seed is not None else 0.0,
+    )
+    out, lse, lse_low = attention(q, k, v, *options)
+    if queries > 1:
+        attention_backward(out, lse, q, k, v, out, lse, lse_low, *options, mask)
