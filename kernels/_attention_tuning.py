@@ -94,8 +94,8 @@ def forward_tilings(problem: Problem, gpu: Gpu, rows: int, steps: Tensors) -> li
     `steps` are the tensors that its loop reads, here and below.
     """
     found = _tilings(_FORWARD, problem, gpu, steps)
-    few = max(SMALLEST_DOT, power_of_two(rows))
-    return [t._replace(M=few, warps=4) if few < min(t.M, 64) else t for t in found]
+    few = power_of_two(rows)
+    return [t._replace(M=few, warps=4) if few < t.M else t for t in found]
 
 
 def query_grad_tilings(problem: Problem, gpu: Gpu, steps: Tensors) -> list[Tiling]:

@@ -349,8 +349,9 @@ def examples() -> Iterator[Callable[[], object]]:
         (torch.bfloat16, 96, "causal"),
     ):
         yield lambda a=(dtype, D, features): _example(*a)
-    for D in (64, 128, 256):
-        yield lambda D=D: _example(torch.bfloat16, D, "causal", queries=1)
+    for D in (64, 128, 256, 512):
+        for queries in (1, 16):  # few: heads of a group share a tile
+            yield lambda a=(D, queries): _example(torch.bfloat16, a[0], "causal", a[1])
 
 
 def _example(dtype: torch.dtype, D: int, features: str, queries: int = 4096) -> None:
@@ -378,5 +379,5 @@ def _example(dtype: torch.dtype, D: int, features: str, queries: int = 4096) -> 
         0.1 if seed is not None else 0.0,
     )
     out, lse, lse_low = attention(q, k, v, *options)
-    if queries > 1:
+    if queries == T:
         attention_backward(out, lse, q, k, v, out, lse, lse_low, *options, mask)
