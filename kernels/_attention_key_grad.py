@@ -50,7 +50,7 @@ def key_grad_kernel(
     last = tl.minimum(first + P.N, T) - 1
     begin, end, all_begin, all_end = queries_seeing(first, last, S, T, left, right, P)
     start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.M)
-    if not P.LEFT and P.TMA:
+    if not P.LEFT:
         bound = stop  # queries beyond the last one are loaded as zeros, and weigh nothing
     GROUP: tl.constexpr = P.H // P.K
     for member in range(GROUP):
@@ -68,7 +68,7 @@ def key_grad_kernel(
             dk, dv, q, grad_out, keys, values, lse, lse_low, delta, b, h, first, slope, q_first,
             S, T, left, right, masks, numbers, free, bound, WANT_K, WANT_V, False, P,
         )  # fmt: skip
-        if P.LEFT or not P.TMA:
+        if P.LEFT:
             dk, dv = over_queries(
                 dk, dv, q, grad_out, keys, values, lse, lse_low, delta, b, h, first, slope,
                 q_first, S, T, left, right, masks, numbers, bound, stop, WANT_K, WANT_V, True, P,
@@ -87,12 +87,13 @@ def over_queries(
     MASKED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Add the queries begin..end of head h to the gradients of a tile of keys."""
+    PARTIAL: tl.constexpr = MASKED or not P.LEFT  # the last tile may be among these
     j = first + tl.arange(0, P.N)[:, None]
     for i0 in tl.range(begin, end, P.M, warp_specialize=P.WARP_SPECIALIZE):
         i = i0 + tl.arange(0, P.M)[None, :]
         row = q_first + i0
-        queries = load_step(q, b, h, row, S - i0, P.M, P.D, P.BLOCK_D, MASKED, P)
-        do = load_step(grad_out, b, h, row, S - i0, P.M, P.DV, P.BLOCK_DV, MASKED, P)
+        queries = load_step(q, b, h, row, S - i0, P.M, P.D, P.BLOCK_D, PARTIAL, P)
+        do = load_step(grad_out, b, h, row, S - i0, P.M, P.DV, P.BLOCK_DV, PARTIAL, P)
         total, low, d = load_sums(lse, lse_low, delta, b, h, row, S - i0, P.M, P)
         s = product_of(keys, queries.T, P.N, P.M, P)
         p, derivative = probabilities(

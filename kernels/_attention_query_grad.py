@@ -47,12 +47,12 @@ def delta_kernel(
     do = load_tile(grad_out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P).to(P.ACC)
     d = tl.sum(o * do, 1)
     if grad_lse.ptr is not None:
-        d -= load_rows(grad_lse, b, h, row, rows, 0, P.M).to(P.ACC)
+        d -= load_rows(grad_lse, b, h, row, rows, 0, P.M, P).to(P.ACC)
     start = delta.ptr + (b.to(tl.int64) * delta.batch + h.to(tl.int64) * delta.head)
     tl.store(start + (row + r) * delta.row, d, mask=r < rows)
     if sink_parts is not None:
-        total = load_rows(lse, b, h, row, rows, INF, P.M)
-        low = load_rows(lse_low, b, h, row, rows, 0, P.M)
+        total = load_rows(lse, b, h, row, rows, INF, P.M, P)
+        low = load_rows(lse_low, b, h, row, rows, 0, P.M, P)
         sink = tl.load(masks.sinks + h).to(P.ACC)
         weight = tl.where(total == -INF, 0.0, tl.exp(sink - total - low))
         tl.store(sink_parts + program, -tl.sum(weight * d, 0))

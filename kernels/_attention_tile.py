@@ -136,11 +136,11 @@ def sequence(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERIES:
 
 
 @triton.jit
-def load_rows(x, batch, head, row, rows, other, ROWS: tl.constexpr):
+def load_rows(x, batch, head, row, rows, other, ROWS: tl.constexpr, P: tl.constexpr):
     """One number for each of ROWS rows of a head, `other` from row `rows` of the tile on."""
     r = tl.arange(0, ROWS)
     start = x.ptr + (batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + row * x.row)
-    return tl.load(start + r.to(tl.int64) * x.row, mask=r < rows, other=other)
+    return tl.load(start + r.to(P.OFFSET) * x.row, mask=r < rows, other=other)
 
 
 @triton.jit
@@ -282,10 +282,10 @@ def probabilities(s, i, j, batch, head, row_ok, lse, lse_low, slope, S, T, left,
 @triton.jit
 def load_sums(lse, lse_low, delta, batch, head, row, rows, ROWS: tl.constexpr, P: tl.constexpr):
     """What the backward pass knows of ROWS queries, ready for `probabilities`."""
-    total = load_rows(lse, batch, head, row, rows, INF, ROWS)
-    low = load_rows(lse_low, batch, head, row, rows, 0, ROWS)
+    total = load_rows(lse, batch, head, row, rows, INF, ROWS, P)
+    low = load_rows(lse_low, batch, head, row, rows, 0, ROWS, P)
     total = tl.where(total == -INF, INF, total * P.UNIT)
-    return total, low, load_rows(delta, batch, head, row, rows, 0, ROWS)
+    return total, low, load_rows(delta, batch, head, row, rows, 0, ROWS, P)
 
 
 @triton.jit

@@ -137,14 +137,11 @@ def attention_backward(
     delta = torch.empty_like(lse)
     far = wide(q, k, v, out, grad_out)
     given = (grad_out, lse, lse_low, delta)
-    sink_parts = _row_products(problem, out, grad_lse, given, mask, far)
+    sink_parts = _row_products(problem, out, grad_lse, given, mask)
     slope_parts = None
     if mask & (Q | SLOPES):
         slope_parts = _query_grads(problem, (q, k, v), given, grad_q, mask, far)
-    if (mask & K_AND_V) == K_AND_V and tuning.keys_and_values_apart(problem):
-        _key_grads(problem, (q, k, v), given, grad_k, None, far)
-        _key_grads(problem, (q, k, v), given, None, grad_v, far)
-    elif mask & K_AND_V:
+    if mask & K_AND_V:
         _key_grads(problem, (q, k, v), given, grad_k, grad_v, far)
     none = q.new_empty(0)
     return (
@@ -163,12 +160,11 @@ def _row_products(
     grad_lse: torch.Tensor | None,
     given: Tensors,
     mask: int,
-    far: bool,
 ) -> torch.Tensor | None:
     """Fill delta; what the rows of each head add to the gradient of its sink, (B,H), if wanted."""
     grad_out, lse, lse_low, delta = given
     tiling = tuning.row_tiling(problem)
-    plan = problem.plan(tiling, far)
+    plan = problem.plan(tiling, True)  # grad_lse may have any strides
     # Packed sequences are as good as one here: their rows do not meet.
     batch = 1 if problem.packed else problem.batch
     tiles = -(-problem.queries // plan.M)
@@ -254,6 +250,11 @@ def _key_grads(
     q, k, v = inputs
     grad_out, lse, lse_low, delta = given
     tilings = tuning.key_grad_tilings(problem, gpu(q), (q, grad_out))
+    both = grad_k is not None and grad_v is not None
+    if both and tuning.keys_and_values_apart(problem, tilings[0]):
+        _key_grads(problem, inputs, given, grad_k, None, far)
+        _key_grads(problem, inputs, given, None, grad_v, far)
+        return
 
     def arguments(options: Options) -> Sequence[Any]:
         plan = options["P"]
