@@ -45,7 +45,7 @@ def test_few_heads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_descriptors_and_addresses_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors that a tensor descriptor cannot stand for are read otherwise; nothing else changes."""
+    """Tensors that a tensor descriptor cannot stand for are read otherwise, that is all."""
     from llama_fast.kernels import _attention_tuning as tuning
     from llama_fast.kernels._attention_plan import describable
 
