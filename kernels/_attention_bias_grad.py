@@ -15,7 +15,6 @@ from llama_fast.kernels._attention_tile import (
     number,
     probabilities,
     product_of,
-    rounded,
 )
 
 
@@ -66,7 +65,7 @@ def bias_grad_kernel(
         tl.store(place + i * grad_bias.row, tl.sum(acc, 1).to(dtype), mask=i < S)
     else:
         places = place + i.to(tl.int64)[:, None] * grad_bias.row + j[None, :] * grad_bias.col
-        tl.store(places, rounded(acc, dtype), mask=(i < S)[:, None] & (j < T)[None, :])
+        tl.store(places, acc.to(dtype), mask=(i < S)[:, None] & (j < T)[None, :])
 
 
 @triton.jit

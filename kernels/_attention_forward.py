@@ -20,7 +20,6 @@ from llama_fast.kernels._attention_tile import (
     power,
     product,
     product_of,
-    rounded,
     sequence,
     tile_steps,
 )
@@ -97,7 +96,7 @@ def forward_kernel(
     offsets = b.to(tl.int64) * out.batch + head.to(tl.int64) * out.head + (q_first + i) * out.row
     tl.store(
         out.ptr + offsets[:, None] + c.to(P.OFFSET) * out.col,
-        rounded(acc, out.ptr.dtype.element_ty), mask=row_ok[:, None] & (c < P.DV),
+        acc.to(out.ptr.dtype.element_ty), mask=row_ok[:, None] & (c < P.DV),
     )  # fmt: skip
     total, rest = log_sum(m, l, P)
     offsets = b.to(tl.int64) * lse.batch + head.to(tl.int64) * lse.head + (q_first + i) * lse.row
@@ -139,7 +138,7 @@ def attend(acc, l, m, q, k, v, b, head, kv_head, i, row_ok, slope, k_first, S, T
             keep = kept(masks.seed, numbers.keep, stream, rows, j0, P.M, P.N)
             p = tl.where(keep, p, 0.0)
         values = load_step(v, b, kv_head, k_first + j0, T - j0, P.N, P.DV, P.BLOCK_DV, MASKED, P)
-        acc = product(rounded(p, values.dtype), values, acc, P)
+        acc = product(p.to(values.dtype), values, acc, P)
         m = top
     return acc, l, m
 
@@ -189,9 +188,7 @@ def combine_kernel(parts, part_lse, out, lse, lse_low, masks, batch, splits, S, 
     acc = divide(acc, tl.zeros_like(acc) + tl.where(l == 0, 1.0, l))
     place = out.ptr + b.to(tl.int64) * out.batch + h.to(tl.int64) * out.head
     place += i.to(tl.int64) * out.row
-    tl.store(
-        place + c.to(P.OFFSET) * out.col, rounded(acc, out.ptr.dtype.element_ty), mask=c < P.DV
-    )
+    tl.store(place + c.to(P.OFFSET) * out.col, acc.to(out.ptr.dtype.element_ty), mask=c < P.DV)
     total, rest = log_sum(m, l, P)
     offset = b.to(tl.int64) * lse.batch + h.to(tl.int64) * lse.head + i.to(tl.int64) * lse.row
     tl.store(lse.ptr + offset, total)

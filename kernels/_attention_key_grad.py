@@ -21,7 +21,6 @@ from llama_fast.kernels._attention_tile import (
     product,
     product_of,
     queries_seeing,
-    rounded,
     sequence,
     store_tile,
     tile_steps,
@@ -106,7 +105,7 @@ def over_queries(
             survivors = number(numbers.survivors, P)
         if WANT_V:
             weights = tl.where(keep, p * survivors, 0.0) if P.DROPOUT else p
-            dv = product(rounded(weights, do.dtype), do, dv, P)
+            dv = product(weights.to(do.dtype), do, dv, P)
         if WANT_K:
             dp = product_of(values, do.T, P.N, P.M, P)
             if P.DROPOUT:
@@ -114,5 +113,5 @@ def over_queries(
             ds = p * (dp - d[None, :])
             if P.SOFTCAP:
                 ds *= derivative
-            dk = product(rounded(ds, queries.dtype), queries, dk, P)
+            dk = product(ds.to(queries.dtype), queries, dk, P)
     return dk, dv

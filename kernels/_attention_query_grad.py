@@ -23,7 +23,6 @@ from llama_fast.kernels._attention_tile import (
     probabilities,
     product,
     product_of,
-    rounded,
     sequence,
     store_tile,
     tile_steps,
@@ -136,7 +135,7 @@ def over_keys(
             dslope += tl.sum(ds * tl.abs(i + (T - S) - j).to(P.ACC), 1)
         if P.SOFTCAP:
             ds *= derivative
-        dq = product(rounded(ds, keys.dtype), keys, dq, P)
+        dq = product(ds.to(keys.dtype), keys, dq, P)
     return dq, dslope
 
 

@@ -107,7 +107,7 @@ def store_tile(x, batch, head, row, rows, value, ROWS: tl.constexpr, SIZE: tl.co
     c = tl.arange(0, BLOCK)[None, :]
     start = x.ptr + (batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + row * x.row)
     pointers = start + (r.to(P.OFFSET) * x.row + c.to(P.OFFSET) * x.col)
-    tl.store(pointers, rounded(value, x.ptr.dtype.element_ty), mask=(r < rows) & (c < SIZE))
+    tl.store(pointers, value.to(x.ptr.dtype.element_ty), mask=(r < rows) & (c < SIZE))
 
 
 @triton.jit
@@ -141,18 +141,6 @@ def load_rows(x, batch, head, row, rows, other, ROWS: tl.constexpr, P: tl.conste
     r = tl.arange(0, ROWS)
     start = x.ptr + (batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + row * x.row)
     return tl.load(start + r.to(P.OFFSET) * x.row, mask=r < rows, other=other)
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    """`x` in `dtype`, to nearest even. Triton's interpreter cuts float32 off to get bfloat16."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        bits = tl.where(x == x, bits, 0x7FC0)
-        return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        return x.to(dtype)
 
 
 @triton.jit
