@@ -44,15 +44,22 @@ def key_shares(problem: Problem, gpu: Gpu, programs: int, keys: int) -> int:
     return max(1, min(most, 2 * gpu.processors // programs))
 
 
+_SIZES = (64, 128, 256, 512)
 # (M, N, warps, stages) by the larger head size: for scores that are bare products, read through
-# tensor descriptors or through addresses, and for scores with anything added.
+# tensor descriptors or through addresses, for scores with anything added ("rich"), for float32
+# ("wide") and for float64 ("double"). What differs on one architecture stands beside it.
 _FORWARD = {
     "descriptors": {
         64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2), 512: (32, 32, 8, 2),
     },
     "bare": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2), 512: (32, 32, 8, 1)},
     "rich": {64: (64, 32, 4, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1), 512: (32, 16, 8, 1)},
+    "bare 80": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2)},
+    "rich 80": {64: (32, 32, 4, 2)},
+    "descriptors 100": {256: (128, 32, 8, 2)},
+    "bare 100": {64: (64, 64, 4, 2)},
     "wide": {64: (64, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 32, 8, 1), 512: (16, 16, 8, 1)},
+    "double": dict.fromkeys(_SIZES, (16, 32, 8, 1)),
 }  # fmt: skip
 _QUERY_GRAD = {
     "descriptors": {
@@ -60,7 +67,10 @@ _QUERY_GRAD = {
     },
     "bare": {64: (128, 64, 8, 2), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1), 512: (32, 16, 8, 1)},
     "rich": {64: (64, 32, 8, 2), 128: (32, 32, 8, 1), 256: (32, 32, 8, 1), 512: (16, 16, 8, 1)},
+    "rich 80": {64: (32, 32, 4, 2)},
+    "descriptors 100": {128: (64, 64, 8, 2)},
     "wide": {64: (32, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
+    "double": dict.fromkeys(_SIZES, (16, 16, 8, 1)),
 }  # fmt: skip
 _KEY_GRAD = {
     "descriptors": {
@@ -68,7 +78,14 @@ _KEY_GRAD = {
     },
     "bare": {64: (64, 128, 8, 2), 128: (32, 128, 8, 2), 256: (16, 32, 4, 2), 512: (16, 32, 8, 1)},
     "rich": {64: (32, 32, 4, 1), 128: (32, 32, 4, 1), 256: (16, 32, 4, 1), 512: (16, 16, 8, 1)},
+    "bare 80": {64: (16, 64, 4, 2), 128: (16, 64, 4, 2)},
+    "rich 80": {256: (16, 16, 4, 1)},
+    "descriptors 100": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1), 256: (16, 64, 8, 1)},
+    "bare 100": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1), 256: (16, 32, 8, 2)},
+    "rich 100": {256: (16, 16, 4, 1)},
+    "wide 100": {64: (16, 16, 8, 1)},
     "wide": {64: (16, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
+    "double": dict.fromkeys(_SIZES, (16, 16, 8, 1)),
 }  # fmt: skip
 
 
@@ -76,15 +93,19 @@ def _tilings(
     table: dict[str, dict[int, tuple[int, ...]]], problem: Problem, gpu: Gpu, steps: Tensors
 ) -> list[Tiling]:
     """The table's entry for a problem whose loops read `steps`."""
-    size = next(n for n in (64, 128, 256, 512) if n >= block_size(problem))
+    size = next(n for n in _SIZES if n >= block_size(problem))
+
+    def tiling(kind: str) -> Tiling:
+        return Tiling(*table.get(f"{kind} {gpu.arch}", {}).get(size, table[kind][size]))
+
     if problem.dtype.itemsize > 2:
-        return [Tiling(*table["wide"][size])]
+        return [tiling("wide" if problem.dtype.itemsize == 4 else "double")]
     if problem.rich:
-        return [Tiling(*table["rich"][size])]
-    bare = Tiling(*table["bare"][size])
+        return [tiling("rich")]
+    bare = tiling("bare")
     if gpu.arch < 90 or not all(map(describable, steps)):
         return [bare]
-    first = Tiling(*table["descriptors"][size], tma=True)
+    first = tiling("descriptors")._replace(tma=True)
     # On sm_90 Triton 3.9 makes the same code with warp specialisation as without.
     other = {"specialize": True} if gpu.arch >= 100 else {"stages": first.stages + 1}
     return [first, bare, first._replace(**other)]
@@ -115,9 +136,10 @@ def block_size(problem: Problem) -> int:
     return max(power_of_two(problem.head_size), power_of_two(problem.value_size))
 
 
-def keys_and_values_apart(problem: Problem, tiling: Tiling) -> bool:
+def keys_and_values_apart(problem: Problem, gpu: Gpu, tiling: Tiling) -> bool:
     """Whether dk and dv are made by kernels of their own: both do not fit the registers."""
-    return block_size(problem) > (128 if tiling.tma else 64)
+    most = 128 if tiling.tma and gpu.arch < 100 else 64
+    return block_size(problem) > most or problem.dtype.itemsize == 8
 
 
 def row_tiling(problem: Problem) -> Tiling:

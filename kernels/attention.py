@@ -251,7 +251,7 @@ def _key_grads(
     grad_out, lse, lse_low, delta = given
     tilings = tuning.key_grad_tilings(problem, gpu(q), (q, grad_out))
     both = grad_k is not None and grad_v is not None
-    if both and tuning.keys_and_values_apart(problem, tilings[0]):
+    if both and tuning.keys_and_values_apart(problem, gpu(q), tilings[0]):
         _key_grads(problem, inputs, given, grad_k, None, far)
         _key_grads(problem, inputs, given, None, grad_v, far)
         return
