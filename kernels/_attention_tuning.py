@@ -54,7 +54,7 @@ _FORWARD = {
     },
     "bare": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2), 512: (32, 32, 8, 1)},
     "rich": {64: (64, 32, 4, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1), 512: (32, 16, 8, 1)},
-    "bare 80": {64: (64, 64, 4, 2), 128: (64, 64, 4, 2)},
+    "bare 80": {64: (64, 32, 4, 2), 128: (64, 64, 4, 2)},
     "rich 80": {64: (32, 32, 4, 2)},
     "descriptors 100": {256: (128, 32, 8, 2)},
     "bare 100": {64: (64, 64, 4, 2)},
@@ -81,7 +81,7 @@ _KEY_GRAD = {
     "bare 80": {64: (16, 64, 4, 2), 128: (16, 64, 4, 2)},
     "rich 80": {256: (16, 16, 4, 1)},
     "descriptors 100": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1), 256: (16, 64, 8, 1)},
-    "bare 100": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1), 256: (16, 32, 8, 2)},
+    "bare 100": {64: (32, 128, 8, 2), 128: (16, 64, 4, 2), 256: (16, 32, 8, 2)},
     "rich 100": {256: (16, 16, 4, 1)},
     "wide 100": {64: (16, 16, 8, 1)},
     "wide": {64: (16, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
@@ -107,8 +107,10 @@ def _tilings(
         return [bare]
     first = tiling("descriptors")._replace(tma=True)
     # On sm_90 Triton 3.9 makes the same code with warp specialisation as without.
-    other = {"specialize": True} if gpu.arch >= 100 else {"stages": first.stages + 1}
-    return [first, bare, first._replace(**other)]
+    if gpu.arch >= 100:
+        return [first, bare, first._replace(specialize=True)]
+    deeper = [first._replace(stages=first.stages + 1)] if size <= 128 else []
+    return [first, bare, *deeper]
 
 
 def forward_tilings(problem: Problem, gpu: Gpu, rows: int, steps: Tensors) -> list[Tiling]:
