@@ -24,7 +24,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-compile lint format bench bench-cpu build wheel test-sanitize aarch64 clean
+.PHONY: help demo test test-triton gpu-compile lint format bench bench-cpu build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ demo: $(installed) $(built)  ## load, run, train and score a real model (ARGS=--
 # that they wait for.
 test: $(installed) $(built)  ## run the tests
 	OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n 2 $(ARGS)
+
+test-triton: $(installed) $(built)  ## run the Triton kernels' tests in Triton's interpreter (slow)
+	TRITON_INTERPRET=1 OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n 2 tests/ops -k triton $(ARGS)
 
 gpu-compile: $(installed)  ## compile the Triton kernels for sm_80, sm_90, sm_100 (ARGS="rope --quiet")
 	$(py) kernels/_compile.py $(ARGS)
