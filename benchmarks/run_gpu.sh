@@ -2,11 +2,13 @@
 # Builds, tests and measures on a machine with a GPU and without network.
 # Needs a Python with torch 2.10 or newer (made for CUDA), triton, numpy, ninja, pybind11,
 # setuptools >= 77, matplotlib, rich and pytest; a C++ compiler and nvcc where there are kernels
-# for them.   PYTHON=python3.12 OUT=gpu-results benchmarks/run_gpu.sh [arguments of llama-fast bench]
+# for them. compute-sanitizer is used where it is installed.
+#   PYTHON=python3.12 benchmarks/run_gpu.sh OUT [arguments of llama-fast bench]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-out=${OUT:-bench-results}
+out=${1:-bench-results}
+shift || true
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 "$python" - <<'CHECK'
@@ -25,11 +27,31 @@ mkdir -p "$out"
 "$python" -m llama_fast info | tee "$out/info.txt"
 
 # A failing test is reported at the end; the figures are wanted all the same. Code 5: no such tests.
-tests=0
+tests=0 memcheck=0
 "$python" -m pytest tests -m gpu -q -p no:cacheprovider 2>&1 | tee "$out/tests.log" || tests=$?
+if command -v compute-sanitizer >/dev/null; then
+  # One small call of every op, forward and backward: nothing may be touched outside its tensors.
+  # Without torch's memory pool, whose blocks would hide it.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 90 compute-sanitizer --tool memcheck --error-exitcode 3 \
+    "$python" - >"$out/memcheck.log" 2>&1 <<'MEMCHECK' || memcheck=$?
+import torch
+
+from tests.ops.calls import CALLS, total
+
+for name, call in CALLS.items():
+    leaves = [leaf.detach().float().cuda().requires_grad_() for leaf in call.leaves()]
+    torch.autograd.grad(total(call.function(*leaves)), leaves)
+    torch.cuda.synchronize()
+    print(name, flush=True)
+MEMCHECK
+fi
 "$python" -m llama_fast bench --device cuda --out "$out" "$@" 2>&1 | tee "$out/bench.log"
 
 if [ "$tests" -ne 0 ] && [ "$tests" -ne 5 ]; then
   echo "run_gpu.sh: tests failed, see $out/tests.log" >&2
+  exit 1
+fi
+if [ "$memcheck" -ne 0 ]; then
+  echo "run_gpu.sh: compute-sanitizer found errors or took too long, see $out/memcheck.log" >&2
   exit 1
 fi

@@ -47,7 +47,8 @@ def _attention_with_everything(*leaves: torch.Tensor) -> Tensors:
 
 
 def _packed_attention(*leaves: torch.Tensor) -> Tensors:
-    return llama_fast.attention(*leaves, cu_seqlens_q=CU_SEQLENS, causal=True, return_lse=True)
+    offsets = CU_SEQLENS.to(leaves[0].device)
+    return llama_fast.attention(*leaves, cu_seqlens_q=offsets, causal=True, return_lse=True)
 
 
 def _cross_entropy(logits: torch.Tensor) -> Tensors:

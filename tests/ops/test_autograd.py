@@ -18,7 +18,11 @@ def cases() -> list[object]:
     """Every call on every backend of its op."""
     available = llama_fast.backends().available
     return [
-        pytest.param((call, backend), id=f"{name} {backend}".replace(" ", "-"))
+        pytest.param(
+            (call, backend),
+            id=f"{name} {backend}".replace(" ", "-"),
+            marks=[pytest.mark.gpu] if DEVICES[backend] != "cpu" else [],
+        )
         for name, call in CALLS.items()
         for backend in DEVICES
         if backend in available[call.op]

@@ -257,7 +257,7 @@ def test_autocast(backend: str) -> None:
     """Under autocast float32 arguments are rounded as F.linear rounds them; the loss is float32."""
     x, w = torch.randn(6, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     target = torch.randint(0, 11, (6,))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         loss = llama_fast.linear_cross_entropy(x, w, target)
     expected = llama_fast.linear_cross_entropy(x.bfloat16(), w.bfloat16(), target)
     assert loss.dtype == torch.float32 and torch.equal(loss, expected)
@@ -364,8 +364,8 @@ def peak(*arguments: str) -> int:
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 def test_peak_memory(dtype: str, reduction: str, kernel: str) -> None:
     """The compiled kernel takes a tenth of what F.linear and F.cross_entropy take."""
-    if kernel == "reference":
-        pytest.skip("computes all logits")
+    if kernel in ("reference", "triton"):
+        pytest.skip("computes all logits" if kernel == "reference" else "measures the CPU's memory")
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("no /proc")
     naive = peak("naive", dtype, reduction)

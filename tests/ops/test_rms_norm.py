@@ -146,7 +146,7 @@ def test_autocast(backend: str) -> None:
     """The stream stays float32; what the projections give and read has 16 bits."""
     stream = torch.randn(3, 32, requires_grad=True)
     projection, w = torch.randn(32, 32, requires_grad=True), torch.ones(32, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(stream.device.type, dtype=torch.bfloat16):
         found = torch.nn.functional.linear(stream, projection)
         y, total = llama_fast.rms_norm(found, w, residual=stream)
     assert (y.dtype, total.dtype) == (torch.bfloat16, torch.float32)
