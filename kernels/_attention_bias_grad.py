@@ -26,18 +26,20 @@ def bias_grad_kernel(
 ):  # fmt: skip
     """One tile of the gradient, summed over `batches` batch entries and `heads` heads.
 
-    Axis 0 of the grid: the tiles of a head's gradient (one where rows or columns are summed);
-    axis 1: heads and batch entries that are not summed. With SUM_ROWS the tile is summed over all
-    queries, with SUM_COLUMNS over all keys.
+    Programs: the tiles of a head's gradient (one where rows or columns are summed), for each head
+    and batch entry that are not summed. With SUM_ROWS the tile is summed over all queries, with
+    SUM_COLUMNS over all keys.
     """
     tiles_q = tl.cdiv(S, P.M)
     tiles_k = tl.cdiv(T, P.N)
     across = 1 if SUM_COLUMNS else tiles_k
-    q_tile = tl.program_id(0) // across
+    down = 1 if SUM_ROWS else tiles_q
+    entry = tl.program_id(0) // (across * down)
+    q_tile = tl.program_id(0) // across % down
     k_tile = tl.program_id(0) % across
     head_entries = P.H // heads
-    first_head = tl.program_id(1) % head_entries * (heads == 1)
-    first_batch = tl.program_id(1) // head_entries * (batches == 1)
+    first_head = entry % head_entries * (heads == 1)
+    first_batch = entry // head_entries * (batches == 1)
     rows = tiles_q if SUM_ROWS else 1
     columns = tiles_k if SUM_COLUMNS else 1
     acc = tl.zeros((P.M, P.N), P.ACC)
@@ -51,7 +53,6 @@ def bias_grad_kernel(
         if (begin < j0 + P.N) & (end > j0):
             acc += score_grads(q, k, v, grad_out, lse, lse_low, delta, masks, numbers, b, h, i0, j0,
                                S, T, left, right, P)  # fmt: skip
-    entry = tl.program_id(1)
     place = grad_bias.ptr + (entry // head_entries).to(tl.int64) * grad_bias.batch
     place += (entry % head_entries).to(tl.int64) * grad_bias.head
     i = q_tile * P.M + tl.arange(0, P.M)

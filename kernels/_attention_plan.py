@@ -288,7 +288,7 @@ def describe(
     features = {
         "BASE2": q.dtype in (torch.float16, torch.bfloat16),
         "PLAIN": scale > 0 and softcap == 0 and bias is None and alibi_slopes is None,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         "PACKED": packed,
         "LEFT": left >= 0,
         "RIGHT": right >= 0,

@@ -309,7 +309,7 @@ def _bias_grad(
     )
     (options,) = _options([plan], [tiling])
     options |= {"SUM_ROWS": S == 1, "SUM_COLUMNS": T == 1}
-    launch(bias_grad_kernel, (tiles, sizes[0] * sizes[1]), arguments, options)
+    launch(bias_grad_kernel, (tiles * sizes[0] * sizes[1],), arguments, options)
     return _summed(grad, bias)
 
 
