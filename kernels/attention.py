@@ -348,7 +348,7 @@ def examples() -> Iterator[Callable[[], object]]:
             yield lambda a=(torch.float32, D, features): _example(*a)
     for dtype, D, features in (
         (torch.float32, 512, "rich"),
-        (torch.float64, 64, "rich"),
+        (torch.float64, 64, "causal"),  # for checks of derivatives: with everything on, it spills
         (torch.bfloat16, 64, "window"),
         (torch.bfloat16, 128, "window"),
         (torch.bfloat16, 96, "causal"),
@@ -376,12 +376,14 @@ def _example(dtype: torch.dtype, D: int, features: str, queries: int = 4096) -> 
     if features == "rich":
         single = torch.float64 if dtype == torch.float64 else torch.float32
         bias, padding = empty(B, H, queries, T, of=single), empty(B, T, of=torch.bool)
-        slopes, sinks, seed = empty(1, H), empty(H), empty(1, of=torch.int64)
+        slopes, sinks = empty(1, H), empty(H)
+        # With dropout on top of all this, heads of 512 spill 16 bytes on sm_80.
+        seed = empty(1, of=torch.int64) if D < 512 else None
         mask |= BIAS | SLOPES | SINKS
     side = 1000 if features in ("window", "rich") else -1
     options = (
         *(bias, padding, slopes, sinks, cu, cu, seed),
-        *(features != "", side, side, D**-0.5, 10.0 if seed is not None else 0.0),
+        *(features != "", side, side, D**-0.5, 10.0 if features == "rich" else 0.0),
         0.1 if seed is not None else 0.0,
     )
     out, lse, lse_low = attention(q, k, v, *options)
