@@ -42,9 +42,14 @@ def delta_kernel(
     rows = S - first
     r = tl.arange(0, P.M)
     row = first.to(tl.int64)
-    o = load_tile(out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P).to(P.ACC)
-    do = load_tile(grad_out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P).to(P.ACC)
-    d = tl.sum(o * do, 1)
+    o = load_tile(out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P)
+    do = load_tile(grad_out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P)
+    if P.BASE2:
+        d = tl.sum(o.to(P.ACC) * do.to(P.ACC), 1)
+    else:
+        # By the same product as dp: where one key has all the weight, they have to cancel.
+        dots = product_of(do, o.T, P.M, P.M, P)
+        d = tl.sum(tl.where(r[:, None] == r[None, :], dots, 0.0), 1)
     if grad_lse.ptr is not None:
         d -= load_rows(grad_lse, b, h, row, rows, 0, P.M, P).to(P.ACC)
     start = delta.ptr + (b.to(tl.int64) * delta.batch + h.to(tl.int64) * delta.head)
@@ -80,8 +85,8 @@ def query_grad_kernel(
         slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + h * masks.slopes.head)
         slope = slope.to(P.ACC)
 
-    dq = tl.zeros((P.M, P.BLOCK_D), P.ACC)
-    dslope = tl.zeros((P.M,), P.ACC)
+    dq = tl.zeros([P.M, P.BLOCK_D], P.ACC)
+    dslope = tl.zeros([P.M], P.ACC)
     last = tl.minimum(first + P.M, S) - 1
     begin, end, all_begin, all_end = keys_seen(first, last, S, T, left, right, P)
     start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.N)
@@ -146,7 +151,7 @@ def slope_sum_kernel(parts, sums, masks, S, P: tl.constexpr):
     h = tl.program_id(0) % P.H
     first = offset_at(masks.cu_q, b, S)
     rows = tl.maximum(offset_at(masks.cu_q, b + 1, S) - first, 0)
-    total = tl.zeros((), tl.float64)
+    total = tl.zeros([], tl.float64)
     for n in range((rows + P.M - 1) // P.M):
         total += tl.load(parts + (first // P.M + b + n) * P.H + h).to(tl.float64)
     tl.store(sums + tl.program_id(0), total)

@@ -10,6 +10,7 @@ transposed tile.
 
 import triton
 import triton.language as tl
+from llama_fast.kernels._math import tanh
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -130,8 +131,8 @@ def sequence(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERIES:
     else:
         tiles = tl.cdiv(S * P.GROUP, P.M) if QUERIES else tl.cdiv(T, P.N)
         b, head, tile = locate(program, tiles, batch, section, HEADS, FLIP)
-        q_first = tl.zeros((), tl.int64)
-        k_first = tl.zeros((), tl.int64)
+        q_first = tl.zeros([], tl.int64)
+        k_first = tl.zeros([], tl.int64)
     return b, head, tile, q_first, k_first, S, T
 
 
@@ -154,7 +155,7 @@ def product(a, b, acc, P: tl.constexpr):
 @triton.jit
 def product_of(a, b, ROWS: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr):
     """A product that starts from zero."""
-    return product(a, b, tl.zeros((ROWS, COLUMNS), P.ACC), P)
+    return product(a, b, tl.zeros([ROWS, COLUMNS], P.ACC), P)
 
 
 @triton.jit
@@ -199,9 +200,7 @@ def tile_steps(begin, end, all_begin, all_end, BLOCK: tl.constexpr):
 @triton.jit
 def capped(x, limit, P: tl.constexpr):
     """(limit * tanh(x / limit), its derivative)."""
-    e = tl.exp(-2.0 * tl.abs(x / limit))
-    t = (1.0 - e) / (1.0 + e)
-    t = tl.where(x < 0, -t, t)
+    t = tanh(x / limit, not P.BASE2)
     return limit * t, 1.0 - t * t
 
 
@@ -300,7 +299,7 @@ def kept(seed, threshold, stream, i, j, QUERIES: tl.constexpr, KEYS: tl.constexp
     modulo 4.
     """
     quarter = j // 4 + tl.arange(0, KEYS // 4)[None, :]
-    zero = tl.zeros((QUERIES, KEYS // 4), tl.int32)
+    zero = tl.zeros([QUERIES, KEYS // 4], tl.int32)
     a, b, c, d = tl.philox(tl.load(seed), zero + quarter, zero + i, zero + stream, zero)
     words = tl.join(tl.join(a, c), tl.join(b, d)).reshape(QUERIES, KEYS)
     return words >= tl.to_tensor(threshold).to(tl.uint32)

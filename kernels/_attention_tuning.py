@@ -145,7 +145,9 @@ def keys_and_values_apart(problem: Problem, gpu: Gpu, tiling: Tiling) -> bool:
 
 
 def row_tiling(problem: Problem) -> Tiling:
-    """The tiling for what needs no products between rows."""
+    """The tiling for sums over the numbers of a row, in float32 made by products of rows."""
+    if problem.dtype.itemsize > 2:
+        return Tiling(SMALLEST_DOT, SMALLEST_DOT)
     return Tiling(max(1, 4096 // power_of_two(problem.value_size)), SMALLEST_DOT)
 
 
