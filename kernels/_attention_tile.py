@@ -200,7 +200,12 @@ def tile_steps(begin, end, all_begin, all_end, BLOCK: tl.constexpr):
 @triton.jit
 def capped(x, limit, P: tl.constexpr):
     """(limit * tanh(x / limit), its derivative)."""
-    t = tanh(x / limit, not P.BASE2)
+    if P.BASE2:
+        e = tl.exp(-2.0 * tl.abs(x / limit))
+        t = (1.0 - e) / (1.0 + e)
+        t = tl.where(x < 0, -t, t)
+    else:
+        t = tanh(x / limit, True)
     return limit * t, 1.0 - t * t
 
 

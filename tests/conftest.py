@@ -1,10 +1,21 @@
-"""With TRITON_INTERPRET=1 the Triton kernels are tested in Triton's interpreter, on the CPU."""
+"""With TRITON_INTERPRET=1 the Triton kernels, and they alone, are tested in Triton's interpreter."""
 
 import importlib.util
 import os
 from typing import Any
 
+import pytest
 import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the interpreter run what is about Triton; the rest is the same with and without it."""
+    if INTERPRETED:
+        others = [item for item in items if "triton" not in item.nodeid]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if "triton" in item.nodeid]
 
 
 def round_like_a_gpu() -> None:
@@ -28,5 +39,5 @@ def round_like_a_gpu() -> None:
     InterpreterBuilder.cast_impl = rounded
 
 
-if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+if INTERPRETED and importlib.util.find_spec("triton"):
     round_like_a_gpu()

@@ -41,6 +41,12 @@ class Case:
         """Name of the test: the reason, up to its colon."""
         return self.why.partition(":")[0].replace(" ", "-").replace(",", "")
 
+    @property
+    def scores(self) -> int:
+        """Numbers of scores; few queries are computed as if they were 16."""
+        lengths = self.lengths or ((self.S, self.T),) * self.B
+        return self.H * sum(max(queries, 16) * keys for queries, keys in lengths)
+
 
 def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
     """The tensor arguments in float64 (bool, int)."""
