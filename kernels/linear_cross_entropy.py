@@ -11,6 +11,7 @@ GPU never waits for it, and chunks past the last row that counts are not compute
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from llama_fast.kernels import cross_entropy as rows
@@ -54,28 +55,11 @@ def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) 
     return torch.addmm(out, a, b, out_dtype=wide, out=out)
 
 
-def linear_cross_entropy(
-    input: torch.Tensor,
-    linear_weight: torch.Tensor,
-    target: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    grad_loss: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    stats: bool,
-    grad_mask: int,
-) -> tuple[torch.Tensor, ...]:
+def linear_cross_entropy(input: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
     """The operator llama_fast::linear_cross_entropy."""
     # Autocast has done its work before the operator; inside, it would narrow the products again.
     with torch.autocast(input.device.type, enabled=False):
-        return _sweep(
-            input, linear_weight, target, linear_bias, weight, grad_loss, ignore_index, reduction,
-            label_smoothing, softcap, z_loss, stats, grad_mask,
-        )  # fmt: skip
+        return _sweep(input, *others)
 
 
 def _sweep(
