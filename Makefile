@@ -88,7 +88,7 @@ test-sanitize: $(installed)  ## op tests under AddressSanitizer and UBSan (needs
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) \
 	$$($(CXX) -print-file-name=libstdc++.so.6)" \
-	$(py) -m pytest tests/ops -m "not slow and not compile and not gpu" \
+	$(py) -m pytest -n 2 tests/ops -m "not slow and not compile and not gpu" \
 	--capture=sys -p no:faulthandler --ignore tests/ops/test_reference.py \
 	--deselect tests/ops/test_autograd.py::test_second_derivatives \
 	--deselect tests/ops/test_autograd.py::test_func_second_derivatives \

@@ -226,6 +226,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("op", nargs="*", help="only these (default: all that have kernels)")
     parser.add_argument("--arch", type=int, action="append", choices=SHARED_BYTES, default=None)
+    parser.add_argument("--defaults", action="store_true", help="nothing for autotuning alone")
     parser.add_argument("--quiet", action="store_true", help="print failures and the summary only")
     arguments = parser.parse_args()
 
@@ -237,6 +238,7 @@ def main() -> int:
         for op in arguments.op or ops()
         for arch in arguments.arch or SHARED_BYTES
         for job in jobs(op, arch)
+        if not (arguments.defaults and job.alternative)
     ]
     failed = 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
