@@ -42,7 +42,7 @@ def bias_grad_kernel(
     first_batch = entry // head_entries * (batches == 1)
     rows = tiles_q if SUM_ROWS else 1
     columns = tiles_k if SUM_COLUMNS else 1
-    acc = tl.zeros([P.M, P.N], P.ACC)
+    acc = tl.full([P.M, P.N], 0, P.ACC)
     for n in range(batches * heads * rows * columns):
         j0 = (k_tile + n % columns) * P.N
         i0 = (q_tile + n // columns % rows) * P.M

@@ -61,12 +61,12 @@ def forward_kernel(
         slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + head * masks.slopes.head)
         slope = slope.to(P.ACC)[:, None] if P.GROUP > 1 else slope.to(P.ACC)
 
-    acc = tl.zeros([P.M, P.BLOCK_DV], P.ACC)
+    acc = tl.full([P.M, P.BLOCK_DV], 0, P.ACC)
     m = tl.full([P.M], -INF, P.ACC)
-    l = tl.zeros([P.M], P.ACC)
+    l = tl.full([P.M], 0, P.ACC)
     if P.SINKS:
         sink = tl.load(masks.sinks + head).to(P.ACC) * P.UNIT
-        m = tl.zeros([P.M], P.ACC) + sink
+        m = tl.full([P.M], 0, P.ACC) + sink
         l = tl.where(m == -INF, 0.0, 1.0).to(P.ACC)
 
     first = tile * P.M // P.GROUP
@@ -169,8 +169,8 @@ def combine_kernel(parts, part_lse, out, lse, lse_low, masks, batch, splits, S, 
     b = tl.program_id(0) // S // P.H
     c = tl.arange(0, P.BLOCK_DV)
     m = tl.full([], -INF, P.ACC)
-    l = tl.zeros([], P.ACC)
-    acc = tl.zeros([P.BLOCK_DV], P.ACC)
+    l = tl.full([], 0, P.ACC)
+    acc = tl.full([P.BLOCK_DV], 0, P.ACC)
     if P.SINKS:
         m = tl.load(masks.sinks + h).to(P.ACC)
         l = tl.where(m == -INF, 0.0, 1.0).to(P.ACC)

@@ -44,8 +44,8 @@ def key_grad_kernel(
     row = k_first + first
     keys = load_tile(k, b, kv_head, row, T - first, P.N, P.D, P.BLOCK_D, True, P)
     values = load_tile(v, b, kv_head, row, T - first, P.N, P.DV, P.BLOCK_DV, True, P)
-    dk = tl.zeros([P.N, P.BLOCK_D], P.ACC)
-    dv = tl.zeros([P.N, P.BLOCK_DV], P.ACC)
+    dk = tl.full([P.N, P.BLOCK_D], 0, P.ACC)
+    dv = tl.full([P.N, P.BLOCK_DV], 0, P.ACC)
     last = tl.minimum(first + P.N, T) - 1
     begin, end, all_begin, all_end = queries_seeing(first, last, S, T, left, right, P)
     start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.M)

@@ -85,8 +85,8 @@ def query_grad_kernel(
         slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + h * masks.slopes.head)
         slope = slope.to(P.ACC)
 
-    dq = tl.zeros([P.M, P.BLOCK_D], P.ACC)
-    dslope = tl.zeros([P.M], P.ACC)
+    dq = tl.full([P.M, P.BLOCK_D], 0, P.ACC)
+    dslope = tl.full([P.M], 0, P.ACC)
     last = tl.minimum(first + P.M, S) - 1
     begin, end, all_begin, all_end = keys_seen(first, last, S, T, left, right, P)
     start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.N)
@@ -151,7 +151,7 @@ def slope_sum_kernel(parts, sums, masks, S, P: tl.constexpr):
     h = tl.program_id(0) % P.H
     first = offset_at(masks.cu_q, b, S)
     rows = tl.maximum(offset_at(masks.cu_q, b + 1, S) - first, 0)
-    total = tl.zeros([], tl.float64)
+    total = tl.full([], 0, tl.float64)
     for n in range((rows + P.M - 1) // P.M):
         total += tl.load(parts + (first // P.M + b + n) * P.H + h).to(tl.float64)
     tl.store(sums + tl.program_id(0), total)

@@ -131,8 +131,8 @@ def sequence(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERIES:
     else:
         tiles = tl.cdiv(S * P.GROUP, P.M) if QUERIES else tl.cdiv(T, P.N)
         b, head, tile = locate(program, tiles, batch, section, HEADS, FLIP)
-        q_first = tl.zeros([], tl.int64)
-        k_first = tl.zeros([], tl.int64)
+        q_first = tl.full([], 0, tl.int64)
+        k_first = tl.full([], 0, tl.int64)
     return b, head, tile, q_first, k_first, S, T
 
 
@@ -155,7 +155,7 @@ def product(a, b, acc, P: tl.constexpr):
 @triton.jit
 def product_of(a, b, ROWS: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr):
     """A product that starts from zero."""
-    return product(a, b, tl.zeros([ROWS, COLUMNS], P.ACC), P)
+    return product(a, b, tl.full([ROWS, COLUMNS], 0, P.ACC), P)
 
 
 @triton.jit
@@ -304,7 +304,7 @@ def kept(seed, threshold, stream, i, j, QUERIES: tl.constexpr, KEYS: tl.constexp
     modulo 4.
     """
     quarter = j // 4 + tl.arange(0, KEYS // 4)[None, :]
-    zero = tl.zeros([QUERIES, KEYS // 4], tl.int32)
+    zero = tl.full([QUERIES, KEYS // 4], 0, tl.int32)
     a, b, c, d = tl.philox(tl.load(seed), zero + quarter, zero + i, zero + stream, zero)
     words = tl.join(tl.join(a, c), tl.join(b, d)).reshape(QUERIES, KEYS)
-    return words >= tl.to_tensor(threshold).to(tl.uint32)
+    return words >= (tl.full([], 0, tl.int64) + threshold).to(tl.uint32)
