@@ -19,16 +19,17 @@ native    := $(csrc) $(shell find csrc -type d) $(build_py)
 built     := build/native/.built
 installed := $(VENV)/.installed
 wheel_env := build/wheel-venv
+triton_oldest := build/triton-3.6.0
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-triton gpu-compile lint format bench bench-cpu build wheel test-sanitize aarch64 clean
+.PHONY: help demo test test-triton gpu-compile gpu-compile-oldest lint format bench bench-cpu build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(installed) $(built)  ## load, run, train and score a real model (ARGS=--quick for less)
 	$(VENV)/bin/llama-fast demo $(ARGS)
@@ -47,6 +48,12 @@ test-triton: $(installed) $(built)  ## run the Triton kernels' tests alone
 
 gpu-compile: $(installed)  ## compile the Triton kernels for sm_80, sm_90, sm_100 (ARGS="rope --quiet")
 	$(py) kernels/_compile.py $(ARGS)
+
+# pip puts it beside, not in place of, the Triton of .venv.
+gpu-compile-oldest: $(installed)  ## the same with the oldest Triton that is supported, for sm_90
+	test -d $(triton_oldest) || $(py) -m pip install --quiet --no-deps --target $(triton_oldest) \
+	triton==3.6.0
+	PYTHONPATH=$(triton_oldest) $(py) kernels/_compile.py --arch 90 --defaults --quiet $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, clang-format and mypy, all without changing a file
 	$(VENV)/bin/ruff check .

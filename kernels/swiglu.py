@@ -107,7 +107,9 @@ def swiglu_backward(
 def examples() -> Iterator[Callable[[], object]]:
     """Calls that reach every configuration."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        for width in (16, 100, 256, 512, 1024, 2048, 11008):
+        # float16 is laid out as bfloat16; float64 is for checks of derivatives.
+        some = dtype in (torch.bfloat16, torch.float32)
+        for width in (16, 100, 256, 512, 1024, 2048, 11008) if some else (100, 11008):
             both = torch.empty(1024, 2 * width, dtype=dtype, device="meta")
             gate, up = both.chunk(2, dim=-1)
             yield lambda gate=gate, up=up: swiglu(gate, up)
