@@ -1,4 +1,4 @@
-"""With TRITON_INTERPRET=1 the Triton kernels, and they alone, are tested in Triton's interpreter."""
+"""With TRITON_INTERPRET=1 the Triton kernels alone are tested, in Triton's interpreter, on the CPU."""
 
 import importlib.util
 import os
