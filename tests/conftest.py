@@ -1,4 +1,4 @@
-"""With TRITON_INTERPRET=1 the Triton kernels alone are tested, in Triton's interpreter, on the CPU."""
+"""With TRITON_INTERPRET=1 the Triton kernels alone are tested, in an interpreter on the CPU."""
 
 import importlib.util
 import os
