@@ -12,6 +12,8 @@ Environment:
     LLAMA_FAST_CUDA         0: without CUDA; 1: with CUDA, even against a torch without it
     LLAMA_FAST_SANITIZE     1: the ops library alone, with AddressSanitizer and UBSan, as
                             build/sanitize/libllama_fast.so (load it by LLAMA_FAST_LIBRARY)
+    LLAMA_FAST_EMULATE_CUDA 1: the CUDA kernels alone, compiled for the CPU to be tested there, as
+                            build/emulated/libllama_fast_cuda.so (loaded where this is set)
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +36,9 @@ from build_backend import MINIMUM_TORCH, is_recent, torch_directory, torch_facts
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 SANITIZE = os.environ.get("LLAMA_FAST_SANITIZE") == "1"
+EMULATE = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
 LIBRARY = "libllama_fast.so"
+EMULATED = "libllama_fast_cuda.so"
 HOST = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -193,7 +198,8 @@ class NativeBuild:
     """What there is to build here, and the table that says what became of it."""
 
     def __init__(self) -> None:
-        self.directory = ROOT / "build" / ("sanitize" if SANITIZE else "native")
+        kind = "sanitize" if SANITIZE else "emulated" if EMULATE else "native"
+        self.directory = ROOT / "build" / kind
         self.parts: dict[str, tuple[bool, str]] = {}  # name -> (built, what or why not)
         self.facts: dict[str, object] = {}  # for llama_fast/_build.json
         self.outputs: list[str] = []  # files in `directory` that were built
@@ -214,12 +220,19 @@ class NativeBuild:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._build()
         except CannotBuild as reason:
-            for part in ("ops library", *(() if SANITIZE else ("host module",))):
+            for part in self._plans():
                 self.parts[part] = (False, str(reason))
         self.facts["seconds"] = round(time.monotonic() - begin, 1)
-        order = [n for n in ("ops library", "host module", "CUDA") if n in self.parts]
+        order = [n for n in (*self._plans(), "CUDA") if n in self.parts]
         self.parts = {n: self.parts[n] for n in order}
         self.facts["parts"] = {n: {"built": b, "detail": d} for n, (b, d) in self.parts.items()}
+
+    def _plans(self) -> dict[str, tuple[str, Callable[[BuildFile], str]]]:
+        """The parts that are wanted: name -> (library, what plans it)."""
+        if EMULATE:
+            return {"emulated CUDA kernels": (EMULATED, self._plan_emulated)}
+        plans = {"ops library": (LIBRARY, self._plan_library)}
+        return plans if SANITIZE else {**plans, "host module": (HOST, self._plan_host)}
 
     def _build(self) -> None:
         ninja_file = BuildFile(self.directory)
@@ -228,11 +241,8 @@ class NativeBuild:
         self.facts["flags"] = " ".join(flags)
         # Error messages quote source paths: relative ones, wherever the build was.
         self.flags = [*flags, f"-ffile-prefix-map={ROOT}/=", f"-I{CSRC}"]
-        plans = {"ops library": (LIBRARY, self._plan_library)}
-        if not SANITIZE:
-            plans["host module"] = (HOST, self._plan_host)
         wanted = {}
-        for part, (target, plan) in plans.items():
+        for part, (target, plan) in self._plans().items():
             try:
                 wanted[target] = (part, plan(ninja_file))
             except CannotBuild as reason:
@@ -248,17 +258,23 @@ class NativeBuild:
             self.parts[part] = (error is None, error or detail)
             self.outputs += [] if error else [target]
 
-    def _plan_library(self, ninja_file: BuildFile) -> str:
+    def _torch(self) -> tuple[str, str | None, list[str], list[str]]:
+        """Version, CUDA version, compiler flags and linker flags of torch."""
         torch, version, torch_cuda = find_torch()
         self.facts["torch"] = version
+        # TORCH_TARGET_VERSION: the oldest torch that the binary has to load into.
+        target = "-DTORCH_TARGET_VERSION=0x%02x%02x000000000000" % MINIMUM_TORCH  # noqa: UP031
+        # No run path: Python has loaded torch's libraries before ours is opened.
+        link_flags = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+        return version, torch_cuda, [f"-I{torch}/include", target], link_flags
+
+    def _plan_library(self, ninja_file: BuildFile) -> str:
+        version, torch_cuda, torch_flags, link_flags = self._torch()
         isas: dict[str, list[str]] = {"portable": []}
         if platform.machine().lower() in ("x86_64", "amd64"):
             isas.update({n: f for n, f in X86_ISAS.items() if self.tools.accepts(f)})
         self.facts["instruction_sets"] = list(isas)
         have = [f"-DLLAMA_FAST_HAVE_{name.upper()}=1" for name in isas]
-        # TORCH_TARGET_VERSION: the oldest torch that the binary has to load into.
-        target = "-DTORCH_TARGET_VERSION=0x%02x%02x000000000000" % MINIMUM_TORCH  # noqa: UP031
-        torch_flags = [f"-I{torch}/include", target]
         cuda_objects, cuda_flags = self._plan_cuda(ninja_file, torch_cuda, torch_flags)
         torch_flags += ["-DLLAMA_FAST_HAVE_CUDA=1"] if cuda_objects else []
 
@@ -273,8 +289,7 @@ class NativeBuild:
         for isa, isa_flags in isas.items():
             isa_command = [*command, *isa_flags, f"-DLLAMA_FAST_ISA={isa}"]
             objects += [ninja_file.compile(isa_command, s, f".{isa}") for s in kernels]
-        # No run path: Python has loaded torch's libraries before ours is opened.
-        link_flags = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10", *cuda_flags]
+        link_flags += cuda_flags
         if SANITIZE:  # its run-time libraries are preloaded, so undefined symbols are expected
             link_flags += [f for f in OPTIMIZE if f.startswith("-fsanitize")]
         elif sys.platform == "linux":
@@ -302,7 +317,26 @@ class NativeBuild:
         self.parts["CUDA"] = (True, f"{home}: sm_{', sm_'.join(architectures)}")
         # The static runtime: the library then loads where there is no CUDA at all.
         flags = [f"-L{home}/lib64", f"-L{home}/lib", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        return [ninja_file.compile(nvcc, s, ".cuda") for s in sources], flags
+        objects = [ninja_file.compile(nvcc, s, ".cuda") for s in sources]
+        command = [*self.tools.cxx, *self.flags, *torch_flags]
+        glue = sorted((CSRC / "cuda" / "glue").glob("*.cpp"))
+        return objects + [ninja_file.compile(command, s) for s in glue], [*flags, "-ldl"]
+
+    def _plan_emulated(self, ninja_file: BuildFile) -> str:
+        version, _, torch_flags, link_flags = self._torch()
+        # As on a GPU, a*b+c is one operation where the processor can.
+        command = [*self.tools.cxx, *self.flags, "-march=native", "-DLLAMA_FAST_EMULATION=1"]
+        command += ["-Wno-unknown-pragmas"]
+        folder = CSRC / "cuda"
+        objects = [ninja_file.compile(command, folder / "emulation.cpp")]
+        kernels = [*command, "-x", "c++"]
+        objects += [ninja_file.compile(kernels, s) for s in sorted(folder.glob("*.cu"))]
+        glue = [*command, *torch_flags]
+        objects += [ninja_file.compile(glue, s) for s in sorted((folder / "glue").glob("*.cpp"))]
+        if sys.platform == "linux":
+            link_flags += ["-ldl", "-Wl,-z,defs"]
+        ninja_file.link(self.tools.cxx, EMULATED, objects, link_flags)
+        return f"{self.directory / EMULATED}: torch {version}"
 
     def _plan_host(self, ninja_file: BuildFile) -> str:
         try:
@@ -320,7 +354,7 @@ class NativeBuild:
 
     def failed(self) -> list[str]:
         """The parts that are missing although they were wanted."""
-        wanted = {"ops library", "host module"}
+        wanted = set(self._plans())
         wanted |= {"CUDA"} if os.environ.get("LLAMA_FAST_CUDA") == "1" else set()
         return [name for name, (built, _) in self.parts.items() if not built and name in wanted]
 
@@ -328,4 +362,5 @@ class NativeBuild:
         """One line a part: what was built, or why it was not."""
         rows = [(n, "built" if b else "not built", d) for n, (b, d) in self.parts.items()]
         rows += [(n, "", str(self.facts[n])) for n in ("compiler", "seconds") if n in self.facts]
-        return "llama_fast build\n" + "\n".join(f"  {n:<12} {b:<10} {d}" for n, b, d in rows)
+        width = max(12, *(len(name) for name, _, _ in rows))
+        return "llama_fast build\n" + "\n".join(f"  {n:<{width}} {b:<10} {d}" for n, b, d in rows)

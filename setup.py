@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # build front ends run this file from elsewhere
 
-from build_native import HOST, LIBRARY, SANITIZE, NativeBuild  # noqa: E402
+from build_native import EMULATE, HOST, LIBRARY, SANITIZE, NativeBuild  # noqa: E402
 
 # Parts of the package that have a folder of their own beside it.
 BESIDE = {"llama_fast.kernels": "kernels", "llama_fast.benchmarks": "benchmarks"}
@@ -33,11 +33,11 @@ class BuildNative(build_ext):
     def run(self) -> None:
         native = NativeBuild()
         native.run()
-        if not SANITIZE:
+        if not (SANITIZE or EMULATE):
             self._place(native)
         print(native.table(), flush=True)
         failed = native.failed()
-        if failed and (SANITIZE or os.environ.get("LLAMA_FAST_BUILD") == "1"):
+        if failed and (SANITIZE or EMULATE or os.environ.get("LLAMA_FAST_BUILD") == "1"):
             raise SystemExit(f"llama_fast: could not build: {', '.join(failed)}")
 
     def _place(self, native: NativeBuild) -> None:

@@ -1,7 +1,7 @@
 """Which implementation serves an op: `use_backend`, `backends`, and `choose` for the ops.
 
 Backends: "auto" (the fastest one that is there), "cpu" (compiled C++), "triton" (on a GPU; on the
-CPU with TRITON_INTERPRET=1, which was set before Python started), "cuda",
+CPU with TRITON_INTERPRET=1, which was set before Python started), "cuda" (compiled CUDA C++),
 "chunked" (linear_cross_entropy, row chunks over the other ops), "torch" (PyTorch's own
 functions, for comparison) and "reference" (the mathematics in plain PyTorch).
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from llama_fast.ops import _library, _triton
+from llama_fast.ops import _cuda, _library, _triton
 
 OPS = ("attention", "cross_entropy", "linear_cross_entropy", "rms_norm", "rope", "swiglu")
 BACKENDS = ("auto", "cpu", "triton", "cuda", "chunked", "torch", "reference")
@@ -36,7 +36,7 @@ def _unavailable(op: str, backend: str) -> str | None:
         return None if _library.has_cpu_kernel(op) else f"no C++ kernel for {op} yet"
     if backend == "triton":
         return _triton.missing_reason(op)
-    return f"no {backend} kernel for {op} yet"
+    return _cuda.missing_reason(op)
 
 
 def _check(op: str, backend: str) -> str:
@@ -112,8 +112,10 @@ def choose(op: str, tensor: torch.Tensor) -> str:
     backend = _chosen[op]
     device = tensor.device.type
     if backend == "auto":
+        wide = tensor.dtype == torch.float64
+        if device == "cuda" and not wide and _cuda.is_default(op, tensor.device):
+            return "cuda"
         if device == "cuda" and op in _triton.READY:
-            wide = tensor.dtype == torch.float64
             return "reference" if wide and op in _triton.WITHOUT_FLOAT64 else "triton"
         # A meta tensor has no data: the operator's shape rule serves it.
         compiled = device in ("cpu", "meta") and _library.has_cpu_kernel(op)
@@ -125,24 +127,43 @@ def choose(op: str, tensor: torch.Tensor) -> str:
         raise ValueError(f"backend 'cpu' of {op}: expected tensors on the CPU, got {tensor.device}")
     if backend == "triton" and device == "cpu" and not _triton.INTERPRETED:
         raise ValueError(f"backend 'triton' of {op}: expected tensors on a GPU, got cpu")
+    if backend == "cuda" and device == "cpu" and not _cuda.EMULATED:
+        raise ValueError(f"backend 'cuda' of {op}: expected tensors on a GPU, got cpu")
+    if backend == "cuda" and tensor.dtype == torch.float64:
+        raise ValueError(
+            f"backend 'cuda' of {op}: expected float32, bfloat16 or float16, got float64"
+        )
     return backend
 
 
 @dataclass
 class Backends:
-    """What serves each op here. Print it for a table; `missing[op][backend]` says why not."""
+    """What serves each op here. Print it for a table; `missing[op][backend]` says why not.
+
+    `notes[op][backend]` says what there is to know of one that is available.
+    """
 
     available: dict[str, list[str]] = field(default_factory=dict)
     missing: dict[str, dict[str, str]] = field(default_factory=dict)
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         width = max(map(len, self.available))
         lines = []
         for op, names in self.available.items():
-            lines.append(f"{op:<{width}}  {', '.join(names)}  (now: {self.chosen[op]})")
+            said = [f"{n} ({self.notes[op][n]})" if n in self.notes[op] else n for n in names]
+            lines.append(f"{op:<{width}}  {', '.join(said)}  (now: {self.chosen[op]})")
             lines += [f"{'':<{width}}    no {b}: {why}" for b, why in self.missing[op].items()]
         return "\n".join(lines)
+
+
+def _notes(op: str) -> dict[str, str]:
+    if _cuda.EMULATED:
+        return {"cuda": "emulated on the CPU"}
+    if not _cuda.is_default(op, torch.device("cuda", torch.cuda.current_device())):
+        return {"cuda": "unverified on this GPU"}
+    return {}
 
 
 def backends() -> Backends:
@@ -152,6 +173,7 @@ def backends() -> Backends:
         reasons = {b: _unavailable(op, b) for b in BACKENDS if b != "auto"}
         report.available[op] = [b for b, reason in reasons.items() if reason is None]
         report.missing[op] = {b: reason for b, reason in reasons.items() if reason is not None}
+        report.notes[op] = _notes(op) if "cuda" in report.available[op] else {}
         if op != "linear_cross_entropy":
             report.missing[op].pop("chunked", None)
     return report

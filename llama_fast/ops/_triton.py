@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from llama_fast._beside import find_beside
+from llama_fast.ops import _cuda
 from llama_fast.ops._library import library
 
 find_beside("kernels")
@@ -82,25 +83,42 @@ def _launcher(op: str, operator: str) -> Callable[..., Any]:
     return call
 
 
-def _register(op: str, operator: str) -> None:
-    launch = _launcher(op, operator)
-    library.impl(operator, launch, "CUDA")
-    if not INTERPRETED:
-        return
-    name = f"llama_fast::{operator}"
-    has_compiled = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
-    compiled = torch.library.get_kernel(name, "CPU") if has_compiled else None
+def _switch(op: str, operator: str, key: str, ways: dict[str, Callable[..., Any]]) -> None:
+    """Register an operator for a dispatch key: by backend, and "" for every other backend."""
+    from llama_fast.ops import _backend
 
-    def interpreted_or_compiled(keys: Any, *args: Any) -> Any:
-        from llama_fast.ops._backend import chosen
-
-        if compiled is None or chosen(op) == "triton":
-            return launch(*args)
-        return compiled.call_boxed(keys, *args)
+    def call(keys: Any, *args: Any) -> Any:
+        backend = _backend.chosen(op)
+        if backend == "auto" and key == "CUDA" and _cuda.is_default(op, args[0].device):
+            backend = "cuda"
+        return ways.get(backend, ways[""])(keys, *args)
 
     with warnings.catch_warnings():  # torch notes that the compiled kernel is overridden
         warnings.simplefilter("ignore", UserWarning)
-        library.impl(operator, interpreted_or_compiled, "CPU", with_keyset=True)
+        library.impl(operator, call, key, with_keyset=True)
+
+
+def _register(op: str, operator: str) -> None:
+    launch = _launcher(op, operator)
+    cuda = _cuda.KERNELS.get(operator)
+    ways = {"": lambda keys, *args: launch(*args)}
+    if cuda is None:
+        library.impl(operator, launch, "CUDA")
+    else:
+        _switch(op, operator, "CUDA", {**ways, "cuda": cuda.call_boxed})
+
+    # What else runs on the CPU: Triton's interpreter, and the emulation of a GPU.
+    others = {"triton": ways[""]} if INTERPRETED else {}
+    if _cuda.EMULATED and cuda is not None:
+        others["cuda"] = cuda.call_boxed
+    if not others:
+        return
+    name = f"llama_fast::{operator}"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"):
+        others[""] = torch.library.get_kernel(name, "CPU").call_boxed
+    else:
+        others[""] = ways[""]
+    _switch(op, operator, "CPU", others)
 
 
 for _op, _operators in OPERATORS.items():

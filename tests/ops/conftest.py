@@ -20,7 +20,10 @@ DEVICES = {
     "chunked": "cpu",
     "reference": "cpu",
     "triton": "cuda" if torch.cuda.is_available() else "cpu",  # there in Triton's interpreter
+    "cuda": "cuda" if torch.cuda.is_available() else "cpu",  # there emulated
 }
+# Here a GPU is played by the CPU.
+SLOW = {name for name in ("triton", "cuda") if DEVICES[name] == "cpu"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,8 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             if fixture == "kernel" and len(names) > 1:
                 names.remove("reference")
             large = metafunc.definition.get_closest_marker("large") is not None
-            if large and DEVICES["triton"] == "cpu":
-                names = [name for name in names if name != "triton"]
+            if large:
+                names = [name for name in names if name not in SLOW]
             marked = [
                 pytest.param(name, marks=pytest.mark.gpu) if DEVICES[name] != "cpu" else name
                 for name in names
@@ -43,18 +46,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Triton's interpreter is slow: of cases that take the same way there, one is run."""
-    if DEVICES["triton"] != "cpu":
-        return
-    spared = [item for item in items if not _same_way(getattr(item, "callspec", None))]
+    """The CUDA kernels leave float64 to others. Triton's interpreter is slow: of cases that take
+    the same way there, one is run."""
+    calls = {item: getattr(item, "callspec", None) for item in items}
+    spared = [i for i in items if not _refused(calls[i]) and not _same_way(calls[i])]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(spared)])
     items[:] = spared
+
+
+def _refused(call: Any) -> bool:
+    """Whether a case is in float64, and on the backend "cuda"."""
+    parameters = {} if call is None else call.params
+    if "cuda" not in (parameters.get("kernel"), parameters.get("backend")):
+        return False
+    return parameters.get("dtype") == torch.float64 or "float64" in parameters.get("dtypes", "")
 
 
 def _same_way(call: Any) -> bool:
     """Whether the interpreter does nothing here that it does not do for another case."""
     parameters = {} if call is None else call.params
-    if "triton" not in (parameters.get("kernel"), parameters.get("backend")):
+    if "triton" not in SLOW & {parameters.get("kernel"), parameters.get("backend")}:
         return False
     case, dtype = parameters.get("case"), parameters.get("dtype")
     if any(words in getattr(case, "why", "") for words in _BLOCKS):

@@ -1,0 +1,66 @@
+"""The CUDA C++ kernels: which are here, and on which GPUs they are the default.
+
+They are compiled into the library that _library.py loads. With LLAMA_FAST_EMULATE_CUDA=1 in the
+environment they come from build/emulated instead, where a C++ compiler made them run on the CPU,
+slowly, to test them without a GPU; another number names the architecture to choose kernels for.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama_fast.ops import _library
+
+# The operators that csrc/cuda/<op>.cu implements, by op.
+OPERATORS = {
+    "rms_norm": ("rms_norm",),
+}
+# By name of the GPU the ops whose CUDA kernels a run on it showed to be right, and faster than
+# Triton's; the run is committed under benchmarks/results. Elsewhere they serve when asked for.
+VERIFIED: dict[str, frozenset[str]] = {}
+EMULATED = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
+_EMULATED_LIBRARY = Path(__file__).parents[2] / "build" / "emulated" / "libllama_fast_cuda.so"
+
+
+def _load() -> dict[str, Any]:
+    """The kernels by operator, before Triton's take their place in the dispatcher."""
+    if EMULATED:
+        if not _EMULATED_LIBRARY.exists():
+            raise ImportError(
+                f"LLAMA_FAST_EMULATE_CUDA: {_EMULATED_LIBRARY} is not there; build it with "
+                "LLAMA_FAST_EMULATE_CUDA=1 python setup.py build_ext"
+            )
+        torch.ops.load_library(str(_EMULATED_LIBRARY))
+    names = [name for operators in OPERATORS.values() for name in operators]
+    return {
+        name: torch.library.get_kernel(f"llama_fast::{name}", "CUDA")
+        for name in names
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"llama_fast::{name}", "CUDA")
+    }
+
+
+KERNELS = _load()
+
+
+def missing_reason(op: str) -> str | None:
+    """Why there is no CUDA kernel for `op` here, or None."""
+    if op not in OPERATORS:
+        return f"no cuda kernel for {op} yet"
+    if _library.missing_reason is not None and not EMULATED:
+        return _library.missing_reason
+    if not all(name in KERNELS for name in OPERATORS[op]):
+        return "the compiled library was built without CUDA"
+    if not EMULATED and not torch.cuda.is_available():
+        return "no GPU that torch can use"
+    return None
+
+
+def is_default(op: str, device: torch.device) -> bool:
+    """Whether "auto" chooses the CUDA kernels of `op` on a GPU."""
+    if not VERIFIED or missing_reason(op) is not None:
+        return False
+    return op in VERIFIED.get(torch.cuda.get_device_name(device), ())
