@@ -130,12 +130,18 @@ LF_DEVICE T warp_sum(T value, int width = 32) {
   return value;
 }
 
-// The larger of two numbers, NaN if one of them is.
-LF_DEVICE float larger(float a, float b) { return a > b || a != a ? a : b; }
+// The larger of two numbers; the other one where one is NaN.
+LF_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 
 LF_DEVICE float warp_max(float value, int width = 32) {
   for (int mask = width / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
   return value;
+}
+
+// e^x to the accuracy that numbers of type T are worth.
+template <class T>
+LF_DEVICE float exp_for(float x) {
+  return sizeof(T) == 2 ? exp2_fast(x * kLog2e) : expf(x);
 }
 
 }  // namespace cuda

@@ -17,6 +17,7 @@ from llama_fast.ops import _library
 
 # The operators that csrc/cuda/<op>.cu implements, by op.
 OPERATORS = {
+    "cross_entropy": ("cross_entropy", "cross_entropy_backward", "cross_entropy_inplace"),
     "rms_norm": ("rms_norm",),
 }
 # By name of the GPU the ops whose CUDA kernels a run on it showed to be right, and faster than

@@ -5,5 +5,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CUDA, m) {
+  m.impl("cross_entropy", TORCH_BOX(&llama_fast::cuda::cross_entropy));
+  m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cuda::cross_entropy_backward));
+  m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cuda::cross_entropy_inplace));
   m.impl("rms_norm", TORCH_BOX(&llama_fast::cuda::rms_norm));
 }

@@ -6,6 +6,20 @@
 namespace llama_fast {
 namespace cuda {
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor target,
+                                                         OptionalTensor weight,
+                                                         int64_t ignore_index, int64_t reduction,
+                                                         double label_smoothing, double softcap,
+                                                         double z_loss, bool stats);
+
+Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
+                              OptionalTensor weight, int64_t ignore_index, int64_t reduction,
+                              double label_smoothing, double softcap, double z_loss);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
+    Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
+    double label_smoothing, double softcap, double z_loss, bool stats);
+
 std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, Tensor weight, OptionalTensor residual,
                                             double eps, double offset);
 

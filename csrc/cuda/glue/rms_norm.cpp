@@ -9,11 +9,6 @@ namespace llama_fast {
 namespace cuda {
 namespace {
 
-void expect_narrow(const Tensor& t) {
-  STD_TORCH_CHECK(t.scalar_type() != ScalarType::Double,
-                  "llama_fast: the CUDA kernels do not compute in float64");
-}
-
 // Whether the kernels take input of one type beside x of the other.
 bool go_together(ScalarType input, ScalarType x) { return input == x || x == ScalarType::Float; }
 

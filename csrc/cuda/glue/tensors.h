@@ -43,6 +43,11 @@ inline Tensor new_like_heads(const Tensor& t, ScalarType type) {
   return new_strided(t, t.sizes().data(), strides, 4, type);
 }
 
+inline void expect_narrow(const Tensor& t) {
+  STD_TORCH_CHECK(t.scalar_type() != ScalarType::Double,
+                  "llama_fast: the CUDA kernels do not compute in float64");
+}
+
 // Makes t's GPU the current one, and says which stream to launch on.
 class OnDeviceOf {
  public:
