@@ -25,7 +25,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-triton gpu-compile gpu-compile-oldest lint format bench bench-cpu build wheel test-sanitize aarch64 clean
+.PHONY: help demo test test-triton test-cuda gpu-compile gpu-compile-oldest lint format bench bench-cpu build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -46,8 +46,14 @@ test: $(installed) $(built)  ## run the tests, the Triton kernels' in Triton's i
 test-triton: $(installed) $(built)  ## run the Triton kernels' tests alone
 	TRITON_INTERPRET=1 $(pytest) tests/ops $(ARGS)
 
-gpu-compile: $(installed)  ## compile the Triton kernels for sm_80, sm_90, sm_100 (ARGS="rope --quiet")
+# The CUDA kernels, compiled for the CPU and run there by an emulation of the GPU.
+test-cuda: $(installed) $(built)  ## run the CUDA kernels' tests without a GPU
+	LLAMA_FAST_EMULATE_CUDA=1 $(py) setup.py -q build_ext
+	LLAMA_FAST_EMULATE_CUDA=1 $(pytest) tests/ops tests/cuda -k cuda $(ARGS)
+
+gpu-compile: $(installed)  ## compile the GPU kernels for sm_80, sm_90, sm_100 (ARGS="rope --quiet")
 	$(py) kernels/_compile.py $(ARGS)
+	$(py) csrc/cuda/report.py $(ARGS)
 
 # pip puts it beside, not in place of, the Triton of .venv.
 gpu-compile-oldest: $(installed)  ## the same with the oldest Triton that is supported, for sm_90

@@ -132,6 +132,16 @@ def find_cuda(torch_cuda: str | None) -> tuple[Path, list[str]]:
         raise CannotBuild("no CUDA sources")
     if torch_cuda is None and wish != "1":
         raise CannotBuild("torch was built without CUDA (LLAMA_FAST_CUDA=1 compiles it anyway)")
+    nvcc = find_nvcc()
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    architectures = [a for a in CUDA_ARCHITECTURES if f"_{a.rstrip('a')}\n" in known]
+    if not architectures:
+        raise CannotBuild(f"{nvcc} knows none of sm_{', sm_'.join(CUDA_ARCHITECTURES)}")
+    return nvcc.parents[1], architectures
+
+
+def find_nvcc() -> Path:
+    """The compiler of a CUDA toolkit."""
     on_path = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     homes += [os.path.dirname(os.path.dirname(os.path.realpath(on_path)))] if on_path else []
@@ -139,11 +149,7 @@ def find_cuda(torch_cuda: str | None) -> tuple[Path, list[str]]:
         nvcc = os.path.join(home, "bin", "nvcc")
         # An nvcc on the PATH may be a wrapper that lives outside its toolkit.
         if os.access(nvcc, os.X_OK) and os.path.exists(os.path.join(home, "nvvm")):
-            known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
-            architectures = [a for a in CUDA_ARCHITECTURES if f"_{a.rstrip('a')}\n" in known]
-            if not architectures:
-                raise CannotBuild(f"{nvcc} knows none of sm_{', sm_'.join(CUDA_ARCHITECTURES)}")
-            return Path(home), architectures
+            return Path(nvcc)
     raise CannotBuild("no CUDA toolkit found (set CUDA_HOME)")
 
 

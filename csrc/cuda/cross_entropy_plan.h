@@ -30,7 +30,7 @@ struct ResidentPlan {
 
 inline ResidentPlan resident_plan(const Gpu& gpu, int64_t tokens, int64_t chunks,
                                   int64_t chunk_bytes) {
-  // Three blocks of this size fit a processor together: one reads while another writes.
+  // Blocks of this size share a processor: one reads while another writes.
   constexpr int64_t kComfortable = 64 << 10;
   // A smaller part of a row is not worth a block of its own.
   constexpr int64_t kLeast = 8 << 10;

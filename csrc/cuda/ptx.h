@@ -10,7 +10,7 @@
 #include "cpu/types.h"
 #include "cuda/launch.h"
 
-#define LF_KERNEL(max_threads) static __global__ void __launch_bounds__(max_threads)
+#define LF_KERNEL(max_threads) static __global__ void __launch_bounds__(max_threads, 1)
 #define LF_DEVICE __device__ __forceinline__
 
 namespace llama_fast {

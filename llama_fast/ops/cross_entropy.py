@@ -98,7 +98,7 @@ def cross_entropy(
         )
 
     if backend in ("triton", "cuda") and not (input.is_cuda or target.is_floating_point()):
-        # Interpreted or emulated; on a GPU the host would have to wait, and the loss is NaN instead.
+        # On the CPU; on a GPU the host would have to wait, and the loss is NaN instead.
         _checks.check_targets(target, input.shape[class_dim(input)], ignore_index)
     if target.dtype is not torch.int64 and not target.is_floating_point():
         target = target.long()
