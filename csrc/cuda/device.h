@@ -7,7 +7,7 @@
 //   shared_memory()  cluster_rank() cluster_size() sync_cluster() distributed(p, rank)
 //   Chunk: 16 bytes; load_chunk() store_chunk(), with _once for what is not touched again
 //   copy_async() copy_async_commit() copy_async_wait<n>()             global to shared, 16 bytes
-//   widen(v) narrow<T>(v) pack<T>(low, high)  exp2_fast() divide_fast()
+//   widen(v) narrow<T>(v) pack<T>(low, high)  exp2_fast() divide_fast() multiply()
 //   multiply_add<T>(d, a, b)  load_matrices() load_matrices_transposed()
 #pragma once
 

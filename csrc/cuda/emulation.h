@@ -252,6 +252,11 @@ uint32_t pack(float low, float high) {
 }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline float multiply(float a, float b) {
+  float product = a * b;
+  asm volatile("" : "+m"(product));  // the compiler may fuse what it can see
+  return product;
+}
 inline float divide_fast(float a, float b) { return a / b; }
 
 // --- matrices --------------------------------------------------------------------------------

@@ -175,6 +175,8 @@ LF_DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// A product that is rounded before anything is added to it.
+LF_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 LF_DEVICE float divide_fast(float a, float b) { return __fdividef(a, b); }
 
 // --- matrices --------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from llama_fast.ops import _library
 # The operators that csrc/cuda/<op>.cu implements, by op.
 OPERATORS = {
     "cross_entropy": ("cross_entropy", "cross_entropy_backward", "cross_entropy_inplace"),
-    "rms_norm": ("rms_norm",),
+    "rms_norm": ("rms_norm", "rms_norm_backward"),
+    "rope": ("rope",),
 }
 # By name of the GPU the ops whose CUDA kernels a run on it showed to be right, and faster than
 # Triton's; the run is committed under benchmarks/results. Elsewhere they serve when asked for.

@@ -82,8 +82,9 @@ def test_grid(case: Case, dtype: torch.dtype, kernel: str) -> None:
 def test_keeps_lengths_and_relative_positions(interleaved: bool, backend: str) -> None:
     """A rotation: q . k depends on the distance of their positions alone."""
     S, D = 12, 8
-    angle = torch.arange(S, dtype=torch.float64)[:, None] * torch.rand(D // 2, dtype=torch.float64)
-    one = torch.randn(2, D, dtype=torch.float64)
+    dtype = torch.float32 if backend == "cuda" else torch.float64
+    angle = torch.arange(S, dtype=dtype)[:, None] * torch.rand(D // 2, dtype=dtype)
+    one = torch.randn(2, D, dtype=dtype)
     q, k = (x.expand(1, 1, S, D) for x in one)
     q, k = llama_fast.rope(q, k, angle.cos(), angle.sin(), interleaved=interleaved)
     torch.testing.assert_close(q.norm(dim=-1), one[0].norm().expand(1, 1, S))

@@ -9,4 +9,6 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CUDA, m) {
   m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cuda::cross_entropy_backward));
   m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cuda::cross_entropy_inplace));
   m.impl("rms_norm", TORCH_BOX(&llama_fast::cuda::rms_norm));
+  m.impl("rms_norm_backward", TORCH_BOX(&llama_fast::cuda::rms_norm_backward));
+  m.impl("rope", TORCH_BOX(&llama_fast::cuda::rope));
 }

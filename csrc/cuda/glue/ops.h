@@ -23,5 +23,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
 std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, Tensor weight, OptionalTensor residual,
                                             double eps, double offset);
 
+std::tuple<Tensor, Tensor> rms_norm_backward(Tensor grad_y, OptionalTensor grad_x, Tensor x,
+                                             Tensor weight, Tensor rstd, double eps, double offset,
+                                             int64_t grad_mask);
+
+std::tuple<Tensor, Tensor> rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved,
+                                bool inverse);
+
 }  // namespace cuda
 }  // namespace llama_fast

@@ -59,8 +59,54 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, Tensor weight, Optiona
     rows.add(x, a.x);
   }
   rows.merge(a.shape);
-  if (a.rows > 0) rms_norm_forward(device.queue(), a);
+  if (a.rows > 0 && a.features > 0) rms_norm_forward(device.queue(), a);
   return {as_type(y, type), x, rstd};
+}
+
+std::tuple<Tensor, Tensor> rms_norm_backward(Tensor grad_y, OptionalTensor grad_x, Tensor x,
+                                             Tensor weight, Tensor rstd, double, double offset,
+                                             int64_t grad_mask) {
+  const OnDeviceOf device(x);
+  RmsNormArgs a{};
+  const bool want_dx = grad_mask & 1, want_dweight = grad_mask & 2;
+  const ScalarType type = x.scalar_type(), weight_type = weight.scalar_type();
+  weight = set_sizes(a, x, weight);
+  a.offset = offset;
+  STD_TORCH_CHECK(rstd.scalar_type() == ScalarType::Float && rstd.numel() == a.rows,
+                  "llama_fast::rms_norm_backward: rstd is not that of the forward");
+  STD_TORCH_CHECK(same_shape(x, grad_y), "llama_fast::rms_norm_backward: shape of grad_y");
+  rstd = torch::stable::contiguous(rstd);
+  a.rstd = rstd.data_ptr();
+  Tensor dx = want_dx ? new_like_heads(x, type) : no_tensor(x, type);
+  Tensor dweight =
+      want_dweight ? new_tensor(x, {a.features}, weight_type) : no_tensor(x, weight_type);
+  if (a.rows == 0 || a.features == 0) {
+    torch::stable::zero_(dweight);
+    return {dx, dweight};
+  }
+  if (want_dweight) a.dweight = dweight.data_ptr();
+
+  x = with_rows(x);
+  grad_y = with_rows(go_together(grad_y.scalar_type(), type) ? grad_y : as_type(grad_y, type));
+  RowsOf rows(x);
+  rows.add(x, a.x);
+  rows.add(grad_y, a.grad_y);
+  Tensor added = x;
+  if (want_dx) {
+    rows.add(dx, a.dx);
+    if (grad_x.has_value()) {
+      STD_TORCH_CHECK(same_shape(x, *grad_x), "llama_fast::rms_norm_backward: shape of grad_x");
+      added = with_rows(as_type(*grad_x, type));
+      rows.add(added, a.grad_x);
+    }
+  }
+  rows.merge(a.shape);
+  const int64_t parts = want_dweight ? rms_norm_parts(device.queue(), a) : 0;
+  Tensor partial = new_tensor(x, {parts, a.features}, ScalarType::Float);
+  rms_norm_backward(device.queue(), a,
+                    weight_type == ScalarType::Double ? DType::f64 : a.weight_dtype,
+                    static_cast<float*>(partial.data_ptr()));
+  return {dx, dweight};
 }
 
 }  // namespace cuda
