@@ -32,6 +32,7 @@ std::string isa() { return kernels().isa; }
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
   m.impl("attention", TORCH_BOX(&llama_fast::attention));
   m.impl("attention_backward", TORCH_BOX(&llama_fast::attention_backward));
+  m.impl("attention_decode", TORCH_BOX(&llama_fast::attention_decode));
   m.impl("cross_entropy", TORCH_BOX(&llama_fast::cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cross_entropy_backward));
   m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cross_entropy_inplace));

@@ -14,6 +14,7 @@ from llama_fast.eval import evaluate
 from llama_fast.models import LLaMA
 from llama_fast.ops import (
     attention,
+    attention_decode,
     backends,
     cross_entropy,
     empty_cache,
@@ -31,6 +32,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "attention",
+    "attention_decode",
     "backends",
     "cross_entropy",
     "empty_cache",

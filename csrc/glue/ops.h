@@ -28,6 +28,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     OptionalTensor cu_seqlens_k, OptionalTensor dropout_seed, bool causal, int64_t window_left,
     int64_t window_right, double scale, double softcap, double dropout_p, int64_t grad_mask);
 
+std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_cache,
+                                            OptionalTensor k, OptionalTensor v,
+                                            Tensor cache_seqlens, OptionalTensor page_table,
+                                            OptionalTensor alibi_slopes, OptionalTensor sinks,
+                                            int64_t window_left, double scale, double softcap);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor target,
                                                          OptionalTensor weight,
                                                          int64_t ignore_index, int64_t reduction,

@@ -3,6 +3,7 @@
 from llama_fast.ops._backend import Backends, backends, use_backend
 from llama_fast.ops._output_cache import empty_cache
 from llama_fast.ops.attention import attention
+from llama_fast.ops.attention_decode import attention_decode
 from llama_fast.ops.cross_entropy import cross_entropy
 from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
 from llama_fast.ops.rms_norm import rms_norm
@@ -13,6 +14,7 @@ from llama_fast.ops.swiglu import swiglu
 __all__ = [
     "Backends",
     "attention",
+    "attention_decode",
     "backends",
     "cross_entropy",
     "empty_cache",

@@ -20,7 +20,15 @@ import torch
 
 from llama_fast.ops import _cuda, _library, _triton
 
-OPS = ("attention", "cross_entropy", "linear_cross_entropy", "rms_norm", "rope", "swiglu")
+OPS = (
+    "attention",
+    "attention_decode",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rope",
+    "swiglu",
+)
 BACKENDS = ("auto", "cpu", "triton", "cuda", "chunked", "torch", "reference")
 
 

@@ -41,6 +41,10 @@ SCHEMAS = (
     "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
     f"Tensor out, Tensor lse, Tensor lse_low, {_ATTENTION_OPTIONS}, int grad_mask) "
     "-> (Tensor q, Tensor k, Tensor v, Tensor bias, Tensor alibi_slopes, Tensor sinks)",
+    # Writes k and v into the caches, behind the cache_seqlens keys that they hold.
+    "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, Tensor? v, "
+    "Tensor cache_seqlens, Tensor? page_table, Tensor? alibi_slopes, Tensor? sinks, "
+    "SymInt window_left, float scale, float softcap) -> (Tensor out, Tensor lse)",
     f"cross_entropy(Tensor input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
     "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
     f"cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, {_CROSS_ENTROPY_OPTIONS})"
@@ -72,7 +76,15 @@ for _schema in SCHEMAS:
 
 # The operators that the compiled library implements on the CPU.
 _COMPILED_CPU_OPS = frozenset(
-    {"attention", "cross_entropy", "linear_cross_entropy", "rms_norm", "rope", "swiglu"}
+    {
+        "attention",
+        "attention_decode",
+        "cross_entropy",
+        "linear_cross_entropy",
+        "rms_norm",
+        "rope",
+        "swiglu",
+    }
 )
 
 

@@ -25,6 +25,7 @@ OLDEST = (3, 6)
 # The operators that llama_fast/kernels/<op>.py implements, by op.
 OPERATORS = {
     "attention": ("attention", "attention_backward"),
+    "attention_decode": ("attention_decode",),
     "cross_entropy": ("cross_entropy", "cross_entropy_backward", "cross_entropy_inplace"),
     "linear_cross_entropy": ("linear_cross_entropy",),
     "rms_norm": ("rms_norm", "rms_norm_backward"),

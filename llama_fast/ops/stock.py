@@ -1,4 +1,4 @@
-"""The six ops on PyTorch's own functions: backend "torch", the yardstick in tests and benchmarks.
+"""The ops on PyTorch's own functions: backend "torch", the yardstick in tests and benchmarks.
 
 What a PyTorch user would write today, in the dtype of the input. An option that torch's function
 does not have is a ValueError that names it.
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from llama_fast import reference
 from llama_fast.reference.attention import NEG_INF, window_bounds
 
 
@@ -128,6 +129,15 @@ def _sdpa(
         scale=scale,
         enable_gqa=k.shape[1] != H,
     )
+
+
+def attention_decode(*args: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`attention`, sequence by sequence over what the cache holds.
+
+    Raises:
+        ValueError: softcap, sinks or return_lse, which torch's function lacks.
+    """
+    return reference.attention_decode(*args, attend=attention, **options)
 
 
 def cross_entropy(

@@ -1,0 +1,268 @@
+"""Attention of a few new tokens over a cache of keys and values, contiguous or in pages.
+
+The cache in pages is that of Kwon et al., "PagedAttention" (2023, arXiv:2309.06180); keys shared
+among the blocks of a GPU: Dao et al., "Flash-Decoding" (2023).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from llama_fast import reference
+from llama_fast.ops import _checks, stock
+from llama_fast.ops._autograd import empty_like_heads
+from llama_fast.ops._backend import choose
+from llama_fast.ops._library import library
+from llama_fast.ops.attention import (
+    Window,
+    _check_numbers,
+    _check_slopes,
+    _default_scale,
+    _window_sides,
+)
+
+
+def attention_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    k: torch.Tensor | None = None,
+    v: torch.Tensor | None = None,
+    cache_seqlens: torch.Tensor,
+    page_table: torch.Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: Window = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """Append new keys and values to a cache and attend to all it holds, in one call.
+
+    Sequence b holds ``cache_seqlens[b]`` keys before the call and T_b after it: S more where `k`
+    and `v` are given, which are written into the cache. Attention is causal: query i of S sees the
+    keys up to ``i + T_b - S``. For inference: there is no gradient.
+
+    Args:
+        q: queries (B,H,S,D); float64, float32, bfloat16 or float16. Any strides.
+        k_cache: keys (B,K,T,D) with H a multiple of K, or with `page_table` pages (P,K,page,D);
+            dtype of `q`. Any strides.
+        v_cache: values (B,K,T,Dv), or pages (P,K,page,Dv); dtype of `q`.
+        k: new keys (B,K,S,D); without, `q` attends to what is there.
+        v: new values (B,K,S,Dv).
+        cache_seqlens: int32 (B,), keys held before this call. On a GPU they are not read by the
+            host: a sequence whose length is negative or beyond its cache gives NaN, and nothing
+            of it is written. On the CPU that is an error. The caller adds S after the call.
+        page_table: int32 (B, pages): key t of sequence b is row ``t % page`` of page
+            ``page_table[b, t // page]``. Entries past a sequence's last key, or before the first
+            that its window shows, are never looked at. Others outside [0, P): as above. Sequences
+            may share pages, but not those that new keys are written to.
+        scale: multiplies q . k; default 1 / sqrt(D).
+        softcap: c > 0 turns each scaled product x into c * tanh(x / c).
+        window: w: a query sees the last w keys up to its own; ``(left, right)``: `left` before its
+            own, -1 for all (`right` does not matter).
+        alibi_slopes: (H,) or (B,H) float; adds ``-slope * (i + T_b - S - j)``.
+        sinks: (H,) float; one more logit per head in the softmax that carries no value.
+        return_lse: also return the log of the softmax's denominator.
+
+    Returns:
+        out (B,H,S,Dv) in the dtype of `q`; rows that see no key are zero. With `return_lse` a pair
+        (out, lse), lse (B,H,S) float32 (float64 for float64 input), -inf where no key is seen.
+        Under torch.autocast `q`, `k` and `v` are converted to the dtype of the cache.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or numbers that do not fit, or tensors that need gradients;
+            names the argument.
+
+    Example:
+        >>> k_cache = v_cache = torch.zeros(1, 2, 1024, 64)
+        >>> q = torch.randn(1, 8, 1, 64); k = v = torch.randn(1, 2, 1, 64)
+        >>> held = torch.zeros(1, dtype=torch.int32)
+        >>> llama_fast.attention_decode(q, k_cache, v_cache, k=k, v=v, cache_seqlens=held).shape
+        torch.Size([1, 8, 1, 64])
+    """
+    q, k, v = _autocast(q, k_cache), _autocast(k, k_cache), _autocast(v, k_cache)
+    _check_tensors(q, k_cache, v_cache, k, v)
+    _check_places(q, k_cache, cache_seqlens, page_table)
+    _check_numbers(scale, softcap, 0.0)
+    batch, heads = q.shape[:2]
+    if alibi_slopes is not None:
+        alibi_slopes = _check_slopes(alibi_slopes, q, batch)
+    if sinks is not None:
+        _checks.check_float("sinks", sinks)
+        _checks.check_shape("sinks", sinks, (heads,), "(H,)")
+        _checks.check_device("sinks", sinks, "q", q)
+    left = _window_sides(window, True)[0]
+    _check_values(q, k_cache, k, cache_seqlens, page_table, left)
+    _check_inference(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
+
+    backend = choose("attention_decode", q)
+    if backend in ("cpu", "triton", "cuda"):
+        out, lse = torch.ops.llama_fast.attention_decode(
+            q,
+            k_cache,
+            v_cache,
+            k,
+            v,
+            cache_seqlens,
+            page_table,
+            alibi_slopes,
+            sinks,
+            left,
+            _default_scale(q, scale),
+            softcap or 0.0,
+        )
+        return (out, lse) if return_lse else out
+    options: dict[str, Any] = {
+        "k": k,
+        "v": v,
+        "cache_seqlens": cache_seqlens,
+        "page_table": page_table,
+        "scale": scale,
+        "softcap": softcap,
+        "window": None if window is None else (left, 0),
+        "alibi_slopes": alibi_slopes,
+        "sinks": sinks,
+        "return_lse": return_lse,
+    }
+    if backend == "torch":
+        return stock.attention_decode(q, k_cache, v_cache, **options)
+    device = q.device.type
+    known = torch.amp.is_autocast_available(device)
+    # Autocast would round inside the formula.
+    with torch.autocast(device, enabled=False) if known else nullcontext():
+        return reference.attention_decode(q, k_cache, v_cache, **options)
+
+
+@torch.library.register_fake("llama_fast::attention_decode", lib=library)
+def _attention_decode_fake(q, k_cache, v_cache, *options):  # type: ignore[no-untyped-def]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return empty_like_heads(q, last=v_cache.shape[-1]), q.new_empty(q.shape[:-1], dtype=wide)
+
+
+# --- checks ----------------------------------------------------------------------------------
+
+
+def _autocast(t: Any, cache: Any) -> Any:
+    """`t` in the dtype of the cache, where torch.autocast is on for its device."""
+    if not isinstance(t, torch.Tensor) or not isinstance(cache, torch.Tensor):
+        return t
+    device = t.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return t
+    return t.to(cache.dtype) if t.dtype in _checks.FLOAT_DTYPES else t
+
+
+def _check_tensors(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
+) -> None:
+    layouts = {"q": "(B,H,S,D)", "k_cache": "(B,K,T,D) or (P,K,page,D)"}
+    layouts["v_cache"] = "(B,K,T,Dv) or (P,K,page,Dv)"
+    for name, t in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
+        _checks.check_float(name, t)
+        _checks.check_dim(name, t, 4, layouts[name])
+        _checks.check_same(name, t, "q", q)
+    B, H, S, D = q.shape
+    K = k_cache.shape[1]
+    if k_cache.shape[3] != D:
+        raise ValueError(f"k_cache: expected the head size of q, {D}, got {k_cache.shape[3]}")
+    if k_cache.shape[:3] != v_cache.shape[:3]:
+        raise ValueError(
+            f"v_cache: expected the shape of k_cache but for the last dimension, "
+            f"{_checks.shape(k_cache)}, got {_checks.shape(v_cache)}"
+        )
+    if (K == 0 and H != 0) or (K != 0 and H % K != 0):
+        raise ValueError(
+            f"k_cache: expected a number of heads that divides the {H} heads of q, got {K}"
+        )
+    if (k is None) != (v is None):
+        given, missing = ("k", "v") if v is None else ("v", "k")
+        raise ValueError(f"{missing}: expected a tensor beside {given}, got None")
+    for name, t, size, layout in (
+        ("k", k, D, "(B,K,S,D)"),
+        ("v", v, v_cache.shape[3], "(B,K,S,Dv)"),
+    ):
+        if t is not None:
+            _checks.check_float(name, t)
+            _checks.check_same(name, t, "q", q)
+            _checks.check_shape(name, t, (B, K, S, size), layout)
+
+
+def _check_places(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    page_table: torch.Tensor | None,
+) -> None:
+    batch = q.shape[0]
+    _checks.check_tensor("cache_seqlens", cache_seqlens, (torch.int32,), "int32")
+    _checks.check_shape("cache_seqlens", cache_seqlens, (batch,), "(B,)")
+    _checks.check_device("cache_seqlens", cache_seqlens, "q", q)
+    if page_table is None:
+        if k_cache.shape[0] != batch:
+            raise ValueError(
+                f"k_cache: expected the batch size of q, {batch}, got {k_cache.shape[0]} "
+                "(a cache in pages comes with a page_table)"
+            )
+        return
+    _checks.check_tensor("page_table", page_table, (torch.int32,), "int32")
+    _checks.check_dim("page_table", page_table, 2, "(B,pages)")
+    _checks.check_device("page_table", page_table, "q", q)
+    if page_table.shape[0] != batch:
+        raise ValueError(
+            f"page_table: expected the batch size of q, {batch}, got {page_table.shape[0]}"
+        )
+    if k_cache.shape[2] == 0:
+        raise ValueError("k_cache: expected pages of at least one key, got pages of none")
+
+
+def _check_values(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    k: torch.Tensor | None,
+    cache_seqlens: torch.Tensor,
+    page_table: torch.Tensor | None,
+    left: int,
+) -> None:
+    """Lengths and pages, where looking at them costs no wait: on the CPU, outside of a graph."""
+    if torch.compiler.is_compiling() or cache_seqlens.device.type != "cpu":
+        return
+    queries, page = q.shape[2], k_cache.shape[2]
+    added = 0 if k is None else queries
+    most = (page if page_table is None else page * page_table.shape[1]) - added
+    pages = None if page_table is None else page_table.tolist()
+    for b, held in enumerate(cache_seqlens.tolist()):
+        if not 0 <= held <= most:
+            raise ValueError(
+                f"cache_seqlens: expected lengths in [0, {most}], got {held} at position {b}"
+            )
+        if pages is None:
+            continue
+        total = held + added
+        first = max(0, total - queries - left) if left >= 0 else 0
+        for i in range(first // page, -(-total // page)):
+            if not 0 <= pages[b][i] < k_cache.shape[0]:
+                raise ValueError(
+                    f"page_table: expected pages in [0, {k_cache.shape[0]}), got {pages[b][i]} "
+                    f"at position ({b}, {i})"
+                )
+
+
+def _check_inference(**tensors: torch.Tensor | None) -> None:
+    if not torch.is_grad_enabled():
+        return
+    for name, t in tensors.items():
+        if t is not None and t.requires_grad:
+            raise ValueError(
+                f"{name}: expected a tensor without gradient, or a call under torch.no_grad(), "
+                "got one that requires a gradient (attention_decode is for inference)"
+            )
