@@ -1,0 +1,142 @@
+// Attention over a cache: tensors to kernel arguments. Arguments were checked by
+// ops/attention_decode.py; the checks here only keep a direct call of the operator from reading
+// outside its tensors. Lengths and pages are looked at by the kernels.
+#include "cuda/attention_decode.h"
+
+#include "cuda/attention_decode_plan.h"
+#include "cuda/glue/ops.h"
+#include "cuda/glue/tensors.h"
+
+namespace llama_fast {
+namespace cuda {
+namespace {
+
+void fits(bool ok) {
+  STD_TORCH_CHECK(ok, "llama_fast::attention_decode: shapes or dtypes of the arguments do not fit");
+}
+
+// Whether every row lies in one piece that begins at a multiple of 16 bytes.
+bool aligned(const Tensor& t) {
+  bool ok = t.size(3) <= 1 || t.stride(3) == 1;
+  ok = ok && reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
+  for (int64_t d = 0; d < 3; ++d)
+    ok = ok && (t.size(d) <= 1 || t.stride(d) * element_size(dtype_of(t)) % 16 == 0);
+  return ok;
+}
+
+Tensor with_aligned_rows(const Tensor& t) {
+  if (aligned(t)) return t;
+  Tensor copy = new_tensor(t, t.sizes().data(), t.dim(), t.scalar_type());
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+Tensor4 heads_of(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+Tensor as_floats(const Tensor& t) {
+  return torch::stable::contiguous(as_type(t, ScalarType::Float));
+}
+
+void check(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const OptionalTensor& k,
+           const OptionalTensor& v, const Tensor& seqlens, const OptionalTensor& table) {
+  fits(q.dim() == 4 && k_cache.dim() == 4 && v_cache.dim() == 4 && seqlens.dim() == 1);
+  fits(dtype_of(k_cache) == dtype_of(q) && dtype_of(v_cache) == dtype_of(q));
+  const int64_t batch = q.size(0), kv_heads = k_cache.size(1);
+  fits(k_cache.size(3) == q.size(3));
+  for (int64_t d = 0; d < 3; ++d) fits(k_cache.size(d) == v_cache.size(d));
+  fits(kv_heads > 0 ? q.size(1) % kv_heads == 0 : q.size(1) == 0);
+  fits(seqlens.size(0) == batch && seqlens.scalar_type() == ScalarType::Int);
+  fits(k.has_value() == v.has_value());
+  if (k.has_value())
+    for (const Tensor& added : {*k, *v}) {
+      fits(added.dim() == 4 && dtype_of(added) == dtype_of(q));
+      fits(added.size(0) == batch && added.size(1) == kv_heads && added.size(2) == q.size(2) &&
+           added.size(3) == q.size(3));
+    }
+  if (table.has_value()) {
+    fits(table->dim() == 2 && table->size(0) == batch && table->scalar_type() == ScalarType::Int);
+  } else {
+    fits(k_cache.size(0) == batch);
+  }
+  fits(k_cache.size(0) <= INT32_MAX && k_cache.size(2) <= INT32_MAX);
+  const char* refusal =
+      decode_refusal(dtype_of(q), q.size(3), v_cache.size(3), aligned(k_cache) && aligned(v_cache));
+  STD_TORCH_CHECK(refusal == nullptr, "llama_fast::attention_decode: CUDA kernel: ", refusal);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_cache,
+                                            OptionalTensor k, OptionalTensor v,
+                                            Tensor cache_seqlens, OptionalTensor page_table,
+                                            OptionalTensor alibi_slopes, OptionalTensor sinks,
+                                            int64_t window_left, double scale, double softcap) {
+  const OnDeviceOf device(q);
+  check(q, k_cache, v_cache, k, v, cache_seqlens, page_table);
+  AttentionDecodeArgs a{};
+  a.dtype = dtype_of(q);
+  a.batch = q.size(0);
+  a.heads = q.size(1);
+  a.kv_heads = k_cache.size(1);
+  a.queries = q.size(2);
+  a.head_size = q.size(3);
+  a.pages = k_cache.size(0);
+  a.page = k_cache.size(2);
+  a.capacity = page_table.has_value() ? a.page * page_table->size(1) : a.page;
+  Tensor out = new_like_heads(q, q.scalar_type());
+  Tensor lse = new_tensor(q, q.sizes().data(), 3, ScalarType::Float);
+  if (lse.numel() == 0) return {out, lse};
+
+  q = with_aligned_rows(q);
+  a.q = heads_of(q);
+  a.out = heads_of(out);
+  a.lse = static_cast<float*>(lse.data_ptr());
+  a.k_cache = heads_of(k_cache);
+  a.v_cache = heads_of(v_cache);
+  if (k.has_value()) {
+    *k = with_aligned_rows(*k);
+    *v = with_aligned_rows(*v);
+    a.k = heads_of(*k);
+    a.v = heads_of(*v);
+  }
+  a.seqlens = static_cast<const int32_t*>(cache_seqlens.data_ptr());
+  a.seqlens_stride = cache_seqlens.stride(0);
+  if (page_table.has_value()) {
+    a.table = static_cast<const int32_t*>(page_table->data_ptr());
+    a.table_stride_batch = page_table->stride(0);
+    a.table_stride_page = page_table->stride(1);
+  }
+  if (alibi_slopes.has_value()) {
+    fits(alibi_slopes->dim() == 2 && alibi_slopes->size(1) == a.heads &&
+         (alibi_slopes->size(0) == 1 || alibi_slopes->size(0) == a.batch));
+    *alibi_slopes = as_floats(*alibi_slopes);
+    a.alibi = static_cast<const float*>(alibi_slopes->data_ptr());
+    a.alibi_stride_batch = alibi_slopes->size(0) == 1 ? 0 : a.heads;
+  }
+  if (sinks.has_value()) {
+    fits(sinks->dim() == 1 && sinks->size(0) == a.heads);
+    *sinks = as_floats(*sinks);
+    a.sinks = static_cast<const float*>(sinks->data_ptr());
+  }
+  // A window as wide as all there is limits nothing, and so the kernels compute with 32 bits.
+  const bool limits = window_left >= 0 && window_left < a.capacity + a.queries;
+  a.window_left = limits ? window_left : -1;
+  a.scale = static_cast<float>(scale);
+  a.softcap = static_cast<float>(softcap);
+
+  const int64_t units = a.batch * a.kv_heads, rows = a.heads / a.kv_heads * a.queries;
+  const int64_t keys = limits ? std::min(a.capacity, a.queries + window_left) : a.capacity;
+  const DecodePlan plan = decode_plan(gpu_of(device.queue()), a.head_size, units, rows, keys);
+  const int64_t parts = plan.shares > 1 ? units * plan.shares * rows : 0;
+  Tensor part = new_tensor(q, {parts * (a.head_size + 2)}, ScalarType::Float);
+  a.part_out = static_cast<float*>(part.data_ptr());
+  a.part_max = a.part_out + parts * a.head_size;
+  a.part_sum = a.part_max + parts;
+  attention_decode(device.queue(), a, plan.shares);
+  return {out, lse};
+}
+
+}  // namespace cuda
+}  // namespace llama_fast
