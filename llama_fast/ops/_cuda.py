@@ -8,6 +8,7 @@ slowly, to test them without a GPU; another number names the architecture to cho
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llama_fast.ops import _library
 
 # The operators that csrc/cuda/<op>.cu implements, by op.
 OPERATORS = {
+    "attention_decode": ("attention_decode",),
     "cross_entropy": ("cross_entropy", "cross_entropy_backward", "cross_entropy_inplace"),
     "rms_norm": ("rms_norm", "rms_norm_backward"),
     "rope": ("rope",),
@@ -24,6 +26,9 @@ OPERATORS = {
 # By name of the GPU the ops whose CUDA kernels a run on it showed to be right, and faster than
 # Triton's; the run is committed under benchmarks/results. Elsewhere they serve when asked for.
 VERIFIED: dict[str, frozenset[str]] = {}
+# By operator a function of its arguments: why its kernel cannot serve them, or None. "auto" leaves
+# those to Triton's. Where there is none, the kernel takes all that is not float64.
+REFUSALS: dict[str, Callable[..., str | None]] = {}
 EMULATED = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
 _EMULATED_LIBRARY = Path(__file__).parents[2] / "build" / "emulated" / "libllama_fast_cuda.so"
 
@@ -66,3 +71,8 @@ def is_default(op: str, device: torch.device) -> bool:
     if not VERIFIED or missing_reason(op) is not None:
         return False
     return op in VERIFIED.get(torch.cuda.get_device_name(device), ())
+
+
+def refusal(operator: str, *args: Any) -> str | None:
+    """Why the CUDA kernel of `operator` cannot serve such arguments, or None."""
+    return REFUSALS[operator](*args) if operator in REFUSALS else None

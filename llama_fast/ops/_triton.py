@@ -91,7 +91,7 @@ def _switch(op: str, operator: str, key: str, ways: dict[str, Callable[..., Any]
     def call(keys: Any, *args: Any) -> Any:
         backend = _backend.chosen(op)
         if backend == "auto" and key == "CUDA" and _cuda.is_default(op, args[0].device):
-            backend = "cuda"
+            backend = "cuda" if _cuda.refusal(operator, *args) is None else "triton"
         return ways.get(backend, ways[""])(keys, *args)
 
     with warnings.catch_warnings():  # torch notes that the compiled kernel is overridden

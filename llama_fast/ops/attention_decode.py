@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from llama_fast import reference
-from llama_fast.ops import _checks, stock
+from llama_fast.ops import _checks, _cuda, stock
 from llama_fast.ops._autograd import empty_like_heads
-from llama_fast.ops._backend import choose
+from llama_fast.ops._backend import choose, chosen
 from llama_fast.ops._library import library
 from llama_fast.ops.attention import (
     Window,
@@ -102,6 +102,10 @@ def attention_decode(
     _check_inference(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
 
     backend = choose("attention_decode", q)
+    if chosen("attention_decode") == "cuda" and not torch.compiler.is_compiling():
+        reason = _cuda_refusal(q, k_cache, v_cache)
+        if reason is not None:
+            raise ValueError(f"backend 'cuda' of attention_decode: {reason}")
     if backend in ("cpu", "triton", "cuda"):
         out, lse = torch.ops.llama_fast.attention_decode(
             q,
@@ -143,6 +147,29 @@ def attention_decode(
 def _attention_decode_fake(q, k_cache, v_cache, *options):  # type: ignore[no-untyped-def]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return empty_like_heads(q, last=v_cache.shape[-1]), q.new_empty(q.shape[:-1], dtype=wide)
+
+
+def _cuda_refusal(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *rest: object
+) -> str | None:
+    """Why the CUDA kernel cannot serve such tensors, or None; csrc/cuda/glue says the same."""
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f"expected bfloat16 or float16, got {q.dtype}"
+    if k_cache.shape[3] not in (64, 128, 256):
+        return f"expected a head size of 64, 128 or 256, got {k_cache.shape[3]}"
+    if v_cache.shape[3] != k_cache.shape[3]:
+        return f"expected values of the head size {k_cache.shape[3]}, got {v_cache.shape[3]}"
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        steps = [step for n, step in zip(cache.shape[:3], cache.stride()[:3], strict=True) if n > 1]
+        if cache.stride(3) != 1 or any(n % 8 for n in steps) or cache.data_ptr() % 16:
+            return (
+                f"{name}: expected rows in one piece at multiples of 16 bytes, got the strides "
+                f"{tuple(cache.stride())} at {cache.data_ptr():#x}"
+            )
+    return None
+
+
+_cuda.REFUSALS["attention_decode"] = _cuda_refusal
 
 
 # --- checks ----------------------------------------------------------------------------------

@@ -166,7 +166,18 @@ CASES = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_grid(case: Case, dtype: torch.dtype, kernel: str) -> None:
+    if kernel == "cuda" and (reason := refusal(case, dtype)):
+        with pytest.raises(ValueError, match=f"^backend 'cuda' of {OP}: expected .*{reason}"):
+            llama_fast.attention_decode(**arguments_of(case, dtype))
+        return
     check(OP, llama_fast.attention_decode, runner(case), dtype)
+
+
+def refusal(case: Case, dtype: torch.dtype) -> str:
+    """What the CUDA kernel says that it cannot do, "" where it can."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"got {dtype}"
+    return "" if case.D in (64, 128, 256) and not case.Dv else f"got {case.D}"
 
 
 def arguments_of(case: Case, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
@@ -207,9 +218,11 @@ def test_sequences_share_pages(kernel: str) -> None:
 @pytest.mark.parametrize("shape", [(0, 4, 1), (2, 4, 0), (2, 0, 1)], ids=str)
 def test_nothing_to_do(shape: tuple[int, int, int], kernel: str) -> None:
     B, H, S = shape
-    cache = torch.zeros(B, H // 2, 8, 64)
+    q, k, cache = (
+        torch.zeros(*shape, 64, dtype=torch.bfloat16)
+        for shape in ((B, H, S), (B, H // 2, S), (B, H // 2, 8))
+    )
     held = torch.zeros(B, dtype=torch.int32)
-    q, k = torch.zeros(B, H, S, 64), torch.zeros(B, H // 2, S, 64)
     out, lse = llama_fast.attention_decode(
         q, cache, cache.clone(), k=k, v=k, cache_seqlens=held, return_lse=True
     )
@@ -283,13 +296,29 @@ def test_bad_places_are_errors_on_the_cpu() -> None:
 
 def test_caches_of_views_are_written_in_place(kernel: str) -> None:
     """A layer's slice of one large cache, as KVCache keeps it."""
-    whole = torch.zeros(3, 2, 2, 16, 64)
-    q, k = torch.randn(2, 4, 1, 64), torch.randn(2, 2, 1, 64)
+    whole = torch.zeros(3, 2, 2, 16, 64, dtype=torch.float16)
+    q, k = (torch.randn(2, heads, 1, 64).half() for heads in (4, 2))
     held = torch.tensor([3, 7], dtype=torch.int32)
     llama_fast.attention_decode(q, whole[1], whole[2], k=k, v=2 * k, cache_seqlens=held)
     assert torch.equal(whole[1][0, :, 3], k[0, :, 0])
     assert torch.equal(whole[2][1, :, 7], 2 * k[1, :, 0])
     assert whole.count_nonzero() == 2 * k.numel()
+
+
+def test_cuda_refuses_caches_out_of_line() -> None:
+    """Rows that do not begin at multiples of 16 bytes, or are no rows."""
+    if "cuda" not in llama_fast.backends().available[OP]:
+        pytest.skip(llama_fast.backends().missing[OP]["cuda"])
+    arguments = arguments_of(Case(""))
+    wide = torch.zeros(2, 2, 40, 66, dtype=torch.bfloat16)
+    columns = torch.zeros(2, 2, 64, 40, dtype=torch.bfloat16).transpose(2, 3)
+    shifted = torch.zeros(2 * 2 * 40 * 64 + 1, dtype=torch.bfloat16)[1:].view(2, 2, 40, 64)
+    for bad in (wide[..., :64], columns, shifted):
+        with (
+            llama_fast.use_backend(attention_decode="cuda"),
+            pytest.raises(ValueError, match="v_cache: expected rows in one piece .* got"),
+        ):
+            llama_fast.attention_decode(**(arguments | {"v_cache": bad}))
 
 
 def test_autocast_converts_to_the_dtype_of_the_cache() -> None:
@@ -347,7 +376,7 @@ def test_errors(bad: dict[str, Any], error: type[Exception], message: str) -> No
 
 @pytest.mark.compile
 @pytest.mark.parametrize("page", (0, 8))
-def test_compiles(page: int) -> None:
+def test_compiles(page: int, kernel: str) -> None:
     """One graph for every batch size, which writes into the caches that it is given."""
     torch._dynamo.reset()
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CUDA, m) {
+  m.impl("attention_decode", TORCH_BOX(&llama_fast::cuda::attention_decode));
   m.impl("cross_entropy", TORCH_BOX(&llama_fast::cuda::cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cuda::cross_entropy_backward));
   m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cuda::cross_entropy_inplace));

@@ -6,6 +6,12 @@
 namespace llama_fast {
 namespace cuda {
 
+std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_cache,
+                                            OptionalTensor k, OptionalTensor v,
+                                            Tensor cache_seqlens, OptionalTensor page_table,
+                                            OptionalTensor alibi_slopes, OptionalTensor sinks,
+                                            int64_t window_left, double scale, double softcap);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor target,
                                                          OptionalTensor weight,
                                                          int64_t ignore_index, int64_t reduction,
