@@ -21,10 +21,11 @@ struct AttentionDecodeArgs {
   int64_t table_stride_batch, table_stride_page;
   const float* alibi;  // (B or 1, H) contiguous, or null
   int64_t alibi_stride_batch;
-  const float* sinks;    // (H), or null
-  float* lse;            // (B, H, S) contiguous
-  int64_t window_left;   // -1: unlimited
-  float scale, softcap;  // softcap 0: none
+  const float* sinks;   // (H), or null
+  float* lse;           // (B, H, S) contiguous
+  int64_t window_left;  // -1: unlimited
+  // A product p scores p scale, or softcap tanh(p scale) where softcap is not 0, in powers of two.
+  float scale, softcap;
 
   // Where the keys are shared out: of each share and row the maximum, the sum, the sum of values.
   float *part_max, *part_sum, *part_out;

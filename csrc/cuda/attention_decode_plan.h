@@ -13,6 +13,8 @@ namespace cuda {
 constexpr int kDecodeWarps = 4;
 constexpr int kTileRows = 16;  // rows of a matrix product
 
+constexpr int64_t kLongestShare = 16384;  // keys
+
 // Keys that a warp takes at a time, and how many such steps it holds in shared memory.
 constexpr int decode_keys(int64_t head_size) { return head_size <= 64 ? 32 : 16; }
 constexpr int decode_stages(int64_t head_size) { return head_size <= 128 ? 3 : 2; }
@@ -56,6 +58,8 @@ inline DecodePlan decode_plan(const Gpu& gpu, int64_t head_size, int64_t units, 
   double best = 0;
   for (int64_t s = 1; s <= most; ++s) best = std::max(best, used(s));
   while (plan.shares < most && used(plan.shares) < 0.9 * best) ++plan.shares;
+  // One long sequence among short ones must not wait for a single block.
+  plan.shares = std::max(plan.shares, divide_up(keys, kLongestShare));
   return plan;
 }
 

@@ -316,7 +316,7 @@ def test_cuda_refuses_caches_out_of_line() -> None:
     for bad in (wide[..., :64], columns, shifted):
         with (
             llama_fast.use_backend(attention_decode="cuda"),
-            pytest.raises(ValueError, match="v_cache: expected rows in one piece .* got"),
+            pytest.raises(ValueError, match=r"v_cache: expected rows in one piece .* got"),
         ):
             llama_fast.attention_decode(**(arguments | {"v_cache": bad}))
 

@@ -123,8 +123,9 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
   // A window as wide as all there is limits nothing, and so the kernels compute with 32 bits.
   const bool limits = window_left >= 0 && window_left < a.capacity + a.queries;
   a.window_left = limits ? window_left : -1;
-  a.scale = static_cast<float>(scale);
-  a.softcap = static_cast<float>(softcap);
+  constexpr double kLog2e = 1.4426950408889634;
+  a.scale = static_cast<float>(softcap > 0 ? scale / softcap : scale * kLog2e);
+  a.softcap = static_cast<float>(softcap * kLog2e);
 
   const int64_t units = a.batch * a.kv_heads, rows = a.heads / a.kv_heads * a.queries;
   const int64_t keys = limits ? std::min(a.capacity, a.queries + window_left) : a.capacity;
