@@ -93,6 +93,8 @@ class Case:
                 return "read", 2.0 * B * s["K"] * s["T"] * D * size
             # Two products forward, five backward (scores again, and four gradients).
             return "gemm", 4.0 * self._pairs() * H * D * (3.5 if self.backward else 1.0)
+        if self.op == "attention_decode":  # the cache is read once
+            return "read", 2.0 * s["B"] * s["K"] * s["T"] * s["D"] * size
         if self.op == "cross_entropy":  # logits in, gradient out
             return "copy", 2.0 * s["N"] * s["V"] * size
         if self.op == "linear_cross_entropy":
@@ -131,6 +133,13 @@ def _attention(
     full = {"B": 1, "S": S, "T": S, "D": 64, "H": H, "K": H} | sizes
     for dtype in dtypes:
         yield Case("attention", variant, full, dtype, mode, reason, {"causal": True} | options)
+
+
+def _decode(reason: str, copies: int, page: int = 0, **sizes: int) -> Case:
+    """Appends S tokens to caches that they fill up: T keys then. `copies` stand for layers."""
+    variant = f"pages of {page}" if page else ""
+    options = {"copies": copies, "page": page}
+    return Case("attention_decode", variant, sizes, "bfloat16", FORWARD, reason, options)
 
 
 # Together 2048 tokens: one document as long as a third of it, one as short as a chat turn.
@@ -196,6 +205,9 @@ def _cpu_attention() -> Iterator[Case]:
 
 def _cpu() -> Iterator[Case]:
     yield from _cpu_attention()
+    for page in (0, 16):
+        smol = {"B": 8, "S": 1, "T": 4096, "D": 64, "H": 9, "K": 3}
+        yield _decode("SmolLM2-135M, the new token appended in the same call", 8, page, **smol)
     yield Case("cross_entropy", "", {"N": 8, "V": 32000}, "float32", BACKWARD, "cost of a call")
     for N, V, reason in (
         (2048, 32000, "the vocabulary of Llama 2"),
@@ -268,6 +280,19 @@ def _cuda() -> Iterator[Case]:
         reason = "one new token of Llama 3 8B against a full cache"
         sizes = {"B": B, "S": 1, "T": 8192, "D": 128, "H": 32, "K": 8}
         yield from _attention("decode", reason, FORWARD, bf16, {"copies": copies}, **sizes)
+    for B, T, copies, reason in (
+        (1, 1024, 32, "one user: the cost of a call"),
+        (1, 8192, 16, "one user: every multiprocessor has to read"),
+        (1, 131072, 2, "one user, the context length of Llama 3.1"),
+        (64, 1024, 4, "many users, short"),
+        (16, 8192, 2, "many users, long"),
+    ):
+        for page in (0, 256) if T == 8192 else (0,):
+            sizes = {"B": B, "S": 1, "T": T, "D": 128, "H": 32, "K": 8}
+            yield _decode(f"Llama 3 8B, {reason}", copies, page, **sizes)
+    for page, S, reason in ((16, 1, "the pages of vLLM"), (0, 8, "speculative decoding")):
+        sizes = {"B": 16, "S": S, "T": 8192, "D": 128, "H": 32, "K": 8}
+        yield _decode(f"Llama 3 8B, {reason}", 2, page, **sizes)
     for N, V, reason in ((8192, 32000, "Llama 2"), (8192, 128256, "Llama 3")):
         for inplace in (False, True):
             variant, options = "in place" if inplace else "", {"inplace": inplace}
@@ -293,6 +318,7 @@ def _cuda() -> Iterator[Case]:
 
 OPS = (
     "attention",
+    "attention_decode",
     "cross_entropy",
     "linear_cross_entropy",
     "rms_norm",

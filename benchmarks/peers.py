@@ -77,6 +77,13 @@ def _attention(case: Case, problem: Problem) -> Run:
     return lambda q, k, v: llama_fast.attention(q, k, v, **options)
 
 
+def _attention_decode(case: Case, problem: Problem) -> Run:
+    extra = problem.extra
+    return lambda q, k_cache, v_cache, k, v: llama_fast.attention_decode(
+        q, k_cache, v_cache, k=k, v=v, **extra
+    )
+
+
 def _cross_entropy(case: Case, problem: Problem) -> Run:
     inplace = bool(case.options.get("inplace"))
     return lambda logits, target: llama_fast.cross_entropy(logits, target, inplace=inplace)
@@ -122,6 +129,7 @@ _LLAMA_FAST = Peer(
     "this package, through its public functions",
     {
         "attention": _attention,
+        "attention_decode": _attention_decode,
         "cross_entropy": _cross_entropy,
         "linear_cross_entropy": lambda case, problem: llama_fast.linear_cross_entropy,
         "rms_norm": _rms_norm,

@@ -39,6 +39,23 @@ def _flash_attn(case: Case, problem: Problem) -> Run | None:
     return run
 
 
+def _flash_attn_decode(case: Case, problem: Problem) -> Run:
+    import flash_attn
+
+    page = case.options["page"]
+    if page % 256:
+        raise Unsupported("flash-attn takes pages of 256 keys")
+    held, table = problem.extra["cache_seqlens"], problem.extra.get("page_table")
+
+    def run(q, k_cache, v_cache, k, v) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        q, k_cache, v_cache, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache, k, v))
+        return flash_attn.flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, v, cache_seqlens=held, block_table=table, causal=True
+        ).transpose(1, 2)
+
+    return run
+
+
 def _liger_cross_entropy(case: Case, problem: Problem) -> Run:
     from liger_kernel.transformers.functional import liger_cross_entropy
 
@@ -113,7 +130,7 @@ PEERS = (
     Peer(
         "flash-attn",
         "flash-attention 2",
-        {"attention": _flash_attn},
+        {"attention": _flash_attn, "attention_decode": _flash_attn_decode},
         needs=("flash_attn",),
         device="cuda",
     ),

@@ -62,6 +62,47 @@ def _sdpa(case: Case, problem: Problem) -> Run:
     return _in_heads(run) if "documents" in case.options else run
 
 
+def _sdpa_decode(case: Case, problem: Problem) -> Run | None:
+    """Writes the new keys and values, then SDPA over the whole cache, which they fill up."""
+    if case.options["page"]:
+        return None
+    S, T = case.sizes["S"], case.sizes["T"]
+    device = problem.sets[0]["q"].device
+    mask = torch.ones(S, T, dtype=torch.bool, device=device).tril(T - S) if S > 1 else None
+    grouped = case.sizes["H"] != case.sizes["K"]
+
+    def run(q, k_cache, v_cache, k, v) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        k_cache[:, :, T - S :] = k
+        v_cache[:, :, T - S :] = v
+        return F.scaled_dot_product_attention(
+            q, k_cache, v_cache, attn_mask=mask, enable_gqa=grouped
+        )
+
+    return run
+
+
+def _sdpa_decode_by_hand(case: Case, problem: Problem) -> Run | None:
+    """The same with the heads of a group as queries of one head; pages are collected first."""
+    (S, T), (H, K) = (case.sizes[n] for n in "ST"), (case.sizes[n] for n in "HK")
+    if S > 1:
+        return None
+    table, page = problem.extra.get("page_table"), case.options["page"]
+
+    def run(q, k_cache, v_cache, k, v) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        folded = q.view(q.shape[0], K, H // K, -1)
+        caches = []
+        for cache, new in ((k_cache, k), (v_cache, v)):
+            if table is None:
+                cache[:, :, T - 1] = new[:, :, 0]
+                caches.append(cache)
+            else:
+                cache[table[:, -1], :, (T - 1) % page] = new[:, :, 0]
+                caches.append(cache[table].transpose(1, 2).flatten(2, 3))
+        return F.scaled_dot_product_attention(folded, *caches).view(q.shape)
+
+    return run
+
+
 def _sdpa_by_hand(case: Case, problem: Problem) -> Run | None:
     """SDPA without work on masked pairs, and without its general way of sharing keys."""
     sdpa = F.scaled_dot_product_attention
@@ -286,6 +327,7 @@ def _transformers_training(compiled: bool) -> Builder:
 
 EAGER: dict[str, Builder] = {
     "attention": _sdpa,
+    "attention_decode": _sdpa_decode,
     "cross_entropy": lambda case, problem: F.cross_entropy,
     "linear_cross_entropy": lambda case, problem: naive_linear_cross_entropy,
     "rms_norm": _torch_rms_norm,
@@ -293,7 +335,7 @@ EAGER: dict[str, Builder] = {
     "swiglu": _torch_swiglu,
 }
 # Compiled from the formula: what the compiler fuses is the rival, not one more call of a kernel.
-_FORMULAS = {op: build for op, build in EAGER.items() if op != "attention"} | {
+_FORMULAS = {op: build for op, build in EAGER.items() if "attention" not in op} | {
     "rms_norm": lambda case, problem: _rms_norm_formula
 }
 
@@ -317,7 +359,7 @@ PEERS = (
     Peer(
         "torch-by-hand",
         "SDPA as an expert calls it: per document, in blocks of the window, heads folded",
-        {"attention": _sdpa_by_hand},
+        {"attention": _sdpa_by_hand, "attention_decode": _sdpa_decode_by_hand},
     ),
     Peer("torch-nested", "SDPA on nested tensors", {"attention": _nested}),
     Peer(

@@ -43,6 +43,7 @@ def problem(case: Case, device: str = "cpu") -> Problem:
 
     made = {
         "attention": _attention,
+        "attention_decode": _attention_decode,
         "cross_entropy": _cross_entropy,
         "linear_cross_entropy": _linear_cross_entropy,
         "rms_norm": _rms_norm,
@@ -81,6 +82,24 @@ def _attention(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def
         lengths = torch.tensor(case.options["lengths"], device=grad.device)
         extra["key_padding_mask"] = torch.arange(T, device=grad.device) >= lengths.unsqueeze(1)
     return Problem(sets, leaves, extra, (grad,))
+
+
+def _attention_decode(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+    B, S, T, D, H, K = (case.sizes[n] for n in "BSTDHK")
+    page = case.options["page"]
+    cache = (B * -(-T // page), K, page, D) if page else (B, K, T, D)
+    shapes = {"q": (B, H, S, D), "k_cache": cache, "v_cache": cache}
+    shapes |= {"k": (B, K, S, D), "v": (B, K, S, D)}
+    sets = [
+        {name: normal(*shape) for name, shape in shapes.items()}
+        for _ in range(case.options["copies"])
+    ]
+    device = sets[0]["q"].device
+    extra = {"cache_seqlens": torch.full((B,), T - S, dtype=torch.int32, device=device)}
+    if page:  # in no order, as after a while of use
+        pages = torch.randperm(cache[0], generator=torch.Generator().manual_seed(0))
+        extra["page_table"] = pages.view(B, -1).to(device, torch.int32)
+    return Problem(sets, extra=extra)
 
 
 def _cross_entropy(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]

@@ -20,6 +20,7 @@ report = suite("report")
 results_ = suite("results")
 
 ATTENTION = cases_.cases("cpu", ["attention"], quick=True)
+DECODE = cases_.cases("cpu", ["attention_decode"], quick=True)
 QUICK = {case.name: case for case in cases_.cases("cpu", quick=True)}
 
 
@@ -50,6 +51,13 @@ def test_work_of_attention_counts_the_pairs_that_are_not_masked(case) -> None:  
     # By the convention half a diagonal is left out, a pair for every two rows.
     rows = case.sizes["B"] * case.sizes["S"]
     assert 0 <= pairs_by_counting(case) - work / per_pair <= rows / 2 + 1e-6
+
+
+@pytest.mark.parametrize("case", DECODE, ids=lambda case: case.name)
+def test_work_of_decoding_is_reading_the_cache(case) -> None:  # type: ignore[no-untyped-def]
+    tensors = problem_.problem(case).sets[0]
+    cache = sum(tensors[n].numel() * tensors[n].element_size() for n in ("k_cache", "v_cache"))
+    assert case.work() == ("read", cache)
 
 
 @pytest.mark.parametrize("name", QUICK)
