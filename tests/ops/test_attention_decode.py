@@ -305,20 +305,24 @@ def test_caches_of_views_are_written_in_place(kernel: str) -> None:
     assert whole.count_nonzero() == 2 * k.numel()
 
 
-def test_cuda_refuses_caches_out_of_line() -> None:
-    """Rows that do not begin at multiples of 16 bytes, or are no rows."""
-    if "cuda" not in llama_fast.backends().available[OP]:
-        pytest.skip(llama_fast.backends().missing[OP]["cuda"])
-    arguments = arguments_of(Case(""))
+def test_caches_out_of_line(kernel: str) -> None:
+    """Rows that do not begin at multiples of 16 bytes, or are no rows: not for the CUDA kernel."""
+    case = Case("")
     wide = torch.zeros(2, 2, 40, 66, dtype=torch.bfloat16)
     columns = torch.zeros(2, 2, 64, 40, dtype=torch.bfloat16).transpose(2, 3)
     shifted = torch.zeros(2 * 2 * 40 * 64 + 1, dtype=torch.bfloat16)[1:].view(2, 2, 40, 64)
-    for bad in (wide[..., :64], columns, shifted):
-        with (
-            llama_fast.use_backend(attention_decode="cuda"),
-            pytest.raises(ValueError, match=r"v_cache: expected rows in one piece .* got"),
-        ):
-            llama_fast.attention_decode(**(arguments | {"v_cache": bad}))
+    for v_cache in (wide[..., :64], columns, shifted):
+        arguments, plain = arguments_of(case), arguments_of(case)
+        arguments["v_cache"] = v_cache.copy_(plain["v_cache"])
+        if kernel == "cuda":
+            message = "^backend 'cuda' of attention_decode: v_cache: expected rows in one piece"
+            with pytest.raises(ValueError, match=message):
+                llama_fast.attention_decode(**arguments)
+            continue
+        out = llama_fast.attention_decode(**arguments)
+        expected = llama_fast.attention_decode(**plain)
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+        torch.testing.assert_close(v_cache, plain["v_cache"], rtol=0, atol=0, equal_nan=True)
 
 
 def test_autocast_converts_to_the_dtype_of_the_cache() -> None:

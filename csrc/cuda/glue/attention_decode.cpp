@@ -84,7 +84,9 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
   a.head_size = q.size(3);
   a.pages = k_cache.size(0);
   a.page = k_cache.size(2);
-  a.capacity = page_table.has_value() ? a.page * page_table->size(1) : a.page;
+  // The kernels count positions in 32 bits, and look some steps ahead.
+  a.capacity = std::min<int64_t>(INT32_MAX - (1 << 20),
+                                 page_table.has_value() ? a.page * page_table->size(1) : a.page);
   Tensor out = new_like_heads(q, q.scalar_type());
   Tensor lse = new_tensor(q, q.sizes().data(), 3, ScalarType::Float);
   if (lse.numel() == 0) return {out, lse};

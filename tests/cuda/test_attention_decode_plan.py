@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parents[2] / "csrc"
-SOURCE = """
-#include "cuda/attention_decode_plan.h"
-using namespace llama_fast;
-using namespace llama_fast::cuda;
-extern "C" {
-void plan(int processors, int64_t shared, int64_t size, int64_t units, int64_t rows, int64_t keys,
-          int64_t* out) {
-  const DecodePlan p = decode_plan({90, processors, shared}, size, units, rows, keys);
-  out[0] = p.tiles, out[1] = p.row_blocks, out[2] = p.shares;
-}
-int64_t shared_bytes(int64_t size, int tiles) { return decode_shared_bytes(size, tiles); }
-const char* refusal(int dtype, int64_t size, int64_t values, bool aligned) {
-  return decode_refusal(static_cast<DType>(dtype), size, values, aligned);
-}
-}
-"""
+from tests.cuda.library import compiled
+
 H100, A100, TINY = (132, 227 << 10), (108, 163 << 10), (4, 99 << 10)
 Plan = Callable[..., tuple[int, int, int]]
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.mktemp("plan")
-    (folder / "plan.cpp").write_text(SOURCE)
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{CSRC}"]
-    command = [compiler, *flags, str(folder / "plan.cpp"), "-o", str(folder / "plan.so")]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "plan.so"))
+    return compiled("attention_decode_plan.cpp", tmp_path_factory.mktemp("plan"))
 
 
 @pytest.fixture
