@@ -36,6 +36,7 @@ if command -v compute-sanitizer >/dev/null; then
     "$python" - >"$out/memcheck.log" 2>&1 <<'MEMCHECK' || memcheck=$?
 import torch
 
+import llama_fast
 from tests.ops.calls import CALLS, total
 
 for name, call in CALLS.items():
@@ -43,6 +44,22 @@ for name, call in CALLS.items():
     torch.autograd.grad(total(call.function(*leaves)), leaves)
     torch.cuda.synchronize()
     print(name, flush=True)
+
+# Lengths and pages that there cannot be among good ones, on every backend that runs on a GPU.
+held = torch.tensor([0, 37, 79, 80, -1, 2**31 - 1], dtype=torch.int32, device="cuda")
+table = torch.arange(30, dtype=torch.int32, device="cuda").view(6, 5).flip(0)
+table[1, 2], table[2, 0] = 30, -1
+for backend in {"triton", "cuda"} & set(llama_fast.backends().available["attention_decode"]):
+    for cache, pages in (((30, 2, 16, 64), table), ((6, 2, 80, 64), None)):
+        k, v = torch.randn(2, *cache, device="cuda").bfloat16()
+        q, new = (torch.randn(6, n, 1, 64, device="cuda").bfloat16() for n in (8, 2))
+        with llama_fast.use_backend(attention_decode=backend):
+            out = llama_fast.attention_decode(
+                q, k, v, k=new, v=new, cache_seqlens=held, page_table=pages
+            )
+        bad = {3, 4, 5} | ({1, 2} if pages is not None else set())
+        assert {i for i in range(6) if out[i].isnan().any()} == bad, backend
+    print(f"attention_decode by {backend}", flush=True)
 MEMCHECK
 fi
 "$python" -m llama_fast bench --device cuda --out "$out" "$@" 2>&1 | tee "$out/bench.log"
