@@ -95,6 +95,7 @@ def main() -> int:
     parser.add_argument("op", nargs="*", help="only these (default: all that have kernels)")
     parser.add_argument("--arch", action="append", choices=CUDA_ARCHITECTURES, default=None)
     parser.add_argument("--quiet", action="store_true", help="print failures and the summary only")
+    parser.add_argument("--defaults", action="store_true", help="of no effect: there are no others")
     arguments = parser.parse_args()
     try:
         nvcc = find_nvcc()
