@@ -39,17 +39,20 @@ import torch
 import llama_fast
 from tests.ops.calls import CALLS, total
 
+available = llama_fast.backends().available
 for name, call in CALLS.items():
-    leaves = [leaf.detach().float().cuda().requires_grad_() for leaf in call.leaves()]
-    torch.autograd.grad(total(call.function(*leaves)), leaves)
-    torch.cuda.synchronize()
-    print(name, flush=True)
+    for backend in ("auto", *({"cuda"} & set(available[call.op]))):
+        leaves = [leaf.detach().float().cuda().requires_grad_() for leaf in call.leaves()]
+        with llama_fast.use_backend(**{call.op: backend}):
+            torch.autograd.grad(total(call.function(*leaves)), leaves)
+        torch.cuda.synchronize()
+        print(name, backend, flush=True)
 
 # Lengths and pages that there cannot be among good ones, on every backend that runs on a GPU.
 held = torch.tensor([0, 37, 79, 80, -1, 2**31 - 1], dtype=torch.int32, device="cuda")
 table = torch.arange(30, dtype=torch.int32, device="cuda").view(6, 5).flip(0)
 table[1, 2], table[2, 0] = 30, -1
-for backend in {"triton", "cuda"} & set(llama_fast.backends().available["attention_decode"]):
+for backend in {"triton", "cuda"} & set(available["attention_decode"]):
     for cache, pages in (((30, 2, 16, 64), table), ((6, 2, 80, 64), None)):
         k, v = torch.randn(2, *cache, device="cuda").bfloat16()
         q, new = (torch.randn(6, n, 1, 64, device="cuda").bfloat16() for n in (8, 2))
@@ -63,6 +66,13 @@ for backend in {"triton", "cuda"} & set(llama_fast.backends().available["attenti
 MEMCHECK
 fi
 "$python" -m llama_fast bench --device cuda --out "$out" "$@" 2>&1 | tee "$out/bench.log"
+# The CUDA kernels in the place of Triton's, beside the same rivals.
+cuda_ops=$("$python" -c "import llama_fast as f; a = f.backends().available
+print(','.join(op for op in a if 'cuda' in a[op]))")
+if [ -n "$cuda_ops" ]; then
+  LLAMA_FAST_BACKEND=cuda "$python" -m llama_fast bench --device cuda --op "$cuda_ops" \
+    --out "$out/cuda-kernels" "$@" 2>&1 | tee "$out/bench-cuda-kernels.log"
+fi
 
 if [ "$tests" -ne 0 ] && [ "$tests" -ne 5 ]; then
   echo "run_gpu.sh: tests failed, see $out/tests.log" >&2

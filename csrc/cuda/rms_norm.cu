@@ -12,9 +12,9 @@ namespace {
 
 constexpr int64_t kSumsBytes = 64;  // of shared memory: a sum for each of 16 warps
 
-// Numbers that a thread keeps, in chunks of W.
+// How many chunks of W numbers a thread keeps.
 template <int W>
-constexpr int kKept = 32 / W;
+constexpr int kKept = W == 1 ? 8 : 32 / W;
 
 // Sum over the threads of a row, in all of them. Every thread of the block takes part.
 LF_DEVICE float row_sum(float value, int group) {
@@ -281,20 +281,16 @@ void forward_as(const Queue& queue, const RmsNormArgs& a) {
   launch(queue, how, forward<T, X, W>, a, plan.group);
 }
 
-// Whether the sums of a row's weight gradients stay in registers.
 template <int W>
-bool is_short(const RmsNormArgs& a, const RmsNormPlan& plan) {
-  return a.features <= static_cast<int64_t>(plan.group) * W * (kKept<W> / 2);
-}
-
-RmsNormPlan backward_plan(const RmsNormArgs& a, int W) {
-  return rms_norm_plan(divide_up(a.features, W), 16 / W);
+RmsNormPlan backward_plan(const RmsNormArgs& a) {
+  return rms_norm_plan(divide_up(a.features, W), kKept<W> / 2);
 }
 
 template <class T, class X, int W>
 void backward_as(const Queue& queue, const RmsNormArgs& a, float* partial) {
-  const RmsNormPlan plan = backward_plan(a, W);
-  const bool whole = is_short<W>(a, plan);
+  const RmsNormPlan plan = backward_plan<W>(a);
+  // Whether the sums of a row's weight gradients stay in registers.
+  const bool whole = a.features <= static_cast<int64_t>(plan.group) * W * (kKept<W> / 2);
   const int64_t blocks = rms_norm_blocks(gpu_of(queue), a.rows, plan);
   if (a.dx.data || whole) {
     const bool sums = a.dweight && whole;
@@ -335,7 +331,7 @@ void rms_norm_forward(const Queue& queue, const RmsNormArgs& a) {
 int64_t rms_norm_parts(const Queue& queue, const RmsNormArgs& a) {
   int64_t parts = 0;
   with_types(a, a.grad_y.dtype, a.x.dtype == DType::f32, [&](auto, auto, auto width) {
-    parts = rms_norm_blocks(gpu_of(queue), a.rows, backward_plan(a, decltype(width)::value));
+    parts = rms_norm_blocks(gpu_of(queue), a.rows, backward_plan<decltype(width)::value>(a));
   });
   return parts;
 }

@@ -101,12 +101,12 @@ def _rms_norm_with_residual(x: torch.Tensor, w: torch.Tensor, r: torch.Tensor) -
 
 
 def _rope(q: torch.Tensor, k: torch.Tensor) -> Tensors:
-    angle = torch.arange(20.0).view(5, 4).to(q.dtype)
+    angle = torch.arange(20.0).view(5, 4).to(q)
     return llama_fast.rope(q, k, angle.cos(), angle.sin())
 
 
 def _interleaved_rope(q: torch.Tensor, k: torch.Tensor) -> Tensors:
-    angle = torch.arange(40.0).view(2, 5, 4).to(q.dtype)
+    angle = torch.arange(40.0).view(2, 5, 4).to(q)
     return llama_fast.rope(q, k, angle.cos(), angle.sin(), interleaved=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils._device import DeviceContext
 
 import llama_fast
 
+EMULATED = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
 # Where each backend runs. A new backend joins every test of this folder by standing here.
 # "torch" is the yardstick of the tests, not their subject.
 DEVICES = {
@@ -20,7 +22,7 @@ DEVICES = {
     "chunked": "cpu",
     "reference": "cpu",
     "triton": "cuda" if torch.cuda.is_available() else "cpu",  # there in Triton's interpreter
-    "cuda": "cuda" if torch.cuda.is_available() else "cpu",  # there emulated
+    "cuda": "cuda" if torch.cuda.is_available() and not EMULATED else "cpu",
 }
 # Here a GPU is played by the CPU.
 SLOW = {name for name in ("triton", "cuda") if DEVICES[name] == "cpu"}

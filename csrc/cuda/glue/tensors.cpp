@@ -49,7 +49,11 @@ Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* stri
 }
 
 OnDeviceOf::OnDeviceOf(const Tensor& t) : queue_{0, nullptr} {
-  if (!t.is_cuda()) return;  // emulated
+#ifdef LLAMA_FAST_EMULATION
+  STD_TORCH_CHECK(!t.is_cuda(), "llama_fast: emulated kernels take tensors on the CPU");
+  return;
+#endif
+  STD_TORCH_CHECK(t.is_cuda(), "llama_fast: CUDA kernels take tensors on a GPU");
   queue_.device = t.get_device_index();
   guard_.emplace(queue_.device);
   queue_.stream = current_stream(queue_.device);
