@@ -120,7 +120,9 @@ def forward_tilings(problem: Problem, gpu: Gpu, rows: int, steps: Tensors) -> li
     """
     found = _tilings(_FORWARD, problem, gpu, steps)
     few = power_of_two(rows)
-    return [t._replace(M=few, warps=4) if few < t.M else t for t in found]
+    # Packed keys go through addresses, which take registers: more warps share a step of them.
+    keep = problem.packed
+    return [t._replace(M=few, warps=t.warps if keep else 4) if few < t.M else t for t in found]
 
 
 def query_grad_tilings(problem: Problem, gpu: Gpu, steps: Tensors) -> list[Tiling]:

@@ -13,7 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from llama_fast.kernels._launch import launch, new_like_heads
-from llama_fast.kernels.attention import attention
+from llama_fast.kernels.attention import attention, forward_kernel
+
+__all__ = ["attention_decode", "examples", "forward_kernel", "pack_kernel"]
 
 
 @triton.jit
@@ -111,17 +113,25 @@ def attention_decode(
         _packed(cache, new, page_table, offsets, totals, most, added)
         for cache, new in ((k_cache, k), (v_cache, v))
     )
-    rows = torch.arange(B + 1, device=q.device) * S
-    queries = q.transpose(1, 2).reshape(B * S, H, q.shape[3])
+    # All heads of a group ask for the same keys. As rows of one head they read them once; but a row
+    # has one position, slope and sink.
+    fold = S == 1 and alibi_slopes is None and sinks is None
+    heads, rows = (k_cache.shape[1], H // max(k_cache.shape[1], 1)) if fold else (H, S)
+    queries = q.reshape(B, heads, rows, q.shape[3]).transpose(1, 2)
     out, lse, _ = attention(
-        queries, keys, values, None, None, alibi_slopes, sinks, rows, offsets, None,
-        True, window_left, -1, scale, softcap, 0.0,
+        queries.reshape(B * rows, heads, q.shape[3]), keys, values, None, None, alibi_slopes, sinks,
+        torch.arange(B + 1, device=q.device) * rows, offsets, None,
+        not fold, -1 if fold else window_left, -1, scale, softcap, 0.0,
     )  # fmt: skip
     bad = ~good.view(B, 1, 1)
-    lse = lse.view(B, S, H).transpose(1, 2).masked_fill(bad, torch.nan)
-    heads = out.view(B, S, H, v_cache.shape[3]).transpose(1, 2)
-    out = new_like_heads(q if q.shape == heads.shape else heads)
-    return out.copy_(heads.masked_fill(bad.unsqueeze(3), torch.nan)), lse.contiguous()
+    lse = lse.view(B, rows, heads).transpose(1, 2).reshape(B, H, S).masked_fill(bad, torch.nan)
+    values = (
+        out.view(B, rows, heads, v_cache.shape[3])
+        .transpose(1, 2)
+        .reshape(B, H, S, v_cache.shape[3])
+    )
+    out = new_like_heads(q if q.shape == values.shape else values)
+    return out.copy_(values.masked_fill(bad.unsqueeze(3), torch.nan)), lse
 
 
 def _bad_pages(
@@ -177,16 +187,17 @@ def examples() -> Iterator[Callable[[], object]]:
         for paged in (False, True):
             for new in (False, True):
                 yield lambda a=(dtype, D, paged, new): _example(*a)
+        yield lambda a=(dtype, D, False, True, 2): _example(*a)
 
 
-def _example(dtype: torch.dtype, D: int, paged: bool, append: bool) -> None:
+def _example(dtype: torch.dtype, D: int, paged: bool, append: bool, S: int = 1) -> None:
     """A call on tensors without memory."""
 
     def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=of, device="meta")
 
     B, H, K = 4, 32, 8
-    q, new = empty(B, H, 1, D), empty(B, K, 1, D) if append else None
+    q, new = empty(B, H, S, D), empty(B, K, S, D) if append else None
     cache = empty(100, K, 64, D) if paged else empty(B, K, 4096, D)
     table = empty(B, 64, of=torch.int32) if paged else None
     lengths = empty(B, of=torch.int32)
