@@ -81,7 +81,10 @@ def test_trains_a_side_in_a_process_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--op", "atention"], "--op: expected names among attention, cross_entropy"),
+        (
+            ["--op", "atention"],
+            "--op: expected names among attention, attention_decode, cross_entropy",
+        ),
         (["--peers", "torch,torhc"], "--peers: expected names among llama_fast, torch"),
         (["--case", "S=3"], "--case: expected words"),
         (["--rounds", "0"], "--rounds: expected a number >= 1, got 0"),
