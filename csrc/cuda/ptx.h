@@ -97,7 +97,7 @@ LF_DEVICE void store_chunk(void* p, Chunk chunk) { *static_cast<Chunk*>(p) = chu
 // For what is not touched again: does not displace in the caches what is.
 LF_DEVICE Chunk load_chunk_once(const void* p) {
   Chunk c;
-  asm volatile("ld.global.L1::no_allocate.L2::evict_first.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(c.word[0]), "=r"(c.word[1]), "=r"(c.word[2]), "=r"(c.word[3])
                : "l"(p)
                : "memory");
@@ -114,7 +114,8 @@ LF_DEVICE void store_chunk_once(void* p, Chunk c) {
 LF_DEVICE void copy_async(void* shared, const void* global, bool valid = true) {
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
+               "r"(bytes)
                : "memory");
 }
 LF_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -24,6 +24,8 @@ sys.path.insert(0, str(FOLDER.parents[1]))
 
 from build_native import CUDA_ARCHITECTURES, CannotBuild, find_nvcc  # noqa: E402
 
+# Uses everything in device.h, whether an op needs it or not.
+PRIMITIVES = FOLDER.parents[1] / "tests" / "cuda" / "emulation.cpp"
 # Resources of one kernel in the output of `nvcc -Xptxas -v`.
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
@@ -57,7 +59,7 @@ def compile_one(nvcc: Path, source: Path, arch: str) -> list[Kernel] | str:
     """The kernels of a file; or what the compiler says against it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(nvcc), "-std=c++17", "-O3", f"-I{FOLDER.parent}", "-cubin", "-Xptxas=-v"]
-        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}", str(source)]
+        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}", "-x", "cu", str(source)]
         run = subprocess.run(
             [*command, "-o", f"{folder}/kernels.cubin"], capture_output=True, text=True
         )
@@ -107,6 +109,8 @@ def main() -> int:
     sources = sorted(FOLDER.glob("*.cu"))
     if arguments.op:
         sources = [source for source in sources if source.stem in arguments.op]
+    else:
+        sources.append(PRIMITIVES)
     todo = [(s, arch) for s in sources for arch in arguments.arch or CUDA_ARCHITECTURES]
     count = failed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:

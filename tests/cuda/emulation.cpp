@@ -1,16 +1,16 @@
-// Kernels that use what the emulation has to get right, and some that are wrong.
+// Kernels that use what the emulation has to get right, and some that are wrong. nvcc compiles them
+// too (csrc/cuda/report.py), so that everything in device.h is seen by the assembler.
 #include <stdexcept>
 
 #include "cuda/device.h"
 
-using namespace llama_fast;
-using namespace llama_fast::cuda;
-
+namespace llama_fast {
+namespace cuda {
 namespace {
 
 template <class T>
 LF_KERNEL(32)
-multiply(const T* a, const T* b, float* out, bool transposed) {
+product(const T* a, const T* b, float* out, bool transposed) {
   auto* rows = reinterpret_cast<T*>(shared_memory());
   auto* columns = rows + 256;
   copy_async(rows + lane() * 8, a + lane() * 8);
@@ -27,6 +27,7 @@ multiply(const T* a, const T* b, float* out, bool transposed) {
   }
   float d[4] = {1, 1, 1, 1};
   multiply_add<T>(d, left, right);
+  for (float& v : d) v = divide_fast(multiply(exp2_fast(1.0f), v), 2.0f);
   for (int i = 0; i < 4; ++i) out[(lane() / 4 + i / 2 * 8) * 8 + lane() % 4 * 2 + i % 2] = d[i];
 }
 
@@ -50,6 +51,7 @@ LF_KERNEL(32) unfinished(const float* in, float* out, bool wait) {
   copy_async(shared_memory() + lane() * 16, in + lane() * 4);
   copy_async_commit();
   if (wait) copy_async_wait<0>();
+  store_chunk_once(out + 32 + lane() * 4, load_chunk_once(in + lane() * 4));
   out[lane()] = reinterpret_cast<float*>(shared_memory())[lane() * 4];
 }
 
@@ -81,14 +83,19 @@ Launch one(const char* name, int threads, int64_t shared) {
 }
 
 }  // namespace
+}  // namespace cuda
+}  // namespace llama_fast
+
+using namespace llama_fast;
+using namespace llama_fast::cuda;
 
 extern "C" {
 
 void multiply_bf16(const bf16* a, const bf16* b, float* out, bool transposed) {
-  launch({}, one("multiply", 32, 1024), multiply<bf16>, a, b, out, transposed);
+  launch({}, one("product", 32, 1024), product<bf16>, a, b, out, transposed);
 }
 void multiply_f16(const f16* a, const f16* b, float* out, bool transposed) {
-  launch({}, one("multiply", 32, 1024), multiply<f16>, a, b, out, transposed);
+  launch({}, one("product", 32, 1024), product<f16>, a, b, out, transposed);
 }
 void run_neighbour(int* out, bool barrier) {
   launch({}, Launch{"neighbour", {8, 1, 1}, 64, 4, 64}, neighbour, out, barrier);
