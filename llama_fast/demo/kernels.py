@@ -45,6 +45,7 @@ class Case:
             constants; returns the outputs to compare.
         constants: makes the tensors that get no gradient; they keep their own precision, but are
             float64 for the truth.
+        differentiable: whether the op has gradients at all.
     """
 
     op: str
@@ -52,6 +53,7 @@ class Case:
     draw: Callable[[torch.Generator], Tensors]
     call: Callable[[Tensors, Tensors], Sequence[torch.Tensor]]
     constants: Callable[[torch.Generator], Tensors] = lambda generator: {}
+    differentiable: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Check:
 
     ``forward`` and ``backward`` are its largest errors over outputs and gradients, relative to the
     largest number of the tensor; ``torch_forward`` and ``torch_backward`` those of torch's own
-    function; ``ok`` is the verdict.
+    function, None where there are no gradients; ``ok`` is the verdict.
     """
 
     op: str
@@ -68,9 +70,9 @@ class Check:
     backend: str
     dtype: str
     forward: float
-    backward: float
+    backward: float | None
     torch_forward: float
-    torch_backward: float
+    torch_backward: float | None
     ok: bool
 
 
@@ -124,6 +126,20 @@ CASES = (
             alibi_slopes=lambda generator: 2.0 ** -torch.arange(1.0, H + 1),
             key_padding_mask=_padding((130, 101), 130),
         ),
+    ),
+    Case(
+        "attention_decode",
+        "two lengths, one token more",
+        _draw(
+            q=_normal(2, H, 1, D),
+            k=_normal(2, K, 1, D),
+            v=_normal(2, K, 1, D),
+            k_cache=_normal(2, K, 320, D),
+            v_cache=_normal(2, K, 320, D),
+        ),
+        lambda x, c: [llama_fast.attention_decode(**x, **c)],
+        lambda generator: {"cache_seqlens": torch.tensor([257, 40], dtype=torch.int32)},
+        differentiable=False,
     ),
     Case(
         "cross_entropy",
@@ -180,7 +196,7 @@ CASES = (
 
 def _run(case: Case, backend: str, leaves: Tensors, constants: Tensors) -> list[torch.Tensor]:
     """Outputs, then gradients, of one backend; the loss is a fixed projection of the outputs."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
+    leaves = {n: t.detach().requires_grad_(case.differentiable) for n, t in leaves.items()}
     with llama_fast.use_backend(**{case.op: backend}):
         outputs = list(case.call(leaves, constants))
         generator = torch.Generator().manual_seed(1)
@@ -194,7 +210,7 @@ def _run(case: Case, backend: str, leaves: Tensors, constants: Tensors) -> list[
             )
             direction = direction.bfloat16().to(output.device)
             total = total + (output.double() * direction.double()).sum()
-        gradients = torch.autograd.grad(total, list(leaves.values()))
+        gradients = torch.autograd.grad(total, list(leaves.values())) if total.requires_grad else ()
     return [tensor.detach() for tensor in (*outputs, *gradients)]
 
 
@@ -216,11 +232,15 @@ def check(
     constants = {n: t.to(device) for n, t in case.constants(generator).items()}
     wide = {n: t.double() if t.is_floating_point() else t for n, t in constants.items()}
     truth = _run(case, "reference", {n: t.double() for n, t in leaves.items()}, wide)
-    outputs = len(truth) - len(leaves)
+    outputs = len(truth) - len(leaves) * case.differentiable
 
     def errors(backend: str) -> list[tuple[float, float]]:
         results = _run(case, backend, leaves, constants)
         return [_errors(got, want) for got, want in zip(results, truth, strict=True)]
+
+    def largest(pairs: list[tuple[float, float]]) -> tuple[float, float | None]:
+        most = [pair[0] for pair in pairs]
+        return max(most[:outputs]), max(most[outputs:]) if most[outputs:] else None
 
     steps = [torch.finfo(t.dtype).eps for t in _run(case, "reference", leaves, constants)]
     stock, formula = errors("torch"), errors("reference")
@@ -232,11 +252,8 @@ def check(
             and mine[1] <= max(theirs[1], plain[1]) + step
             for mine, theirs, plain, step in zip(ours, stock, formula, steps, strict=True)
         )
-        largest = [max(pair[0] for pair in part) for part in (ours[:outputs], ours[outputs:])]
-        theirs = [max(pair[0] for pair in part) for part in (stock[:outputs], stock[outputs:])]
         name = str(dtype).removeprefix("torch.")
-        numbers = (largest[0], largest[1], theirs[0], theirs[1])
-        checks.append(Check(case.op, case.what, backend, name, *numbers, ok))
+        checks.append(Check(case.op, case.what, backend, name, *largest(ours), *largest(stock), ok))
     return checks
 
 

@@ -28,8 +28,8 @@ def summary_rows(results: Results) -> list[tuple[str, str, str, str]]:
     rows = []
     for dtype in dict.fromkeys(check.dtype for check in results.checks):
         checks = [check for check in fastest(results.checks) if check.dtype == dtype]
-        ours = max(max(c.forward, c.backward) for c in checks)
-        theirs = max(max(c.torch_forward, c.torch_backward) for c in checks)
+        ours = max(max(c.forward, c.backward or 0.0) for c in checks)
+        theirs = max(max(c.torch_forward, c.torch_backward or 0.0) for c in checks)
         rows.append((f"largest kernel error, {dtype}", f"{ours:.1e}", f"{theirs:.1e}", ""))
     rows[0] = (*rows[0][:3], verdict)
     answer, logits = results.answer, results.logits
@@ -112,14 +112,20 @@ def kernel_table(checks: Sequence[Check]) -> Table:
         mark = _mark(group[0].backend, not failed)
         table.add_row(
             *names,
-            _pair(max(c.forward for c in group), max(c.torch_forward for c in group)),
-            _pair(max(c.backward for c in group), max(c.torch_backward for c in group)),
+            _largest([(c.forward, c.torch_forward) for c in group]),
+            _largest([(c.backward, c.torch_backward) for c in group]),
             f"[bold red]{mark}[/]" if failed else f"[green]{mark}[/]",
         )
     return table
 
 
-def _pair(ours: float, theirs: float) -> str:
+def _largest(errors: Sequence[tuple[float | None, float | None]]) -> str:
+    """The largest of ours and of PyTorch's; a dash for gradients of an op that has none."""
+    ours, theirs = (
+        max((e for e in side if e is not None), default=None) for side in zip(*errors, strict=True)
+    )
+    if ours is None:
+        return "–"
     return f"{ours:.1e}/{theirs:.1e}".replace("e-0", "e-")  # short enough for 80 columns
 
 
@@ -137,8 +143,8 @@ def _kernel_cells(check: Check) -> tuple[str, ...]:
         check.what,
         check.backend,
         check.dtype,
-        _pair(check.forward, check.torch_forward),
-        _pair(check.backward, check.torch_backward),
+        _largest([(check.forward, check.torch_forward)]),
+        _largest([(check.backward, check.torch_backward)]),
         _mark(check.backend, check.ok),
     )
 

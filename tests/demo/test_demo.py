@@ -74,7 +74,7 @@ def test_interrupt(smollm2: Path, benchmarks: Path, tmp_path: Path) -> None:
         for line in child.stdout:
             if line.startswith("fine-tuning ..."):
                 break
-        trainer = _wait_for_child(child.pid)
+        trainer = _wait_for_child(child)
         time.sleep(1)  # until it is more than a fork
         child.send_signal(2)
         _, said = child.communicate(timeout=30)
@@ -86,9 +86,11 @@ def test_interrupt(smollm2: Path, benchmarks: Path, tmp_path: Path) -> None:
         child.kill()
 
 
-def _wait_for_child(parent: int) -> int:
-    while True:
-        tasks = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+def _wait_for_child(parent: subprocess.Popen[str]) -> int:
+    """The first process that `parent` starts."""
+    while parent.poll() is None:
+        tasks = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         if tasks:
             return int(tasks[0])
         time.sleep(0.05)
+    raise AssertionError(parent.stderr.read())
