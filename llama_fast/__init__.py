@@ -8,9 +8,12 @@ on top of them stand a Llama model, its checkpoints, training and evaluation.
     loss = llama_fast.linear_cross_entropy(hidden, head_weight, targets)
 """
 
+from typing import Any
+
 from llama_fast import generate, models
 from llama_fast._version import __version__
 from llama_fast.eval import evaluate
+from llama_fast.integrations import patch, unpatch
 from llama_fast.models import LLaMA
 from llama_fast.ops import (
     attention,
@@ -28,6 +31,7 @@ from llama_fast.ops import (
 from llama_fast.train import Trainer
 
 __all__ = [
+    "AutoModelForCausalLM",
     "LLaMA",
     "Trainer",
     "__version__",
@@ -40,9 +44,20 @@ __all__ = [
     "generate",
     "linear_cross_entropy",
     "models",
+    "patch",
     "rms_norm",
     "rope",
     "scaled_dot_product_attention",
     "swiglu",
+    "unpatch",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Needs transformers, which takes seconds to import and is not among the requirements.
+    if name == "AutoModelForCausalLM":
+        from llama_fast.integrations.transformers.auto import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,15 @@
+"""The kernels in models and code that people already have."""
+
+from llama_fast.integrations._when_imported import when_imported
+from llama_fast.integrations.patch import Entry, Report, patch, unpatch
+
+__all__ = ["Entry", "Report", "patch", "unpatch"]
+
+
+def _register() -> None:
+    import llama_fast.integrations.transformers  # noqa: F401  registers itself
+
+
+# attn_implementation="llama_fast" is to work after `import llama_fast`, which imports no
+# transformers, in whatever order the two come.
+when_imported("transformers.modeling_utils", _register)

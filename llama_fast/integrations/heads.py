@@ -1,0 +1,60 @@
+"""Models whose loss never builds the logits: the head's part and the model's."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from llama_fast.integrations.lazy_logits import LazyLogits, stand_for
+
+FLAG = "_llama_fast_is_lazy"  # of a head while its model makes a loss
+
+
+def head_of(model: nn.Module) -> nn.Linear | str:
+    """The head whose logits make the loss of `model`, or why its loss is left alone."""
+    if "labels" not in inspect.signature(type(model).forward).parameters:
+        return "its forward takes no labels"
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        return "it has no head over a vocabulary"
+    if type(head) is not nn.Linear:
+        return (
+            f"its head is {type(head).__module__}.{type(head).__qualname__}, not torch.nn.Linear: "
+            "adapters and quantised weights are left as they are"
+        )
+    if not head.weight.dtype.is_floating_point:
+        return f"its head has weights of {head.weight.dtype}"
+    return head
+
+
+def head_forward(head: nn.Linear, input: torch.Tensor) -> torch.Tensor | LazyLogits:
+    """The head's forward: logits, or what stands for them while the model makes its loss."""
+    if getattr(head, FLAG, False) and not (head._forward_hooks or head._forward_pre_hooks):
+        return stand_for(input, head)
+    return nn.functional.linear(input, head.weight, head.bias)
+
+
+def model_forward(
+    model: nn.Module, *args: Any, _head: nn.Linear, _before: Any, **kwargs: Any
+) -> Any:
+    """The model's forward; in training with labels its logits are lazy."""
+    forward = type(model).forward.__get__(model) if _before is None else _before
+    if not (model.training and torch.is_grad_enabled() and _has_labels(model, args, kwargs)):
+        return forward(*args, **kwargs)
+    setattr(_head, FLAG, True)
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        setattr(_head, FLAG, False)
+
+
+def _has_labels(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if kwargs.get("labels") is not None:
+        return True
+    if not args:
+        return False
+    given = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+    return given.get("labels") is not None

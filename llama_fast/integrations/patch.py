@@ -1,0 +1,241 @@
+"""Put the kernels into a model, and take them out again.
+
+A module of the model gets a `forward` of its own as an attribute of the instance, beside its class
+and in front of it: parameters, state dict, hooks, class and every other model stay as they are, and
+taking the attribute away leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from llama_fast.integrations import heads, rotary, structure
+
+# Marks a forward as ours, and holds the one that was there before, an instance's too.
+_BEFORE = "llama_fast_before"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one part of a model.
+
+    Attributes:
+        name: of the module in the model, "" for the model itself.
+        module: name of its class.
+        part: "attention", "loss", "rms_norm", "rope", "mlp" or "torch".
+        replaced: whether our kernel serves now.
+        reason: why not; "" where it does.
+    """
+
+    name: str
+    module: str
+    part: str
+    replaced: bool
+    reason: str = ""
+
+
+@dataclass
+class Report:
+    """What :func:`patch` did; as a context manager it takes everything out again at the end.
+
+    Attributes:
+        model: the model.
+        entries: each module that was looked at, replaced or left.
+    """
+
+    model: nn.Module
+    entries: list[Entry] = field(default_factory=list)
+
+    def replaced(self, part: str | None = None) -> list[str]:
+        """Names of the modules where our kernels serve, of one part or of all."""
+        return [e.name for e in self.entries if e.replaced and part in (None, e.part)]
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        unpatch(self.model)
+
+    def __str__(self) -> str:
+        """A table, layers of one kind in one row."""
+        rows: dict[tuple[str, str, str, str], int] = {}
+        for e in self.entries:
+            name = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", e.name) or "(the model)"
+            row = (e.part, name, e.module, "replaced" if e.replaced else f"left: {e.reason}")
+            rows[row] = rows.get(row, 0) + 1
+        if not rows:
+            return "llama_fast: nothing in this model was recognised"
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(
+            "  ".join(
+                (*(cell.ljust(w) for cell, w in zip(row[:3], widths, strict=True)),
+                 f"{count:>4} ×  {row[3]}")
+            )
+            for row, count in rows.items()
+        )  # fmt: skip
+
+
+def patch(
+    model: nn.Module,
+    *,
+    attention: bool = True,
+    loss: bool = True,
+    rms_norm: bool = True,
+    rope: bool = True,
+    mlp: bool = True,
+) -> Report:
+    """Put the fused kernels into a model, in place; :func:`unpatch` takes them out.
+
+    Any `torch.nn.Module`: models of transformers, alone or within others, and torch's own attention
+    and transformer layers, RMSNorm and CrossEntropyLoss. Modules are recognised by what they
+    compute and compared with our formula on random input before they are replaced. A model that
+    was patched before is patched anew.
+
+    Args:
+        model: the model; any device and dtype.
+        attention: attention layers.
+        loss: cross-entropy; in a language model of transformers, in training with `labels`, it is
+            made without the logits, which are then computed when somebody looks at them.
+        rms_norm: RMSNorm.
+        rope: rotary positions of queries and keys.
+        mlp: gated MLPs with SiLU.
+
+    Returns:
+        A :class:`Report`, to print, or to use as ``with llama_fast.patch(model):``.
+
+    Raises:
+        TypeError: `model` is no module, or an option no bool.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    options = {"attention": attention, "loss": loss, "rms_norm": rms_norm, "rope": rope, "mlp": mlp}
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected a bool, got {value!r}")
+    unpatch(model)
+    report = Report(model)
+    simple: list[tuple[str, Callable[[nn.Module], structure.Replacement]]] = []
+    if rms_norm:
+        simple.append(("rms_norm", structure.norm_replacement))
+    if mlp:
+        simple.append(("mlp", structure.mlp_replacement))
+    for name, module in model.named_modules():
+        for part, find in simple:
+            _apply(report, name, module, part, _of_kind(find, module))
+    if rope:
+        _patch_rope(report, model)
+    if "transformers" in sys.modules:  # a model of theirs cannot be here otherwise
+        from llama_fast.integrations.transformers import models
+
+        if attention:
+            report.entries += models.patch_attention(model)
+        if loss:
+            for name, module in models.pretrained(model):
+                _patch_loss(report, name, module)
+    return report
+
+
+def unpatch(model: nn.Module) -> None:
+    """Take out all that :func:`patch` put into a model; nothing happens to one without.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        vars(module).pop(heads.FLAG, None)
+        for name, value in list(vars(module).items()):
+            # Hooks of other libraries keep the forward that they found under a name of theirs.
+            if isinstance(value, functools.partial) and hasattr(value, _BEFORE):
+                before = getattr(value, _BEFORE)
+                if before is not None:
+                    setattr(module, name, before)
+                elif name == "forward":
+                    del module.forward
+                else:
+                    setattr(module, name, type(module).forward.__get__(module))
+    if "transformers" in sys.modules:
+        from llama_fast.integrations.transformers import models
+
+        models.unpatch_attention(model)
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Have `forward` (module, ...) serve for a module until :func:`unpatch`."""
+    ours = functools.partial(forward, module)
+    setattr(ours, _BEFORE, vars(module).get("forward"))
+    module.forward = ours
+
+
+def _of_kind(
+    find: Callable[[nn.Module], structure.Replacement], module: nn.Module
+) -> structure.Replacement:
+    if "forward" in vars(module):  # hooks of other libraries; what they do is not known
+        return None
+    return find(module)
+
+
+def _apply(
+    report: Report, name: str, module: nn.Module, part: str, found: structure.Replacement
+) -> None:
+    """Replace a module's forward by what was found for it, and write it down."""
+    if found is None:
+        return
+    if not isinstance(found, str):
+        replace_forward(module, found)
+    reason = found if isinstance(found, str) else ""
+    report.entries.append(Entry(name, type(module).__name__, part, not reason, reason))
+
+
+def _patch_rope(report: Report, model: nn.Module) -> None:
+    tables = [
+        m
+        for m in model.modules()
+        if any("inv_freq" in n for n, _ in m.named_buffers(recurse=False))
+    ]
+    for name, module in model.named_modules():
+        found = rotary.rotation_of(module)
+        if found is None:
+            continue
+        if isinstance(found, str):
+            _apply(report, name, module, "rope", found)
+            continue
+        function, style = found
+        if not tables or not all(rotary.tables_fit(m, style) for m in tables):
+            _apply(report, name, module, "rope", "its tables of angles are of another kind")
+        elif "forward" in vars(module):
+            _apply(report, name, module, "rope", "something else has replaced its forward")
+        else:
+            forward = functools.partial(rotary.attention_forward, _name=function, _style=style)
+            _apply(report, name, module, "rope", forward)
+
+
+def _patch_loss(report: Report, name: str, model: nn.Module) -> None:
+    head = heads.head_of(model)
+    if isinstance(head, str):
+        if "labels" not in head:  # a part of a model has no loss
+            _apply(report, name, model, "loss", head)
+        return
+    before = vars(model).get("forward")
+    replace_forward(head, heads.head_forward)
+    _apply(
+        report,
+        name,
+        model,
+        "loss",
+        functools.partial(heads.model_forward, _head=head, _before=before),
+    )

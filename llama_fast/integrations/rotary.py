@@ -1,0 +1,191 @@
+"""Rotary positions in attention layers: a layer's forward that calls our function instead of its.
+
+transformers' attention layers call a function of their file that turns queries and keys. A layer
+gets a forward with the same code, in whose globals that name stands for ours. File, class and all
+other layers stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from llama_fast import reference
+from llama_fast.integrations.structure import AGREEMENT, called_functions
+from llama_fast.ops.rope import rope
+
+_FIRST = ["q", "k", "cos", "sin"]
+# forward functions with our rotation, by the function that they are made from
+_REWIRED: dict[Any, Callable[..., Any]] = {}
+
+
+class Style(NamedTuple):
+    """How a function turns queries and keys.
+
+    Attributes:
+        interleaved: as in `llama_fast.rope`.
+        pairs: whether its tables hold each number twice in a row, rather than all in two halves.
+        partial: whether numbers of a head beyond the tables' width pass as they are.
+    """
+
+    interleaved: bool
+    pairs: bool
+    partial: bool
+
+    def narrow(self, table: torch.Tensor) -> torch.Tensor:
+        """Each number of a table once."""
+        return table[..., ::2] if self.pairs else table[..., : table.shape[-1] // 2]
+
+    def wide(self, table: torch.Tensor) -> torch.Tensor:
+        """Each number of a table twice."""
+        return table.repeat_interleave(2, -1) if self.pairs else torch.cat((table, table), -1)
+
+
+def rotation_of(module: nn.Module) -> tuple[str, Style] | str | None:
+    """(name, style) of the function by which a layer turns queries and keys.
+
+    A reason where it does so in a way of its own; None where it turns nothing.
+    """
+    reasons = []
+    for name, function in called_functions(module):
+        try:
+            arguments = list(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            continue
+        if arguments[:4] != _FIRST:
+            continue
+        found = _style(function)
+        if isinstance(found, Style):
+            if inspect.unwrap(type(module).forward) is not type(module).forward:
+                return "its forward is wrapped in a decorator"
+            return name, found
+        reasons.append(f"{name}: {found}")
+    return "; ".join(reasons) or None
+
+
+@functools.cache
+def _style(function: Callable[..., Any]) -> Style | str:
+    """How a function of (q, k, cos, sin) works, or why ours cannot take its place."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    cos, sin = random(2, 5, 4), random(2, 5, 4)
+    reason = "it turns queries and keys in another way"
+    for interleaved, pairs in ((False, False), (True, False), (True, True)):
+        agree = []
+        for width in (8, 12):  # of heads: as the tables', and wider
+            q, k = random(2, 3, 5, width), random(2, 1, 5, width)
+            style = Style(interleaved, pairs, width > 8)
+            try:
+                got = function(q, k, style.wide(cos), style.wide(sin))
+            except Exception as error:  # whatever it says to arguments that it does not know
+                if width == 8:
+                    reason = f"it failed on random input: {type(error).__name__}: {error}"
+                break
+            want = _turn(q, k, cos, sin, style, reference.rope)
+            if len(got) != 2 or not all(map(_agree, got, want)):
+                break
+            agree.append(style)
+        if agree:
+            return agree[-1]
+    return reason
+
+
+def _agree(got: torch.Tensor, want: torch.Tensor) -> bool:
+    return got.shape == want.shape and bool((got - want).abs().max() <= AGREEMENT)
+
+
+def tables_fit(module: nn.Module, style: Style) -> bool:
+    """Whether a module with rotary frequencies gives tables as a function's style has them."""
+    buffer = next(module.buffers())
+    x = torch.zeros(1, 3, 4, device=buffer.device)
+    positions = torch.arange(1, 4, device=buffer.device)[None]
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    config = getattr(module, "config", None)
+    kinds = set(getattr(config, "layer_types", None) or ()) if "layer_type" in names else {None}
+    for kind in kinds:
+        try:
+            tables = module(x, positions, **({} if kind is None else {"layer_type": kind}))
+        except Exception:  # a module of another kind
+            return False
+        if len(tables) != 2:
+            return False
+        for table in tables:
+            if not isinstance(table, torch.Tensor) or table.dim() != 3 or table.shape[-1] % 2:
+                return False
+            if not torch.equal(style.wide(style.narrow(table)), table):
+                return False
+    return bool(kinds)
+
+
+def attention_forward(
+    module: nn.Module, *args: Any, _name: str, _style: Style, **kwargs: Any
+) -> Any:
+    """The forward of a layer's class, turning queries and keys by our kernel."""
+    return _rewired(type(module).forward, _name, _style)(module, *args, **kwargs)
+
+
+def _rewired(original: Any, name: str, style: Style) -> Callable[..., Any]:
+    key = (original, name)
+    if key not in _REWIRED:
+        scope = dict(original.__globals__)
+        # A module's name would have torch.compile look names up in that module.
+        scope.pop("__name__", None)
+        scope[name] = _with_ours(scope[name], style)
+        made = types.FunctionType(
+            original.__code__, scope, original.__name__, original.__defaults__, original.__closure__
+        )
+        made.__kwdefaults__ = original.__kwdefaults__
+        _REWIRED[key] = made
+    return _REWIRED[key]
+
+
+def _with_ours(theirs: Callable[..., Any], style: Style) -> Callable[..., Any]:
+    """`theirs`, done by our kernel where the arguments are as usual."""
+
+    def rotate(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        *args: Any,
+        **kw: Any,
+    ) -> Any:
+        whole = cos.shape[-1] == q.shape[-1]
+        if not (
+            not args
+            and kw.get("unsqueeze_dim", 1) == 1
+            and q.dim() == 4
+            and cos.dim() == 3
+            and cos.shape[0] in (1, q.shape[0])
+            and (whole or (style.partial and cos.shape[-1] < q.shape[-1]))
+            and (q.shape[2:], q.dtype) == (k.shape[2:], k.dtype)
+            and not cos.requires_grad
+        ):
+            return theirs(q, k, cos, sin, *args, **kw)
+        cos, sin = style.narrow(cos), style.narrow(sin)
+        if cos.shape[0] != q.shape[0]:
+            cos, sin = cos[0], sin[0]
+        return _turn(q, k, cos, sin, style, rope)
+
+    return rotate
+
+
+def _turn(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: Style, by: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys turned `by` a function like `llama_fast.rope`."""
+    turned = 2 * cos.shape[-1]
+    if turned == q.shape[-1]:
+        a, b = by(q, k, cos, sin, interleaved=style.interleaved)
+        return a, b
+    a, b = by(q[..., :turned], k[..., :turned], cos, sin, interleaved=style.interleaved)
+    return torch.cat((a, q[..., turned:]), -1), torch.cat((b, k[..., turned:]), -1)

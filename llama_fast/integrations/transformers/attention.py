@@ -1,0 +1,154 @@
+"""`attn_implementation="llama_fast"`: our attention under transformers' attention interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from llama_fast.integrations.transformers.masks import Mask, mask_function
+from llama_fast.ops.attention import attention
+
+NAME = "llama_fast"
+# Tensors that attention layers hand on although no implementation but a few needs them.
+_NO_MATTER = {
+    "position_ids", "cache_position", "position_embeddings", "cu_seq_lens_q", "cu_seq_lens_k",
+    "max_length_q", "max_length_k", "encoder_hidden_states", "inputs_embeds", "input_ids",
+    "num_items_in_batch", "attention_mask", "token_type_ids", "labels", "shift_labels",
+}  # fmt: skip
+
+
+def register() -> None:
+    """Make the name known to transformers; models choose it, none is changed by this."""
+    AttentionInterface.register(NAME, attention_function)
+    AttentionMaskInterface.register(NAME, mask_function)
+
+
+def attention_function(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a layer of a transformers model.
+
+    Args:
+        module: the layer.
+        query: (B,H,S,D).
+        key: (B,K,T,D).
+        value: (B,K,T,Dv).
+        attention_mask: from our mask function; or a tensor broadcastable to (B,H,S,T), bool (True
+            takes part) or float (added); or (B,T), nonzero where a key takes part; or None.
+        dropout: probability of dropping a weight.
+        scaling: multiplies q . k; default 1 / sqrt(D).
+        is_causal: whether queries see no later keys; counts where there is no mask. Default: what
+            the module says of itself, True if nothing.
+        softcap: c > 0 turns each scaled product x into c * tanh(x / c).
+        s_aux: (H,) sinks, one more logit per head that carries no value.
+        position_bias: broadcastable to (B,H,S,T), added to the scaled products.
+        sliding_window: said by the mask already.
+        **options: what else layers hand on.
+
+    Returns:
+        (B,S,H,Dv), and None for the weights, which are never computed.
+
+    Raises:
+        ValueError: a tensor among `options` that may change the result, or a paged cache.
+    """
+    _check(module, options)
+    B, _, S, _ = query.shape
+    T = key.shape[2]
+    if key.dtype != query.dtype or value.dtype != query.dtype:  # a cache in another precision
+        key, value = key.to(query.dtype), value.to(query.dtype)
+    arguments: dict[str, Any] = {"scale": scaling, "softcap": softcap, "dropout_p": dropout}
+    if s_aux is not None:
+        arguments["sinks"] = s_aux
+    bias = position_bias
+    if isinstance(attention_mask, Mask):
+        mask = attention_mask
+        if mask.keys > T:
+            raise ValueError(
+                f"attention_mask: expected a mask for {T} keys (those of `key`), got one for "
+                f"{mask.keys}"
+            )
+        if mask.cu_seqlens is not None and position_bias is not None:
+            attention_mask = mask.dense()  # packed documents take no bias
+        else:
+            if mask.cu_seqlens is not None:
+                return _packed(query, key, value, mask, arguments), None
+            key, value = key[:, :, : mask.keys], value[:, :, : mask.keys]
+            bias = None if bias is None else bias[..., : mask.keys]
+            arguments |= {"causal": mask.causal, "key_padding_mask": mask.padding}
+            # The op lets window[1] keys after a query's own be seen; causal forbids them anyway.
+            arguments["window"] = mask.window
+            attention_mask = None
+    elif attention_mask is None:
+        if is_causal is None:
+            is_causal = getattr(module, "is_causal", True)
+        if is_causal and S > 1:
+            # As "sdpa" has it: counted from the first key. More keys are an empty static cache's.
+            key, value = key[:, :, :S], value[:, :, :S]
+            bias = None if bias is None else bias[..., :S]
+            arguments["causal"] = True
+    if isinstance(attention_mask, torch.Tensor):
+        if attention_mask.dim() == 2 and attention_mask.shape == (B, T):
+            arguments["key_padding_mask"] = attention_mask == 0
+        else:
+            bias = _with_bias(attention_mask[..., :T], bias)
+    if bias is not None and bias.dtype not in (torch.bool, query.dtype):
+        bias = bias.to(query.dtype)
+    out = attention(query, key, value, bias=bias, **arguments)
+    return out.transpose(1, 2), None
+
+
+def _check(module: torch.nn.Module, options: dict[str, Any]) -> None:
+    """ValueError where something was asked for that would be lost."""
+    for name, value in options.items():
+        if name == "cache" and value is not None:
+            raise ValueError(
+                f"attn_implementation: expected one for a paged cache (continuous batching), got "
+                f"'{NAME}', which has none; use 'sdpa'"
+            )
+        if isinstance(value, torch.Tensor) and name not in _NO_MATTER:
+            raise ValueError(
+                f"attn_implementation: expected one that knows the argument {name!r} of "
+                f"{type(module).__name__}, got '{NAME}'; leave attention out of the patch"
+            )
+
+
+def _packed(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Mask, arguments: Any
+) -> torch.Tensor:
+    """Attention within documents that lie one after the other in the rows."""
+    B, _, S, _ = query.shape
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+    out = attention(
+        q,
+        k,
+        v,
+        causal=mask.causal,
+        window=mask.window,
+        cu_seqlens_q=mask.cu_seqlens,
+        cu_seqlens_k=mask.cu_seqlens,
+        **arguments,
+    )
+    return out.unflatten(0, (B, S))
+
+
+def _with_bias(mask: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Both in one tensor."""
+    if bias is None:
+        return mask
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias, float("-inf"))
+    return bias + mask

@@ -1,0 +1,248 @@
+"""What transformers asks of a mask, kept in words instead of as a (B,1,S,T) tensor.
+
+transformers builds the mask of a forward pass once, through a function that each attention
+implementation registers (`AttentionMaskInterface`). Ours returns None where plain causal attention
+says it all, a :class:`Mask` where a window, padding or packed documents are all there is to it, and
+else the boolean tensor that "sdpa" gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import masking_utils
+
+
+@dataclass(eq=False)
+class Mask:
+    """Who sees whom, in the terms of :func:`llama_fast.attention`.
+
+    Any other use, an index, an operator or a torch function, turns it into the boolean tensor
+    (B,1,S,T), True where a query sees a key: a model that edits its mask gets what it expects.
+
+    Attributes:
+        causal: query i of S sees the first ``T - S + i + 1`` keys.
+        window: of keys, None or (left, right) as in `llama_fast.attention`.
+        padding: None or bool (B,T), True where a key is padding.
+        cu_seqlens: None or int32, where documents begin in the B*S tokens, and the end.
+        keys: T, the number of keys from the first on; a cache may hold places beyond.
+        make: gives the tensor.
+        size: its shape.
+    """
+
+    causal: bool
+    window: tuple[int, int] | None
+    padding: torch.Tensor | None
+    cu_seqlens: torch.Tensor | None
+    keys: int
+    make: Callable[[], torch.Tensor]
+    size: tuple[int, int, int, int]
+    _tensor: torch.Tensor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B,1,S,T)."""
+        return torch.Size(self.size)
+
+    @property
+    def ndim(self) -> int:
+        """4, as a tensor would say."""
+        return 4
+
+    def dense(self) -> torch.Tensor:
+        """The boolean tensor (B,1,S,T)."""
+        if self._tensor is None:
+            self._tensor = self.make()
+        return self._tensor
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python itself looks for, in copies for one
+            raise AttributeError(name)
+        return getattr(self.dense(), name)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.dense()[index]
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return func(*_with_tensors(args), **_with_tensors(kwargs or {}))
+
+
+def _with_tensors(value: Any) -> Any:
+    """`value` with each mask in it turned into its tensor."""
+    if isinstance(value, Mask):
+        return value.dense()
+    if isinstance(value, (tuple, list)):
+        return type(value)(_with_tensors(part) for part in value)
+    if isinstance(value, dict):
+        return {key: _with_tensors(part) for key, part in value.items()}
+    return value
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def method(self: Mask, *args: Any) -> Any:
+        return getattr(self.dense(), name)(*args)
+
+    return method
+
+
+for _name in ("add", "radd", "mul", "rmul", "sub", "rsub", "and", "or", "invert", "lt", "gt"):
+    setattr(Mask, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def mask_function(
+    batch_size: int,
+    q_length: int | None = None,
+    kv_length: int = 0,
+    q_offset: Any = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
+    attention_mask: Any = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool = False,
+    config: Any = None,
+    **options: Any,
+) -> Any:
+    """The mask of a forward pass for `attn_implementation="llama_fast"`.
+
+    Args:
+        batch_size: B.
+        q_length: S. transformers before 5.4 gives `cache_position` (S,) instead, in `options`.
+        kv_length: T.
+        q_offset: place of the first query.
+        kv_offset: place of the first key.
+        mask_function: transformers' description of who sees whom, by index.
+        attention_mask: bool (B, places), False for padding, or None.
+        local_size: of a window or a chunk that `mask_function` has.
+        allow_is_causal_skip: False where `mask_function` is more than it began as.
+        allow_is_bidirectional_skip: whether nothing but padding is masked, or a window.
+        use_vmap: whether a function of the user's is part of it.
+        config: the model's.
+        **options: what else transformers tells a mask function.
+
+    Returns:
+        None, a :class:`Mask`, or a bool tensor (B,1,S,T).
+    """
+    if isinstance(attention_mask, Mask):  # made before the forward pass, for generation
+        return attention_mask
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() != 2:
+        return attention_mask
+    where: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
+    if q_length is None:
+        position = options.pop("cache_position")
+        q_length, where = position.shape[0], {"cache_position": position}
+        q_offset = position[0]
+
+    def dense() -> torch.Tensor:
+        found = masking_utils.sdpa_mask(
+            batch_size=batch_size,
+            kv_length=kv_length,
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            local_size=local_size,
+            allow_is_causal_skip=False,
+            allow_is_bidirectional_skip=False,
+            use_vmap=use_vmap,
+            config=config,
+            **where,
+            **options,
+        )
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    pattern = _pattern(mask_function, local_size, config, use_vmap)
+    if pattern is None or (isinstance(q_offset, torch.Tensor) and torch.compiler.is_compiling()):
+        return dense()
+    causal, window, packed = pattern
+    keys = kv_length
+    if causal:  # places of the cache beyond the last query are empty yet
+        keys = int(q_offset) + q_length - kv_offset
+        if keys > kv_length:
+            return dense()
+    elif window is not None and (q_length != kv_length or int(q_offset) != kv_offset):
+        return dense()
+    padding = _padding(attention_mask, kv_offset, keys)
+    if window is not None and window[0] >= keys - 1:
+        window = None if causal or window[1] >= keys - 1 else window
+    if packed is None and padding is None and window is None:
+        if not causal and (allow_is_bidirectional_skip or keys == kv_length):
+            return None
+        if causal and keys == kv_length and q_length in (1, keys):
+            return None
+    cu_seqlens = None if packed is None else _starts(packed)
+    size = (batch_size, 1, q_length, kv_length)
+    return Mask(causal, window, padding, cu_seqlens, keys, dense, size)
+
+
+def _pattern(
+    function: Callable[..., Any], local_size: int | None, config: Any, use_vmap: bool
+) -> tuple[bool, tuple[int, int] | None, torch.Tensor | None] | None:
+    """(causal, window, ids (B,S) of packed documents) if that is all `function` says, or None."""
+    if use_vmap:
+        return None
+    if function is masking_utils.causal_mask_function:
+        return True, None, None
+    if function is masking_utils.bidirectional_mask_function:
+        return False, None, None
+    if torch.compiler.is_compiling():  # which does not see what a function holds
+        return None
+    causal, windows, packed = None, [], []
+    for part in _parts(function):
+        kind = part.__qualname__.removesuffix(".<locals>.inner_mask")
+        held = dict(zip(part.__code__.co_freevars, part.__closure__ or (), strict=True))
+        if part is masking_utils.causal_mask_function:
+            causal = True
+        elif part is masking_utils.bidirectional_mask_function:
+            causal = causal or False
+        elif part.__module__ != masking_utils.__name__:
+            return None
+        elif kind == "sliding_window_overlay":
+            windows.append((held["sliding_window"].cell_contents - 1, 0))
+        elif kind == "sliding_window_bidirectional_overlay":
+            windows.append((held["sliding_window"].cell_contents,) * 2)
+        elif kind == "packed_sequence_mask_function":
+            packed.append(held["packed_sequence_mask"].cell_contents)
+        else:
+            return None
+    if causal is None or len(windows) > 1 or len(packed) > 1:
+        return None
+    return causal, windows[0] if windows else None, packed[0] if packed else None
+
+
+def _parts(function: Callable[..., Any]) -> list[Any]:
+    """The functions whose conjunction `function` is; positions within documents count as places."""
+    if function.__module__ == masking_utils.__name__ and function.__closure__:
+        if function.__qualname__ == "and_masks.<locals>.and_mask":
+            held = function.__closure__[0].cell_contents
+            return [part for each in held for part in _parts(each)]
+        if function.__qualname__.startswith("remap_positions_for_packed_sequence."):
+            held = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+            return _parts(held["mask_function"].cell_contents)
+    return [function]
+
+
+def _padding(kept: torch.Tensor | None, first: int, keys: int) -> torch.Tensor | None:
+    """(B,keys), True for padding, from what transformers keeps; None where there is none."""
+    if kept is None:
+        return None
+    kept = kept[:, first : first + keys]
+    if not torch.compiler.is_compiling() and kept.shape[1] == keys and bool(kept.all()):
+        return None
+    padding = ~kept.bool()
+    return torch.nn.functional.pad(padding, (0, keys - padding.shape[1]), value=True)
+
+
+def _starts(ids: torch.Tensor) -> torch.Tensor:
+    """Where a document begins in the B*S tokens, and the end; a row begins one."""
+    begins = torch.ones_like(ids, dtype=torch.bool)
+    begins[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    starts = begins.flatten().nonzero().flatten()
+    return torch.nn.functional.pad(starts, (0, 1), value=ids.numel()).to(torch.int32)
