@@ -21,6 +21,7 @@ from llama_fast.integrations.structure import AGREEMENT, called_functions
 from llama_fast.ops.rope import rope
 
 _FIRST = ["q", "k", "cos", "sin"]
+_KNOWN = ((False, "halves"), (False, "once"), (True, "halves"), (True, "pairs"), (True, "once"))
 # forward functions with our rotation, by the function that they are made from
 _REWIRED: dict[Any, Callable[..., Any]] = {}
 
@@ -30,21 +31,26 @@ class Style(NamedTuple):
 
     Attributes:
         interleaved: as in `llama_fast.rope`.
-        pairs: whether its tables hold each number twice in a row, rather than all in two halves.
+        tables: how the tables hold the numbers: all of them, then all again ("halves"), each twice
+            in a row ("pairs"), or each "once".
         partial: whether numbers of a head beyond the tables' width pass as they are.
     """
 
     interleaved: bool
-    pairs: bool
+    tables: str
     partial: bool
 
     def narrow(self, table: torch.Tensor) -> torch.Tensor:
         """Each number of a table once."""
-        return table[..., ::2] if self.pairs else table[..., : table.shape[-1] // 2]
+        if self.tables == "pairs":
+            return table[..., ::2]
+        return table if self.tables == "once" else table[..., : table.shape[-1] // 2]
 
     def wide(self, table: torch.Tensor) -> torch.Tensor:
-        """Each number of a table twice."""
-        return table.repeat_interleave(2, -1) if self.pairs else torch.cat((table, table), -1)
+        """The table as the function has it, of each number once."""
+        if self.tables == "pairs":
+            return table.repeat_interleave(2, -1)
+        return table if self.tables == "once" else torch.cat((table, table), -1)
 
 
 def rotation_of(module: nn.Module) -> tuple[str, Style] | str | None:
@@ -59,6 +65,8 @@ def rotation_of(module: nn.Module) -> tuple[str, Style] | str | None:
         except (TypeError, ValueError):
             continue
         if arguments[:4] != _FIRST:
+            if "rotary" in name and len(arguments) > 1:
+                reasons.append(f"{name}: it takes {', '.join(arguments)}")
             continue
         found = _style(function)
         if isinstance(found, Style):
@@ -78,17 +86,16 @@ def _style(function: Callable[..., Any]) -> Style | str:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
     cos, sin = random(2, 5, 4), random(2, 5, 4)
-    reason = "it turns queries and keys in another way"
-    for interleaved, pairs in ((False, False), (True, False), (True, True)):
+    failures: list[str] = []
+    for interleaved, tables in _KNOWN:
         agree = []
         for width in (8, 12):  # of heads: as the tables', and wider
             q, k = random(2, 3, 5, width), random(2, 1, 5, width)
-            style = Style(interleaved, pairs, width > 8)
+            style = Style(interleaved, tables, width > 8)
             try:
                 got = function(q, k, style.wide(cos), style.wide(sin))
             except Exception as error:  # whatever it says to arguments that it does not know
-                if width == 8:
-                    reason = f"it failed on random input: {type(error).__name__}: {error}"
+                failures.append(f"{type(error).__name__}: {error}")
                 break
             want = _turn(q, k, cos, sin, style, reference.rope)
             if len(got) != 2 or not all(map(_agree, got, want)):
@@ -96,7 +103,9 @@ def _style(function: Callable[..., Any]) -> Style | str:
             agree.append(style)
         if agree:
             return agree[-1]
-    return reason
+    if len(failures) == len(_KNOWN):
+        return f"it failed on random input: {failures[0]}"
+    return "it turns queries and keys in another way"
 
 
 def _agree(got: torch.Tensor, want: torch.Tensor) -> bool:
@@ -119,7 +128,9 @@ def tables_fit(module: nn.Module, style: Style) -> bool:
         if len(tables) != 2:
             return False
         for table in tables:
-            if not isinstance(table, torch.Tensor) or table.dim() != 3 or table.shape[-1] % 2:
+            if not isinstance(table, torch.Tensor) or table.dim() != 3:
+                return False
+            if style.tables != "once" and table.shape[-1] % 2:
                 return False
             if not torch.equal(style.wide(style.narrow(table)), table):
                 return False
@@ -159,14 +170,14 @@ def _with_ours(theirs: Callable[..., Any], style: Style) -> Callable[..., Any]:
         *args: Any,
         **kw: Any,
     ) -> Any:
-        whole = cos.shape[-1] == q.shape[-1]
+        turned = cos.shape[-1] * (2 if style.tables == "once" else 1)
         if not (
             not args
             and kw.get("unsqueeze_dim", 1) == 1
             and q.dim() == 4
             and cos.dim() == 3
             and cos.shape[0] in (1, q.shape[0])
-            and (whole or (style.partial and cos.shape[-1] < q.shape[-1]))
+            and (turned == q.shape[-1] or (style.partial and turned < q.shape[-1]))
             and (q.shape[2:], q.dtype) == (k.shape[2:], k.dtype)
             and not cos.requires_grad
         ):
