@@ -19,13 +19,14 @@
   void swiglu_forward(const SwigluArgs&);               \
   void swiglu_backward(const SwigluArgs&);              \
   void linear_cross_entropy(LinearCrossEntropyArgs&);   \
+  void linear(const LinearArgs&);                       \
   }
 #define LF_KERNELS(isa)                                                                \
   Kernels {                                                                            \
     #isa, isa::attention_forward, isa::attention_backward, isa::cross_entropy_forward, \
         isa::cross_entropy_backward, isa::cross_entropy_fused, isa::rms_norm_forward,  \
         isa::rms_norm_backward, isa::rope, isa::swiglu_forward, isa::swiglu_backward,  \
-        isa::linear_cross_entropy                                                      \
+        isa::linear_cross_entropy, isa::linear                                         \
   }
 
 namespace llama_fast {

@@ -3,6 +3,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/cross_entropy.h"
+#include "cpu/linear.h"
 #include "cpu/linear_cross_entropy.h"
 #include "cpu/rms_norm.h"
 #include "cpu/rope.h"
@@ -23,6 +24,7 @@ struct Kernels {
   void (*swiglu_forward)(const SwigluArgs&);
   void (*swiglu_backward)(const SwigluArgs&);
   void (*linear_cross_entropy)(LinearCrossEntropyArgs&);
+  void (*linear)(const LinearArgs&);
 };
 
 // The best that this processor runs, or the one that LLAMA_FAST_ISA names. Throws

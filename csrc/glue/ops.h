@@ -58,6 +58,8 @@ std::tuple<Tensor, Tensor> rms_norm_backward(Tensor grad_y, OptionalTensor grad_
 std::tuple<Tensor, Tensor> rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved,
                                 bool inverse);
 
+Tensor linear(Tensor input, Tensor weight, OptionalTensor bias);
+
 Tensor swiglu(Tensor gate, Tensor up);
 
 std::tuple<Tensor, Tensor> swiglu_backward(Tensor grad_out, Tensor gate, Tensor up,

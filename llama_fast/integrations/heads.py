@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llama_fast.integrations.lazy_logits import LazyLogits, stand_for
+from llama_fast.ops.linear import linear
 
 FLAG = "_llama_fast_is_lazy"  # of a head while its model makes a loss
 
@@ -34,7 +35,7 @@ def head_forward(head: nn.Linear, input: torch.Tensor) -> torch.Tensor | LazyLog
     """The head's forward: logits, or what stands for them while the model makes its loss."""
     if getattr(head, FLAG, False) and not (head._forward_hooks or head._forward_pre_hooks):
         return stand_for(input, head)
-    return nn.functional.linear(input, head.weight, head.bias)
+    return linear(input, head.weight, head.bias)
 
 
 def model_forward(

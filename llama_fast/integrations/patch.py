@@ -30,7 +30,7 @@ class Entry:
     Attributes:
         name: of the module in the model, "" for the model itself.
         module: name of its class.
-        part: "attention", "loss", "rms_norm", "rope", "mlp" or "torch".
+        part: "attention", "loss", "rms_norm", "rope", "mlp", "linear" or "torch".
         replaced: whether our kernel serves now.
         reason: why not; "" where it does.
     """
@@ -96,6 +96,7 @@ def patch(
     rms_norm: bool = True,
     rope: bool = True,
     mlp: bool = True,
+    linear: bool = True,
 ) -> Report:
     """Put the fused kernels into a model, in place; :func:`unpatch` takes them out.
 
@@ -112,6 +113,8 @@ def patch(
         rms_norm: RMSNorm.
         rope: rotary positions of queries and keys.
         mlp: gated MLPs with SiLU.
+        linear: linear maps, which decoding on a CPU then does at the speed of memory; all else is
+            torch's.
 
     Returns:
         A :class:`Report`, to print, or to use as ``with llama_fast.patch(model):``.
@@ -121,7 +124,14 @@ def patch(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    options = {"attention": attention, "loss": loss, "rms_norm": rms_norm, "rope": rope, "mlp": mlp}
+    options = {
+        "attention": attention,
+        "loss": loss,
+        "rms_norm": rms_norm,
+        "rope": rope,
+        "mlp": mlp,
+        "linear": linear,
+    }
     for name, value in options.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected a bool, got {value!r}")
@@ -130,6 +140,8 @@ def patch(
     simple: list[tuple[str, Callable[[nn.Module], structure.Replacement]]] = []
     if rms_norm:
         simple.append(("rms_norm", structure.norm_replacement))
+    if linear:
+        simple.append(("linear", structure.linear_replacement))
     if mlp:
         simple.append(("mlp", structure.mlp_replacement))
     for name, module in model.named_modules():
@@ -177,7 +189,8 @@ def unpatch(model: nn.Module) -> None:
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Have `forward` (module, ...) serve for a module until :func:`unpatch`."""
     ours = functools.partial(forward, module)
-    setattr(ours, _BEFORE, vars(module).get("forward"))
+    before = vars(module).get("forward")
+    setattr(ours, _BEFORE, getattr(before, _BEFORE, before))  # one of ours may be there already
     module.forward = ours
 
 

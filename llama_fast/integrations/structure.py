@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from llama_fast import reference
+from llama_fast.ops.linear import linear
 from llama_fast.ops.rms_norm import rms_norm
 from llama_fast.ops.swiglu import swiglu
 
@@ -63,6 +64,16 @@ def norm_forward(
         return type(module).forward(module, input)
     out: torch.Tensor = rms_norm(input, weight, getattr(module, eps_name), offset=offset)
     return out
+
+
+def linear_replacement(module: nn.Module) -> Replacement:
+    """Our forward for torch's Linear; None for everything else, subclasses too."""
+    return linear_forward if type(module) is nn.Linear else None
+
+
+def linear_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    """The linear map; by our kernel in decoding."""
+    return linear(input, module.weight, module.bias)
 
 
 def mlp_replacement(module: nn.Module) -> Replacement:

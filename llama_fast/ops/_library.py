@@ -61,6 +61,8 @@ SCHEMAS = (
     # The other direction (inverse) is the backward.
     "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, bool inverse) "
     "-> (Tensor q, Tensor k)",
+    # For a few rows, without gradients; torch's own serves all else.
+    "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     "swiglu(Tensor gate, Tensor up) -> Tensor",
     # Bits of grad_mask: gate, up.
     "swiglu_backward(Tensor grad_out, Tensor gate, Tensor up, int grad_mask) "
@@ -80,6 +82,7 @@ _COMPILED_CPU_OPS = frozenset(
         "attention",
         "attention_decode",
         "cross_entropy",
+        "linear",
         "linear_cross_entropy",
         "rms_norm",
         "rope",

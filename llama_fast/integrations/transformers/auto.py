@@ -8,7 +8,7 @@ import transformers
 
 from llama_fast.integrations.patch import patch
 
-_PARTS = ("attention", "loss", "rms_norm", "rope", "mlp")
+_PARTS = ("attention", "loss", "rms_norm", "rope", "mlp", "linear")
 
 
 class AutoModelForCausalLM:

@@ -1,0 +1,206 @@
+"""What `llama_fast.patch` gives SmolLM2-135M of transformers: training, memory, generation.
+
+    python -m benchmarks.dropin [--quick]        (`make bench-dropin`)
+
+Three copies of one model in one process take turns: stock (eager), stock through `torch.compile`,
+and patched. Medians of the rounds. Memory is that of a process for each side alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llama_fast
+from llama_fast.demo import fetch, memory
+
+SIDES = ("stock", "compiled", "patched")
+BATCH, LENGTH = 2, 512
+PROMPT = (
+    "The history of the steam engine begins long before the railways. In the first century, Hero "
+    "of Alexandria described a sphere that turned when the water in it boiled."
+)
+NEW_TOKENS = 128
+
+
+def write_checkpoint(folder: Path) -> list[int]:
+    """The demo's SmolLM2-135M as a folder that transformers loads; the tokens of the prompt."""
+    model, tokenizer = llama_fast.models.load(fetch.smollm2_path(), dtype=torch.float32)
+    llama_fast.models.save(model, folder)
+    assert tokenizer is not None
+    return tokenizer.encode(PROMPT)
+
+
+def prepared(side: str, folder: Path, dtype: torch.dtype) -> tuple[Any, Callable[..., Any]]:
+    """(model, what to call) of one side."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if side == "patched":
+        llama_fast.patch(model)
+    return model, torch.compile(model) if side == "compiled" else model
+
+
+class Training:
+    """Training steps of one side: forward, backward, AdamW."""
+
+    def __init__(self, side: str, folder: Path, dtype: torch.dtype) -> None:
+        self.model, self.call = prepared(side, folder, dtype)
+        self.model.train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-5, fused=True)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def step(self) -> float:
+        """One step on random tokens; its loss."""
+        vocabulary = self.model.config.vocab_size
+        tokens = torch.randint(vocabulary, (BATCH, LENGTH), generator=self.generator)
+        loss = self.call(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+def in_turns(
+    runs: dict[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
+    """Seconds and results of each side, a round after the other; the first is not counted."""
+    seconds: dict[str, list[float]] = {side: [] for side in runs}
+    results: dict[str, list[Any]] = {side: [] for side in runs}
+    for turn in range(rounds + 1):
+        order = list(runs) if turn % 2 else list(reversed(runs))
+        for side in order:
+            begin = time.perf_counter()
+            results[side].append(runs[side]())
+            if turn:
+                seconds[side].append(time.perf_counter() - begin)
+    return seconds, results
+
+
+def training(
+    folder: Path, dtype: torch.dtype, rounds: int, which: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Tokens a second of each side, and how far the losses go apart."""
+    sides = {side: Training(side, folder, dtype) for side in which}
+    seconds, losses = in_turns({side: s.step for side, s in sides.items()}, rounds)
+    return {
+        side: {
+            "tokens_per_second": BATCH * LENGTH / statistics.median(seconds[side]),
+            "loss_difference": max(
+                abs(a - b) / b for a, b in zip(losses[side], losses["stock"], strict=True)
+            ),
+        }
+        for side in which
+    }
+
+
+def peak(side: str, folder: Path, dtype: torch.dtype) -> dict[str, int]:
+    """Memory of two training steps in this process: the most, and that before them."""
+    run = Training(side, folder, dtype)
+    if side == "compiled":
+        run.step()  # the compiler's own memory is not the model's
+    before = memory.resident()
+    memory.reset_peak()
+    for _ in range(2):
+        run.step()
+    return {"peak": memory.peak(), "before": before}
+
+
+def peak_apart(side: str, folder: Path, dtype: str) -> dict[str, int]:
+    """:func:`peak` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.dropin", "--peak", side, dtype, str(folder)]
+    got = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, int] = json.loads(got.stdout.splitlines()[-1])
+    return found
+
+
+def generation(folder: Path, prompt: list[int], dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+    """Tokens a second of greedy generation, stock and patched, and whether they are the same."""
+    tokens = torch.tensor([prompt])
+    runs: dict[str, Callable[[], list[int]]] = {}
+    for side in ("stock", "patched"):
+        model = prepared(side, folder, dtype)[0].eval()
+
+        def run(model: Any = model) -> list[int]:
+            out = model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                min_new_tokens=NEW_TOKENS,
+                max_new_tokens=NEW_TOKENS,
+                pad_token_id=0,
+            )
+            found: list[int] = out[0].tolist()
+            return found
+
+        runs[side] = run
+    seconds, texts = in_turns(runs, rounds)
+    same = texts["stock"][0] == texts["patched"][0]
+    return {
+        side: {"tokens_per_second": NEW_TOKENS / statistics.median(seconds[side]), "same": same}
+        for side in runs
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Measure and print."""
+    if argv[:1] == ["--peak"]:
+        print(json.dumps(peak(argv[1], Path(argv[3]), getattr(torch, argv[2]))))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two rounds, no torch.compile")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    rounds = 2 if arguments.quick else arguments.rounds
+    sides = ("stock", "patched") if arguments.quick else SIDES
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prompt = write_checkpoint(folder)
+        for dtype in (torch.bfloat16, torch.float32):
+            report(folder, prompt, dtype, rounds, sides)
+    return 0
+
+
+def report(
+    folder: Path, prompt: list[int], dtype: torch.dtype, rounds: int, sides: Sequence[str]
+) -> None:
+    """Everything in one precision, as rows of a table."""
+    name = str(dtype).removeprefix("torch.")
+    trained = training(folder, dtype, rounds, sides)
+    ours = trained["patched"]["tokens_per_second"]
+    for side in sides:
+        speed = trained[side]["tokens_per_second"]
+        print(f"training, {name}, {side:<8} {speed:7.1f} tokens/s   patched: {ours / speed:.2f}x")
+    print(f"  losses at most {trained['patched']['loss_difference']:.1e} from stock's")
+    memory = {side: peak_apart(side, folder, name) for side in sides}
+    for side in sides:
+        most, extra = memory[side]["peak"], memory[side]["peak"] - memory[side]["before"]
+        mine = memory["patched"]["peak"]
+        print(
+            f"memory,   {name}, {side:<8} {most / 1e9:7.2f} GB, {extra / 1e9:.2f} GB of it above "
+            f"the loaded model   patched: {mine / most:.0%}"
+        )
+    generated = generation(folder, prompt, dtype, max(2, rounds // 2))
+    ours = generated["patched"]["tokens_per_second"]
+    for side, found in generated.items():
+        speed = found["tokens_per_second"]
+        print(f"generate, {name}, {side:<8} {speed:7.1f} tokens/s   patched: {ours / speed:.2f}x")
+    same = "the same" if generated["patched"]["same"] else "OTHER"
+    print(f"  {same} {NEW_TOKENS} tokens as stock", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

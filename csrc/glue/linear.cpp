@@ -1,0 +1,40 @@
+// The linear map of a few rows: tensors to kernel arguments. ops/linear.py calls it where it pays;
+// the checks here only keep a direct call of the operator from reading outside its tensors.
+#include "cpu/linear.h"
+
+#include "cpu/dispatch.h"
+#include "glue/tensors.h"
+
+namespace llama_fast {
+
+Tensor linear(Tensor input, Tensor weight, OptionalTensor bias) {
+  STD_TORCH_CHECK(input.dim() >= 1 && weight.dim() == 2 &&
+                      input.size(input.dim() - 1) == weight.size(1) &&
+                      input.scalar_type() == weight.scalar_type(),
+                  "llama_fast::linear: input and weight do not fit");
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) &&
+                            bias->scalar_type() == weight.scalar_type()),
+                  "llama_fast::linear: bias does not fit");
+  if (!input.is_contiguous()) input = torch::stable::contiguous(input);
+  if (weight.stride(1) != 1) weight = torch::stable::contiguous(weight);
+  if (bias && !bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
+  int64_t sizes[kMaxDims];
+  std::copy_n(input.sizes().data(), input.dim(), sizes);
+  sizes[input.dim() - 1] = weight.size(0);
+  Tensor out = new_tensor(sizes, input.dim(), input.scalar_type());
+  LinearArgs a{};
+  a.dtype = dtype_of(input);
+  a.inner = weight.size(1);
+  a.outer = weight.size(0);
+  a.rows = 1;
+  for (int64_t d = 0; d < input.dim() - 1; ++d) a.rows *= sizes[d];
+  a.input = input.data_ptr();
+  a.weight = weight.data_ptr();
+  a.weight_stride = weight.stride(0);
+  a.bias = bias ? bias->data_ptr() : nullptr;
+  a.out = out.data_ptr();
+  if (a.rows > 0 && a.outer > 0) kernels().linear(a);
+  return out;
+}
+
+}  // namespace llama_fast
