@@ -31,6 +31,16 @@ def head_of(model: nn.Module) -> nn.Linear | str:
     return head
 
 
+def can_be_traced(model: nn.Module) -> bool:
+    """Whether torch.compile can follow lazy logits to the loss of `model`.
+
+    It has its own notion of the module `torch.nn.CrossEntropyLoss` made within a forward, which
+    takes nothing but tensors.
+    """
+    forward = inspect.unwrap(type(model).forward)
+    return "CrossEntropyLoss" not in forward.__code__.co_names
+
+
 def head_forward(head: nn.Linear, input: torch.Tensor) -> torch.Tensor | LazyLogits:
     """The head's forward: logits, or what stands for them while the model makes its loss."""
     if getattr(head, FLAG, False) and not (head._forward_hooks or head._forward_pre_hooks):
@@ -39,11 +49,14 @@ def head_forward(head: nn.Linear, input: torch.Tensor) -> torch.Tensor | LazyLog
 
 
 def model_forward(
-    model: nn.Module, *args: Any, _head: nn.Linear, _before: Any, **kwargs: Any
+    model: nn.Module, *args: Any, _head: nn.Linear, _before: Any, _traced: bool, **kwargs: Any
 ) -> Any:
     """The model's forward; in training with labels its logits are lazy."""
     forward = type(model).forward.__get__(model) if _before is None else _before
-    if not (model.training and torch.is_grad_enabled() and _has_labels(model, args, kwargs)):
+    lazy = _traced or not torch.compiler.is_compiling()
+    if not (lazy and model.training and torch.is_grad_enabled()) or not _has_labels(
+        model, args, kwargs
+    ):
         return forward(*args, **kwargs)
     setattr(_head, FLAG, True)
     try:

@@ -233,6 +233,7 @@ def _patch_rope(report: Report, model: nn.Module) -> None:
         elif "forward" in vars(module):
             _apply(report, name, module, "rope", "something else has replaced its forward")
         else:
+            rotary.rewired(type(module).forward, *found)  # torch.compile cannot make functions
             forward = functools.partial(rotary.attention_forward, _name=function, _style=style)
             _apply(report, name, module, "rope", forward)
 
@@ -250,5 +251,7 @@ def _patch_loss(report: Report, name: str, model: nn.Module) -> None:
         name,
         model,
         "loss",
-        functools.partial(heads.model_forward, _head=head, _before=before),
+        functools.partial(
+            heads.model_forward, _head=head, _before=before, _traced=heads.can_be_traced(model)
+        ),
     )

@@ -141,10 +141,11 @@ def attention_forward(
     module: nn.Module, *args: Any, _name: str, _style: Style, **kwargs: Any
 ) -> Any:
     """The forward of a layer's class, turning queries and keys by our kernel."""
-    return _rewired(type(module).forward, _name, _style)(module, *args, **kwargs)
+    return rewired(type(module).forward, _name, _style)(module, *args, **kwargs)
 
 
-def _rewired(original: Any, name: str, style: Style) -> Callable[..., Any]:
+def rewired(original: Any, name: str, style: Style) -> Callable[..., Any]:
+    """The function `original` with ours under the global name `name`; made once."""
     key = (original, name)
     if key not in _REWIRED:
         scope = dict(original.__globals__)
