@@ -14,6 +14,15 @@ from llama_fast import generate, models
 from llama_fast._version import __version__
 from llama_fast.eval import evaluate
 from llama_fast.integrations import patch, unpatch
+from llama_fast.integrations.flash_attn import (
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+    flash_attn_with_kvcache,
+)
 from llama_fast.models import LLaMA
 from llama_fast.ops import (
     attention,
@@ -41,6 +50,13 @@ __all__ = [
     "cross_entropy",
     "empty_cache",
     "evaluate",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
     "generate",
     "linear_cross_entropy",
     "models",

@@ -1,0 +1,78 @@
+"""What flash-attn calls S_dmask: the probabilities, with a sign where dropout struck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llama_fast.ops.attention import attention
+
+
+class Pattern:
+    """Repeats the dropout of an attention call; to be made right before that call.
+
+    The weights of a call with dropout are what it makes of an identity matrix for values, from the
+    same state of the random generators.
+    """
+
+    def __init__(self, device: torch.device, dropout_p: float) -> None:
+        self.dropout_p = dropout_p
+        if dropout_p == 0:
+            return
+        self.devices = [device] if device.type == "cuda" else []
+        self.state = torch.get_rng_state()
+        self.device_states = [torch.cuda.get_rng_state(d) for d in self.devices]
+
+    def dense(self, q: torch.Tensor, k: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        """(B,H,S,T) for q (B,H,S,D) and k (B,K,T,D); empty without dropout."""
+        if self.dropout_p == 0:
+            return q.new_empty(0)
+        B, K, T = k.shape[:3]
+        values = torch.eye(T, dtype=q.dtype, device=q.device).expand(B, K, T, T)
+        return self._signed(q, k, values, options)
+
+    def varlen(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        most: tuple[int, int],
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        """(B,H,S,T) for packed q (N,H,D) and k (M,K,D), `most` = (S, T); zero past the ends."""
+        if self.dropout_p == 0:
+            return q.new_empty(0)
+        cu_q, cu_k = options["cu_seqlens_q"], options["cu_seqlens_k"]
+        _, column = _places(cu_k, k.shape[0])
+        values = torch.zeros(k.shape[0], most[1], dtype=q.dtype, device=q.device)
+        values.scatter_(1, column.unsqueeze(1), 1)
+        values = values.unsqueeze(1).expand(-1, k.shape[1], -1)
+        signed = self._signed(q, k, values, options)
+        result = q.new_zeros(cu_q.numel() - 1, q.shape[1], *most)
+        sequence, row = _places(cu_q, q.shape[0])
+        result[sequence, :, row] = signed
+        return result
+
+    @torch.no_grad()
+    def _signed(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        values: torch.Tensor,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        probabilities = attention(q, k, values, **options)
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.state)
+            for device, state in zip(self.devices, self.device_states, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            kept = attention(q, k, values, dropout_p=self.dropout_p, **options) != 0
+        return torch.where(kept, probabilities, -probabilities)
+
+
+def _places(offsets: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every row of packed sequences: which sequence, and where in it."""
+    row = torch.arange(rows, device=offsets.device)
+    offsets = offsets.long()
+    sequence = torch.searchsorted(offsets[1:], row, right=True)
+    return sequence, row - offsets[sequence]

@@ -1,0 +1,123 @@
+"""flash-attn's functions on sequences of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llama_fast.integrations.flash_attn import checks
+from llama_fast.integrations.flash_attn.dropout_pattern import Pattern
+from llama_fast.ops.attention import attention
+
+
+def flash_attn_func(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Sequence[int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+) -> Any:
+    """Attention with flash-attn's layout: (B,S,H,D), read as it lies.
+
+    Args:
+        q: queries (B,S,H,D); float64, float32, bfloat16 or float16. Any strides.
+        k: keys (B,T,K,D) with H a multiple of K; dtype of `q`.
+        v: values (B,T,K,Dv); dtype of `q`.
+        dropout_p: probability of dropping a weight; 0.0 for evaluation.
+        softmax_scale: multiplies q . k; default 1 / sqrt(D).
+        causal: query i sees the keys j <= i + T - S (the last query beside the last key).
+        window_size: (left, right): query i sees the keys from i + T - S - left to
+            i + T - S + right; -1 for no bound. `causal` makes right 0.
+        softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0.0 for none.
+        alibi_slopes: (H,) or (B,H) float; adds ``-slope * |i + T - S - j|``. Differentiable here.
+        deterministic: has no effect, since all our kernels are.
+        return_attn_probs: also return the two below.
+
+    Returns:
+        out (B,S,H,Dv); rows that see no key are zero. With `return_attn_probs` a triple
+        (out, softmax_lse, S_dmask): softmax_lse (B,H,S), the log of the softmax's denominator, in
+        float32 (float64 for float64 input), -inf where no key is seen, differentiable here; S_dmask
+        as in flash-attn empty without dropout, else (B,H,S,T): the probabilities before dropout,
+        negative where they were dropped; no gradient.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or numbers that do not fit; names the argument.
+    """
+    checks.heads(q, k, v, ("(B,S,H,D)", "(B,T,K,D)", "(B,T,K,Dv)"))
+    if k.shape[0] != q.shape[0]:
+        raise ValueError(f"k: expected the batch size of q, {q.shape[0]}, got {k.shape[0]}")
+    options = checks.options(softmax_scale, causal, window_size, softcap, alibi_slopes)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if not return_attn_probs:
+        return attention(q, k, v, dropout_p=dropout_p, **options).transpose(1, 2)
+    pattern = Pattern(q.device, dropout_p)
+    out, lse = attention(q, k, v, dropout_p=dropout_p, return_lse=True, **options)
+    return out.transpose(1, 2), lse, pattern.dense(q, k, options)
+
+
+def flash_attn_qkvpacked_func(
+    qkv: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Sequence[int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+) -> Any:
+    """:func:`flash_attn_func` of queries, keys and values in one tensor (B,S,3,H,D)."""
+    checks.packed("qkv", qkv, 3, 2, "(B,S,3,H,D)")
+    q, k, v = qkv.unbind(2)
+    return flash_attn_func(
+        q,
+        k,
+        v,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        deterministic,
+        return_attn_probs,
+    )
+
+
+def flash_attn_kvpacked_func(
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Sequence[int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+) -> Any:
+    """:func:`flash_attn_func` of queries (B,S,H,D), and keys and values in one (B,T,2,K,D)."""
+    checks.packed("kv", kv, 2, 2, "(B,T,2,K,D)")
+    k, v = kv.unbind(2)
+    return flash_attn_func(
+        q,
+        k,
+        v,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        deterministic,
+        return_attn_probs,
+    )
