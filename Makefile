@@ -25,7 +25,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-triton test-cuda gpu-compile gpu-compile-oldest lint format bench bench-cpu build wheel test-sanitize aarch64 clean
+.PHONY: help demo test test-triton test-cuda gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -77,6 +77,9 @@ bench: $(installed) $(built)  ## time every op and rival with pytest-benchmark
 
 bench-cpu: $(installed) $(built)  ## measure the suite: table, plots and JSON in benchmarks/results
 	$(VENV)/bin/llama-fast bench --out benchmarks/results $(ARGS)
+
+bench-dropin: $(installed) $(built)  ## measure SmolLM2 of transformers, stock beside patched
+	$(py) -m benchmarks.dropin $(ARGS)
 
 build: $(VENV)/.torch  ## compile what changed
 	$(py) setup.py -q build_ext --inplace

@@ -13,7 +13,7 @@ from tests.paths import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "migrate.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-CALLS = sorted(set(re.findall(r"llama_fast\.(\w+)\(", PAGE)) - {"accelerate"})
+CALLS = sorted(set(re.findall(r"llama_fast\.(\w+)\(", PAGE)))
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
