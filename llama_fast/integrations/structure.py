@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from llama_fast import reference
+from llama_fast.integrations import recompute
 from llama_fast.ops.linear import linear
 from llama_fast.ops.rms_norm import rms_norm
 from llama_fast.ops.swiglu import swiglu
@@ -62,8 +63,8 @@ def norm_forward(
     weight = module.weight
     if weight.dtype != input.dtype:  # the module knows what comes of two dtypes
         return type(module).forward(module, input)
-    out: torch.Tensor = rms_norm(input, weight, getattr(module, eps_name), offset=offset)
-    return out
+    make = functools.partial(rms_norm, eps=getattr(module, eps_name), offset=offset)
+    return recompute.mark(make(input, weight), make, input, weight)
 
 
 def linear_replacement(module: nn.Module) -> Replacement:
@@ -72,8 +73,9 @@ def linear_replacement(module: nn.Module) -> Replacement:
 
 
 def linear_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
-    """The linear map; by our kernel in decoding."""
-    return linear(input, module.weight, module.bias)
+    """The linear map; by our kernel in decoding; keeps no input that is quickly made again."""
+    with recompute.instead_of(input):
+        return linear(input, module.weight, module.bias)
 
 
 def mlp_replacement(module: nn.Module) -> Replacement:
@@ -121,7 +123,7 @@ def _mlp(
         a, b = halves if gate == up else reversed(halves)
     else:
         a, b = getattr(module, gate)(input), getattr(module, up)(input)
-    out: torch.Tensor = getattr(module, down)(product(a, b))
+    out: torch.Tensor = getattr(module, down)(recompute.mark(product(a, b), product, a, b))
     return out
 
 
