@@ -8,6 +8,7 @@ taking the attribute away leaves nothing behind.
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -191,7 +192,16 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     ours = functools.partial(forward, module)
     before = vars(module).get("forward")
     setattr(ours, _BEFORE, getattr(before, _BEFORE, before))  # one of ours may be there already
+    # generate() and Trainer look there for what they may give to a model.
+    vars(ours)["__signature__"] = _signature(type(module).forward)
     module.forward = ours
+
+
+@functools.cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """Of a module's forward, without the module and without types, which may not be picklable."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    return inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
 
 
 def _of_kind(
