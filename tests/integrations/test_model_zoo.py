@@ -74,6 +74,8 @@ PARTS = {
     "dinov2": "attention 2/2, loss 0/1",
     "whisper": "attention 6/6, loss 1/1",
 }
+# They computed attention themselves before transformers 5.1 or later.
+IN_OLDER_TRANSFORMERS = {}
 DRAWS = 6
 COMPILED = ["llama", "gemma2", "cohere2", "gpt_neox", "deepseek_v3", "bert", "t5"]
 
@@ -99,19 +101,27 @@ def pooled(values):
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_no_further_from_float64_than_stock(name, dtype):
     batches = list(zoo.batches(name, build(name)))
-    stock, patched = [], []
-    rounding = torch.finfo(dtype).eps / 2
+    stock, patched = {}, {}  # the errors of each result, of all of them in None
+
+    def suspicions():
+        bound = pooled(stock[None]) + torch.finfo(dtype).eps / 2
+        if pooled(patched[None]) > bound:
+            yield f"{pooled(patched[None]):.2e} off, stock {pooled(stock[None]):.2e}"
+        for result, errors in patched.items():
+            bound = 2 * max(pooled(stock[result]), pooled(stock[None]))
+            if pooled(errors) > bound:
+                yield f"{result} is {pooled(errors):.2e} off, bound {bound:.2e}"
+
     for seed in range(DRAWS):  # errors are draws of chance: under suspicion, more of them
         for what in batches:
-            theirs, ours = parity.measured(name, what, dtype, seed)
-            stock.append(parity.overall(theirs))
-            patched.append(parity.overall(ours))
-            for result, (_, error) in ours.items():
-                bound = 2 * max(theirs[result][1], stock[-1])
-                assert error <= bound, f"{what}: {result} is {error:.2e} off, bound {bound:.2e}"
-        if pooled(patched) <= pooled(stock) + rounding:
+            found_both = parity.measured(name, what, dtype, seed)
+            for errors, found in zip((stock, patched), found_both, strict=True):
+                errors.setdefault(None, []).append(parity.overall(found))
+                for result, (_, error) in found.items():
+                    errors.setdefault(result, []).append(error)
+        if not list(suspicions()):
             return
-    pytest.fail(f"{pooled(patched):.2e} off in {DRAWS} draws, stock {pooled(stock):.2e}")
+    pytest.fail(f"in {DRAWS} draws: " + "; ".join(suspicions()))
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -126,7 +136,7 @@ def test_report(name):
     assert all(linear)
     order = ["attention", "rms_norm", "rope", "mlp", "loss"]
     said = ", ".join(f"{p} {sum(found[p])}/{len(found[p])}" for p in order if p in found)
-    assert said == PARTS[name]
+    assert said in (PARTS[name], IN_OLDER_TRANSFORMERS.get(name))
 
 
 def attributes(model):
@@ -212,11 +222,23 @@ def test_generates_the_same_tokens(name, cache):
 def test_compile(name):
     model = build(name)
     inputs = zoo.batches(name, model)["plain"]
+
+    def compiled():
+        torch.compiler.reset()
+        other = copy.copy(model)
+        other.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+        return parity.results(other, inputs)
+
     llama_fast.patch(model)
     want = parity.results(model, inputs)
-    torch.compiler.reset()
-    compiled = copy.copy(model)
-    compiled.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
-    got = parity.results(compiled, inputs)
+    try:
+        got = compiled()
+    except Exception:
+        llama_fast.unpatch(model)
+        try:
+            compiled()
+        except Exception as error:
+            pytest.skip(f"stock cannot be compiled: {type(error).__name__}")
+        raise
     for key, value in want.items():
         torch.testing.assert_close(got[key], value, msg=lambda m, key=key: f"{key}: {m}")

@@ -163,7 +163,7 @@ def _architectures() -> Iterator[Architecture]:
     yield A(
         "gpt_neo",
         "attention of its own, windows in every other layer",
-        config={"attention_types": [[["global", "local"], 1]], "window_size": 12},
+        config={"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 12},
     )
     yield A("gpt_neox", "queries, keys and values in one matrix, attention beside MLP")
     yield A("gptj", "attention of its own, rotation of part of each head", config={"rotary_dim": 8})
@@ -299,7 +299,11 @@ def config_of(name: str, **more: Any) -> Any:
         default = transformers.AutoConfig.for_model(name)
     except ValueError as error:
         raise Unknown(f"transformers {transformers.__version__} has no {name}") from error
-    known = {key: value for key, value in SIZES.items() if hasattr(default, key)}
+    known = {
+        key: value
+        for key, value in SIZES.items()
+        if hasattr(default, key) or key.endswith("_token_id")
+    }
     silent = {
         key: 0.0
         for key, value in default.to_dict().items()
