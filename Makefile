@@ -20,16 +20,17 @@ built     := build/native/.built
 installed := $(VENV)/.installed
 wheel_env := build/wheel-venv
 triton_oldest := build/triton-3.6.0
+transformers_oldest := build/transformers-5.0.0
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-triton test-cuda gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin build wheel test-sanitize aarch64 clean
+.PHONY: help demo test test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(installed) $(built)  ## load, run, train and score a real model (ARGS=--quick for less)
 	$(VENV)/bin/llama-fast demo $(ARGS)
@@ -50,6 +51,13 @@ test-triton: $(installed) $(built)  ## run the Triton kernels' tests alone
 test-cuda: $(installed) $(built)  ## run the CUDA kernels' tests without a GPU
 	LLAMA_FAST_EMULATE_CUDA=1 $(py) setup.py -q build_ext
 	LLAMA_FAST_EMULATE_CUDA=1 $(pytest) tests/ops tests/cuda -k cuda $(ARGS)
+
+# With what that version requires; not in place of the versions of .venv.
+test-transformers-oldest: $(installed) $(built)  ## run the drop-in's tests with the lowest transformers
+	test -d $(transformers_oldest) || { \
+	$(py) -m pip install --quiet --target $(transformers_oldest).part transformers==5.0.0 && \
+	rm -rf $(transformers_oldest).part/numpy* && mv $(transformers_oldest).part $(transformers_oldest); }
+	PYTHONPATH=$(transformers_oldest) $(pytest) tests/integrations -k "not flash_attn" $(ARGS)
 
 gpu-compile: $(installed)  ## compile the GPU kernels for sm_80, sm_90, sm_100 (ARGS="rope --quiet")
 	$(py) kernels/_compile.py $(ARGS)

@@ -23,6 +23,10 @@ Results = dict[str, torch.Tensor]
 ZERO = 1e-9  # of a common gradient: what float64 leaves of a sum that is 0
 
 
+class NoTruth(Exception):
+    """Stock fails in float64."""
+
+
 class _NothingNarrow(TorchFunctionMode):
     """Inside, what would be made float32 is made float64."""
 
@@ -63,8 +67,11 @@ def truth(model: Any, inputs: Inputs) -> Results:
     for module in wide.modules():
         if hasattr(getattr(module, "config", None), "_experts_implementation"):
             module.config._experts_implementation = "eager"  # others have no float64
-    with _NothingNarrow():
-        found = results(wide, inputs)
+    try:
+        with _NothingNarrow():
+            found = results(wide, inputs)
+    except (RuntimeError, TypeError) as error:
+        raise NoTruth(f"stock fails in float64: {type(error).__name__}: {error}") from error
     assert all(value.dtype == torch.float64 for value in found.values())
     return found
 

@@ -74,8 +74,12 @@ PARTS = {
     "dinov2": "attention 2/2, loss 0/1",
     "whisper": "attention 6/6, loss 1/1",
 }
-# They computed attention themselves before transformers 5.1 or later.
-IN_OLDER_TRANSFORMERS = {}
+# In transformers 5.0 these compute attention themselves.
+IN_OLDER_TRANSFORMERS = {
+    "nemotron": "attention 0/2, rope 2/2, loss 1/1",
+    "modernbert": "attention 0/2, mlp 0/2, loss 1/1",
+    "t5": "attention 0/6, rms_norm 12/12, loss 1/1",
+}
 DRAWS = 6
 COMPILED = ["llama", "gemma2", "cohere2", "gpt_neox", "deepseek_v3", "bert", "t5"]
 
@@ -114,7 +118,10 @@ def test_no_further_from_float64_than_stock(name, dtype):
 
     for seed in range(DRAWS):  # errors are draws of chance: under suspicion, more of them
         for what in batches:
-            found_both = parity.measured(name, what, dtype, seed)
+            try:
+                found_both = parity.measured(name, what, dtype, seed)
+            except parity.NoTruth as reason:
+                pytest.skip(str(reason))
             for errors, found in zip((stock, patched), found_both, strict=True):
                 errors.setdefault(None, []).append(parity.overall(found))
                 for result, (_, error) in found.items():
@@ -143,7 +150,17 @@ def attributes(model):
     return [sorted(vars(module)) for module in model.modules()]
 
 
+@pytest.fixture
+def one_thread():
+    """What torch scatters by several threads, experts for one, has other bits each time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.usefixtures("one_thread")
 def test_unpatched_it_is_as_before(name):
     model = build(name)
     inputs = zoo.batches(name, model)["plain"]

@@ -53,6 +53,7 @@ class Architecture:
         config: what differs from SIZES; None leaves a size at transformers' default.
         all_experts: what has every expert chosen. In bfloat16 the choice is a draw of chance near
             a tie, and one other choice is a greater difference than all rounding.
+        stock: attention implementation to compare with; None for transformers' choice.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Architecture:
     kind: str = "causal"
     config: dict[str, Any] = field(default_factory=dict)
     all_experts: dict[str, Any] = field(default_factory=dict)
+    stock: str | None = None
 
 
 def _architectures() -> Iterator[Architecture]:
@@ -318,6 +320,8 @@ def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **config
     """A model in training mode, every parameter random; raises :class:`Unknown`."""
     auto = getattr(transformers, AUTO[ZOO[name].kind])
     model = auto.from_config(config_of(name, **config), dtype=dtype).train()
+    if ZOO[name].stock:
+        model.set_attn_implementation(ZOO[name].stock)
     randomise(model, seed)
     return model
 
