@@ -10,7 +10,7 @@ on top of them stand a Llama model, its checkpoints, training and evaluation.
 
 from typing import Any
 
-from llama_fast import generate, models
+from llama_fast import generate, models, nn
 from llama_fast._version import __version__
 from llama_fast.eval import evaluate
 from llama_fast.integrations import patch, unpatch
@@ -23,6 +23,7 @@ from llama_fast.integrations.flash_attn import (
     flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
 )
+from llama_fast.integrations.torch_functions import accelerate
 from llama_fast.models import LLaMA
 from llama_fast.ops import (
     attention,
@@ -44,6 +45,7 @@ __all__ = [
     "LLaMA",
     "Trainer",
     "__version__",
+    "accelerate",
     "attention",
     "attention_decode",
     "backends",
@@ -60,6 +62,7 @@ __all__ = [
     "generate",
     "linear_cross_entropy",
     "models",
+    "nn",
     "patch",
     "rms_norm",
     "rope",

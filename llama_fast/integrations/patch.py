@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from llama_fast.integrations import heads, rotary, structure
+from llama_fast.integrations import heads, rotary, structure, torch_modules
 
 # Marks a forward as ours, and holds the one that was there before, an instance's too.
 _BEFORE = "llama_fast_before"
@@ -148,6 +148,8 @@ def patch(
     for name, module in model.named_modules():
         for part, find in simple:
             _apply(report, name, module, part, _of_kind(find, module))
+        if options.get(torch_modules.part_of(module) or ""):
+            _apply(report, name, module, "torch", _of_kind(torch_modules.replacement, module))
     if rope:
         _patch_rope(report, model)
     if "transformers" in sys.modules:  # a model of theirs cannot be here otherwise

@@ -1,0 +1,233 @@
+"""torch's own functions on our kernels, in a block of code that stays as it is."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from llama_fast.ops.cross_entropy import cross_entropy
+from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
+from llama_fast.ops.rms_norm import rms_norm
+from llama_fast.ops.scaled_dot_product_attention import scaled_dot_product_attention
+
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+class _NotOurs(Exception):
+    """torch's function has to serve."""
+
+
+def accelerate(
+    *, attention: bool = True, loss: bool = True, rms_norm: bool = True
+) -> TorchFunctionMode:
+    """Within ``with llama_fast.accelerate():`` torch's functions run on the fused kernels.
+
+    The functions are `F.scaled_dot_product_attention`, `F.cross_entropy`, `F.linear_cross_entropy`
+    and `F.rms_norm` of `torch.nn.functional`, by whatever name they are called, by modules of torch
+    (`nn.MultiheadAttention`, too, calls the first) or of others, in this thread. Arguments,
+    results, dtypes and errors are torch's; what our kernels do not take (nested, sparse and meta
+    tensors, subclasses, `torch.func`) torch computes. Backward passes may run outside of the block.
+    Blocks may be nested.
+
+    Args:
+        attention: route `F.scaled_dot_product_attention`.
+        loss: route `F.cross_entropy` and `F.linear_cross_entropy`.
+        rms_norm: route `F.rms_norm`.
+
+    Returns:
+        The context manager, for one use.
+
+    Raises:
+        TypeError: an option is no bool.
+    """
+    options = {"attention": attention, "loss": loss, "rms_norm": rms_norm}
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected a bool, got {value!r}")
+    return _Accelerate(tuple(part for part, on in options.items() if on))
+
+
+def accelerated(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a forward of torch's modules gives, within :func:`accelerate`.
+
+    Nested tensors have a way of their own through torch's layers, closed to functions of others.
+    """
+    if any(isinstance(value, torch.Tensor) and value.is_nested for value in args):
+        return forward(*args, **kwargs)
+    with accelerate():
+        return forward(*args, **kwargs)
+
+
+class _Accelerate(TorchFunctionMode):
+    def __init__(self, parts: tuple[str, ...]) -> None:
+        super().__init__()
+        self._ours = {f: ours for part in parts for f, ours in _ROUTES[part].items()}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], kinds: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        ours = self._ours.get(func)
+        if ours is None:
+            return func(*args, **kwargs)
+        try:
+            return ours(*args, **kwargs)
+        except (_NotOurs, TypeError, ValueError, IndexError):
+            return func(*args, **kwargs)  # torch's result, or its error
+
+
+def _check(*tensors: torch.Tensor | None) -> None:
+    """_NotOurs unless all are ordinary tensors where our kernels are."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise _NotOurs
+    for t in tensors:
+        if t is not None and not (
+            type(t) in (torch.Tensor, torch.nn.Parameter)
+            and t.layout == torch.strided
+            and not t.is_nested
+            and t.device.type in ("cpu", "cuda")
+        ):
+            raise _NotOurs
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    _check(query, key, value, attn_mask)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+    )
+
+
+def _attention_or_torchs(*args: Any, **kwargs: Any) -> torch.Tensor:
+    try:
+        return _attention(*args, **kwargs)
+    except (_NotOurs, TypeError, ValueError, IndexError):
+        return F.scaled_dot_product_attention(*args, **kwargs)
+
+
+def _of_modules() -> Callable[..., Any]:
+    """torch's function behind `torch.nn.MultiheadAttention`, with our attention in its globals.
+
+    A mode is told of that function as a whole, and what torch calls within passes the mode by.
+    """
+    theirs = F.multi_head_attention_forward
+    scope = dict(theirs.__globals__)
+    scope.pop("__name__", None)  # torch.compile would look names up in the module of that name
+    scope["has_torch_function"] = lambda _: False
+    scope["scaled_dot_product_attention"] = _attention_or_torchs
+    made = types.FunctionType(
+        theirs.__code__, scope, theirs.__name__, theirs.__defaults__, theirs.__closure__
+    )
+    made.__kwdefaults__ = theirs.__kwdefaults__
+    return made
+
+
+_heads = _of_modules()
+
+
+def _multi_head(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    _check(query, key, value)
+    return _heads(query, key, value, *args, **kwargs)
+
+
+def _loss(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    _check(input, target, weight)
+    if size_average is not None or reduce is not None:
+        raise _NotOurs
+    loss = cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+    assert isinstance(loss, torch.Tensor)
+    return _as_torchs(loss, input)
+
+
+def _linear_loss(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    linear_bias: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+) -> torch.Tensor:
+    _check(input, linear_weight, target, linear_bias, weight)
+    if linear_weight.dim() != 2 or target.is_floating_point() or options is not None:
+        raise _NotOurs
+    loss = linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        reduction=reduction,
+        ignore_index=-100 if ignore_index is None else ignore_index,
+        label_smoothing=label_smoothing,
+    )
+    assert isinstance(loss, torch.Tensor)
+    return _as_torchs(loss, input)
+
+
+def _as_torchs(loss: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+    """torch's losses have the dtype of the logits, under autocast float32."""
+    if input.dtype in _NARROW and not torch.is_autocast_enabled(input.device.type):
+        return loss.to(input.dtype)
+    return loss
+
+
+def _norm(
+    input: torch.Tensor,
+    normalized_shape: Any,
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    _check(input, weight)
+    shape = tuple(normalized_shape)
+    if weight is None or weight.shape != shape or input.shape[-len(shape) :] != shape:
+        raise _NotOurs
+    if weight.dtype != input.dtype or torch.is_autocast_enabled(input.device.type):
+        raise _NotOurs
+    if eps is None:
+        if input.dtype in _NARROW:  # which epsilon torch takes differs between its versions
+            raise _NotOurs
+        eps = torch.finfo(input.dtype).eps
+    rows = input.flatten(-len(shape)) if len(shape) > 1 else input
+    out = rms_norm(rows, weight.flatten(), eps)
+    assert isinstance(out, torch.Tensor)
+    return out.view(input.shape)
+
+
+_ROUTES: dict[str, dict[Any, Callable[..., Any]]] = {
+    "attention": {
+        F.scaled_dot_product_attention: _attention,
+        F.multi_head_attention_forward: _multi_head,
+    },
+    "loss": {F.cross_entropy: _loss},
+    "rms_norm": {F.rms_norm: _norm, torch.rms_norm: _norm},
+}
+if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
+    _ROUTES["loss"][F.linear_cross_entropy] = _linear_loss

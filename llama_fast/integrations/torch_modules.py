@@ -1,0 +1,40 @@
+"""torch's own modules: attention, transformer layers, losses, norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from llama_fast.integrations.torch_functions import accelerated
+
+# torch's class -> the option of `patch` that it belongs to
+PARTS: dict[type[nn.Module], str] = {
+    nn.MultiheadAttention: "attention",
+    nn.TransformerEncoder: "attention",  # it makes nested tensors for torch's layers
+    nn.TransformerEncoderLayer: "attention",
+    nn.TransformerDecoderLayer: "attention",
+    nn.CrossEntropyLoss: "loss",
+}
+if hasattr(nn, "LinearCrossEntropyLoss"):  # since torch 2.13
+    PARTS[nn.LinearCrossEntropyLoss] = "loss"
+
+
+def part_of(module: nn.Module) -> str | None:
+    """The option of `patch` for one of torch's modules; None for all others."""
+    return next((part for kind, part in PARTS.items() if isinstance(module, kind)), None)
+
+
+def replacement(module: nn.Module) -> Callable[..., Any] | str | None:
+    """Our forward for a module of torch; a reason for a subclass of one; or None."""
+    if type(module) in PARTS:
+        return accelerated_forward
+    if part_of(module) is None or type(module).__module__.startswith("llama_fast."):
+        return None
+    return "a subclass of torch's class: what it does is not known"
+
+
+def accelerated_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """torch's forward, with its attention and losses on our kernels."""
+    return accelerated(type(module).forward.__get__(module), *args, **kwargs)
