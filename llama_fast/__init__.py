@@ -43,6 +43,7 @@ from llama_fast.train import Trainer
 __all__ = [
     "AutoModelForCausalLM",
     "LLaMA",
+    "PatchCallback",
     "Trainer",
     "__version__",
     "accelerate",
@@ -79,4 +80,8 @@ def __getattr__(name: str) -> Any:
         from llama_fast.integrations.transformers.auto import AutoModelForCausalLM
 
         return AutoModelForCausalLM
+    if name == "PatchCallback":
+        from llama_fast.integrations.transformers.trainer import PatchCallback
+
+        return PatchCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
