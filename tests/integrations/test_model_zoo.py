@@ -9,6 +9,7 @@ all of them together, whichever is larger.
 import copy
 import inspect
 import math
+import re
 import statistics
 import warnings
 
@@ -17,6 +18,7 @@ import torch
 
 import llama_fast
 from tests.integrations import parity, zoo
+from tests.paths import REPOSITORY
 
 # What is replaced, of what was looked at.
 PARTS = {
@@ -259,3 +261,9 @@ def test_compile(name):
         raise
     for key, value in want.items():
         torch.testing.assert_close(got[key], value, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_the_page_lists_every_architecture():
+    """docs/model-support.md is made by `make model-support`."""
+    page = (REPOSITORY / "docs" / "model-support.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(zoo.ZOO)
