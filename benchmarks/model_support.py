@@ -105,9 +105,9 @@ def page(rows: Sequence[Sequence[str]], rounds: int) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
     speeds = (
         f"*step*: a training step (forward and backward, float32, {BATCH}×{LENGTH} tokens, width "
-        f"{LARGER['hidden_size']}, {LARGER['num_hidden_layers']} or 2 layers, {LARGER['vocab_size']} "
-        f"classes), times as fast as stock, {torch.get_num_threads()} threads, medians of {rounds} "
-        "rounds in turns."
+        f"{LARGER['hidden_size']}, {LARGER['num_hidden_layers']} or 2 layers, "
+        f"{LARGER['vocab_size']} classes), times as fast as stock, "
+        f"{torch.get_num_threads()} threads, medians of {rounds} rounds in turns."
         if rounds
         else "*step*: not measured in this run."
     )
