@@ -11,7 +11,7 @@ from torch import nn
 from llama_fast.integrations.lazy_logits import LazyLogits, stand_for
 from llama_fast.ops.linear import linear
 
-FLAG = "_llama_fast_is_lazy"  # of a head while its model makes a loss
+FLAG = "_llama_fast_is_lazy"  # of a head: whether its model is making a loss
 
 
 def head_of(model: nn.Module) -> nn.Linear | str:
@@ -49,20 +49,25 @@ def head_forward(head: nn.Linear, input: torch.Tensor) -> torch.Tensor | LazyLog
 
 
 def model_forward(
-    model: nn.Module, *args: Any, _head: nn.Linear, _before: Any, _traced: bool, **kwargs: Any
+    model: nn.Module, *args: Any, _head: str, _before: Any, _traced: bool, **kwargs: Any
 ) -> Any:
-    """The model's forward; in training with labels its logits are lazy."""
+    """The model's forward; in training with labels its logits are lazy.
+
+    A wrapper of another library may hold on to it when the kernels are taken out: then the head has
+    no flag, and this does nothing.
+    """
+    head = model.get_submodule(_head)
     forward = type(model).forward.__get__(model) if _before is None else _before
-    lazy = _traced or not torch.compiler.is_compiling()
+    lazy = hasattr(head, FLAG) and (_traced or not torch.compiler.is_compiling())
     if not (lazy and model.training and torch.is_grad_enabled()) or not _has_labels(
         model, args, kwargs
     ):
         return forward(*args, **kwargs)
-    setattr(_head, FLAG, True)
+    setattr(head, FLAG, True)
     try:
         return forward(*args, **kwargs)
     finally:
-        setattr(_head, FLAG, False)
+        setattr(head, FLAG, False)
 
 
 def _has_labels(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

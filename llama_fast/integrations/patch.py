@@ -8,20 +8,15 @@ taking the attribute away leaves nothing behind.
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 from torch import nn
 
-from llama_fast.integrations import heads, rotary, structure, torch_modules
-
-# Marks a forward as ours, and holds the one that was there before, an instance's too.
-_BEFORE = "llama_fast_before"
+from llama_fast.integrations import forward, heads, rotary, structure, torch_modules
 
 
 @dataclass(frozen=True)
@@ -173,37 +168,11 @@ def unpatch(model: nn.Module) -> None:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
         vars(module).pop(heads.FLAG, None)
-        for name, value in list(vars(module).items()):
-            # Hooks of other libraries keep the forward that they found under a name of theirs.
-            if isinstance(value, functools.partial) and hasattr(value, _BEFORE):
-                before = getattr(value, _BEFORE)
-                if before is not None:
-                    setattr(module, name, before)
-                elif name == "forward":
-                    del module.forward
-                else:
-                    setattr(module, name, type(module).forward.__get__(module))
+        forward.restore(module)
     if "transformers" in sys.modules:
         from llama_fast.integrations.transformers import models
 
         models.unpatch_attention(model)
-
-
-def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Have `forward` (module, ...) serve for a module until :func:`unpatch`."""
-    ours = functools.partial(forward, module)
-    before = vars(module).get("forward")
-    setattr(ours, _BEFORE, getattr(before, _BEFORE, before))  # one of ours may be there already
-    # generate() and Trainer look there for what they may give to a model.
-    vars(ours)["__signature__"] = _signature(type(module).forward)
-    module.forward = ours
-
-
-@functools.cache
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """Of a module's forward, without the module and without types, which may not be picklable."""
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
-    return inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
 
 
 def _of_kind(
@@ -221,7 +190,7 @@ def _apply(
     if found is None:
         return
     if not isinstance(found, str):
-        replace_forward(module, found)
+        forward.replace(module, found)
     reason = found if isinstance(found, str) else ""
     report.entries.append(Entry(name, type(module).__name__, part, not reason, reason))
 
@@ -246,8 +215,8 @@ def _patch_rope(report: Report, model: nn.Module) -> None:
             _apply(report, name, module, "rope", "something else has replaced its forward")
         else:
             rotary.rewired(type(module).forward, *found)  # torch.compile cannot make functions
-            forward = functools.partial(rotary.attention_forward, _name=function, _style=style)
-            _apply(report, name, module, "rope", forward)
+            ours = functools.partial(rotary.attention_forward, _name=function, _style=style)
+            _apply(report, name, module, "rope", ours)
 
 
 def _patch_loss(report: Report, name: str, model: nn.Module) -> None:
@@ -257,13 +226,17 @@ def _patch_loss(report: Report, name: str, model: nn.Module) -> None:
             _apply(report, name, model, "loss", head)
         return
     before = vars(model).get("forward")
-    replace_forward(head, heads.head_forward)
+    forward.replace(head, heads.head_forward)
+    setattr(head, heads.FLAG, False)
     _apply(
         report,
         name,
         model,
         "loss",
         functools.partial(
-            heads.model_forward, _head=head, _before=before, _traced=heads.can_be_traced(model)
+            heads.model_forward,
+            _head=next(n for n, m in model.named_modules() if m is head),
+            _before=before,
+            _traced=heads.can_be_traced(model),
         ),
     )
