@@ -14,8 +14,9 @@ NAME = "llama_fast"
 # Tensors that attention layers hand on although no implementation but a few needs them.
 _NO_MATTER = {
     "position_ids", "cache_position", "position_embeddings", "cu_seq_lens_q", "cu_seq_lens_k",
-    "max_length_q", "max_length_k", "encoder_hidden_states", "inputs_embeds", "input_ids",
-    "num_items_in_batch", "attention_mask", "token_type_ids", "labels", "shift_labels",
+    "max_length_q", "max_length_k", "seq_idx", "encoder_hidden_states", "inputs_embeds",
+    "input_ids", "num_items_in_batch", "attention_mask", "token_type_ids", "labels",
+    "shift_labels",
 }  # fmt: skip
 
 
