@@ -125,7 +125,7 @@ def peak_apart(side: str, folder: Path, dtype: str) -> dict[str, int]:
 
 
 def generation(folder: Path, prompt: list[int], dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """Tokens a second of greedy generation, stock and patched, and whether they are the same."""
+    """Tokens a second of greedy generation, stock and patched, and where they part."""
     tokens = torch.tensor([prompt])
     runs: dict[str, Callable[[], list[int]]] = {}
     for side in ("stock", "patched"):
@@ -145,11 +145,28 @@ def generation(folder: Path, prompt: list[int], dtype: torch.dtype, rounds: int)
 
         runs[side] = run
     seconds, texts = in_turns(runs, rounds)
-    same = texts["stock"][0] == texts["patched"][0]
-    return {
-        side: {"tokens_per_second": NEW_TOKENS / statistics.median(seconds[side]), "same": same}
-        for side in runs
-    }
+    stock, patched = texts["stock"][0][len(prompt) :], texts["patched"][0][len(prompt) :]
+    speeds = {side: NEW_TOKENS / statistics.median(seconds[side]) for side in runs}
+    return {"tokens_per_second": speeds, **compared(folder, prompt, stock, patched)}
+
+
+def compared(
+    folder: Path, prompt: list[int], stock: list[int], patched: list[int]
+) -> dict[str, Any]:
+    """Up to where two texts are the same, and what the model says there without rounding.
+
+    `gap` is by how much the logit of stock's token exceeds that of the patched model's in float64,
+    both after the text they share: about the rounding of the logits, and either is right.
+    """
+    alike = next(
+        (i for i, (a, b) in enumerate(zip(stock, patched, strict=True)) if a != b), len(stock)
+    )
+    if alike == len(stock):
+        return {"alike": alike, "gap": 0.0}
+    model = prepared("stock", folder, torch.float64)[0].eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + stock[:alike]])).logits[0, -1]
+    return {"alike": alike, "gap": (logits[stock[alike]] - logits[patched[alike]]).item()}
 
 
 def main(argv: list[str]) -> int:
@@ -194,12 +211,14 @@ def report(
             f"the loaded model   patched: {mine / most:.0%}"
         )
     generated = generation(folder, prompt, dtype, max(2, rounds // 2))
-    ours = generated["patched"]["tokens_per_second"]
-    for side, found in generated.items():
-        speed = found["tokens_per_second"]
+    ours = generated["tokens_per_second"]["patched"]
+    for side, speed in generated["tokens_per_second"].items():
         print(f"generate, {name}, {side:<8} {speed:7.1f} tokens/s   patched: {ours / speed:.2f}x")
-    same = "the same" if generated["patched"]["same"] else "OTHER"
-    print(f"  {same} {NEW_TOKENS} tokens as stock", flush=True)
+    alike, gap = generated["alike"], generated["gap"]
+    print(f"  the first {alike} of {NEW_TOKENS} tokens are stock's", end="")
+    if alike < NEW_TOKENS:
+        print(f"; its next has a logit of {gap:+.3f} beside ours in float64", end="")
+    print(flush=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,16 @@
 
 import importlib.util
 import os
+import signal
 from typing import Any
 
 import pytest
 import torch
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: tests that
+# interrupt a child would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
