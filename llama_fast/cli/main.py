@@ -17,6 +17,7 @@ COMMANDS = {
     "info": "llama_fast.cli.info",
     "demo": "llama_fast.cli.demo",
     "bench": "llama_fast.cli.bench",
+    "tokenize": "llama_fast.cli.tokenize",
 }
 
 # What bad input raises: a wrong value, a file that is not there, an extra that is not installed.

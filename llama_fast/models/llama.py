@@ -104,6 +104,7 @@ class Context(NamedTuple):
     bias: Tensor | None  # (S,T): bool, True = takes part, or float, added to the scores
     key_padding_mask: Tensor | None  # (B,T) bool, True = padding
     cache: KVCache | None
+    cu_seqlens: Tensor | None  # (sequences + 1,): where each sequence of a packed row begins
 
 
 class RMSNorm(nn.Module):
@@ -145,6 +146,12 @@ class Attention(nn.Module):
         q, k = rope(q, k, context.cos, context.sin)
         if context.cache is not None:
             k, v = context.cache.append(self.layer, k, v)  # (B,K,T,D)
+        dropout_p = self.p_dropout if self.training else 0.0
+        if context.cu_seqlens is not None:
+            q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))  # (N,H,D)
+            cu_seqlens = context.cu_seqlens
+            out = attention(q, k, v, causal=True, cu_seqlens_q=cu_seqlens, dropout_p=dropout_p)
+            return self.o_proj(out.flatten(-2).unsqueeze(0))
         out = attention(  # (B,H,S,D)
             q,
             k,
@@ -152,7 +159,7 @@ class Attention(nn.Module):
             causal=True,
             bias=context.bias,
             key_padding_mask=context.key_padding_mask,
-            dropout_p=self.p_dropout if self.training else 0.0,
+            dropout_p=dropout_p,
         )
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
@@ -254,13 +261,18 @@ class LLaMA(nn.Module):
         src_mask: Tensor | None = None,
         src_key_padding_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """Logits (B,S,V) of the token that follows each of ``tokens`` (B,S).
 
         The arguments are those of :meth:`hidden_states`.
         """
         hidden = self.hidden_states(
-            tokens, src_mask=src_mask, src_key_padding_mask=src_key_padding_mask, cache=cache
+            tokens,
+            src_mask=src_mask,
+            src_key_padding_mask=src_key_padding_mask,
+            cache=cache,
+            cu_seqlens=cu_seqlens,
         )
         return F.linear(hidden, self.head_weight)
 
@@ -271,6 +283,7 @@ class LLaMA(nn.Module):
         src_mask: Tensor | None = None,
         src_key_padding_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """What the head reads: (B,S,E), normalised.
 
@@ -283,17 +296,26 @@ class LLaMA(nn.Module):
             src_key_padding_mask: (B,T) bool, True = padding, hidden from every query.
             cache: keys and values of earlier tokens (T = cache.length + S), extended in place by
                 these; needs ``torch.no_grad()``.
+            cu_seqlens: (sequences + 1,) int32 or int64, 0 to S: `tokens` (1,S) are sequences one
+                after the other, none of which sees another. Not with masks or a cache.
 
         Raises:
             TypeError, ValueError: wrong dtype or shape; more than max_seq_len or cache.max_len
-                tokens.
+                tokens; cu_seqlens beside a mask or a cache.
             IndexError: a token id outside [0, V) (checked on the CPU).
         """
         start = 0 if cache is None else cache.length
-        self._check(tokens, src_mask, src_key_padding_mask, cache)
+        if cu_seqlens is not None:
+            if not (src_mask is src_key_padding_mask is cache is None):
+                raise ValueError("cu_seqlens: expected no mask and no cache beside it")
+            self._check_packed(tokens, cu_seqlens)
+        self._check(tokens, src_mask, src_key_padding_mask, cache, packed=cu_seqlens is not None)
         x = self.embedding(tokens)
         # Angles in float64, so that far positions lose nothing; then as wide as the ops compute.
         positions = torch.arange(start, start + tokens.shape[1], device=x.device)
+        if cu_seqlens is not None:
+            which = torch.searchsorted(cu_seqlens, positions.to(cu_seqlens.dtype), right=True) - 1
+            positions = positions - cu_seqlens[which]
         angles = positions.unsqueeze(1) * rope_frequencies(self.config, x.device)  # (S, D/2)
         table_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         bias = src_mask
@@ -305,6 +327,7 @@ class LLaMA(nn.Module):
             bias=bias,
             key_padding_mask=src_key_padding_mask,
             cache=cache,
+            cu_seqlens=cu_seqlens,
         )
         for block in self.layers:
             x = block(x, context)
@@ -312,16 +335,37 @@ class LLaMA(nn.Module):
             cache.length += tokens.shape[1]
         return self.norm(x)
 
-    def loss(self, tokens: Tensor, targets: Tensor, **options: Any) -> Any:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, *, cu_seqlens: Tensor | None = None, **options: Any
+    ) -> Any:
         """Softmax cross-entropy of ``targets`` (B,S) given ``tokens`` (B,S), the mean by default.
 
         ``targets[b, s]`` is the token that follows ``tokens[b, s]``; -100 is left out. With
         ``shift=True`` pass the tokens themselves as targets. The fused
         ``llama_fast.linear_cross_entropy``, whose keyword arguments ``options`` are, never holds
-        the (B,S,V) logits.
+        the (B,S,V) logits. ``cu_seqlens`` is that of :meth:`hidden_states`.
         """
-        hidden = self.hidden_states(tokens)
+        hidden = self.hidden_states(tokens, cu_seqlens=cu_seqlens)
         return linear_cross_entropy(hidden, self.head_weight, targets, **options)
+
+    def _check_packed(self, tokens: Tensor, cu_seqlens: Tensor) -> None:
+        if tokens.dim() != 2 or tokens.shape[0] != 1:
+            raise ValueError(
+                f"tokens: expected shape (1,S) beside cu_seqlens, got {tuple(tokens.shape)}"
+            )
+        if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                "cu_seqlens: expected a vector of int32 or int64, got "
+                f"{tuple(cu_seqlens.shape)} of {cu_seqlens.dtype}"
+            )
+        # As below: reading it would make another device wait. The op checks the offsets themselves.
+        if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+            longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
+            if longest > self.config.max_seq_len:
+                raise ValueError(
+                    f"cu_seqlens: expected sequences of at most max_seq_len = "
+                    f"{self.config.max_seq_len} tokens, got one of {longest}"
+                )
 
     def _check(
         self,
@@ -329,6 +373,7 @@ class LLaMA(nn.Module):
         src_mask: Tensor | None,
         src_key_padding_mask: Tensor | None,
         cache: KVCache | None,
+        packed: bool,
     ) -> None:
         if tokens.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens: expected int64 or int32 ids, got {tokens.dtype}")
@@ -340,7 +385,7 @@ class LLaMA(nn.Module):
             raise ValueError(f"cache: expected a batch of {B}, got {cache.k.shape[1]}")
         if cache is not None and cache.max_len < T:
             raise ValueError(f"cache: expected room for {T} tokens, got max_len {cache.max_len}")
-        if self.config.max_seq_len < T:
+        if not packed and self.config.max_seq_len < T:
             raise ValueError(
                 f"tokens: expected at most max_seq_len = {self.config.max_seq_len} with those in "
                 f"the cache, got {T}"

@@ -7,6 +7,9 @@
 | in a GGUF file, SentencePiece          | sentencepiece  | `spm.py`            |
 | Llama 2's ``tokenizer.model``          | sentencepiece  | `spm.py`            |
 | llama2.c's ``tok512.bin``              | sentencepiece  | `spm.py`            |
+| none: the text's bytes                 |                | `byte.py`           |
+
+`train_bpe.py` makes a new byte-level BPE out of a corpus.
 | Llama 3's ``tokenizer.model``          | tiktoken       | `ranks.py`          |
 """
 
@@ -17,8 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from .base import Tokenizer, TokenizerError
+from .byte import ByteTokenizer
 
-__all__ = ["Tokenizer", "TokenizerError", "from_gguf", "from_llama2c", "load_tokenizer"]
+__all__ = [
+    "ByteTokenizer",
+    "Tokenizer",
+    "TokenizerError",
+    "from_gguf",
+    "from_llama2c",
+    "load_tokenizer",
+]
 
 # The modules below import the package that reads their format, so each waits for its turn.
 
@@ -26,11 +37,19 @@ __all__ = ["Tokenizer", "TokenizerError", "from_gguf", "from_llama2c", "load_tok
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Load ``tokenizer.json``, ``tokenizer.model`` (Llama 2's or 3's), or llama2.c's ``tok*.bin``.
 
+    A folder stands for the first of these in it; ``byte`` is :class:`ByteTokenizer`.
+
     Raises:
         FileNotFoundError: no such file.
         TokenizerError: it is none of these, or damaged, or the package that reads it is missing.
     """
+    if os.fspath(path) == "byte":
+        return ByteTokenizer()
     path = Path(path)
+    if path.is_dir():
+        names = [*(path / name for name in ("tokenizer.json", "tokenizer.model")),
+                 *sorted(path.glob("tok*.bin"))]  # fmt: skip
+        path = next((name for name in names if name.is_file()), path / "tokenizer.json")
     if not path.is_file():
         raise FileNotFoundError(f"path: no such file: {path}")
     if path.suffix == ".json":

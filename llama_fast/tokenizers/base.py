@@ -26,6 +26,7 @@ class Tokenizer(ABC):
         vocab_size: number of ids.
         bos_id, eos_id: ids that begin and end a text, or None; :meth:`encode` adds neither.
         special: control tokens by name, for example ``{"<|im_end|>": 2}``.
+        special_pattern: finds these names in a text.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Tokenizer(ABC):
         self.eos_id = eos_id
         self.special = dict(special)
         longest_first = sorted(self.special, key=len, reverse=True)
-        self._special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text, without begin or end.
@@ -54,7 +55,7 @@ class Tokenizer(ABC):
         if not special:
             return self._encode(text)
         ids, start = [], 0
-        for match in self._special_pattern.finditer(text):
+        for match in self.special_pattern.finditer(text):
             ids += self._encode(text[start : match.start()])
             ids.append(self.special[match.group()])
             start = match.end()

@@ -1,0 +1,183 @@
+"""Documents out of text, JSON lines, Parquet and Hugging Face datasets, one after the other."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+# A document: a text, or the messages of a chat, each with "role" and "content".
+Messages = list[dict[str, Any]]
+Document = str | Messages
+
+HUB = "hf:"  # marks the name of a dataset on the hub
+KINDS = (".txt", ".jsonl", ".parquet")
+
+
+class DataError(ValueError):
+    """Training data cannot be read; the message names the file and the place."""
+
+
+def read_documents(
+    source: str | os.PathLike[str],
+    *,
+    key: str = "text",
+    separator: str | None = None,
+    encoding: str = "utf-8",
+) -> Iterator[Document]:
+    """Yield the documents of a file, a folder or a dataset, in a fixed order.
+
+    Args:
+        source: ``.txt``, ``.jsonl`` (either also as ``.gz``) or ``.parquet``; a folder, whose files
+            of these kinds are read in the order of their names, or one that
+            ``datasets.save_to_disk`` wrote; or ``hf:NAME``, ``hf:NAME:CONFIG``,
+            ``hf:NAME:CONFIG:SPLIT`` (default: the default configuration, ``train``).
+        key: field of a row that holds the document: a text, or a list of chat messages. Rows that
+            have "messages" and no `key` are chats.
+        separator: what divides the documents of a text file, such as ``<|endoftext|>``; None makes
+            each file one document. Empty documents are left out.
+        encoding: of text files, such as ``latin-1``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: a file of another kind, a broken line, a row without the field.
+    """
+    name = os.fspath(source)
+    if name.startswith(HUB):
+        yield from _rows(name, _hub(name), key)
+        return
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"source: no such file or folder: {path}")
+    if path.is_dir():
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            yield from _rows(name, _saved(path), key)
+            return
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in KINDS)
+        if not files:
+            raise DataError(f"{path}: expected files of the kinds {', '.join(KINDS)}, found none")
+        for file in files:
+            yield from read_documents(file, key=key, separator=separator, encoding=encoding)
+        return
+    kind = _kind(path)
+    if kind == ".txt":
+        yield from _texts(path, separator, encoding)
+    elif kind == ".jsonl":
+        yield from _rows(name, _json_lines(path), key)
+    elif kind == ".parquet":
+        yield from _rows(name, _parquet(path), key)
+    else:
+        raise DataError(f"{path}: expected one of {', '.join(KINDS)} (or .txt.gz, .jsonl.gz)")
+
+
+def _kind(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore
+
+
+def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
+    try:
+        with _open(path) as file:
+            text = file.read().decode(encoding)
+    except LookupError:
+        raise DataError(f"encoding: expected the name of one, got {encoding!r}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: expected {encoding}, got other bytes at {error.start} (another encoding?)"
+        ) from None
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file: {error}") from None
+    parts = [text] if separator is None else text.split(separator)
+    yield from (part for part in parts if part.strip())
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}, line {number}: expected a JSON object, got {row!r}")
+                yield row
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}, line {number}: not JSON: {error}") from None
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}, after line {number}: damaged gzip file: {error}") from None
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ImportError("Parquet files need pyarrow: pip install pyarrow") from None
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: not a Parquet file: {error}") from None
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError("this source needs Hugging Face datasets: pip install datasets") from None
+    return datasets
+
+
+def _saved(path: Path) -> Any:
+    loaded = _datasets().load_from_disk(str(path))
+    if not isinstance(loaded, dict):
+        return loaded
+    if "train" not in loaded:
+        raise DataError(f"{path}: expected a split 'train', got {', '.join(map(str, loaded))}")
+    return loaded["train"]
+
+
+def _hub(name: str) -> Any:
+    repository, *rest = name.removeprefix(HUB).split(":")
+    if not repository or len(rest) > 2:
+        raise DataError(f"source: expected hf:NAME[:CONFIG[:SPLIT]], got {name!r}")
+    config = rest[0] if rest and rest[0] else None
+    split = rest[1] if len(rest) == 2 else "train"
+    return _datasets().load_dataset(repository, config, split=split, streaming=True)
+
+
+def _rows(name: str, rows: Iterator[dict[str, Any]], key: str) -> Iterator[Document]:
+    for number, row in enumerate(rows, 1):
+        field = "messages" if key not in row and "messages" in row else key
+        if field not in row:
+            raise DataError(
+                f"{name}, row {number}: expected a field {key!r}, got {', '.join(row) or 'none'}"
+            )
+        document = row[field]
+        if isinstance(document, list):
+            check_messages(document, f"{name}, row {number}")
+        elif not isinstance(document, str):
+            raise DataError(
+                f"{name}, row {number}: expected a text or a list of messages in {field!r}, got "
+                f"{type(document).__name__}"
+            )
+        if document:
+            yield document
+
+
+def check_messages(messages: list[Any], where: str) -> None:
+    """Raise :class:`DataError` unless each message has a role and a content, both texts."""
+    for number, message in enumerate(messages):
+        fields = message if isinstance(message, dict) else {}
+        if not all(isinstance(fields.get(name), str) for name in ("role", "content")):
+            raise DataError(
+                f"{where}: expected message {number} to have the texts 'role' and 'content', got "
+                f"{message!r:.80}"
+            )

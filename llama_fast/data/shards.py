@@ -1,0 +1,272 @@
+"""Tokenised documents on disk: memory-mapped NumPy arrays, an index, and their hashes.
+
+    FOLDER/index.json        tokenizer, counts, sha256 of every file and of the whole
+    FOLDER/00000.tokens.npy  ids of the documents one after the other, uint16 or uint32
+    FOLDER/00000.ends.npy    where each document ends, int64
+    FOLDER/00000.answer.npy  only with chats: bool for each token, True = it is to be learned
+
+Arrays are read with `allow_pickle=False`: nothing in a file is ever run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_fast.data.documents import DataError
+
+INDEX = "index.json"
+FORMAT = 1
+PARTS = ("tokens", "ends", "answer")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard's entry in the index.
+
+    Attributes:
+        name: of its files.
+        documents, tokens: how many.
+        sha256: of each of its files, by part.
+    """
+
+    name: str
+    documents: int
+    tokens: int
+    sha256: dict[str, str]
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class ShardWriter:
+    """Writes documents to a folder that appears when all of it is there, or not at all.
+
+    Args:
+        folder: to be made; must not exist.
+        vocab_size: of the tokenizer; ids up to 65,536 take two bytes, more take four.
+        tokenizer: whatever identifies the tokenizer, as JSON; kept in the index.
+        shard_tokens: a shard is closed when it holds this many.
+        with_answers: whether each document comes with a mask of the tokens to be learned.
+
+    Attributes:
+        partial: the folder as long as it is being written; it takes `folder`'s name at the end.
+
+    Example:
+        >>> with ShardWriter("shards", vocab_size=257, tokenizer={"kind": "byte"}) as writer:
+        ...     writer.add(tokenizer.encode("Hello"))
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        vocab_size: int,
+        tokenizer: dict[str, Any],
+        shard_tokens: int = 1 << 27,
+        with_answers: bool = False,
+    ) -> None:
+        if shard_tokens <= 0:
+            raise ValueError(f"shard_tokens: expected a positive number, got {shard_tokens}")
+        self.folder = Path(folder)
+        if self.folder.exists():
+            raise FileExistsError(f"folder: exists already: {self.folder}")
+        self.dtype: npt.DTypeLike = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+        self.vocab_size, self.tokenizer = vocab_size, tokenizer
+        self.shard_tokens, self.with_answers = shard_tokens, with_answers
+        self.partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+        self._shards: list[Shard] = []
+        self._clear()
+
+    def __enter__(self) -> ShardWriter:
+        self.partial.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _clear(self) -> None:
+        self._tokens: list[npt.NDArray[Any]] = []
+        self._answers: list[npt.NDArray[np.bool_]] = []
+        self._ends: list[int] = []
+
+    def add(self, ids: Sequence[int], answer: Sequence[bool] | None = None) -> None:
+        """Add a document, its begin and end tokens included.
+
+        Raises:
+            ValueError: no ids, ids outside the vocabulary, a mask of another length.
+        """
+        tokens = np.asarray(ids, dtype=np.int64)
+        if tokens.size == 0 or tokens.min() < 0 or tokens.max() >= self.vocab_size:
+            raise ValueError(f"ids: expected some, all in [0, {self.vocab_size})")
+        if (answer is not None) != self.with_answers:
+            raise ValueError(f"answer: expected {'a mask' if self.with_answers else 'None'}")
+        if answer is not None:
+            if len(answer) != len(tokens):
+                raise ValueError(f"answer: expected {len(tokens)} values, got {len(answer)}")
+            self._answers.append(np.asarray(answer, dtype=np.bool_))
+        self._tokens.append(tokens.astype(self.dtype))
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(tokens))
+        if self._ends[-1] >= self.shard_tokens:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        name = f"{len(self._shards):05}"
+        arrays = {
+            "tokens": np.concatenate(self._tokens),
+            "ends": np.asarray(self._ends, dtype=np.int64),
+        }
+        if self.with_answers:
+            arrays["answer"] = np.concatenate(self._answers)
+        hashes = {}
+        for part, array in arrays.items():
+            path = self.partial / f"{name}.{part}.npy"
+            np.save(path, array, allow_pickle=False)
+            hashes[part] = sha256_of(path)
+        self._shards.append(Shard(name, len(self._ends), self._ends[-1], hashes))
+        self._clear()
+
+    def _finish(self) -> None:
+        if self._ends:
+            self._close_shard()
+        if not self._shards:
+            raise DataError(f"{self.folder}: expected at least one document, got none")
+        index = {
+            "format": FORMAT,
+            "vocab_size": self.vocab_size,
+            "tokenizer": self.tokenizer,
+            "content_sha256": content_hash(self._shards),
+            "shards": [dataclasses.asdict(shard) for shard in self._shards],
+        }
+        (self.partial / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+        self.partial.rename(self.folder)
+
+
+def content_hash(shards: Iterable[Shard]) -> str:
+    """One hash over those of all files, in their order."""
+    lines = (f"{shard.name} {part} {shard.sha256[part]}" for shard in shards for part in PARTS
+             if part in shard.sha256)  # fmt: skip
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class TokenShards:
+    """Documents of one folder, read from the mapped files as they are asked for.
+
+    Args:
+        folder: written by :class:`ShardWriter`.
+        verify: compare every file with its hash, which reads all of them.
+
+    Attributes:
+        lengths: (documents,) int64, tokens of each.
+        vocab_size, tokenizer, content_sha256: as in the index.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        DataError: the index or a file is missing, damaged, or does not fit the others.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, verify: bool = False) -> None:
+        self.folder = Path(folder)
+        path = self.folder / INDEX
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"folder: no such folder: {self.folder}")
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if index["format"] != FORMAT:
+                raise DataError(f"{path}: expected format {FORMAT}, got {index['format']}")
+            self.vocab_size = int(index["vocab_size"])
+            self.tokenizer: dict[str, Any] = index["tokenizer"]
+            self.content_sha256 = str(index["content_sha256"])
+            self.shards = [Shard(**entry) for entry in index["shards"]]
+        except FileNotFoundError:
+            raise DataError(f"{self.folder}: expected token shards, found no {INDEX}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: not an index of token shards: {error!r}") from None
+        if content_hash(self.shards) != self.content_sha256:
+            raise DataError(f"{path}: its hashes do not agree: the file was changed")
+        if verify:
+            self.verify()
+        self._arrays = [self._open(shard) for shard in self.shards]
+        ends = [arrays["ends"] for arrays in self._arrays]
+        self.lengths = np.concatenate([np.diff(e, prepend=0) for e in ends])
+        self._first = np.cumsum([0] + [len(e) for e in ends])
+
+    def _open(self, shard: Shard) -> dict[str, npt.NDArray[Any]]:
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for part in shard.sha256:
+            path = self.folder / f"{shard.name}.{part}.npy"
+            try:
+                arrays[part] = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{path}: missing or damaged shard: {error}") from None
+        ends = arrays["ends"]
+        fits = (
+            len(ends) == shard.documents
+            and len(arrays["tokens"]) == shard.tokens == int(ends[-1])
+            and bool(np.all(np.diff(ends, prepend=0) > 0))
+            and len(arrays.get("answer", arrays["tokens"])) == shard.tokens
+        )
+        if not fits:
+            raise DataError(f"{self.folder / shard.name}.*.npy: damaged shard: sizes do not fit")
+        return arrays
+
+    def verify(self) -> None:
+        """Read every file and compare it with its hash.
+
+        Raises:
+            DataError: names the first file that is missing or was changed.
+        """
+        for shard in self.shards:
+            for part, expected in shard.sha256.items():
+                path = self.folder / f"{shard.name}.{part}.npy"
+                if not path.is_file() or sha256_of(path) != expected:
+                    raise DataError(f"{path}: missing or damaged shard: not the sha256 it had")
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(shard.tokens for shard in self.shards)
+
+    def read(
+        self, document: int, start: int = 0, stop: int | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """(tokens, answer) of a document or a part of it; without a mask all tokens are answers."""
+        if not 0 <= document < len(self):
+            raise IndexError(f"document: expected one in [0, {len(self)}), got {document}")
+        which = int(np.searchsorted(self._first, document, side="right")) - 1
+        arrays = self._arrays[which]
+        local = document - int(self._first[which])
+        begin = int(arrays["ends"][local - 1]) if local else 0
+        length = int(self.lengths[document])
+        stop = length if stop is None else min(stop, length)
+        part = slice(begin + start, begin + stop)
+        tokens = np.asarray(arrays["tokens"][part], dtype=np.int64)
+        if "answer" not in arrays:
+            return tokens, np.ones(len(tokens), dtype=np.bool_)
+        return tokens, np.asarray(arrays["answer"][part])

@@ -1,0 +1,59 @@
+"""A byte-level BPE tokenizer made from a corpus, for runs from scratch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from .base import LLAMA3_SPLIT, TokenizerError
+from .bpe import FastTokenizer, decoders, models, pre_tokenizers, tokenizers
+from .byte import END
+
+
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str]
+) -> FastTokenizer:
+    """Learn `vocab_size` tokens from `texts`, write them as a Hugging Face tokenizer, and load it.
+
+    Words are cut as Llama 3 cuts them; any text can be encoded, since all 256 bytes are tokens.
+    ``<|endoftext|>``, id 0, begins and ends a text (Sennrich et al. 2016, arXiv:1508.07909).
+
+    Args:
+        texts: the corpus.
+        vocab_size: at least 257: the bytes and the end of text.
+        folder: gets ``tokenizer.json`` and ``tokenizer_config.json``.
+
+    Raises:
+        ValueError: a smaller vocabulary.
+        TokenizerError: the corpus is too small for so many tokens.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"vocab_size: expected at least 257, got {vocab_size}")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(LLAMA3_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() != vocab_size:
+        raise TokenizerError(
+            f"vocab_size: expected a corpus with {vocab_size} tokens in it, got one with "
+            f"{backend.get_vocab_size()}"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    return FastTokenizer(backend, 0, 0)

@@ -1,0 +1,75 @@
+"""`llama-fast tokenize` on real texts and chats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llama_fast.cli.main import main
+from llama_fast.data import TokenShards
+from llama_fast.tokenizers import load_tokenizer
+from tests.paths import shared_data
+
+
+def test_text_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = shared_data("corpora/tinyshakespeare.txt"), tmp_path / "shards"
+    assert main(["tokenize", str(source), "--out", str(out), "--separator", "\n\n"]) == 0
+    text = source.read_text()
+    parts = [part for part in text.split("\n\n") if part.strip()]
+    shards = TokenShards(out, verify=True)
+    tokenizer = load_tokenizer("byte")
+    assert len(shards) == len(parts)
+    for document in (0, 1, len(parts) - 1):
+        ids = shards.read(document)[0].tolist()
+        assert ids[0] == ids[-1] == 256
+        assert tokenizer.decode(ids) == parts[document]
+    said = capsys.readouterr().out
+    assert f"{len(parts):,} documents, {shards.num_tokens:,} tokens" in said
+    assert shards.content_sha256 in said
+
+
+def test_learns_a_tokenizer_and_keeps_it(tmp_path: Path) -> None:
+    source, out = shared_data("corpora/tinyshakespeare.txt"), tmp_path / "shards"
+    assert main(["tokenize", str(source), "--out", str(out), "--train-bpe", "512"]) == 0
+    shards = TokenShards(out)
+    assert shards.vocab_size == 512 and shards.tokenizer["path"] == "tokenizer"
+    tokenizer = load_tokenizer(out / "tokenizer")
+    assert tokenizer.decode(shards.read(0)[0].tolist()) == source.read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["shards"]
+
+
+def test_chats_learn_their_answers(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    source = tmp_path / "chats.jsonl"
+    source.write_text(json.dumps({"messages": chat}) + "\n")
+    out = tmp_path / "shards"
+    assert main(["tokenize", str(source), "--out", str(out), "--chat-template", "chatml"]) == 0
+    ids, answer = TokenShards(out).read(0)
+    assert load_tokenizer("byte").decode(ids[answer].tolist()) == "Hello<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.txt"], "source: no such file or folder: no.txt"),
+        (["{chats}"], "chat_template: expected one for chats, got none"),
+        (["{texts}", "--chat-template", "chatml"], "chat_template: expected chats, got a text"),
+        (["{texts}", "--tokenizer", "no.json"], "path: no such file: no.json"),
+        (["{texts}", "--key", "body"], "row 1: expected a field 'body', got text"),
+        (["{texts}", "--train-bpe", "257", "--chat-template", "chatml"], "expected chats, got"),
+        (["{texts}", "--train-bpe", "100"], "vocab_size: expected at least 257, got 100"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    texts, chats = tmp_path / "texts.jsonl", tmp_path / "chats.jsonl"
+    texts.write_text('{"text": "a"}\n')
+    chats.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    given = [a.format(texts=texts, chats=chats) for a in arguments]
+    assert main(["tokenize", *given, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["chats.jsonl", "texts.jsonl"]

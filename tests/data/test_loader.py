@@ -1,0 +1,111 @@
+"""Batches that depend on a few numbers alone: not on workers, ranks, or interruptions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llama_fast.data import Batch, DataError, PackedLoader, ShardWriter, TokenShards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
+    """200 documents; each token tells its document and place: no two are the same."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    lengths = np.random.default_rng(0).integers(2, 90, 200)
+    ends = np.cumsum(lengths)
+    with ShardWriter(folder, vocab_size=1 << 17, tokenizer={}, shard_tokens=1000) as writer:
+        for end, length in zip(ends, lengths, strict=True):
+            writer.add(range(end - length, end))
+    return TokenShards(folder)
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, b)
+        for x, y in zip(one, other, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def take(loader: PackedLoader, count: int) -> list[Batch]:
+    return [next(loader) for _ in range(count)]
+
+
+def test_a_batch_is_whole_sequences_and_what_follows_them(shards: TokenShards) -> None:
+    batch = next(PackedLoader(shards, capacity=64, rows=3))
+    assert batch.tokens.shape == batch.targets.shape == (1, int(batch.cu_seqlens[-1]))
+    assert torch.equal(batch.targets, batch.tokens + 1)  # tokens count up within a document
+    starts = batch.cu_seqlens[1:-1].long()
+    assert (batch.tokens[0, starts] != batch.targets[0, starts - 1]).any()
+    assert int(batch.cu_seqlens.diff().max()) <= 64
+
+
+def test_an_epoch_has_every_prediction_once(shards: TokenShards) -> None:
+    loader = PackedLoader(shards, capacity=64, rows=1)
+    seen: list[int] = []
+    while loader.place.epoch == 0 and loader._left():
+        seen += next(loader).tokens[0].tolist()
+    everything = set(range(shards.num_tokens)) - set((np.cumsum(shards.lengths) - 1).tolist())
+    assert len(seen) == len(everything) and set(seen) == everything
+
+
+def test_workers_change_nothing(shards: TokenShards) -> None:
+    alone = PackedLoader(shards, capacity=64, rows=2, seed=1)
+    helped = PackedLoader(shards, capacity=64, rows=2, seed=1, workers=2)
+    assert same(take(alone, 90), take(helped, 90))  # more than an epoch
+    assert alone.place.epoch == helped.place.epoch == 1
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 67, 68, 69, 75])
+def test_goes_on_as_if_never_interrupted(shards: TokenShards, done: int) -> None:
+    whole = PackedLoader(shards, capacity=64, rows=2, seed=2, workers=2)
+    take(whole, done)
+    state = json.loads(json.dumps(whole.state_dict()))
+    resumed = PackedLoader(shards, capacity=64, rows=2, seed=2)
+    resumed.load_state_dict(state)
+    assert same(take(whole, 5), take(resumed, 5))
+
+
+def test_ranks_share_what_one_process_reads(shards: TokenShards) -> None:
+    """Also when their number changes on the way: 4 ranks of 1 row are 1 rank of 4 rows."""
+    one = PackedLoader(shards, capacity=64, rows=4)
+    four = [PackedLoader(shards, capacity=64, rows=1, rank=rank, ranks=4) for rank in range(4)]
+    for _ in range(3):
+        tokens = torch.cat([next(loader).tokens for loader in four], dim=1)
+        assert torch.equal(next(one).tokens, tokens)
+    two = [PackedLoader(shards, capacity=64, rows=2, rank=rank, ranks=2) for rank in range(2)]
+    for loader in two:
+        loader.load_state_dict(four[0].state_dict())
+    assert torch.equal(next(one).tokens, torch.cat([next(r).tokens for r in two], dim=1))
+
+
+def test_reading_leaves_torchs_random_numbers_alone(shards: TokenShards) -> None:
+    before = torch.get_rng_state()
+    take(PackedLoader(shards, capacity=64, rows=2, workers=1), 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_tokens_that_are_no_answers_are_not_targets(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "s", vocab_size=9, tokenizer={}, with_answers=True) as writer:
+        writer.add([1, 2, 3, 4], [False, False, True, True])
+    batch = next(PackedLoader(TokenShards(tmp_path / "s"), capacity=8, rows=1))
+    assert batch.tokens.tolist() == [[1, 2, 3]] and batch.targets.tolist() == [[-100, 3, 4]]
+
+
+def test_refusals(shards: TokenShards) -> None:
+    with pytest.raises(ValueError, match="rows: expected at least 1, got 0"):
+        PackedLoader(shards, capacity=64, rows=0)
+    with pytest.raises(ValueError, match=r"rank: expected one in \[0, 2\), got 2"):
+        PackedLoader(shards, capacity=64, rows=1, rank=2, ranks=2)
+    with pytest.raises(DataError, match="expected at least rows x ranks = 999 rows"):
+        PackedLoader(shards, capacity=64, rows=999)
+    state = PackedLoader(shards, capacity=64, rows=1).state_dict()
+    with pytest.raises(ValueError, match="capacity: expected 32 as in this run, got 64"):
+        PackedLoader(shards, capacity=32, rows=1).load_state_dict(state)
+    with pytest.raises(ValueError, match="content_sha256: expected"):
+        PackedLoader(shards, capacity=64, rows=1).load_state_dict({**state, "content_sha256": "0"})
