@@ -1,0 +1,288 @@
+"""Checkpoints of a run: written whole or not at all, verified before they are trusted, rotated.
+
+    FOLDER/step-00000200/shard-00001-model-00001-of-00001.safetensors   tensors of each rank
+    FOLDER/step-00000200/state.json                                     everything else
+    FOLDER/step-00000200/manifest.json                                  sha256 of the files above
+
+Tensors go through `torch.distributed.checkpoint` in the safetensors format, so they can be read
+back on another number of ranks. No file is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+MANIFEST, STATE = "manifest.json", "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(OSError):
+    """A checkpoint cannot be written, or none can be read; the message names it."""
+
+
+class Found(NamedTuple):
+    """A checkpoint whose files have the hashes they were written with.
+
+    Attributes:
+        step: after which it was taken.
+        path: its folder.
+        state: what was saved beside the tensors.
+    """
+
+    step: int
+    path: Path
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    A checkpoint is written under another name, flushed to the disk, and renamed: a process killed
+    at any moment leaves whole checkpoints and at most one folder that :meth:`save` clears away.
+    With `torch.distributed` every rank calls every method; rank 0 writes state and manifest.
+
+    Args:
+        folder: made when the first is saved.
+        keep: how many to keep; older ones are deleted after a new one is complete. 0 keeps all.
+        log: called with one line about each damaged checkpoint that is passed over.
+
+    Example:
+        >>> checkpoints = Checkpoints("run/checkpoints", keep=3)
+        >>> checkpoints.save(100, {"model.weight": weight}, {"lr": 1e-3}, asynchronous=True)
+        >>> checkpoints.wait()
+        >>> found = checkpoints.latest()
+        >>> checkpoints.load(found, {"model.weight": weight})   # in place
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        log: Callable[[str], object] = warnings.warn,
+    ) -> None:
+        if keep < 0:
+            raise ValueError(f"keep: expected a number >= 0, got {keep}")
+        self.folder, self.keep, self.log = Path(folder), keep, log
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        # A group of its own: a save in the background may not meet the model's communication.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+    @property
+    def _is_first(self) -> bool:
+        return self._group is None or dist.get_rank() == 0
+
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        state: dict[str, Any],
+        *,
+        asynchronous: bool = False,
+    ) -> None:
+        """Write a checkpoint; one of the same step is replaced.
+
+        Args:
+            step: >= 0.
+            tensors: by name; copied before this returns, so they may change at once.
+            state: anything JSON can hold.
+            asynchronous: write in a thread. What goes wrong there is raised by the next call.
+
+        Raises:
+            CheckpointError: the disk is full, or another failure; earlier checkpoints are whole.
+            TypeError: `state` holds what JSON cannot.
+        """
+        self.wait()
+        if step < 0:
+            raise ValueError(f"step: expected a number >= 0, got {step}")
+        text = json.dumps(state, indent=1)
+        copies = {name: _copied(tensor) for name, tensor in tensors.items()}
+        if not asynchronous:
+            self._write(step, copies, text)
+            return
+
+        def write() -> None:
+            try:
+                self._write(step, copies, text)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=False)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the checkpoint being written is complete.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, step: int, tensors: dict[str, Tensor], state: str) -> None:
+        path = self.folder / f"step-{step:08}"
+        partial = self.folder / f".{path.name}.partial"
+        try:
+            if self._is_first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for old in self.folder.glob(".step-*"):
+                    shutil.rmtree(old, ignore_errors=True)
+                partial.mkdir()
+            self._meet()
+            _save_tensors(tensors, partial, self._group)
+            self._meet()
+            if self._is_first:
+                (partial / STATE).write_text(state, encoding="utf-8")
+                self._complete(partial, path)
+            self._meet()
+        except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+            shutil.rmtree(partial, ignore_errors=True)
+            failures = getattr(error, "failures", None)  # the cause at each rank, with a traceback
+            cause = next(iter(failures.values()))[0] if failures else error
+            reason = " ".join(str(cause).split())[:300]
+            raise CheckpointError(
+                f"{path}: could not be written ({reason}); earlier checkpoints are whole"
+            ) from error
+
+    def _complete(self, partial: Path, path: Path) -> None:
+        files = sorted(file for file in partial.iterdir() if file.is_file())
+        manifest = {file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size}
+                    for file in files}  # fmt: skip
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for file in (*partial.iterdir(), partial):
+            _flush(file)
+        if path.exists():  # of a run that went on from an earlier step
+            replaced = path.with_name(f".{path.name}.replaced")
+            path.rename(replaced)
+            partial.rename(path)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(path)
+        _flush(self.folder)
+        if self.keep:
+            for _, old in self._all()[self.keep :]:
+                # Renamed first: a folder half deleted is not taken for a damaged checkpoint.
+                gone = old.with_name(f".{old.name}.old")
+                old.rename(gone)
+                shutil.rmtree(gone)
+
+    def _meet(self) -> None:
+        if self._group is not None:
+            dist.barrier(self._group)
+
+    def _all(self) -> list[tuple[int, Path]]:
+        """(step, folder) of those that claim to be complete, the newest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
+        return sorted(((int(m[1]), path) for m, path in matches if m), reverse=True)
+
+    def latest(self) -> Found | None:
+        """The newest checkpoint that is whole; None if there is none at all.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all are damaged.
+        """
+        self.wait()
+        everything = self._all()
+        for step, path in everything:
+            wrong = self._fault(path)
+            if wrong is None:
+                state = json.loads((path / STATE).read_text(encoding="utf-8"))
+                return Found(step, path, state)
+            self.log(f"{path}: damaged checkpoint ({wrong}); using the one before it")
+        if everything:
+            raise CheckpointError(f"{self.folder}: expected a whole checkpoint, all are damaged")
+        return None
+
+    @staticmethod
+    def _fault(path: Path) -> str | None:
+        """What is wrong with a checkpoint, None if nothing is."""
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            for name, entry in manifest.items():
+                file = path / name
+                if not file.is_file():
+                    return f"{name} is missing"
+                if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
+                    return f"{name} does not have its sha256"
+            return None if STATE in manifest else f"{STATE} is missing"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{MANIFEST}: {error}"
+
+    def load(self, found: Found, tensors: dict[str, Tensor]) -> None:
+        """Fill `tensors`, each rank its own part of them, with what was saved under their names.
+
+        Raises:
+            CheckpointError: a name or a shape that the checkpoint does not have.
+        """
+        reader = dcp.HuggingFaceStorageReader(str(found.path))
+        saved = reader.read_metadata().state_dict_metadata
+        for name, tensor in tensors.items():
+            if name not in saved:
+                raise CheckpointError(f"{found.path}: expected a tensor {name!r}, there is none")
+            if saved[name].size != tensor.shape:
+                raise CheckpointError(
+                    f"{found.path}: {name}: expected shape {tuple(tensor.shape)}, got "
+                    f"{tuple(saved[name].size)}"
+                )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(
+                dict(tensors),
+                storage_reader=dcp.HuggingFaceStorageReader(str(found.path)),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path, group: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.save(
+            dict(tensors),
+            storage_writer=dcp.HuggingFaceStorageWriter(str(path), save_distributed=True),
+            process_group=group,
+            no_dist=group is None,
+        )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy in the CPU's memory, sharded as `tensor` is."""
+    # In the order of its indices, for safetensors knows no other.
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Make the system write a file or folder to the disk, so that a power cut can't lose it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,204 @@
+"""Checkpoints survive kills, full disks and damage; they come back bit for bit."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from llama_fast.train.checkpoints import CheckpointError, Checkpoints, Found
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    wide = torch.randn(16, 12, generator=g)
+    return {
+        "weight": wide,
+        "transposed": torch.randn(12, 16, generator=g).t(),
+        "bf16": wide.bfloat16(),
+        "double": wide.double() / 3,
+        "rng": g.get_state(),
+        "step": torch.tensor(float(seed)),
+        "strange": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+    }
+
+
+def bits(found: dict[str, Tensor]) -> dict[str, bytes]:
+    return {k: v.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            for k, v in found.items()}  # fmt: skip
+
+
+def loaded(checkpoints: Checkpoints, found: Found | None) -> dict[str, Tensor]:
+    assert found is not None
+    empty = {name: torch.zeros_like(tensor) for name, tensor in tensors().items()}
+    checkpoints.load(found, empty)
+    return empty
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_comes_back_bit_for_bit(tmp_path: Path, asynchronous: bool) -> None:
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.latest() is None
+    mine = tensors(3)
+    expected = bits(mine)
+    checkpoints.save(7, mine, {"lr": 0.1, "place": {"row": 3}}, asynchronous=asynchronous)
+    for tensor in mine.values():
+        tensor.zero_()  # training goes on
+    found = Checkpoints(tmp_path / "c").latest() if not asynchronous else checkpoints.latest()
+    assert found is not None and (found.step, found.state) == (7, {"lr": 0.1, "place": {"row": 3}})
+    assert bits(loaded(checkpoints, found)) == expected
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (100_000_000, 5, 9, 100):
+        checkpoints.save(step, tensors(), {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000100", "step-100000000"]
+
+
+def test_a_step_again_replaces_it(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for seed in (1, 2):
+        checkpoints.save(4, tensors(seed), {"seed": seed})
+    found = checkpoints.latest()
+    assert found is not None and found.state == {"seed": 2}
+    assert bits(loaded(checkpoints, found)) == bits(tensors(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("pattern", ["*.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_one_is_named_and_the_one_before_used(
+    tmp_path: Path, pattern: str, damage: object
+) -> None:
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, log=said.append)
+    for step in (1, 2):
+        checkpoints.save(step, tensors(step), {})
+    (file,) = (tmp_path / "step-00000002").glob(pattern)
+    damage(file)  # type: ignore[operator]
+    found = checkpoints.latest()
+    assert found is not None and found.step == 1
+    assert len(said) == 1 and "step-00000002: damaged checkpoint (" in said[0]
+    assert bits(loaded(checkpoints, found)) == bits(tensors(1))
+    (tmp_path / "step-00000001" / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="expected a whole checkpoint, all are damaged"):
+        checkpoints.latest()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_loses_nothing(tmp_path: Path, asynchronous: bool) -> None:
+    """A limit on the size of files stands for the full disk: writing ends with an OSError."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, tensors(1), {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step-00000002: could not be written \(.*whole"):
+            checkpoints.save(2, {"big": torch.zeros(9999)}, {}, asynchronous=asynchronous)
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert bits(loaded(checkpoints, checkpoints.latest())) == bits(tensors(1))
+    checkpoints.save(3, tensors(3), {})  # there is room again
+
+
+SAVE_FOR_EVER = """
+import itertools, sys
+from llama_fast.train.checkpoints import Checkpoints
+from tests.train.test_checkpoints import tensors
+checkpoints = Checkpoints(sys.argv[1], keep=2)
+for step in itertools.count(1):
+    checkpoints.save(step, tensors(step), {"step": step}, asynchronous=bool(step % 2))
+    print(step, flush=True)
+"""
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """kill -9 while checkpoints are written: the newest is whole, nothing is called damaged."""
+    draw = random.Random(0)
+    for attempt in range(6):
+        folder = tmp_path / str(attempt)
+        command = [sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, str(folder)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        last = [child.stdout.readline() for _ in range(2)][-1]
+        time.sleep(draw.uniform(0, 0.05))
+        child.send_signal(signal.SIGKILL)
+        rest, _ = child.communicate()
+        last = [last, *rest.splitlines()][-1]
+        checkpoints = Checkpoints(folder, keep=2, log=pytest.fail)
+        found = checkpoints.latest()
+        # An asynchronous save says its step before it is complete.
+        assert found is not None and found.step >= int(last) - 1
+        assert found.state == {"step": found.step}
+        assert bits(loaded(checkpoints, found)) == bits(tensors(found.step))
+        checkpoints.save(found.step + 1, tensors(), {})
+        assert not list(folder.glob(".*"))
+
+
+def rank_saves(rank: int, ranks: int, folder: str) -> None:
+    """Sharded over `ranks` processes: write, or read what another number of them wrote."""
+    dist.init_process_group("gloo", f"file://{folder}/meet{ranks}", rank=rank, world_size=ranks)
+    mesh = init_device_mesh("cpu", (ranks,))
+    whole = torch.arange(24.0).reshape(6, 4) / 7
+    checkpoints = Checkpoints(f"{folder}/c")
+    if ranks == 2:
+        shard = distribute_tensor(whole, mesh, [Shard(0)])
+        checkpoints.save(1, {"w": shard}, {"ranks": 2}, asynchronous=True)
+        checkpoints.wait()
+    else:
+        mine = distribute_tensor(torch.zeros(6, 4), mesh, [Shard(1)])
+        found = checkpoints.latest()
+        assert found is not None and found.state == {"ranks": 2}
+        checkpoints.load(found, {"w": mine})
+        assert isinstance(mine, DTensor) and torch.equal(mine.full_tensor(), whole)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks(tmp_path: Path) -> None:
+    """Written in rows by 2 processes, read in columns by 3 and by this one."""
+    mp.spawn(rank_saves, (2, str(tmp_path)), nprocs=2)
+    mp.spawn(rank_saves, (3, str(tmp_path)), nprocs=3)
+    checkpoints = Checkpoints(tmp_path / "c")
+    found, whole = checkpoints.latest(), torch.zeros(6, 4)
+    assert found is not None
+    checkpoints.load(found, {"w": whole})
+    assert torch.equal(whole, torch.arange(24.0).reshape(6, 4) / 7)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match="keep: expected a number >= 0, got -1"):
+        Checkpoints(tmp_path, keep=-1)
+    with pytest.raises(ValueError, match="step: expected a number >= 0, got -1"):
+        checkpoints.save(-1, {}, {})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        checkpoints.save(1, tensors(), {"a": object()})
+    checkpoints.save(1, tensors(), {})
+    found = checkpoints.latest()
+    assert found is not None
+    with pytest.raises(CheckpointError, match="expected a tensor 'other', there is none"):
+        checkpoints.load(found, {"other": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"weight: expected shape \(3,\), got \(16, 12\)"):
+        checkpoints.load(found, {"weight": torch.zeros(3)})
