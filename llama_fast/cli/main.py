@@ -11,17 +11,20 @@ from types import ModuleType
 
 from llama_fast._version import __version__
 
-# Command -> module with HELP, add_arguments(parser) and run(args) -> exit code. A module is
-# imported only when its command is asked for, or to list all of them.
+# Command -> module with HELP, add_arguments(parser) and run(args) -> exit code; or with HELP and
+# main(argv) -> exit code, which has a parser of its own. A module is imported only when its command
+# is asked for, or to list all of them.
 COMMANDS = {
     "info": "llama_fast.cli.info",
     "demo": "llama_fast.cli.demo",
     "bench": "llama_fast.cli.bench",
     "tokenize": "llama_fast.cli.tokenize",
+    "train": "llama_fast.cli.train",
 }
 
-# What bad input raises: a wrong value, a file that is not there, an extra that is not installed.
-USER_ERRORS = (ValueError, OSError, ImportError)
+# What bad input raises: a wrong value, a file that is not there, an extra that is not installed, a
+# loss that is no number.
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
@@ -34,7 +37,8 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     for name in names:
         module = importlib.import_module(COMMANDS[name])
         sub = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        module.add_arguments(sub)
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(sub)
         sub.set_defaults(module=module)
     return parser
 
@@ -52,9 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     asked = [argv[0]] if argv and argv[0] in COMMANDS else list(COMMANDS)
     try:
-        args = _parser(asked).parse_args(argv)
-        module: ModuleType = args.module
-        code = int(module.run(args))
+        own = importlib.import_module(COMMANDS[asked[0]]) if len(asked) == 1 else None
+        if own is not None and hasattr(own, "main"):
+            code = int(own.main(argv[1:]))
+        else:
+            args = _parser(asked).parse_args(argv)
+            module: ModuleType = args.module
+            code = int(module.run(args))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of our output left (`llama-fast info | head -1`)

@@ -130,7 +130,7 @@ class PackedLoader:
 
     def __next__(self) -> Batch:
         """The next batch of this rank."""
-        if self._left() < 1:
+        if self.steps_left() < 1:
             self.place = Place(self.place.epoch + 1, 0)
             self._ahead = None
         if self._ahead is None:
@@ -151,7 +151,7 @@ class PackedLoader:
             self._epoch = (self.place.epoch, plan)
         return self._epoch[1]
 
-    def _left(self) -> int:
+    def steps_left(self) -> int:
         """Steps left in this epoch."""
         return (len(self._plan()) - self.place.row) // (self.rows * self.ranks)
 
@@ -159,7 +159,7 @@ class PackedLoader:
         plan, begin = self._plan(), self.place.row
         # Another number of ranks may have left the place anywhere, so batches count from it.
         rest = Rows(plan.document, plan.start, plan.length, plan.first[begin:])
-        mine = range(self.rank, self._left() * self.ranks, self.ranks)
+        mine = range(self.rank, self.steps_left() * self.ranks, self.ranks)
         loader: Any = DataLoader(
             PackedRows(self.shards, rest, self.rows),
             batch_size=None,

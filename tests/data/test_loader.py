@@ -48,7 +48,7 @@ def test_a_batch_is_whole_sequences_and_what_follows_them(shards: TokenShards) -
 def test_an_epoch_has_every_prediction_once(shards: TokenShards) -> None:
     loader = PackedLoader(shards, capacity=64, rows=1)
     seen: list[int] = []
-    while loader.place.epoch == 0 and loader._left():
+    while loader.place.epoch == 0 and loader.steps_left():
         seen += next(loader).tokens[0].tolist()
     everything = set(range(shards.num_tokens)) - set((np.cumsum(shards.lengths) - 1).tolist())
     assert len(seen) == len(everything) and set(seen) == everything

@@ -1,0 +1,316 @@
+"""A training run that can be killed at any moment and goes on as if it had not been.
+
+Everything the next step depends on is in a checkpoint: weights, moments, the place in the data,
+torch's random numbers, the step. A run of 2N steps, and one of N, killed, continued for N more, end
+with the same bits on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama_fast.data import Batch, PackedLoader, TokenShards
+from llama_fast.models import LLaMA, LlamaConfig, load
+from llama_fast.train.checkpoints import Checkpoints, Found
+from llama_fast.train.config import TrainConfig
+from llama_fast.train.metrics import MetricsFile, Step
+
+# What a resumed run may change; anything else would make another run of it.
+MAY_CHANGE = {
+    "out", "keep", "checkpoint_every", "log_every", "device", "compile", "on_nan", "data.workers",
+    "data.train", "data.valid", "data.verify", "valid_every", "valid_batches",
+}  # fmt: skip
+
+
+class Run:
+    """A model, its data and its optimizer, in the state of the newest checkpoint if there is one.
+
+    Args:
+        config: what to do.
+        log: called with a line of text at a time.
+
+    Attributes:
+        step: steps done.
+        model, optimizer, loader, average: average is the weights' moving average, or None.
+
+    Raises:
+        FileNotFoundError, DataError: the data is not there, or damaged.
+        CheckpointError: there are checkpoints and all are damaged.
+        ValueError: the folder has a run of another configuration.
+
+    Example:
+        >>> Run(TrainConfig(out="run", steps=100, data=DataOptions(train="shards"))).train()
+    """
+
+    def __init__(self, config: TrainConfig, log: Callable[[str], object] = print) -> None:
+        self.config, self.log, self.step = config, log, 0
+        self.device = _device(config.device)
+        torch.manual_seed(config.seed)
+        self.shards = TokenShards(config.data.train, verify=config.data.verify)
+        self.valid = None if config.data.valid is None else TokenShards(config.data.valid)
+        if self.valid is not None and self.valid.vocab_size != self.shards.vocab_size:
+            raise ValueError(
+                f"data.valid: expected the vocabulary of data.train, {self.shards.vocab_size} "
+                f"tokens, got {self.valid.vocab_size}"
+            )
+        self.model = make_model(config, self.shards.vocab_size).to(self.device)
+        self.optimizer = make_optimizer(self.model, config)
+        self.average = None
+        if config.optimizer.ema is not None:
+            self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=config.precision == "float16", init_scale=2.0**10
+        )
+        self.schedule = config.schedule()
+        self.loader = self._loader(self.shards, shuffle=True)
+        self._loss = torch.compile(self.model.loss) if config.compile else self.model.loss
+        folder = Path(config.out)
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep, log=log)
+        found = self.checkpoints.latest()
+        if found is not None:
+            self._restore(found)
+        self.metrics = MetricsFile(folder / "metrics.csv", keep_steps=self.step)
+
+    def _loader(self, shards: TokenShards, shuffle: bool) -> PackedLoader:
+        data = self.config.data
+        return PackedLoader(
+            shards,
+            capacity=data.seq_len,
+            rows=data.rows,
+            seed=self.config.seed,
+            workers=data.workers if shuffle else 0,
+            shuffle=shuffle,
+        )
+
+    def train(self) -> Step | None:
+        """Go on to the last step; returns what that was, None if there was none left to do.
+
+        Raises:
+            FloatingPointError: a loss or gradient is no finite number, and `on_nan` is "stop". The
+                newest checkpoint is from before it.
+            CheckpointError: a checkpoint could not be written.
+        """
+        config, last = self.config, None
+        if self.step >= config.steps:
+            self.log(f"step {self.step}: the run is complete")
+            return None
+        self.model.train()
+        try:
+            while self.step < config.steps:
+                last = self._train_step()
+                due = self.step == config.steps
+                if self.valid is not None and (due or self.step % config.valid_every == 0):
+                    last = dataclasses.replace(last, valid_loss=self.validate())
+                self.metrics.add(last)
+                if due or self.step % config.log_every == 0:
+                    self.log(f"step {self.step}/{config.steps}: {last}")
+                if due or self.step % config.checkpoint_every == 0:
+                    self.save()
+        finally:
+            self.metrics.close()
+            self.checkpoints.wait()
+        return last
+
+    def _train_step(self) -> Step:
+        begin = time.perf_counter()
+        batches = [next(self.loader) for _ in range(self.config.optimizer.accumulate)]
+        # Divided by all targets of the step: the mean does not depend on how they are split up.
+        targets = sum(int((batch.targets != -100).sum()) for batch in batches)
+        tokens = sum(batch.tokens.shape[1] for batch in batches)
+        total = 0.0
+        for batch in batches:
+            loss = self._loss_of(batch, z_loss=self.config.optimizer.z_loss) / max(1, targets)
+            self.scaler.scale(loss).backward()
+            total += loss.item()
+        lr = self.config.optimizer.lr * self.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        clip = self.config.optimizer.clip
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if clip is None else clip)
+        # In float16 a gradient that overflows is expected now and then: the scaler leaves the step
+        # out and scales less.
+        if math.isfinite(total) and (math.isfinite(norm.item()) or self.scaler.is_enabled()):
+            self.scaler.step(self.optimizer)
+        else:
+            self._not_finite(total, norm.item())
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._update_average()
+        self.step += 1
+        seconds = time.perf_counter() - begin
+        return Step(self.step, tokens, targets, total, norm.item(), lr, seconds, None)
+
+    def _loss_of(self, batch: Batch, **options: Any) -> Tensor:
+        """Sum over the targets of a batch."""
+        tokens, targets, offsets = (t.to(self.device, non_blocking=True) for t in batch)
+        with self._precision():
+            loss: Tensor = self._loss(
+                tokens, targets, cu_seqlens=offsets, reduction="sum", **options
+            )
+        return loss
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.config.precision))
+
+    def _not_finite(self, loss: float, norm: float) -> None:
+        what = f"loss {loss}, gradient norm {norm} in step {self.step + 1}"
+        if self.config.on_nan == "skip":
+            self.log(f"{what}: step left out")
+            return
+        raise FloatingPointError(
+            f"{what}: expected finite numbers; weights of the checkpoint before it are whole "
+            "(on_nan=skip leaves such steps out; a lower learning rate may avoid them)"
+        )
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None or self.config.optimizer.ema is None:
+            return
+        for name, weight in self.model.named_parameters():
+            self.average[name].lerp_(weight, 1 - self.config.optimizer.ema)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss in nats per token over the first `valid_batches` of the validation data."""
+        if self.valid is None:
+            raise ValueError("data.valid: expected a folder with shards, got None")
+        loader, total, targets = self._loader(self.valid, shuffle=False), 0.0, 0
+        self.model.eval()
+        try:
+            while loader.place.epoch == 0 and loader.steps_left() and (
+                loader.place.row < self.config.valid_batches * self.config.data.rows
+            ):  # fmt: skip
+                batch = next(loader)
+                total += self._loss_of(batch).item()
+                targets += int((batch.targets != -100).sum())
+        finally:
+            self.model.train()
+        return total / max(1, targets)
+
+    def save(self) -> None:
+        """Write a checkpoint in the background."""
+        state = {
+            "step": self.step,
+            "config": dataclasses.asdict(self.config),
+            "model": dataclasses.asdict(self.model.config),
+            "loader": self.loader.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        self.checkpoints.save(self.step, dict(self._tensors()), state, asynchronous=True)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor the next step depends on, by name; to be saved, or to be filled."""
+        for name, weight in self.model.named_parameters():
+            yield f"model.{name}", weight
+            state = self.optimizer.state[weight]
+            if not state:  # before the first step
+                state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+                state["exp_avg"] = torch.zeros_like(weight)
+                state["exp_avg_sq"] = torch.zeros_like(weight)
+            for part, tensor in state.items():
+                yield f"optimizer.{part}.{name}", tensor
+            if self.average is not None:
+                yield f"average.{name}", self.average[name]
+        yield "random.cpu", torch.get_rng_state()
+        if self.device.type == "cuda":
+            yield "random.cuda", torch.cuda.get_rng_state(self.device)
+
+    def _restore(self, found: Found) -> None:
+        changed = sorted(
+            f"{name} (was {old!r}, now {new!r})"
+            for name, old, new in _differences(found.state["config"],
+                                               dataclasses.asdict(self.config))
+            if name not in MAY_CHANGE and not (name == "steps" and _keeps_rate(self.config))
+        )  # fmt: skip
+        if changed:
+            raise ValueError(
+                f"out: {self.config.out} has a run of another configuration: {'; '.join(changed)}; "
+                "expected the same one, or another folder"
+            )
+        tensors = {name: tensor.detach() for name, tensor in self._tensors()}
+        self.checkpoints.load(found, tensors)
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        self.loader.load_state_dict(found.state["loader"])
+        self.scaler.load_state_dict(found.state["scaler"])
+        self.step = found.step
+        self.log(f"step {self.step}: going on from {found.path}")
+
+
+def make_model(config: TrainConfig, vocab_size: int) -> LLaMA:
+    """The model of a run, its weights new or loaded.
+
+    Raises:
+        ValueError: `init_from` beside changes, or with another vocabulary than the data.
+    """
+    options = config.model
+    if options.init_from is not None:
+        if options.changes:
+            raise ValueError("model.changes: expected none beside model.init_from")
+        model, _ = load(options.init_from, dtype=torch.float32)
+        if model.config.vocab_size < vocab_size:
+            raise ValueError(
+                f"model.init_from: expected a vocabulary of at least the data's {vocab_size} "
+                f"tokens, got {model.config.vocab_size}"
+            )
+        return model
+    changes: dict[str, Any] = {"vocab_size": vocab_size, **options.changes}
+    shape = LlamaConfig.preset(options.preset)
+    changes.setdefault("max_seq_len", max(shape.max_seq_len, config.data.seq_len))
+    fields = {field.name for field in dataclasses.fields(LlamaConfig)}
+    if unknown := sorted(set(changes) - fields):
+        raise ValueError(f"model.changes: expected fields of LlamaConfig, got {', '.join(unknown)}")
+    return LLaMA(dataclasses.replace(shape, **changes))
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW in one kernel a step; weight decay on matrices alone."""
+    options = config.optimizer
+    weights = list(model.parameters())
+    groups = [
+        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": options.weight_decay},
+        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (options.beta1, options.beta2)
+    return torch.optim.AdamW(groups, lr=options.lr, betas=betas, eps=options.eps, fused=True)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected cpu, cuda or auto, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected a GPU for 'cuda', torch finds none")
+    return device
+
+
+def _keeps_rate(config: TrainConfig) -> bool:
+    """Whether more steps leave the learning rates of those done as they were."""
+    return config.optimizer.schedule == "constant"
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for name in old.keys() | new.keys():
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield f"{prefix}{name}", a, b

@@ -1,0 +1,268 @@
+"""Training runs: continued to the last bit after a kill, split up and equal, stopped by NaN."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from llama_fast.cli.main import main as cli
+from llama_fast.data import DataError, ShardWriter, TokenShards
+from llama_fast.train.checkpoints import Checkpoints
+from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
+from llama_fast.train.metrics import read_metrics
+from llama_fast.train.run import Run
+from tests.paths import REPOSITORY, shared_data
+from tests.train.kills import config as killed_config
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Tinyshakespeare's first 200,000 characters, a speech a document."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:200_000]
+    with ShardWriter(folder, vocab_size=257, tokenizer={"path": "byte"}) as writer:
+        for speech in text.split("\n\n"):
+            writer.add([256, *speech.encode(), 256])
+    return str(folder)
+
+
+def make(out: Path, shards: str, **changes: object) -> TrainConfig:
+    data = DataOptions(train=shards, seq_len=64, rows=4)
+    base = TrainConfig(out=str(out), steps=6, data=data, optimizer=OptimizerOptions(lr=3e-3))
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def trained(config: TrainConfig, said: list[str] | None = None) -> Run:
+    run = Run(config, log=(lambda line: None) if said is None else said.append)
+    run.train()
+    return run
+
+
+def weights(run: Run) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+
+def saved_bits(out: Path) -> dict[str, bytes]:
+    (file,) = (out / "checkpoints/step-00000016").glob("*.safetensors")
+    return {k: v.reshape(-1).view(torch.uint8).numpy().tobytes()
+            for k, v in load_file(file).items()}  # fmt: skip
+
+
+def without_seconds(out: Path) -> list[list[str]]:
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    seconds = rows[0].index("seconds")
+    return [row[:seconds] + row[seconds + 1 :] for row in rows]
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path, shards: str) -> None:
+    """kill -9 at 20 random moments, also within saves: weights, moments, average, random numbers
+    and metrics are those of a run that nobody killed.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "tests.train.kills", str(tmp_path), shards]
+    done = subprocess.run(
+        [*command, "20"], cwd=REPOSITORY, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    left = [line.split()[1:] for line in done.stdout.splitlines()]
+    assert len(left) == 20
+    # The kills did fall all over: before the first checkpoint or after, and within saves.
+    assert len({tuple(names) for names in left}) > 4
+    assert any(name.endswith(".partial") for names in left for name in names)
+    expected = saved_bits(tmp_path / "whole")
+    for number in range(20):
+        out = tmp_path / f"killed{number}"
+        assert saved_bits(out) == expected, number
+        assert without_seconds(out) == without_seconds(tmp_path / "whole"), number
+
+
+def test_what_is_saved_is_all_there_is(tmp_path: Path, shards: str) -> None:
+    """The test above sees no state that is saved nowhere and equal by chance: it differs here."""
+    run = Run(killed_config(tmp_path / "a", shards), log=lambda line: None)
+    run.train()
+    found = run.checkpoints.latest()
+    assert found is not None
+    saved = {name: torch.zeros_like(tensor) for name, tensor in run._tensors()}
+    Checkpoints(tmp_path / "a/checkpoints").load(found, saved)
+    for part in ("optimizer.exp_avg.", "optimizer.exp_avg_sq.", "average."):
+        matching = [v for k, v in saved.items() if k.startswith(part)]
+        assert matching and all(v.any() for v in matching)
+    assert not torch.equal(saved["average.norm.weight"], saved["model.norm.weight"])
+    torch.manual_seed(0)
+    assert not torch.equal(saved["random.cpu"], torch.get_rng_state())  # dropout drew from it
+
+
+def test_micro_batches_do_not_matter(tmp_path: Path, shards: str) -> None:
+    """Four rows at once, or one by one: the same loss and gradient, up to float32's rounding."""
+    whole = trained(make(tmp_path / "a", shards))
+    data = DataOptions(train=shards, seq_len=64, rows=1)
+    options = OptimizerOptions(lr=3e-3, accumulate=4)
+    split = trained(make(tmp_path / "b", shards, data=data, optimizer=options))
+    for a, b in zip(*(read_metrics(tmp_path / x / "metrics.csv") for x in "ab"), strict=True):
+        assert a.targets == b.targets
+        assert a.loss == pytest.approx(b.loss, rel=1e-5)
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
+    assert float((weights(whole) - weights(split)).norm() / weights(whole).norm()) < 1e-3
+
+
+def test_learns(tmp_path: Path, shards: str) -> None:
+    """From ln(257) = 5.55 nats to less than the entropy of single letters, 3.3."""
+    config = make(tmp_path / "a", shards, steps=80)
+    config.data.valid = shards
+    trained(config)
+    steps = read_metrics(tmp_path / "a/metrics.csv")
+    assert [s.step for s in steps] == list(range(1, 81))
+    assert steps[0].loss == pytest.approx(math.log(257), abs=0.1)
+    valid = steps[-1].valid_loss
+    assert valid is not None and valid < 3.3
+    assert {s.valid_loss for s in steps[:-1]} == {None}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_keeps_float32_weights(tmp_path: Path, shards: str, precision: str) -> None:
+    full = trained(make(tmp_path / "a", shards, steps=20))
+    mixed = trained(make(tmp_path / "b", shards, steps=20, precision=precision))
+    assert {p.dtype for p in mixed.model.parameters()} == {torch.float32}
+    a, b = (read_metrics(tmp_path / x / "metrics.csv")[-1].loss for x in "ab")
+    assert a != b and b == pytest.approx(a, rel=0.02)
+    assert full.step == mixed.step == 20
+
+
+def test_the_average_is_the_weights_average(tmp_path: Path, shards: str) -> None:
+    run = Run(make(tmp_path, shards, optimizer=OptimizerOptions(ema=0.5)), log=lambda line: None)
+    expected = run.model.norm.weight.detach().clone()
+    for _ in range(3):
+        run._train_step()
+        expected = 0.5 * expected + 0.5 * run.model.norm.weight.detach()
+    assert run.average is not None
+    torch.testing.assert_close(run.average["norm.weight"], expected, rtol=1e-6, atol=0)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, shards: str) -> None:
+    config = make(tmp_path, shards, steps=9, checkpoint_every=1, keep=1)
+    run = Run(config, log=lambda line: None)
+    for _ in range(3):
+        run._train_step()
+    run.save()
+    with torch.no_grad():
+        run.model.norm.weight[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="loss nan, gradient norm nan in step 4: expected"):
+        run.train()
+    resumed = Run(config, log=lambda line: None)
+    assert resumed.step == 3 and bool(weights(resumed).isfinite().all())
+    resumed.train()
+    assert resumed.step == 9
+
+
+def test_a_bad_step_is_left_out_if_asked(
+    tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    run = Run(make(tmp_path, shards, on_nan="skip"), log=said.append)
+    before = weights(run).clone()
+    loss = run._loss
+
+    def bad(*args: Tensor, **options: object) -> Tensor:
+        return loss(*args, **options) * float("nan")
+
+    monkeypatch.setattr(run, "_loss", bad)
+    run._train_step()
+    assert torch.equal(weights(run), before)
+    assert said == ["loss nan, gradient norm nan in step 1: step left out"]
+    monkeypatch.setattr(run, "_loss", loss)
+    run.train()
+    assert run.step == 6 and bool(weights(run).isfinite().all())
+
+
+def test_another_configuration_is_refused(tmp_path: Path, shards: str) -> None:
+    trained(make(tmp_path, shards, steps=2))
+    other = make(tmp_path, shards, steps=2, optimizer=OptimizerOptions(lr=1.0))
+    with pytest.raises(ValueError, match=r"out: .*optimizer.lr \(was 0.003, now 1.0\)"):
+        Run(other, log=lambda line: None)
+    said: list[str] = []
+    same = make(tmp_path, shards, steps=2, log_every=1, keep=9)
+    assert Run(same, log=said.append).train() is None
+    assert "run is complete" in said[-1]
+
+
+def test_damaged_data_is_named_before_the_run(tmp_path: Path, shards: str) -> None:
+    source = TokenShards(shards)
+    folder = tmp_path / "copy"
+    with ShardWriter(folder, vocab_size=257, tokenizer={}) as writer:
+        for document in range(len(source)):
+            writer.add(source.read(document)[0].tolist())
+    path = folder / "00000.tokens.npy"
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"copy/00000.tokens.npy: missing or damaged shard"):
+        Run(make(tmp_path / "run", str(folder)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML, overridden by options; stops, and goes on."""
+    file = tmp_path / "debug.yaml"
+    file.write_text(f"steps: 4\nout: {tmp_path}/run\ndata:\n  train: {shards}\n  seq_len: 64\n")
+    assert cli(["train", str(file), "--data.rows", "2", "--log_every", "2"]) == 0
+    said = capsys.readouterr().out
+    assert [line.split(":")[0] for line in said.splitlines()] == ["step 2/4", "step 4/4"]
+    assert cli(["train", str(file), "--data.rows", "2"]) == 0
+    assert "step 4: the run is complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.yaml"], "config: no such file: no.yaml"),
+        (["--data.train", "nowhere"], "folder: no such folder: nowhere"),
+        (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--optimizer.schedule", "cosine", "--optimizer.warmup", "9999"], "warmup: expected 0 <="),
+        (["--data.train", "{shards}", "--model.preset", "lama"], "no preset 'lama'; did you mean"),
+        (["--data.train", "{shards}", "--model.changes", '{{"depth": 3}}'], "model.changes: expec"),
+        (["--data.train", "{shards}", "--device", "cua"], "device: expected cpu, cuda or auto"),
+    ],
+)
+def test_bad_options_are_one_line(
+    tmp_path: Path,
+    shards: str,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    given = [argument.format(shards=shards) for argument in arguments]
+    assert cli(["train", *given, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_unknown_options_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli(["train", "--stepz", "3"])
+    assert "stepz" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        cli(["train", "--help"])
+    assert "Longest sequence in tokens" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match="0"):
+        cli(["train", "--steps", "77", "--print_config"])
+    assert "steps: 77" in capsys.readouterr().out
+
+
+def test_a_model_may_begin_with_given_weights(tmp_path: Path, shards: str) -> None:
+    first = trained(make(tmp_path / "a", shards, steps=1))
+    from llama_fast.models import save
+
+    save(first.model, tmp_path / "weights")
+    options = ModelOptions(init_from=str(tmp_path / "weights"))
+    run = Run(make(tmp_path / "b", shards, model=options), log=lambda line: None)
+    assert torch.equal(weights(run), weights(first))
