@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from llama_fast.train.config import TrainConfig
 
 HELP = "train or fine-tune a Llama-style model"
 
@@ -16,8 +17,6 @@ def parser() -> Any:
         from jsonargparse import ArgumentParser, set_parsing_settings
     except ImportError:
         raise ImportError("training needs the train extra: pip install llama_fast[train]") from None
-    from llama_fast.train.config import TrainConfig
-
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     found = ArgumentParser(
         prog="llama-fast train",
@@ -29,22 +28,22 @@ def parser() -> Any:
     return found
 
 
-def main(argv: Sequence[str]) -> int:
-    """Train; a first argument that is no option is the YAML file."""
+def read_config(argv: Sequence[str]) -> TrainConfig:
+    """What the arguments say; a first one that is no option is the YAML file."""
     given = list(argv)
     if given and not given[0].startswith("-"):
         if not Path(given[0]).is_file():
             raise FileNotFoundError(f"config: no such file: {given[0]}")
         given[:1] = ["--config", given[0]]
     options = parser()
-    read = options.parse_args(given)
-    del read["config"]
-    values = options.instantiate(read)
+    values = options.instantiate(options.parse_args(given))
+    return TrainConfig(**{name: values[name] for name in TrainConfig.__dataclass_fields__})
 
-    from llama_fast.train.config import TrainConfig
+
+def main(argv: Sequence[str]) -> int:
+    """Train."""
+    config = read_config(argv)
     from llama_fast.train.run import Run
 
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**{name: values[name] for name in names})
     Run(config, log=lambda line: print(line, flush=True)).train()
     return 0

@@ -10,7 +10,6 @@ back on another number of ranks. No file is a pickle.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,8 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+
+from llama_fast.data.shards import sha256_of
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -164,7 +165,7 @@ class Checkpoints:
 
     def _complete(self, partial: Path, path: Path) -> None:
         files = sorted(file for file in partial.iterdir() if file.is_file())
-        manifest = {file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size}
+        manifest = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
                     for file in files}  # fmt: skip
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
@@ -222,7 +223,7 @@ class Checkpoints:
                 file = path / name
                 if not file.is_file():
                     return f"{name} is missing"
-                if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
+                if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
                     return f"{name} does not have its sha256"
             return None if STATE in manifest else f"{STATE} is missing"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -269,14 +270,6 @@ def _copied(tensor: Tensor) -> Tensor:
     """A copy in the CPU's memory, sharded as `tensor` is."""
     # In the order of its indices, for safetensors knows no other.
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:
