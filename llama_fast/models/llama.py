@@ -11,13 +11,22 @@ D head size, V vocabulary. All heavy mathematics is in ``llama_fast.ops``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_fast.ops import attention, linear_cross_entropy, rms_norm, rope, swiglu
+from llama_fast.ops import (
+    Ring,
+    attention,
+    linear_cross_entropy,
+    ring_attention,
+    rms_norm,
+    rope,
+    swiglu,
+)
 
 from .config import LlamaConfig
 
@@ -105,6 +114,7 @@ class Context(NamedTuple):
     key_padding_mask: Tensor | None  # (B,T) bool, True = padding
     cache: KVCache | None
     cu_seqlens: Tensor | None  # (sequences + 1,): where each sequence of a packed row begins
+    ring: Ring | None = None  # the ranks that the packed row is spread over
 
 
 class RMSNorm(nn.Module):
@@ -149,8 +159,11 @@ class Attention(nn.Module):
         dropout_p = self.p_dropout if self.training else 0.0
         if context.cu_seqlens is not None:
             q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))  # (N,H,D)
-            cu_seqlens = context.cu_seqlens
-            out = attention(q, k, v, causal=True, cu_seqlens_q=cu_seqlens, dropout_p=dropout_p)
+            if context.ring is not None:
+                out = ring_attention(q, k, v, context.ring)
+            else:
+                offsets = context.cu_seqlens
+                out = attention(q, k, v, causal=True, cu_seqlens_q=offsets, dropout_p=dropout_p)
             return self.o_proj(out.flatten(-2).unsqueeze(0))
         out = attention(  # (B,H,S,D)
             q,
@@ -233,6 +246,8 @@ class LLaMA(nn.Module):
             if config.tie_embeddings
             else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
+        # How a block is called where not plainly: activation checkpointing takes this place.
+        self.run_block: Callable[[Block, Tensor, Context], Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -284,6 +299,7 @@ class LLaMA(nn.Module):
         src_key_padding_mask: Tensor | None = None,
         cache: KVCache | None = None,
         cu_seqlens: Tensor | None = None,
+        ring: Ring | None = None,
     ) -> Tensor:
         """What the head reads: (B,S,E), normalised.
 
@@ -298,10 +314,13 @@ class LLaMA(nn.Module):
                 these; needs ``torch.no_grad()``.
             cu_seqlens: (sequences + 1,) int32 or int64, 0 to S: `tokens` (1,S) are sequences one
                 after the other, none of which sees another. Not with masks or a cache.
+            ring: context parallelism: `tokens`, the same on every rank of the ring, which was made
+                of `cu_seqlens`, are spread over the ranks; what comes back, (1,n,E), is of the n
+                tokens `ring.positions`. Not with dropout.
 
         Raises:
             TypeError, ValueError: wrong dtype or shape; more than max_seq_len or cache.max_len
-                tokens; cu_seqlens beside a mask or a cache.
+                tokens; cu_seqlens beside a mask or a cache; ring without cu_seqlens.
             IndexError: a token id outside [0, V) (checked on the CPU).
         """
         start = 0 if cache is None else cache.length
@@ -310,9 +329,13 @@ class LLaMA(nn.Module):
                 raise ValueError("cu_seqlens: expected no mask and no cache beside it")
             self._check_packed(tokens, cu_seqlens)
         self._check(tokens, src_mask, src_key_padding_mask, cache, packed=cu_seqlens is not None)
-        x = self.embedding(tokens)
         # Angles in float64, so that far positions lose nothing; then as wide as the ops compute.
-        positions = torch.arange(start, start + tokens.shape[1], device=x.device)
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        if ring is not None:
+            if cu_seqlens is None or self.config.p_dropout > 0:
+                raise ValueError("ring: expected cu_seqlens beside it, and a model without dropout")
+            positions, tokens = ring.positions, tokens[:, ring.positions]
+        x = self.embedding(tokens)
         if cu_seqlens is not None:
             which = torch.searchsorted(cu_seqlens, positions.to(cu_seqlens.dtype), right=True) - 1
             positions = positions - cu_seqlens[which]
@@ -328,25 +351,39 @@ class LLaMA(nn.Module):
             key_padding_mask=src_key_padding_mask,
             cache=cache,
             cu_seqlens=cu_seqlens,
+            ring=ring,
         )
         for block in self.layers:
-            x = block(x, context)
+            x = block(x, context) if self.run_block is None else self.run_block(block, x, context)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, *, cu_seqlens: Tensor | None = None, **options: Any
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        ring: Ring | None = None,
+        **options: Any,
     ) -> Any:
         """Softmax cross-entropy of ``targets`` (B,S) given ``tokens`` (B,S), the mean by default.
 
         ``targets[b, s]`` is the token that follows ``tokens[b, s]``; -100 is left out. With
         ``shift=True`` pass the tokens themselves as targets. The fused
         ``llama_fast.linear_cross_entropy``, whose keyword arguments ``options`` are, never holds
-        the (B,S,V) logits. ``cu_seqlens`` is that of :meth:`hidden_states`.
+        the (B,S,V) logits. ``cu_seqlens`` and ``ring`` are those of :meth:`hidden_states`; with a
+        ring the loss is that of this rank's tokens. A head whose rows are spread over a tensor
+        parallel group stays so: the softmax is then computed across its ranks.
         """
-        hidden = self.hidden_states(tokens, cu_seqlens=cu_seqlens)
-        return linear_cross_entropy(hidden, self.head_weight, targets, **options)
+        hidden = self.hidden_states(tokens, cu_seqlens=cu_seqlens, ring=ring)
+        if ring is not None:
+            targets = targets[:, ring.positions]
+        weight = self.head_weight
+        if (mesh := getattr(weight, "device_mesh", None)) is not None:  # a DTensor
+            options["process_group"], weight = mesh.get_group(), weight.to_local()
+        return linear_cross_entropy(hidden, weight, targets, **options)
 
     def _check_packed(self, tokens: Tensor, cu_seqlens: Tensor) -> None:
         if tokens.dim() != 2 or tokens.shape[0] != 1:
