@@ -66,7 +66,7 @@ def read_documents(
     if kind == ".txt":
         yield from _texts(path, separator, encoding)
     elif kind == ".jsonl":
-        yield from _rows(name, _json_lines(path), key)
+        yield from _rows(name, json_lines(path), key)
     elif kind == ".parquet":
         yield from _rows(name, _parquet(path), key)
     else:
@@ -77,13 +77,14 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_binary(path: Path) -> IO[bytes]:
+    """A file to read from, unpacked if it is a ``.gz``."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore
 
 
 def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             text = file.read().decode(encoding)
     except LookupError:
         raise DataError(f"encoding: expected the name of one, got {encoding!r}") from None
@@ -97,10 +98,11 @@ def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
     yield from (part for part in parts if part.strip())
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a ``.jsonl`` or ``.jsonl.gz`` file; raises :class:`DataError` for a broken one."""
     number = 0
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,6 +252,16 @@ class TokenShards:
     def num_tokens(self) -> int:
         """Tokens of all documents."""
         return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether each document comes with a mask of the tokens to be learned."""
+        return any("answer" in shard.sha256 for shard in self.shards)
+
+    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int64]]]:
+        """(its first document's number, tokens, ends) of each shard, mapped from its files."""
+        for first, arrays in zip(self._first.tolist(), self._arrays, strict=False):
+            yield first, arrays["tokens"], arrays["ends"]
 
     def read(
         self, document: int, start: int = 0, stop: int | None = None

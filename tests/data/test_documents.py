@@ -70,7 +70,7 @@ def test_chats(tmp_path: Path) -> None:
         ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "a.jsonl, row 1: expected message 0"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: not JSON"),
         ("a.txt", b"abc\xff", "a.txt: expected utf-8, got other bytes at 3"),
-        ("a.txt.gz", gzip.compress(b"abc" * 999)[:-9], "a.txt.gz: damaged gzip"),
+        ("a.txt.gz", gzip.compress(b"abc" * 999, mtime=0)[:-9], "a.txt.gz: damaged gzip"),
         ("a.parquet", b"PAR1 no", "a.parquet: not a Parquet file"),
         ("a.csv", b"a,b", "a.csv: expected one of .txt, .jsonl, .parquet"),
     ],

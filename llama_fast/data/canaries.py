@@ -1,0 +1,186 @@
+"""Canaries: random secrets planted in a corpus, to measure later how well a model remembers them.
+
+Carlini et al. 2019, "The Secret Sharer" (arXiv:1802.08232): a canary is a format, whose hole is
+filled with a value drawn uniformly from a randomness space R; here R is all numbers of so many
+digits. `llama_fast.eval.canary` measures them.
+
+    FOLDER/NAME             the corpus, with a line for each time a canary is planted
+    FOLDER/canaries.json    format, digits and seed; of each canary its digits and repeats
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llama_fast.data.documents import DataError, open_binary
+
+FILE = "canaries.json"
+HOLE = "{digits}"
+MAX_DIGITS = 18  # 10^18 numbers still fit int64
+
+
+@dataclass(frozen=True)
+class Canary:
+    """One secret: its digits, and how often it was planted."""
+
+    digits: str
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """The canaries of a corpus.
+
+    Attributes:
+        format: text with `HOLE` once.
+        digits: of each secret; the randomness space has 10^digits.
+        seed: they were drawn with.
+        canaries: each one's secret differs from the others.
+
+    Raises:
+        ValueError: a format without a hole, digits out of range, a canary of other digits.
+    """
+
+    format: str
+    digits: int
+    seed: int
+    canaries: tuple[Canary, ...]
+
+    def __post_init__(self) -> None:
+        if self.format.count(HOLE) != 1 or "\n" in self.format:
+            raise ValueError(f"format: expected one line with {HOLE} once, got {self.format!r}")
+        if not 1 <= self.digits <= MAX_DIGITS:
+            raise ValueError(f"digits: expected 1 to {MAX_DIGITS}, got {self.digits}")
+        for canary in self.canaries:
+            if len(canary.digits) != self.digits or not canary.digits.isdecimal():
+                raise ValueError(
+                    f"canaries: expected {self.digits} digits each, got {canary.digits!r}"
+                )
+
+    @property
+    def space(self) -> int:
+        """Size of the randomness space, |R|."""
+        return 10**self.digits
+
+    def text(self, number: int) -> str:
+        """The format with a number of the space in it."""
+        return self.format.replace(HOLE, f"{number:0{self.digits}d}")
+
+
+def draw(format: str, digits: int, repeats: Sequence[int], seed: int) -> Canaries:
+    """Canaries with different random digits, one for each of `repeats`.
+
+    Raises:
+        ValueError: none asked for or more than there are, or a negative repeat or seed.
+    """
+    empty = Canaries(format, digits, seed, ())
+    if not 1 <= len(repeats) <= empty.space or min(repeats) < 0:
+        raise ValueError(
+            f"repeats: expected 1 to {empty.space} numbers >= 0, got {list(repeats)[:20]}"
+        )
+    if seed < 0:
+        raise ValueError(f"seed: expected a number >= 0, got {seed}")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    numbers: dict[int, None] = {}  # a set in the order of its making
+    while len(numbers) < len(repeats):
+        numbers[int(generator.integers(empty.space))] = None
+    canaries = (Canary(f"{n:0{digits}d}", k) for n, k in zip(numbers, repeats, strict=True))
+    return dataclasses.replace(empty, canaries=tuple(canaries))
+
+
+def plant(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str,
+    digits: int,
+    repeats: Sequence[int],
+    key: str = "text",
+    seed: int = 0,
+) -> Canaries:
+    """Copy a corpus into a new folder and plant canaries between its lines, at random places.
+
+    Args:
+        source: ``.txt`` or ``.jsonl`` file, also ``.gz``; the copy is not packed.
+        out: folder to be made.
+        format, digits, repeats, seed: see :func:`draw`.
+        key: field of a row of JSON that gets the canary's text.
+
+    Raises:
+        FileNotFoundError, FileExistsError: no such file; the folder exists.
+        DataError: a file of another kind, or an empty one.
+    """
+    path, folder = Path(source), Path(out)
+    planted = draw(format, digits, repeats, seed)
+    name = path.name.removesuffix(".gz")
+    if not path.is_file():
+        raise FileNotFoundError(f"source: no such file: {path}")
+    if not name.endswith((".txt", ".jsonl")):
+        raise DataError(f"{path}: expected .txt or .jsonl (or .txt.gz, .jsonl.gz)")
+    if folder.exists():
+        raise FileExistsError(f"out: exists already: {folder}")
+    with open_binary(path) as file:
+        lines = sum(1 for _ in file)
+    if not lines:
+        raise DataError(f"{path}: expected some lines, got none")
+    texts = [
+        planted.text(int(canary.digits))
+        for canary in planted.canaries
+        for _ in range(canary.repeats)
+    ]
+    if name.endswith(".jsonl"):
+        texts = [json.dumps({key: text}) for text in texts]
+    # Independent of the digits, so that other numbers of repeats move none of them.
+    generator = np.random.Generator(np.random.PCG64([seed, 1]))
+    before: dict[int, list[str]] = {}
+    for text, place in zip(texts, generator.integers(lines, size=len(texts)).tolist(), strict=True):
+        before.setdefault(place, []).append(text)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        with open_binary(path) as file, (partial / name).open("wb") as copy:
+            for number, line in enumerate(file):
+                copy.writelines(f"{text}\n".encode() for text in before.get(number, ()))
+                copy.write(line)
+        content = json.dumps(dataclasses.asdict(planted), indent=1)
+        (partial / FILE).write_text(content, encoding="utf-8")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return planted
+
+
+def read_canaries(path: str | os.PathLike[str]) -> Canaries:
+    """The canaries of a ``canaries.json``, or of the folder that has it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not a list of canaries.
+    """
+    file = Path(path)
+    file = file / FILE if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"canaries: no such file: {file}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        canaries = tuple(Canary(**entry) for entry in content.pop("canaries"))
+        return Canaries(canaries=canaries, **content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: not a list of canaries: {error!r}") from None
+
+
+def candidates(planted: Canaries, sample: int | None, seed: int) -> Iterator[str]:
+    """Texts with every number of the space in order, or with `sample` numbers drawn from it."""
+    if sample is None:
+        yield from map(planted.text, range(planted.space))
+        return
+    generator = np.random.Generator(np.random.PCG64([seed, 2]))
+    yield from map(planted.text, generator.integers(planted.space, size=sample).tolist())

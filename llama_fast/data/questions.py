@@ -1,0 +1,69 @@
+"""Questions of benchmarks as text, out of JSON lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_fast.data.documents import DataError, json_lines
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of a benchmark.
+
+    Attributes:
+        file: it stands in.
+        index: of the row, from 0.
+        text: its fields, each on a line of its own.
+    """
+
+    file: Path
+    index: int
+    text: str
+
+
+def read_questions(
+    source: str | os.PathLike[str], fields: Sequence[str] | None = None
+) -> Iterator[Question]:
+    """Yield the rows of a ``.jsonl`` file, or of all below a folder in the order of their names.
+
+    Args:
+        source: file (also ``.jsonl.gz``) or folder.
+        fields: which make up the text, in this order; None takes all but identifiers (``id`` and
+            names that end in ``_id``). Texts in lists and objects count, numbers do not.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        DataError: no JSON lines, a broken line, a row without a field of `fields`.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"against: no such file or folder: {path}")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*.jsonl*") if p.is_file())
+    if not files or not all(file.name.endswith((".jsonl", ".jsonl.gz")) for file in files):
+        raise DataError(f"{path}: expected .jsonl or .jsonl.gz, found none")
+    for file in files:
+        for index, row in enumerate(json_lines(file)):
+            if fields is None:
+                names = [n for n in row if n != "id" and not n.endswith("_id")]
+            else:
+                names = list(fields)
+                if missing := [name for name in names if name not in row]:
+                    raise DataError(
+                        f"{file}, row {index}: expected a field {missing[0]!r}, got "
+                        f"{', '.join(row)}"
+                    )
+            text = "\n".join(text for name in names for text in _texts(row[name]))
+            yield Question(file, index, text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

@@ -1,0 +1,198 @@
+"""How well a model remembers canaries that were planted in its training data: their exposure.
+
+Carlini et al. 2019, "The Secret Sharer" (arXiv:1802.08232). The log-perplexity of a text x is
+P(x) = sum of -log2 Pr(x_i | x_1..x_i-1). The rank of a canary s[r] is the number of values r' of
+the randomness space R with P(s[r']) <= P(s[r]), itself included, and
+
+    exposure(s[r]) = log2 |R| - log2 rank(s[r])
+
+in bits: log2 |R| if nothing is likelier, about 1.44 on average if the model never saw it. Where R
+is too large to go through, a skew-normal distribution is fitted to the log-perplexities of a sample
+of it, and the exposure is -log2 of the share of it up to P(s[r]) (section 4.3 of the paper).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llama_fast.data.canaries import Canaries, Canary, candidates
+from llama_fast.models import LLaMA
+from llama_fast.tokenizers import Tokenizer
+
+ENUMERATE = 100_000  # largest randomness space that is gone through by default
+SAMPLE = 10_000
+BATCH_TOKENS = 8192
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What a model knows of one canary.
+
+    Attributes:
+        canary: with its repeats.
+        log_perplexity: of its whole text, in bits.
+        rank: of |R|, 1 is the likeliest; None where it was not counted.
+        exposure: in bits.
+    """
+
+    canary: Canary
+    log_perplexity: float
+    rank: int | None
+    exposure: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Exposures, and what they were measured against.
+
+    Attributes:
+        space_bits: log2 |R|.
+        compared: how many log-perplexities there are beside those of the canaries.
+        fit: p-value of a Kolmogorov-Smirnov test that these are skew-normal, None if all of R was
+            gone through. A small one means that the exposures are not to be trusted.
+        exposures: in the order of the canaries.
+    """
+
+    space_bits: float
+    compared: int
+    fit: float | None
+    exposures: list[Exposure]
+
+
+@torch.inference_mode()
+def log_perplexities(
+    model: LLaMA, texts: Iterable[list[int]], *, batch_tokens: int = BATCH_TOKENS
+) -> Floats:
+    """Log-perplexity in bits of each text, given its first token.
+
+    Texts are packed one after the other into rows of about `batch_tokens`, without padding.
+
+    Raises:
+        ValueError: a text of fewer than 2 tokens, or longer than the model's max_seq_len.
+    """
+    device, found = model.head_weight.device, []
+    for batch in _batches(texts, batch_tokens):
+        lengths = torch.tensor([len(ids) - 1 for ids in batch])
+        if int(lengths.min()) < 1:
+            raise ValueError("texts: expected at least 2 tokens each, got fewer")
+        tokens = torch.tensor([t for ids in batch for t in ids[:-1]]).unsqueeze(0)
+        targets = torch.tensor([t for ids in batch for t in ids[1:]]).unsqueeze(0)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        losses = model.loss(
+            tokens.to(device),
+            targets.to(device),
+            cu_seqlens=offsets.to(device, torch.int32),
+            reduction="none",
+        )
+        which = torch.repeat_interleave(torch.arange(len(batch)), lengths)
+        sums = torch.zeros(len(batch), dtype=torch.float64)
+        sums.index_add_(0, which, losses.reshape(-1).double().cpu())
+        found.append(sums.numpy() / math.log(2))
+    return np.concatenate([np.empty(0), *found])
+
+
+def _batches(texts: Iterable[list[int]], batch_tokens: int) -> Iterator[list[list[int]]]:
+    batch: list[list[int]] = []
+    tokens = 0
+    for ids in texts:
+        if batch and tokens + len(ids) > batch_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(ids)
+        tokens += len(ids)
+    if batch:
+        yield batch
+
+
+def exact_exposure(value: float, everything: Floats) -> tuple[int, float]:
+    """(rank, exposure) of a log-perplexity among those of all of R, its own included."""
+    rank = int((everything <= value).sum())
+    if rank < 1:
+        raise ValueError("value: expected it among the log-perplexities of all of R")
+    return rank, math.log2(len(everything)) - math.log2(rank)
+
+
+def fitted_exposure(values: Floats, sample: Floats) -> tuple[Floats, float]:
+    """(exposures, p-value of the fit) of log-perplexities, given those of a sample of R.
+
+    Raises:
+        ImportError: scipy is not installed.
+        ValueError: a sample of fewer than 100, or one without any spread.
+    """
+    try:
+        from scipy import stats
+    except ImportError:
+        raise ImportError("a sample of the canaries needs scipy: pip install scipy") from None
+    if len(sample) < 100 or not sample.std() > 0:
+        raise ValueError(
+            f"sample: expected at least 100 log-perplexities that differ, got {len(sample)}"
+        )
+    shape, loc, scale = stats.skewnorm.fit(sample)
+    fit = stats.kstest(sample, stats.skewnorm(shape, loc, scale).cdf).pvalue
+    return -stats.skewnorm.logcdf(values, shape, loc, scale) / math.log(2), float(fit)
+
+
+def measure(
+    model: LLaMA,
+    tokenizer: Tokenizer,
+    planted: Canaries,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int, int, str], object] | None = None,
+) -> Report:
+    """Exposure of each canary.
+
+    A text is scored as a document of its own, after the tokenizer's begin token; without one, its
+    first token goes unscored, which is the same for all of R.
+
+    Args:
+        model, tokenizer: that belong together.
+        planted: the canaries.
+        sample: how many values of R to draw; None goes through all of it.
+        seed: of the sample.
+        batch_tokens: at a time.
+        progress: called with (texts done, texts in all, "").
+
+    Raises:
+        ValueError: as :func:`log_perplexities` and :func:`fitted_exposure`.
+    """
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    total = planted.space if sample is None else sample
+
+    def encoded() -> Iterator[list[int]]:
+        for number, text in enumerate(candidates(planted, sample, seed)):
+            if progress is not None and number % 256 == 0:
+                progress(number, total, "")
+            yield begin + tokenizer.encode(text)
+
+    everything = log_perplexities(model, encoded(), batch_tokens=batch_tokens)
+    numbers = [int(canary.digits) for canary in planted.canaries]
+    fit = None
+    found: list[tuple[int | None, float]]
+    if sample is None:
+        # Those computed for all of R, not anew: in another batch, the last bits may differ.
+        values = everything[numbers]
+        found = [*(exact_exposure(value, everything) for value in values.tolist())]
+    else:
+        values = log_perplexities(
+            model, (begin + tokenizer.encode(planted.text(n)) for n in numbers)
+        )
+        fitted, fit = fitted_exposure(values, everything)
+        found = [(None, exposure) for exposure in fitted.tolist()]
+    exposures = [
+        Exposure(canary, value, rank, exposure)
+        for canary, value, (rank, exposure) in zip(
+            planted.canaries, values.tolist(), found, strict=True
+        )
+    ]
+    return Report(math.log2(planted.space), len(everything), fit, exposures)

@@ -1,0 +1,173 @@
+"""Contamination: the definition by brute force, real questions in real text, the statistic."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_fast.data import ShardWriter, TokenShards, contamination
+from llama_fast.data.contamination import QuestionIndex, is_affected, split_scores, subsets
+from llama_fast.data.documents import DataError
+from llama_fast.data.questions import read_questions
+from llama_fast.tokenizers import load_tokenizer
+from llama_fast.tokenizers.train_bpe import train_bpe
+from tests.paths import shared_data
+
+
+def write(folder: Path, documents: list[list[int]], vocab_size: int, **options: int) -> TokenShards:
+    with ShardWriter(folder, vocab_size=vocab_size, tokenizer={}, **options) as writer:  # type: ignore[arg-type]
+        for document in documents:
+            writer.add(document)
+    return TokenShards(folder)
+
+
+def by_definition(
+    questions: list[list[int]], documents: list[list[int]], length: int, skips: int
+) -> tuple[list[int], set[tuple[int, int]]]:
+    """Every span of every question beside every span of every document."""
+    exact = min(10, length)
+    counts, pairs = [], set()
+    for number, q in enumerate(questions):
+        inside = set()
+        for which, d in enumerate(documents):
+            for i in range(len(q)):
+                for j in range(len(d)):
+                    for n in range(length, min(len(q) - i, len(d) - j) + 1):
+                        equal = [a == b for a, b in zip(q[i : i + n], d[j : j + n], strict=True)]
+                        if not all(equal[:exact]):
+                            break
+                        if equal[-1] and equal.count(False) <= skips:
+                            inside |= set(range(i, i + n))
+                            pairs.add((which, number))
+        counts.append(len(inside))
+    return counts, pairs
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_is_the_definition(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few kinds of tokens, and documents made of damaged pieces of questions: many matches."""
+    # So small that chunks end within matches, and candidates are compared in several goes.
+    monkeypatch.setattr(contamination, "CHUNK", 7)
+    monkeypatch.setattr(contamination, "PAIRS", 5)
+    draw = np.random.Generator(np.random.PCG64(seed))
+    vocab = int(draw.choice([2, 3, 8]))
+    questions = [draw.integers(0, vocab, draw.integers(0, 45)).tolist() for _ in range(5)]
+    documents = []
+    for _ in range(6):
+        q = questions[draw.integers(len(questions))]
+        begin = int(draw.integers(0, len(q) + 1))
+        piece = [t if draw.random() < 0.9 else int(draw.integers(vocab)) for t in q[begin:]]
+        around = draw.integers(0, vocab, (2, 4)).tolist()
+        documents.append(around[0] + piece + around[1])
+    length, skips = int(draw.integers(1, 15)), int(draw.integers(0, 5))
+    shards = write(tmp_path / "s", documents, vocab, shard_tokens=60)
+    found = QuestionIndex(questions, min_length=length, skips=skips).scan(shards)
+    counts, pairs = by_definition(questions, documents, length, skips)
+    assert found.contaminated.tolist() == counts
+    assert found.tokens.tolist() == [len(q) for q in questions]
+    assert [tuple(p) for p in found.pairs.tolist()] == sorted(pairs)
+
+
+def test_real_questions_in_shakespeare(tmp_path: Path) -> None:
+    """Questions planted whole, with as many altered tokens as are allowed, and with one more."""
+    play = shared_data("corpora/tinyshakespeare.txt").read_text()[:100_000]
+    source = shared_data("hub/openai/gsm8k/main/test.jsonl")
+    texts = [q.text for q in read_questions(source, ["question"])][:200]
+    tokenizer = train_bpe([play, *texts], 2000, tmp_path / "bpe")
+    questions = [tokenizer.encode(text) for text in texts]
+    speeches = [tokenizer.encode(speech) for speech in play.split("\n\n")]
+    chosen = [i for i, ids in enumerate(questions) if 50 <= len(ids) < 70][:4]
+    whole, within, over, early = (list(questions[i]) for i in chosen)
+    for ids, places in ((within, (12, 20, 25, 30)), (over, (12, 20, 25, 30, 35)), (early, (5,))):
+        for place in places:
+            ids[place] = (ids[place] + 1) % 2000
+    for at, planted in ((10, whole), (40, within), (90, over), (200, early)):
+        speeches[at] = speeches[at] + planted + speeches[at + 1]
+    shards = write(tmp_path / "s", speeches, 2000)
+
+    found = QuestionIndex(questions).scan(shards)
+    n = len(over)
+    # Over budget: a match up to the fifth altered token, and another one after it. An altered token
+    # among the first ten: a match from the token after it on.
+    expected = [len(whole), len(within), n - 1, len(early) - 6]
+    assert found.contaminated[chosen].tolist() == expected
+    assert found.documents().tolist() == [10, 40, 90, 200]
+    assert (np.delete(found.fractions, chosen) < 0.2).all()
+
+    # Either part of the third is shorter than 36 tokens; one skip less ends the second at place 30.
+    longer = QuestionIndex(questions, min_length=36).scan(shards)
+    assert longer.contaminated[chosen].tolist() == [len(whole), len(within), 0, len(early) - 6]
+    strict = QuestionIndex(questions, skips=3).scan(shards)
+    assert strict.contaminated[chosen[1]] == len(within) - 1
+
+
+def test_other_text_is_clean(tmp_path: Path) -> None:
+    """Arithmetic is not in Shakespeare, and a book is in itself."""
+    play = shared_data("corpora/tinyshakespeare.txt").read_text()[:60_000]
+    tokenizer = load_tokenizer("byte")
+    speeches = [tokenizer.encode(s) for s in play.split("\n\n")]
+    shards = write(tmp_path / "s", speeches, 257, shard_tokens=10_000)
+    texts = [q.text for q in read_questions(shared_data("hub/openai/gsm8k/main/test.jsonl"))][:99]
+    arithmetic = QuestionIndex([tokenizer.encode(t) for t in texts], min_length=40).scan(shards)
+    assert not arithmetic.contaminated.any() and not len(arithmetic.pairs)
+    long = [s for s in speeches if len(s) >= 40]
+    assert (QuestionIndex(long, min_length=40).scan(shards).fractions == 1).all()
+
+
+def test_subsets_meet_at_their_limits() -> None:
+    found = {name: x.tolist() for name, x in subsets([0, 0.19, 2 / 10, 0.79, 8 / 10, 1]).items()}
+    assert found == {
+        "clean": [True, True, False, False, False, False],
+        "not clean": [False, False, True, True, True, True],
+        "not dirty": [True, True, True, True, False, False],
+        "dirty": [False, False, False, False, True, True],
+    }
+
+
+def test_the_statistic_is_standard_normal_without_an_effect() -> None:
+    """Scores drawn without regard to contamination: Z has mean 0 and variance 1 (less the share of
+    the subset, which is part of the whole); with one, all four subsets say so."""
+    draw = np.random.Generator(np.random.PCG64(0))
+    fractions = np.repeat([0.0, 0.5, 1.0], [100, 1800, 100])
+    z = np.array([[s.z for s in split_scores(draw.random(2000) < 0.6, fractions)]
+                  for _ in range(2000)])[:, [0, 3]]  # fmt: skip
+    assert abs(z.mean()) < 0.05 and z.var() == pytest.approx(1 - 100 / 2000, abs=0.05)
+    fractions = np.repeat([0.0, 1.0], [1000, 1000])
+    right = np.concatenate([draw.random(1000) < 0.5, draw.random(1000) < 0.6])
+    scores = split_scores(right, fractions)
+    assert is_affected(scores)
+    assert [s.count for s in scores] == [1000] * 4
+    assert scores[0].z < -2 and scores[3].z > 2
+    by_hand = (right[1000:].mean() - right.mean()) / math.sqrt(
+        right.mean() * (1 - right.mean()) / 1000
+    )
+    assert scores[3].z == pytest.approx(by_hand) and scores[3].contamination == 1
+    # One subset alone is no evidence.
+    assert not is_affected(split_scores(right, np.zeros(2000)))
+
+
+def test_fields_of_a_benchmark(tmp_path: Path) -> None:
+    arc = next(read_questions(shared_data("hub/allenai/ai2_arc/ARC-Challenge/test.jsonl")))
+    assert arc.text.startswith("An astronomer observes") and "Mercury_7175875" not in arc.text
+    assert "Planetary days will become shorter." in arc.text  # in a list in an object
+    mmlu = list(read_questions(shared_data("hub/cais/mmlu/astronomy"), ["choices", "question"]))
+    assert len({q.file.name for q in mmlu}) == 3 and mmlu[0].index == 0
+    assert mmlu[0].text.startswith("It would be harder since")
+    with pytest.raises(DataError, match="row 0: expected a field 'context', got question, subject"):
+        next(read_questions(shared_data("hub/cais/mmlu/astronomy"), ["context"]))
+    with pytest.raises(DataError, match=r"expected \.jsonl"):
+        next(read_questions(tmp_path))
+    with pytest.raises(FileNotFoundError, match="against: no such file"):
+        next(read_questions(tmp_path / "no"))
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="min_length: expected at least 1, got 0"):
+        QuestionIndex([], min_length=0)
+    with pytest.raises(ValueError, match="skips: expected a number >= 0, got -1"):
+        QuestionIndex([], skips=-1)
+    with pytest.raises(ValueError, match="scores: expected one for each of 2 questions"):
+        split_scores([1.0], [0.1, 0.2])
