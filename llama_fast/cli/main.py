@@ -19,12 +19,15 @@ COMMANDS = {
     "demo": "llama_fast.cli.demo",
     "bench": "llama_fast.cli.bench",
     "tokenize": "llama_fast.cli.tokenize",
+    "data": "llama_fast.cli.data",
     "train": "llama_fast.cli.train",
+    "plot": "llama_fast.cli.plot",
+    "eval": "llama_fast.cli.eval",
 }
 
 # What bad input raises: a wrong value, a file that is not there, an extra that is not installed, a
-# loss that is no number.
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+# loss that is no number, a model that does not fit.
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 
 
 def _parser(names: Sequence[str]) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,27 +11,64 @@ from llama_fast.train.config import TrainConfig
 
 HELP = "train or fine-tune a Llama-style model"
 
+DESCRIPTION = """Train or fine-tune a Llama-style model on token shards (`llama-fast tokenize`
+makes them). A run that was stopped, however that happened, goes on where its newest checkpoint is
+when the same command is given again."""
+EPILOG = """Every option is a key of the YAML file too: `--data.rows 4` is `rows: 4` below `data:`.
+The command line wins over the file. None is written `null`, and --log-every is --log_every."""
+
+# What an option takes, as its help shows it.
+_METAVARS = {"int": "N", "float": "X", "str": "TEXT", "dict": "{A: N}"}
+
 
 def parser() -> Any:
     """The command's parser: every field of :class:`TrainConfig` is an option."""
     try:
-        from jsonargparse import ArgumentParser, set_parsing_settings
+        from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
     except ImportError:
         raise ImportError("training needs the train extra: pip install llama_fast[train]") from None
+
+    class Formatter(DefaultHelpFormatter):
+        """What the option does and its default; what it takes stands before it already."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{"max_help_position": 32, **options})
+
+        def _get_help_string(self, action: argparse.Action) -> str:
+            if action.default in (None, argparse.SUPPRESS):
+                return action.help or ""
+            is_bool = isinstance(action.default, bool)
+            default = str(action.default).lower() if is_bool else "%(default)s"
+            return f"{action.help} (default: {default})"
+
+        def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+            kind = (self._get_type_str(action) or "str").split(" ")[0].split("[")[0]
+            return _METAVARS.get(kind, "TEXT")
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     found = ArgumentParser(
         prog="llama-fast train",
-        description="Train or fine-tune a Llama-style model on token shards. A run that was "
-        "stopped, however that happened, goes on where its newest checkpoint is.",
+        usage="%(prog)s [CONFIG.yaml] [--option VALUE ...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=Formatter,
     )
-    found.add_argument("--config", action="config", help="YAML file with these options")
+    found.add_argument(
+        "--config", action="config", metavar="FILE", help="YAML file; the same as CONFIG.yaml"
+    )
     found.add_class_arguments(TrainConfig)
+    for action in found._actions:
+        if "--print_config" in action.option_strings:
+            action.option_strings = ["--print-config"]  # as it is shown: both are understood
+            action.metavar, action.help = "", "print all options as YAML and exit"
+        elif action.help == "Path to a configuration file.":
+            action.help = argparse.SUPPRESS  # of a whole section: it would be four of these
     return found
 
 
 def read_config(argv: Sequence[str]) -> TrainConfig:
     """What the arguments say; a first one that is no option is the YAML file."""
-    given = list(argv)
+    given = [_with_underscores(argument) for argument in argv]
     if given and not given[0].startswith("-"):
         if not Path(given[0]).is_file():
             raise FileNotFoundError(f"config: no such file: {given[0]}")
@@ -40,10 +78,20 @@ def read_config(argv: Sequence[str]) -> TrainConfig:
     return TrainConfig(**{name: values[name] for name in TrainConfig.__dataclass_fields__})
 
 
+def _with_underscores(argument: str) -> str:
+    """``--log-every=5`` as ``--log_every=5``; what is no option stays as it is."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
 def main(argv: Sequence[str]) -> int:
     """Train."""
     config = read_config(argv)
-    from llama_fast.train.run import Run
+    from llama_fast.train.parallel import process_group
+    from llama_fast.train.run import Run, device_of
 
-    Run(config, log=lambda line: print(line, flush=True)).train()
+    with process_group(device_of(config.device)):
+        Run(config, log=lambda line: print(line, flush=True)).train()
     return 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_fast.train.schedules import Schedule
+from llama_fast.train.trackers import ReportTo
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -76,6 +77,21 @@ class OptimizerOptions:
 
 
 @dataclass
+class ParallelOptions:
+    """How the processes that `torchrun` starts share the work; their number is the product."""
+
+    replicate: int = 0
+    """Copies of the model, each with its share of the rows (DDP; beside `shard` HSDP). 0: as many
+    as there are processes for."""
+    shard: int = 1
+    """Processes that share weights, gradients and moments out, each with its rows (FSDP2)."""
+    context: int = 1
+    """Processes that share the tokens of each row out (ring attention)."""
+    tensor: int = 1
+    """Processes that share out heads, feed-forward width and vocabulary (tensor parallelism)."""
+
+
+@dataclass
 class TrainConfig:
     """A training run."""
 
@@ -91,6 +107,9 @@ class TrainConfig:
     """`cpu`, `cuda`, or `auto`: a GPU if there is one."""
     compile: bool = False
     """Whether the model goes through torch.compile."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing, all but products and
+    attention, or all but the input of each block."""
     checkpoint_every: int = 200
     """Steps between checkpoints; the last step always makes one."""
     keep: int = 3
@@ -101,14 +120,25 @@ class TrainConfig:
     """Steps between validations."""
     valid_batches: int = 20
     """Micro-batches of a validation, always the same ones."""
+    eval_every: int = 1000
+    """Steps between two rounds of the benchmarks' questions."""
+    benchmarks: list[str] = field(default_factory=list)
+    """Files of multiple-choice questions (JSON Lines) that the model is asked while it trains."""
+    questions: int = 200
+    """Questions of each benchmark, always the same ones; 0 asks all."""
+    report_to: ReportTo = "none"
+    """Where curves go beside TensorBoard and CSV: Weights & Biases, or trackio."""
+    profile: int = 0
+    """Steps that trace.json.gz records, after the first ones; 0 records none."""
     on_nan: Literal["stop", "skip"] = "stop"
     """After a loss or gradient that is no finite number: end the run, or leave this step out."""
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
     def __post_init__(self) -> None:
-        o = self.optimizer
+        o, p = self.optimizer, self.parallel
         for name, value, expected, ok in (
             ("steps", self.steps, "at least 1", self.steps >= 1),
             ("seed", self.seed, "a number >= 0", self.seed >= 0),
@@ -116,7 +146,14 @@ class TrainConfig:
             ("log_every", self.log_every, "at least 1", self.log_every >= 1),
             ("valid_every", self.valid_every, "at least 1", self.valid_every >= 1),
             ("valid_batches", self.valid_batches, "at least 1", self.valid_batches >= 1),
+            ("eval_every", self.eval_every, "at least 1", self.eval_every >= 1),
+            ("questions", self.questions, "a number >= 0", self.questions >= 0),
+            ("profile", self.profile, "a number >= 0", self.profile >= 0),
             ("data.seq_len", self.data.seq_len, "at least 1", self.data.seq_len >= 1),
+            ("parallel.replicate", p.replicate, "at least 0", p.replicate >= 0),
+            ("parallel.shard", p.shard, "at least 1", p.shard >= 1),
+            ("parallel.context", p.context, "at least 1", p.context >= 1),
+            ("parallel.tensor", p.tensor, "at least 1", p.tensor >= 1),
             ("optimizer.lr", o.lr, "a positive number", o.lr > 0),
             ("optimizer.accumulate", o.accumulate, "at least 1", o.accumulate >= 1),
             ("optimizer.clip", o.clip, "a positive number", o.clip is None or o.clip > 0),

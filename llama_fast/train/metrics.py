@@ -6,9 +6,14 @@ import csv
 import os
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from llama_fast.data import DataError
+
+Row = TypeVar("Row")
+
+# Columns that another run of the same steps fills with other numbers.
+MEASURED = ("seconds", "memory", "mfu", "joules")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,11 @@ class Step:
         lr: learning rate.
         seconds: of the step, loading of the data included.
         valid_loss: nats per target of the validation data, where the step was followed by one.
+        perplexity: e to the power of valid_loss.
+        pairs: of a query and a key it attends to, which the arithmetic of attention follows.
+        memory: most bytes so far: resident in RAM, or allocated on the GPU by torch.
+        mfu: model FLOPs utilisation, a share; see :mod:`llama_fast.train.flops`.
+        joules: of the step; None where the machine has no counter.
     """
 
     step: int
@@ -33,55 +43,58 @@ class Step:
     grad_norm: float
     lr: float
     seconds: float
-    valid_loss: float | None
+    valid_loss: float | None = None
+    perplexity: float | None = None
+    pairs: int = 0
+    memory: int | None = None
+    mfu: float | None = None
+    joules: float | None = None
 
     def __str__(self) -> str:
         """For a line of output."""
-        line = (
-            f"loss {self.loss:.4f}, {self.tokens / self.seconds:,.0f} tokens/s, "
-            f"lr {self.lr:.2e}, gradient {self.grad_norm:.2f}"
-        )
-        return line if self.valid_loss is None else f"{line}, validation {self.valid_loss:.4f}"
-
-
-NAMES = [field.name for field in fields(Step)]
+        parts = [f"loss {self.loss:.4f}", f"{self.tokens / self.seconds:,.0f} tokens/s"]
+        if self.mfu is not None:
+            parts.append(f"MFU {self.mfu:.0%}")
+        if self.memory is not None:
+            parts.append(f"{self.memory / 1e9:.2f} GB")
+        if self.joules is not None:
+            parts.append(f"{self.joules / self.tokens:.2g} J/token")
+        parts += [f"lr {self.lr:.2e}", f"gradient {self.grad_norm:.2f}"]
+        if self.valid_loss is not None:
+            parts.append(f"validation {self.valid_loss:.4f} (perplexity {self.perplexity:.4g})")
+        return ", ".join(parts)
 
 
 class MetricsFile:
-    """``metrics.csv``: a row a step, written at once.
+    """A CSV file with a row a step, written at once.
 
     Args:
         path: made if it is not there.
         keep_steps: rows of later steps are dropped: the run went on from before them.
+        row: class of the rows, a dataclass that begins with `step`; its fields are the columns.
 
     Raises:
         DataError: the file is something else.
     """
 
-    def __init__(self, path: Path, keep_steps: int) -> None:
+    def __init__(self, path: Path, keep_steps: int, row: type[Any] = Step) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in self._rows() if int(row[0]) <= keep_steps] if path.exists() else []
+        names = [field.name for field in fields(row)]
+        old = _rows(path, names) if path.exists() else []
         # Beside it and renamed: a kill in between loses no row.
         partial = path.with_suffix(".partial")
         with partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([NAMES, *kept])
+            kept = [line for line in old if int(line[0]) <= keep_steps]
+            csv.writer(file).writerows([names, *kept])
         os.replace(partial, path)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file)
 
-    def _rows(self) -> list[list[str]]:
-        with self.path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [NAMES]
-        if header != NAMES:
-            raise DataError(f"{self.path}: expected the columns {', '.join(NAMES)}")
-        # A kill can leave the last line unfinished.
-        return [row for row in rows if len(row) == len(NAMES) and row[0].isdigit()]
-
-    def add(self, step: Step) -> None:
+    def add(self, row: Any) -> None:
         """Append a row."""
-        row: list[Any] = ["" if value is None else value for value in astuple(step)]
-        self._writer.writerow(row)
+        values: list[Any] = ["" if value is None else value for value in astuple(row)]
+        self._writer.writerow(values)
         self._file.flush()
 
     def close(self) -> None:
@@ -89,20 +102,38 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[Step]:
-    """The steps in a ``metrics.csv``."""
+def _rows(path: Path, names: list[str]) -> list[list[str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        header, *rows = list(csv.reader(file)) or [names]
+    if header != names:
+        raise DataError(f"{path}: expected the columns {', '.join(names)}")
+    # A kill can leave the last line unfinished.
+    return [row for row in rows if len(row) == len(names) and row[0].isdigit()]
+
+
+def read_metrics(path: Path) -> list[Step]:
+    """The steps in a ``metrics.csv``; see :func:`read_rows`."""
+    return read_rows(path, Step)
+
+
+def read_rows(path: Path, row: type[Row]) -> list[Row]:
+    """The rows of a :class:`MetricsFile`; one that is just being written is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it has other columns.
+    """
+    kinds = get_type_hints(row)
+    names = [field.name for field in fields(row)]  # type: ignore[arg-type]
     return [
-        Step(
-            step=int(row["step"]),
-            tokens=int(row["tokens"]),
-            targets=int(row["targets"]),
-            loss=float(row["loss"]),
-            grad_norm=float(row["grad_norm"]),
-            lr=float(row["lr"]),
-            seconds=float(row["seconds"]),
-            valid_loss=float(row["valid_loss"]) if row["valid_loss"] else None,
-        )
-        for row in rows
+        row(**{name: _value(text, kinds[name]) for name, text in zip(names, line, strict=True)})
+        for line in _rows(path, names)
     ]
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A cell as what its field is annotated with: a type, or that type or None."""
+    if not text:
+        return None
+    (plain,) = set(get_args(kind) or (kind,)) - {type(None)}
+    return plain(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,15 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from llama_fast.data import Batch, PackedLoader, TokenShards
+from llama_fast.data.loader import IGNORE
 from llama_fast.models import LLaMA, LlamaConfig, load
+from llama_fast.train.activation_checkpointing import checkpoint_activations
 from llama_fast.train.checkpoints import Checkpoints, Found
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.metrics import MetricsFile, Step
+from llama_fast.train.flops import attention_pairs
+from llama_fast.train.metrics import Step
+from llama_fast.train.parallel import Parallel, clip_gradients, kind_of
+from llama_fast.train.watch import Watch
 
 # What a resumed run may change; anything else would make another run of it.
 MAY_CHANGE = {
     "out", "keep", "checkpoint_every", "log_every", "device", "compile", "on_nan", "data.workers",
-    "data.train", "data.valid", "data.verify", "valid_every", "valid_batches",
+    "activation_checkpointing", "data.train", "data.valid", "data.verify", "valid_every",
+    "valid_batches",
+    "benchmarks", "eval_every", "questions", "report_to", "profile",
 }  # fmt: skip
 
 
@@ -53,16 +61,25 @@ class Run:
 
     def __init__(self, config: TrainConfig, log: Callable[[str], object] = print) -> None:
         self.config, self.log, self.step = config, log, 0
-        self.device = _device(config.device)
+        self.device = device_of(config.device)
+        self.parallel = Parallel(config.parallel, self.device)
+        if self.parallel.rank != 0:  # one voice is enough
+            self.log = log = _silent
+        if self.parallel.ranks > 1 and config.precision == "float16":
+            raise ValueError("precision: expected float32 or bfloat16 on several processes")
         torch.manual_seed(config.seed)
-        self.shards = TokenShards(config.data.train, verify=config.data.verify)
+        verify = config.data.verify and self.parallel.rank == 0
+        self.shards = TokenShards(config.data.train, verify=verify)
         self.valid = None if config.data.valid is None else TokenShards(config.data.valid)
         if self.valid is not None and self.valid.vocab_size != self.shards.vocab_size:
             raise ValueError(
                 f"data.valid: expected the vocabulary of data.train, {self.shards.vocab_size} "
                 f"tokens, got {self.valid.vocab_size}"
             )
-        self.model = make_model(config, self.shards.vocab_size).to(self.device)
+        self.model = self.parallel.spread(lambda: make_model(config, self.shards.vocab_size))
+        checkpoint_activations(self.model, config.activation_checkpointing)
+        if self.parallel.data_rank > 0:  # other rows, other dropout
+            torch.manual_seed(config.seed + self.parallel.data_rank * 0x9E3779B9)
         self.optimizer = make_optimizer(self.model, config)
         self.average = None
         if config.optimizer.ema is not None:
@@ -72,13 +89,19 @@ class Run:
         )
         self.schedule = config.schedule()
         self.loader = self._loader(self.shards, shuffle=True)
-        self._loss = torch.compile(self.model.loss) if config.compile else self.model.loss
-        folder = Path(config.out)
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep, log=log)
+        self._loss = self._loss_function()
+        folder = Path(config.out) / "checkpoints"
+        self.checkpoints = Checkpoints(folder, keep=config.keep, log=log)
         found = self.checkpoints.latest()
         if found is not None:
             self._restore(found)
-        self.metrics = MetricsFile(folder / "metrics.csv", keep_steps=self.step)
+
+    def _loss_function(self) -> Callable[..., Tensor]:
+        if self.config.compile and self.parallel.ranks > 1:
+            for block in self.model.layers:  # between the hooks of FSDP
+                block.compile()
+        loss = self.parallel.loss_function(self.model)
+        return torch.compile(loss) if self.config.compile and self.parallel.ranks == 1 else loss
 
     def _loader(self, shards: TokenShards, shuffle: bool) -> PackedLoader:
         data = self.config.data
@@ -88,6 +111,8 @@ class Run:
             rows=data.rows,
             seed=self.config.seed,
             workers=data.workers if shuffle else 0,
+            rank=self.parallel.data_rank,
+            ranks=self.parallel.data_ranks,
             shuffle=shuffle,
         )
 
@@ -98,6 +123,7 @@ class Run:
             FloatingPointError: a loss or gradient is no finite number, and `on_nan` is "stop". The
                 newest checkpoint is from before it.
             CheckpointError: a checkpoint could not be written.
+            MemoryError: a step did not fit; says which settings would help.
         """
         config, last = self.config, None
         if self.step >= config.steps:
@@ -105,50 +131,69 @@ class Run:
             return None
         self.model.train()
         try:
-            while self.step < config.steps:
-                last = self._train_step()
-                due = self.step == config.steps
-                if self.valid is not None and (due or self.step % config.valid_every == 0):
-                    last = dataclasses.replace(last, valid_loss=self.validate())
-                self.metrics.add(last)
-                if due or self.step % config.log_every == 0:
-                    self.log(f"step {self.step}/{config.steps}: {last}")
-                if due or self.step % config.checkpoint_every == 0:
-                    self.save()
+            with Watch(self) as watch:
+                while self.step < config.steps:
+                    last = watch.measure(self._train_step)
+                    due = self.step == config.steps
+                    if self.valid is not None and (due or self.step % config.valid_every == 0):
+                        last = dataclasses.replace(last, valid_loss=self.validate())
+                    last = watch.add(last)
+                    if due or self.step % config.checkpoint_every == 0:
+                        watch.flush()
+                        self.save()
         finally:
-            self.metrics.close()
             self.checkpoints.wait()
         return last
 
     def _train_step(self) -> Step:
         begin = time.perf_counter()
-        batches = [next(self.loader) for _ in range(self.config.optimizer.accumulate)]
-        # Divided by all targets of the step: the mean does not depend on how they are split up.
-        targets = sum(int((batch.targets != -100).sum()) for batch in batches)
-        tokens = sum(batch.tokens.shape[1] for batch in batches)
-        total = 0.0
-        for batch in batches:
-            loss = self._loss_of(batch, z_loss=self.config.optimizer.z_loss) / max(1, targets)
-            self.scaler.scale(loss).backward()
-            total += loss.item()
+        total, tokens, targets, pairs = self.make_gradients()
         lr = self.config.optimizer.lr * self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         clip = self.config.optimizer.clip
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if clip is None else clip)
+        norm = clip_gradients(list(self.model.parameters()), math.inf if clip is None else clip)
         # In float16 a gradient that overflows is expected now and then: the scaler leaves the step
         # out and scales less.
-        if math.isfinite(total) and (math.isfinite(norm.item()) or self.scaler.is_enabled()):
+        if math.isfinite(total) and (math.isfinite(norm) or self.scaler.is_enabled()):
             self.scaler.step(self.optimizer)
         else:
-            self._not_finite(total, norm.item())
+            self._not_finite(total, norm)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_average()
         self.step += 1
         seconds = time.perf_counter() - begin
-        return Step(self.step, tokens, targets, total, norm.item(), lr, seconds, None)
+        return Step(self.step, tokens, targets, total, norm, lr, seconds, pairs=pairs)
+
+    def make_gradients(self) -> tuple[float, int, int, int]:
+        """Of the next step's loss, in the weights' `grad`, times the scaler's factor.
+
+        Returns:
+            loss, tokens, targets, and pairs of a query and a key it sees; of all processes.
+        """
+        batches = [next(self.loader) for _ in range(self.config.optimizer.accumulate)]
+        # Divided by all targets of the step: the mean does not depend on how they are split up.
+        tokens, targets, pairs = self._of_all_rows(
+            sum(batch.tokens.shape[1] for batch in batches),
+            sum(int((batch.targets != IGNORE).sum()) for batch in batches),
+            sum(attention_pairs(batch.cu_seqlens) for batch in batches),
+        )
+        total = 0.0
+        for batch in batches:
+            loss = self._loss_of(batch, z_loss=self.config.optimizer.z_loss) / max(1, targets)
+            with self.parallel.micro_batch(last=batch is batches[-1]):
+                # The processes' gradients are averaged, and their sum is wanted.
+                self.scaler.scale(loss * self.parallel.averaged).backward()
+            total += loss.item()
+        total = self.parallel.sum(total)[0] / self.config.parallel.tensor
+        return total, tokens, targets, pairs
+
+    def _of_all_rows(self, *numbers: int) -> list[int]:
+        """Sums over the processes that have rows of their own."""
+        inner = self.parallel.ranks // self.parallel.data_ranks
+        return [round(total) // inner for total in self.parallel.sum(*numbers)]
 
     def _loss_of(self, batch: Batch, **options: Any) -> Tensor:
         """Sum over the targets of a batch."""
@@ -194,10 +239,11 @@ class Run:
             ):  # fmt: skip
                 batch = next(loader)
                 total += self._loss_of(batch).item()
-                targets += int((batch.targets != -100).sum())
+                targets += int((batch.targets != IGNORE).sum())
         finally:
             self.model.train()
-        return total / max(1, targets)
+        total = self.parallel.sum(total)[0] / self.config.parallel.tensor
+        return total / max(1, *self._of_all_rows(targets))
 
     def save(self) -> None:
         """Write a checkpoint in the background."""
@@ -207,6 +253,7 @@ class Run:
             "model": dataclasses.asdict(self.model.config),
             "loader": self.loader.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "ranks": self.parallel.ranks,
         }
         self.checkpoints.save(self.step, dict(self._tensors()), state, asynchronous=True)
 
@@ -223,16 +270,20 @@ class Run:
                 yield f"optimizer.{part}.{name}", tensor
             if self.average is not None:
                 yield f"average.{name}", self.average[name]
-        yield "random.cpu", torch.get_rng_state()
+        rank = self.parallel.rank
+        yield f"random.cpu.{rank}", torch.get_rng_state()
         if self.device.type == "cuda":
-            yield "random.cuda", torch.cuda.get_rng_state(self.device)
+            yield f"random.cuda.{rank}", torch.cuda.get_rng_state(self.device)
 
     def _restore(self, found: Found) -> None:
         changed = sorted(
             f"{name} (was {old!r}, now {new!r})"
             for name, old, new in _differences(found.state["config"],
                                                dataclasses.asdict(self.config))
-            if name not in MAY_CHANGE and not (name == "steps" and _keeps_rate(self.config))
+            if name not in MAY_CHANGE and not name.startswith("parallel.")
+            # Other processes: as many rows a step may mean others for each.
+            and not (name == "data.rows" and found.state["ranks"] != self.parallel.ranks)
+            and not (name == "steps" and _keeps_rate(self.config))
         )  # fmt: skip
         if changed:
             raise ValueError(
@@ -240,10 +291,14 @@ class Run:
                 "expected the same one, or another folder"
             )
         tensors = {name: tensor.detach() for name, tensor in self._tensors()}
+        random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
+        if self.parallel.rank < found.state["ranks"]:  # else drawn anew: there are more processes
+            tensors.update(random)
         self.checkpoints.load(found, tensors)
-        torch.set_rng_state(tensors["random.cpu"])
+        rank = self.parallel.rank
+        torch.set_rng_state(random[f"random.cpu.{rank}"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+            torch.cuda.set_rng_state(random[f"random.cuda.{rank}"], self.device)
         self.loader.load_state_dict(found.state["loader"])
         self.scaler.load_state_dict(found.state["scaler"])
         self.step = found.step
@@ -279,18 +334,32 @@ def make_model(config: TrainConfig, vocab_size: int) -> LLaMA:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW in one kernel a step; weight decay on matrices alone."""
     options = config.optimizer
-    weights = list(model.parameters())
-    groups = [
-        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": options.weight_decay},
-        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
-    ]
+    groups: dict[Any, dict[str, Any]] = {}
+    for weight in model.parameters():
+        decay = options.weight_decay if weight.dim() >= 2 else 0.0
+        # Insertion order is that of the model, the same on every process.
+        group = groups.setdefault((decay, kind_of(weight)), {"params": [], "weight_decay": decay})
+        group["params"].append(weight)
     betas = (options.beta1, options.beta2)
-    return torch.optim.AdamW(groups, lr=options.lr, betas=betas, eps=options.eps, fused=True)
+    return torch.optim.AdamW(
+        list(groups.values()), lr=options.lr, betas=betas, eps=options.eps, fused=True
+    )
 
 
-def _device(name: str) -> torch.device:
+def _silent(line: str) -> None:
+    pass
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a run's `device` means on this process: its own GPU if it has one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

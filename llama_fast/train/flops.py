@@ -1,0 +1,125 @@
+"""Arithmetic of a training step, and the rate of the machine that it is compared with.
+
+Model FLOPs utilisation (MFU) is the share of the machine's rate that goes into the operations a
+step cannot do without (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llama_fast.models import LlamaConfig
+
+# Dense rates of NVIDIA's data sheets in FLOP/s: 16 bit, TF32, float32. A GPU is known by the words
+# of its name; the first line whose words are all in it counts.
+_SHEETS: dict[tuple[str, ...], tuple[float, float, float]] = {
+    ("A100",): (312e12, 156e12, 19.5e12),
+    ("H100", "PCIe"): (756e12, 378e12, 51e12),
+    ("H100", "NVL"): (835e12, 417e12, 60e12),
+    ("H200", "NVL"): (835e12, 417e12, 60e12),
+    ("H100",): (989e12, 494e12, 67e12),
+    ("H200",): (989e12, 494e12, 67e12),
+    ("GH200",): (989e12, 494e12, 67e12),
+    ("B200",): (2250e12, 1125e12, 75e12),
+    ("L4",): (121e12, 60e12, 30.3e12),
+    ("L40S",): (362e12, 183e12, 91.6e12),
+}
+
+
+class Peak(NamedTuple):
+    """A rate that a step is compared with.
+
+    Attributes:
+        flops: floating-point operations per second, a multiplication and an addition being two.
+        source: where it comes from, in words.
+    """
+
+    flops: float
+    source: str
+
+    def __str__(self) -> str:
+        """For a line of output."""
+        scale, unit = (1e12, "TFLOP/s") if self.flops >= 1e12 else (1e9, "GFLOP/s")
+        return f"{self.flops / scale:,.0f} {unit} ({self.source})"
+
+
+def attention_pairs(cu_seqlens: Tensor) -> int:
+    """Pairs of a query and a key it attends to, itself included: s (s + 1) / 2 a sequence.
+
+    Args:
+        cu_seqlens: (sequences + 1,) int32, where each packed sequence begins, and the end.
+    """
+    lengths = cu_seqlens.diff().to(torch.int64)
+    return int((lengths * (lengths + 1)).sum()) // 2
+
+
+def training_flops(config: LlamaConfig, tokens: int, targets: int, pairs: int) -> int:
+    """Operations of a forward and a backward pass, those of matrix products alone.
+
+    Two a weight and token forward and four backward: 6 N, with N the weights of the layers; the
+    head's 6 V E only for tokens that have a target. Attention takes 4 H D a pair and layer forward
+    (scores, and their sum over values) and twice that backward. PaLM's 6 N + 12 L H D S per token
+    is the same with pairs = tokens x S, which counts what the causal mask hides too. Work done
+    again to save memory does not count.
+
+    Args:
+        config: of the model.
+        tokens: that it reads.
+        targets: tokens that have a loss.
+        pairs: of :func:`attention_pairs`.
+    """
+    c = config
+    projections = 2 * c.embed_dim * c.head_dim * (c.num_heads + c.num_kv_heads)
+    layer = projections + 3 * c.embed_dim * c.ffn_dim
+    attention = 12 * c.num_layers * c.num_heads * c.head_dim * pairs
+    return 6 * (c.num_layers * layer * tokens + c.vocab_size * c.embed_dim * targets) + attention
+
+
+@cache
+def peak_flops(device: torch.device, precision: str) -> Peak:
+    """The rate of a device in a precision: NVIDIA's data sheet, or else measured.
+
+    Args:
+        device: "cuda" or "cpu".
+        precision: "float32", "bfloat16" or "float16".
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for words, (half, tf32, full) in _SHEETS.items():
+            if set(words) <= set(re.split(r"[ -]", name)):
+                if precision != "float32":
+                    return Peak(half, f"data sheet of {name}, 16 bit")
+                if torch.get_float32_matmul_precision() != "highest":
+                    return Peak(tf32, f"data sheet of {name}, TF32")
+                return Peak(full, f"data sheet of {name}, float32")
+    return Peak(measured_flops(device, precision), f"torch.mm measured here, {precision}")
+
+
+def measured_flops(device: torch.device, precision: str, seconds: float = 0.15) -> float:
+    """FLOP/s of the fastest of some matrix products, tried for `seconds`.
+
+    No random numbers are drawn: a run goes on as if this had not been.
+    """
+    rows, size = (8192, 8192) if device.type == "cuda" else (512, 1024)
+    a = torch.ones(rows, size, dtype=getattr(torch, precision), device=device)
+    b = torch.ones(size, size, dtype=getattr(torch, precision), device=device)
+    out = torch.mm(a, b)  # the first one sets things up
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
+        _wait(device)
+        begin = time.perf_counter()
+        torch.mm(a, b, out=out)
+        _wait(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * rows * size * size / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,73 @@
+"""A trace of some steps, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile, schedule
+
+WARMUP = 3  # steps that compile, fill caches, and start the readers of the data
+TRACE = "trace.json.gz"
+
+
+class Profiler:
+    """Records some steps of a run after its first :data:`WARMUP` ones.
+
+    Args:
+        folder: of the run; the trace is `trace.json.gz` in it.
+        steps: how many; at least 1.
+        cuda: whether the model is on a GPU.
+        log: called with lines of text.
+    """
+
+    def __init__(self, folder: Path, steps: int, cuda: bool, log: Callable[[str], object]) -> None:
+        self._path, self._steps, self._log, self._done = folder / TRACE, steps, log, False
+        self._time = "self_device_time_total" if cuda else "self_cpu_time_total"
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+        self._profile = profile(
+            activities=activities,
+            schedule=schedule(wait=WARMUP - 1, warmup=1, active=steps, repeat=1),
+            on_trace_ready=self._write,
+            record_shapes=True,
+        )
+        self._profile.start()
+
+    def step(self) -> None:
+        """A step has ended."""
+        if not self._done:
+            self._profile.step()
+
+    def close(self) -> None:
+        """No more steps; writes what there is if they were fewer."""
+        if not self._done:
+            self._profile.stop()
+        if not self._done:
+            self._log(f"profile: no trace, the run ended within its first {WARMUP} steps")
+
+    def _write(self, recorded: Any) -> None:
+        self._done = True
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        recorded.export_chrome_trace(str(self._path))
+        self._log(f"profile: {self._path} (open it at ui.perfetto.dev)")
+        for line in top_ops(recorded.key_averages(), self._time):
+            self._log(line)
+
+
+def top_ops(averages: Any, attribute: str, count: int = 10) -> list[str]:
+    """A table of the ops that take most time, without that of the ops they call.
+
+    Args:
+        averages: of ``torch.profiler.profile.key_averages()``.
+        attribute: its time to sort by, in microseconds.
+        count: rows of the table.
+    """
+    ops = [(getattr(op, attribute), op) for op in averages if not op.key.startswith("Profiler")]
+    total = sum(time for time, _ in ops) or 1.0
+    ops = sorted(ops, key=lambda pair: pair[0], reverse=True)[:count]
+    width = max([len(op.key[:48]) for _, op in ops], default=0)
+    return [f"  {'op':<{width}}  share        ms   calls"] + [
+        f"  {op.key[:48]:<{width}}  {time / total:5.1%}  {time / 1e3:8,.1f}  {op.count:6,}"
+        for time, op in ops
+    ]

@@ -1,0 +1,135 @@
+"""A live bar under the lines of a run, where standard error is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from statistics import median
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from llama_fast.train.metrics import Step
+
+WINDOW = 50  # steps that speed and time left follow: a single slow one does not move them
+
+
+class Pace:
+    """Speed and time left, from the last steps.
+
+    Args:
+        steps: of the whole run.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._last: deque[Step] = deque(maxlen=WINDOW)
+        self._training = 0.0
+        self._begin = time.perf_counter()
+
+    def add(self, step: Step, now: float | None = None) -> None:
+        """A step that ended `now` (of ``time.perf_counter``)."""
+        self._last.append(step)
+        self._training += step.seconds
+        self._elapsed = (time.perf_counter() if now is None else now) - self._begin
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean of the last steps."""
+        return sum(s.tokens for s in self._last) / sum(s.seconds for s in self._last)
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Mean of the last steps; None where energy is not measurable."""
+        joules = [s.joules for s in self._last if s.joules is not None]
+        if len(joules) < len(self._last):
+            return None
+        return sum(joules) / sum(s.tokens for s in self._last)
+
+    @property
+    def mfu(self) -> float | None:
+        """Mean of the last steps, None where one has none."""
+        shares = [s.mfu * s.seconds for s in self._last if s.mfu is not None]
+        if len(shares) < len(self._last):
+            return None
+        return sum(shares) / sum(s.seconds for s in self._last)
+
+    @property
+    def seconds_left(self) -> float:
+        """Median of the last steps times those left, plus validation and saving at their share."""
+        others = max(1.0, self._elapsed / self._training)
+        left = self.steps - self._last[-1].step
+        return median(s.seconds for s in self._last) * left * others
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 05 s``, ``2 h 07 min``, ``3 d 04 h``: no finer than an estimate is good."""
+    whole = round(seconds)
+    for size, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"),
+                                    (60, "min", 1, "s")):  # fmt: skip
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part:02} {small}"
+    return f"{whole} s"
+
+
+class Bar:
+    """Two lines that stay at the bottom of a terminal; what is printed meanwhile goes above them.
+
+    Args:
+        steps: of the whole run.
+        done: steps of it done before.
+        console: of standard error if None.
+    """
+
+    def __init__(self, steps: int, done: int, console: Console | None = None) -> None:
+        self._bar = ProgressBar(total=steps, completed=done)
+        self._steps = steps
+        self._live = Live(
+            Text(f"step {done}/{steps}: starting"),
+            console=console or Console(stderr=True),
+            refresh_per_second=4,
+            # A file that standard output goes to gets its lines as they are.
+            redirect_stdout=sys.stdout.isatty(),
+            transient=True,
+        )
+        self._live.start()
+
+    def update(self, step: Step, pace: Pace) -> None:
+        """Show a step."""
+        self._bar.update(step.step)
+        line = Table.grid(padding=(0, 1), expand=True)
+        for _ in range(2):
+            line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        for _ in range(2):
+            line.add_column(no_wrap=True)
+        line.add_row(
+            "step",
+            f"{step.step}/{self._steps}",
+            self._bar,
+            f"{step.step / self._steps:.0%}",
+            f"{duration(pace.seconds_left)} left",
+        )
+        energy = pace.joules_per_token
+        parts = [
+            f"loss {step.loss:.4f}",
+            f"{pace.tokens_per_second:,.0f} tokens/s",
+            "" if pace.mfu is None else f"MFU {pace.mfu:.0%}",
+            "" if step.memory is None else f"{step.memory / 1e9:.2f} GB",
+            "energy not measurable" if energy is None else f"{energy:.2g} J/token",
+        ]
+        self._live.update(Group(line, Text(" · ".join(filter(None, parts)), no_wrap=True)))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._live.stop()
+
+
+def bar(steps: int, done: int) -> Bar | None:
+    """A :class:`Bar` if standard error is a terminal that can show one."""
+    console = Console(stderr=True)
+    return Bar(steps, done, console) if console.is_interactive else None

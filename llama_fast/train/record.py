@@ -1,0 +1,101 @@
+"""``run.json``: with what a run was made. One entry is added each time it is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import llama_fast
+from llama_fast.data import DataError, TokenShards
+from llama_fast.data.shards import sha256_of
+from llama_fast.info import collect
+from llama_fast.train.config import TrainConfig
+
+RECORD = "run.json"
+_PACKAGE = Path(llama_fast.__file__).parent
+
+
+def code_sha256(package: Path = _PACKAGE) -> str:
+    """Hash of a package's Python files and native libraries, their names included."""
+    files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".so"))
+    lines = (f"{path.relative_to(package).as_posix()} {sha256_of(path)}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def git_commit(package: Path = _PACKAGE) -> str | None:
+    """The commit of the checkout that a package lies in, "+changes" if files differ from it.
+
+    None without a checkout or without git.
+    """
+    git = shutil.which("git")
+    if git is None or not (package.parent / ".git").exists():
+        return None
+
+    def ask(*arguments: str) -> str:
+        command = [git, "-C", str(package.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return commit + ("+changes" if ask("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def entry(
+    config: TrainConfig, train: TokenShards, valid: TokenShards | None, step: int
+) -> dict[str, Any]:
+    """What is true of a start of a run after `step` steps; JSON can hold it."""
+    settings = dataclasses.asdict(config)
+    text = json.dumps(settings, sort_keys=True)
+    data = {"train": train} if valid is None else {"train": train, "valid": valid}
+    return {
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "after_step": step,
+        "command": sys.argv,
+        "config": settings,
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "data": {
+            name: {
+                "folder": str(Path(shards.folder).resolve()),
+                "content_sha256": shards.content_sha256,
+                "tokens": shards.num_tokens,
+            }
+            for name, shards in data.items()
+        },
+        "code": {"sha256": code_sha256(), "commit": git_commit()},
+        "machine": collect(),
+    }
+
+
+def add_entry(folder: Path, start: dict[str, Any]) -> str:
+    """Append a start to the record in a run's folder; returns the run's id.
+
+    Raises:
+        DataError: the file there is no record.
+    """
+    path = folder / RECORD
+    record: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "starts": []}
+    if path.exists():
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            record["starts"].append(start)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{path}: expected the record of a run, got something else") from None
+    else:
+        record["starts"].append(start)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    os.replace(partial, path)
+    return str(record["id"])

@@ -1,0 +1,65 @@
+"""RAPL's files as Linux lays them out, in a folder of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_fast.train.energy import RaplMeter, find_meter
+
+RANGE = 262_143_328_850  # of a Xeon: 262 kJ
+
+
+def domain(folder: Path, number: str, name: str, microjoules: int) -> Path:
+    path = folder / f"intel-rapl:{number}"
+    path.mkdir(parents=True)
+    (path / "name").write_text(f"{name}\n")
+    (path / "max_energy_range_uj").write_text(f"{RANGE}\n")
+    (path / "energy_uj").write_text(f"{microjoules}\n")
+    return path / "energy_uj"
+
+
+def test_packages_and_memory_count_once(tmp_path: Path) -> None:
+    """Cores are a part of their package, and psys holds everything."""
+    counters = [
+        domain(tmp_path, "0", "package-0", 10_000_000),
+        domain(tmp_path, "1", "package-1", 20_000_000),
+        domain(tmp_path, "0:0", "dram", 30_000_000),
+        domain(tmp_path, "0:1", "core", 40_000_000),
+        domain(tmp_path, "2", "psys", 50_000_000),
+    ]
+    domain(tmp_path / "intel-rapl", "x", "package-0", 0)  # the driver's own folder: no domain
+    meter = RaplMeter(tmp_path)
+    assert meter.joules() == 0
+    for counter in counters:
+        counter.write_text(f"{int(counter.read_text()) + 1_500_000}\n")
+    assert meter.joules() == pytest.approx(4.5)
+    assert meter.joules() == pytest.approx(4.5)
+    assert meter.source == "RAPL, package-0 and dram and package-1"
+
+
+def test_counters_begin_again_at_their_range(tmp_path: Path) -> None:
+    counter = domain(tmp_path, "0", "package-0", RANGE - 2_000_000)
+    meter = RaplMeter(tmp_path)
+    counter.write_text("1000000\n")
+    assert meter.joules() == pytest.approx(3.0)
+    counter.write_text("500000\n")  # once round
+    assert meter.joules() == pytest.approx(3.0 + RANGE / 1e6 - 0.5)
+
+
+def test_what_cannot_be_read_is_not_measurable(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    assert find_meter(cpu, tmp_path / "nowhere") is None
+    counter = domain(tmp_path, "0", "package-0", 0)
+    assert find_meter(cpu, tmp_path) is not None
+    counter.unlink()
+    counter.mkdir()  # an error at reading, for root too
+    assert find_meter(cpu, tmp_path) is None
+
+
+def test_no_gpu_has_no_meter() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert find_meter(torch.device("cuda")) is None

@@ -1,0 +1,83 @@
+"""Time left and the bar."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+
+import pytest
+from rich.console import Console
+
+from llama_fast.train.metrics import Step
+from llama_fast.train.progress import Bar, Pace, bar, duration
+
+
+def step(number: int, seconds: float = 0.5, joules: float | None = None) -> Step:
+    return Step(number, 1000, 1000, 2.5, 1.0, 1e-3, seconds, mfu=0.4, memory=10**9, joules=joules)
+
+
+def fed(pace: Pace, count: int, slow: dict[int, float]) -> list[float]:
+    now, left = time.perf_counter(), []
+    for number in range(1, count + 1):
+        seconds = slow.get(number, 0.5)
+        now += seconds
+        pace.add(step(number, seconds), now)
+        left.append(pace.seconds_left)
+    return left
+
+
+def test_one_slow_step_does_not_move_the_time_left() -> None:
+    even = fed(Pace(1000), 100, {})
+    bumpy = fed(Pace(1000), 100, {60: 30.0})
+    assert even[-1] == pytest.approx(450, rel=1e-3)
+    assert bumpy[-1] == pytest.approx(even[-1], rel=1e-3)
+    assert all(a > b for a, b in itertools.pairwise(even))
+
+
+def test_validation_and_saving_take_their_share() -> None:
+    """Ten seconds of validation every 20 steps of half a second: twice the time."""
+    pace, now = Pace(400), time.perf_counter()
+    for number in range(1, 201):
+        now += 0.5 + (10 if number % 20 == 0 else 0)
+        pace.add(step(number), now)
+    assert pace.seconds_left == pytest.approx(200 * 1.0, rel=0.01)
+
+
+def test_means_over_the_last_steps() -> None:
+    pace = Pace(10)
+    pace.add(step(1, 1.0, joules=30.0))
+    pace.add(step(2, 3.0, joules=50.0))
+    assert pace.tokens_per_second == pytest.approx(500)
+    assert pace.joules_per_token == pytest.approx(0.04)
+    assert pace.mfu == pytest.approx(0.4)
+    pace.add(step(3, 1.0))
+    assert pace.joules_per_token is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"),
+     (7625, "2 h 07 min"), (86400 * 3 + 4 * 3600, "3 d 04 h")],
+)  # fmt: skip
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_bar_fits_a_terminal(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=20, color_system=None)
+    pace, shown = Pace(200), Bar(200, 0, console)
+    pace.add(step(120), time.perf_counter() + 1)
+    shown.update(step(120), pace)
+    shown._live.refresh()
+    shown.close()
+    lines = [line for line in out.getvalue().replace("\r", "\n").split("\n") if "120/200" in line]
+    assert lines and "60%" in lines[0] and "left" in lines[0]
+    text = "loss 2.5000 · 2,000 tokens/s · MFU 40% · 1.00 GB · energy not measurable"
+    assert text in out.getvalue()
+
+
+def test_no_bar_without_a_terminal() -> None:
+    assert bar(10, 0) is None

@@ -1,0 +1,296 @@
+"""What a run leaves for people to see: curves, scores, a record, a trace, advice."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from llama_fast.cli.main import main as cli
+from llama_fast.data import DataError, ShardWriter, TokenShards
+from llama_fast.models import LlamaConfig
+from llama_fast.train.benchmarks import Row, read_questions
+from llama_fast.train.config import DataOptions, OptimizerOptions, TrainConfig
+from llama_fast.train.metrics import read_metrics, read_rows
+from llama_fast.train.out_of_memory import explain, is_out_of_memory
+from llama_fast.train.record import add_entry, code_sha256, entry
+from llama_fast.train.run import Run
+from llama_fast.train.trackers import scalars
+from llama_fast.train.watch import Watch
+from tests.paths import REPOSITORY, shared_data
+from tests.train.events import curves
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Tinyshakespeare's first 200,000 characters, a speech a document."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:200_000]
+    with ShardWriter(folder, vocab_size=257, tokenizer={"path": "byte"}) as writer:
+        for speech in text.split("\n\n"):
+            writer.add([256, *speech.encode(), 256])
+    return str(folder)
+
+
+def make(out: Path, shards: str, **changes: object) -> TrainConfig:
+    data = DataOptions(train=shards, seq_len=64, rows=4)
+    base = TrainConfig(out=str(out), steps=6, data=data, optimizer=OptimizerOptions(lr=3e-3))
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def trained(config: TrainConfig) -> list[str]:
+    said: list[str] = []
+    Run(config, log=said.append).train()
+    return said
+
+
+def stop_after(config: TrainConfig, steps: int) -> None:
+    """Like a kill: a run that ends without a checkpoint of its last step."""
+    run = Run(config, log=lambda line: None)
+    take, taken = run._train_step, 0
+
+    def step() -> object:
+        nonlocal taken
+        if taken == steps:
+            raise KeyboardInterrupt
+        taken += 1
+        return take()
+
+    run._train_step = step  # type: ignore[assignment, method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+
+
+def test_tensorboard_has_each_step_once_over_a_resume(tmp_path: Path, shards: str) -> None:
+    config = make(tmp_path, shards, steps=12, checkpoint_every=4, valid_every=6)
+    config.data.valid = shards
+    stop_after(config, 7)
+    assert [step for step, _ in curves(tmp_path)["train/loss"]] == list(range(1, 8))
+    assert len(trained(config)) > 0  # from step 4 on: 5, 6 and 7 are done again
+    found, steps = curves(tmp_path), read_metrics(tmp_path / "metrics.csv")
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 13))
+    for step, (_, value) in zip(steps, found["train/loss"], strict=True):
+        assert value == pytest.approx(step.loss, rel=1e-6)
+    assert [step for step, _ in found["valid/perplexity"]] == [6, 12]
+    assert found["valid/perplexity"][1][1] == pytest.approx(math.exp(steps[-1].valid_loss or 0))
+    assert set(scalars(steps[-1])) == set(found)
+
+
+def test_steps_are_measured(tmp_path: Path, shards: str) -> None:
+    said = trained(make(tmp_path, shards))
+    steps = read_metrics(tmp_path / "metrics.csv")
+    for step in steps:
+        assert step.memory is not None and 5e7 < step.memory < 1e11
+        assert step.mfu is not None and 0 < step.mfu < 3
+        # Rows are full of whole and cut documents: a pair a token at least, none across.
+        assert step.tokens <= step.pairs <= step.tokens * 65 // 2
+        assert (step.joules is None) == ("energy: not measurable" in said[0])
+    assert "MFU: share of" in said[0] and "measured here, float32" in said[0]
+    assert "MFU" in said[-1] and "GB" in said[-1]
+
+
+def test_a_record_of_every_start(tmp_path: Path, shards: str) -> None:
+    config = make(tmp_path, shards, checkpoint_every=2)
+    stop_after(config, 3)
+    trained(config)
+    record = json.loads((tmp_path / "run.json").read_text())
+    first, second = record["starts"]
+    assert (first["after_step"], second["after_step"]) == (0, 2)
+    assert first["config_sha256"] == second["config_sha256"]
+    assert first["config"] == dataclasses.asdict(config)
+    index = json.loads((Path(shards) / "index.json").read_text())
+    assert first["data"]["train"]["content_sha256"] == index["content_sha256"]
+    assert first["code"]["sha256"] == code_sha256()
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(DataError, match=r"run.json: expected the record of a run"):
+        add_entry(tmp_path, entry(config, TokenShards(shards), None, 6))
+
+
+def test_the_hash_of_code_follows_the_code(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/a.py").write_text("x = 1\n")
+    (tmp_path / "notes.txt").write_text("not code")
+    before = code_sha256(tmp_path)
+    (tmp_path / "notes.txt").write_text("still not code")
+    assert code_sha256(tmp_path) == before
+    (tmp_path / "part/a.py").write_text("x = 2\n")
+    after = code_sha256(tmp_path)
+    (tmp_path / "part/a.py").rename(tmp_path / "part/b.py")
+    assert len({before, after, code_sha256(tmp_path)}) == 3
+
+
+def test_benchmarks_are_asked_while_training(tmp_path: Path, shards: str) -> None:
+    """Text of the data itself against the same text backwards: learned in 60 steps."""
+    text = Path(shared_data("corpora/tinyshakespeare.txt")).read_text()
+    pieces = [text[i : i + 40].strip() for i in range(0, 40_000, 1_000)]
+    file = tmp_path / "forwards.jsonl"
+    rows = [
+        {"context": piece[:12], "choices": [piece[12:][::-1], piece[12:]], "gold": 1}
+        for piece in pieces
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    config = make(out, shards, steps=60, benchmarks=[str(file)], eval_every=20, checkpoint_every=25)
+    stop_after(config, 45)
+    said = trained(config)
+    scores = read_rows(out / "benchmarks.csv", Row)
+    assert [row.step for row in scores] == [20, 40, 60]
+    assert {(row.benchmark, row.questions, row.chance) for row in scores} == {("forwards", 40, 0.5)}
+    assert scores[-1].accuracy > 0.8
+    assert [step for step, _ in curves(out)["benchmarks/forwards"]] == [20, 40, 60]
+    assert any("forwards" in line and "guessing: 50.0%" in line for line in said)
+    # Asking draws no random numbers and leaves the model in training mode.
+    trained(make(tmp_path / "silent", shards, steps=60))
+    a, b = (read_metrics(p / "metrics.csv") for p in (out, tmp_path / "silent"))
+    assert [s.loss for s in a] == [s.loss for s in b]
+
+
+def test_questions_of_the_hub_are_understood(tmp_path: Path) -> None:
+    path = shared_data("hub/allenai/openbookqa/main/validation.jsonl")
+    questions = read_questions(path)
+    assert len(questions) == 500
+    first = json.loads(path.read_text().splitlines()[0])
+    assert questions[0].context == f"Question: {first['question_stem']}\nAnswer:"
+    assert (
+        questions[0].choices[questions[0].gold]
+        == dict(zip(first["choices"]["label"], first["choices"]["text"], strict=True))[
+            first["answerKey"]
+        ]
+    )
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"context": "a", "choices": ["b", "c"], "gold": 2}\n')
+    with pytest.raises(DataError, match=r"bad.jsonl: line 1: expected context, choices and gold"):
+        read_questions(bad)
+
+
+def test_questions_that_do_not_fit_are_named_at_the_start(tmp_path: Path, shards: str) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"context": "a" * 300, "choices": ["b", "c"], "gold": 0}) + "\n")
+    with pytest.raises(ValueError, match="max_seq_len = 256 tokens, long has one of 302: long-1"):
+        trained(make(tmp_path / "run", shards, benchmarks=[str(file)]))
+
+
+def test_profile_writes_a_trace_and_a_table(tmp_path: Path, shards: str) -> None:
+    said = trained(make(tmp_path, shards, profile=2))
+    with gzip.open(tmp_path / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    names = [event.get("name", "") for event in events]
+    assert "llama_fast::attention" in names
+    assert len({name for name in names if name.startswith("ProfilerStep#")}) == 2
+    table = said[said.index(next(line for line in said if "trace.json.gz" in line)) + 1 :]
+    assert table[0].split() == ["op", "share", "ms", "calls"]
+    shares = [float(line.split()[-3].rstrip("%")) for line in table[1:11]]
+    assert shares == sorted(shares, reverse=True) and 50 < sum(shares) <= 100.5
+    short = trained(make(tmp_path / "short", shards, profile=2, steps=2))
+    assert any("no trace" in line for line in short)
+
+
+PROVOKE = """
+import re, resource, sys
+from pathlib import Path
+from llama_fast.cli.main import main
+from llama_fast.train.run import Run
+take = Run._train_step
+def step(run):
+    if run.step == 2:
+        size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+        limit = (size << 10) + (100 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return take(run)
+Run._train_step = step
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_a_step_that_does_not_fit(tmp_path: Path, shards: str) -> None:
+    """The third step is refused memory by the system: one line says what would help."""
+    command = ["train", "--data.train", shards, "--data.seq_len", "64", "--data.rows", "1500",
+               "--out", str(tmp_path), "--steps", "4", "--checkpoint_every", "1"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROVOKE, *command],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("llama-fast: error")]
+    assert "out of memory in step 3" in line and "Traceback" not in done.stderr
+    assert "data.rows 1500 x data.seq_len 64 = 96,000 tokens in float32" in line
+    assert "data.rows 750 with optimizer.accumulate 2" in line
+    assert "precision bfloat16" in line
+    # Nothing is lost: a smaller step goes on from the second one's checkpoint.
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 2
+    assert (tmp_path / "checkpoints/step-00000002").is_dir()
+
+
+def test_advice_fits_the_settings(tmp_path: Path) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has")
+    assert is_out_of_memory(error) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(None)
+    config = make(tmp_path, "shards", precision="bfloat16")
+    config.data.rows, config.optimizer.ema = 1, 0.99
+    text = explain(error, config, LlamaConfig.preset("smollm2-135m"), 11)
+    assert "step 12, which asked for 2.50 GiB more" in text
+    assert "2.69 GB for the weights, gradients and moments of 134.5 M parameters" in text
+    assert "optimizer.ema null" in text
+    assert "data.rows 0" not in text and "precision bfloat16" not in text
+
+
+def test_what_a_person_sees_costs_less_than_a_twentieth(tmp_path: Path, shards: str) -> None:
+    config = make(tmp_path, shards, steps=60, log_every=1)
+    config.data.rows = 32
+    run = Run(config, log=lambda line: None)
+    run.model.train()
+    bare, around = [], []
+    with Watch(run) as watch:
+        while run.step < config.steps - 1:
+            begin = time.perf_counter()
+            step = watch.measure(run._train_step)
+            watch.add(step)
+            around.append(time.perf_counter() - begin - step.seconds)
+            bare.append(step.seconds)
+    assert median(around) < 0.05 * median(bare)
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_trackers_that_are_not_installed_are_named(
+    package: str, tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, package, None)
+    options = ["--data.train", shards, "--out", str(tmp_path), "--report-to", package]
+    assert cli(["train", *options]) == 2
+    said = capsys.readouterr().err
+    assert f"report_to: expected the package {package}, it is not installed" in said
+
+
+def test_wandb_offline(tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    trained(make(tmp_path, shards, report_to="wandb"))
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    assert b"train/loss" in content
+    assert json.loads((tmp_path / "run.json").read_text())["id"] in log.name
+
+
+def test_trackio_on_this_machine(
+    tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    trained(make(tmp_path / "run", shards, report_to="trackio"))
+    import sqlite3
+
+    (database,) = (tmp_path / "trackio").glob("llama_fast*.db")
+    rows = sqlite3.connect(database).execute("select step, metrics from metrics").fetchall()
+    assert sorted(step for step, _ in rows) == [1, 2, 3, 4, 5, 6]
