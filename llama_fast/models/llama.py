@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +105,20 @@ def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) ->
     return frequencies
 
 
+class Step(Protocol):
+    """Sequences of any length that one pass goes on with; ``llama_fast.generate`` has two kinds.
+
+    Attributes:
+        positions: (S,) int64, of each new token in its sequence.
+    """
+
+    positions: Tensor
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of q (1,H,S,D) over what is held and the new k, v (1,K,S,D): (1,H,S,D)."""
+        ...
+
+
 class Context(NamedTuple):
     """What every block needs besides x."""
 
@@ -115,6 +129,7 @@ class Context(NamedTuple):
     cache: KVCache | None
     cu_seqlens: Tensor | None  # (sequences + 1,): where each sequence of a packed row begins
     ring: Ring | None = None  # the ranks that the packed row is spread over
+    step: Step | None = None  # does attention in place of all of the above
 
 
 class RMSNorm(nn.Module):
@@ -154,6 +169,8 @@ class Attention(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rope(q, k, context.cos, context.sin)
+        if context.step is not None:
+            return self.o_proj(context.step.attend(self.layer, q, k, v).transpose(1, 2).flatten(-2))
         if context.cache is not None:
             k, v = context.cache.append(self.layer, k, v)  # (B,K,T,D)
         dropout_p = self.p_dropout if self.training else 0.0
@@ -300,6 +317,7 @@ class LLaMA(nn.Module):
         cache: KVCache | None = None,
         cu_seqlens: Tensor | None = None,
         ring: Ring | None = None,
+        step: Step | None = None,
     ) -> Tensor:
         """What the head reads: (B,S,E), normalised.
 
@@ -317,6 +335,8 @@ class LLaMA(nn.Module):
             ring: context parallelism: `tokens`, the same on every rank of the ring, which was made
                 of `cu_seqlens`, are spread over the ranks; what comes back, (1,n,E), is of the n
                 tokens `ring.positions`. Not with dropout.
+            step: `tokens` (1,S) are new tokens of sequences that it knows of. Alone, and under
+                ``torch.no_grad()``.
 
         Raises:
             TypeError, ValueError: wrong dtype or shape; more than max_seq_len or cache.max_len
@@ -328,13 +348,16 @@ class LLaMA(nn.Module):
             if not (src_mask is src_key_padding_mask is cache is None):
                 raise ValueError("cu_seqlens: expected no mask and no cache beside it")
             self._check_packed(tokens, cu_seqlens)
-        self._check(tokens, src_mask, src_key_padding_mask, cache, packed=cu_seqlens is not None)
+        packed = cu_seqlens is not None or step is not None
+        self._check(tokens, src_mask, src_key_padding_mask, cache, packed)
         # Angles in float64, so that far positions lose nothing; then as wide as the ops compute.
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         if ring is not None:
             if cu_seqlens is None or self.config.p_dropout > 0:
                 raise ValueError("ring: expected cu_seqlens beside it, and a model without dropout")
             positions, tokens = ring.positions, tokens[:, ring.positions]
+        if step is not None:
+            positions = step.positions
         x = self.embedding(tokens)
         if cu_seqlens is not None:
             which = torch.searchsorted(cu_seqlens, positions.to(cu_seqlens.dtype), right=True) - 1
@@ -352,6 +375,7 @@ class LLaMA(nn.Module):
             cache=cache,
             cu_seqlens=cu_seqlens,
             ring=ring,
+            step=step,
         )
         for block in self.layers:
             x = block(x, context) if self.run_block is None else self.run_block(block, x, context)
