@@ -1,0 +1,255 @@
+"""A run's files, as lm-evaluation-harness writes them: results.json and samples_<task>.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = "results.json"
+
+# Keys of what the harness's `evaluate` returns that hold one entry a task (or group).
+BY_TASK = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "configs",
+    "versions",
+    "n-shot",
+    "higher_is_better",
+    "n-samples",
+    "task_hashes",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was written down; samples are read when asked for.
+
+    Attributes:
+        path: the results file.
+        results: its content.
+        files: task -> file of its samples; tasks whose samples were not written are not in it.
+    """
+
+    path: Path
+    results: dict[str, Any]
+    files: dict[str, Path]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What `write_run` got as `metadata`; empty if the harness itself wrote the run."""
+        return dict(self.results.get("llama_fast") or {})
+
+    @property
+    def name(self) -> str:
+        """The model's name, else the folder's."""
+        named = self.metadata.get("model") or self.results.get("model_name")
+        return str(named or self.path.parent.name)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks with a score, without the groups over them."""
+        groups = {name for name, of in self.results.get("group_subtasks", {}).items() if of}
+        return [name for name in self.results["results"] if name not in groups]
+
+    def samples(self, task: str) -> Iterator[dict[str, Any]]:
+        """The samples of a task as they stand in its file: one a question and filter.
+
+        Raises:
+            ValueError: a line is no JSON object; names file and line.
+        """
+        path = self.files[task]
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    sample = json.loads(line)
+                    if not isinstance(sample, dict):
+                        raise ValueError
+                except ValueError:
+                    raise ValueError(f"{path}:{number}: expected a JSON object a line") from None
+                yield sample
+
+
+def write_run(
+    folder: str | os.PathLike[str],
+    results: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    add: bool = False,
+) -> Path:
+    """Write what `lm_eval.evaluator.evaluate` or `simple_evaluate` returned.
+
+    `results.json` has the keys of the harness's own file, plus `llama_fast` for `metadata`.
+    Tasks are written one after the other, each file whole or not at all, so what is finished
+    outlives a crash and a full disk. Samples are not changed (the harness's writer changes them).
+
+    Args:
+        folder: made if it is not there.
+        results: as returned; without `samples`, only results.json is written.
+        metadata: facts for the report. Known: `model`, `dtype`, `command`, `machine`, `seconds`,
+            `truncated` (contexts), `cached` (requests), `not_scored` (name -> why), `preset`,
+            `model_source`, `chat_template`, `system_instruction`; others are shown as they are.
+        add: keep the tasks that the folder has; else results.json begins anew.
+
+    Returns:
+        The path of results.json.
+
+    Raises:
+        OSError: a file could not be written; says which, and which tasks are kept.
+        ValueError: `add`, and the results.json there is damaged.
+    """
+    from lm_eval.utils import hash_string
+
+    folder = Path(folder)
+    path = folder / RESULTS
+    content: dict[str, Any] = {}
+    if add and path.exists():
+        content = _load(path)
+    facts = dict(metadata or content.get("llama_fast") or {})
+    samples = results.get("samples") or {}
+    kept = list(content.get("results", {}))
+    now = "results"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, value in results.items():
+            if key not in BY_TASK and key != "samples":
+                content[key] = value
+        content.update(_general(results, facts))
+        content["llama_fast"] = facts
+        for task, of_task in samples.items():
+            now = f"samples of {task}"
+            _write(folder / samples_file(task), _lines(of_task))
+            hashes = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in of_task)
+            _merge(content, results, [task])
+            content.setdefault("task_hashes", {})[task] = hash_string(hashes)
+            now = f"results of {task}"
+            _write(path, [_dump(content)])
+            kept.append(task)
+        now = "results"
+        _merge(content, results, None)
+        _write(path, [_dump(content)])
+    except OSError as error:
+        have = ", ".join(dict.fromkeys(kept)) or "none"
+        reason = error.strerror or str(error)
+        raise OSError(f"{folder}: cannot write the {now}: {reason}; tasks kept: {have}") from error
+    return path
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Find and read a run.
+
+    Args:
+        path: a folder that :func:`write_run` wrote, one that lm-eval's `--output_path` names
+            (its newest run), or a results file.
+
+    Raises:
+        FileNotFoundError: no results there.
+        ValueError: the file is not what it should be.
+    """
+    path = Path(path)
+    found = path
+    if path.is_dir():
+        places = [path / RESULTS, *sorted(path.glob("results_*.json"), reverse=True)]
+        places += sorted(path.glob("*/results_*.json"), key=lambda p: p.name, reverse=True)
+        there = [file for file in places if file.exists()]
+        if not there:
+            raise FileNotFoundError(f"{path}: expected a folder with {RESULTS} of an evaluation")
+        found = there[0]
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: expected the folder of an evaluation, found nothing")
+    results = _load(found)
+    # The harness puts the time into both names: results_<time>.json, samples_<task>_<time>.jsonl.
+    stamp = found.stem[len("results") :]
+    files: dict[str, Path] = {}
+    for task in results["results"]:
+        file = found.with_name(samples_file(task).replace(".jsonl", f"{stamp}.jsonl"))
+        if file.exists():
+            files[task] = file
+    return Run(found, results, files)
+
+
+def samples_file(task: str) -> str:
+    """Name of the file with a task's samples."""
+    return f"samples_{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}.jsonl"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["results"], dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: expected the results of an evaluation as JSON") from None
+    return dict(content)
+
+
+def _general(results: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the harness's file says of model, chat template and time."""
+    from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
+
+    config = results.get("config") or {}
+    tracker = GeneralConfigTracker()
+    tracker.log_experiment_args(
+        model_source=str(facts.get("model_source") or config.get("model") or "llama_fast"),
+        model_args=config.get("model_args") or {"pretrained": facts.get("model", "model")},
+        system_instruction=facts.get("system_instruction"),
+        chat_template=facts.get("chat_template"),
+        fewshot_as_multiturn=bool(facts.get("fewshot_as_multiturn", False)),
+    )
+    if "seconds" in facts:
+        tracker.total_evaluation_time_seconds = str(facts["seconds"])
+    return asdict(tracker)
+
+
+def _merge(
+    content: dict[str, Any], results: Mapping[str, Any], tasks: Iterable[str] | None
+) -> None:
+    for key in BY_TASK:
+        new = results.get(key)
+        if new is None:
+            continue
+        names = new if tasks is None else [task for task in tasks if task in new]
+        content.setdefault(key, {}).update({name: new[name] for name in names})
+
+
+def _lines(samples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    from lm_eval.utils import sanitize_list
+
+    for sample in samples:
+        arguments = {
+            f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(argument)}
+            for i, argument in enumerate(sample["arguments"])
+        }
+        changed = {
+            "arguments": arguments,
+            "resps": sanitize_list(sample["resps"]),
+            "filtered_resps": sanitize_list(sample["filtered_resps"]),
+            "target": str(sample["target"]),
+        }
+        yield _dump({**sample, **changed}, indent=None) + "\n"
+
+
+def _dump(value: Any, indent: int | None = 2) -> str:
+    from lm_eval.utils import handle_non_serializable
+
+    return json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    """Beside it and renamed: a kill or a full disk in between leaves the old file, or none."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        # A lone surrogate in a model's text would end the run in an error.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,213 @@
+"""The table on the terminal while an evaluation runs, and the one at its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from llama_fast.demo.screen import PIPE_WIDTH
+from llama_fast.eval.report.scores import score_of
+from llama_fast.train.progress import duration
+
+# Seconds between two lines of a task where the output is no terminal.
+LINE_EVERY = 30.0
+# Finished tasks that stay in sight: MMLU alone has 57.
+FINISHED_ROWS = 12
+
+
+@dataclass
+class _Task:
+    total: int
+    done: int = 0
+    begun: float | None = None
+    ended: float | None = None
+    score: str = ""
+    failed: bool = False
+    said: float = field(default=0.0, repr=False)
+
+    def seconds(self, now: float) -> float:
+        return 0.0 if self.begun is None else (self.ended or now) - self.begun
+
+    def rate(self, now: float) -> float | None:
+        """Questions a second; None before there is something to divide."""
+        seconds = self.seconds(now)
+        return self.done / seconds if self.done and seconds > 0 else None
+
+
+class LiveTable:
+    """Progress of an evaluation: a table on a terminal, plain lines elsewhere.
+
+    Args:
+        tasks: task -> number of questions, of those to come, so that the total's time left is
+            known from the start. Tasks not named here join when they start.
+        console: of standard output if None.
+        unit: what is counted.
+
+    Example:
+        >>> with LiveTable({"piqa": 1838}) as table:
+        ...     table.start_task("piqa", 1838)
+        ...     table.advance("piqa", 64)
+        ...     table.finish("piqa", {"acc,none": 0.68, "acc_stderr,none": 0.011})
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, int] | None = None,
+        console: Console | None = None,
+        unit: str = "questions",
+    ) -> None:
+        if console is None:
+            console = Console(highlight=False)
+            if not console.is_terminal:
+                console = Console(highlight=False, width=PIPE_WIDTH)
+        self.console, self.unit = console, unit
+        self._tasks = {name: _Task(n) for name, n in (tasks or {}).items()}
+        # The display's own thread reads while the evaluation's writes.
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+
+    def __enter__(self) -> LiveTable:
+        if self.console.is_interactive:
+            self._live = Live(
+                self,
+                console=self.console,
+                refresh_per_second=4,
+                redirect_stdout=self.console.is_terminal,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def start_task(self, name: str, n: int) -> None:
+        """`n` questions of a task are next."""
+        with self._lock:
+            task = self._tasks.setdefault(name, _Task(n))
+            task.total, task.begun = n, time.perf_counter()
+            task.said = task.begun
+        self._say(f"{name}: {n:,} {self.unit} ...")
+
+    def advance(self, name: str, n: int = 1) -> None:
+        """`n` more questions of a started task are done."""
+        now = time.perf_counter()
+        with self._lock:
+            task = self._tasks[name]
+            task.done = min(task.done + n, task.total)
+            due = now - task.said >= LINE_EVERY and task.done < task.total
+            if due:
+                task.said = now
+            line = f"{name}: {task.done:,}/{task.total:,}, {self._speed(task, now)}"
+        if due:
+            self._say(line)
+
+    def finish(self, name: str, metrics: Mapping[str, Any], key: str | None = None) -> None:
+        """A task is done.
+
+        Args:
+            name: of the task.
+            metrics: the harness's `results[task]`.
+            key: the metric that is its score; see :func:`~.scores.score_of`.
+        """
+        score = score_of(metrics, key)
+        text = "no score" if score is None else f"{score.metric} {score}"
+        self._end(name, text, failed=False)
+
+    def fail(self, name: str, reason: str) -> None:
+        """A task was not scored."""
+        self._end(name, f"not scored: {reason}", failed=True)
+
+    def _end(self, name: str, text: str, failed: bool) -> None:
+        now = time.perf_counter()
+        with self._lock:
+            task = self._tasks.setdefault(name, _Task(0))
+            task.ended, task.score, task.failed = now, text, failed
+            if failed:
+                task.total = task.done
+            else:
+                task.done = task.total
+            rate = task.rate(now)
+            took = duration(task.seconds(now))
+        speed = "" if rate is None else f" ({rate:,.1f} {self.unit}/s, {took})"
+        self._say(f"{name}: {text}{speed}")
+
+    def _say(self, line: str) -> None:
+        if self._live is None:
+            self.console.print(line, soft_wrap=True, markup=False)
+
+    def _speed(self, task: _Task, now: float) -> str:
+        rate = task.rate(now)
+        if rate is None:
+            return "starting"
+        left = duration((task.total - task.done) / rate)
+        return f"{rate:,.1f} {self.unit}/s, {left} left"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        with self._lock:
+            yield self._render(time.perf_counter(), options.max_width)
+
+    def _render(self, now: float, width: int) -> Table:
+        table = Table(box=None, padding=(0, 1), header_style="dim", expand=width < 100)
+        table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=30)
+        table.add_column("", width=max(6, min(24, width - 76)))
+        table.add_column("done", justify="right", no_wrap=True)
+        table.add_column(f"{self.unit}/s", justify="right", no_wrap=True)
+        table.add_column("left", justify="right", no_wrap=True)
+        table.add_column("score", no_wrap=True, overflow="ellipsis")
+        ended = [name for name, task in self._tasks.items() if task.ended is not None]
+        hidden = ended[:-FINISHED_ROWS]
+        waiting = [name for name, task in self._tasks.items() if task.begun is None]
+        if hidden:
+            table.add_row(Text(f"{len(hidden)} more, finished", style="dim"))
+        for name, task in self._tasks.items():
+            if name not in hidden and (task.begun is not None or task.ended is not None):
+                table.add_row(*self._row(name, task, now))
+        waiting = [name for name in waiting if self._tasks[name].ended is None]
+        if waiting:
+            table.add_row(Text(f"{len(waiting)} more to come", style="dim"))
+        if len(self._tasks) > 1:
+            table.add_section()
+            table.add_row(*self._row("total", self._total(now), now), style="bold")
+        return table
+
+    def _row(self, name: str, task: _Task, now: float) -> tuple[Any, ...]:
+        bar = ProgressBar(total=max(1, task.total), completed=task.done)
+        rate = task.rate(now)
+        speed = "" if rate is None else f"{rate:,.1f}"
+        left = ""
+        if task.ended is None and rate is not None:
+            left = duration((task.total - task.done) / rate)
+        elif task.ended is not None and task.begun is not None:
+            left = f"took {duration(task.seconds(now))}"
+        style = "red" if task.failed else "green"
+        count = f"{task.done:,}/{task.total:,}"
+        return Text(name), bar, count, speed, left, Text(task.score, style=style)
+
+    def _total(self, now: float) -> _Task:
+        tasks = self._tasks.values()
+        begun = [task.begun for task in tasks if task.begun is not None]
+        ended = [task.ended for task in tasks if task.ended is not None]
+        over = len(ended) == len(self._tasks)
+        return _Task(
+            sum(task.total for task in tasks),
+            sum(task.done for task in tasks),
+            min(begun, default=None),
+            max(ended) if over else None,
+        )
