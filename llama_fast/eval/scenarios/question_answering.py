@@ -1,0 +1,121 @@
+"""Question answering with and without a passage, scored with exact match and token F1.
+
+Natural Questions (open): Lee et al. 2019 (arXiv:1906.00300). SQuAD: Rajpurkar et al. 2016
+(arXiv:1606.05250), whose normalisation and metrics both tasks use.
+
+The data have no training split here, so examples for the prompt come from the head of the
+validation split, and that part is not scored.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from .task import Document, ScenarioTask, read_jsonl
+
+NQ_OPEN = "hub/google-research-datasets/nq_open/default"
+NQ_OPEN_POOL = 100  # rows at the head that are not scored
+SQUAD = "hub/lighteval/squad_v2/default"
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation, English articles and extra spaces."""
+    text = re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION))
+    return " ".join(text.split())
+
+
+def token_f1(answer: str, gold: str) -> float:
+    """Harmonic mean of precision and recall of the normalised words, counted with repeats."""
+    found, wanted = normalize_answer(answer).split(), normalize_answer(gold).split()
+    if not found or not wanted:  # nothing to share: right only if both are empty
+        return float(found == wanted)
+    shared = (Counter(found) & Counter(wanted)).total()
+    return 2 * shared / (len(found) + len(wanted))
+
+
+def score(doc: Document, answer: str) -> dict[str, float]:
+    """Exact match and F1 against the best of the accepted answers."""
+    normalized = normalize_answer(answer)
+    return {
+        "exact_match": float(any(normalized == normalize_answer(gold) for gold in doc["answers"])),
+        "f1": max(token_f1(answer, gold) for gold in doc["answers"]),
+    }
+
+
+def nq_open_task(data_dir: Path) -> ScenarioTask:
+    """Questions without a passage, 5 examples."""
+    rows = read_jsonl(data_dir / NQ_OPEN / "validation.jsonl", ("question", "answer"))
+    documents: list[Document] = [
+        {"question": row["question"], "answers": row["answer"], "target": row["answer"][0]}
+        for row in rows
+    ]
+    return ScenarioTask(
+        "scenario_nq_open",
+        dataset=NQ_OPEN,
+        documents=documents[NQ_OPEN_POOL:],
+        pool=documents[:NQ_OPEN_POOL],
+        num_fewshot=5,
+        description="Answer these questions:\n\n",
+        prompt="Q: {{question}}?\nA:",
+        until=["\n"],
+        max_gen_toks=32,
+        metrics={"exact_match": "mean", "f1": "mean"},
+        score=score,
+    )
+
+
+def squad_task(data_dir: Path) -> ScenarioTask:
+    """Questions about a passage that holds the answer, 3 examples about other passages.
+
+    Questions without an answer are left out. The examples are about the first article of the
+    file, one a passage, and no question about that article is scored.
+    """
+    keys = ("title", "context", "question", "answers")
+    rows = read_jsonl(data_dir / SQUAD / "validation.jsonl", keys)
+    documents: list[Document] = [
+        {
+            "title": row["title"],
+            "context": row["context"],
+            "question": row["question"],
+            "answers": row["answers"]["text"],
+            "target": row["answers"]["text"][0],
+        }
+        for row in rows
+        if row["answers"]["text"]
+    ]
+    first = documents[0]["title"] if documents else None
+    return ScenarioTask(
+        "scenario_squad",
+        dataset=SQUAD,
+        documents=[doc for doc in documents if doc["title"] != first],
+        pool=_one_a_passage([doc for doc in documents if doc["title"] == first]),
+        num_fewshot=3,
+        description="Answer each question with words of the passage.\n\n",
+        prompt="Passage: {{context}}\nQuestion: {{question}}\nAnswer:",
+        until=["\n"],
+        max_gen_toks=64,
+        metrics={"exact_match": "mean", "f1": "mean"},
+        score=score,
+    )
+
+
+def _one_a_passage(documents: list[Document]) -> list[Document]:
+    """The first question of every passage, then the second of every passage, and so on."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for doc in documents:
+        turns.append(seen[doc["context"]])
+        seen[doc["context"]] += 1
+    return [documents[i] for i in sorted(range(len(documents)), key=turns.__getitem__)]
+
+
+TASKS: dict[str, Callable[[Path], ScenarioTask]] = {
+    "scenario_nq_open": nq_open_task,
+    "scenario_squad": squad_task,
+}

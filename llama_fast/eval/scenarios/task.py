@@ -1,0 +1,135 @@
+"""What the scenarios share: a harness task over rows in memory, and readers of data files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lm_eval.api.task import ConfigurableTask
+
+Document = dict[str, Any]
+
+
+class ScenarioTask(ConfigurableTask):
+    """A few-shot generation task whose documents are given as rows.
+
+    Greedy decoding. The examples in the prompt are the first of the pool, the same for every
+    document and every run, so that all prompts of a task begin alike and an engine that shares
+    prefixes computes them once.
+
+    Args:
+        name: of the task.
+        dataset: for the record, where its files lie in the data folder.
+        documents: what is scored, with a key "target" for the right answer.
+        pool: examples for the prompt, with the same keys; none of them is scored.
+        num_fewshot: examples in a prompt.
+        description: text before the examples.
+        prompt: Jinja template of a document, up to the answer.
+        until: strings that end an answer.
+        max_gen_toks: longest answer, in tokens.
+        metrics: name to aggregation (of the harness) over the documents' values.
+        score: from a document and the answer to the document's value of every metric.
+        metadata: for the results' record.
+
+    Raises:
+        ValueError: no documents, or fewer examples than num_fewshot.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dataset: str,
+        documents: Sequence[Document],
+        pool: Sequence[Document],
+        num_fewshot: int,
+        description: str,
+        prompt: str,
+        until: Sequence[str],
+        max_gen_toks: int,
+        metrics: dict[str, str],
+        score: Callable[[Document, str], dict[str, Any]],
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        if not documents or len(pool) < num_fewshot:
+            raise ValueError(
+                f"{name}: expected documents and at least {num_fewshot} examples in {dataset}, got "
+                f"{len(documents)} and {len(pool)}"
+            )
+        self._rows = {"test": documents, "examples": pool}
+        super().__init__(
+            config={
+                "task": name,
+                "dataset_path": dataset,
+                "test_split": "test",
+                "fewshot_split": "examples",
+                "fewshot_config": {"sampler": "first_n"},
+                "num_fewshot": num_fewshot,
+                "output_type": "generate_until",
+                "description": description,
+                "doc_to_text": prompt,
+                "doc_to_target": "target",
+                "generation_kwargs": {
+                    "until": list(until),
+                    "max_gen_toks": max_gen_toks,
+                    "do_sample": False,
+                    "temperature": 0.0,
+                },
+                "process_results": lambda doc, answers: score(doc, answers[0]),
+                "metric_list": [
+                    {"metric": metric, "aggregation": aggregation, "higher_is_better": True}
+                    for metric, aggregation in metrics.items()
+                ],
+                "metadata": {"version": 1.0, **(metadata or {})},
+            }
+        )
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Hand the rows over as the harness's `datasets` splits."""
+        self.dataset = {k: datasets.Dataset.from_list(list(v)) for k, v in self._rows.items()}
+
+
+def open_file(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        FileNotFoundError: with the name of the file and what to do.
+        ValueError: not UTF-8.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: pass the folder that holds it as --data-dir")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: expected UTF-8, got byte {error.start}: {error.reason}"
+        ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without spaces around them."""
+    # Not str.splitlines, which would also cut at Unicode's line separators.
+    return [line.strip() for line in open_file(path).removesuffix("\n").split("\n")]
+
+
+def read_jsonl(path: Path, keys: Sequence[str]) -> list[Document]:
+    """The objects of a JSON-lines file.
+
+    Raises:
+        ValueError: a line that isn't an object with these keys.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {error}") from None
+        if not isinstance(row, dict) or not row.keys() >= set(keys):
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object with {', '.join(keys)}, got {line[:60]!r}"
+            )
+        rows.append(row)
+    return rows
