@@ -19,7 +19,7 @@ class Child:
     """A process of this package; `ask` it, then `close` it.
 
     Args:
-        role: "memory" or "training".
+        role: a module of this package: "memory", "training", "train_sides".
         settings: for its `serve` function.
         environment: added to ours.
     """
@@ -72,11 +72,27 @@ class Child:
         self._errors.close()
 
 
+class Questions:
+    """The child's side: what it is asked, one after the other."""
+
+    def __init__(self) -> None:
+        # What libraries print must not come between the answers.
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def next(self) -> dict[str, Any] | None:
+        """The next question; None if there are no more."""
+        line = sys.stdin.readline()
+        return json.loads(line) if line else None
+
+    def answer(self, said: dict[str, Any]) -> None:
+        """Answer the last question."""
+        self._out.write(json.dumps(said) + "\n")
+        self._out.flush()
+
+
 def answers(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """The child's side: answers until there are no more questions."""
-    # What libraries print must not come between the answers.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        out.write(json.dumps(answer(json.loads(line))) + "\n")
-        out.flush()
+    questions = Questions()
+    while (question := questions.next()) is not None:
+        questions.answer(answer(question))
