@@ -1,5 +1,16 @@
-"""Text generation, token by token, with a key-value cache."""
+"""Text generation: an engine for many requests, and functions for tensors of prompts."""
 
-from .sampling import generate, stream
+from .engine import Engine
+from .requests import GenerationRequest, GenerationResult, Piece
+from .sampling import SamplingOptions
+from .simple import generate, stream
 
-__all__ = ["generate", "stream"]
+__all__ = [
+    "Engine",
+    "GenerationRequest",
+    "GenerationResult",
+    "Piece",
+    "SamplingOptions",
+    "generate",
+    "stream",
+]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,10 @@ class PagedCache:
             if self._uses[page] == 0:
                 self._free.append(page)
 
+    def uses(self, page: int) -> int:
+        """How many users `page` has."""
+        return self._uses[page]
+
     def slots(self, pages: Sequence[int], start: int, stop: int) -> np.ndarray:
         """Slots of tokens ``start`` to ``stop`` of a sequence that lies in `pages`: int64."""
         tokens = np.arange(start, stop)
@@ -147,7 +152,7 @@ class PackedStep:
             self._read = _tensor(np.concatenate(both), device)
             self._offsets_k = _offsets([h + n for h, n in zip(held, new, strict=True)], device)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See :class:`llama_fast.models.llama.Step`."""
         q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))  # (N,H,D), (N,K,D)
         stored_k, stored_v = self.cache.k[layer], self.cache.v[layer]
@@ -157,7 +162,7 @@ class PackedStep:
             k = stored_k.index_select(0, self._read)  # (M,K,D)
             v = stored_v.index_select(0, self._read)
         offsets = {"cu_seqlens_q": self._offsets_q, "cu_seqlens_k": self._offsets_k}
-        out: Tensor = attention(q, k, v, causal=True, **offsets)
+        out: Tensor = attention(q, k, v, causal=True, **offsets, **options)
         return out.transpose(0, 1).unsqueeze(0)
 
 
@@ -181,7 +186,7 @@ class DecodeStep:
             table[b, : len(found)] = found
         self._table = _tensor(table, device)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See :class:`llama_fast.models.llama.Step`; N is B."""
         q, k, v = (t[0].transpose(0, 1).unsqueeze(2) for t in (q, k, v))  # (B,H,1,D), (B,K,1,D)
         cache = self.cache
@@ -189,7 +194,7 @@ class DecodeStep:
             t[layer].unflatten(0, (-1, cache.page)).transpose(1, 2) for t in (cache.k, cache.v)
         )
         out: Tensor = attention_decode(
-            q, *stored, k=k, v=v, cache_seqlens=self._held, page_table=self._table
+            q, *stored, k=k, v=v, cache_seqlens=self._held, page_table=self._table, **options
         )
         return out.squeeze(2).transpose(0, 1).unsqueeze(0)
 

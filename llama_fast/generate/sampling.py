@@ -1,101 +1,104 @@
-"""Greedy decoding and sampling."""
+"""How the next token is chosen from the logits."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llama_fast.models import KVCache, LLaMA
 
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are drawn; the meaning and the order are those of transformers' `generate`.
 
-def generate(
-    model: LLaMA,
-    tokens: Tensor,
-    max_new_tokens: int,
-    *,
-    temperature: float = 0.0,
-    stop_ids: Collection[int] = (),
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Continue each row of ``tokens``.
-
-    Args:
-        model: in training mode, its dropout is active here too: call ``model.eval()`` before.
-        tokens: (B,S) prompts of one length, S >= 1.
-        max_new_tokens: the most that are added.
-        temperature: 0 takes the likeliest token; else tokens are drawn from
-            softmax(logits / temperature).
-        stop_ids: a row ends with the first of these, which it keeps, and is filled up with it while
-            other rows go on.
-        generator: random numbers for sampling; torch's default one if None.
-
-    Returns:
-        (B, S + n) int64, prompts included; n <= max_new_tokens, less if all rows stop before.
+    Attributes:
+        temperature: 0 takes the likeliest token; else logits are divided by it.
+        top_k: only the k likeliest tokens (and those as likely as the k-th); 0: all.
+        top_p: only the likeliest tokens that together have this probability (Holtzman et al. 2020,
+            arXiv:1904.09751); 1: all.
+        min_p: only tokens with at least this share of the likeliest one's probability (Nguyen et
+            al. 2024, arXiv:2407.01082); 0: all.
+        repetition_penalty: logits of tokens that are in the text already, prompt included, are
+            divided by it where positive and multiplied where negative (Keskar et al. 2019,
+            arXiv:1909.05858); 1: none. It changes greedy choices too.
+        seed: of this request's random numbers; None draws one from torch's default generator.
 
     Raises:
-        ValueError: an empty prompt, a negative number, or S + max_new_tokens beyond the model's
-            max_seq_len.
-
-    Example:
-        >>> model, tokenizer = llama_fast.models.load("SmolLM2-135M-Instruct.Q4_1.gguf")
-        >>> prompt = torch.tensor([tokenizer.encode("The capital of France is")])
-        >>> tokenizer.decode(generate(model, prompt, 2)[0].tolist())
-        'The capital of France is Paris.'
+        ValueError: a number outside its range.
     """
-    steps = stream(
-        model,
-        tokens,
-        max_new_tokens,
-        temperature=temperature,
-        stop_ids=stop_ids,
-        generator=generator,
-    )
-    new = [step.unsqueeze(1) for step in steps]  # n times (B,1)
-    return torch.cat([tokens.long(), *new], dim=1)
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check("temperature", "a number >= 0", 0 <= self.temperature < math.inf)
+        self._check("top_k", "an int >= 0", self.top_k == int(self.top_k) and self.top_k >= 0)
+        self._check("top_p", "a number in (0, 1]", 0 < self.top_p <= 1)
+        self._check("min_p", "a number in [0, 1]", 0 <= self.min_p <= 1)
+        self._check("repetition_penalty", "a number > 0", 0 < self.repetition_penalty < math.inf)
+
+    def _check(self, name: str, expected: str, ok: bool) -> None:
+        if not ok:
+            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the token is the argmax of the logits as they are."""
+        return self.temperature == 0 and self.repetition_penalty == 1
 
 
-def stream(
-    model: LLaMA,
-    tokens: Tensor,
-    max_new_tokens: int,
-    *,
-    temperature: float = 0.0,
-    stop_ids: Collection[int] = (),
+def adjusted(logits: Tensor, options: SamplingOptions, seen: Tensor | None = None) -> Tensor:
+    """Logits whose softmax is drawn from, -inf for tokens that are out.
+
+    Args:
+        logits: (B,V).
+        options: the temperature is left out where it is 0.
+        seen: (B,S) int64, the tokens of each text so far, for the repetition penalty.
+
+    Returns:
+        (B,V) float32, or float64 where the logits are.
+    """
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    if options.repetition_penalty != 1:
+        if seen is None:
+            raise ValueError("seen: expected the tokens so far beside a repetition_penalty")
+        old = scores.gather(-1, seen)
+        penalty = options.repetition_penalty
+        scores = scores.scatter(-1, seen, torch.where(old < 0, old * penalty, old / penalty))
+    if options.temperature == 0:
+        return scores
+    scores = scores / options.temperature
+    if 0 < options.top_k < scores.shape[-1]:
+        least = scores.topk(options.top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -math.inf)
+    if options.top_p < 1:
+        rising, order = scores.sort()
+        out = rising.softmax(-1).cumsum(-1) <= 1 - options.top_p
+        out[:, -1] = False  # the likeliest stays
+        scores = scores.masked_fill(out.scatter(-1, order, out), -math.inf)
+    if options.min_p > 0:
+        probabilities = scores.softmax(-1)
+        least = options.min_p * probabilities.amax(-1, keepdim=True)
+        scores = scores.masked_fill(probabilities < least, -math.inf)
+    return scores
+
+
+def choose(
+    logits: Tensor,
+    options: SamplingOptions,
+    seen: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """The new tokens of :func:`generate` as they come: a (B,) int64 tensor each step."""
-    B, S = tokens.shape
-    if S == 0:
-        raise ValueError(f"tokens: expected at least one token a row, got shape {(B, S)}")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens: expected a number >= 0, got {max_new_tokens}")
-    if not temperature >= 0:
-        raise ValueError(f"temperature: expected a number >= 0, got {temperature}")
-    if S + max_new_tokens > model.config.max_seq_len:
-        raise ValueError(
-            f"max_new_tokens: expected at most {model.config.max_seq_len - S} after a prompt of "
-            f"{S} (max_seq_len = {model.config.max_seq_len}), got {max_new_tokens}"
-        )
-    weight = model.head_weight
-    cache = KVCache(model.config, B, S + max_new_tokens, weight.dtype, weight.device)
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=tokens.device)
-    stopped = torch.zeros(B, dtype=torch.bool, device=tokens.device)
-    last = tokens[:, -1].long()
-    unseen = tokens
-    for _ in range(max_new_tokens):
-        with torch.no_grad():
-            hidden = model.hidden_states(unseen, cache=cache)[:, -1]  # (B,E)
-            logits = torch.nn.functional.linear(hidden, weight)  # (B,V)
-        if temperature == 0:
-            drawn = logits.argmax(dim=-1)
-        else:
-            probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-            drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-        last = torch.where(stopped, last, drawn)
-        stopped = stopped | torch.isin(last, stops)
-        yield last
-        if stopped.all():
-            return
-        unseen = last.unsqueeze(1)
+) -> Tensor:
+    """The next token of each row: (B,V) logits to (B,) int64. Arguments as for :func:`adjusted`."""
+    if options.plain_greedy:
+        return logits.argmax(-1)
+    scores = adjusted(logits, options, seen)
+    if options.temperature == 0:
+        return scores.argmax(-1)
+    return torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(1)

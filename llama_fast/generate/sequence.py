@@ -1,0 +1,140 @@
+"""One request under way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from llama_fast.models import LlamaConfig
+from llama_fast.tokenizers import Tokenizer
+
+from .paged_cache import PagedCache
+from .prefix_tree import Node
+from .requests import GenerationRequest, GenerationResult, Piece
+from .text import TextStream
+
+
+class LiveSequence:
+    """A request, its tokens so far, and where their keys and values are.
+
+    Attributes:
+        tokens: prompt and new ones.
+        held: how many of them have keys and values in `pages`; all but the last while decoding.
+        pages: in the order of the tokens.
+        path: the prompt's full pages in the prefix tree.
+        most: tokens at the end, if nothing stops it before.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        request: GenerationRequest,
+        tokenizer: Tokenizer,
+        config: LlamaConfig,
+        cache: PagedCache,
+    ) -> None:
+        self.index, self.request = index, request
+        self.tokens = [int(token) for token in request.tokens]
+        self._check(config)
+        self.most = min(len(self.tokens) + request.max_new_tokens, config.max_seq_len)
+        self.held = 0
+        self.pages: list[int] = []
+        self.path: list[Node] = []
+        self._page = cache.page
+        self._kept = 0  # pages of `path` that are complete, or were when it joined
+        self._text = TextStream(tokenizer, self.tokens, request.stop)
+        self._generator: torch.Generator | None = None
+
+    def _check(self, config: LlamaConfig) -> None:
+        request, S = self.request, len(self.tokens)
+        name = f"request {self.index}"
+        if S == 0:
+            raise ValueError(f"{name}: expected at least one token in its prompt, got none")
+        if config.max_seq_len <= S:
+            raise ValueError(
+                f"{name}: expected a prompt shorter than the model's context of "
+                f"{config.max_seq_len} tokens, got {S}"
+            )
+        if request.max_new_tokens < 1:
+            raise ValueError(f"{name}: expected max_new_tokens >= 1, got {request.max_new_tokens}")
+        if "" in request.stop:
+            raise ValueError(f"{name}: expected stop strings of at least one character, got ''")
+        bad = next((t for t in self.tokens if not 0 <= t < config.vocab_size), None)
+        if bad is not None:
+            raise ValueError(f"{name}: expected ids in [0, {config.vocab_size}), got {bad}")
+
+    @property
+    def missing(self) -> int:
+        """Tokens whose keys and values are still to be computed: 1 while decoding."""
+        return len(self.tokens) - self.held
+
+    def pages_for(self, tokens: int) -> int:
+        """How many pages that many tokens need."""
+        return -(-tokens // self._page)
+
+    def shareable(self) -> list[Node] | None:
+        """Nodes at the beginning of the path that have keys and values.
+
+        None if more are being computed. The last token is never shared: its pass gives the logits.
+        """
+        found: list[Node] = []
+        for node in self.path[: (len(self.tokens) - 1) // self._page]:
+            if node.pending:
+                return None
+            if node.page is None:
+                break
+            found.append(node)
+        return found
+
+    def admit(self, pages: list[int], shared: int) -> None:
+        """Join: `pages` for all its tokens, the first `shared` of them complete."""
+        self.pages = pages
+        self.held = shared * self._page
+        self._kept = shared
+        for node in self.path[shared:]:
+            node.pending = True
+
+    def completed(self) -> Iterator[tuple[Node, int]]:
+        """Nodes of the path that have become complete since the last call, and their pages."""
+        while self._kept < min(len(self.path), self.held // self._page):
+            yield self.path[self._kept], self.pages[self._kept]
+            self._kept += 1
+
+    def retire(self) -> list[int]:
+        """Leave: the pages to release."""
+        pages, self.pages = self.pages, []
+        if pages:
+            for node in self.path[self._kept :]:
+                node.pending = False
+        self.held = 0
+        return pages
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Its own random numbers, which go on after it was put back."""
+        if self._generator is None:
+            seed = self.request.sampling.seed
+            if seed is None:
+                seed = int(torch.randint(2**63 - 1, ()))
+            self._generator = torch.Generator(device).manual_seed(seed)
+        return self._generator
+
+    def add(self, token: int) -> Piece:
+        """One more token."""
+        self.tokens.append(token)
+        reason = None
+        if token in self.request.stop_ids:
+            reason, text = "stop", ""
+        else:
+            text = self._text.add(token)
+            if self._text.stopped:
+                reason = "stop"
+            elif len(self.tokens) >= self.most:
+                reason = "length"
+        if reason is None:
+            return Piece(self.index, text, None)
+        text += self._text.finish()
+        if self._text.stopped:
+            reason = "stop"  # bytes that were no character yet ended in a stop string
+        new = self.tokens[len(self.request.tokens) :]
+        return Piece(self.index, text, GenerationResult(self._text.text, new, reason))
