@@ -129,13 +129,21 @@ class PackedLoader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch of this rank."""
+        """The next batch of this rank.
+
+        Raises:
+            DataError: a damaged shard.
+        """
         if self.steps_left() < 1:
             self.place = Place(self.place.epoch + 1, 0)
             self._ahead = None
         if self._ahead is None:
             self._ahead = self._read_ahead()
-        batch = next(self._ahead)
+        try:
+            batch = next(self._ahead)
+        except DataError as error:
+            # Of a worker, torch hands on the whole traceback as a message; the error is its end.
+            raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from None
         self.place.row += self.rows * self.ranks
         return batch
 

@@ -266,7 +266,12 @@ class TokenShards:
     def read(
         self, document: int, start: int = 0, stop: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """(tokens, answer) of a document or a part of it; without a mask all tokens are answers."""
+        """(tokens, answer) of a document or a part of it; without a mask all tokens are answers.
+
+        Raises:
+            IndexError: no such document.
+            DataError: an id outside the vocabulary: the file is damaged.
+        """
         if not 0 <= document < len(self):
             raise IndexError(f"document: expected one in [0, {len(self)}), got {document}")
         which = int(np.searchsorted(self._first, document, side="right")) - 1
@@ -277,6 +282,11 @@ class TokenShards:
         stop = length if stop is None else min(stop, length)
         part = slice(begin + start, begin + stop)
         tokens = np.asarray(arrays["tokens"][part], dtype=np.int64)
+        if tokens.size and tokens.max() >= self.vocab_size:
+            raise DataError(
+                f"{self.folder / self.shards[which].name}.tokens.npy: damaged shard: document "
+                f"{document} has the id {tokens.max()}, expected ids below {self.vocab_size}"
+            )
         if "answer" not in arrays:
             return tokens, np.ones(len(tokens), dtype=np.bool_)
         return tokens, np.asarray(arrays["answer"][part])

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast.data import DataError, TokenShards
+from llama_fast.data.tokenizer import tokenizer_of
 from llama_fast.demo.questions import Question, sample
 from llama_fast.demo.score import score, split_tokens
 from llama_fast.models import LLaMA
-from llama_fast.tokenizers import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Benchmarks:
         max_seq_len: longest sequence that the model accepts.
 
     Raises:
-        FileNotFoundError: a file or the tokenizer is not there.
-        DataError: a file that has something else, or two of the same name.
+        FileNotFoundError: a file is not there.
+        DataError: a file that has something else, or two of the same name; no tokenizer.
         ValueError: a question longer than `max_seq_len`.
     """
 
@@ -104,20 +104,6 @@ class Benchmarks:
             Row(step, s.task, s.count, s.accuracy, s.stderr, s.raw_accuracy, s.chance)
             for s in scores
         ]
-
-
-def tokenizer_of(shards: TokenShards) -> Tokenizer:
-    """The tokenizer that a folder of shards was written with.
-
-    Raises:
-        FileNotFoundError: it is not where the index says.
-        DataError: the index names none.
-    """
-    path = shards.tokenizer.get("path")
-    if path is None:
-        raise DataError(f"{shards.folder}: expected a tokenizer in the index, it names none")
-    # One that was learned lies with the shards.
-    return load_tokenizer(path if path == "byte" else shards.folder / path)
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -186,7 +186,8 @@ class Parallel:
         """On the first process a model with all weights, on the others None; every one calls it."""
         if not (self._sharded or self.tensor > 1):
             return model if self.rank == 0 else None
-        options = StateDictOptions(full_state_dict=True)
+        # With the offload the others keep nothing of it.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(model, options=options)
         if self.rank != 0:
             return None

@@ -70,7 +70,9 @@ class Run:
         torch.manual_seed(config.seed)
         verify = config.data.verify and self.parallel.rank == 0
         self.shards = TokenShards(config.data.train, verify=verify)
-        self.valid = None if config.data.valid is None else TokenShards(config.data.valid)
+        self.valid = None
+        if config.data.valid is not None:
+            self.valid = TokenShards(config.data.valid, verify=verify)
         if self.valid is not None and self.valid.vocab_size != self.shards.vocab_size:
             raise ValueError(
                 f"data.valid: expected the vocabulary of data.train, {self.shards.vocab_size} "

@@ -97,6 +97,19 @@ def test_tokens_that_are_no_answers_are_not_targets(tmp_path: Path) -> None:
     assert batch.tokens.tolist() == [[1, 2, 3]] and batch.targets.tolist() == [[-100, 3, 4]]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_that_comes_later_is_one_line(tmp_path: Path, workers: int) -> None:
+    with ShardWriter(tmp_path / "s", vocab_size=9, tokenizer={}) as writer:
+        writer.add([1, 2, 3, 4])
+    loader = PackedLoader(TokenShards(tmp_path / "s"), capacity=8, rows=1, workers=workers)
+    tokens = np.load(tmp_path / "s/00000.tokens.npy", mmap_mode="r+")
+    tokens[1] = 5000
+    tokens.flush()
+    message = r"^\S*00000.tokens.npy: damaged shard: document 0 has the id 5000, expected .* 9$"
+    with pytest.raises(DataError, match=message):
+        next(loader)
+
+
 def test_refusals(shards: TokenShards) -> None:
     with pytest.raises(ValueError, match="rows: expected at least 1, got 0"):
         PackedLoader(shards, capacity=64, rows=0)

@@ -1,6 +1,6 @@
 """Runs that are killed: `python -m tests.train.kills FOLDER SHARDS KILLS` (of test_run.py).
 
-One process imports torch and forks a child for each run, which is killed or left to end.
+One process imports everything and forks a child for each run, which is killed or left to end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # the optimizer imports it
+import torch.utils.tensorboard
 
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.run import Run
@@ -39,7 +41,7 @@ def run(folder: Path, shards: str, kill_after: float | None) -> float:
         os.setpgid(0, 0)  # its workers are killed with it
         code = 1
         try:
-            torch.set_num_threads(2)
+            torch.set_num_threads(1)
             Run(config(folder, shards), log=lambda line: None).train()
             code = 0
         finally:

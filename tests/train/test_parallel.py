@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from llama_fast.data import ShardWriter
+from llama_fast.train.benchmarks import Benchmarks, Row
+from llama_fast.train.checkpoints import Checkpoints
 from llama_fast.train.config import (
     DataOptions,
     ModelOptions,
@@ -18,8 +22,9 @@ from llama_fast.train.config import (
     ParallelOptions,
     TrainConfig,
 )
-from llama_fast.train.metrics import read_metrics
+from llama_fast.train.metrics import read_metrics, read_rows
 from llama_fast.train.run import Run
+from tests.paths import shared_data
 from tests.ranks import on_ranks
 
 STEPS = 3
@@ -138,6 +143,77 @@ def test_equals_one_process(
             assert torch.equal(weight, weights[key]), (name, key)
         last = resumed.train()
         assert last is not None and last.loss < 6
+
+
+def goes_on_rank(rank: int, folder: Path, questions: str) -> None:
+    """Four steps, once whole and once stopped in the third and gone on with."""
+    for mode in MODES[2]:
+        dropout = 0.1 if mode in ("replicate", "shard") else 0.0
+        for name in ("whole", "stopped"):
+            now = config(folder, f"{mode}-{name}", 2, mode, steps=4)
+            now.checkpoint_every, now.eval_every, now.benchmarks = 2, 2, [questions]
+            now.model.changes.update(vocab_size=258, p_dropout=dropout)
+            now.data.workers = 1
+            run = Run(now, log=lambda line: None)
+            if name == "stopped":
+                stop_in_step(run, 3)
+                run = Run(now, log=lambda line: None)
+                assert run.step == 2
+            run.train()
+
+
+def stop_in_step(run: Run, number: int) -> None:
+    make_gradients = run.make_gradients
+
+    def stopped() -> tuple[float, int, int, int]:
+        if run.step == number - 1:
+            raise KeyboardInterrupt
+        return make_gradients()
+
+    run.make_gradients = stopped  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+
+
+def saved_parts(out: Path) -> dict[str, list[bytes]]:
+    """Bytes of each tensor's parts; which file a part is in is not the same each time."""
+    parts: dict[str, list[bytes]] = {}
+    for file in sorted((out / "checkpoints/step-00000004").glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            parts.setdefault(name, []).append(
+                tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
+    return {name: sorted(found) for name, found in parts.items()}
+
+
+def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Weights, moments, average, random numbers and curves, with dropout, accumulation and workers.
+
+    The benchmarks' scores are those that one process gives the same weights.
+    """
+    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:40_000]
+    with ShardWriter(tmp_path / "shards", vocab_size=257, tokenizer={"path": "byte"}) as writer:
+        for speech in text.split("\n\n"):
+            writer.add([256, *speech.encode(), 256])
+    pieces = [text[i : i + 40] for i in range(0, 40_000, 1_000)]
+    questions = tmp_path / "forwards.jsonl"
+    rows = ({"context": p[:12], "choices": [p[12:], p[12:][::-1]], "gold": 0} for p in pieces)
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    on_ranks(2, goes_on_rank, tmp_path, str(questions))
+    for mode in MODES[2]:
+        whole, stopped = (tmp_path / f"{mode}-{name}" for name in ("whole", "stopped"))
+        assert saved_parts(stopped) == saved_parts(whole), mode
+        scores = read_rows(whole / "benchmarks.csv", Row)
+        assert [row.step for row in scores] == [2, 4]
+        assert scores == read_rows(stopped / "benchmarks.csv", Row)
+        # As one process: the checkpoint is put together again.
+        alone = config(tmp_path, f"{mode}-stopped", steps=4)
+        saved = Checkpoints(stopped / "checkpoints").latest()
+        assert saved is not None
+        alone.model.changes = saved.state["config"]["model"]["changes"]
+        run = Run(alone, log=lambda line: None)
+        asked = Benchmarks([str(questions)], run.shards, alone.questions, alone.seed, 256)
+        assert asked.ask(run.model, 4) == scores[-1:]
 
 
 def compare(ours_in: Path, alone_in: Path, alone: tuple[Any, ...]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -256,9 +257,10 @@ def test_unknown_options_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli(["train", "--help"])
     assert "Longest sequence in tokens" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(SystemExit, match="0"):
-        cli(["train", "--steps", "77", "--print_config"])
-    assert "steps: 77" in capsys.readouterr().out
+    for option in ("--print-config", "--print_config"):
+        with pytest.raises(SystemExit, match="0"):
+            cli(["train", "--steps", "77", option])
+        assert yaml.safe_load(capsys.readouterr().out) == dataclasses.asdict(TrainConfig(steps=77))
 
 
 def test_a_model_may_begin_with_given_weights(tmp_path: Path, shards: str) -> None:
