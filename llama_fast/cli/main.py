@@ -22,6 +22,7 @@ COMMANDS = {
     "data": "llama_fast.cli.data",
     "train": "llama_fast.cli.train",
     "plot": "llama_fast.cli.plot",
+    "export": "llama_fast.cli.export",
     "eval": "llama_fast.cli.eval",
 }
 

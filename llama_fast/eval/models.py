@@ -9,22 +9,22 @@ import torch
 
 from llama_fast.data import TokenShards
 from llama_fast.data.tokenizer import tokenizer_of
-from llama_fast.models import LLaMA, LlamaConfig, load
+from llama_fast.models import LLaMA, Llama3RopeScaling, LlamaConfig, load
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from llama_fast.train.checkpoints import CheckpointError, Checkpoints
 
 
 def load_model(
     path: str | os.PathLike[str],
-    tokenizer: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[LLaMA, Tokenizer]:
     """A published checkpoint, or the newest one of a training run, in evaluation mode.
 
     Args:
         path: whatever :func:`llama_fast.models.load` reads, or the folder of a run (`out`).
-        tokenizer: file or folder for :func:`load_tokenizer`; None takes the checkpoint's own, and
-            of a run that of its training data.
+        tokenizer: one, or a file or folder for :func:`load_tokenizer`; None takes the checkpoint's
+            own, and of a run that of its training data.
         dtype: of the model; None: as stored.
 
     Raises:
@@ -35,11 +35,14 @@ def load_model(
     folder = Path(path) / "checkpoints"
     own: Tokenizer | None
     if folder.is_dir():
-        model, own = _newest(folder, tokenizer is None)
+        model, own = load_run(path, with_tokenizer=tokenizer is None)
         model = model if dtype is None else model.to(dtype)
     else:
         model, own = load(path, dtype)
-    found = own if tokenizer is None else load_tokenizer(tokenizer)
+    if tokenizer is None or isinstance(tokenizer, Tokenizer):
+        found = tokenizer or own
+    else:
+        found = load_tokenizer(tokenizer)
     if found is None:
         raise ValueError(f"tokenizer: expected one, for {path} has none of its own")
     if found.vocab_size > model.config.vocab_size:
@@ -50,18 +53,42 @@ def load_model(
     return model, found
 
 
-def _newest(folder: Path, with_tokenizer: bool) -> tuple[LLaMA, Tokenizer | None]:
+def load_run(
+    path: str | os.PathLike[str], *, with_tokenizer: bool = True, average: bool = False
+) -> tuple[LLaMA, Tokenizer | None]:
+    """The newest whole checkpoint of a training run.
+
+    Args:
+        path: folder of the run (`out`).
+        with_tokenizer: that of the run's training data, which has to be where it was.
+        average: the moving average of the weights instead of the weights.
+
+    Raises:
+        CheckpointError: there is none, or all are damaged.
+        ValueError: no average was kept, or the data is not there.
+    """
+    folder = Path(path) / "checkpoints"
     checkpoints = Checkpoints(folder)
     found = checkpoints.latest()
     if found is None:
         raise CheckpointError(f"{folder}: expected a checkpoint, there is none")
-    model = LLaMA(LlamaConfig(**found.state["model"]))
-    weights = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
+    if average and found.state["config"]["optimizer"]["ema"] is None:
+        raise ValueError(f"average: expected a run with optimizer.ema, {path} kept no average")
+    fields = found.state["model"]
+    if fields.get("rope_scaling") is not None:
+        fields["rope_scaling"] = Llama3RopeScaling(**fields["rope_scaling"])
+    if fields.get("rope_factors") is not None:
+        fields["rope_factors"] = tuple(fields["rope_factors"])
+    model = LLaMA(LlamaConfig(**fields))
+    part = "average" if average else "model"
+    weights = {f"{part}.{name}": weight.detach() for name, weight in model.named_parameters()}
     checkpoints.load(found, weights)
     tokenizer = None
     if with_tokenizer:
         shards = Path(found.state["config"]["data"]["train"])
         if not shards.is_dir():
             raise ValueError(f"tokenizer: expected one, for the run's data is not at {shards}")
-        tokenizer = tokenizer_of(TokenShards(shards))
+        data = TokenShards(shards)
+        tokenizer = tokenizer_of(data)
+        tokenizer.chat_template = data.tokenizer.get("chat_template", tokenizer.chat_template)
     return model.eval(), tokenizer

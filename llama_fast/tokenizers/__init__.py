@@ -6,15 +6,16 @@
 | in a GGUF file, byte-level BPE         | tokenizers     | `bpe.py`            |
 | in a GGUF file, SentencePiece          | sentencepiece  | `spm.py`            |
 | Llama 2's ``tokenizer.model``          | sentencepiece  | `spm.py`            |
+| Llama 3's ``tokenizer.model``          | tiktoken       | `ranks.py`          |
 | llama2.c's ``tok512.bin``              | sentencepiece  | `spm.py`            |
 | none: the text's bytes                 |                | `byte.py`           |
 
-`train_bpe.py` makes a new byte-level BPE out of a corpus.
-| Llama 3's ``tokenizer.model``          | tiktoken       | `ranks.py`          |
+`train_bpe.py` makes a new byte-level BPE out of a corpus; `save.py` writes any of them.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ __all__ = [
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Load ``tokenizer.json``, ``tokenizer.model`` (Llama 2's or 3's), or llama2.c's ``tok*.bin``.
 
-    A folder stands for the first of these in it; ``byte`` is :class:`ByteTokenizer`.
+    A folder stands for the first of these in it; ``byte`` is :class:`ByteTokenizer`. The chat
+    template is that of ``tokenizer_config.json`` or ``chat_template.jinja`` beside it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -52,6 +54,12 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         path = next((name for name in names if name.is_file()), path / "tokenizer.json")
     if not path.is_file():
         raise FileNotFoundError(f"path: no such file: {path}")
+    tokenizer = _load(path)
+    _read_settings(tokenizer, path.parent)
+    return tokenizer
+
+
+def _load(path: Path) -> Tokenizer:
     if path.suffix == ".json":
         from .bpe import from_json
 
@@ -71,6 +79,25 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     return from_ranks(path)
 
 
+def _read_settings(tokenizer: Tokenizer, folder: Path) -> None:
+    """What Hugging Face's files say of a tokenizer beside them."""
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    fields = {}
+    if path.is_file():
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise TokenizerError(f"{path}: not a JSON file: {error}") from None
+    if isinstance(fields.get("add_bos_token"), bool):
+        tokenizer.add_bos = fields["add_bos_token"] and tokenizer.bos_id is not None
+    found = fields.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = next((t.get("template") for t in found if t.get("name") == "default"), None)
+    if template.is_file():
+        found = template.read_text(encoding="utf-8")
+    tokenizer.chat_template = found
+
+
 def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     """The tokenizer in a GGUF file's metadata (its keys ``tokenizer.ggml.*``).
 
@@ -78,15 +105,19 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
         TokenizerError: there is none, or of a kind that is not supported.
     """
     kind = metadata.get("tokenizer.ggml.model")
+    tokenizer: Tokenizer
     if kind == "gpt2":
         from .bpe import from_gguf_bpe
 
-        return from_gguf_bpe(metadata)
-    if kind == "llama":
+        tokenizer = from_gguf_bpe(metadata)
+    elif kind == "llama":
         from .spm import from_gguf_spm
 
-        return from_gguf_spm(metadata)
-    raise TokenizerError(f"tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r}")
+        tokenizer = from_gguf_spm(metadata)
+    else:
+        raise TokenizerError(f"tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r}")
+    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    return tokenizer
 
 
 def from_llama2c(path: str | os.PathLike[str]) -> Tokenizer:

@@ -27,7 +27,12 @@ class Tokenizer(ABC):
         bos_id, eos_id: ids that begin and end a text, or None; :meth:`encode` adds neither.
         special: control tokens by name, for example ``{"<|im_end|>": 2}``.
         special_pattern: finds these names in a text.
+        add_bos: whether the model expects `bos_id` before each text.
+        chat_template: Jinja source that makes a text of a chat, or None.
     """
+
+    add_bos = False
+    chat_template: str | None = None
 
     def __init__(
         self, vocab_size: int, bos_id: int | None, eos_id: int | None, special: Mapping[str, int]

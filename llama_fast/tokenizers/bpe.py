@@ -52,7 +52,10 @@ def from_json(path: Path) -> FastTokenizer:
             token = fields.get(key)
             name = token.get("content") if isinstance(token, dict) else token
             ids[key] = backend.token_to_id(name) if name else None
-    return FastTokenizer(backend, ids["bos_token"], ids["eos_token"])
+    tokenizer = FastTokenizer(backend, ids["bos_token"], ids["eos_token"])
+    first = backend.encode("", add_special_tokens=True).ids[:1]
+    tokenizer.add_bos = tokenizer.bos_id is not None and first == [tokenizer.bos_id]
+    return tokenizer
 
 
 def from_gguf_bpe(metadata: dict[str, Any]) -> FastTokenizer:
@@ -60,7 +63,8 @@ def from_gguf_bpe(metadata: dict[str, Any]) -> FastTokenizer:
     try:
         tokens = metadata["tokenizer.ggml.tokens"]
         kinds = metadata["tokenizer.ggml.token_type"]
-        merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+        # A list of none is not written: the tokens are bytes then.
+        merges = [tuple(m.split(" ")) for m in metadata.get("tokenizer.ggml.merges", [])]
     except KeyError as error:
         raise TokenizerError(f"metadata {error} is missing") from None
     pre = metadata.get("tokenizer.ggml.pre", "default")
@@ -80,14 +84,17 @@ def from_gguf_bpe(metadata: dict[str, Any]) -> FastTokenizer:
             backend.add_special_tokens([tokenizers.AddedToken(token, special=True)])
         elif kind == USER_DEFINED:
             backend.add_tokens([tokenizers.AddedToken(token, normalized=False)])
-    return FastTokenizer(
+    tokenizer = FastTokenizer(
         backend,
         metadata.get("tokenizer.ggml.bos_token_id"),
         metadata.get("tokenizer.ggml.eos_token_id"),
     )
+    tokenizer.add_bos = metadata.get("tokenizer.ggml.add_bos_token", pre in LLAMA3)
+    return tokenizer
 
 
-def _split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
+def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Words as a regular expression finds them, in the letters of a byte-level BPE."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
@@ -103,5 +110,5 @@ LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
 PRE_TOKENIZERS = {
     "gpt-2": GPT2,
     "smollm": SMOLLM,
-    **dict.fromkeys(LLAMA3, _split_by(LLAMA3_SPLIT)),
+    **dict.fromkeys(LLAMA3, split_by(LLAMA3_SPLIT)),
 }

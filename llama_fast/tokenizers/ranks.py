@@ -43,6 +43,8 @@ LONG_RUN = re.compile(rf"\s{{{LONGEST_RUN + 1},}}|\S{{{LONGEST_RUN + 1},}}")
 class RankTokenizer(Tokenizer):
     """Byte-level BPE by token rank."""
 
+    add_bos = True
+
     def __init__(self, ranks: dict[bytes, int]) -> None:
         first = len(ranks)
         offsets = set(NAMED_SPECIAL.values())

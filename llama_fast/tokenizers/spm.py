@@ -7,7 +7,7 @@ is put together in memory, so that SentencePiece itself does the work in all thr
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 class SentencePieceTokenizer(Tokenizer):
     """BPE over Unicode characters, with bytes for characters that the vocabulary lacks."""
+
+    add_bos = True
 
     def __init__(self, processor: SentencePieceProcessor, bos_id: int, eos_id: int) -> None:
         size = processor.vocab_size()
@@ -58,11 +60,13 @@ def from_gguf_spm(metadata: dict[str, Any]) -> SentencePieceTokenizer:
     except KeyError as error:
         raise TokenizerError(f"metadata {error} is missing") from None
     model = serialise(pieces, metadata.get("tokenizer.ggml.add_space_prefix", True))
-    return SentencePieceTokenizer(
+    tokenizer = SentencePieceTokenizer(
         _processor(model, "the GGUF file's tokenizer"),
         metadata.get("tokenizer.ggml.bos_token_id", 1),
         metadata.get("tokenizer.ggml.eos_token_id", 2),
     )
+    tokenizer.add_bos = metadata.get("tokenizer.ggml.add_bos_token", True)
+    return tokenizer
 
 
 def from_llama2c_bin(path: Path) -> SentencePieceTokenizer:
@@ -103,6 +107,54 @@ def serialise(pieces: Iterable[tuple[str, float, int]], space_prefix: bool = Tru
     normalizer = _field(1, b"identity")  # name; then add_dummy_prefix, remove_extra_whitespaces
     normalizer += _number(3, space_prefix) + _number(4, 0) + _number(5, 1)  # escape_whitespaces
     return model + _field(2, trainer) + _field(3, normalizer)
+
+
+def parse(model: bytes) -> list[tuple[str, float, int]]:
+    """Pieces (text, score, kind) of a SentencePiece model: the reverse of :func:`serialise`."""
+    pieces = []
+    for field, content in _fields(model):
+        if field == 1:
+            piece = dict(_fields(content))
+            (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+            pieces.append((piece[1].decode("utf-8"), score, piece.get(3, NORMAL)))
+    return pieces
+
+
+def is_plain_bpe(model: bytes) -> bool:
+    """Whether a SentencePiece model is BPE with bytes for the unknown that changes no text.
+
+    Field numbers as for :func:`serialise`.
+    """
+    parts = {field: content for field, content in _fields(model) if field in (2, 3)}
+    trainer, normalizer = dict(_fields(parts.get(2, b""))), dict(_fields(parts.get(3, b"")))
+    changes = normalizer.get(2, b"") or normalizer.get(4, 1)  # a table; extra spaces removed
+    return trainer.get(3, 1) == 2 and bool(trainer.get(35, 0)) and not changes
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and contents of a protocol buffer's fields."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = message[position]
+            position += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while position < len(message):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, varint()
+            continue
+        length = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        yield key >> 3, message[position : position + length]
+        position += length
 
 
 def _processor(model: bytes, source: str) -> SentencePieceProcessor:

@@ -1,4 +1,4 @@
-"""Loading published checkpoints, one file a format; what a path holds is found out by its content.
+"""Reading and writing checkpoints, one file a format; a path is known by its content.
 
 | format       | path                                                           | file             |
 |--------------|----------------------------------------------------------------|------------------|
@@ -21,6 +21,7 @@ from llama_fast.tokenizers import Tokenizer
 from ..config import LlamaConfig
 from ..llama import LLaMA
 from .common import CheckpointError
+from .whole import written_whole
 
 __all__ = ["CheckpointError", "load", "save"]
 
@@ -77,14 +78,52 @@ def load(
     return llama2c.load(path, dtype)
 
 
-def save(model: LLaMA, folder: str | os.PathLike[str]) -> None:
-    """Write a model as a Hugging Face folder (``config.json``, ``model.safetensors``).
+def save(
+    model: LLaMA,
+    path: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    to: str = "hf",
+    overwrite: bool = False,
+) -> None:
+    """Write a model and its tokenizer, in its dtype, whole or not at all.
 
-    transformers' ``LlamaForCausalLM.from_pretrained`` and :func:`load` read it.
+    Args:
+        model: whose weights are read back with the same bits.
+        path: of the folder, or with ``to="gguf"`` of the file.
+        tokenizer: to be put beside the weights, or None.
+        to: "hf": ``config.json``, ``model.safetensors`` and the tokenizer's files, for
+            transformers' ``Auto`` classes; "meta": ``params.json``, ``consolidated.00.pth`` and
+            ``tokenizer.model``, if the tokenizer can be one; the longest sequence is not kept;
+            "gguf": for llama.cpp, in float32, float16 or bfloat16. :func:`load` reads all three.
+        overwrite: replace a checkpoint that is there, once the new one is complete.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false, or it is no checkpoint.
+        ValueError: the format has no place for the model's RoPE scaling, head size or dtype, or no
+            name for how the tokenizer works.
+        OSError: the disk is full, or another failure; what was there before still is.
+        ImportError: the package that writes this format is not installed.
+
+    Example:
+        >>> save(model.bfloat16(), "smollm2.gguf", tokenizer, to="gguf")
     """
-    from . import huggingface
+    if to not in ("hf", "meta", "gguf"):
+        raise ValueError(f"to: expected hf, meta or gguf, got {to!r}")
+    path = Path(path)
+    with written_whole(path, folder=to != "gguf", overwrite=overwrite) as partial:
+        if to == "gguf":
+            from . import gguf
 
-    huggingface.save(model, Path(folder))
+            gguf.save(model, partial, tokenizer, path.stem)
+        elif to == "meta":
+            from . import meta
+
+            meta.save(model, partial, tokenizer)
+        else:
+            from . import huggingface
+
+            huggingface.save(model, partial, tokenizer)
 
 
 def _find_kind(path: Path) -> str:

@@ -7,6 +7,7 @@ by one into a model that was made without memory of its own (on the meta device)
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from llama_fast.tokenizers import Tokenizer, TokenizerError
 
-from ..config import LlamaConfig
-from ..llama import LLaMA
+from ..config import Llama3RopeScaling, LlamaConfig
+from ..llama import LLaMA, rope_frequencies
 
 
 class CheckpointError(ValueError):
@@ -116,6 +117,48 @@ def pairs_to_halves(weight: Tensor, head_dim: int) -> Tensor:
     """
     rows = weight.view(-1, head_dim // 2, 2, weight.shape[1])
     return rows.transpose(1, 2).reshape(weight.shape)
+
+
+def halves_to_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """The reverse of :func:`pairs_to_halves`."""
+    rows = weight.view(-1, 2, head_dim // 2, weight.shape[1])
+    return rows.transpose(1, 2).reshape(weight.shape)
+
+
+def weights_of(model: LLaMA, names: Mapping[str, str], *, interleaved: bool) -> dict[str, Tensor]:
+    """A model's weights by a format's names, contiguous; the reverse of :func:`build`."""
+    theirs = weight_names(model.config, names)
+    weights = {}
+    for ours, weight in model.state_dict().items():
+        if interleaved and ours.endswith(("q_proj.weight", "k_proj.weight")):
+            weight = halves_to_pairs(weight, model.config.head_dim)
+        weights[theirs[ours]] = weight.detach().cpu().contiguous()
+    return weights
+
+
+def llama3_scaling(config: LlamaConfig) -> Llama3RopeScaling | None:
+    """Llama 3.1's RoPE scaling, also if it is given as the factors that it leads to.
+
+    GGUF stores these. All published models have low_freq_factor 1, high_freq_factor 4 and a
+    context that is a power of two.
+    """
+    factors = config.rope_factors
+    if factors is None or len(set(factors)) == 1:
+        return config.rope_scaling
+    plain = dataclasses.replace(config, rope_factors=None)
+    expected = torch.tensor(factors, dtype=torch.float64)
+    for context in (2**n for n in range(4, 21)):
+        scaling = Llama3RopeScaling(max(factors), original_max_position_embeddings=context)
+        if torch.allclose(rope_divisors(plain, scaling), expected, rtol=1e-5, atol=0):
+            return scaling
+    return None
+
+
+def rope_divisors(config: LlamaConfig, scaling: Llama3RopeScaling) -> Tensor:
+    """What Llama 3.1's scaling divides the RoPE frequencies by: (D/2,), float64."""
+    scaled = dataclasses.replace(config, rope_scaling=scaling)
+    plain = dataclasses.replace(config, rope_scaling=None)
+    return rope_frequencies(plain) / rope_frequencies(scaled)
 
 
 def read_json(path: Path) -> dict[str, Any]:

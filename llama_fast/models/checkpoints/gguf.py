@@ -1,4 +1,4 @@
-"""GGUF checkpoints of the llama architecture, read with the ``gguf`` package.
+"""GGUF checkpoints of the llama architecture, read and written with the ``gguf`` package.
 
 Float tensors are mapped from the file; quantised ones (Q4_1, Q8_0, ...) are dequantised to float32
 by ``gguf``. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. The rows of the query and
@@ -16,13 +16,31 @@ import torch
 from torch import Tensor
 
 from llama_fast.tokenizers import Tokenizer, from_gguf
+from llama_fast.tokenizers.save import gguf_fields
 
 from ..config import LlamaConfig
 from ..llama import LLaMA
-from .common import CheckpointError, Stored, build, make_config, read_tokenizer
+from .common import (
+    CheckpointError,
+    Stored,
+    build,
+    make_config,
+    read_tokenizer,
+    rope_divisors,
+    weights_of,
+)
 
 try:
-    from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
+    from gguf import (
+        GGML_QUANT_VERSION,
+        GGMLQuantizationType,
+        GGUFReader,
+        GGUFWriter,
+        LlamaFileType,
+        ReaderTensor,
+        RopeScalingType,
+        dequantize,
+    )
 except ImportError as error:
     raise ImportError("GGUF files need the gguf package: pip install gguf") from error
 
@@ -39,6 +57,14 @@ NAMES = {
     "layers.{i}.feed_forward.down_proj": "blk.{i}.ffn_down",
     "norm": "output_norm",
     "head": "output",
+}
+
+
+# How a dtype is called, for a tensor and for a file of them.
+FILE_TYPES = {
+    torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
 }
 
 
@@ -78,7 +104,72 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     config = read_config(path, metadata, tensors)
     tensors.pop("rope_freqs.weight", None)
     model = build(path, config, NAMES, tensors, dtype=dtype, interleaved=True)
+    if "tokenizer.ggml.model" not in metadata:
+        return model, None
     return model, read_tokenizer(path, partial(from_gguf, metadata))
+
+
+def save(model: LLaMA, path: Path, tokenizer: Tokenizer | None, name: str) -> None:
+    """Write a file as llama.cpp's converter does; see ``llama_fast.models.save``.
+
+    Args:
+        model: in float32, float16 or bfloat16. Norms are written in float32, as llama.cpp wants
+            them; they come back as they were.
+        path: of the file.
+        tokenizer: to be put into the file, or None.
+        name: of the model, for people.
+    """
+    config, dtype = model.config, model.embedding.weight.dtype
+    if dtype not in FILE_TYPES:
+        raise ValueError(f"dtype: expected float32, float16 or bfloat16 in GGUF, got {dtype}")
+    kind, file_type = FILE_TYPES[dtype]
+    writer = GGUFWriter(None, "llama")
+    writer.add_name(name)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.embed_dim)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.ffn_dim)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    factors = config.rope_factors
+    if config.rope_scaling is not None:
+        factors = tuple(rope_divisors(config, config.rope_scaling).tolist())
+    if factors is not None and len(set(factors)) == 1:
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(factors[0])
+    elif factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
+    if tokenizer is not None:
+        for key, value in gguf_fields(tokenizer, config.vocab_size).items():
+            _add_field(writer, key, value)
+    for tensor, weight in weights_of(model, NAMES, interleaved=True).items():
+        if weight.dim() == 1:
+            writer.add_tensor(tensor, weight.float().numpy())
+        else:  # as bytes: NumPy has no bfloat16
+            writer.add_tensor(tensor, weight.view(torch.uint8).numpy(), raw_dtype=kind)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_field(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
 
 
 def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]) -> LlamaConfig:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
+from llama_fast.tokenizers.save import save_huggingface
 
 from ..config import Llama3RopeScaling, LlamaConfig
 from ..llama import LLaMA
@@ -20,10 +21,11 @@ from .common import (
     CheckpointError,
     Stored,
     build,
+    llama3_scaling,
     make_config,
     read_json,
     read_tokenizer,
-    weight_names,
+    weights_of,
 )
 
 try:
@@ -75,16 +77,16 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | No
     return model, None
 
 
-def save(model: LLaMA, folder: Path) -> None:
+def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
     """Write ``config.json`` and ``model.safetensors``; see ``llama_fast.models.save``."""
-    config = model.config
-    if config.rope_factors is not None and len(set(config.rope_factors)) > 1:
+    config, llama3 = model.config, llama3_scaling(model.config)
+    if config.rope_factors is not None and len(set(config.rope_factors)) > 1 and llama3 is None:
         raise ValueError(
             "model: expected RoPE scaling that config.json can express (none, linear, llama3), "
             "got one factor for each frequency"
         )
     rope: dict[str, Any] | None = None
-    if (llama3 := config.rope_scaling) is not None:
+    if llama3 is not None:
         rope = {"rope_type": "llama3", **vars(llama3)}
     elif config.rope_factors is not None:
         rope = {"rope_type": "linear", "factor": config.rope_factors[0]}
@@ -106,12 +108,18 @@ def save(model: LLaMA, folder: Path) -> None:
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": str(model.head_weight.dtype).removeprefix("torch."),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(fields, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    names = weight_names(config, NAMES)
-    weights = {names[ours]: weight.contiguous() for ours, weight in model.state_dict().items()}
+    if tokenizer is not None:
+        save_huggingface(tokenizer, folder, config.max_seq_len)
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        _write_json(folder / "generation_config.json", ends)
+        fields |= ends
+    _write_json(folder / "config.json", fields)
+    weights = weights_of(model, NAMES, interleaved=False)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(path: Path) -> LlamaConfig:

@@ -6,6 +6,8 @@ The pickles are read by torch with ``weights_only=True``, so that nothing in the
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
+from llama_fast.tokenizers.save import model_file
 
 from ..config import Llama3RopeScaling, LlamaConfig, preset_names
 from ..llama import LLaMA
@@ -22,9 +25,11 @@ from .common import (
     CheckpointError,
     Stored,
     build,
+    llama3_scaling,
     make_config,
     read_json,
     read_tokenizer,
+    weights_of,
 )
 
 NAMES = {
@@ -67,6 +72,86 @@ def load(
     if not (folder / "tokenizer.model").exists():
         return model, None
     return model, read_tokenizer(path, partial(load_tokenizer, folder / "tokenizer.model"))
+
+
+def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
+    """Write ``params.json``, ``consolidated.00.pth`` and, of a tokenizer that can be one,
+    ``tokenizer.model``; see ``llama_fast.models.save``."""
+    params = write_config(model.config)
+    weights = weights_of(model, NAMES, interleaved=True)
+    for name, weight in weights.items():
+        if weight.untyped_storage().nbytes() > weight.nbytes:  # torch.save would take it all
+            weights[name] = weight.clone()
+    if model.config.tie_embeddings:  # written out, as Meta does; torch stores it once
+        weights["output.weight"] = weights["tok_embeddings.weight"]
+    (folder / "params.json").write_text(json.dumps(params) + "\n", encoding="utf-8")
+    torch.save(weights, folder / "consolidated.00.pth")
+    content = None if tokenizer is None else model_file(tokenizer)
+    if content is not None:
+        (folder / "tokenizer.model").write_bytes(content)
+
+
+def write_config(config: LlamaConfig) -> dict[str, Any]:
+    """Fields of ``params.json``, and no others: Meta's code takes what it knows.
+
+    The longest sequence is none of them.
+
+    Raises:
+        ValueError: the format cannot express the head size or RoPE scaling.
+    """
+    scaling = llama3_scaling(config)
+    if config.head_dim * config.num_heads != config.embed_dim:
+        raise ValueError(
+            "model: expected a head size of embed_dim / num_heads = "
+            f"{config.embed_dim / config.num_heads:g}, for params.json has no other, got "
+            f"{config.head_dim}"
+        )
+    others = Llama3RopeScaling()
+    if (config.rope_factors is not None and scaling is None) or (
+        scaling is not None and dataclasses.replace(scaling, factor=others.factor) != others
+    ):
+        raise ValueError(
+            "model: expected the RoPE scaling of Llama 3.1 or none, for params.json has no other"
+        )
+    params = {
+        "dim": config.embed_dim,
+        "n_layers": config.num_layers,
+        "n_heads": config.num_heads,
+        "n_kv_heads": config.num_kv_heads,
+        "vocab_size": config.vocab_size,
+        "norm_eps": config.rms_norm_eps,
+        **_ffn_fields(config),
+    }
+    if scaling is not None or config.rope_theta != 10000.0:  # Llama 2's code knows no other theta
+        params["rope_theta"] = config.rope_theta
+    if scaling is not None:
+        params["use_scaled_rope"] = True
+        if scaling.factor != _rope_factor(config.embed_dim, config.num_layers):
+            params["rope_scaling_factor"] = scaling.factor
+    return params
+
+
+def _ffn_dim(embed_dim: int, multiplier: float | None, multiple: int) -> int:
+    """Width of the feed-forward layer; github.com/meta-llama/llama-models, class FeedForward."""
+    width = int(int(2 * 4 * embed_dim / 3) * (multiplier or 1))
+    return -(-width // multiple) * multiple
+
+
+def _ffn_fields(config: LlamaConfig) -> dict[str, Any]:
+    """The two numbers from which :func:`_ffn_dim` makes a width, Meta's own where they do."""
+    for multiple in (256, 1024, 4096):
+        for multiplier in (None, 1.2, 1.3, 1.4, 1.5):
+            if _ffn_dim(config.embed_dim, multiplier, multiple) == config.ffn_dim:
+                fields = {} if multiplier is None else {"ffn_dim_multiplier": multiplier}
+                return {"multiple_of": multiple, **fields}
+    # In the middle of what is cut off to the width, so that no rounding matters.
+    multiplier = (config.ffn_dim + 0.5) / int(2 * 4 * config.embed_dim / 3)
+    return {"multiple_of": 1, "ffn_dim_multiplier": multiplier}
+
+
+def _rope_factor(embed_dim: int, num_layers: int) -> float:
+    """What params.json leaves open: 8 for Llama 3.1 and 32 for the two of Llama 3.2."""
+    return 32.0 if (embed_dim, num_layers) in ((2048, 16), (3072, 28)) else 8.0
 
 
 def read_shard(path: Path) -> dict[str, Tensor]:
@@ -120,14 +205,11 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
     if vocab_size <= 0:  # Llama 2 left it to the tokenizer
         split_by_rows = embedding.shape[1] == embed_dim
         vocab_size = embedding.shape[0] * (len(shards) if split_by_rows else 1)
-    ffn_dim = int(2 * 4 * embed_dim / 3)
-    ffn_dim = int(ffn_dim * (params.get("ffn_dim_multiplier") or 1))
-    multiple = params.get("multiple_of", 256)
+    multiplier, multiple = params.get("ffn_dim_multiplier"), params.get("multiple_of", 256)
     scaling = None
     if params.get("use_scaled_rope"):
-        # The file doesn't say the factor. It is 8 for Llama 3.1 and 32 for the two of Llama 3.2.
-        llama_3_2 = (embed_dim, num_layers) in ((2048, 16), (3072, 28))
-        scaling = Llama3RopeScaling(params.get("rope_scaling_factor", 32.0 if llama_3_2 else 8.0))
+        factor = params.get("rope_scaling_factor", _rope_factor(embed_dim, num_layers))
+        scaling = Llama3RopeScaling(factor)
     output = shards[0].get("output.weight")
     return make_config(
         path,
@@ -136,7 +218,7 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
         num_heads=num_heads,
         num_layers=num_layers,
         num_kv_heads=params.get("n_kv_heads") or num_heads,
-        ffn_dim=-(-ffn_dim // multiple) * multiple,
+        ffn_dim=_ffn_dim(embed_dim, multiplier, multiple),
         max_seq_len=131072 if scaling else (8192 if params.get("rope_theta") else 4096),
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_theta=params.get("rope_theta", 10000.0),

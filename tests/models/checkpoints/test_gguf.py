@@ -101,7 +101,6 @@ def test_tiny_file() -> None:
     assert tokenizer.vocab_size == model.config.vocab_size == 32000
 
 
-@pytest.mark.filterwarnings("ignore:.*loaded without its tokenizer")
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s != "llama3-rope"])
 def test_logits_are_transformers(tmp_path: Path, shape: str) -> None:
     config = SHAPES[shape]
@@ -112,7 +111,6 @@ def test_logits_are_transformers(tmp_path: Path, shape: str) -> None:
     assert model.config == expected
 
 
-@pytest.mark.filterwarnings("ignore:.*loaded without its tokenizer")
 def test_rope_factors_of_llama_3_1(tmp_path: Path) -> None:
     """llama.cpp's converter stores Llama 3's scaling as one divisor for each frequency."""
     scaled = SHAPES["llama3-rope"]
@@ -126,7 +124,6 @@ def test_rope_factors_of_llama_3_1(tmp_path: Path) -> None:
     check_logits(model, scaled)
 
 
-@pytest.mark.filterwarnings("ignore:.*loaded without its tokenizer")
 @pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_1])
 def test_stored_types(tmp_path: Path, kind: Kind) -> None:
     config = LlamaConfig(96, 64, 4, 1, num_kv_heads=2, ffn_dim=96, max_seq_len=64)  # blocks of 32
@@ -152,7 +149,6 @@ def test_stored_types(tmp_path: Path, kind: Kind) -> None:
         assert off.max() > 0, name
 
 
-@pytest.mark.filterwarnings("ignore:.*loaded without its tokenizer")
 def test_the_file_is_not_changed_by_training(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", SHAPES["gqa-tied"])
     content = path.read_bytes()
