@@ -1,0 +1,199 @@
+"""Builds the tasks that lm-eval's ``evaluate`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from llama_fast.eval.suite import code
+from llama_fast.eval.suite.index import known_names, task_manager, unknown_task
+from llama_fast.eval.suite.mirror import MissingDataError, serving, source
+from llama_fast.eval.suite.presets import PRESETS, suite
+
+__all__ = ["LoadedTasks", "load_tasks"]
+
+# lm-eval's own default of --seed for the examples.
+FEWSHOT_SEED = 1234
+
+
+class LoadedTasks(TypedDict):
+    """What ``lm_eval.evaluator.evaluate(lm, task_dict=...)`` takes, and what is not in it.
+
+    Attributes:
+        tasks: name -> task, for every task.
+        groups: name -> ``lm_eval.api.group.Group``.
+        group_map: name of a group -> names of its members.
+        missing: name of a preset's task or group that could not be loaded -> why.
+        notes: name of a task -> what is unusual about its data.
+    """
+
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+    group_map: dict[str, list[str]]
+    missing: dict[str, str]
+    notes: dict[str, str]
+
+
+def load_tasks(
+    names: Sequence[str] | str,
+    *,
+    data_dir: str | Path | None = None,
+    allow_code: bool = False,
+    num_fewshot: int | None = None,
+    fewshot_seed: int = FEWSHOT_SEED,
+    toxigen_classifier: str | Path | None = None,
+) -> LoadedTasks:
+    """Builds tasks by name, ready for ``lm_eval.evaluator.evaluate``.
+
+    Pass ``confirm_run_unsafe_code=True`` to ``evaluate`` if ``allow_code`` was true here: the
+    model's programs then run in the sandbox of :mod:`sandbox`, not where the harness would run
+    them.
+
+    Args:
+        names: presets ("llama2-paper", "lm-eval"), this package's tasks ("quac", "bold",
+            "toxigen_generation", "mmlu_5shot", ...) and lm-eval's tasks, groups and tags.
+        data_dir: a mirror of the data, see :class:`mirror.Mirror`; None for the hub.
+        allow_code: whether tasks may be built that run programs the model writes.
+        num_fewshot: number of examples for every task, except those that fix it at 0; None leaves
+            each its own.
+        fewshot_seed: of the draw of examples, which is the same for the same seed.
+        toxigen_classifier: hub name or folder of the classifier of ``toxigen_generation``.
+
+    Returns:
+        The tasks. What a preset asks for and cannot be had (no data, ``allow_code`` false) is left
+        out and named under ``missing``.
+
+    Raises:
+        ValueError: a name is unknown (the nearest are offered), a task named by itself runs code
+            and ``allow_code`` is false, or a data file is broken (its name and line are given).
+        MissingDataError: the data of a task named by itself are not there.
+        ImportError: a package that a task named by itself needs is not installed.
+    """
+    if isinstance(names, str):
+        names = [names]
+    asked = list(dict.fromkeys(names))
+    wanted: dict[str, bool] = {}  # name -> whether it may be missing
+    for name in asked:
+        if name in PRESETS or name == "llama2":
+            for part in suite(name).parts:
+                wanted.setdefault(part.load, True)
+        else:
+            wanted[name] = False
+    _check_names(wanted)
+    loader = _Loader(data_dir, allow_code, toxigen_classifier)
+    loaded = loader.load(wanted)
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if own is None or (num_fewshot is not None and own != 0):
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=fewshot_seed)
+    return loaded
+
+
+def _own_names() -> list[str]:
+    from llama_fast.eval.suite.tasks import CLASSES
+    from llama_fast.eval.suite.variants import GROUPS, VARIANTS
+
+    return [*PRESETS, *CLASSES, *GROUPS, *VARIANTS]
+
+
+def _check_names(names: Sequence[str] | dict[str, bool]) -> None:
+    own = _own_names()
+    for name in names:
+        if name not in own and name not in known_names():
+            raise unknown_task(name, own)
+
+
+class _Loader:
+    def __init__(
+        self, data_dir: str | Path | None, allow_code: bool, classifier: str | Path | None
+    ) -> None:
+        self.data = source(data_dir)
+        self.allow_code = allow_code
+        self.classifier = classifier
+
+    def load(self, wanted: dict[str, bool]) -> LoadedTasks:
+        result: LoadedTasks = {
+            "tasks": {},
+            "groups": {},
+            "group_map": {},
+            "missing": {},
+            "notes": {},
+        }
+        with serving(self.data), code.local_metrics():
+            for name, optional in wanted.items():
+                try:
+                    self._add(name, result)
+                except (MissingDataError, code.CodeNotAllowedError, ImportError) as error:
+                    if not optional:
+                        raise
+                    result["missing"][name] = " ".join(str(error).split())
+        for name, task in result["tasks"].items():
+            if split := (task.get_config("metadata") or {}).get("asked_split"):
+                result["notes"][name] = f"asked about the {split} split: the data have no other"
+        return result
+
+    def _add(self, name: str, result: LoadedTasks) -> None:
+        from llama_fast.eval.suite.tasks import CLASSES
+        from llama_fast.eval.suite.variants import GROUPS, VARIANTS
+
+        if name in result["tasks"] or name in result["groups"]:
+            return
+        if name in CLASSES:
+            result["tasks"][name] = self._own(name)
+        elif name in VARIANTS:
+            result["tasks"][name] = self._variants([name])[name]
+        elif name in GROUPS:
+            self._add_group(name, result)
+        else:
+            self._add_stock(name, result)
+
+    def _own(self, name: str) -> Any:
+        from llama_fast.eval.suite.tasks import CLASSES
+
+        options = {} if self.classifier is None else {"classifier": str(self.classifier)}
+        return CLASSES[name](config={"metadata": options})
+
+    def _variants(self, names: Sequence[str]) -> dict[str, Any]:
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        from llama_fast.eval.suite.variants import VARIANTS
+
+        manager = task_manager([VARIANTS[name].base for name in names])
+        tasks = {}
+        for name in names:
+            variant = VARIANTS[name]
+            stock = load_yaml(manager.task_index[variant.base].yaml_path)
+            tasks[name] = variant.build(name, stock)
+        return tasks
+
+    def _add_group(self, name: str, result: LoadedTasks) -> None:
+        from lm_eval.api.group import Group
+        from lm_eval.config.group import GroupConfig
+
+        from llama_fast.eval.suite.variants import GROUPS
+
+        definition = GROUPS[name]
+        metrics = [dict(metric) for metric in definition.metrics]
+        group = Group.from_config(GroupConfig(group=name, aggregate_metric_list=metrics))
+        tasks = self._variants(definition.tasks)
+        for task in tasks.values():
+            group.add(task)
+        result["tasks"].update(tasks)
+        result["groups"][name] = group
+        result["group_map"][name] = list(definition.tasks)
+
+    def _add_stock(self, name: str, result: LoadedTasks) -> None:
+        from llama_fast.eval.suite.tasks import CLASSES
+
+        manager = task_manager([name])
+        code.check_allowed(name, manager, self.allow_code)
+        built = manager.load(name)
+        # A group of the harness may hold a task whose class is ours.
+        for task in built["tasks"]:
+            if task in CLASSES:
+                built["tasks"][task] = self._own(task)
+        result["tasks"].update(built["tasks"])
+        result["groups"].update(built.get("groups") or {})
+        result["group_map"].update(built.get("group_map") or {})

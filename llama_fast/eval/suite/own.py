@@ -1,0 +1,66 @@
+"""What this package's own tasks have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lm_eval.api.task import ConfigurableTask
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["OwnTask", "generation"]
+
+
+def generation(max_tokens: int) -> dict[str, Any]:
+    """Options of greedy generation up to the end of the line."""
+    return {"until": ["\n"], "max_gen_toks": max_tokens, "do_sample": False, "temperature": 0.0}
+
+
+class OwnTask(ConfigurableTask):
+    """A task that is not in lm-eval: one generation a question, scored here.
+
+    Subclasses give ``SETTINGS`` (the harness's configuration), ``questions`` and
+    ``process_results``.
+    """
+
+    SETTINGS: ClassVar[dict[str, Any]] = {}
+    VERSION = 1
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        given = dict(config or {})
+        metadata = {"version": self.VERSION, **given.pop("metadata", {})}
+        settings = {
+            "output_type": "generate_until",
+            "num_fewshot": 0,
+            "target_delimiter": " ",
+            "process_docs": self._docs,
+            # Taken for the names and aggregations only: process_results gives the values.
+            "process_results": self.process_results,
+            **self.SETTINGS,
+            "metadata": metadata,
+        }
+        self._prepared: Dataset | None = None
+        super().__init__(config={**settings, **given})
+
+    def questions(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The questions in the rows of the data set."""
+        raise NotImplementedError
+
+    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+        """A question's scores, from the text that the model wrote."""
+        raise NotImplementedError
+
+    def dump_config(self) -> dict[str, Any]:
+        """The configuration as plain data, without the methods of this object."""
+        config = super().dump_config()
+        return {key: value for key, value in config.items() if not callable(value)}
+
+    def _docs(self, dataset: Dataset) -> Dataset:
+        # The harness asks for the documents again and again.
+        from datasets import Dataset
+
+        if self._prepared is None:
+            self._prepared = Dataset.from_list(self.questions(dataset))
+        return self._prepared

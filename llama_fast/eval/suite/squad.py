@@ -1,0 +1,89 @@
+"""SQuAD 2.0 as in lm-eval, with the metric computed here instead of fetched from the network."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from lm_eval.tasks.squadv2.task import SQuAD2
+
+from llama_fast.eval.suite.answers import exact_match, token_f1
+
+__all__ = ["SquadV2"]
+
+_Item = tuple[dict[str, Any], dict[str, Any]]
+
+
+class SquadV2(SQuAD2):
+    """The stock task ``squadv2``, whose splits may be absent.
+
+    Scores are in percent, as the official script's (Rajpurkar et al. 2018): ``exact`` and ``f1``
+    over all questions, ``HasAns_*`` and ``NoAns_*`` over those with and without an answer,
+    ``best_*`` with the best threshold on the probability of "unanswerable".
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        super().__init__(config=config)
+        self._config.task = "squadv2"
+        self._config.num_fewshot = 0
+        self._config.output_type = "generate_until"
+
+    def has_training_docs(self) -> bool:
+        """Whether the data have a training split."""
+        return "train" in self.dataset
+
+    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+        """A question's scores; see the class."""
+        stock = super().process_results(doc, results)
+        exact, f1 = score(stock["exact"][0]["prediction_text"], doc["answers"]["text"])
+        return {**stock, "exact": 100.0 * exact, "f1": 100.0 * f1}
+
+    def aggregation(self) -> dict[str, Any]:
+        """Metric -> what becomes of the questions' scores."""
+        from lm_eval.api.metrics import mean
+
+        functions: dict[str, Any] = {"exact": mean, "f1": mean}
+        for index, name in enumerate(("exact", "f1")):
+            functions[f"HasAns_{name}"] = partial(_subset, index, True)
+            functions[f"NoAns_{name}"] = partial(_subset, index, False)
+            functions[f"best_{name}"] = partial(_best, index)
+        return functions
+
+
+def score(prediction: str, answers: list[str]) -> tuple[float, float]:
+    """Exact match and F1 of a prediction, each the best over the answers; none means "no answer".
+
+    An empty prediction is the answer that there is none.
+    """
+    golds = [gold for gold in answers if gold.strip()] or [""]
+    exact = max(exact_match(prediction, gold) for gold in golds)
+    return exact, max(token_f1(prediction, gold) for gold in golds)
+
+
+def _subset(index: int, answerable: bool, items: list[_Item]) -> float:
+    chosen = [item for item in items if bool(item[1]["answers"]["text"]) is answerable]
+    scores = [score(p["prediction_text"], r["answers"]["text"])[index] for p, r in chosen]
+    # As the stock task gives it: 0 where there is no such question.
+    return 100.0 * sum(scores) / len(scores) if scores else 0.0
+
+
+def _best(index: int, items: list[_Item]) -> float:
+    """The score if every question above the best threshold counts as answered "no answer"."""
+    rows = sorted(
+        (
+            p["no_answer_probability"],
+            score(p["prediction_text"], r["answers"]["text"])[index],
+            not r["answers"]["text"],
+            bool(p["prediction_text"]),
+        )
+        for p, r in items
+    )
+    # With the lowest threshold nothing is answered: right are the questions without an answer.
+    current = best = float(sum(no_answer for *_, no_answer, _ in rows))
+    for _, points, no_answer, answered in rows:
+        if not no_answer:
+            current += points
+        elif answered:
+            current -= 1
+        best = max(best, current)
+    return 100.0 * best / len(rows)

@@ -1,0 +1,143 @@
+"""Brings lm-eval's results to the rows of the paper's table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llama_fast.eval.suite.presets import Column, Part, Suite, suite
+
+__all__ = ["PartScore", "Score", "summarise"]
+
+
+@dataclass(frozen=True)
+class PartScore:
+    """A benchmark's score.
+
+    Attributes:
+        name: the benchmark.
+        value: percent (BOLD: sentiment from -1 to 1); None if nothing of it was scored.
+        stderr: standard error of ``value``; None if unknown.
+        questions: how many questions it is over.
+        missing: its tasks that have no result.
+    """
+
+    name: str
+    value: float | None
+    stderr: float | None
+    questions: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row: one column of the paper's table.
+
+    Attributes:
+        column: the paper's name of it.
+        value: mean of the parts that have a value, in percent (BOLD: from -1 to 1); None if no
+            part has one.
+        stderr: standard error of ``value``, parts taken as independent; None if unknown.
+        questions: how many questions it is over.
+        parts: the benchmarks in it.
+        missing: what of it has no result: names of benchmarks, or of their tasks. Not empty means
+            that ``value`` is not the whole column.
+        safety: whether the row belongs to the safety table.
+        higher_is_better: None where neither is.
+        note: what to know before comparing it with the paper; empty if nothing.
+    """
+
+    column: str
+    value: float | None
+    stderr: float | None
+    questions: int
+    parts: tuple[PartScore, ...]
+    missing: tuple[str, ...]
+    safety: bool
+    higher_is_better: bool | None
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain data, for JSON."""
+        return asdict(self)
+
+
+def summarise(results: Mapping[str, Any], preset: str | Suite = "llama2-paper") -> list[Score]:
+    """The rows of a suite from what ``lm_eval.evaluator.evaluate`` returned.
+
+    A part's value is the mean over all questions of its tasks, so a task counts by its number of
+    questions; a column's is the mean of its parts. Standard errors follow: that of a part is
+    sqrt(sum of (n_i s_i)^2) / sum of n_i, that of a column sqrt(sum of s_p^2) / number of parts.
+
+    Args:
+        results: the harness's results (``results.json`` read back serves as well).
+        preset: the suite, or the name of a preset.
+
+    Returns:
+        One row a column, in the suite's order; columns without any result are there, too.
+    """
+    chosen = suite(preset) if isinstance(preset, str) else preset
+    return [_column(column, results) for column in chosen.columns]
+
+
+def _column(column: Column, results: Mapping[str, Any]) -> Score:
+    parts = tuple(_part(part, results) for part in column.parts)
+    scored = [part for part in parts if part.value is not None]
+    missing: list[str] = []
+    for part in parts:
+        missing += [part.name] if part.value is None else part.missing
+    values = [part.value for part in scored if part.value is not None]
+    errors = [part.stderr for part in scored if part.stderr is not None]
+    value = stderr = None
+    if values:
+        value = math.fsum(values) / len(values)
+        if len(errors) == len(values):
+            stderr = math.sqrt(math.fsum(e * e for e in errors)) / len(values)
+    return Score(
+        column.name,
+        value,
+        stderr,
+        sum(part.questions for part in scored),
+        parts,
+        tuple(missing),
+        column.safety,
+        column.higher_is_better,
+        column.note,
+    )
+
+
+def _part(part: Part, results: Mapping[str, Any]) -> PartScore:
+    metric, _, filter_name = part.metric.partition(",")
+    error_key = f"{metric}_stderr,{filter_name}"
+    values, errors, sizes, missing = [], [], [], []
+    for task in part.tasks:
+        scores = results.get("results", {}).get(task, {})
+        value = scores.get(part.metric)
+        size = _questions(results, task)
+        if not isinstance(value, (int, float)) or math.isnan(value) or size == 0:
+            missing.append(task)
+            continue
+        error = scores.get(error_key)
+        values.append(float(value) * part.scale)
+        sizes.append(size)
+        if isinstance(error, (int, float)) and not math.isnan(error):
+            errors.append(float(error) * part.scale)
+    total = sum(sizes)
+    if not values:
+        return PartScore(part.name, None, None, 0, tuple(missing))
+    mean = math.fsum(v * n for v, n in zip(values, sizes, strict=True)) / total
+    stderr = None
+    if len(errors) == len(values):
+        stderr = math.sqrt(math.fsum((e * n) ** 2 for e, n in zip(errors, sizes, strict=True)))
+        stderr /= total
+    return PartScore(part.name, mean, stderr, total, tuple(missing))
+
+
+def _questions(results: Mapping[str, Any], task: str) -> int:
+    """How many questions of the task were asked."""
+    counts = results.get("n-samples", {}).get(task)
+    if isinstance(counts, Mapping):
+        return int(counts.get("effective", 0))
+    return int(results.get("results", {}).get(task, {}).get("sample_len", 0))

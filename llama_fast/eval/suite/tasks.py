@@ -1,0 +1,20 @@
+"""This package's own tasks, by name."""
+
+from __future__ import annotations
+
+from lm_eval.api.task import ConfigurableTask
+
+from llama_fast.eval.suite.bold import Bold
+from llama_fast.eval.suite.quac import Quac
+from llama_fast.eval.suite.squad import SquadV2
+from llama_fast.eval.suite.toxigen import ToxigenGeneration
+
+__all__ = ["CLASSES"]
+
+# Each is built by ``class(config)``, where config holds what the caller chose, if anything.
+CLASSES: dict[str, type[ConfigurableTask]] = {
+    "bold": Bold,
+    "quac": Quac,
+    "squadv2": SquadV2,
+    "toxigen_generation": ToxigenGeneration,
+}

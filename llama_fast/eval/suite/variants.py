@@ -1,0 +1,104 @@
+"""Tasks of lm-eval with what the Llama 2 paper does otherwise: shots, normalisation.
+
+A variant is a stock task's configuration with some entries replaced. It has a name of its own, so
+that a run can hold the stock task beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.task import ConfigurableTask
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+from llama_fast.eval.suite.subjects import MMLU
+
+__all__ = ["GROUPS", "VARIANTS", "CompletionRatioTask", "Variant", "VariantGroup"]
+
+
+class CompletionRatioTask(ConfigurableTask):
+    """Multiple choice by P(choice | question) / P(choice | "Answer:").
+
+    Brown et al. 2020 (GPT-3, section 2.4) score the benchmarks so whose answers differ much in how
+    likely they are by themselves. The metric is the harness's ``acc_mutual_info``, which divides
+    by P(choice) after nothing; the requests for the divisor get the context "Answer:" here.
+    """
+
+    ANSWER = "Answer:"
+
+    def construct_requests(
+        self, doc: dict[str, Any], ctx: Any, **kwargs: Any
+    ) -> list[Instance] | Instance:
+        """The harness's requests, those without a context after "Answer:" instead."""
+        requests = super().construct_requests(doc, ctx, **kwargs)
+        for request in requests:
+            context, *rest = request.arguments
+            if context == "":
+                request.arguments = (self.ANSWER, *rest)
+        return requests
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A task made of a stock one.
+
+    Attributes:
+        base: the stock task.
+        changes: entries of its configuration to replace.
+        task: the class to build.
+    """
+
+    base: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    task: type[ConfigurableTask] = ConfigurableTask
+
+    def build(self, name: str, stock: dict[str, Any]) -> ConfigurableTask:
+        """The task named ``name``, from the stock task's configuration."""
+        config = {**deepcopy(stock), **deepcopy(dict(self.changes)), "task": name}
+        for key in ("tag", "group", "task_list", "class"):
+            config.pop(key, None)
+        return self.task(config=config)
+
+
+@dataclass(frozen=True)
+class VariantGroup:
+    """A group of variants.
+
+    Attributes:
+        tasks: names of its variants.
+        metrics: the harness's ``aggregate_metric_list``.
+    """
+
+    tasks: tuple[str, ...]
+    metrics: tuple[Mapping[str, Any], ...]
+
+
+def _metrics(*names: str) -> dict[str, Any]:
+    entries = [{"metric": n, "aggregation": "mean", "higher_is_better": True} for n in names]
+    return {"metric_list": entries}
+
+
+VARIANTS: dict[str, Variant] = {
+    "social_iqa_norm": Variant("social_iqa", _metrics("acc", "acc_norm")),
+    "openbookqa_ratio": Variant(
+        "openbookqa", _metrics("acc", "acc_norm", "acc_mutual_info"), CompletionRatioTask
+    ),
+    "boolq_ratio": Variant("boolq", _metrics("acc", "acc_mutual_info"), CompletionRatioTask),
+    "commonsense_qa_7shot": Variant("commonsense_qa", {"num_fewshot": 7}),
+    "nq_open_5shot": Variant("nq_open", {"num_fewshot": 5}),
+    "triviaqa_wiki_5shot": Variant(
+        "triviaqa", {"num_fewshot": 5, "dataset_name": "rc.wikipedia.nocontext"}
+    ),
+    **{f"mmlu_5shot_{s}": Variant(f"mmlu_{s}", {"num_fewshot": 5}) for s in MMLU},
+}
+
+GROUPS: dict[str, VariantGroup] = {
+    "mmlu_5shot": VariantGroup(
+        tuple(f"mmlu_5shot_{s}" for s in MMLU), ({"metric": "acc", "weight_by_size": True},)
+    ),
+}
