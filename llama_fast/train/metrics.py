@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -65,6 +67,17 @@ class Step:
         return ", ".join(parts)
 
 
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Around what writes to a file of a run: its OSError, such as a full disk, names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: could not be written ({error}); the checkpoints are whole"
+        ) from error
+
+
 class MetricsFile:
     """A CSV file with a row a step, written at once.
 
@@ -75,6 +88,7 @@ class MetricsFile:
 
     Raises:
         DataError: the file is something else.
+        OSError: it can't be written.
     """
 
     def __init__(self, path: Path, keep_steps: int, row: type[Any] = Step) -> None:
@@ -84,22 +98,29 @@ class MetricsFile:
         old = _rows(path, names) if path.exists() else []
         # Beside it and renamed: a kill in between loses no row.
         partial = path.with_suffix(".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            kept = [line for line in old if int(line[0]) <= keep_steps]
-            csv.writer(file).writerows([names, *kept])
-        os.replace(partial, path)
+        kept = [line for line in old if int(line[0]) <= keep_steps]
+        with written(path):
+            with partial.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([names, *kept])
+            os.replace(partial, path)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file)
 
     def add(self, row: Any) -> None:
-        """Append a row."""
+        """Append a row.
+
+        Raises:
+            OSError: the disk is full, or another failure.
+        """
         values: list[Any] = ["" if value is None else value for value in astuple(row)]
-        self._writer.writerow(values)
-        self._file.flush()
+        with written(self.path):
+            self._writer.writerow(values)
+            self._file.flush()
 
     def close(self) -> None:
         """No more rows."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a row that could not be written: add() said so
+            self._file.close()
 
 
 def _rows(path: Path, names: list[str]) -> list[list[str]]:

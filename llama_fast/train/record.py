@@ -19,6 +19,7 @@ from llama_fast.data import DataError, TokenShards
 from llama_fast.data.shards import sha256_of
 from llama_fast.info import collect
 from llama_fast.train.config import TrainConfig
+from llama_fast.train.metrics import written
 
 RECORD = "run.json"
 _PACKAGE = Path(llama_fast.__file__).parent
@@ -94,8 +95,9 @@ def add_entry(folder: Path, start: dict[str, Any]) -> str:
             raise DataError(f"{path}: expected the record of a run, got something else") from None
     else:
         record["starts"].append(start)
-    folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    with written(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        os.replace(partial, path)
     return str(record["id"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import socket
+import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from llama_fast.train.metrics import Step
+from llama_fast.train.metrics import Step, written
 
 ReportTo = Literal["none", "wandb", "trackio"]
 PROJECT = "llama_fast"
@@ -16,7 +19,7 @@ class Tracker(Protocol):
     """Takes numbers by name."""
 
     def log(self, scalars: dict[str, float], step: int) -> None:
-        """Numbers of a step; steps come in their order."""
+        """Numbers of a step; steps come in their order. Raises OSError where the disk is full."""
 
     def flush(self) -> None:
         """Have written what was logged."""
@@ -26,7 +29,10 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in a folder.
+    """An event file in a folder, written step by step by this thread.
+
+    PyTorch's SummaryWriter does it in a thread of its own: what fails there, such as a full disk,
+    is a traceback on the terminal, and a kill loses what it has not written yet.
 
     Args:
         folder: that ``tensorboard --logdir`` reads; others of the same run may lie there.
@@ -38,22 +44,38 @@ class TensorBoard:
 
     def __init__(self, folder: Path, after_step: int) -> None:
         _import("tensorboard", "pip install llama_fast[train]")
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=after_step + 1, flush_secs=10)
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # Files are read in the order of their names.
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._file = self._path.open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        start = SessionLog(status=SessionLog.START)
+        self._write(step=after_step + 1, session_log=start)
+
+    def _write(self, **fields: Any) -> None:
+        with written(self._path):
+            event = self._event(wall_time=time.time(), **fields)
+            self._records.write(event.SerializeToString())
+            self._records.flush()
 
     def log(self, scalars: dict[str, float], step: int) -> None:
-        """Queue them; a thread writes them every ten seconds."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        """Write them."""
+        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        self._write(step=step, summary=self._summary(value=values))
 
     def flush(self) -> None:
-        """Have written what was logged."""
-        self._writer.flush()
+        """Nothing waits to be written."""
 
     def close(self) -> None:
-        """Write the rest."""
-        self._writer.close()
+        """No more."""
+        with contextlib.suppress(OSError):  # of what could not be written: log() said so
+            self._file.close()
 
 
 class WandbOrTrackio:

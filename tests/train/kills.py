@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # the optimizer imports it
-import torch.utils.tensorboard
 
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.run import Run

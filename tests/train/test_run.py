@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,34 @@ def test_a_bad_step_is_left_out_if_asked(
     monkeypatch.setattr(run, "_loss", loss)
     run.train()
     assert run.step == 6 and bool(weights(run).isfinite().all())
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, shards: str) -> None:
+    """A file system of 3 MB, in a namespace of its own: two checkpoints fit, then no file at all.
+
+    With room again, the same command goes on.
+    """
+    space = ["unshare", "--user", "--mount", "--map-root-user"]
+    mount = 'mount -t tmpfs -o size=3m tmpfs "$1" && shift && exec "$@"'
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    probe = [*space, "sh", "-c", mount, "sh", str(disk), "true"]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("this system lets only root mount a file system")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.train.full_disk", str(disk), shards]
+    done = subprocess.run(
+        [*probe[:-1], *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = [f"step-{step:08}" for step in range(2, 11, 2)]
+    said = [line for line in done.stdout.splitlines() if ": code" in line]
+    assert said[0] == f"first: code 2, {' '.join(names[:2])}"
+    assert said[1] == f"first: code 0, {' '.join(names)}"
+    assert said[2].startswith("second: code 2")
+    checkpoint, row = done.stderr.splitlines()
+    full = "could not be written ([Errno 28] No space left on device)"
+    assert f"step-00000006: {full}; earlier checkpoints are whole" in checkpoint
+    assert f"{full}; the checkpoints are whole" in row and "second/" in row
 
 
 def test_another_configuration_is_refused(tmp_path: Path, shards: str) -> None:
