@@ -1,33 +1,125 @@
-"""Scores programs that the model wrote (HumanEval, MBPP): they run in the sandbox only."""
+"""Scores programs that a model wrote (HumanEval, MBPP): they run in the sandbox only.
+
+The harness's tasks call the metric "code_eval" of the package ``evaluate``, whose code is fetched
+from the network and runs the programs with little protection. They get the metric of this module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["CodeNotAllowedError", "check_allowed", "local_metrics"]
+from llama_fast.eval.suite import sandbox
+
+__all__ = ["CodeEval", "CodeNotAllowedError", "check_allowed", "local_metrics", "pass_at_k"]
+
+# The harness's folders of tasks that run programs by "code_eval" alone.
+_SANDBOXED = ("humaneval", "humaneval_infilling", "mbpp")
 
 
 class CodeNotAllowedError(ValueError):
     """A task would run programs that the model writes, and that was not allowed."""
 
 
+class CodeEval:
+    """The metric "code_eval": do programs pass their tests?
+
+    Args:
+        allowed: whether programs may run at all.
+        limits: what each program may use.
+    """
+
+    def __init__(self, allowed: bool, limits: sandbox.Limits | None = None) -> None:
+        self.allowed = allowed
+        self.limits = limits or sandbox.Limits()
+
+    def compute(
+        self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]
+    ) -> tuple[dict[str, float], dict[int, list[dict[str, Any]]]]:
+        """Runs every program together with its problem's tests.
+
+        Args:
+            references: the tests of each problem, as a program.
+            predictions: the programs for each problem.
+            k: for which numbers of tries to estimate the share of problems solved.
+
+        Returns:
+            "pass@k" -> share of the problems, for each k of which there are enough programs; and
+            by problem what became of its programs.
+
+        Raises:
+            CodeNotAllowedError: ``allowed`` is false.
+            SandboxError: this machine cannot run programs safely.
+        """
+        if not self.allowed:
+            raise CodeNotAllowedError(
+                "the task runs programs that the model writes: allow it with --allow-code"
+            )
+        details: dict[int, list[dict[str, Any]]] = {}
+        for problem, (tests, programs) in enumerate(zip(references, predictions, strict=True)):
+            details[problem] = []
+            for program in programs:
+                outcome = sandbox.run(f"{program}\n{tests}", self.limits)
+                result = outcome.status if outcome.passed else f"{outcome.status}: {outcome.error}"
+                details[problem].append({"passed": outcome.passed, "result": result})
+        counts = [(len(d), sum(e["passed"] for e in d)) for d in details.values()]
+        scores = {
+            f"pass@{tries}": sum(pass_at_k(n, c, tries) for n, c in counts) / len(counts)
+            for tries in k
+            if counts and all(n >= tries for n, _ in counts)
+        }
+        return scores, details
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that one of k programs drawn from n is right if c of them are.
+
+    1 - C(n - c, k) / C(n, k), the unbiased estimate of Chen et al. 2021 (arXiv 2107.03374).
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
 def check_allowed(name: str, manager: Any, allow_code: bool) -> None:
-    """Refuses a task that runs the model's programs unless that is allowed.
+    """Refuses a task that runs the model's programs unless that is allowed, and safe.
+
+    Args:
+        name: the task.
+        manager: the harness's task manager that knows it.
+        allow_code: whether programs may run.
 
     Raises:
-        CodeNotAllowedError: it does, and it is not.
+        CodeNotAllowedError: the task runs programs and may not, or not in the sandbox.
+        SandboxError: this machine cannot run programs safely.
     """
     entry = manager.task_index.get(name)
-    unsafe = entry is not None and bool((entry.cfg or {}).get("unsafe_code"))
-    if unsafe and not allow_code:
+    if entry is None or not (entry.cfg or {}).get("unsafe_code"):
+        return
+    if not allow_code:
         raise CodeNotAllowedError(
             f"{name} runs programs that the model writes: allow it with --allow-code"
         )
+    if not any(folder in Path(entry.yaml_path).parts for folder in _SANDBOXED):
+        raise CodeNotAllowedError(
+            f"{name} runs programs that the model writes outside the sandbox: not supported"
+        )
+    sandbox.measures()
 
 
 @contextmanager
-def local_metrics() -> Iterator[None]:
-    """Within the block, ``evaluate.load`` gives the metrics of this package where it has them."""
-    yield
+def local_metrics(allow_code: bool) -> Iterator[None]:
+    """Within the block, ``evaluate.load("code_eval")`` gives :class:`CodeEval`."""
+    import evaluate
+
+    stock = evaluate.load
+
+    def load(path: str, *args: Any, **kwargs: Any) -> Any:
+        return CodeEval(allow_code) if path == "code_eval" else stock(path, *args, **kwargs)
+
+    evaluate.load = load
+    try:
+        yield
+    finally:
+        evaluate.load = stock

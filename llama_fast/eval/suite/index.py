@@ -17,7 +17,7 @@ from typing import Any
 __all__ = ["known_names", "task_manager", "unknown_task"]
 
 _NAME = re.compile(
-    rb"^[\"']?(?:task|group|tag)[\"']?\s*:\s*[\"']?([A-Za-z0-9][^\s\"'#\[\]]*)", re.M
+    rb"^[\"']?(?:task|group|tag)[\"']?[ \t]*:[ \t]*[\"']?([A-Za-z0-9][^\s\"'#\[\]]*)", re.M
 )
 _TAGS = re.compile(rb"^[\"']?tag[\"']?\s*:[ \t]*\n((?:[ \t]*- .*\n)+)", re.M)
 

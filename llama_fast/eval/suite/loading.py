@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from llama_fast.eval.suite import code
+from llama_fast.eval.suite import code, sandbox
 from llama_fast.eval.suite.index import known_names, task_manager, unknown_task
 from llama_fast.eval.suite.mirror import MissingDataError, serving, source
 from llama_fast.eval.suite.presets import PRESETS, suite
@@ -15,6 +15,8 @@ __all__ = ["LoadedTasks", "load_tasks"]
 
 # lm-eval's own default of --seed for the examples.
 FEWSHOT_SEED = 1234
+# What keeps a preset's task out of a run without stopping it.
+_UNAVAILABLE = (MissingDataError, code.CodeNotAllowedError, sandbox.SandboxError, ImportError)
 
 
 class LoadedTasks(TypedDict):
@@ -68,6 +70,7 @@ def load_tasks(
         ValueError: a name is unknown (the nearest are offered), a task named by itself runs code
             and ``allow_code`` is false, or a data file is broken (its name and line are given).
         MissingDataError: the data of a task named by itself are not there.
+        SandboxError: such a task runs code, and this machine cannot run it safely.
         ImportError: a package that a task named by itself needs is not installed.
     """
     if isinstance(names, str):
@@ -121,11 +124,11 @@ class _Loader:
             "missing": {},
             "notes": {},
         }
-        with serving(self.data), code.local_metrics():
+        with serving(self.data), code.local_metrics(self.allow_code):
             for name, optional in wanted.items():
                 try:
                     self._add(name, result)
-                except (MissingDataError, code.CodeNotAllowedError, ImportError) as error:
+                except _UNAVAILABLE as error:
                     if not optional:
                         raise
                     result["missing"][name] = " ".join(str(error).split())
