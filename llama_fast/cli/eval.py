@@ -1,98 +1,26 @@
-"""`llama-fast eval`: what a model knows, one subcommand an evaluation."""
+"""`llama-fast eval`: what a model knows; what two runs differ in; what it remembers."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-HELP = "evaluate a model: canaries it remembers"
+from llama_fast.cli.eval_canary import add_canary
+from llama_fast.cli.eval_compare import add_compare
+from llama_fast.cli.eval_run import add_run_arguments, evaluate_model
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's subcommands and their options."""
-    evaluations = parser.add_subparsers(dest="evaluation", metavar="evaluation", required=True)
-    _add_canary(evaluations)
+HELP = "evaluate a model on benchmarks, compare two runs, measure what it memorised"
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what the subcommand says."""
+def main(argv: Sequence[str]) -> int:
+    """Evaluate the model that is named first, or do what `compare` or `canary` say."""
+    parser = argparse.ArgumentParser(prog="llama-fast eval", description=HELP)
+    if argv and argv[0] in ("compare", "canary"):
+        evaluations = parser.add_subparsers(required=True)
+        add_compare(evaluations)
+        add_canary(evaluations)
+    else:
+        add_run_arguments(parser)
+        parser.set_defaults(do=evaluate_model)
+    args = parser.parse_args(argv)
     return int(args.do(args))
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which model is evaluated."""
-    parser.add_argument(
-        "model", help="Hugging Face folder, GGUF, Meta, llama2.c, or a training run's folder"
-    )
-    parser.add_argument(
-        "--tokenizer",
-        metavar="FILE",
-        help="tokenizer.json, tokenizer.model, tok*.bin, a folder with one, or byte "
-        "(default: the model's own)",
-    )
-
-
-def _add_canary(evaluations: Any) -> None:
-    about = "how well a model remembers what `llama-fast data plant` put into its training data"
-    parser = evaluations.add_parser("canary", help=about, description=about)
-    add_model_arguments(parser)
-    parser.add_argument(
-        "--canaries", required=True, metavar="FILE", help="canaries.json, or its folder"
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="compare with N random numbers and extrapolate; 0 goes through all of them "
-        "(default: all up to 100,000, else 10,000)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the report as JSON")
-    parser.set_defaults(do=canary)
-
-
-def canary(args: argparse.Namespace) -> int:
-    """Print the exposure of each canary."""
-    from llama_fast.data.canaries import read_canaries
-    from llama_fast.demo.screen import Screen
-    from llama_fast.eval.canary import ENUMERATE, SAMPLE, measure
-    from llama_fast.eval.models import load_model
-
-    if args.samples is not None and args.samples < 0:
-        raise ValueError(f"samples: expected a number >= 0, got {args.samples}")
-    planted = read_canaries(args.canaries)
-    sample = args.samples or None
-    if args.samples is None and planted.space > ENUMERATE:
-        sample = SAMPLE
-    model, tokenizer = load_model(args.model, args.tokenizer)
-    screen = Screen()
-    with screen.bar("Scoring candidates", "texts") as progress:
-        report = measure(
-            model, tokenizer, planted, sample=sample, seed=args.seed, progress=progress
-        )
-    screen.console.print(_table(report))
-    if args.out is not None:
-        content = {"model": args.model, "format": planted.format, **dataclasses.asdict(report)}
-        args.out.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    return 0
-
-
-def _table(report: Any) -> Any:
-    from rich.table import Table
-
-    against = f"all {report.compared:,} numbers"
-    if report.fit is not None:
-        against = f"{report.compared:,} random numbers (skew-normal fit, p = {report.fit:.2g})"
-    table = Table(
-        title=f"Exposure of {report.space_bits:.1f} bits, against {against}", title_justify="left"
-    )
-    for name in ("canary", "planted", "log-perplexity (bits)", "rank", "exposure (bits)"):
-        table.add_column(name, justify="right")
-    for found in report.exposures:
-        rank = "" if found.rank is None else f"{found.rank:,}"
-        values = (f"{found.log_perplexity:.2f}", rank, f"{found.exposure:.2f}")
-        table.add_row(found.canary.digits, str(found.canary.repeats), *values)
-    return table

@@ -114,8 +114,11 @@ class Step(Protocol):
 
     positions: Tensor
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q (1,H,S,D) over what is held and the new k, v (1,K,S,D): (1,H,S,D)."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """Attention of q (1,H,S,D) over what is held and the new k, v (1,K,S,D): (1,H,S,D).
+
+        `options` are those of ``llama_fast.attention``: scale, softcap, window, sinks.
+        """
         ...
 
 

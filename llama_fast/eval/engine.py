@@ -1,0 +1,213 @@
+"""How likely a model finds given texts: each shared beginning computed once, nothing padded.
+
+Requests become a tree (`trie.py`). Its nodes go through the model packed one after the other, as
+many as a budget of tokens takes, deepest first; keys and values of a node stay in pages until all
+below it is done. Only hidden states that predict a token asked for meet the head, each once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama_fast.eval.trie import Node, Tokens, build
+from llama_fast.generate.decoder import Decoder
+from llama_fast.generate.paged_cache import PackedStep, PagedCache, Row
+from llama_fast.ops import linear_cross_entropy
+
+NO_SLOTS = np.zeros(0, dtype=np.int64)
+
+
+class Likelihood(NamedTuple):
+    """Of a continuation: the sum of log-probabilities of its tokens (natural logarithm), and
+    whether each of them is the likeliest."""
+
+    logprob: float
+    greedy: bool
+
+
+@dataclass
+class Work:
+    """What was computed, for those who measure.
+
+    Attributes:
+        asked: tokens that went into the requests, the last of each left out.
+        computed: tokens that went through the model.
+        rows: hidden states that met the head.
+        passes: forward passes.
+    """
+
+    asked: int = 0
+    computed: int = 0
+    rows: int = 0
+    passes: int = 0
+
+
+@dataclass(eq=False)
+class _Held:
+    """A node whose keys and values are in pages."""
+
+    node: Node
+    parent: _Held | None
+    pages: list[int]
+    slots: np.ndarray  # of all tokens up to its last one
+    open: int  # children that are not done
+
+
+class Scorer:
+    """Answers requests for likelihoods.
+
+    Args:
+        model: in evaluation mode.
+        budget: tokens of a pass; a longer stretch goes alone.
+
+    Attributes:
+        work: what was computed so far.
+
+    Example:
+        >>> scorer = Scorer(model)
+        >>> scorer.score([(tokenizer.encode("2 + 2 ="), tokenizer.encode(" 4"))])
+        [Likelihood(logprob=-1.03, greedy=False)]
+    """
+
+    def __init__(self, model: Decoder, budget: int = 2048) -> None:
+        if budget < 1:
+            raise ValueError(f"budget: expected at least 1 token, got {budget}")
+        self.model, self.budget, self.work = model, budget, Work()
+        config, weight = model.config, model.head_weight
+        self.cache = PagedCache(
+            config.num_layers,
+            config.num_kv_heads,
+            config.head_dim,
+            pages=max(1, budget // 8),
+            limit=1 << 40,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    @torch.inference_mode()
+    def score(
+        self,
+        requests: Sequence[tuple[Tokens, Tokens]],
+        done: Callable[[list[tuple[int, Likelihood]]], object] = lambda answers: None,
+    ) -> list[Likelihood]:
+        """The likelihood of each continuation, given its context.
+
+        Args:
+            requests: (context, continuation), token ids; at least one each.
+            done: called after each pass with the answers it completed, (number of the request,
+                likelihood) each.
+
+        Raises:
+            ValueError: an empty context or continuation, or more tokens than the model takes.
+        """
+        longest = self.model.config.max_seq_len
+        for number, (context, continuation) in enumerate(requests):
+            tokens = len(context) + len(continuation) - 1
+            if not context or not continuation or tokens > longest:
+                raise ValueError(
+                    f"requests[{number}]: expected a context and a continuation of at least one "
+                    f"token each, {longest} in all, got {len(context)} and {len(continuation)}"
+                )
+            self.work.asked += tokens
+        missing = [len(continuation) for _, continuation in requests]
+        sums, greedy = [0.0] * len(requests), [True] * len(requests)
+        root = build(requests)
+        top = _Held(root, None, [], NO_SLOTS, -1)
+        ready = [(child, top) for child in reversed(root.children)]
+        while ready:
+            batch, tokens = [], 0
+            while ready and (not batch or tokens + len(ready[-1][0].tokens) <= self.budget):
+                batch.append(ready.pop())
+                tokens += len(batch[-1][0].tokens)
+            held, hidden = self._forward(batch)
+            complete = []
+            for number, logprob, likeliest in self._answers(batch, hidden):
+                sums[number] += logprob
+                greedy[number] &= likeliest
+                missing[number] -= 1
+                if missing[number] == 0:
+                    complete.append((number, Likelihood(sums[number], greedy[number])))
+            if complete:
+                done(complete)
+            for one in held:
+                ready += [(child, one) for child in reversed(one.node.children)]
+                self._release(one)
+        return [Likelihood(total, flag) for total, flag in zip(sums, greedy, strict=True)]
+
+    def _forward(self, batch: list[tuple[Node, _Held]]) -> tuple[list[_Held], Tensor]:
+        """Each node with its place in the cache, and the hidden states (N,E) of all."""
+        held, rows = [], []
+        for node, parent in batch:
+            count = len(node.tokens)
+            pages = self.cache.allocate(-(-count // self.cache.page))
+            new = self.cache.slots(pages, 0, count)
+            rows.append(Row(parent.slots, new))
+            slots = np.concatenate([parent.slots, new]) if node.children else NO_SLOTS
+            held.append(_Held(node, parent, pages, slots, len(node.children)))
+        tokens = [token for node, _ in batch for token in node.tokens]
+        self.work.computed += len(tokens)
+        self.work.passes += 1
+        ids = torch.tensor([tokens], device=self.cache.k.device)
+        return held, self.model.hidden_states(ids, step=PackedStep(self.cache, rows))[0]
+
+    def _answers(
+        self, batch: list[tuple[Node, _Held]], hidden: Tensor
+    ) -> list[tuple[int, float, bool]]:
+        """(request, log-probability of one of its tokens, whether that is the likeliest)."""
+        asked, start = [], 0
+        for node, _ in batch:
+            asked += [(start + offset, target, number) for offset, target, number in node.rows]
+            start += len(node.tokens)
+        if not asked:
+            return []
+        positions, targets, numbers = np.array(asked).T
+        rows, which = np.unique(positions, return_inverse=True)
+        self.work.rows += len(rows)
+        here = torch.from_numpy(rows).to(hidden.device)
+        logprobs, likeliest = log_probabilities(
+            hidden[here],
+            self.model.head_weight,
+            torch.from_numpy(which).to(hidden.device),
+            torch.from_numpy(targets).to(hidden.device),
+        )
+        return list(zip(numbers.tolist(), logprobs.tolist(), likeliest.tolist(), strict=True))
+
+    def _release(self, held: _Held) -> None:
+        """Give back the pages of a node below which all is done, and of ancestors likewise."""
+        one: _Held | None = held
+        while one is not None and one.open == 0:
+            self.cache.release(one.pages)
+            one = one.parent
+            if one is not None:
+                one.open -= 1
+
+
+def log_probabilities(
+    hidden: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Of some tokens after some hidden states, in float32 whatever the model's dtype.
+
+    Args:
+        hidden: (R,E).
+        weight: (V,E), the head.
+        rows: (A,) int64, the hidden state that each question is about.
+        targets: (A,) int64, the token that it asks for.
+
+    Returns:
+        log-probabilities (A,) and whether each target is the likeliest token (A,) bool.
+    """
+    # One target of each row stands for it; what matters is the softmax's denominator.
+    first = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    first[rows] = targets
+    _, stats = linear_cross_entropy(hidden, weight, first, reduction="none", return_stats=True)
+    logits = (hidden[rows].float() * weight[targets].float()).sum(-1)
+    return logits - stats.lse[rows], stats.argmax[rows] == targets

@@ -1,0 +1,215 @@
+"""A whole evaluation: tasks one after the other, each written down as soon as it is done."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llama_fast.eval.harness import HarnessModel
+from llama_fast.eval.report import write_run
+from llama_fast.eval.report.table import LiveTable
+from llama_fast.eval.scenarios import SCENARIOS, scenario_groups, scenario_tasks
+from llama_fast.eval.suite import load_tasks
+from llama_fast.eval.suite.loading import LoadedTasks
+
+log = logging.getLogger("llama_fast")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many questions of each task are asked: its first ones.
+
+    Attributes:
+        default: of tasks that no pattern names; None: all.
+        patterns: (pattern of names, limit); the last that fits counts.
+    """
+
+    default: int | None = None
+    patterns: tuple[tuple[str, int | None], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str | None) -> Limits:
+        """Limits such as "100", or "100,hellaswag=2000,mmlu_*=4,piqa=all".
+
+        Raises:
+            ValueError: it reads otherwise.
+        """
+        default, patterns = None, []
+        for part in text.split(",") if text else ():
+            name, _, number = part.strip().rpartition("=")
+            if number != "all" and not (number.isdigit() and int(number) > 0):
+                raise ValueError(
+                    f"limit: expected N or TASK=N, N at least 1 or 'all', got {part.strip()!r}"
+                )
+            limit = None if number == "all" else int(number)
+            if name:
+                patterns.append((name, limit))
+            else:
+                default = limit
+        return cls(default, tuple(patterns))
+
+    def of(self, task: str) -> int | None:
+        """The limit of one task; None: all its questions."""
+        fits = [limit for pattern, limit in self.patterns if fnmatch.fnmatchcase(task, pattern)]
+        return fits[-1] if fits else self.default
+
+    def check(self, tasks: Sequence[str]) -> None:
+        """ValueError for a pattern that no task fits."""
+        for pattern, _ in self.patterns:
+            if not fnmatch.filter(tasks, pattern):
+                raise ValueError(f"limit: expected the name of a task or a pattern, got {pattern}")
+
+
+@dataclass
+class Outcome:
+    """What an evaluation came to.
+
+    Attributes:
+        results: as `lm_eval.evaluator.evaluate` returns it, without samples.
+        not_scored: task -> why.
+        failed: those of them that were begun.
+    """
+
+    results: dict[str, Any]
+    not_scored: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+
+def load(names: Sequence[str], data_dir: Path | None, **options: Any) -> LoadedTasks:
+    """Tasks of suites, of the harness, and application scenarios, by name.
+
+    Args:
+        names: of presets, tasks, groups, tags; scenarios begin with "scenario_".
+        data_dir: mirror of the data; None: the hub. Scenarios need one.
+        **options: as :func:`llama_fast.eval.suite.load_tasks`.
+
+    Raises:
+        ValueError: an unknown name, or scenarios without a mirror.
+    """
+    ours = [name for name in names if name.startswith("scenario_")]
+    loaded = load_tasks([n for n in names if n not in ours], data_dir=data_dir, **options)
+    if ours:
+        if data_dir is None:
+            raise ValueError(f"data_dir: expected a folder with the data of {ours[0]}, got None")
+        tasks = scenario_tasks(data_dir, ours)
+        loaded["tasks"] |= tasks
+        groups = scenario_groups(tasks)
+        loaded["groups"] |= groups
+        loaded["group_map"] |= {name: list(SCENARIOS[name].tasks) for name in groups}
+    return loaded
+
+
+def evaluate_tasks(
+    lm: HarnessModel,
+    loaded: LoadedTasks,
+    out: Path,
+    *,
+    limits: Limits | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    chat: bool = False,
+    system: str | None = None,
+    bootstrap_iters: int = 1000,
+) -> Outcome:
+    """Ask every question of every task, and write results and samples to a folder.
+
+    A task whose own code fails is left out and named; a full disk ends the run. Finished tasks
+    stay in the folder either way, answers in the model's request cache.
+
+    Args:
+        lm: the model.
+        loaded: the tasks.
+        out: folder for results.json and samples_<task>.jsonl.
+        limits: questions of each task; None: all.
+        metadata: facts for the report, see :func:`llama_fast.eval.report.write_run`.
+        chat: whether prompts go through the model's chat template.
+        system: instruction in front of each prompt.
+        bootstrap_iters: resamples for standard errors that have no formula.
+
+    Raises:
+        OSError: something can't be written.
+    """
+    from lm_eval.evaluator import evaluate
+
+    limits = limits or Limits()
+    tasks = loaded["tasks"]
+    limits.check(list(tasks))
+    counts = {name: _questions(task, limits.of(name)) for name, task in tasks.items()}
+    facts = dict(metadata or {})
+    outcome = Outcome({}, dict(loaded["missing"]))
+    begin = time.monotonic()
+    with LiveTable(counts) as table:
+        lm.progress = table.advance
+        for name, task in tasks.items():
+            table.start_task(name, counts[name])
+            try:
+                found = evaluate(
+                    lm,
+                    {"tasks": {name: task}, "groups": {}, "group_map": {}},
+                    limit=limits.of(name),
+                    bootstrap_iters=bootstrap_iters,
+                    confirm_run_unsafe_code=True,  # it was loaded, so it was allowed
+                    apply_chat_template=chat,
+                    system_instruction=system,
+                )
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # of a task's own code, which may be anybody's
+                log.debug("task %s", name, exc_info=True)
+                outcome.failed.append(name)
+                outcome.not_scored[name] = f"{type(error).__name__}: {error}"
+                table.fail(name, outcome.not_scored[name])
+                continue
+            facts |= {
+                "seconds": time.monotonic() - begin,
+                "truncated": lm.truncated,
+                "cached": lm.cached,
+                "not_scored": outcome.not_scored,
+            }
+            write_run(out, found, facts, add=bool(outcome.results))
+            _merge(outcome.results, found)
+            table.finish(name, found["results"][name])
+    _add_groups(outcome.results, loaded)
+    if outcome.results:
+        facts["not_scored"] = outcome.not_scored
+        write_run(out, outcome.results, facts, add=True)
+    return outcome
+
+
+def _questions(task: Any, limit: int | None) -> int:
+    there = len(task.eval_docs)
+    return there if limit is None else min(limit, there)
+
+
+def _merge(results: dict[str, Any], found: Mapping[str, Any]) -> None:
+    for key, value in found.items():
+        if key == "samples":
+            continue
+        if isinstance(value, dict):
+            results.setdefault(key, {}).update(value)
+        else:
+            results[key] = value
+
+
+def _add_groups(results: dict[str, Any], loaded: LoadedTasks) -> None:
+    """Scores of the groups whose tasks are all there."""
+    if not results:
+        return
+    for name, group in loaded["groups"].items():
+        members = [task.task_name for task in group.get_all_tasks()]
+        if group.has_aggregation and all(member in results["results"] for member in members):
+            score = group.aggregate(_with_lengths(results, members))
+            results.setdefault("groups", {})[name] = score
+            results.setdefault("group_subtasks", {})[name] = members
+
+
+def _with_lengths(results: Mapping[str, Any], members: Sequence[str]) -> dict[str, Any]:
+    """The harness leaves the number of questions out of what it returns, but groups count it."""
+    return {
+        name: {**results["results"][name], "sample_len": results["n-samples"][name]["effective"]}
+        for name in members
+    }

@@ -1,0 +1,140 @@
+"""Models to evaluate, wherever they come from: files, the hub, transformers, or at hand already."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llama_fast.eval.models import load_model
+from llama_fast.tokenizers import Tokenizer
+
+# What of a hub's repository is a model: safetensors alone, which hold no code.
+_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_any(
+    source: Any, tokenizer: Any = None, dtype: str = "auto", device: str | None = None
+) -> tuple[nn.Module, Tokenizer]:
+    """A model in evaluation mode, and its tokenizer.
+
+    Args:
+        source: what :func:`load_model` reads; the name of a model on the hub; a :class:`LLaMA`, or
+            a language model of transformers. A folder of another architecture than Llama's is
+            loaded by transformers and patched.
+        tokenizer: file or folder; or a :class:`Tokenizer`, or a fast one of transformers; None: the
+            one that comes with the source.
+        dtype: "float32", "bfloat16", "float16", or "auto": as stored.
+        device: "cpu", "cuda", ...; None: a GPU if there is one. A model at hand stays where it is.
+
+    Raises:
+        FileNotFoundError, CheckpointError: there is no such model, or it is damaged.
+        ValueError: another dtype or device, or no tokenizer.
+    """
+    kind = _dtype(dtype)
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise ValueError("tokenizer: expected one beside a model that is at hand, got None")
+        return source.eval(), tokenizer_of(tokenizer)
+    path = Path(os.fspath(source))
+    if not path.exists():
+        path = _from_hub(str(source))
+    words = None if tokenizer is None else tokenizer_of(tokenizer)
+    model: nn.Module
+    if _architecture(path) not in (None, "llama"):
+        model, own = _with_transformers(path, kind, words), None
+    else:
+        model, own = load_model(path, words, kind)
+    words = words or own or tokenizer_of(path)
+    return model.to(_device(device)), words
+
+
+def tokenizer_of(given: Any) -> Tokenizer:
+    """A tokenizer of ours: itself, of a file or folder, or around a fast one of transformers.
+
+    Raises:
+        ValueError, FileNotFoundError: it is none of these.
+    """
+    from llama_fast.tokenizers import load_tokenizer
+
+    if isinstance(given, Tokenizer):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return load_tokenizer(given)
+    backend = getattr(given, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            "tokenizer: expected a file, a folder, a Tokenizer or a fast tokenizer of "
+            f"transformers, got {type(given).__name__}"
+        )
+    from llama_fast.tokenizers.bpe import FastTokenizer
+
+    # A copy: ours takes names of control tokens in a text for text.
+    found = FastTokenizer(
+        type(backend).from_str(backend.to_str()), given.bos_token_id, given.eos_token_id
+    )
+    found.add_bos = given.bos_token_id is not None and (
+        given("", add_special_tokens=True).input_ids[:1] == [given.bos_token_id]
+    )
+    found.chat_template = given.chat_template
+    return found
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16,
+             "float16": torch.float16, "float64": torch.float64}  # fmt: skip
+    if name not in known:
+        raise ValueError(f"dtype: expected one of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
+def _device(name: str | None) -> torch.device:
+    from llama_fast.train.run import device_of
+
+    return device_of(name or "auto")
+
+
+def _from_hub(name: str) -> Path:
+    if not _HUB_NAME.fullmatch(name):
+        raise FileNotFoundError(f"model: no such file or folder: {name}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except Exception as error:  # the hub's client has a dozen classes of them
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"model: {name} is no file or folder, and the hub does not give it: {reason}"
+        ) from None
+
+
+def _architecture(path: Path) -> str | None:
+    """`model_type` of a Hugging Face folder, else None."""
+    config = path / "config.json"
+    if not config.is_file():
+        return None
+    try:
+        found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        return None  # the loader says what is wrong
+    return None if found is None else str(found)
+
+
+def _with_transformers(path: Path, dtype: torch.dtype | None, words: Tokenizer | None) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    from llama_fast.integrations import patch
+
+    if words is None:
+        tokenizer_of(path)  # says what is missing before a large model is read
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype="auto" if dtype is None else dtype, use_safetensors=True, local_files_only=True
+    )
+    patch(model)
+    return model.eval()  # type: ignore[no-any-return]

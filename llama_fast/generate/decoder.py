@@ -1,0 +1,47 @@
+"""What scoring and generating need of a model, whoever wrote it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from llama_fast.models import LLaMA
+from llama_fast.models.llama import Step
+
+
+class Decoder(Protocol):
+    """A model whose keys and values are kept elsewhere; :class:`LLaMA` is one.
+
+    Attributes:
+        config: with vocab_size, num_layers, num_kv_heads, head_dim and max_seq_len.
+        head_weight: (V,E).
+    """
+
+    @property
+    def config(self) -> Any:
+        """See above."""
+        ...
+
+    @property
+    def head_weight(self) -> Tensor:
+        """See above."""
+        ...
+
+    def hidden_states(self, tokens: Tensor, *, step: Step) -> Tensor:
+        """What the head reads (1,N,E) after each of `tokens` (1,N)."""
+        ...
+
+
+def decoder_of(model: nn.Module) -> Decoder:
+    """A model as a decoder, in evaluation mode: ours, or one of transformers.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: one of transformers whose layers are not attention and feed-forward alone.
+    """
+    if isinstance(model, LLaMA):
+        return model.eval()
+    from llama_fast.integrations.transformers.decoder import TransformersDecoder
+
+    return TransformersDecoder(model)
