@@ -115,7 +115,7 @@ class TrainConfig:
     keep: int = 3
     """Checkpoints kept; 0 keeps all."""
     log_every: int = 10
-    """Steps between two lines of output. Every step is in metrics.csv."""
+    """Steps between two lines of output; a validation has one too. Every step is in metrics.csv."""
     valid_every: int = 200
     """Steps between validations."""
     valid_batches: int = 20

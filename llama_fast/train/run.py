@@ -217,8 +217,8 @@ class Run:
             self.log(f"{what}: step left out")
             return
         raise FloatingPointError(
-            f"{what}: expected finite numbers; weights of the checkpoint before it are whole "
-            "(on_nan=skip leaves such steps out; a lower learning rate may avoid them)"
+            f"{what}: expected finite numbers; checkpoints are from before it (--on_nan skip "
+            "leaves such steps out; a lower learning rate may avoid them)"
         )
 
     @torch.no_grad()

@@ -146,7 +146,7 @@ class Watch:
         for tracker in self._trackers:
             tracker.log(scalars(step), step.step)
         self._pace.add(step)
-        if due or step.step % self.config.log_every == 0:
+        if due or step.step % self.config.log_every == 0 or step.valid_loss is not None:
             left = f", {progress.duration(self._pace.seconds_left)} left" if not due else ""
             self.run.log(f"step {step.step}/{self.config.steps}: {step}{left}")
         if self._bar is not None:

@@ -120,16 +120,18 @@ def test_micro_batches_do_not_matter(tmp_path: Path, shards: str) -> None:
 
 def test_learns(tmp_path: Path, shards: str) -> None:
     """From ln(257) = 5.55 nats to less than the entropy of single letters, 3.3."""
-    config = make(tmp_path / "a", shards, steps=80)
+    config = make(tmp_path / "a", shards, steps=80, valid_every=75)
     config.data.valid = shards
-    trained(config)
+    said: list[str] = []
+    trained(config, said)
+    assert [line.split("/")[0] for line in said if "validation" in line] == ["step 75", "step 80"]
     steps = read_metrics(tmp_path / "a/metrics.csv")
     assert [s.step for s in steps] == list(range(1, 81))
     assert steps[0].loss == pytest.approx(math.log(257), abs=0.1)
     valid = steps[-1].valid_loss
     assert valid is not None and valid < 3.3
     assert steps[-1].perplexity == pytest.approx(math.exp(valid))
-    assert {s.valid_loss for s in steps[:-1]} == {None}
+    assert [s.step for s in steps if s.valid_loss is not None] == [75, 80]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
