@@ -6,6 +6,8 @@ system-call filter, which forbids what came before. Every layer is tried; what h
 before the program starts, and without a layer for files, network and processes it does not start.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
@@ -14,6 +16,7 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -38,15 +41,16 @@ rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, pidfd_open 434 434, pidfd_se
 pidfd_getfd 438 438, unshare 272 97, setns 308 268, mount 165 40, umount2 166 39,
 pivot_root 155 41, chroot 161 51, open_tree 428 428, move_mount 429 429, fsopen 430 430,
 fsconfig 431 431, fsmount 432 432, fspick 433 433, mount_setattr 442 442, bpf 321 280,
-perf_event_open 298 241, keyctl 250 219, add_key 248 217, request_key 249 218, userfaultfd 323 282,
-name_to_handle_at 303 264, open_by_handle_at 304 265, init_module 175 105, finit_module 313 273,
-delete_module 176 106, kexec_load 246 104, kexec_file_load 320 294, reboot 169 142, swapon 167 224,
-swapoff 168 225, setsid 112 157, setpgid 109 154, personality 135 92, acct 163 89, quotactl 179 60,
-memfd_create 319 279, mq_open 240 180, shmget 29 194, msgget 68 186, semget 64 190, iopl 172 -,
-ioperm 173 -, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55,
-lchown 94 -, fchownat 260 54, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, setxattrat 463 463,
-removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, removexattrat 466 466, utime 132 -,
-utimes 235 -, futimesat 261 -, utimensat 280 88
+perf_event_open 298 241, keyctl 250 219, add_key 248 217, request_key 249 218,
+userfaultfd 323 282, name_to_handle_at 303 264, open_by_handle_at 304 265, init_module 175 105,
+finit_module 313 273, delete_module 176 106, kexec_load 246 104, kexec_file_load 320 294,
+reboot 169 142, swapon 167 224, swapoff 168 225, setsid 112 157, setpgid 109 154,
+personality 135 92, acct 163 89, quotactl 179 60, memfd_create 319 279, mq_open 240 180,
+shmget 29 194, msgget 68 186, semget 64 190, iopl 172 -, ioperm 173 -, chmod 90 -, fchmod 91 52,
+fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -, fchownat 260 54,
+setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, setxattrat 463 463, removexattr 197 14,
+lremovexattr 198 15, fremovexattr 199 16, removexattrat 466 466, utime 132 -, utimes 235 -,
+futimesat 261 -, utimensat 280 88
 """
 # machine -> (column of _DENIED, audit architecture, clone, clone3, kill, tgkill, prctl)
 _MACHINES = {
@@ -55,23 +59,25 @@ _MACHINES = {
 }
 
 
-def _check(result):
+def _check(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
 
 
-def _syscall(number, *args):
+def _syscall(number: int, *args: int | bytes | None) -> int:
     return _check(_libc.syscall(ctypes.c_long(number), *args))
 
 
-def _mount(source, target, kind, flags, data=None):
+def _mount(
+    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
+) -> None:
     raw = [None if text is None else text.encode() for text in (source, target, kind, data)]
     _check(_libc.mount(raw[0], raw[1], raw[2], ctypes.c_ulong(flags), raw[3]))
 
 
-def _new_namespaces():
+def _new_namespaces() -> None:
     """Own users, mounts, processes, network, message queues and host name."""
     uid, gid = os.geteuid(), os.getegid()
     spaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
@@ -85,7 +91,7 @@ def _new_namespaces():
             file.write(text)
 
 
-def _new_root(root, readable, megabytes):
+def _new_root(root: str, readable: list[str], megabytes: int) -> None:
     """A file system of what is readable (read-only) and two empty folders of bounded size."""
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     size = f"size={megabytes}m,nr_inodes=4096,mode=755"
@@ -116,7 +122,7 @@ def _new_root(root, readable, megabytes):
     os.rmdir("/.outside")
 
 
-def _landlock(readable, writable):
+def _landlock(readable: list[str], writable: list[str]) -> None:
     """Allows reading below ``readable`` and all below ``writable``, and no TCP; no other file."""
     version = _syscall(SYS_LANDLOCK_CREATE, None, 0, 1)
     if version < 3:
@@ -146,7 +152,7 @@ def _landlock(readable, writable):
     os.close(rules)
 
 
-def _drop_capabilities():
+def _drop_capabilities() -> None:
     for capability in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             break
@@ -154,7 +160,7 @@ def _drop_capabilities():
     _check(_libc.capset(header, struct.pack("=6I", 0, 0, 0, 0, 0, 0)))
 
 
-def _limit(limits):
+def _limit(limits: dict[str, int]) -> None:
     megabyte = 1 << 20
     seconds = int(limits["seconds"]) + 2
     values = {
@@ -173,13 +179,13 @@ def _limit(limits):
         resource.setrlimit(kind, (value, value))
 
 
-def _filter_system_calls():
+def _filter_system_calls() -> None:
     """No new processes or programs, no sockets, no signals to others (a seccomp filter)."""
     column, architecture, clone, clone3, kill, tgkill, prctl = _MACHINES[platform.machine()]
     allow, fail, unknown = 0x7FFF0000, 0x00050001, 0x00050000 | 38  # EPERM, ENOSYS
-    program = []
+    program: list[bytes] = []
 
-    def step(code, value, when_true=0, when_false=0):
+    def step(code: int, value: int, when_true: int = 0, when_false: int = 0) -> None:
         program.append(struct.pack("=HBBI", code, when_true, when_false, value))
 
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -194,7 +200,7 @@ def _filter_system_calls():
         if number != "-":
             step(equal, int(number), 0, 1)
             step(give, fail)
-    # glibc starts threads by clone where clone3 is not known; the filter cannot read clone3's flags.
+    # Without clone3, whose flags a filter cannot read, glibc starts threads by clone.
     step(equal, clone3, 0, 1)
     step(give, unknown)
     own = os.getpid()
@@ -211,14 +217,21 @@ def _filter_system_calls():
         step(give, otherwise)
     step(give, allow)
 
-    code = b"".join(program)
-    buffer = ctypes.create_string_buffer(code, len(code))
+    rules = b"".join(program)
+    buffer = ctypes.create_string_buffer(rules, len(rules))
     header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     _check(_libc.prctl(PR_SET_SECCOMP, 2, header, 0, 0))
 
 
-def _attempt(held, name, kinds, action, *args):
+def _attempt(
+    held: dict[str, list[str]],
+    name: str,
+    kinds: list[str],
+    action: Callable[..., None],
+    *args: object,
+) -> bool:
+    """Whether the action worked; if so, ``name`` guards ``kinds``."""
     try:
         action(*args)
     except (OSError, KeyError, AttributeError) as error:
@@ -229,23 +242,23 @@ def _attempt(held, name, kinds, action, *args):
     return True
 
 
-def _die_with_parent(parent):
+def _die_with_parent(parent: int) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
 
-def _tell(channel, message):
+def _tell(channel: int, message: dict[str, object]) -> None:
     os.write(channel, (json.dumps(message) + "\n").encode())
 
 
-def main():
+def main() -> None:
     """Reads the order from standard input and carries it out."""
     order = json.loads(sys.stdin.buffer.read())
     channel, program, readable = order["channel"], order["program"], order["readable"]
     _die_with_parent(order["parent"])
-    held = {"files": [], "network": [], "processes": [], "failed": []}
-    writable = []
+    held: dict[str, list[str]] = {"files": [], "network": [], "processes": [], "failed": []}
+    writable: list[str] = []
     without = order["without"]
     if "namespaces" not in without and _attempt(held, "namespaces", ["network"], _new_namespaces):
         arguments = (os.getcwd(), readable, order["limits"]["disk_mb"])

@@ -8,8 +8,9 @@ from typing import Any, TypedDict
 
 from llama_fast.eval.suite import code, sandbox
 from llama_fast.eval.suite.index import known_names, task_manager, unknown_task
-from llama_fast.eval.suite.mirror import MissingDataError, serving, source
+from llama_fast.eval.suite.mirror import MissingDataError, hub_reachable, serving, source
 from llama_fast.eval.suite.presets import PRESETS, suite
+from llama_fast.eval.suite.raw import CLASSIFIER
 
 __all__ = ["LoadedTasks", "load_tasks"]
 
@@ -113,6 +114,7 @@ class _Loader:
         self, data_dir: str | Path | None, allow_code: bool, classifier: str | Path | None
     ) -> None:
         self.data = source(data_dir)
+        self.local = data_dir is not None
         self.allow_code = allow_code
         self.classifier = classifier
 
@@ -135,6 +137,8 @@ class _Loader:
         for name, task in result["tasks"].items():
             if split := (task.get_config("metadata") or {}).get("asked_split"):
                 result["notes"][name] = f"asked about the {split} split: the data have no other"
+            if getattr(task, "classifier", True) is None:
+                result["notes"][name] = f"texts are not scored: {CLASSIFIER} is not to be had"
         return result
 
     def _add(self, name: str, result: LoadedTasks) -> None:
@@ -155,7 +159,11 @@ class _Loader:
     def _own(self, name: str) -> Any:
         from llama_fast.eval.suite.tasks import CLASSES
 
-        options = {} if self.classifier is None else {"classifier": str(self.classifier)}
+        options: dict[str, Any] = {}
+        if name == "toxigen_generation":
+            options["local_files_only"] = self.local or not hub_reachable()
+            if self.classifier is not None:
+                options["classifier"] = str(self.classifier)
         return CLASSES[name](config={"metadata": options})
 
     def _variants(self, names: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from llama_fast.eval.suite.raw import READERS, TOXIGEN
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["DataSource", "Hub", "Mirror", "MissingDataError", "serving", "source"]
+__all__ = ["DataSource", "Hub", "Mirror", "MissingDataError", "hub_reachable", "serving", "source"]
 
 _LOCK = threading.RLock()
 _SPLIT_FIELDS = ("training_split", "validation_split", "test_split")
@@ -118,7 +118,7 @@ class Hub:
                 "the revised ToxiGen prompts are not on the hub: get toxigen_revised.json from "
                 "github.com/microsoft/SafeNLP and name its folder with data_dir"
             )
-        online = _reachable()
+        online = hub_reachable()
         try:
             with _offline(not online):
                 return dict(datasets.load_dataset(path, name, **kwargs))
@@ -197,7 +197,7 @@ def _settle_splits(task: Any) -> None:
         shots.split = config.test_split
 
 
-def _reachable() -> bool:
+def hub_reachable() -> bool:
     """Whether the hub answers within a few seconds; asked once a process."""
     global _ONLINE
     if _ONLINE is None:

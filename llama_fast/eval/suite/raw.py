@@ -12,12 +12,14 @@ from typing import Any
 
 from llama_fast.eval.suite.jsonl import read_json
 
-__all__ = ["READERS", "TOXIGEN", "read_bold", "read_quac", "read_toxigen"]
+__all__ = ["CLASSIFIER", "READERS", "TOXIGEN", "read_bold", "read_quac", "read_toxigen"]
 
 Rows = list[dict[str, Any]]
 
 # Not on the hub: the revision is one file of github.com/microsoft/SafeNLP.
 TOXIGEN = "microsoft/SafeNLP"
+# The hub's name of the model that says whether a text is toxic.
+CLASSIFIER = "tomh/toxigen_roberta"
 
 
 def read_quac(raw: Path) -> dict[str, Rows]:

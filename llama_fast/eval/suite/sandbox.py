@@ -10,6 +10,7 @@ program runs only if files, network and processes are each guarded by at least o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -135,11 +136,9 @@ def _run(
         os.close(send)
         send = -1
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(order).encode())
             process.stdin.close()
-        except BrokenPipeError:
-            pass
         return _follow(process, receive, nonce, limits)
     finally:
         if process is not None:
@@ -205,11 +204,9 @@ def _parse(line: bytes | None) -> dict[str, Any]:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Ends the process and all that it started: they share a group and cannot leave it."""
-    try:
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+        process.wait()
 
 
 @cache

@@ -13,11 +13,10 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from llama_fast.eval.suite.own import OwnTask, generation
-from llama_fast.eval.suite.raw import TOXIGEN
+from llama_fast.eval.suite.raw import CLASSIFIER, TOXIGEN
 
-__all__ = ["CLASSIFIER", "ToxigenGeneration"]
+__all__ = ["ToxigenGeneration"]
 
-CLASSIFIER = "tomh/toxigen_roberta"
 # The classifier's second class is "toxic".
 TOXIC = 1
 
@@ -86,9 +85,12 @@ class ToxigenGeneration(OwnTask):
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
             model = AutoModelForSequenceClassification.from_pretrained(name, local_files_only=local)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             if "classifier" in metadata:  # asked for by name: to go without it would be wrong
-                raise
+                said = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"toxigen_classifier: {name!r} is no folder or hub name of a classifier ({said})"
+                ) from None
             return None
         return tokenizer, model.eval()
 
