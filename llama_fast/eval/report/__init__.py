@@ -1,4 +1,10 @@
-"""What a person gets to see of an evaluation: files, tables, a page, a comparison of two runs."""
+"""What a person gets to see of an evaluation.
+
+- `results`: the files, as lm-evaluation-harness writes them.
+- `table`: progress while it runs; `final_table`: the tables at its end.
+- `html`: one page to look at a run, or at two; `page/` is what the browser gets.
+- `compare`: is one run better than another on the same questions?
+"""
 
 from .results import Run, read_run, write_run
 

@@ -123,16 +123,16 @@ def write_run(
         content["llama_fast"] = facts
         for task, of_task in samples.items():
             now = f"samples of {task}"
-            _write(folder / samples_file(task), _lines(of_task))
+            write_whole(folder / samples_file(task), _lines(of_task))
             hashes = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in of_task)
             _merge(content, results, [task])
             content.setdefault("task_hashes", {})[task] = hash_string(hashes)
             now = f"results of {task}"
-            _write(path, [_dump(content)])
+            write_whole(path, [_dump(content)])
             kept.append(task)
         now = "results"
         _merge(content, results, None)
-        _write(path, [_dump(content)])
+        write_whole(path, [_dump(content)])
     except OSError as error:
         have = ", ".join(dict.fromkeys(kept)) or "none"
         reason = error.strerror or str(error)
@@ -240,7 +240,7 @@ def _dump(value: Any, indent: int | None = 2) -> str:
     return json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
 
 
-def _write(path: Path, parts: Iterable[str]) -> None:
+def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Beside it and renamed: a kill or a full disk in between leaves the old file, or none."""
     partial = path.with_name(path.name + ".partial")
     try:

@@ -25,7 +25,7 @@ PREFERRED = (
     "rougeL",
 )
 # Shares between 0 and 1; shown in percent.
-SHARES = frozenset((*PREFERRED, "mcc", "mc1", "mc2")) - {"bleu", "rougeL", "exact"}
+SHARES = frozenset((*PREFERRED, "mcc", "mc1", "mc2", "toxic")) - {"bleu", "rougeL", "exact"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Score:
         value: in percent if `percent`, else in the metric's own unit.
         stderr: standard error in the same unit, None if the harness gives none.
         percent: whether `value` is in percent.
+        scale: factor that brought the harness's number to `value`.
     """
 
     metric: str
@@ -45,6 +46,7 @@ class Score:
     value: float
     stderr: float | None
     percent: bool
+    scale: float
 
     @property
     def key(self) -> str:
@@ -106,4 +108,5 @@ def score_of(row: Mapping[str, Any], key: str | None = None) -> Score | None:
         scale * value,
         scale * float(stderr) if known and stderr is not None else None,
         share or is_squad,
+        scale,
     )

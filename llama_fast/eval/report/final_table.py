@@ -1,0 +1,95 @@
+"""The tables at the end of an evaluation: the suite beside the paper, and task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from llama_fast.eval.report.scores import Z95, score_of
+from llama_fast.eval.suite import Score, paper_table
+
+# The paper's models of the smallest size.
+PAPER_ROWS = ("MPT 7B", "Falcon 7B", "Llama 1 7B", "Llama 2 7B")
+
+
+def suite_table(scores: Sequence[Score], rows: Sequence[str] = PAPER_ROWS) -> Group:
+    """The suite's columns, one a line, beside rows of the paper, with what to know below.
+
+    Args:
+        scores: what `llama_fast.eval.suite.summarise` returned.
+        rows: names of the paper's models.
+
+    Raises:
+        ValueError: the paper has no such model.
+    """
+    paper = paper_table()
+    models = {row.name: {**row.scores, **row.safety} for row in paper.rows}
+    for name in rows:
+        if name not in models:
+            raise ValueError(f"rows: expected some of {', '.join(models)}, got {name}")
+    table = Table(title="Beside the Llama 2 paper (%)", title_justify="left")
+    table.add_column("group", no_wrap=True)
+    table.add_column("this model", justify="right", no_wrap=True)
+    table.add_column("questions", justify="right", no_wrap=True)
+    for name in rows:
+        table.add_column(Text(name, overflow="fold"), justify="right", min_width=6)
+    notes = []
+    for score in scores:
+        marks = ""
+        if score.value is not None and score.missing:
+            marks += "*"
+            notes.append(f"* {score.column}: without {', '.join(score.missing)}")
+        footnote = paper.footnotes.get(score.column)
+        if footnote and score.value is not None:
+            marks += "†"
+            notes.append(f"† {score.column}: {footnote}")
+        if score.note and score.value is not None:
+            notes.append(f"{score.column}: {score.note}")
+        theirs = [models[name].get(score.column) for name in rows]
+        lower = " ↓" if score.higher_is_better is False else ""
+        table.add_row(
+            Text(score.column + lower, style="bold"),
+            Text(_value(score.value, score.stderr) + marks, style="bold"),
+            f"{score.questions:,}" if score.value is not None else "",
+            *("–" if value is None else f"{value:.1f}" for value in theirs),
+        )
+        if len(score.parts) > 1:
+            for part in score.parts:
+                if part.value is not None:
+                    value = _value(part.value, part.stderr)
+                    table.add_row(Text(f"  {part.name}"), value, f"{part.questions:,}")
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def task_table(results: Mapping[str, Any], keys: Mapping[str, str] | None = None) -> Table:
+    """All tasks with their score, 95 % interval and questions.
+
+    Args:
+        results: what the harness's `evaluate` returned.
+        keys: task -> `metric,filter` that is its score, where the usual choice is not meant.
+    """
+    table = Table(title="Tasks", title_justify="left")
+    table.add_column("task", overflow="fold")
+    table.add_column("metric")
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("questions", justify="right", no_wrap=True)
+    for task, row in results["results"].items():
+        score = score_of(row, (keys or {}).get(task))
+        asked = (results.get("n-samples") or {}).get(task) or {}
+        n = f"{asked['effective']:,}" if "effective" in asked else ""
+        name = Text(str(task))
+        if score is None:
+            table.add_row(name, "", "no score", n)
+        else:
+            table.add_row(name, score.metric, str(score), n)
+    return table
+
+
+def _value(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if stderr is None else f"{value:.1f} ± {Z95 * stderr:.1f}"

@@ -1,0 +1,106 @@
+// A bar a task and run, with its confidence interval; ticks are the chosen rows of the paper.
+function bar(scores, isPercent, top, ticks) {
+  const lanes = scores.map((score, at) => {
+    const lane = make("div", { class: "lane" });
+    if (score) {
+      const place = (value) => (100 * Math.max(0, Math.min(value, top))) / top + "%";
+      lane.append(make("div", { class: "bar", style: { width: place(score.value), background: runColour(at) } }));
+      if (score.half) {
+        const low = Math.max(0, score.value - score.half);
+        const high = Math.min(top, score.value + score.half);
+        lane.append(make("div", { class: "whisker", style: { left: place(low), width: (100 * (high - low)) / top + "%" } }));
+      }
+    }
+    return lane;
+  });
+  const marks = ticks.map((tick) => make("div", {
+    class: "tick", title: `${tick.name}: ${round(tick.value, 1)}`,
+    style: { left: `${(100 * tick.value) / top}%`, background: tick.colour },
+  }));
+  return make("div", { class: "track" }, lanes, marks);
+}
+
+function barRow(name, small, scores, isPercent, top, ticks, isHead) {
+  const texts = scores.map((score, at) => make("div", { class: TWO ? "run-" + LETTERS[at] : null }, scoreText(score, isPercent)));
+  return make("div", { class: isHead ? "row head" : "row" },
+    make("div", { class: "name" }, name, small ? make("small", {}, small) : null),
+    bar(scores, isPercent, top, ticks || []),
+    make("div", { class: "value" }, texts));
+}
+
+function taskRow(task) {
+  // A score that is no share has a scale of its own, or none if it can be negative.
+  const values = task.scores.filter((score) => score).map((score) => score.value + (score.half || 0));
+  const top = task.percent ? 100 : Math.max(...values, 1);
+  const asked = task.asked.map((n) => (n === null ? "–" : grouped(n)));
+  const small = `${task.metric} · ${[...new Set(asked)].join(" and ")} questions`;
+  return barRow(task.name, small, task.scores, task.percent, top);
+}
+
+// So many tasks of one column, such as the 57 of MMLU, begin folded.
+const MOST_OPEN = 12;
+
+function showBars() {
+  const parts = [];
+  const used = new Set();
+  if (TWO) parts.push(make("div", { class: "legend" }, DATA.runs.map((_, at) => legendItem(runColour(at), runName(at)))));
+  for (const column of DATA.columns) {
+    const tasks = DATA.tasks.filter((task) => task.column === column.name);
+    if (!tasks.length) continue;
+    tasks.forEach((task) => used.add(task));
+    const ticks = [...chosen].filter((row) => column.paper[row] !== null).map((row) => ({
+      name: DATA.paper.rows[row], value: column.paper[row], colour: paperColour(row),
+    }));
+    parts.push(barRow(column.name, "", column.scores, column.percent, 100, ticks, true));
+    parts.push(...folded(tasks));
+  }
+  const others = DATA.tasks.filter((task) => !used.has(task));
+  if (others.length && parts.length > 1) parts.push(make("h3", {}, "Other tasks"));
+  parts.push(...folded(others));
+  if (DATA.paper && chosen.size && used.size) {
+    const ticks = [...chosen].map((row) => legendItem(paperColour(row), DATA.paper.rows[row]));
+    parts.push(make("div", { class: "legend" }, ticks));
+  }
+  byId("bars").replaceChildren(...parts);
+}
+
+function folded(tasks) {
+  const rows = tasks.map(taskRow);
+  if (rows.length <= MOST_OPEN) return rows;
+  return [make("details", {}, make("summary", {}, `${rows.length} tasks`), rows)];
+}
+
+// Differences between the runs, with their intervals.
+function showComparison() {
+  if (!DATA.compared) return;
+  byId("compared").hidden = false;
+  byId("how").textContent = DATA.compared.how;
+  const rows = [...DATA.compared.overall, ...DATA.compared.tasks];
+  const reach = (percent) => Math.max(percent ? 1 : 0.01, ...rows.filter((row) => row.percent === percent)
+    .flatMap((row) => [Math.abs(row.low), Math.abs(row.high)]));
+  const reaches = { true: reach(true), false: reach(false) };
+  const lines = DATA.compared.tasks.map((row) => forestRow(row, reaches[row.percent]));
+  byId("forest").append(
+    ...DATA.compared.overall.map((row) => forestRow(row, reaches[true])),
+    ...(lines.length > MOST_OPEN ? [make("details", {}, make("summary", {}, `${lines.length} tasks`), lines)] : lines));
+  byId("notices").append(...DATA.compared.notices.map((notice) => make("li", {}, notice)));
+}
+
+function forestRow(row, reach) {
+  const digits = row.percent ? 1 : 3;
+  const signed = (value) => (value < 0 ? "−" : "+") + round(Math.abs(value), digits);
+  const place = (value) => 50 + (48 * value) / reach;
+  const sure = row.low > 0 || row.high < 0;
+  const lane = make("div", { class: "lane" },
+    make("div", { class: "zero", style: { left: "50%" } }),
+    make("div", { class: "whisker", style: { left: place(row.low) + "%", width: place(row.high) - place(row.low) + "%" } }),
+    make("div", { class: "point", style: { left: place(row.value) + "%", background: row.value < 0 ? runColour(0) : runColour(1) } }));
+  const p = row.p < 0.001 ? "p < 0.001" : "p = " + round(row.p, 3);
+  return make("div", { class: row.isOverall ? "row head" : "row" },
+    make("div", { class: "name" }, row.task, make("small", {}, `${grouped(row.n)} questions, ${row.won} won, ${row.lost} lost`)),
+    make("div", { class: "track" }, lane),
+    make("div", { class: "value" },
+      make("div", { class: sure ? (row.value > 0 ? "good" : "bad") : null }, signed(row.value)),
+      make("div", { class: "soft" }, `${signed(row.low)} to ${signed(row.high)}`),
+      make("div", { class: "soft" }, p)));
+}

@@ -1,0 +1,330 @@
+"""What the page's script works on, gathered from runs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_fast.eval.report.calibration import Calibration, calibrate, confidences
+from llama_fast.eval.report.compare import Comparison, Row
+from llama_fast.eval.report.questions import Question, read_questions
+from llama_fast.eval.report.results import Run
+from llama_fast.eval.report.scores import Z95, Score, score_of
+from llama_fast.eval.report.suites import column_of, columns_of, metric_of
+from llama_fast.eval.suite import Score as ColumnScore
+from llama_fast.eval.suite import paper_table
+from llama_fast.train.progress import duration
+
+# Characters of a text that the page shows: the end of a prompt, the beginning of an answer.
+PROMPT, ANSWER, OPTION = 1_500, 1_500, 600
+ROWS = ("Llama 1 7B", "Llama 2 7B")
+ALL = "all tasks"
+
+# Metadata with a name of its own; others keep theirs.
+NAMES = {
+    "dtype": "Numbers in",
+    "preset": "Suite",
+    "machine": "Machine",
+    "seconds": "Time",
+    "truncated": "Contexts cut to the model's length",
+    "cached": "Requests from the cache",
+    "requests": "Requests",
+    "tokens": "Tokens",
+}
+# Shown elsewhere, or of no use to a reader.
+ELSEWHERE = frozenset({"model", "command", "not_scored", "chat_template", "summary"})
+
+
+@dataclass(frozen=True)
+class PageData:
+    """Attributes: `summary`, read at once; `questions`, a list a task, unpacked when needed."""
+
+    summary: dict[str, Any]
+    questions: list[list[dict[str, Any]]]
+
+
+def collect(
+    run: Run,
+    other: Run | None,
+    names: Sequence[str],
+    comparison: Comparison | None,
+    max_questions: int,
+    rows: Sequence[str] | None,
+) -> PageData:
+    """Gather it; see :func:`~.html.write_page`."""
+    runs = [run] if other is None else [run, other]
+    tasks = list(dict.fromkeys(task for one in runs for task in one.tasks))
+    columns = _columns(runs)
+    index: list[dict[str, Any]] = []
+    blocks: list[list[dict[str, Any]]] = []
+    calibration: list[dict[str, Any]] = []
+    pairs: list[list[tuple[float, bool]]] = [[] for _ in runs]
+    cut = shown = 0
+    for task in tasks:
+        asked = [_questions(one, task) for one in runs]
+        for at, questions in enumerate(asked):
+            found = confidences(questions or [])
+            pairs[at] += found
+            calibration += _calibration(task, at, calibrate(found))
+        merged = _merge(asked)
+        if merged:
+            kept = _keep(merged, max_questions)
+            block = f"block-{len(blocks)}"
+            index.append({"task": task, "block": block, "total": len(merged), "shown": len(kept)})
+            blocks.append([_entry(pair) for pair in kept])
+            cut += sum(bool(entry["cut"]) for entry in blocks[-1])
+            shown += len(kept)
+    if len({one["task"] for one in calibration}) > 1:
+        overall = [_calibration(ALL, at, calibrate(found)) for at, found in enumerate(pairs)]
+        calibration = [one for group in overall for one in group] + calibration
+    asked_in_all = sum(int(block["total"]) for block in index)
+    summary = {
+        "runs": [_run(one, name) for one, name in zip(runs, names, strict=True)],
+        "paper": _paper(columns, rows),
+        "columns": columns,
+        "tasks": [_task(runs, task) for task in tasks],
+        "calibration": calibration,
+        "compared": None if comparison is None else _compared(comparison),
+        "questions": index,
+        "limits": _limits(asked_in_all, shown, cut, max_questions),
+    }
+    return PageData(summary, blocks)
+
+
+def _run(run: Run, name: str) -> dict[str, Any]:
+    facts = [["Model", run.name]]
+    for key, value in run.metadata.items():
+        if key in ELSEWHERE or value is None:
+            continue
+        if key == "seconds" and isinstance(value, (int, float)):
+            value = duration(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        elif not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        facts.append([NAMES.get(key, key.replace("_", " ").capitalize()), value])
+    asked = sum(_asked(run, task) or 0 for task in run.tasks)
+    facts.append(["Tasks and questions", f"{len(run.tasks):,} and {asked:,}"])
+    date = run.results.get("date")
+    if isinstance(date, (int, float)):
+        when = datetime.datetime.fromtimestamp(date, datetime.timezone.utc)
+        facts.append(["Begun", f"{when:%Y-%m-%d %H:%M} UTC"])
+    if run.results.get("lm_eval_version"):
+        facts.append(["Tasks and metrics", f"lm-eval {run.results['lm_eval_version']}"])
+    left_out = run.metadata.get("not_scored") or {}
+    if not isinstance(left_out, dict):
+        left_out = {str(part): "" for part in left_out}
+    return {
+        "name": name,
+        "facts": facts,
+        "command": run.metadata.get("command"),
+        "notScored": [[str(part), str(why)] for part, why in left_out.items()],
+    }
+
+
+def _asked(run: Run, task: str) -> int | None:
+    n = (run.results.get("n-samples") or {}).get(task)
+    return int(n["effective"]) if isinstance(n, dict) and "effective" in n else None
+
+
+def _task(runs: Sequence[Run], task: str) -> dict[str, Any]:
+    scores = [_score(one, task) for one in runs]
+    known = next((score for score in scores if score is not None), None)
+    column = next((name for one in runs if (name := column_of(one, task))), None)
+    return {
+        "name": task,
+        "column": column,
+        "metric": "no score" if known is None else known.metric,
+        "percent": known is not None and known.percent,
+        "asked": [_asked(one, task) for one in runs],
+        "scores": [
+            None if score is None else {"value": score.value, "half": score.half_width}
+            for score in scores
+        ],
+    }
+
+
+def _score(run: Run, task: str) -> Score | None:
+    if task not in run.results["results"]:
+        return None
+    score = score_of(run.results["results"][task], metric_of(run, task))
+    return None if score is None or not math.isfinite(score.value) else score
+
+
+def _columns(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    of_runs = [{row.column: row for row in columns_of(run)} for run in runs]
+    names = dict.fromkeys(name for rows in of_runs for name in rows)
+    paper = paper_table()
+    found = []
+    for name in names:
+        rows = [of_run.get(name) for of_run in of_runs]
+        row = next(row for row in rows if row is not None)
+        footnote = paper.footnotes.get(name)
+        found.append(
+            {
+                "name": name,
+                "safety": row.safety,
+                "percent": row.higher_is_better is not None,
+                "higherIsBetter": row.higher_is_better,
+                "mark": "†" if footnote else "",
+                "notes": [note for note in (footnote, row.note) if note],
+                "scores": [_column_score(row) for row in rows],
+                "paper": [{**one.scores, **one.safety}.get(name) for one in paper.rows],
+            }
+        )
+    return found
+
+
+def _column_score(row: ColumnScore | None) -> dict[str, Any] | None:
+    if row is None or row.value is None:
+        return None
+    note = ""
+    if row.missing:
+        some = ", ".join(row.missing[:6])
+        more = f" and {len(row.missing) - 6} more" if len(row.missing) > 6 else ""
+        note = f"not the whole column: without {some}{more}"
+    half = None if row.stderr is None else Z95 * row.stderr
+    return {"value": row.value, "half": half, "note": note}
+
+
+def _paper(columns: Sequence[Any], rows: Sequence[str] | None) -> dict[str, Any] | None:
+    table = paper_table()
+    names = [row.name for row in table.rows]
+    for name in rows or ():
+        if name not in names:
+            raise ValueError(f"rows: expected some of {', '.join(names)}, got {name}")
+    if not columns:
+        return None
+    return {
+        "source": table.source,
+        "rows": names,
+        "chosen": [names.index(name) for name in (ROWS if rows is None else rows)],
+    }
+
+
+def _calibration(task: str, run: int, found: Calibration | None) -> list[dict[str, Any]]:
+    if found is None:
+        return []
+    bins = [
+        {
+            "low": one.low,
+            "high": one.high,
+            "n": one.n,
+            "confidence": one.confidence,
+            "accuracy": one.accuracy,
+        }
+        for one in found.bins
+    ]
+    return [{"task": task, "run": run, "n": found.n, "ece": found.ece, "bins": bins}]
+
+
+def _compared(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "how": "B - A on the questions that both answered, in percentage points where scores are "
+        "shares; 95 % interval and two-sided p of a paired bootstrap. Won: B is right where A is "
+        "wrong; lost: the reverse.",
+        "tasks": [_difference(row, False) for row in comparison.tasks],
+        "overall": [_difference(row, True) for row in comparison.overall],
+        "notices": list(comparison.notices),
+    }
+
+
+def _difference(row: Row, is_overall: bool) -> dict[str, Any]:
+    return {
+        "task": row.task,
+        "percent": row.percent,
+        "n": row.n,
+        "value": row.difference.value,
+        "low": row.difference.low,
+        "high": row.difference.high,
+        "p": row.difference.p,
+        "won": row.gained,
+        "lost": row.lost,
+        "isOverall": is_overall,
+    }
+
+
+Pair = tuple[Question | None, ...]
+
+
+def _questions(run: Run, task: str) -> list[Question] | None:
+    if task not in run.files or task not in run.results["results"]:
+        return None
+    score = score_of(run.results["results"][task], metric_of(run, task))
+    return None if score is None else read_questions(run, task, score)
+
+
+def _merge(asked: Sequence[list[Question] | None]) -> list[Pair]:
+    """The same question of each run side by side; None where a run did not ask it."""
+    by_key = [{question.key: question for question in questions or ()} for questions in asked]
+    keys = dict.fromkeys(key for questions in by_key for key in questions)
+    return [tuple(questions.get(key) for questions in by_key) for key in keys]
+
+
+def _keep(pairs: list[Pair], most: int) -> list[Pair]:
+    if len(pairs) <= most:
+        return pairs
+    order = sorted(range(len(pairs)), key=lambda at: (not _changed(pairs[at]), at))
+    return [pairs[at] for at in sorted(order[:most])]
+
+
+def _changed(pair: Pair) -> bool:
+    a, b = pair if len(pair) == 2 else (None, None)
+    if a is None or b is None:
+        return False
+    return (a.score, a.picked, a.output) != (b.score, b.picked, b.output)
+
+
+def _entry(pair: Pair) -> dict[str, Any]:
+    question = next(one for one in pair if one is not None)
+    return {
+        "id": question.doc_id,
+        "prompt": question.prompt[-PROMPT:],
+        "cut": max(0, len(question.prompt) - PROMPT),
+        "target": question.target[:ANSWER],
+        "options": [_shorten(option.text, OPTION) for option in question.options],
+        "gold": question.gold,
+        "runs": [None if one is None else _answer(one) for one in pair],
+    }
+
+
+def _answer(question: Question) -> dict[str, Any]:
+    logprobs = [option.logprob for option in question.options]
+    odds = None
+    if logprobs and math.isfinite(max(logprobs)):
+        shares = [math.exp(value - max(logprobs)) for value in logprobs]
+        odds = [round(share / math.fsum(shares), 4) for share in shares]
+    return {
+        "score": question.score,
+        "picked": question.picked,
+        "logprobs": [round(value, 4) for value in logprobs],
+        "odds": odds,
+        "output": question.output[:ANSWER],
+        "cut": max(0, len(question.output) - ANSWER),
+        "extracted": question.extracted[:ANSWER],
+    }
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+
+
+def _limits(total: int, shown: int, cut: int, max_questions: int) -> list[str]:
+    found = []
+    if shown < total:
+        found.append(
+            f"The page holds {shown:,} of the run's {total:,} questions: at most "
+            f"{max_questions:,} of a task; changed answers first, then in the data set's order. "
+            "All are in the samples files beside results.json. Scores, calibration and differences "
+            "are over all of them."
+        )
+    if cut:
+        found.append(
+            f"Of {cut:,} prompts only the last {PROMPT:,} characters are shown; answers longer "
+            f"than {ANSWER:,} and options longer than {OPTION:,} characters are cut at their end."
+        )
+    return found

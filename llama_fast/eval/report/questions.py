@@ -1,0 +1,208 @@
+"""What the harness logs of a question, in one form for the page and for comparisons."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_fast.eval.report.results import Run
+from llama_fast.eval.report.scores import Score
+
+
+@dataclass(frozen=True)
+class Option:
+    """One answer of a multiple-choice question; `logprob` in nats, unconditional one if asked."""
+
+    text: str
+    logprob: float
+    unconditional: float | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and what a model made of it.
+
+    Attributes:
+        key: the same in every run that asked it: the document's hash, and which of its
+            repetitions in the task it is.
+        doc_id: number in the data set.
+        prompt: all that the model saw before the answer; of multiple choice what the options share.
+        prompt_hash: of the harness.
+        target: the expected answer as logged.
+        options: of multiple choice, else empty.
+        gold: number of the right option, None if not known, or if several are right.
+        picked: number of the option the score's metric picks.
+        output: text the model wrote; empty for multiple choice.
+        extracted: what the task's filter made of `output`.
+        score: the metric's value, shares from 0 to 1; None where the task only has one for all
+            questions together.
+    """
+
+    key: tuple[str, int]
+    doc_id: int
+    prompt: str
+    prompt_hash: str
+    target: str
+    options: tuple[Option, ...]
+    gold: int | None
+    picked: int | None
+    output: str
+    extracted: str
+    score: float | None
+
+    @property
+    def is_right(self) -> bool | None:
+        """Full marks; None without a score."""
+        return None if self.score is None else self.score >= 1
+
+
+def read_questions(run: Run, task: str, score: Score) -> list[Question]:
+    """The questions of a task, in the data set's order.
+
+    Args:
+        run: as read.
+        task: with samples in the run.
+        score: names the metric and the filter whose samples count.
+
+    Raises:
+        ValueError: a line of the samples is broken; names file and line.
+    """
+    delimiter = (run.results.get("configs", {}).get(task) or {}).get("target_delimiter", " ")
+    seen: Counter[str] = Counter()
+    found = []
+    for number, sample in enumerate(run.samples(task), 1):
+        try:
+            if sample["filter"] != score.filter:
+                continue
+            doc_hash = str(sample["doc_hash"])
+            question = _question(sample, score, delimiter, (doc_hash, seen[doc_hash]))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            what = f"{type(error).__name__} {error}"
+            raise ValueError(
+                f"{run.files[task]}:{number}: expected a sample of the harness ({what})"
+            ) from None
+        seen[doc_hash] += 1
+        found.append(question)
+    return sorted(found, key=lambda question: question.doc_id)
+
+
+def _question(
+    sample: Mapping[str, Any], of_task: Score, delimiter: str, key: tuple[str, int]
+) -> Question:
+    arguments = [tuple(argument.values()) for argument in sample["arguments"].values()]
+    prompt, target = str(arguments[0][0]), str(sample["target"])
+    value, score = sample.get(of_task.metric), None
+    if isinstance(value, (bool, int, float)):
+        score = float(value) * (of_task.scale / 100 if of_task.percent else 1)
+    options: tuple[Option, ...] = ()
+    gold = picked = None
+    output = extracted = ""
+    logprobs = [_logprob(response) for response in sample["filtered_resps"]]
+    if None not in logprobs and len(logprobs) > 1 and isinstance(arguments[0][1], str):
+        numbers = [x for x in logprobs if x is not None]
+        has_unconditional = "acc_mutual_info" in sample["metrics"]
+        prompt, options = _options(arguments, numbers, delimiter, has_unconditional)
+        gold = _gold(target, options, sample.get("acc"))
+        picked = _picked(options, of_task.metric)
+        if gold is not None and score == 1:
+            picked = gold
+    elif None in logprobs:
+        output = _first_text(sample["resps"])
+        extracted = _first_text(sample["filtered_resps"])
+    return Question(
+        key,
+        int(sample["doc_id"]),
+        prompt,
+        str(sample["prompt_hash"]),
+        target,
+        options,
+        gold,
+        picked,
+        output,
+        extracted,
+        score,
+    )
+
+
+def _logprob(response: Any) -> float | None:
+    """Of `["-3.2", "False"]`: log-probability, and whether it is the greedy continuation."""
+    is_pair = isinstance(response, (list, tuple)) and len(response) == 2
+    return float(response[0]) if is_pair and str(response[1]) in ("True", "False") else None
+
+
+def _first_text(responses: Any) -> str:
+    while isinstance(responses, (list, tuple)):
+        responses = responses[0] if responses else ""
+    return str(responses)
+
+
+def _options(
+    arguments: Sequence[tuple[Any, ...]],
+    logprobs: Sequence[float],
+    delimiter: str,
+    has_unconditional: bool,
+) -> tuple[str, tuple[Option, ...]]:
+    contexts = [str(argument[0]) for argument in arguments]
+    texts = [str(argument[1]) for argument in arguments]
+    n, unconditional = len(texts), [None] * len(texts)
+    if has_unconditional:
+        # The harness asks for log P(option) too, after the options themselves.
+        n //= 2
+        unconditional = list(logprobs[n:])  # type: ignore[arg-type]
+    contexts, texts = contexts[:n], texts[:n]
+    shared = contexts[0]
+    if len(set(contexts)) > 1:
+        # WinoGrande: the option is in the context, the continuation is the same.
+        first, last = min(contexts), max(contexts)
+        same = next((at for at, c in enumerate(first) if c != last[at]), len(first))
+        shared = first[: first.rfind(" ", 0, same) + 1]
+        texts = [c[len(shared) :] + t for c, t in zip(contexts, texts, strict=True)]
+    elif delimiter and all(text.startswith(delimiter) for text in texts):
+        texts = [text[len(delimiter) :] for text in texts]
+    return shared, tuple(
+        Option(*parts) for parts in zip(texts, logprobs[:n], unconditional, strict=False)
+    )
+
+
+def _gold(target: str, options: Sequence[Option], acc: Any) -> int | None:
+    """The right option; the logged target may be its number or its text."""
+    best = _argmax([option.logprob for option in options])
+    candidates = [at for at, option in enumerate(options) if option.text == target]
+    if target.isdigit() and int(target) < len(options):
+        candidates.append(int(target))
+    if not isinstance(acc, (bool, int, float)):
+        return candidates[0] if candidates else None
+    if _is_list(target):
+        return None
+    # `acc` is 1 just where the most likely option is right.
+    for gold in candidates:
+        if (gold == best) == (acc == 1):
+            return gold
+    if acc == 1:
+        return best
+    return 1 - best if len(options) == 2 else None
+
+
+def _is_list(target: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(target), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+
+
+def _picked(options: Sequence[Option], metric: str) -> int:
+    values = [option.logprob for option in options]
+    if all(option.unconditional is not None for option in options):
+        values = [o.logprob - (o.unconditional or 0.0) for o in options]
+    elif metric == "acc_norm":
+        values = [o.logprob / max(1, len(o.text)) for o in options]
+    elif metric == "acc_bytes":
+        values = [o.logprob / max(1, len(o.text.encode())) for o in options]
+    return _argmax(values)
+
+
+def _argmax(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)

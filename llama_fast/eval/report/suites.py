@@ -1,0 +1,44 @@
+"""What the evaluation suite says of a run's tasks: columns, metrics, and the paper's rows."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from llama_fast.eval.report.results import Run
+from llama_fast.eval.suite import Score, suite, summarise
+
+
+def preset_of(run: Run) -> str | None:
+    """The preset that the run says it is of; None if it says none."""
+    preset = run.metadata.get("preset")
+    return None if preset is None else str(preset)
+
+
+def metric_of(run: Run, task: str) -> str | None:
+    """`metric,filter` that is the task's score in the run's preset; None if it is not in it."""
+    preset = preset_of(run)
+    key = None if preset is None else _tasks(preset).get(task, (None, ""))[0]
+    # A task of the preset may have been run with metrics of its own.
+    return key if key in run.results["results"][task] else None
+
+
+def column_of(run: Run, task: str) -> str | None:
+    """Name of the suite's column that the task belongs to."""
+    preset = preset_of(run)
+    return None if preset is None else _tasks(preset).get(task, (None, None))[1]
+
+
+def columns_of(run: Run) -> list[Score]:
+    """The suite's rows of the run; empty if it is of no preset."""
+    preset = preset_of(run)
+    return [] if preset is None else summarise(run.results, preset)
+
+
+@lru_cache
+def _tasks(preset: str) -> dict[str, tuple[str, str]]:
+    return {
+        task: (part.metric, column.name)
+        for column in suite(preset).columns
+        for part in column.parts
+        for task in part.tasks
+    }
