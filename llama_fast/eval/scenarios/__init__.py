@@ -73,18 +73,22 @@ SCENARIOS: Mapping[str, Scenario] = {
 }
 
 
-def scenario_tasks(data_dir: str | Path, names: Iterable[str] | None = None) -> dict[str, Task]:
+def scenario_tasks(
+    data_dir: str | Path | None, names: Iterable[str] | None = None
+) -> dict[str, Task]:
     """The tasks by name, ready for ``lm_eval.evaluator.evaluate``.
 
     Args:
-        data_dir: the folder that holds ``hub/`` and ``scenarios/``.
+        data_dir: the folder that holds ``hub/`` and ``scenarios/``. Without one, question
+            answering takes its data from the Hugging Face hub; the others need it.
         names: of tasks or of groups; all groups if None.
 
     Raises:
         ValueError: an unknown name, or a file whose content is not what the task expects.
-        FileNotFoundError: a data file that is not there.
+        MissingDataError: a data file that is not there.
     """
     makers = _makers()
+    folder = None if data_dir is None else Path(data_dir).expanduser()
     tasks: dict[str, Task] = {}
     for name in SCENARIOS if names is None else names:
         if name not in SCENARIOS and name not in makers:
@@ -95,7 +99,7 @@ def scenario_tasks(data_dir: str | Path, names: Iterable[str] | None = None) -> 
             )
         for task in SCENARIOS[name].tasks if name in SCENARIOS else (name,):
             if task not in tasks:
-                tasks[task] = makers[task](Path(data_dir))
+                tasks[task] = makers[task](folder)
     return tasks
 
 
@@ -119,7 +123,7 @@ def scenario_groups(tasks: Mapping[str, object]) -> dict[str, Group]:
     return groups
 
 
-def _makers() -> dict[str, Callable[[Path], Task]]:
+def _makers() -> dict[str, Callable[[Path | None], Task]]:
     """Of every task, the function from the data folder to the task."""
     # The harness takes seconds to import; SCENARIOS alone should not.
     from . import question_answering, semantic_parsing, summarization, translation

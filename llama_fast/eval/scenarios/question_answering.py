@@ -9,48 +9,31 @@ validation split, and that part is not scored.
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from .task import Document, ScenarioTask, read_jsonl
+from llama_fast.eval.suite.answers import exact_match, token_f1
+from llama_fast.eval.suite.mirror import source
 
-NQ_OPEN = "hub/google-research-datasets/nq_open/default"
+from .task import Document, ScenarioTask, check_fields
+
+NQ_OPEN = "google-research-datasets/nq_open"
 NQ_OPEN_POOL = 100  # rows at the head that are not scored
-SQUAD = "hub/lighteval/squad_v2/default"
-
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and extra spaces."""
-    text = re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION))
-    return " ".join(text.split())
-
-
-def token_f1(answer: str, gold: str) -> float:
-    """Harmonic mean of precision and recall of the normalised words, counted with repeats."""
-    found, wanted = normalize_answer(answer).split(), normalize_answer(gold).split()
-    if not found or not wanted:  # nothing to share: right only if both are empty
-        return float(found == wanted)
-    shared = (Counter(found) & Counter(wanted)).total()
-    return 2 * shared / (len(found) + len(wanted))
+SQUAD = "lighteval/squad_v2"
 
 
 def score(doc: Document, answer: str) -> dict[str, float]:
     """Exact match and F1 against the best of the accepted answers."""
-    normalized = normalize_answer(answer)
     return {
-        "exact_match": float(any(normalized == normalize_answer(gold) for gold in doc["answers"])),
+        "exact_match": max(exact_match(answer, gold) for gold in doc["answers"]),
         "f1": max(token_f1(answer, gold) for gold in doc["answers"]),
     }
 
 
-def nq_open_task(data_dir: Path) -> ScenarioTask:
+def nq_open_task(data_dir: Path | None) -> ScenarioTask:
     """Questions without a passage, 5 examples."""
-    rows = read_jsonl(data_dir / NQ_OPEN / "validation.jsonl", ("question", "answer"))
+    rows = _validation(data_dir, NQ_OPEN, ("question", "answer"))
     documents: list[Document] = [
         {"question": row["question"], "answers": row["answer"], "target": row["answer"][0]}
         for row in rows
@@ -70,14 +53,13 @@ def nq_open_task(data_dir: Path) -> ScenarioTask:
     )
 
 
-def squad_task(data_dir: Path) -> ScenarioTask:
+def squad_task(data_dir: Path | None) -> ScenarioTask:
     """Questions about a passage that holds the answer, 3 examples about other passages.
 
     Questions without an answer are left out. The examples are about the first article of the
     file, one a passage, and no question about that article is scored.
     """
-    keys = ("title", "context", "question", "answers")
-    rows = read_jsonl(data_dir / SQUAD / "validation.jsonl", keys)
+    rows = _validation(data_dir, SQUAD, ("title", "context", "question", "answers"))
     documents: list[Document] = [
         {
             "title": row["title"],
@@ -105,6 +87,12 @@ def squad_task(data_dir: Path) -> ScenarioTask:
     )
 
 
+def _validation(data_dir: Path | None, path: str, fields: tuple[str, ...]) -> list[Document]:
+    data = source(data_dir).load(path, None, ["validation"], {})["validation"]
+    check_fields(data.column_names, fields, f"{path}, validation")
+    return list(data)
+
+
 def _one_a_passage(documents: list[Document]) -> list[Document]:
     """The first question of every passage, then the second of every passage, and so on."""
     seen: Counter[str] = Counter()
@@ -115,7 +103,7 @@ def _one_a_passage(documents: list[Document]) -> list[Document]:
     return [documents[i] for i in sorted(range(len(documents)), key=turns.__getitem__)]
 
 
-TASKS: dict[str, Callable[[Path], ScenarioTask]] = {
+TASKS: dict[str, Callable[[Path | None], ScenarioTask]] = {
     "scenario_nq_open": nq_open_task,
     "scenario_squad": squad_task,
 }

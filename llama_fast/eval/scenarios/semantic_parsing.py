@@ -8,12 +8,13 @@ query of the test, whatever its values, is in the training part.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+
+from llama_fast.eval.suite.jsonl import read_json
 
 from .sql import (
     QueryError,
@@ -24,13 +25,13 @@ from .sql import (
     run_query,
     same_rows,
 )
-from .task import Document, ScenarioTask, open_file
+from .task import Document, ScenarioTask, existing, folder_in
 
 FOLDER = "scenarios/semantic_parsing/geoquery"
 DATABASE = "geography-db.added-in-2020.sqlite"
 
 
-def geoquery_task(data_dir: Path, *, name: str, split: str) -> ScenarioTask:
+def geoquery_task(data_dir: Path | None, *, name: str, split: str) -> ScenarioTask:
     """Questions of the test part of a split, 10 examples of its train part, all of other queries.
 
     Args:
@@ -38,7 +39,7 @@ def geoquery_task(data_dir: Path, *, name: str, split: str) -> ScenarioTask:
         name: of the task.
         split: "question-split" or "query-split".
     """
-    folder = data_dir / FOLDER
+    folder = folder_in(data_dir, FOLDER)
     database = folder / DATABASE
     schema = read_schema(database)
     parts = read_geoquery(folder / "geography.json", split)
@@ -87,8 +88,9 @@ def read_geoquery(path: Path, split: str) -> dict[str, list[Document]]:
     the first with the names of the variables.
     """
     parts: dict[str, list[Document]] = {"train": [], "dev": [], "test": []}
+    entries = read_json(existing(path))
     try:
-        for entry in json.loads(open_file(path)):
+        for entry in entries:
             for sentence in entry["sentences"]:
                 values = sentence["variables"]
                 queries = [_without_end(_put_in(sql, values)) for sql in entry["sql"]]
@@ -99,7 +101,7 @@ def read_geoquery(path: Path, split: str) -> dict[str, list[Document]]:
                     "canonical": entry["sql"][0],
                 }
                 parts[{**sentence, "query-split": entry["query-split"]}[split]].append(document)
-    except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"{path}: expected the text2sql-data format, got {type(error).__name__}: {error}"
         ) from None
@@ -110,12 +112,11 @@ def read_schema(database: Path) -> str:
     """One line a table, ``TABLE(COLUMN, ...)``, of an SQLite file.
 
     Raises:
-        FileNotFoundError: no such file.
+        MissingDataError: no such file.
         ValueError: not an SQLite file.
     """
-    if not database.is_file():
-        raise FileNotFoundError(f"no file {database}: pass the folder that holds it as --data-dir")
-    connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+    uri = f"{existing(database).resolve().as_uri()}?mode=ro&immutable=1"
+    connection = sqlite3.connect(uri, uri=True)
     try:
         columns = connection.execute(
             "SELECT m.name, group_concat(c.name, ', ') FROM sqlite_master m, "
@@ -148,7 +149,7 @@ def _without_end(query: str) -> str:
     return query.strip().removesuffix(";").rstrip()
 
 
-TASKS: dict[str, Callable[[Path], ScenarioTask]] = {
+TASKS: dict[str, Callable[[Path | None], ScenarioTask]] = {
     name: partial(geoquery_task, name=name, split=split)
     for name, split in (
         ("scenario_geoquery", "question-split"),

@@ -51,13 +51,16 @@ def run_query(database: Path, query: str) -> Rows:
     try:
         connection.set_authorizer(_authorize)
         connection.set_progress_handler(_limit(), _STEPS_A_CHECK)
-        rows = connection.execute(query).fetchmany(MAX_ROWS + 1)
+        cursor = connection.execute(query)
+        columns, rows = cursor.description, cursor.fetchmany(MAX_ROWS + 1)
     # sqlite3.Warning is no sqlite3.Error: Python 3.10 raises it for a second statement.
     # The others come from text that can't be passed to SQLite: NUL, lone surrogates.
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
         raise QueryError(str(error)) from None
     finally:
         connection.close()
+    if columns is None:  # nothing, or a comment
+        raise QueryError("no SELECT")
     if len(rows) > MAX_ROWS:
         raise QueryError(f"more than {MAX_ROWS} rows")
     return rows

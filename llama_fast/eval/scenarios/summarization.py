@@ -14,7 +14,9 @@ from pathlib import Path
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from .task import Document, ScenarioTask, read_jsonl
+from llama_fast.eval.suite.jsonl import read_jsonl
+
+from .task import Document, ScenarioTask, check_fields, existing, folder_in
 
 FOLDER = "scenarios/summarization/dialogsum"
 METRICS = ("rouge1", "rouge2", "rougeL")
@@ -32,18 +34,14 @@ def score(doc: Document, answer: str) -> dict[str, float]:
     }
 
 
-def dialogsum_task(data_dir: Path) -> ScenarioTask:
+def dialogsum_task(data_dir: Path | None) -> ScenarioTask:
     """Summaries of the test dialogues, 2 examples of dev."""
-    folder = data_dir / FOLDER
-    test = read_jsonl(
-        folder / "dialogsum.test.jsonl", ("dialogue", "summary1", "summary2", "summary3")
-    )
-    dev = read_jsonl(folder / "dialogsum.dev.jsonl", ("dialogue", "summary"))
+    folder = folder_in(data_dir, FOLDER)
     return ScenarioTask(
         "scenario_dialogsum",
         dataset=FOLDER,
-        documents=[_document(row, ("summary1", "summary2", "summary3")) for row in test],
-        pool=[_document(row, ("summary",)) for row in dev],
+        documents=_read(folder / "dialogsum.test.jsonl", ("summary1", "summary2", "summary3")),
+        pool=_read(folder / "dialogsum.dev.jsonl", ("summary",)),
         num_fewshot=2,
         description="Summarize each dialogue in one or two sentences.\n\n",
         prompt="Dialogue:\n{{dialogue}}\nSummary:",
@@ -55,14 +53,21 @@ def dialogsum_task(data_dir: Path) -> ScenarioTask:
     )
 
 
-def _document(row: Document, summaries: tuple[str, ...]) -> Document:
-    # A line break would end a summary in the prompt: one of dev has one.
-    references = [" ".join(row[key].split()) for key in summaries]
-    return {
-        "dialogue": row["dialogue"].strip(),
-        "references": references,
-        "target": references[0],
-    }
+def _read(path: Path, summaries: tuple[str, ...]) -> list[Document]:
+    documents = []
+    rows = read_jsonl(existing(path))
+    check_fields(rows[0], ("dialogue", *summaries), path)
+    for row in rows:
+        # A line break would end a summary in the prompt: one of dev has one.
+        references = [" ".join(row[key].split()) for key in summaries]
+        documents.append(
+            {
+                "dialogue": row["dialogue"].strip(),
+                "references": references,
+                "target": references[0],
+            }
+        )
+    return documents
 
 
-TASKS: dict[str, Callable[[Path], ScenarioTask]] = {"scenario_dialogsum": dialogsum_task}
+TASKS: dict[str, Callable[[Path | None], ScenarioTask]] = {"scenario_dialogsum": dialogsum_task}

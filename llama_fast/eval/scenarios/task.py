@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 from lm_eval.api.task import ConfigurableTask
+
+from llama_fast.eval.suite.mirror import MissingDataError
 
 Document = dict[str, Any]
 
@@ -92,44 +93,44 @@ class ScenarioTask(ConfigurableTask):
         self.dataset = {k: datasets.Dataset.from_list(list(v)) for k, v in self._rows.items()}
 
 
-def open_file(path: Path) -> str:
-    """The text of a UTF-8 file.
+def folder_in(data_dir: Path | None, relative: str) -> Path:
+    """The folder of a data set that is in plain files only.
 
     Raises:
-        FileNotFoundError: with the name of the file and what to do.
-        ValueError: not UTF-8.
+        MissingDataError: data_dir is None.
+    """
+    if data_dir is None:
+        raise MissingDataError(f"{relative}: name the folder that holds it with data_dir")
+    return data_dir / relative
+
+
+def existing(path: Path) -> Path:
+    """The path.
+
+    Raises:
+        MissingDataError: there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: pass the folder that holds it as --data-dir")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: expected UTF-8, got byte {error.start}: {error.reason}"
-        ) from None
+        raise MissingDataError(f"no file {path}: is data_dir the folder that holds scenarios/?")
+    return path
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without spaces around them."""
-    # Not str.splitlines, which would also cut at Unicode's line separators.
-    return [line.strip() for line in open_file(path).removesuffix("\n").split("\n")]
-
-
-def read_jsonl(path: Path, keys: Sequence[str]) -> list[Document]:
-    """The objects of a JSON-lines file.
+    """The lines of a UTF-8 text file, without spaces around them.
 
     Raises:
-        ValueError: a line that isn't an object with these keys.
+        MissingDataError: there is no such file.
+        ValueError: it is not UTF-8.
     """
-    rows = []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {error}") from None
-        if not isinstance(row, dict) or not row.keys() >= set(keys):
-            raise ValueError(
-                f"{path}:{number}: expected a JSON object with {', '.join(keys)}, got {line[:60]!r}"
-            )
-        rows.append(row)
-    return rows
+    try:
+        text = existing(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+    # Not str.splitlines, which would also cut at Unicode's line separators.
+    return [line.strip() for line in text.removesuffix("\n").split("\n")]
+
+
+def check_fields(found: Iterable[str], expected: Iterable[str], where: str | Path) -> None:
+    """Raises ValueError if a field is absent from those of a data set's rows."""
+    for field in set(expected) - set(found):
+        raise ValueError(f"{where}: expected rows with a field {field!r}, got {sorted(found)}")

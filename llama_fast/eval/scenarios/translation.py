@@ -14,15 +14,15 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from .task import Document, ScenarioTask, read_lines
+from .task import Document, ScenarioTask, folder_in, read_lines
 
 LANGUAGES = {"en": "English", "de": "German", "fr": "French"}
 FOLDER = "scenarios/translation/multi30k"
 
 
-def translation_task(data_dir: Path, *, source: str, target: str) -> ScenarioTask:
+def translation_task(data_dir: Path | None, *, source: str, target: str) -> ScenarioTask:
     """Captions of test_2016_flickr from language `source` to `target`, 5 examples of val."""
-    folder = data_dir / FOLDER
+    folder = folder_in(data_dir, FOLDER)
     return ScenarioTask(
         f"scenario_multi30k_{source}_{target}",
         dataset=FOLDER,
