@@ -173,7 +173,7 @@ class Parallel:
         return spread
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around each backward pass of a step: copies exchange gradients after the last alone.
+        """Around each pass, forward and backward: copies exchange gradients after the last alone.
 
         Shards exchange them each time: to wait would take memory for the gradient of the whole.
         """

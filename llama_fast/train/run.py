@@ -184,8 +184,8 @@ class Run:
         )
         total = 0.0
         for batch in batches:
-            loss = self._loss_of(batch, z_loss=self.config.optimizer.z_loss) / max(1, targets)
             with self.parallel.micro_batch(last=batch is batches[-1]):
+                loss = self._loss_of(batch, z_loss=self.config.optimizer.z_loss) / max(1, targets)
                 # The processes' gradients are averaged, and their sum is wanted.
                 self.scaler.scale(loss * self.parallel.averaged).backward()
             total += loss.item()
