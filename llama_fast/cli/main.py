@@ -21,6 +21,7 @@ COMMANDS = {
     "tokenize": "llama_fast.cli.tokenize",
     "data": "llama_fast.cli.data",
     "train": "llama_fast.cli.train",
+    "plan": "llama_fast.cli.plan",
     "plot": "llama_fast.cli.plot",
     "export": "llama_fast.cli.export",
     "eval": "llama_fast.cli.eval",

@@ -81,6 +81,24 @@ def training_flops(config: LlamaConfig, tokens: int, targets: int, pairs: int) -
     return 6 * (c.num_layers * layer * tokens + c.vocab_size * c.embed_dim * targets) + attention
 
 
+def data_sheet(name: str, precision: str, *, tf32: bool = False) -> Peak | None:
+    """The rate that NVIDIA gives for a GPU; None for one that is not known.
+
+    Args:
+        name: as the GPU gives it, such as "NVIDIA H100 80GB HBM3".
+        precision: "float32", "bfloat16" or "float16".
+        tf32: whether products of float32 are rounded to TF32.
+    """
+    for words, (half, rounded, full) in _SHEETS.items():
+        if set(words) <= set(re.split(r"[ -]", name)):
+            if precision != "float32":
+                return Peak(half, f"data sheet of {name}, 16 bit")
+            if tf32:
+                return Peak(rounded, f"data sheet of {name}, TF32")
+            return Peak(full, f"data sheet of {name}, float32")
+    return None
+
+
 @cache
 def peak_flops(device: torch.device, precision: str) -> Peak:
     """The rate of a device in a precision: NVIDIA's data sheet, or else measured.
@@ -90,14 +108,10 @@ def peak_flops(device: torch.device, precision: str) -> Peak:
         precision: "float32", "bfloat16" or "float16".
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for words, (half, tf32, full) in _SHEETS.items():
-            if set(words) <= set(re.split(r"[ -]", name)):
-                if precision != "float32":
-                    return Peak(half, f"data sheet of {name}, 16 bit")
-                if torch.get_float32_matmul_precision() != "highest":
-                    return Peak(tf32, f"data sheet of {name}, TF32")
-                return Peak(full, f"data sheet of {name}, float32")
+        exact = torch.get_float32_matmul_precision() == "highest"
+        sheet = data_sheet(torch.cuda.get_device_name(device), precision, tf32=not exact)
+        if sheet is not None:
+            return sheet
     return Peak(measured_flops(device, precision), f"torch.mm measured here, {precision}")
 
 

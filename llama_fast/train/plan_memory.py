@@ -1,7 +1,8 @@
 """What a training step holds in the memory of one process.
 
-The largest sum is looked for at the four moments of a step at which it can be: the end of the
-forward pass, the beginning and the end of the backward pass, and the optimizer's step. Bytes of
+The largest sum is looked for at the moments of a step at which it can be: the end of the
+forward pass, the first and the last block of the backward pass, the embedding's gradient, and the
+optimizer's step. Bytes of
 weights, gradients, moments and saved activations follow from shapes; working memory is that of the
 largest operation. What the allocator rounds up and what CUDA and NCCL keep is not in it.
 """
@@ -208,7 +209,7 @@ def memory(
 def _moments(
     model: LlamaConfig, config: TrainConfig, mesh: Mesh, device: str
 ) -> Iterator[dict[str, int]]:
-    """What is there besides weights and moments, at each of four moments."""
+    """What is there besides weights and moments, at each of five moments."""
     weights, layers = weights_of(model, mesh), model.num_layers
     block, loss = block_bytes(model, config, mesh), loss_bytes(model, config, mesh, device)
     gradients = FLOAT * weights.held
@@ -217,11 +218,9 @@ def _moments(
     is_narrow, is_checkpointed = item_size(config) < FLOAT, block.again > 0
     # Autocast keeps its copies to the end of the forward pass, the graph to that of the backward
     # pass. The embedding is not cast, but its weight is where it is the head too.
-    cast = 2 * (layers * weights.block + model.vocab_size // mesh.tensor * model.embed_dim)
+    embedding_size = model.vocab_size // mesh.tensor * model.embed_dim
+    cast = 2 * (layers * weights.block + embedding_size)
     copies = cast if is_narrow else 0
-    # Its gradient stands beside what it is added to: the head's, or that of micro-batches before.
-    embedding = FLOAT * model.vocab_size // mesh.tensor * model.embed_dim
-    embedding = embedding if model.tie_embeddings or before else 0
     block_gathered, root_gathered = (FLOAT * n if mesh.uses_fsdp else 0 for n in weights[:2])
     yield {
         "gradients": before,
@@ -239,9 +238,17 @@ def _moments(
         # The block and the one fetched before its turn; its gradient and the one on its way.
         "FSDP buffers": root_gathered + 4 * block_gathered,
     }
+    # At the first block, whose gradient, and the embedding's, are the last to come.
+    last = FLOAT * (weights.block + embedding_size) // mesh.shards
+    yield {
+        "gradients": gradients if before else gradients - last,
+        "working memory": block.again + block.working,
+        "FSDP buffers": root_gathered + 4 * block_gathered,
+    }
     yield {
         "gradients": gradients,
-        "working memory": max(block.again + block.working, embedding),
+        # The embedding's stands beside what it is added to: the head's, or that of before.
+        "working memory": FLOAT * embedding_size if model.tie_embeddings or before else 0,
         # Embedding and head, their gradients, and these on their way.
         "FSDP buffers": 3 * root_gathered,
     }

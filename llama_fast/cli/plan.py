@@ -1,0 +1,154 @@
+"""`llama-fast plan`: memory, speed and traffic of a run, before it is started."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_fast.train.plan import Plan
+
+HELP = "estimate memory, speed and traffic of a training run on many GPUs"
+
+EPILOG = """All options of `llama-fast train` are understood too, such as --parallel.shard 8.
+Memory is that of the worst moment of a step; times follow from the MFU that is assumed."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options that `llama-fast train` does not have."""
+    found = argparse.ArgumentParser(
+        prog="llama-fast plan",
+        usage="%(prog)s CONFIG.yaml [--gpus N] [--gpu NAME] [--mfu X] [--data.rows N ...]",
+        description=HELP,
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    found.add_argument("--gpus", type=int, metavar="N", help="all together (default: a host's 8)")
+    found.add_argument("--gpu", default="h100", metavar="NAME", help="kind of GPU (default: h100)")
+    found.add_argument(
+        "--mfu", type=float, default=0.4, metavar="X", help="share of its rate (default: 0.4)"
+    )
+    found.add_argument(
+        "--gpus-per-host", type=int, default=8, metavar="N", help="joined by NVLink (default: 8)"
+    )
+    found.add_argument(
+        "--network",
+        type=float,
+        default=50.0,
+        metavar="GB/S",
+        help="of each GPU to other hosts, one way (default: 50, which is 400 Gbit/s)",
+    )
+    found.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="of the data (default: its own, or the preset's)",
+    )
+    found.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there as well")
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the estimate.
+
+    Raises:
+        FileNotFoundError: no such configuration.
+        ValueError: an option out of its range, or sizes that do not fit each other.
+    """
+    from llama_fast.cli.train import read_config
+    from llama_fast.data import TokenShards
+    from llama_fast.train.plan import advice, model_of, plan
+
+    args, rest = parser().parse_known_args(argv)
+    config = read_config(rest)
+    shards = Path(config.data.train)
+    vocab_size = args.vocab_size
+    if vocab_size is None and (shards / "index.json").is_file():
+        vocab_size = TokenShards(shards).vocab_size
+    options = {
+        "gpus": 8 if args.gpus is None else args.gpus,
+        "gpu": args.gpu,
+        "mfu": args.mfu,
+        "gpus_per_host": args.gpus_per_host,
+        "network": args.network * 1e9,
+    }
+    found = plan(config, model_of(config, vocab_size), **options)
+    _show(found, [] if found.fits else advice(found, **options)[:5])
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _show(found: Plan, changes: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, mesh, config = Console(highlight=False), found.mesh, found.config
+    shape = " × ".join(f"{name} {size}" for name, size in mesh._asdict().items() if size > 1)
+    console.print(
+        f"[bold]{found.model.num_parameters() / 1e6:,.1f} M weights on {mesh.ranks} × "
+        f"{found.gpu.name}[/]: {shape or 'one process'}"
+    )
+    console.print(
+        f"{config.precision}, checkpointing {config.activation_checkpointing}; a step of "
+        f"{found.tokens:,} tokens: {config.optimizer.accumulate} × {config.data.rows} rows of "
+        f"{config.data.seq_len:,} on {mesh.data_ranks}"
+    )
+    memory = Table("memory of a GPU", "GB", title_justify="left")
+    memory.columns[1].justify = "right"
+    for kind, size in found.memory.items():
+        memory.add_row(kind, f"{size / 1e9:,.2f}")
+    memory.add_section()
+    memory.add_row("peak", f"{found.peak_bytes / 1e9:,.2f}", style="bold")
+    memory.add_row("usable", f"{found.usable / 1e9:,.2f}")
+    console.print(memory)
+    if found.traffic:
+        console.print(_traffic(found))
+    console.print(
+        f"step {_duration(found.step_seconds)} at {found.mfu:.0%} of {found.peak}: "
+        f"{found.tokens_per_second:,.0f} tokens/s, {found.tokens_per_second / mesh.ranks:,.0f} on "
+        f"each GPU"
+    )
+    console.print(
+        f"{config.steps:,} steps, {config.steps * found.tokens / 1e9:,.2f} G tokens: "
+        f"{_duration(found.run_seconds)}, {found.run_seconds * mesh.ranks / 3600:,.1f} GPU hours"
+    )
+    if found.fits:
+        console.print("[bold green]fits[/]")
+        return
+    console.print("[bold red]does not fit[/]. These would, with as many rows a step:")
+    for change, other in changes:
+        console.print(f"  {change}: {other.peak_bytes / 1e9:,.1f} GB")
+    if not changes:
+        console.print("  nothing that was tried: more GPUs, or a shorter data.seq_len")
+
+
+def _traffic(found: Plan) -> Any:
+    from rich.table import Table
+
+    table = Table("sent by a GPU in a step", "along", "what", "GB", "at least")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for t in found.traffic:
+        table.add_row(
+            f"{t.operation} of {t.size}",
+            t.dimension,
+            t.what,
+            f"{t.sent / 1e9:,.3f}",
+            _duration(found.seconds_on_link(t)),
+        )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1e3:,.1f} ms"
+    if seconds < 120:
+        return f"{seconds:,.1f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:,.0f} min"
+    return f"{seconds / 3600:,.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:,.1f} days"
