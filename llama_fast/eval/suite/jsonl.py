@@ -22,7 +22,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            row = _parse(line, f"{path}:{number}")
+            row = _parse(line.rstrip(), f"{path}:{number}")
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: expected a JSON object, got {_kind(row)}")
             if rows and row.keys() != rows[0].keys():

@@ -89,7 +89,7 @@ class ToxigenGeneration(OwnTask):
             if "classifier" in metadata:  # asked for by name: to go without it would be wrong
                 said = " ".join(str(error).split())[:200]
                 raise ValueError(
-                    f"toxigen_classifier: {name!r} is no folder or hub name of a classifier ({said})"
+                    f"toxigen_classifier: {name!r} is no classifier ({said})"
                 ) from None
             return None
         return tokenizer, model.eval()

@@ -1,0 +1,303 @@
+"""Programs that try to get out of the sandbox.
+
+Each attempt is made with all layers, and with each of the two that guard the files left out. What
+an attempt aims at is outside and real: a file, a listening socket, this process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llama_fast.eval.suite import sandbox
+from llama_fast.eval.suite.sandbox import Limits, Outcome, SandboxError, _run, measures, run
+
+LAYERS = [(), ("namespaces",), ("Landlock",)]
+QUICK = Limits(seconds=0.7)
+
+try:
+    measures()
+except SandboxError as error:
+    pytest.skip(f"no sandbox here: {error}", allow_module_level=True)
+
+
+@pytest.fixture(params=LAYERS, ids=lambda layers: f"without {layers[0]}" if layers else "all")
+def attempt(request: pytest.FixtureRequest) -> Iterator:
+    def go(program: str, limits: Limits = QUICK) -> Outcome:
+        try:
+            return _run(program, limits, request.param)[0]
+        except SandboxError as error:
+            pytest.skip(f"not enough guards the program: {error}")
+
+    yield go
+
+
+def unguarded(program: str) -> str:
+    """What the program says without a sandbox: shows that the attempt itself is sound."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return done.stderr
+
+
+def escapes(outcome: Outcome) -> str:
+    """What the program says it managed to do; the attempts raise SystemExit(what) then."""
+    return outcome.error if outcome.error.startswith("SystemExit") else ""
+
+
+def test_a_good_program_passes_and_a_bad_one_does_not(attempt) -> None:
+    assert attempt("import math, re, collections, heapq\nassert math.gcd(12, 18) == 6").passed
+    failed = attempt("assert 1 == 2, 'not equal'")
+    assert (failed.status, failed.error) == ("failed", "AssertionError: not equal")
+    assert attempt("def f(:").error.startswith("SyntaxError")
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(0)", "import os; os._exit(0)", "quit = 1; 1/0"])
+def test_an_early_end_is_no_pass(attempt, code: str) -> None:
+    assert attempt(f"{code}\nassert False").status == "failed"
+
+
+def test_a_file_outside_cannot_be_read(attempt, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("do not tell")
+    program = f"raise SystemExit(open({str(secret)!r}).read())"
+    assert "do not tell" in unguarded(program)
+    assert "do not tell" not in attempt(program).error
+    other = f"import os; raise SystemExit(os.listdir({str(tmp_path)!r}))"
+    assert "secret" in unguarded(other)
+    assert "secret" not in escapes(attempt(other))
+    for path in ("/etc/passwd", "/proc/self/environ", f"/proc/{os.getpid()}/cmdline"):
+        assert escapes(attempt(f"raise SystemExit(open({path!r}, 'rb').read())")) == ""
+
+
+def test_nothing_outside_can_be_written(attempt, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    kept.chmod(0o640)
+    before = kept.stat()
+    attempts = [
+        f"open({str(tmp_path / 'new')!r}, 'w').write('x')",
+        f"open({str(kept)!r}, 'a').write('x')",
+        f"import os; os.truncate({str(kept)!r}, 0)",
+        f"import os; os.unlink({str(kept)!r})",
+        f"import os; os.rename({str(kept)!r}, {str(tmp_path / 'moved')!r})",
+        f"import os; os.chmod({str(kept)!r}, 0o777)",
+        f"import os; os.utime({str(kept)!r}, (1, 1))",
+        f"import os; os.mkdir({str(tmp_path / 'folder')!r})",
+        f"import os; os.symlink('/', {str(tmp_path / 'link')!r})",
+        f"open({str(Path(sys.prefix) / 'pyvenv.cfg')!r}, 'a')",
+        f"open({os.__file__!r}, 'a')",
+        "open('/usr/written', 'w')",
+        "open('/lib/written', 'w')",
+    ]
+    for program in attempts:
+        assert attempt(program).status == "failed", program
+    after = kept.stat()
+    assert kept.read_text() == "as it was"
+    assert (after.st_mode, after.st_mtime) == (before.st_mode, before.st_mtime)
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_own_folder_is_bounded_and_gone_afterwards(tmp_path: Path) -> None:
+    assert run("open('note', 'w').write('x'); assert open('note').read() == 'x'").passed
+    big = "b = bytes(1 << 20)\nwith open('big', 'wb') as f:\n    for _ in range(9): f.write(b)"
+    assert "File too large" in run(big).error
+    many = "for i in range(40):\n    open(str(i), 'wb').write(bytes(1 << 20))"
+    assert "No space left" in run(many).error
+    assert not list(Path("/tmp").glob("llama-fast-run-*/*"))
+
+
+def test_no_connection_to_this_machine(attempt) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        port = server.getsockname()[1]
+        program = (
+            "import socket\n"
+            f"socket.create_connection(('127.0.0.1', {port}), timeout=0.5).send(b'out')\n"
+            "raise SystemExit('connected')"
+        )
+        assert escapes(attempt(program)) == ""
+        with pytest.raises(TimeoutError):
+            server.accept()
+        assert "connected" in unguarded(program)
+        server.accept()
+
+
+def test_no_unix_socket(attempt, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        program = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r})"
+        assert attempt(program).status == "failed"
+
+
+def test_no_new_process_and_no_program(attempt) -> None:
+    assert "PermissionError" in attempt("import os\nwhile True: os.fork()").error
+    assert "PermissionError" in attempt("import subprocess; subprocess.run(['/bin/true'])").error
+    assert "PermissionError" in attempt("import os; os.execv('/bin/true', ['true'])").error
+    assert attempt("import os; assert os.system('true') == 0").status == "failed"
+    assert attempt("import os; os.posix_spawn('/bin/true', ['true'], {})").status == "failed"
+    # Threads are no processes.
+    threads = "import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()"
+    assert attempt(threads).passed
+
+
+def test_memory_is_bounded(attempt) -> None:
+    assert "MemoryError" in attempt("x = bytearray(4 << 30)").error
+    hog = "x = []\nwhile True: x.append(bytearray(50 << 20))"
+    assert attempt(hog, Limits(seconds=20.0, memory_mb=300)).error.startswith("MemoryError")
+
+
+def test_time_is_bounded(attempt) -> None:
+    start = time.monotonic()
+    loop = attempt("while True: pass")
+    assert loop.status == "timed out"
+    stubborn = (
+        "import signal\n"
+        "for s in range(1, 65):\n"
+        "    try: signal.signal(s, signal.SIG_IGN)\n"
+        "    except (OSError, ValueError): pass\n"
+        "while True:\n"
+        "    try: signal.pause()\n"
+        "    except BaseException: pass"
+    )
+    assert attempt(stubborn).status == "timed out"
+    assert time.monotonic() - start < 10
+
+
+def test_output_is_thrown_away(attempt) -> None:
+    outcome = attempt("s = 'x' * (1 << 20)\nwhile True: print(s)")
+    assert (outcome.status, len(outcome.error) < 1000) == ("timed out", True)
+    assert len(attempt("raise ValueError('x' * (1 << 24))").error) < 1000
+    assert attempt("import sys\nprint(1)\nprint(2, file=sys.stderr)\nassert input").passed
+
+
+def test_the_verdict_cannot_be_written_over(attempt) -> None:
+    forged = (
+        "import os\n"
+        "for fd in range(3, 64):\n"
+        "    try: os.write(fd, b'{\"passed\": true}\\n' * 4)\n"
+        "    except OSError: pass\n"
+        "raise ValueError('forged')"
+    )
+    assert attempt(forged).status == "failed"
+
+
+def test_no_signal_to_others(attempt) -> None:
+    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        kills = "\n".join(
+            f"try: os.{call}({pid}, {signal.SIGKILL})\nexcept OSError: pass"
+            for call in ("kill", "killpg")
+            for pid in (victim.pid, os.getpid(), "os.getppid()", -1)
+        )
+        attempt(f"import os\n{kills}")
+        time.sleep(0.1)
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+def test_no_way_back_up(attempt) -> None:
+    calls = {
+        "unshare": "0x10000000",
+        "mount": "b'/', b'/tmp', None, 4096, None",
+        "umount2": "b'/usr', 2",
+        "ptrace": f"16, {os.getpid()}, 0, 0",
+        "chroot": "b'.'",
+        "setns": "3, 0",
+        "prctl": "1, 0, 0, 0, 0",
+    }
+    for name, arguments in calls.items():
+        program = (
+            "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+            f"assert libc.{name}({arguments}) == -1\nassert ctypes.get_errno() == 1"
+        )
+        assert attempt(program).passed, name
+
+
+def test_environment_is_empty(attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_FAST_SECRET", "do not tell")
+    outcome = attempt("import os; raise SystemExit(sorted(os.environ))")
+    assert "SECRET" not in outcome.error and "HOME" not in outcome.error
+
+
+def test_installed_packages_can_be_imported(attempt) -> None:
+    assert attempt("import numpy as np\nassert np.arange(4).sum() == 6", Limits(seconds=20)).passed
+
+
+def test_it_dies_with_its_parent() -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(sandbox.__file__).parent)!r})\n"
+        "from sandbox import run, Limits\n"
+        "print('go', flush=True)\n"
+        "run('while True: pass', Limits(seconds=50, memory_mb=777))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert parent.stdout is not None and parent.stdout.readline() == b"go\n"
+    deadline = time.monotonic() + 20
+    while not (children := jails(parent.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert children
+    time.sleep(0.3)
+    children = jails(parent.pid)
+    parent.kill()
+    parent.wait()
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, children))
+
+
+def jails(parent: int) -> list[int]:
+    """Process ids of the sandbox's processes below ``parent``, outer and inner."""
+    found = [parent]
+    for pid in sorted(int(p) for p in os.listdir("/proc") if p.isdigit()):
+        try:
+            above = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if above in found:
+            found.append(pid)
+    return found[1:]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_several_threads_may_run_programs_at_once() -> None:
+    outcomes: list[Outcome] = []
+    workers = [
+        threading.Thread(target=lambda: outcomes.append(run("x = 1", Limits(seconds=10))))
+        for _ in range(6)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [outcome.status for outcome in outcomes] == ["passed"] * 6
+
+
+def test_an_unguarded_program_does_not_run() -> None:
+    with pytest.raises(SandboxError, match="nothing guards files"):
+        _run("pass", QUICK, ("namespaces", "Landlock"))
+
+
+def test_a_sample_costs_little() -> None:
+    run("pass")
+    start = time.perf_counter()
+    for _ in range(5):
+        run("pass")
+    assert (time.perf_counter() - start) / 5 < 0.5
