@@ -168,7 +168,6 @@ def _limit(limits: dict[str, int]) -> None:
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: limits["file_mb"] * megabyte,
         resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_NPROC: 128,  # threads count; processes are the filter's business
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
