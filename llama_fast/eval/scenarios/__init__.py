@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
-    from lm_eval.api.task import Task
+
+    from .task import ScenarioTask
 
 __all__ = ["SCENARIOS", "Scenario", "scenario_groups", "scenario_tasks"]
 
@@ -74,22 +75,27 @@ SCENARIOS: Mapping[str, Scenario] = {
 
 
 def scenario_tasks(
-    data_dir: str | Path | None, names: Iterable[str] | None = None
-) -> dict[str, Task]:
+    data_dir: str | Path | None,
+    names: Iterable[str] | None = None,
+    *,
+    num_fewshot: int | None = None,
+) -> dict[str, ScenarioTask]:
     """The tasks by name, ready for ``lm_eval.evaluator.evaluate``.
 
     Args:
         data_dir: the folder that holds ``hub/`` and ``scenarios/``. Without one, question
             answering takes its data from the Hugging Face hub; the others need it.
         names: of tasks or of groups; all groups if None.
+        num_fewshot: examples in a prompt; None leaves each task its own number.
 
     Raises:
-        ValueError: an unknown name, or a file whose content is not what the task expects.
+        ValueError: an unknown name, a file whose content is not what the task expects, or more
+            examples than the data have.
         MissingDataError: a data file that is not there.
     """
     makers = _makers()
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, ScenarioTask] = {}
     for name in SCENARIOS if names is None else names:
         if name not in SCENARIOS and name not in makers:
             near = difflib.get_close_matches(name, [*SCENARIOS, *makers], cutoff=0.4)
@@ -100,6 +106,8 @@ def scenario_tasks(
         for task in SCENARIOS[name].tasks if name in SCENARIOS else (name,):
             if task not in tasks:
                 tasks[task] = makers[task](folder)
+                if num_fewshot is not None:
+                    tasks[task].set_shots(num_fewshot)
     return tasks
 
 
@@ -123,7 +131,7 @@ def scenario_groups(tasks: Mapping[str, object]) -> dict[str, Group]:
     return groups
 
 
-def _makers() -> dict[str, Callable[[Path | None], Task]]:
+def _makers() -> dict[str, Callable[[Path | None], ScenarioTask]]:
     """Of every task, the function from the data folder to the task."""
     # The harness takes seconds to import; SCENARIOS alone should not.
     from . import question_answering, semantic_parsing, summarization, translation

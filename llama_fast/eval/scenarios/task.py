@@ -36,7 +36,7 @@ class ScenarioTask(ConfigurableTask):
         metadata: for the results' record.
 
     Raises:
-        ValueError: no documents, or fewer examples than num_fewshot.
+        ValueError: nothing to score, or fewer examples than num_fewshot.
     """
 
     def __init__(
@@ -55,11 +55,8 @@ class ScenarioTask(ConfigurableTask):
         score: Callable[[Document, str], dict[str, Any]],
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        if not documents or len(pool) < num_fewshot:
-            raise ValueError(
-                f"{name}: expected documents and at least {num_fewshot} examples in {dataset}, got "
-                f"{len(documents)} and {len(pool)}"
-            )
+        if not documents:
+            raise ValueError(f"{name}: expected questions to score in {dataset}, got none")
         self._rows = {"test": documents, "examples": pool}
         super().__init__(
             config={
@@ -68,7 +65,6 @@ class ScenarioTask(ConfigurableTask):
                 "test_split": "test",
                 "fewshot_split": "examples",
                 "fewshot_config": {"sampler": "first_n"},
-                "num_fewshot": num_fewshot,
                 "output_type": "generate_until",
                 "description": description,
                 "doc_to_text": prompt,
@@ -87,6 +83,20 @@ class ScenarioTask(ConfigurableTask):
                 "metadata": {"version": 1.0, **(metadata or {})},
             }
         )
+        self.set_shots(num_fewshot)
+
+    def set_shots(self, num_fewshot: int) -> None:
+        """Set the number of examples in a prompt.
+
+        Raises:
+            ValueError: negative, or more than there are.
+        """
+        most = len(self._rows["examples"])
+        if not 0 <= num_fewshot <= most:
+            raise ValueError(
+                f"num_fewshot: expected 0 to {most} for {self.config.task}, got {num_fewshot}"
+            )
+        self.set_config("num_fewshot", num_fewshot)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Hand the rows over as the harness's `datasets` splits."""

@@ -308,13 +308,30 @@ def test_a_broken_file_is_named(tmp_path, data_dir, task, relative, text, messag
         scenario_tasks(tmp_path, [task])
 
 
-def test_too_few_rows_are_said(tmp_path, data_dir):
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (3, "expected questions to score in google-research-datasets/nq_open, got none"),
+        (100, "expected questions to score"),
+    ],
+)
+def test_too_few_rows_are_said(tmp_path, data_dir, lines, message):
     relative = "hub/google-research-datasets/nq_open/default/validation.jsonl"
     (tmp_path / relative).parent.mkdir(parents=True)
-    lines = (data_dir / relative).read_text().splitlines()[:3]
-    (tmp_path / relative).write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"at least 5 examples in google-.*, got 0 and 3"):
+    head = (data_dir / relative).read_text().splitlines()[:lines]
+    (tmp_path / relative).write_text("\n".join(head))
+    with pytest.raises(ValueError, match=message):
         scenario_tasks(tmp_path, ["scenario_nq_open"])
+
+
+def test_the_number_of_examples_can_be_set(data_dir):
+    for shots in (0, 7):
+        (task,) = scenario_tasks(data_dir, ["scenario_squad"], num_fewshot=shots).values()
+        prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=task.config.num_fewshot)
+        assert prompt.count("Question:") == shots + 1
+    for shots in (-1, 75):
+        with pytest.raises(ValueError, match=f"expected 0 to 74 for scenario_squad, got {shots}"):
+            scenario_tasks(data_dir, ["scenario_squad"], num_fewshot=shots)
 
 
 def test_an_unknown_name_gets_the_nearest(data_dir):
