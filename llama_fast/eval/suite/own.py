@@ -52,6 +52,9 @@ class OwnTask(ConfigurableTask):
         """A question's scores, from the text that the model wrote."""
         raise NotImplementedError
 
+    def fewshot_docs(self) -> None:
+        """None: these tasks have no examples."""
+
     def dump_config(self) -> dict[str, Any]:
         """The configuration as plain data, without the methods of this object."""
         config = super().dump_config()

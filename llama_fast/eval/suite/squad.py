@@ -32,6 +32,9 @@ class SquadV2(SQuAD2):
         """Whether the data have a training split."""
         return "train" in self.dataset
 
+    def fewshot_docs(self) -> None:
+        """None: the task has no examples, and the training split need not be read for them."""
+
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         """A question's scores; see the class."""
         stock = super().process_results(doc, results)
