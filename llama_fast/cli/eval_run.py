@@ -110,7 +110,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
     _quiet_libraries()
     try:
         from llama_fast.eval.harness import HarnessModel
-        from llama_fast.eval.run import Limits, evaluate_tasks, load
+        from llama_fast.eval.run import Limits, evaluate_tasks, load, metric_keys
     except ImportError as error:
         raise ImportError(
             f"evaluation needs the eval extra: pip install llama_fast[eval] ({error})"
@@ -149,6 +149,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
         cache=None if args.no_cache else out / "requests.sqlite",
         seed=args.seed,
     )
+    keys = metric_keys(preset)
     outcome = evaluate_tasks(
         lm,
         loaded,
@@ -157,9 +158,9 @@ def evaluate_model(args: argparse.Namespace) -> int:
         metadata=_facts(args, preset, lm),
         chat=args.chat,
         system=args.system,
+        keys=keys,
     )
     if outcome.results:
-        keys = None if preset is None else _metric_keys(preset)
         screen.console.print(task_table(outcome.results, keys))
         if preset is not None:
             screen.console.print(suite_table(summarise(outcome.results, preset)))
@@ -194,12 +195,6 @@ def _facts(args: argparse.Namespace, preset: str | None, lm: Any) -> dict[str, A
             "python": platform.python_version(),
         },
     }
-
-
-def _metric_keys(preset: str) -> dict[str, str]:
-    from llama_fast.eval.suite import suite
-
-    return {task: part.metric for part in suite(preset).parts for task in part.tasks}
 
 
 def _quiet_libraries() -> None:

@@ -80,7 +80,7 @@ class HarnessModel(TemplateLM):
         self.scorer = Scorer(self.model, int(budget))
         most = self.model.config.max_seq_len
         self.max_length = min(int(max_length or most), most)
-        self.batch = int(batch_size) if str(batch_size).isdigit() else 16
+        self.batch = 32 if batch_size in (None, "auto") else int(batch_size)
         self.seed = int(seed)
         self.cache = None if cache is None else RequestCache(cache)
         self.model_hash = fingerprint(model)
@@ -275,13 +275,16 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A chat as the text that the model was trained on."""
+        """A chat as a text; without a generation prompt the last message goes on."""
         if self._template is None:
             if self.words.chat_template is None:
                 raise ValueError("apply_chat_template: expected a model with a template, got none")
             self._template = ChatTemplate(self.words.chat_template)
         text = self._template.render(chat_history, add_generation_prompt=add_generation_prompt)
-        return text if add_generation_prompt else text.rstrip()
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"].strip()
+        return text[: text.rindex(last) + len(last)]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The model's own template, for the record."""

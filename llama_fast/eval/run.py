@@ -14,7 +14,7 @@ from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import write_run
 from llama_fast.eval.report.table import LiveTable
 from llama_fast.eval.scenarios import SCENARIOS, scenario_groups, scenario_tasks
-from llama_fast.eval.suite import load_tasks
+from llama_fast.eval.suite import load_tasks, suite
 from llama_fast.eval.suite.loading import LoadedTasks
 
 log = logging.getLogger("llama_fast")
@@ -96,7 +96,7 @@ def load(names: Sequence[str], data_dir: Path | None, **options: Any) -> LoadedT
     if ours:
         if data_dir is None:
             raise ValueError(f"data_dir: expected a folder with the data of {ours[0]}, got None")
-        tasks = scenario_tasks(data_dir, ours)
+        tasks = scenario_tasks(data_dir, ours, num_fewshot=options.get("num_fewshot"))
         loaded["tasks"] |= tasks
         groups = scenario_groups(tasks)
         loaded["groups"] |= groups
@@ -113,6 +113,7 @@ def evaluate_tasks(
     metadata: Mapping[str, Any] | None = None,
     chat: bool = False,
     system: str | None = None,
+    keys: Mapping[str, str] | None = None,
     bootstrap_iters: int = 1000,
 ) -> Outcome:
     """Ask every question of every task, and write results and samples to a folder.
@@ -128,6 +129,7 @@ def evaluate_tasks(
         metadata: facts for the report, see :func:`llama_fast.eval.report.write_run`.
         chat: whether prompts go through the model's chat template.
         system: instruction in front of each prompt.
+        keys: task -> `metric,filter` that is shown of it, where it is not the usual one.
         bootstrap_iters: resamples for standard errors that have no formula.
 
     Raises:
@@ -135,7 +137,7 @@ def evaluate_tasks(
     """
     from lm_eval.evaluator import evaluate
 
-    limits = limits or Limits()
+    limits, keys = limits or Limits(), keys or {}
     tasks = loaded["tasks"]
     limits.check(list(tasks))
     counts = {name: _questions(task, limits.of(name)) for name, task in tasks.items()}
@@ -172,12 +174,20 @@ def evaluate_tasks(
             }
             write_run(out, found, facts, add=bool(outcome.results))
             _merge(outcome.results, found)
-            table.finish(name, found["results"][name])
+            table.finish(name, found["results"][name], keys.get(name))
     _add_groups(outcome.results, loaded)
     if outcome.results:
         facts["not_scored"] = outcome.not_scored
         write_run(out, outcome.results, facts, add=True)
     return outcome
+
+
+def metric_keys(preset: str | None) -> dict[str, str]:
+    """Task -> `metric,filter` that is its score: of a suite's tasks, and of scenarios."""
+    keys = {} if preset is None else {t: p.metric for p in suite(preset).parts for t in p.tasks}
+    for scenario in SCENARIOS.values():
+        keys |= dict.fromkeys(scenario.tasks, f"{scenario.main_metric},none")
+    return keys
 
 
 def _questions(task: Any, limit: int | None) -> int:

@@ -1,0 +1,175 @@
+"""How fast SmolLM2-135M answers benchmarks: lm-evaluation-harness's own engine beside ours.
+
+    python -m benchmarks.evaluation --data-dir DIR [--dtype bfloat16] [--quick] [--out FOLDER]
+
+(`make bench-eval`.) Both have the same weights in the same dtype, and answer the same requests in
+one process, in turns; medians of the rounds. Tokenising is part of the time, loading is not. Scores
+are compared: the chosen option of every question, or the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llama_fast
+from benchmarks.report import machine_slug
+from llama_fast.demo import fetch
+
+
+@dataclass(frozen=True)
+class Case:
+    """Requests to answer.
+
+    Attributes:
+        name: what is shown.
+        task: of the suite.
+        questions: its first ones.
+        goal: how many times as fast as the harness's engine ours should be.
+        tokens: longest text that is generated; 0: likelihoods.
+        rounds: how often each side takes its turn.
+    """
+
+    name: str
+    task: str
+    questions: int
+    goal: float
+    tokens: int = 0
+    rounds: int = 3
+
+
+CASES = (
+    Case("HellaSwag", "hellaswag", 100, 2.5),
+    Case("ARC-Easy", "arc_easy", 100, 3.0),
+    Case("MMLU 5-shot, one subject", "mmlu_5shot_high_school_biology", 200, 6.0, rounds=1),
+    Case("GSM8K 8-shot, 128 tokens", "gsm8k_cot", 16, 4.0, tokens=128, rounds=1),
+)
+
+
+@dataclass
+class Result:
+    """What a case came to: seconds of each round, and how many answers are the same."""
+
+    case: str
+    dtype: str
+    questions: int
+    goal: float
+    theirs: list[float]
+    ours: list[float]
+    same: int
+    compared: int
+
+    @property
+    def ratio(self) -> float:
+        """Median of theirs over median of ours."""
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+
+def requests_of(case: Case, data_dir: Path) -> list[Any]:
+    """The harness's requests of a case."""
+    from llama_fast.eval.suite import load_tasks
+
+    task = load_tasks([case.task], data_dir=data_dir)["tasks"][case.task]
+    task.build_all_requests(limit=case.questions)
+    found = [deepcopy(r) for r in task.instances]
+    for r in found if case.tokens else ():
+        r.arguments = (r.args[0], {**r.args[1], "max_gen_toks": case.tokens})
+    return found
+
+
+def run_case(case: Case, theirs: Any, ours: Any, data_dir: Path, dtype: str) -> Result:
+    """Let both sides answer in turns."""
+    requests = requests_of(case, data_dir)
+    times: dict[str, list[float]] = {"theirs": [], "ours": []}
+    answers: dict[str, list[Any]] = {}
+    for number in range(case.rounds):
+        sides = [("theirs", theirs), ("ours", ours)]
+        for name, lm in sides if number % 2 == 0 else sides[::-1]:
+            method = lm.generate_until if case.tokens else lm.loglikelihood
+            begin = time.perf_counter()
+            answers[name] = method(deepcopy(requests), disable_tqdm=True)
+            times[name].append(time.perf_counter() - begin)
+    picked = [answers[n] if case.tokens else _best(answers[n], requests) for n in times]
+    same = sum(a == b for a, b in zip(*picked, strict=True))
+    return Result(case.name, dtype, case.questions, case.goal, times["theirs"], times["ours"],
+                  same, len(picked[0]))  # fmt: skip
+
+
+def _best(answers: Sequence[tuple[float, bool]], requests: Sequence[Any]) -> list[int]:
+    options: dict[int, list[float]] = {}
+    for (logprob, _), request in zip(answers, requests, strict=True):
+        options.setdefault(request.doc_id, []).append(logprob)
+    return [max(range(len(v)), key=v.__getitem__) for v in options.values()]
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown."""
+    lines = [
+        "| case | dtype | lm-eval HFLM, batch 8 | llama_fast | ratio | asked | same answers |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in results:
+        lines.append(
+            f"| {r.case}, {r.questions} questions | {r.dtype} | {statistics.median(r.theirs):.1f} s "
+            f"| {statistics.median(r.ours):.1f} s | **{r.ratio:.1f}×** | {r.goal}× "
+            f"| {r.same} of {r.compared} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--data-dir", type=Path, required=True, help="mirror of the data sets")
+    parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"))
+    parser.add_argument("--case", action="append", help="names that contain this")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the questions, one round")
+    parser.add_argument("--out", type=Path, help="folder for JSON and markdown")
+    args = parser.parse_args()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from lm_eval.models.huggingface import HFLM
+
+    from llama_fast.eval.harness import HarnessModel
+
+    cases = [c for c in CASES if not args.case or any(part in c.name for part in args.case)]
+    if args.quick:
+        cases = [Case(c.name, c.task, max(4, c.questions // 5), c.goal, c.tokens, 1) for c in cases]
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        model, tokenizer = llama_fast.models.load(fetch.smollm2_path(), dtype=torch.float32)
+        llama_fast.models.save(model, Path(folder) / "smollm2", tokenizer)
+        del model
+        for dtype in args.dtype or ("float32", "bfloat16"):
+            path = str(Path(folder) / "smollm2")
+            theirs = HFLM(
+                pretrained=path, dtype=dtype, batch_size=8, softmax_dtype="float32", device="cpu"
+            )
+            ours = HarnessModel(path, dtype=dtype, device="cpu")
+            for case in cases:
+                results.append(run_case(case, theirs, ours, args.data_dir, dtype))
+                print(table(results[-1:]).splitlines()[-1], flush=True)
+            del theirs, ours
+    print("\n" + table(results))
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        slug = f"eval-{machine_slug('cpu')}"
+        facts = {"torch": torch.__version__, "results": [asdict(r) for r in results]}
+        (args.out / f"{slug}.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (args.out / f"{slug}.md").write_text(table(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()

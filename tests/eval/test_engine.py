@@ -1,0 +1,143 @@
+"""The scorer against the model itself, in float64, one request at a time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+import llama_fast
+from llama_fast.eval.engine import Likelihood, Scorer
+from llama_fast.models import LLaMA, LlamaConfig
+from tests.eval.harness_tasks import instances
+from tests.paths import smollm2
+
+Pairs = list[tuple[list[int], list[int]]]
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[LLaMA, Pairs]:
+    """SmolLM2 and the options of real questions: HellaSwag, and MMLU with five examples."""
+    model, tokenizer = llama_fast.models.load(smollm2(), dtype=torch.float32)
+    pairs = []
+    for task, limit in (("hellaswag", 3), ("mmlu_5shot_anatomy", 2)):
+        for request in instances(task, limit):
+            context, continuation = request.args
+            whole, start = tokenizer.encode(context + continuation), tokenizer.encode(context)
+            pairs.append((start, whole[len(start) :]))
+    return model, pairs
+
+
+def one_by_one(model: LLaMA, pairs: Pairs, dtype: torch.dtype) -> list[tuple[float, bool]]:
+    """By the reference mathematics and plain log-softmax."""
+    found = []
+    for context, continuation in pairs:
+        tokens = torch.tensor([[*context, *continuation[:-1]]])
+        with (
+            torch.no_grad(),
+            llama_fast.use_backend("reference" if dtype == torch.float64 else "torch"),
+        ):
+            logits = model(tokens)[0, len(context) - 1 :]
+        logprobs = logits.to(torch.float64).log_softmax(-1)
+        targets = torch.tensor(continuation)
+        total = logprobs.gather(1, targets.unsqueeze(1)).sum().item()
+        found.append((total, bool((logprobs.argmax(-1) == targets).all())))
+    return found
+
+
+def test_error_is_no_larger_than_that_of_stock_operators(real: tuple[LLaMA, Pairs]) -> None:
+    model, pairs = real
+    pairs = pairs[::2]
+    ours = Scorer(model).score(pairs)
+    stock = one_by_one(model, pairs, torch.float32)
+    truth = one_by_one(model.double(), pairs, torch.float64)
+    model.float()
+    errors = [
+        [abs(a[0] - b[0]) for a, b in zip(side, truth, strict=True)] for side in (ours, stock)
+    ]
+    # Rounding of a sum of many: the largest of a few draws varies by a factor of two.
+    assert max(errors[0]) <= 2 * max(errors[1])
+    assert [a.greedy for a in ours] == [b[1] for b in truth]
+
+
+@pytest.mark.parametrize("budget", [1, 100, 512])
+def test_batch_order_and_reuse_do_not_matter(real: tuple[LLaMA, Pairs], budget: int) -> None:
+    """Packed by another budget, in another order, and each request without the others."""
+    model, pairs = real
+    pairs = pairs[:8]
+    expected = Scorer(model).score(pairs)
+    order = random.Random(budget).sample(range(len(pairs)), len(pairs))
+    found = Scorer(model, budget).score([pairs[i] for i in order])
+    alone = [Scorer(model).score([pair])[0] for pair in pairs]
+    for i, answer in zip(order, found, strict=True):
+        for other in (expected[i], alone[i]):
+            assert answer.logprob == pytest.approx(other.logprob, rel=1e-5)
+            assert answer.greedy == other.greedy
+
+
+def test_shared_beginnings_are_computed_once(real: tuple[LLaMA, Pairs]) -> None:
+    model, pairs = real
+    scorer = Scorer(model)
+    scorer.score(pairs)
+    beginnings = {
+        tuple([*c, *k[:-1]][: i + 1]) for c, k in pairs for i in range(len(c) + len(k) - 1)
+    }
+    assert scorer.work.computed == len(beginnings) < scorer.work.asked / 2
+    rows = {(*c, *k[:i]) for c, k in pairs for i in range(len(k))}
+    assert scorer.work.rows == len(rows)  # options of one token are read from one row
+
+
+def test_pages_come_back(real: tuple[LLaMA, Pairs]) -> None:
+    model, pairs = real
+    scorer = Scorer(model, budget=64)
+    scorer.score(pairs)
+    there = scorer.cache.pages
+    assert scorer.cache.free - (scorer.cache.limit - there) == there
+    scorer.score(pairs)
+    assert scorer.cache.pages == there
+
+
+def test_answers_come_as_they_are_complete() -> None:
+    model = LLaMA(LlamaConfig.preset("debug"))
+    pairs = [([1, 2, i], [3, 4]) for i in range(20)]
+    said: list[tuple[int, Likelihood]] = []
+    scorer = Scorer(model, budget=8)
+    found = scorer.score(pairs, said.extend)
+    assert sorted(said) == list(enumerate(found))
+    assert scorer.work.passes > 4
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ([([], [1])], r"requests\[0\]: expected a context"),
+        ([([1], [1]), ([1], [])], r"requests\[1\]: expected a context"),
+        ([([1] * 300, [1])], "256 in all, got 300 and 1"),
+    ],
+)
+def test_bad_requests(requests: Any, message: str) -> None:
+    config = LlamaConfig(256, 32, 2, 1, 0.0, max_seq_len=256)
+    with pytest.raises(ValueError, match=message):
+        Scorer(LLaMA(config)).score(requests)
+
+
+def test_nothing_to_do() -> None:
+    assert Scorer(LLaMA(LlamaConfig.preset("debug"))).score([]) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_are_summed_in_float32(real: tuple[LLaMA, Pairs], dtype: torch.dtype) -> None:
+    """Against the head in float64 on the same hidden states: logits are not rounded to 16 bits."""
+    model, pairs = real
+    context, continuation = pairs[0]
+    small = LLaMA(model.config)
+    small.load_state_dict(model.state_dict())
+    small = small.to(dtype)
+    found = Scorer(small).score([(context, continuation)])[0]
+    with torch.no_grad():
+        hidden = small.hidden_states(torch.tensor([[*context, *continuation[:-1]]]))
+    logits = hidden[0, len(context) - 1 :].double() @ small.head_weight.double().T
+    logprobs = logits.log_softmax(-1).gather(1, torch.tensor(continuation).unsqueeze(1))
+    assert found.logprob == pytest.approx(logprobs.sum().item(), rel=1e-4)
