@@ -26,7 +26,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin model-support build wheel test-sanitize aarch64 clean
+.PHONY: help demo test test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-eval model-support build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -88,6 +88,10 @@ bench-cpu: $(installed) $(built)  ## measure the suite: table, plots and JSON in
 
 bench-dropin: $(installed) $(built)  ## measure SmolLM2 of transformers, stock beside patched
 	$(py) -m benchmarks.dropin $(ARGS)
+
+bench-eval: $(installed) $(built)  ## measure evaluation (ARGS="--data-dir DIR") and decoding
+	$(py) -m benchmarks.evaluation $(ARGS)
+	$(py) -m benchmarks.decode
 
 model-support: $(installed) $(built)  ## write docs/model-support.md: each architecture, patched
 	$(py) -m benchmarks.model_support $(ARGS)

@@ -122,8 +122,9 @@ def table(results: Sequence[Result]) -> str:
     ]
     for r in results:
         lines.append(
-            f"| {r.case}, {r.questions} questions | {r.dtype} | {statistics.median(r.theirs):.1f} s "
-            f"| {statistics.median(r.ours):.1f} s | **{r.ratio:.1f}×** | {r.goal}× "
+            f"| {r.case}, {r.questions} questions | {r.dtype} "
+            f"| {statistics.median(r.theirs):.1f} s | {statistics.median(r.ours):.1f} s "
+            f"| **{r.ratio:.1f}×** | {r.goal}× "
             f"| {r.same} of {r.compared} |"
         )
     return "\n".join(lines)
