@@ -7,6 +7,7 @@ from the network and runs the programs with little protection. They get the metr
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,13 +111,22 @@ def check_allowed(name: str, manager: Any, allow_code: bool) -> None:
 
 @contextmanager
 def local_metrics(allow_code: bool) -> Iterator[None]:
-    """Within the block, ``evaluate.load("code_eval")`` gives :class:`CodeEval`."""
+    """Within the block, ``evaluate.load("code_eval")`` gives :class:`CodeEval` if code may run.
+
+    The harness's modules load the metric when they are imported and keep it, so they are imported
+    anew. Without permission nothing is put in place, as no task that runs code gets through.
+    """
+    for folder in _SANDBOXED:
+        sys.modules.pop(f"lm_eval.tasks.{folder}.utils", None)
+    if not allow_code:
+        yield
+        return
     import evaluate
 
     stock = evaluate.load
 
     def load(path: str, *args: Any, **kwargs: Any) -> Any:
-        return CodeEval(allow_code) if path == "code_eval" else stock(path, *args, **kwargs)
+        return CodeEval(True) if path == "code_eval" else stock(path, *args, **kwargs)
 
     evaluate.load = load
     try:

@@ -201,6 +201,8 @@ class _Loader:
         manager = task_manager([name])
         code.check_allowed(name, manager, self.allow_code)
         built = manager.load(name)
+        for task in built["tasks"]:
+            code.check_allowed(task, manager, self.allow_code)
         # A group of the harness may hold a task whose class is ours.
         for task in built["tasks"]:
             if task in CLASSES:

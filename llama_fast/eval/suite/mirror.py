@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -156,6 +157,7 @@ def serving(data: DataSource) -> Iterator[None]:
         wanted = _wanted(task)
         task.dataset = data.load(task.DATASET_PATH, task.DATASET_NAME, wanted, options)
         _settle_splits(task)
+        _prepare_once(task)
 
     with _LOCK:
         ConfigurableTask.download = download
@@ -195,6 +197,28 @@ def _settle_splits(task: Any) -> None:
     pool = shots.split or config.training_split or config.validation_split or config.test_split
     if pool == now and shots.samples is None:
         shots.split = config.test_split
+
+
+def _prepare_once(task: Any) -> None:
+    """Keeps what ``process_docs`` made of a split: the harness asks for it five times a run."""
+    config, shots = task.config, task.config.fewshot_config
+    if config.process_docs is None:
+        return
+    stock = config.process_docs
+    made: dict[int, Any] = {}
+    splits = {id(split): split for split in task.dataset.values()}
+
+    @wraps(stock)
+    def process_docs(split: Any) -> Any:
+        if id(split) not in splits:
+            return stock(split)
+        if id(split) not in made:
+            made[id(split)] = stock(split)
+        return made[id(split)]
+
+    if shots.process_docs is stock:
+        shots.process_docs = process_docs
+    config.process_docs = process_docs
 
 
 def hub_reachable() -> bool:

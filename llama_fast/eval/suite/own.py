@@ -36,12 +36,11 @@ class OwnTask(ConfigurableTask):
             "num_fewshot": 0,
             "target_delimiter": " ",
             "process_docs": self._docs,
-            # Taken for the names and aggregations only: process_results gives the values.
-            "process_results": self.process_results,
+            # Says that the metrics are not the harness's; the method of this class is called.
+            "process_results": "process_results",
             **self.SETTINGS,
             "metadata": metadata,
         }
-        self._prepared: Dataset | None = None
         super().__init__(config={**settings, **given})
 
     def questions(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -55,15 +54,7 @@ class OwnTask(ConfigurableTask):
     def fewshot_docs(self) -> None:
         """None: these tasks have no examples."""
 
-    def dump_config(self) -> dict[str, Any]:
-        """The configuration as plain data, without the methods of this object."""
-        config = super().dump_config()
-        return {key: value for key, value in config.items() if not callable(value)}
-
     def _docs(self, dataset: Dataset) -> Dataset:
-        # The harness asks for the documents again and again.
         from datasets import Dataset
 
-        if self._prepared is None:
-            self._prepared = Dataset.from_list(self.questions(dataset))
-        return self._prepared
+        return Dataset.from_list(self.questions(dataset))

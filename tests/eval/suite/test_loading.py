@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama_fast.eval.suite import LoadedTasks, MissingDataError, load_tasks, suite
+from llama_fast.eval.suite.code import CodeEval
 
 # Questions as the benchmarks' authors count them; those of SQuAD and QuAC are the mirror's subsets.
 QUESTIONS = {
@@ -138,6 +140,13 @@ def test_the_unconditional_requests_follow_answer(suite_tasks: LoadedTasks) -> N
 def test_code_needs_permission(mirror: Path, no_network: None) -> None:
     with pytest.raises(ValueError, match=r"humaneval runs programs .* --allow-code"):
         load_tasks(["humaneval"], data_dir=mirror)
+
+
+def test_a_metric_that_was_loaded_before_is_not_used(mirror: Path, no_network: None) -> None:
+    load_tasks(["mbpp"], data_dir=mirror, allow_code=True)
+    sys.modules["lm_eval.tasks.mbpp.utils"].pass_at_k = "one that runs programs unguarded"
+    load_tasks(["mbpp"], data_dir=mirror, allow_code=True)
+    assert isinstance(sys.modules["lm_eval.tasks.mbpp.utils"].pass_at_k, CodeEval)
 
 
 def test_a_preset_without_permission_leaves_code_out(mirror: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,12 @@ def test_toxigen_without_classifier_is_not_scored(suite_tasks: LoadedTasks) -> N
 def test_a_classifier_asked_for_by_name_must_be_there(mirror: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"toxigen_classifier: .* is no classifier"):
         load_tasks(["toxigen_generation"], data_dir=mirror, toxigen_classifier=tmp_path / "nothing")
+
+
+def test_own_tasks_describe_themselves_as_plain_data(suite_tasks: LoadedTasks) -> None:
+    from lm_eval.utils import handle_non_serializable
+
+    for name in ("quac", "bold", "toxigen_generation"):
+        config = suite_tasks["tasks"][name].dump_config()
+        assert config["task"] == name
+        json.dumps(config, default=handle_non_serializable)
