@@ -74,7 +74,7 @@ def test_what_we_save_transformers_loads(tmp_path: Path, shape: str) -> None:
 
 
 def test_factors_that_config_json_cannot_hold(tmp_path: Path) -> None:
-    model = LLaMA(LlamaConfig(8, 8, 2, 1, rope_factors=(1.0, 2.0)))
+    model = LLaMA(LlamaConfig(8, 8, 2, 1, rope_factors=(2.0, 1.0)))
     with pytest.raises(ValueError, match="one factor for each frequency"):
         save(model, tmp_path)
 
