@@ -104,6 +104,8 @@ def _run(run: Run, name: str) -> dict[str, Any]:
             value = duration(value)
         elif isinstance(value, int) and not isinstance(value, bool):
             value = f"{value:,}"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{name} {part}" for name, part in value.items())
         elif not isinstance(value, str):
             value = json.dumps(value, ensure_ascii=False, default=str)
         facts.append([NAMES.get(key, key.replace("_", " ").capitalize()), value])

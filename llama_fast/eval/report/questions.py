@@ -187,6 +187,8 @@ def _gold(target: str, options: Sequence[Option], acc: Any) -> int | None:
 
 
 def _is_list(target: str) -> bool:
+    if not target.startswith("["):
+        return False
     try:
         return isinstance(ast.literal_eval(target), list)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from types import TracebackType
 from typing import Any
 
@@ -42,6 +43,10 @@ class _Task:
         """Questions a second; None before there is something to divide."""
         seconds = self.seconds(now)
         return self.done / seconds if self.done and seconds > 0 else None
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}"
 
 
 class LiveTable:
@@ -145,7 +150,7 @@ class LiveTable:
                 task.done = task.total
             rate = task.rate(now)
             took = duration(task.seconds(now))
-        speed = "" if rate is None else f" ({rate:,.1f} {self.unit}/s, {took})"
+        speed = "" if rate is None else f" ({_rate(rate)} {self.unit}/s, {took})"
         self._say(f"{name}: {text}{speed}")
 
     def _say(self, line: str) -> None:
@@ -157,45 +162,58 @@ class LiveTable:
         if rate is None:
             return "starting"
         left = duration((task.total - task.done) / rate)
-        return f"{rate:,.1f} {self.unit}/s, {left} left"
+        return f"{_rate(rate)} {self.unit}/s, {left} left"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
             yield self._render(time.perf_counter(), options.max_width)
 
     def _render(self, now: float, width: int) -> Table:
-        table = Table(box=None, padding=(0, 1), header_style="dim", expand=width < 100)
-        table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=30)
-        table.add_column("", width=max(6, min(24, width - 76)))
-        table.add_column("done", justify="right", no_wrap=True)
-        table.add_column(f"{self.unit}/s", justify="right", no_wrap=True)
-        table.add_column("left", justify="right", no_wrap=True)
-        table.add_column("score", no_wrap=True, overflow="ellipsis")
+        # A narrow terminal keeps what says most: the bar goes first, then the speed.
+        shown = [True, width >= 100, True, width >= 76, True, True]
+        name_width = 30 if width >= 100 else max(8, width - (62 if shown[3] else 48))
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        columns: list[dict[str, Any]] = [
+            {"header": "task", "no_wrap": True},
+            {"header": "", "width": max(6, min(24, width - 86))},
+            {"header": "done", "justify": "right", "no_wrap": True},
+            {"header": f"{self.unit}/s", "justify": "right", "no_wrap": True},
+            {"header": "left", "justify": "right", "no_wrap": True},
+            {"header": "score", "no_wrap": True, "overflow": "ellipsis"},
+        ]
+        for column in compress(columns, shown):
+            table.add_column(**column)
+
+        def row(name: str, task: _Task, style: str | None = None) -> None:
+            # Names of a group's tasks differ at their end.
+            name = name if len(name) <= name_width else f"…{name[1 - name_width :]}"
+            table.add_row(*compress(self._row(name, task, now), shown), style=style)
+
         ended = [name for name, task in self._tasks.items() if task.ended is not None]
         hidden = ended[:-FINISHED_ROWS]
         waiting = [name for name, task in self._tasks.items() if task.begun is None]
         if hidden:
-            table.add_row(Text(f"{len(hidden)} more, finished", style="dim"))
+            table.add_row(Text(f"{len(hidden)} finished", style="dim"))
         for name, task in self._tasks.items():
             if name not in hidden and (task.begun is not None or task.ended is not None):
-                table.add_row(*self._row(name, task, now))
+                row(name, task)
         waiting = [name for name in waiting if self._tasks[name].ended is None]
         if waiting:
-            table.add_row(Text(f"{len(waiting)} more to come", style="dim"))
+            table.add_row(Text(f"{len(waiting)} to come", style="dim"))
         if len(self._tasks) > 1:
             table.add_section()
-            table.add_row(*self._row("total", self._total(now), now), style="bold")
+            row("total", self._total(now), style="bold")
         return table
 
     def _row(self, name: str, task: _Task, now: float) -> tuple[Any, ...]:
         bar = ProgressBar(total=max(1, task.total), completed=task.done)
         rate = task.rate(now)
-        speed = "" if rate is None else f"{rate:,.1f}"
+        speed = "" if rate is None else _rate(rate)
         left = ""
         if task.ended is None and rate is not None:
             left = duration((task.total - task.done) / rate)
         elif task.ended is not None and task.begun is not None:
-            left = f"took {duration(task.seconds(now))}"
+            left = f"({duration(task.seconds(now))})"
         style = "red" if task.failed else "green"
         count = f"{task.done:,}/{task.total:,}"
         return Text(name), bar, count, speed, left, Text(task.score, style=style)
