@@ -201,6 +201,7 @@ def _quiet_libraries() -> None:
     """The table is what a person looks at: no other progress bars and warnings on top of it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", module=r"(datasets|lm_eval|transformers)")
     for name in ("lm_eval", "lm-eval", "datasets", "transformers", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

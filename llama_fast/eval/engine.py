@@ -121,7 +121,8 @@ class Scorer:
         top = _Held(root, None, [], NO_SLOTS, -1)
         ready = [(child, top) for child in reversed(root.children)]
         while ready:
-            batch, tokens = [], 0
+            batch: list[tuple[Node, _Held]] = []
+            tokens = 0
             while ready and (not batch or tokens + len(ready[-1][0].tokens) <= self.budget):
                 batch.append(ready.pop())
                 tokens += len(batch[-1][0].tokens)

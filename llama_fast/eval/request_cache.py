@@ -48,7 +48,7 @@ class RequestCache:
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         """Those of the answers that are there."""
-        found = {}
+        found: dict[bytes, Any] = {}
         for begin in range(0, len(keys), 500):
             some = keys[begin : begin + 500]
             marks = ",".join("?" * len(some))

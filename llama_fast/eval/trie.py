@@ -48,7 +48,8 @@ def build(requests: Sequence[tuple[Tokens, Tokens]]) -> Node:
     """
     inputs = [[*context, *continuation[:-1]] for context, continuation in requests]
     root = Node(0, (), None)
-    path, previous, last = [root], [], [root] * len(inputs)
+    path, last = [root], [root] * len(inputs)
+    previous: Tokens = []
     for number in sorted(range(len(inputs)), key=inputs.__getitem__):
         tokens = inputs[number]
         common = _common(previous, tokens)

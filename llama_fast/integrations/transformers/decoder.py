@@ -122,7 +122,7 @@ def attention_function(
     given = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
     if sliding_window is not None:
         given["window"] = sliding_window
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    layer: int = module.layer_idx
     out = llama_fast_step.attend(
         layer, query, key, value, **{k: v for k, v in given.items() if v is not None}
     )

@@ -1,0 +1,147 @@
+"""`llama-fast eval` as a person gives it, on the 260 K model and real questions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_fast.cli.main import main
+from llama_fast.eval.report import read_run
+from llama_fast.eval.run import Limits
+from tests.paths import REPOSITORY, shared_data
+
+STORIES = "checkpoints/stories260k"
+
+
+def model() -> list[str]:
+    stories = shared_data(STORIES)
+    return [str(stories / "stories260K.bin"), "--tokenizer", str(stories / "tok512.bin")]
+
+
+def mirror() -> str:
+    return str(shared_data("hub").parent)
+
+
+@pytest.mark.slow
+def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A suite's benchmarks of each kind, a scenario, and a second run that asks nothing anew."""
+    out = tmp_path / "run"
+    command = [
+        "eval", *model(), "--data-dir", mirror(), "--out", str(out), "--limit", "3,arc_easy=6",
+        "--tasks", "arc_easy,openbookqa_ratio,mmlu_5shot_anatomy,nq_open_5shot,scenario_dialogsum",
+        "--num-fewshot", "1", "--max-length", "512",
+    ]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "arc_easy" in said and "report:" in said
+    run = read_run(out)
+    asked = {task: run.results["n-samples"][task]["effective"] for task in run.tasks}
+    assert asked == {
+        "arc_easy": 6, "openbookqa_ratio": 3, "mmlu_5shot_anatomy": 3, "nq_open_5shot": 3,
+        "scenario_dialogsum": 3,
+    }  # fmt: skip
+    assert all(len(list(run.samples(task))) == n for task, n in asked.items())
+    assert run.metadata["truncated"] > 0  # a dialogue and its example are longer than 512 tokens
+    assert run.metadata["cached"] == 0
+    assert "arc_easy" in (out / "report.html").read_text()
+    first = {task: run.results["results"][task] for task in run.tasks}
+    assert main(command) == 0
+    again = read_run(out)
+    assert {task: again.results["results"][task] for task in again.tasks} == first
+    requests = sum(len(s["arguments"]) for task in run.tasks for s in run.samples(task))
+    assert again.metadata["cached"] == requests
+    capsys.readouterr()
+    assert main(["eval", "compare", str(out), str(out)]) == 0
+    assert "arc_easy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "helaswag"], "hellaswag"),
+        (["--suite", "llama3"], "expected one of llama2-paper, lm-eval"),
+        ([], "suite: expected --suite NAME or --tasks A,B, got neither"),
+        (["--tasks", "piqa", "--limit", "some"], "limit: expected N or TASK=N"),
+        (
+            ["--tasks", "piqa", "--limit", "pika=3"],
+            "limit: expected the name of a task or a pattern",
+        ),
+        (["--tasks", "piqa", "--batch", "0"], "batch: expected at least 1, got 0"),
+        (["--tasks", "piqa", "--data-dir", "/nowhere"], "/nowhere"),
+        (["--tasks", "humaneval"], "allow"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", *model(), "--data-dir", mirror(), "--out", str(tmp_path), *arguments]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = shutil.copy(model()[0], tmp_path)  # a tok512.bin beside it would be taken
+    command = ["eval", alone, "--data-dir", mirror(), "--out", str(tmp_path)]
+    assert main([*command, "--tasks", "piqa"]) == 2
+    assert "tokenizer: expected one" in capsys.readouterr().err
+    assert main(["eval", "no-such-model", *command[2:], "--tasks", "piqa"]) == 2
+    assert "model: no such file or folder: no-such-model" in capsys.readouterr().err
+
+
+def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "hub" / "baber" / "piqa" / "default"
+    shutil.copytree(shared_data("hub/baber/piqa/default"), folder)
+    file = folder / "validation.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    lines[6] = lines[6][:40] + "\n"
+    file.write_text("".join(lines))
+    command = ["eval", *model(), "--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main([*command, "--tasks", "piqa"]) == 2
+    assert "piqa/default/validation.jsonl:7" in capsys.readouterr().err
+
+
+FULL = """
+import resource, signal, sys
+from llama_fast.cli.main import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_finished_work(tmp_path: Path) -> None:
+    """Files may not grow beyond a size, which fails a write as a full disk does."""
+    command = [
+        "eval", *model(), "--data-dir", mirror(), "--out", str(tmp_path / "run"), "--no-cache",
+        "--tasks", "arc_easy,hellaswag", "--limit", "arc_easy=3,hellaswag=60",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FULL, "100000", *command],
+        capture_output=True, text=True, cwd=REPOSITORY,
+        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot write the samples of hellaswag" in done.stderr
+    assert "tasks kept: arc_easy" in done.stderr
+    run = read_run(tmp_path / "run")
+    assert run.tasks == ["arc_easy"] and len(list(run.samples("arc_easy"))) == 3
+    json.loads((tmp_path / "run" / "results.json").read_text())
+
+
+def test_limits() -> None:
+    limits = Limits.parse("100, mmlu_*=4,mmlu_anatomy=all,piqa=7")
+    assert [limits.of(t) for t in ("boolq", "mmlu_law", "mmlu_anatomy", "piqa")] == [
+        100,
+        4,
+        None,
+        7,
+    ]
+    assert Limits.parse(None).of("piqa") is None

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+
+import llama_fast
+from llama_fast.eval.harness import HarnessModel
+from llama_fast.eval.sources import load_any, tokenizer_of
+from llama_fast.models import LLaMA, LlamaConfig, save
+from llama_fast.tokenizers import ByteTokenizer, TokenizerError
+from tests.paths import shared_data, smollm2
+
+
+def test_what_is_read() -> None:
+    stories = shared_data("checkpoints/stories260k")
+    for path, kind in (
+        (smollm2(), "smollm2"),
+        (stories / "stories260K.bin", "llama2.c"),
+        (shared_data("checkpoints/gguf_tiny/llama-2-tiny-random.gguf"), "GGUF"),
+    ):
+        model, words = load_any(str(path), device="cpu")
+        assert isinstance(model, LLaMA) and not model.training, kind
+        assert words.decode(words.encode("a b")).strip() == "a b"
+
+
+def test_another_architecture_is_loaded_by_transformers_and_patched(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.Qwen2Config(
+        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    stock = transformers.Qwen2ForCausalLM(config).eval()
+    stock.save_pretrained(tmp_path / "qwen")
+    lm = HarnessModel(str(tmp_path / "qwen"), tokenizer="byte", device="cpu")
+    assert type(lm.model).__name__ == "TransformersDecoder"
+    found = lm.loglikelihood([Instance("loglikelihood", {}, ("ab", "cd"), 0, ("t", 0, 1))])
+    words = ByteTokenizer()
+    ids = torch.tensor([words.encode("abcd")])
+    with torch.no_grad():
+        logprobs = stock(ids).logits.double().log_softmax(-1)[0]
+    assert found[0][0] == pytest.approx((logprobs[1, ids[0, 2]] + logprobs[2, ids[0, 3]]).item())
+    text = lm.generate_until(
+        [Instance("generate_until", {}, ("ab", {"max_gen_toks": 6}), 0, ("t", 0, 1))]
+    )
+    with torch.no_grad():
+        tokens = stock.generate(torch.tensor([words.encode("ab")]), max_new_tokens=6,
+                                do_sample=False, pad_token_id=0)  # fmt: skip
+    assert text == [words.decode(tokens[0, 2:].tolist())]
+
+
+def test_a_tokenizer_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    _, own = llama_fast.models.load(smollm2())
+    save(LLaMA(LlamaConfig.preset("debug")), tmp_path / "m", own)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "m")
+    words = tokenizer_of(theirs)
+    assert (words.bos_id, words.eos_id, words.add_bos) == (own.bos_id, own.eos_id, False)
+    text = "Hi <|im_start|> 12 é"
+    assert words.encode(text, special=True) == theirs(text).input_ids
+    assert words.encode(text) == own.encode(text) != words.encode(text, special=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("no/such/file",), FileNotFoundError, "model: no such file or folder: no/such/file"),
+        (("nobody/no-such-model",), FileNotFoundError, "the hub does not give it"),
+        ((torch.nn.Linear(2, 2),), ValueError, "tokenizer: expected one beside a model"),
+        ((LLaMA(LlamaConfig.preset("debug")), 7), ValueError, "fast tokenizer of transformers"),
+        ((LLaMA(LlamaConfig.preset("debug")), "byte", "int4"), ValueError, "dtype: expected one"),
+    ],
+)
+def test_bad_sources(
+    arguments: tuple[Any, ...], error: type[Exception], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(error, match=message):
+        load_any(*arguments)
+
+
+def test_no_tokenizer_in_the_folder(tmp_path: Path) -> None:
+    save(LLaMA(LlamaConfig.preset("debug")), tmp_path / "m")
+    with pytest.raises((ValueError, TokenizerError), match="tokenizer: expected one"):
+        load_any(tmp_path / "m", device="cpu")
