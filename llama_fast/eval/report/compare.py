@@ -212,7 +212,9 @@ def names_of(a: Run, b: Run) -> tuple[str, str]:
         found = words(a, keys), words(b, keys)
         if found[0] != found[1]:
             return found
-    return f"{a.name} (A)", f"{b.name} (B)"
+    folders = a.path.parent.name, b.path.parent.name
+    marks = folders if folders[0] != folders[1] else ("A", "B")
+    return f"{a.name} ({marks[0]})", f"{b.name} ({marks[1]})"
 
 
 def table(comparison: Comparison) -> Table:

@@ -104,6 +104,8 @@ def _run(run: Run, name: str) -> dict[str, Any]:
             value = duration(value)
         elif isinstance(value, int) and not isinstance(value, bool):
             value = f"{value:,}"
+        elif key.endswith("sha256"):
+            value = f"{value[:16]}…"
         elif isinstance(value, dict):
             value = ", ".join(f"{name} {part}" for name, part in value.items())
         elif not isinstance(value, str):
