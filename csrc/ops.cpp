@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
   m.impl("cross_entropy", TORCH_BOX(&llama_fast::cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cross_entropy_backward));
   m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cross_entropy_inplace));
+  m.impl("decode_layers", TORCH_BOX(&llama_fast::decode_layers));
   m.impl("linear", TORCH_BOX(&llama_fast::linear));
   m.impl("rms_norm", TORCH_BOX(&llama_fast::rms_norm));
   m.impl("rms_norm_backward", TORCH_BOX(&llama_fast::rms_norm_backward));

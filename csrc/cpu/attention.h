@@ -13,17 +13,32 @@ struct Tensor4 {
   int64_t stride_batch = 0, stride_head = 0, stride_row = 0, stride_col = 0;
 };
 
+// Queries times heads of a group that share one reading of the keys, at most.
+constexpr int64_t kFewRows = 8;
+// A page of keys has a multiple of this.
+constexpr int64_t kPageUnit = 16;
+
 struct AttentionArgs {
   DType dtype;
-  // Packed: batch counts the sequences, queries/keys are the longest lengths, and
-  // cu_queries/cu_keys (batch + 1) say where in the packed rows each sequence starts.
+  // Packed: batch counts the sequences, queries/keys are the longest lengths,
+  // and cu_queries/cu_keys (batch + 1) say where in the packed rows each
+  // sequence starts.
   int64_t batch, heads, kv_heads, queries, keys, head_size, value_size;
   const int64_t* cu_queries = nullptr;
   const int64_t* cu_keys = nullptr;
 
+  // Keys in pages, for at most kFewRows and without a window: k and v are (P,
+  // K, page, D), and key t of a sequence is row t % page of the page that its
+  // row of the table names at t / page. Sequence b has key_lengths[b] keys;
+  // `keys` is the largest of them.
+  const int32_t* page_table = nullptr;
+  const int32_t* key_lengths = nullptr;
+  int64_t page = 0, table_stride_batch = 0, table_stride_page = 0;
+
   Tensor4 q, k, v, out;
-  // (B, H, S), float or double: the log of the softmax's denominator, and what rounding took from
-  // it. The backward needs both: an error of lse would scale a whole row of probabilities.
+  // (B, H, S), float or double: the log of the softmax's denominator, and what
+  // rounding took from it. The backward needs both: an error of lse would scale
+  // a whole row of probabilities.
   Tensor4 lse, lse_low;
 
   bool causal;
@@ -47,8 +62,9 @@ struct AttentionArgs {
   Tensor4 grad_lse;  // (B, H, S), float or double; data null when absent
   Tensor4 delta;     // (B, H, S), float or double: working space of the backward
   Tensor4 grad_q, grad_k, grad_v;
-  Tensor4 grad_bias;             // (B, H, S or 1, T or 1), zeroed by the caller; double where a
-                                 // dimension is 1 (a long sum), else float or double as computed in
+  Tensor4 grad_bias;             // (B, H, S or 1, T or 1), zeroed by the caller; double
+                                 // where a dimension is 1 (a long sum), else float or
+                                 // double as computed in
   double* grad_alibi = nullptr;  // (B, H) contiguous, zeroed by the caller
   double* grad_sinks = nullptr;  // (B, H) contiguous
 };

@@ -1,10 +1,11 @@
-// Attention of a few queries over many keys (decoding with a cache), forward: limited by reading
-// keys and values once. They are used where they lie, without packing.
+// Attention of a few queries over many keys (decoding with a cache), forward:
+// limited by reading keys and values once. They are used where they lie,
+// without packing.
 //
-// A work item is one key-value head of one sequence and a chunk of its keys, with all the queries
-// of the group. Each chunk leaves its own maximum, sum and sum of values; a second loop merges the
-// chunks of a row in order. Chunks have a fixed length, so results do not depend on the number of
-// threads.
+// A work item is one key-value head of one sequence and a chunk of its keys,
+// with all the queries of the group. Each chunk leaves its own maximum, sum and
+// sum of values; a second loop merges the chunks of a row in order. Chunks have
+// a fixed length, so results do not depend on the number of threads.
 #include <memory>
 
 #include "cpu/attention_row.h"
@@ -14,14 +15,12 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-// Queries times group size, at most: beyond that packing pays.
-constexpr int64_t kFewRows = 8;
 constexpr int64_t kChunk = 4 * kKeys;  // keys of an item
-constexpr int64_t kGroup = 16;         // keys between two requests for the next ones
+constexpr int64_t kGroup = kPageUnit;  // keys between two requests for the next ones
 constexpr int kRows = 4;               // rows that share one reading of a key or value
 
-// `Elem`: the element type of the tensors. Products are those of mode M, which has either numbers
-// of the type computed in or pairs of bfloat16 numbers.
+// `Elem`: the element type of the tensors. Products are those of mode M, which
+// has either numbers of the type computed in or pairs of bfloat16 numbers.
 template <class M, class Elem>
 struct Decode {
   using T = typename M::acc;
@@ -72,11 +71,36 @@ struct Decode {
 
     Rows from(int64_t j) const { return {p + j * stride, stride}; }
   };
-  // Asks for rows [begin, end) ahead of their use: the processor by itself follows one matrix, and
-  // keys and values take turns.
-  static LF_INLINE void fetch(Rows rows, int64_t begin, int64_t end, int64_t size) {
+  // Keys or values from position `first` on: as Rows, or in pages.
+  struct Runs {
+    Rows rows;  // those of page 0
+    int64_t first = 0, page = 0, page_size = 0, table_stride = 0;
+    const int32_t* table = nullptr;
+
+    Rows from(int64_t j) const {
+      if (table == nullptr) return rows.from(j);
+      const int64_t t = first + j;
+      return Rows{rows.p + table[t / page * table_stride] * page_size, rows.stride}.from(t % page);
+    }
+  };
+  Runs runs_of(const Tensor4& t, const Sequence& s, int64_t head, int64_t j0, int64_t n,
+               int64_t size, Elem* buffer) const {
+    if (a.page_table == nullptr)
+      return {rows_of(t, s.batch, head, s.first_key + j0, n, size, buffer)};
+    const int32_t* table = a.page_table + s.index * a.table_stride_batch;
+    return {{row_pointer<Elem>(t, 0, head, 0), t.stride_row},
+            j0,
+            a.page,
+            t.stride_batch,
+            a.table_stride_page,
+            table};
+  }
+
+  // Asks for n rows ahead of their use: the processor by itself follows one matrix, and keys and
+  // values take turns.
+  static LF_INLINE void fetch(Rows rows, int64_t n, int64_t size) {
     constexpr int64_t line = 64 / sizeof(Elem);
-    for (int64_t j = begin; j < end; ++j)
+    for (int64_t j = 0; j < n; ++j)
       for (int64_t c = 0; c < size; c += line)
         __builtin_prefetch(rows.p + j * rows.stride + c, 0, 2);
   }
@@ -115,11 +139,10 @@ struct Decode {
     const int64_t used = group * s.queries;  // rows, of packed sequences maybe less than `rows`
     for (int64_t j0 = begin; j0 < end; j0 += kKeys) {
       const int64_t n = smaller(kKeys, end - j0), width = round_lanes<M>(n);
-      const int64_t row = s.first_key + j0;
-      const Rows k = rows_of(a.k, s.batch, kv_head, row, n, a.head_size, w.key_buffer);
-      const Rows v = rows_of(a.v, s.batch, kv_head, row, n, a.value_size, w.value_buffer);
+      const Runs k = runs_of(a.k, s, kv_head, j0, n, a.head_size, w.key_buffer);
+      const Runs v = runs_of(a.v, s, kv_head, j0, n, a.value_size, w.value_buffer);
       for (int64_t j = 0; j < n; j += kGroup) {
-        fetch(v, j, smaller(j + kGroup, n), a.value_size);
+        fetch(v.from(j), smaller(kGroup, n - j), a.value_size);
         by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
           make_scores<decltype(count)::value>(queries + r * key_size, k.from(j),
                                               smaller(kGroup, n - j), scores + r * kKeys + j);
@@ -138,8 +161,8 @@ struct Decode {
         }
       }
       for (int64_t j = 0; j < n; j += kGroup) {
-        // Past the last key only addresses are made, nothing is read.
-        fetch(k, kKeys + j, smaller(kKeys + j + kGroup, end - j0), a.head_size);
+        const int64_t next = kKeys + j, left = end - j0 - next;
+        if (left > 0) fetch(k.from(next), smaller(kGroup, left), a.head_size);
         by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
           add_values<decltype(count)::value>(weights + r * kKeys + j, v.from(j),
                                              smaller(kGroup, n - j), o + r * value_size);
@@ -194,7 +217,8 @@ struct Decode {
     if (c < a.value_size) add_columns<Count, 1>(p, {v.p + c, v.stride}, n, a.value_size - c, o + c);
   }
 
-  // o += p v over n keys, for `Vecs` registers of columns, of which the last holds `filled`.
+  // o += p v over n keys, for `Vecs` registers of columns, of which the last
+  // holds `filled`.
   template <int Count, int Vecs>
   LF_INLINE void add_columns(const T* p, Rows v, int64_t n, int64_t filled, T* o) const {
     V sum[Count][Vecs];
@@ -223,8 +247,9 @@ struct Decode {
     return _mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, p);
   }
 
-  // For as many keys as a register has lanes, one query at a time: the keys stay in the first-level
-  // cache, and the sums over the lanes of all their products are made together.
+  // For as many keys as a register has lanes, one query at a time: the keys
+  // stay in the first-level cache, and the sums over the lanes of all their
+  // products are made together.
   template <int Count>
   void make_scores(const uint16_t* q, Rows k, int64_t n, T* out) const {
     for (int64_t j = 0; j < n; j += lanes, k.p += lanes * k.stride) {
@@ -237,8 +262,8 @@ struct Decode {
     }
   }
 
-  // The first n of these keys, any further scores are those of the last one. `kEasy`: they are as
-  // many as lanes, and fill whole registers.
+  // The first n of these keys, any further scores are those of the last one.
+  // `kEasy`: they are as many as lanes, and fill whole registers.
   template <bool kEasy>
   LF_INLINE V scores_of(const uint16_t* q, Rows k, int64_t n) const {
     V sum[lanes];
@@ -266,8 +291,8 @@ struct Decode {
       add_columns<Count, 1>(p, {v.p + c, v.stride}, n, a.value_size - c, o + c);
   }
 
-  // o += p v over n keys, two at a time, for columns that fill `Vecs` registers of pairs, or less.
-  // The sums come out in the order of in_order().
+  // o += p v over n keys, two at a time, for columns that fill `Vecs` registers
+  // of pairs, or less. The sums come out in the order of in_order().
   template <int Count, int Vecs>
   LF_INLINE void add_columns(const uint16_t* p, Rows v, int64_t n, int64_t filled, T* o) const {
     V sum[Count][2 * Vecs];
@@ -299,8 +324,8 @@ struct Decode {
   }
 #endif
 
-  // Unpacking interleaves quarters of a register: the first of two registers of sums has columns
-  // 0-3, 8-11, 16-19, 24-27, the second those between.
+  // Unpacking interleaves quarters of a register: the first of two registers of
+  // sums has columns 0-3, 8-11, 16-19, 24-27, the second those between.
   void in_order(T* o) const {
     if constexpr (kPairs) {
       for (int64_t begin = 0; begin < value_size; begin += 2 * lanes, o += 2 * lanes) {
@@ -311,7 +336,8 @@ struct Decode {
     }
   }
 
-  // Merges the chunks of the rows of one key-value head, in order, and writes them.
+  // Merges the chunks of the rows of one key-value head, in order, and writes
+  // them.
   void merge(int64_t unit) {
     const Sequence s(a, unit / a.kv_heads);
     const int64_t kv_head = unit % a.kv_heads;
@@ -324,7 +350,8 @@ struct Decode {
       wide<T> total = 0;
       for (int64_t c = 0; c < chunks; ++c) {
         const T* part = &sums[row(c) * value_size];
-        // A chunk without a visible key has nothing to add, but may have seen a NaN.
+        // A chunk without a visible key has nothing to add, but may have seen a
+        // NaN.
         const T factor = row_max[row(c)] == -kInfinity<T> ? T(row_max[row(c)] == largest)
                                                           : std::exp(row_max[row(c)] - largest);
         total += row_sum[row(c)] * factor;

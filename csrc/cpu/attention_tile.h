@@ -57,6 +57,7 @@ struct Sequence {
       first_key = a.cu_keys[index];
       keys = a.cu_keys[index + 1] - first_key;
     }
+    if (a.key_lengths != nullptr) keys = a.key_lengths[index];
     unpadded_end = keys;
     if (a.padding != nullptr) {
       const uint8_t* p = a.padding + index * a.padding_stride_batch;

@@ -1,8 +1,10 @@
 // The linear map of a few rows, as in decoding: as fast as the weights can be read.
 //
-// Each thread takes a stretch of the weight's rows and reads it from end to end once: hardware
-// prefetchers follow one stream of addresses, but lose several rows that are read side by side
-// (twice slower, measured). A row is multiplied by all rows of the input, which stay in the cache.
+// Each thread takes a stretch of the weights' rows and reads it from end to end once. As many
+// products of a row of a weight and a row of the input as a register has lanes are summed side by
+// side, and their lanes added together at the end. Hardware prefetchers lose several rows that are
+// read side by side, so the rows that come next are asked for. Each product is summed in one order,
+// whatever stands beside it: a row of the input gets the same bits in any company.
 #include "cpu/linear.h"
 
 #include "cpu/gemm.h"
@@ -13,7 +15,10 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int kMaxRows = 4;                // of the input at a time
+// Rows of the input in a tile, at most.
+template <int lanes>
+constexpr int kMaxRows = lanes < 4 ? lanes : 4;
+constexpr int64_t kAhead = 16;             // rows of the weight between request and use
 constexpr int64_t kWorthThread = 1 << 15;  // bytes of weight
 
 // How numbers of T are multiplied: in X, the input's form, kStep at a time.
@@ -47,69 +52,97 @@ struct Pairs {
 };
 #endif
 
-// Rows [begin, end) of the weight with R rows of the input, `width` numbers apart.
-template <class How, class T, int R>
-void rows_of(const LinearArgs& a, const typename How::X* input, int64_t width, T* out,
-             int64_t begin, int64_t end) {
+// W rows of a weight from `row` on, of which `there` exist, with R rows of the input, `width`
+// numbers apart, of which `wanted` are. `out`: the weight's part of a row, rows `outer` apart.
+template <class How, class T, int R, int W, bool kFetch>
+void tile(const LinearWeight& weight, int64_t inner, const typename How::X* input, int64_t width,
+          T* out, int64_t outer, int64_t wanted, int64_t row, int64_t there) {
   using A = typename How::A;
-  constexpr int kChains = R == 1 ? 2 : 1;
   constexpr int64_t step = How::kStep;
-  const T* bias = static_cast<const T*>(a.bias);
-  for (int64_t row = begin; row < end; ++row) {
-    const T* w = static_cast<const T*>(a.weight) + row * a.weight_stride;
-    vec<A> sums[R][kChains] = {};
-    int64_t k = 0;
-    for (; k + kChains * step <= a.inner; k += kChains * step)
+  const T* rows[W];  // those that do not exist repeat the last one
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i)
+    rows[i] =
+        static_cast<const T*>(weight.data) + (row + (i < there ? i : there - 1)) * weight.stride;
+  const int64_t ahead = kAhead * weight.stride;
+  vec<A> sums[R * W];
+#pragma GCC unroll 16
+  for (int i = 0; i < R * W; ++i) sums[i] = vec<A>{};
+  int64_t k = 0;
+  for (; k + step <= inner; k += step)
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      if constexpr (kFetch) __builtin_prefetch(rows[i] + ahead + k, 0, 2);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-        for (int c = 0; c < kChains; ++c)
-          sums[r][c] = How::fma(sums[r][c], input + r * width + k + c * step, w + k + c * step);
-    for (; k < a.inner; k += step) {
-      const int64_t n = a.inner - k < step ? a.inner - k : step;
+        sums[r * W + i] = How::fma(sums[r * W + i], input + r * width + k, rows[i] + k);
+    }
+  if (k < inner)
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
-        sums[r][0] = n == step ? How::fma(sums[r][0], input + r * width + k, w + k)
-                               : How::fma_n(sums[r][0], input + r * width + k, w + k, n);
+        sums[r * W + i] =
+            How::fma_n(sums[r * W + i], input + r * width + k, rows[i] + k, inner - k);
+  A found[R * W];
+  store(found, reduce_add_each<A>(sums));
+  const T* bias = static_cast<const T*>(weight.bias);
+  for (int64_t r = 0; r < wanted; ++r)
+    for (int64_t i = 0; i < there; ++i)
+      store_one(out + r * outer + row + i,
+                found[r * W + i] + (bias ? load_one(bias + row + i) : A(0)));
+}
+
+// Rows [begin, end) of a weight with all rows of the input.
+template <class How, class T>
+void stretch(const LinearArgs& a, const LinearWeight& weight, const typename How::X* input,
+             int64_t width, T* out, int64_t outer, int64_t begin, int64_t end) {
+  constexpr int lanes = kLanes<typename How::A>;
+  const auto pass = [&](auto count) {
+    constexpr int R = decltype(count)::value, W = lanes / R;
+    const auto run = [&](int64_t r, int64_t row, auto fetch) {
+      const int64_t left = a.rows - r, there = end - row;
+      tile<How, T, R, W, decltype(fetch)::value>(weight, a.inner, input + r * width, width,
+                                                 out + r * outer, outer, left < R ? left : R, row,
+                                                 there < W ? there : W);
+    };
+    for (int64_t row = begin; row < end; row += W) {
+      run(0, row, std::true_type{});
+      for (int64_t r = R; r < a.rows; r += R) run(r, row, std::false_type{});
     }
-    const A shift = bias ? load_one(bias + row) : A(0);
-    for (int r = 0; r < R; ++r) {
-      vec<A> sum = sums[r][0];
-      if constexpr (kChains == 2) sum += sums[r][1];
-      store_one(out + r * a.outer + row, reduce_add<A>(sum) + shift);
-    }
-  }
+  };
+  if (a.rows == 1) return pass(std::integral_constant<int, 1>{});
+  if (a.rows == 2) return pass(std::integral_constant<int, 2>{});
+  pass(std::integral_constant<int, kMaxRows<lanes>>{});
 }
 
 template <class How, class T>
 void linear_by(const LinearArgs& a) {
   using X = typename How::X;
+  // The input, rows and ends of rows padded by zeros.
   const int64_t width = (a.inner + How::kStep - 1) / How::kStep * How::kStep;
-  auto* input = static_cast<X*>(
-      thread_scratch(static_cast<size_t>(a.rows * width) * sizeof(X)));  // padded by zeros
+  constexpr int64_t most = kMaxRows<kLanes<typename How::A>>;
+  const int64_t rows = (a.rows + most - 1) / most * most;
+  auto* input = static_cast<X*>(thread_scratch(static_cast<size_t>(rows * width) * sizeof(X)));
   for (int64_t r = 0; r < a.rows; ++r) {
     const T* from = static_cast<const T*>(a.input) + r * a.inner;
     X* to = input + r * width;
     for (int64_t k = 0; k < a.inner; ++k) to[k] = How::from(from[k]);
     for (int64_t k = a.inner; k < width; ++k) to[k] = X{};
   }
+  for (int64_t k = a.rows * width; k < rows * width; ++k) input[k] = X{};
+  int64_t outer = 0;
+  for (int i = 0; i < a.count; ++i) outer += a.weights[i].outer;
   const int64_t row_bytes = a.inner * static_cast<int64_t>(sizeof(T)) + 1;
-  parallel_ranges(a.outer, kWorthThread / row_bytes + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < a.rows;) {
-      const int64_t left = a.rows - r;
-      const auto take = [&](auto count) {
-        constexpr int R = decltype(count)::value;
-        rows_of<How, T, R>(a, input + r * width, width, static_cast<T*>(a.out) + r * a.outer, begin,
-                           end);
-        r += R;
-      };
-      if (left >= kMaxRows) {
-        take(std::integral_constant<int, kMaxRows>{});
-      } else if (left >= 2) {
-        take(std::integral_constant<int, 2>{});
-      } else {
-        take(std::integral_constant<int, 1>{});
-      }
+  parallel_ranges(outer, kWorthThread / row_bytes + 1, [&](int64_t begin, int64_t end) {
+    int64_t first = 0;  // row of all weights together that this one begins with
+    for (int i = 0; i < a.count; ++i) {
+      const LinearWeight& weight = a.weights[i];
+      const int64_t from = begin > first ? begin - first : 0;
+      const int64_t to = end - first < weight.outer ? end - first : weight.outer;
+      if (from < to)
+        stretch<How, T>(a, weight, input, width, static_cast<T*>(a.out) + first, outer, from, to);
+      first += weight.outer;
     }
   });
 }

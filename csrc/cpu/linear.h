@@ -5,15 +5,24 @@
 
 namespace llama_fast {
 
-// out (rows, outer) = input (rows, inner) @ weight (outer, inner)' + bias (outer).
+// A matrix (outer, inner) of weights.
+struct LinearWeight {
+  const void* data;  // numbers of a row one after the other
+  int64_t stride;    // from row to row
+  int64_t outer;
+  const void* bias = nullptr;  // (outer)
+};
+
+// out (rows, outer) = input (rows, inner) @ weight' + bias, for several weights beside each other.
 struct LinearArgs {
+  static constexpr int kMost = 3;
+
   DType dtype;  // of all tensors
-  int64_t rows, inner, outer;
-  const void* input;      // rows one after the other
-  const void* weight;     // numbers of a row one after the other
-  int64_t weight_stride;  // from row to row
-  const void* bias;       // or null
-  void* out;
+  int64_t rows, inner;
+  const void* input;  // rows one after the other
+  LinearWeight weights[kMost];
+  int count;  // of weights
+  void* out;  // (rows, sum of outer)
 };
 
 }  // namespace llama_fast

@@ -1,9 +1,12 @@
-// Attention over a cache of keys and values: appends the new ones, then calls the attention
-// kernels, which read a contiguous cache where it lies. The keys of a paged one are collected
-// first, a sequence at a time.
+// Attention over a cache of keys and values: appends the new ones, then calls
+// the attention kernels, which read a contiguous cache, and most paged ones,
+// where they lie. The keys of other paged ones are collected first, a sequence
+// at a time.
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
@@ -66,6 +69,11 @@ struct Cache {
                element;
   }
 
+  // Whether the kernels can read its pages.
+  bool readable() const {
+    return table != nullptr && page % kPageUnit == 0 && pages.stride_col == 1;
+  }
+
   void append(const Tensor& added, int64_t batch, int64_t held) const {
     const Tensor4 from = heads_of(added, batch);
     for (int64_t h = 0; h < kv_heads; ++h)
@@ -102,7 +110,8 @@ void check(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const 
            int64_t window_left) {
   const auto fits = [&](bool ok) {
     STD_TORCH_CHECK(ok,
-                    "llama_fast::attention_decode: shapes or dtypes of the arguments do not fit");
+                    "llama_fast::attention_decode: shapes or dtypes of the "
+                    "arguments do not fit");
   };
   fits(q.dim() == 4 && k_cache.dim() == 4 && v_cache.dim() == 4 && seqlens.dim() == 1);
   fits(dtype_of(k_cache) == dtype_of(q) && dtype_of(v_cache) == dtype_of(q));
@@ -192,7 +201,8 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
   const auto total = [&](int64_t b) {
     return static_cast<int32_t*>(cache_seqlens.data_ptr())[b * cache_seqlens.stride(0)] + added;
   };
-  const auto attend = [&](int64_t b, int64_t n) {  // sequences [b, b + n), of one length
+  const auto attend = [&](int64_t b,
+                          int64_t n) {  // sequences [b, b + n), of one length
     args.batch = n;
     args.keys = total(b);
     args.q = heads_of(q, b);
@@ -222,6 +232,27 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
     const int64_t held = total(b) - added;
     keys.append(*k, b, held);
     values.append(*v, b, held);
+  }
+  const bool few = args.kv_heads > 0 && args.heads / args.kv_heads * queries <= kFewRows;
+  if (few && keys.readable() && values.readable() && window_left < 0 && batch > 0) {
+    std::vector<int32_t> lengths(batch);
+    for (int64_t b = 0; b < batch; ++b) lengths[b] = static_cast<int32_t>(total(b));
+    args.batch = batch;
+    args.keys = *std::max_element(lengths.begin(), lengths.end());
+    args.key_lengths = lengths.data();
+    args.page_table = keys.table;
+    args.page = keys.page;
+    args.table_stride_batch = keys.table_stride_batch;
+    args.table_stride_page = keys.table_stride_page;
+    args.q = heads_of(q);
+    args.k = keys.pages;
+    args.v = values.pages;
+    args.out = heads_of(out);
+    args.lse = rows_of(lse);
+    args.lse_low = rows_of(lse_low);
+    if (alibi_slopes.has_value()) args.alibi = alibi_slopes->data_ptr();
+    kernels().attention_forward(args);
+    return {out, lse};
   }
   for (int64_t b = 0, n; b < batch; b += n) {
     for (n = 1; !page_table.has_value() && b + n < batch && total(b + n) == total(b);) ++n;

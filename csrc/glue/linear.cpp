@@ -25,15 +25,14 @@ Tensor linear(Tensor input, Tensor weight, OptionalTensor bias) {
   LinearArgs a{};
   a.dtype = dtype_of(input);
   a.inner = weight.size(1);
-  a.outer = weight.size(0);
   a.rows = 1;
   for (int64_t d = 0; d < input.dim() - 1; ++d) a.rows *= sizes[d];
   a.input = input.data_ptr();
-  a.weight = weight.data_ptr();
-  a.weight_stride = weight.stride(0);
-  a.bias = bias ? bias->data_ptr() : nullptr;
+  a.count = 1;
+  a.weights[0] = {weight.data_ptr(), weight.stride(0), weight.size(0),
+                  bias ? bias->data_ptr() : nullptr};
   a.out = out.data_ptr();
-  if (a.rows > 0 && a.outer > 0) kernels().linear(a);
+  if (a.rows > 0 && weight.size(0) > 0) kernels().linear(a);
   return out;
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "cpu/types.h"
 
@@ -59,6 +60,10 @@ std::tuple<Tensor, Tensor> rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool
                                 bool inverse);
 
 Tensor linear(Tensor input, Tensor weight, OptionalTensor bias);
+
+Tensor decode_layers(Tensor x, std::vector<Tensor> weights, Tensor cos, Tensor sin, Tensor k_cache,
+                     Tensor v_cache, Tensor cache_seqlens, Tensor page_table, int64_t page,
+                     double eps);
 
 Tensor swiglu(Tensor gate, Tensor up);
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama_fast.models import LLaMA
+from llama_fast.ops.linear import linear
 from llama_fast.tokenizers import Tokenizer
 
+from .decoder import Decoder
+from .fast_decode import FastDecode
 from .memory import most_pages
 from .paged_cache import DecodeStep, PackedStep, PagedCache, Row
 from .prefix_tree import Node, PrefixTree
@@ -34,7 +37,7 @@ class Engine:
     of two logits to see it.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; its weights stay as they are.
         tokenizer: the model's.
         max_batch: the most sequences under way.
         prefill_tokens: the most prompt tokens of a pass.
@@ -63,7 +66,7 @@ class Engine:
 
     def __init__(
         self,
-        model: LLaMA,
+        model: Decoder,
         tokenizer: Tokenizer,
         *,
         max_batch: int = 32,
@@ -96,6 +99,7 @@ class Engine:
         self._kept: deque[list[Node]] = deque()
         self._keep = keep
         self._busy = False
+        self._fast = FastDecode(model) if FastDecode.serves(model, page) else None
         self.prefilled = self.reused = self.decoded = self.preempted = 0
 
     def generate(
@@ -261,21 +265,20 @@ class Engine:
                 else:
                     self._preempt(waiting, live)
         step = DecodeStep(self.cache, [s.held for s in live], [s.pages for s in live])
-        hidden = self._hidden([s.tokens[-1] for s in live], step)[0]
+        hidden = self._hidden([s.tokens[-1] for s in live], step, self._fast)[0]
         for sequence in live:
             sequence.held += 1
         self.decoded += len(live)
         return list(live), self._logits(hidden)
 
-    def _hidden(self, tokens: Sequence[int], step: PackedStep | DecodeStep) -> Tensor:
+    def _hidden(self, tokens: Sequence[int], step: Any, fast: FastDecode | None = None) -> Tensor:
         """(1,N,E) of N tokens."""
         ids = torch.tensor([tokens], device=self.cache.k.device)
-        hidden: Tensor = self.model.hidden_states(ids, step=step)
-        return hidden
+        return self.model.hidden_states(ids, step=step) if fast is None else fast(ids, step)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(B,E) to (B,V)."""
-        return torch.nn.functional.linear(hidden, self.model.head_weight)
+        return linear(hidden, self.model.head_weight)
 
     @torch.inference_mode()
     def _choose(self, sequences: list[LiveSequence], logits: Tensor) -> list[int]:

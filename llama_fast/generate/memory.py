@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from llama_fast.models import LlamaConfig
 
-
-def most_pages(config: LlamaConfig, batch: int, page: int, weight: Tensor) -> int:
+def most_pages(config: Any, batch: int, page: int, weight: Tensor) -> int:
     """Pages for `batch` full sequences, or what half the free memory holds; at least one sequence.
 
     Args:

@@ -173,6 +173,9 @@ class DecodeStep:
         cache: as in :class:`PackedStep`.
         lengths: tokens that each sequence holds.
         pages: the pages of each, with room for one more token.
+
+    Attributes:
+        held, table: (B,) and (B,pages) int32, those of ``llama_fast.attention_decode``.
     """
 
     def __init__(
@@ -180,11 +183,11 @@ class DecodeStep:
     ) -> None:
         self.cache, device = cache, cache.k.device
         self.positions = _tensor(np.asarray(lengths, dtype=np.int64), device)
-        self._held = self.positions.to(torch.int32)
+        self.held = self.positions.to(torch.int32)
         table = np.zeros((len(pages), max(map(len, pages))), dtype=np.int32)
         for b, found in enumerate(pages):
             table[b, : len(found)] = found
-        self._table = _tensor(table, device)
+        self.table = _tensor(table, device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See :class:`llama_fast.models.llama.Step`; N is B."""
@@ -194,7 +197,7 @@ class DecodeStep:
             t[layer].unflatten(0, (-1, cache.page)).transpose(1, 2) for t in (cache.k, cache.v)
         )
         out: Tensor = attention_decode(
-            q, *stored, k=k, v=v, cache_seqlens=self._held, page_table=self._table, **options
+            q, *stored, k=k, v=v, cache_seqlens=self.held, page_table=self.table, **options
         )
         return out.squeeze(2).transpose(0, 1).unsqueeze(0)
 

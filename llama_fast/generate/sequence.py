@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from llama_fast.models import LlamaConfig
 from llama_fast.tokenizers import Tokenizer
 
 from .paged_cache import PagedCache
@@ -31,7 +31,7 @@ class LiveSequence:
         index: int,
         request: GenerationRequest,
         tokenizer: Tokenizer,
-        config: LlamaConfig,
+        config: Any,
         cache: PagedCache,
     ) -> None:
         self.index, self.request = index, request
@@ -46,7 +46,7 @@ class LiveSequence:
         self._text = TextStream(tokenizer, self.tokens, request.stop)
         self._generator: torch.Generator | None = None
 
-    def _check(self, config: LlamaConfig) -> None:
+    def _check(self, config: Any) -> None:
         request, S = self.request, len(self.tokens)
         name = f"request {self.index}"
         if S == 0:

@@ -6,7 +6,8 @@ work where nothing was compiled. The compiled library registers kernels and no s
 
 Environment:
     LLAMA_FAST_LIBRARY  path of another compiled library (a sanitizer build, for example)
-    LLAMA_FAST_ISA      instruction set to use: portable, avx2, avx512, avx512_bf16
+    LLAMA_FAST_ISA      instruction set to use: portable, avx2, avx512, avx512_bf16,
+                        amx_bf16
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ SCHEMAS = (
     "-> (Tensor q, Tensor k)",
     # For a few rows, without gradients; torch's own serves all else.
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
+    # Every block of a Llama model for one new token of each of B sequences, (B,E) to (B,E); nine
+    # weights a block, then that of the last norm. Writes into the caches (L,slots,K,D).
+    "decode_layers(Tensor x, Tensor[] weights, Tensor cos, Tensor sin, Tensor(a!) k_cache, "
+    "Tensor(b!) v_cache, Tensor cache_seqlens, Tensor page_table, int page, float eps) -> Tensor",
     "swiglu(Tensor gate, Tensor up) -> Tensor",
     # Bits of grad_mask: gate, up.
     "swiglu_backward(Tensor grad_out, Tensor gate, Tensor up, int grad_mask) "
