@@ -43,7 +43,13 @@ HOST = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-X86_ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+AVX512_BF16 = [*AVX512, "-mavx512bf16"]
+X86_ISAS = {
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512_bf16": AVX512_BF16,
+    "amx_bf16": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"],
+}
 
 CXX_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden"]
 # GCC 12 warns of uninitialised variables in its own AVX-512 headers.

@@ -39,8 +39,8 @@ def test_every_op_has_a_backend_and_a_reason_for_each_that_is_missing(
 
 def test_instruction_set_in_use_is_one_the_processor_has(facts: dict[str, Any]) -> None:
     used, features = facts["cpu"]["instruction_set"], facts["cpu"]["features"]
-    assert used in ("portable", "avx2", "avx512", "avx512_bf16", "none")
-    if features is not None and used in ("avx2", "avx512_bf16"):
+    assert used in ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16", "none")
+    if features is not None and used in ("avx2", "avx512_bf16", "amx_bf16"):
         assert used in features
     assert facts["cpu"]["torch_threads"] == torch.get_num_threads()
 

@@ -5,6 +5,14 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(LLAMA_FAST_HAVE_AMX_BF16)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 // LLAMA_FAST_HAVE_<ISA> is set by the build for each instruction set that was compiled.
 #define LF_DECLARE(isa)                                 \
   namespace isa {                                       \
@@ -41,6 +49,9 @@ LF_DECLARE(avx512)
 #ifdef LLAMA_FAST_HAVE_AVX512_BF16
 LF_DECLARE(avx512_bf16)
 #endif
+#ifdef LLAMA_FAST_HAVE_AMX_BF16
+LF_DECLARE(amx_bf16)
+#endif
 
 namespace {
 
@@ -49,13 +60,38 @@ struct Candidate {
   bool runs_here;
 };
 
+#ifdef LLAMA_FAST_HAVE_AVX512_BF16
+bool has_avx512_bf16() {
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+#ifdef LLAMA_FAST_HAVE_AMX_BF16
+// Whether there are tile registers and the system lets this process use them, which it has to be
+// asked for: they make the state larger that it saves of each thread.
+bool has_amx_bf16() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;  // of leaf 7, in edx
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTiles) == 0 || (d & kBf16) == 0)
+    return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of <asm/prctl.h>
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 Kernels choose() {
   // Best first.
   const Candidate candidates[] = {
+#ifdef LLAMA_FAST_HAVE_AMX_BF16
+      {LF_KERNELS(amx_bf16), has_avx512_bf16() && has_amx_bf16()},
+#endif
 #ifdef LLAMA_FAST_HAVE_AVX512_BF16
-      {LF_KERNELS(avx512_bf16),
-       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")},
+      {LF_KERNELS(avx512_bf16), has_avx512_bf16()},
 #endif
 #ifdef LLAMA_FAST_HAVE_AVX512
       {LF_KERNELS(avx512),

@@ -1,12 +1,13 @@
 // The instruction set that a kernel source is being compiled for.
 //
 // Every csrc/cpu/<op>.cpp is compiled once per instruction set, with LLAMA_FAST_ISA set to the
-// name of its namespace (portable, avx2, avx512, avx512_bf16) and the matching compiler flags.
+// name of its namespace (portable, avx2, avx512, avx512_bf16, amx_bf16) and the matching compiler
+// flags.
 // Kernel code lives in `namespace llama_fast::LLAMA_FAST_ISA`, so the copies never collide.
 #pragma once
 
 #ifndef LLAMA_FAST_ISA
-#error "compile with -DLLAMA_FAST_ISA=portable|avx2|avx512|avx512_bf16"
+#error "compile with -DLLAMA_FAST_ISA=portable|avx2|avx512|avx512_bf16|amx_bf16"
 #endif
 
 // Fully inlined, so that no copy compiled for a newer instruction set can be picked by the linker.

@@ -15,7 +15,9 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/amx.h"
 #include "cpu/gemm.h"
+#include "cpu/transpose.h"
 
 namespace llama_fast {
 namespace LLAMA_FAST_ISA {
@@ -70,6 +72,9 @@ void multiply_panel(int64_t m, int64_t kk, int64_t depth, const typename M::elem
 template <class M>
 void multiply(int64_t m, int64_t n, int64_t kk, const typename M::elem* a,
               const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate) {
+#if defined(__AMX_BF16__)
+  if constexpr (M::kPack == 2) return multiply_tiles(m, n, kk, a, b, c, c_row, accumulate);
+#endif
   constexpr int64_t lanes = kLanes<typename M::acc>;
   for (int64_t k = 0; k < kk; k += kDepth) {
     const int64_t depth = kk - k < kDepth ? kk - k : kDepth;
@@ -134,33 +139,6 @@ LF_INLINE vec<typename M::acc> load_columns(const T* p, const T* q, int64_t coun
     return (vec<A>)(bits(p) | bits(q) << 16);
   } else {
     return count >= kLanes<A> ? load_acc(p) : load_acc_n(p, count, A(0));
-  }
-}
-
-template <bool kHigh, class V, size_t... I>
-LF_INLINE V interleave(V a, V b, std::index_sequence<I...>) {
-  constexpr size_t n = sizeof...(I), first = kHigh ? n / 2 : 0;
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, (first + I / 2 + (I % 2) * n)...);
-#else  // GCC has the other one from version 12 on only
-  using Index = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
-  return __builtin_shuffle(a, b, vec<Index>{static_cast<Index>(first + I / 2 + (I % 2) * n)...});
-#endif
-}
-
-template <class A>
-LF_INLINE void transpose(vec<A>* rows) {
-  constexpr int n = kLanes<A>;
-  using Lanes = std::make_index_sequence<n>;
-  for (int round = 1; round < n; round *= 2) {
-    vec<A> next[n];
-#pragma GCC unroll 8
-    for (int i = 0; i < n / 2; ++i) {
-      next[2 * i] = interleave<false>(rows[i], rows[i + n / 2], Lanes());
-      next[2 * i + 1] = interleave<true>(rows[i], rows[i + n / 2], Lanes());
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) rows[i] = next[i];
   }
 }
 

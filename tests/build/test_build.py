@@ -29,6 +29,9 @@ extern "C" __attribute__((visibility("default"))) int sum_of_kernels() {
 #ifdef LLAMA_FAST_HAVE_AVX512_BF16
   sum += avx512_bf16_kernel();
 #endif
+#ifdef LLAMA_FAST_HAVE_AMX_BF16
+  sum += amx_bf16_kernel();
+#endif
   return sum;
 }
 """
@@ -38,7 +41,9 @@ KERNEL = """
 #define JOIN(a, b) a##_##b
 #define NAME(isa) JOIN(isa, kernel)
 int NAME(LLAMA_FAST_ISA)() {
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+  return 10000;
+#elif defined(__AVX512BF16__)
   return 1000;
 #elif defined(__AVX512F__)
   return 100;
@@ -54,6 +59,7 @@ int portable_kernel();
 int avx2_kernel();
 int avx512_kernel();
 int avx512_bf16_kernel();
+int amx_bf16_kernel();
 """
 OPS = """
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -138,8 +144,9 @@ def test_builds_every_instruction_set_and_the_host_module(tree: Tree) -> None:
     library = ctypes.CDLL(str(tree.library))
     expected = 1
     if platform.machine() == "x86_64":
-        names = ("avx2", "avx512", "avx512_bf16")
-        expected += sum(v for n, v in zip(names, (10, 100, 1000), strict=True) if n in table)
+        names = ("avx2", "avx512", "avx512_bf16", "amx_bf16")
+        values = (10, 100, 1000, 10000)
+        expected += sum(v for n, v in zip(names, values, strict=True) if n in table)
         assert "avx2" in table
     assert library.sum_of_kernels() == expected
     assert library.cpu_device() == 0  # a symbol of torch's, found without a run path

@@ -11,7 +11,7 @@ import llama_fast
 from llama_fast.ops import _library
 
 REPOSITORY = Path(__file__).parents[2]
-SETS = ("portable", "avx2", "avx512", "avx512_bf16")
+SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 GRID = ["tests/ops/test_attention.py", "tests/ops/test_attention_masks.py::test_masks",
         "tests/ops/test_cross_entropy.py::test_options",
         "tests/ops/test_cross_entropy.py::test_shapes",
