@@ -110,7 +110,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
     _quiet_libraries()
     try:
         from llama_fast.eval.harness import HarnessModel
-        from llama_fast.eval.run import Limits, evaluate_tasks, load, metric_keys
+        from llama_fast.eval.run import Limits, evaluate_tasks, load, quiet_bars
     except ImportError as error:
         raise ImportError(
             f"evaluation needs the eval extra: pip install llama_fast[eval] ({error})"
@@ -119,6 +119,8 @@ def evaluate_model(args: argparse.Namespace) -> int:
     from llama_fast.eval.report import read_run
     from llama_fast.eval.report.final_table import suite_table, task_table
     from llama_fast.eval.report.html import write_page
+    from llama_fast.eval.report.suites import metric_keys
+    from llama_fast.eval.sources import locate
     from llama_fast.eval.suite import suite, summarise
 
     names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
@@ -130,26 +132,29 @@ def evaluate_model(args: argparse.Namespace) -> int:
     limits = Limits.parse(args.limit)
     out = args.out or Path("runs") / f"eval-{Path(args.model).name}"
     screen = Screen()
-    loaded = load(
-        [*([preset] if preset else []), *names],
-        args.data_dir,
-        allow_code=args.allow_code,
-        num_fewshot=args.num_fewshot,
-        toxigen_classifier=args.toxigen_classifier,
-    )
+    path = locate(args.model)
+    with screen.console.status("Loading tasks"), quiet_bars():
+        loaded = load(
+            [*([preset] if preset else []), *names],
+            args.data_dir,
+            allow_code=args.allow_code,
+            num_fewshot=args.num_fewshot,
+            toxigen_classifier=args.toxigen_classifier,
+        )
     limits.check(list(loaded["tasks"]))
-    lm = HarnessModel(
-        args.model,
-        tokenizer=args.tokenizer,
-        dtype=args.dtype,
-        device=args.device,
-        batch_size=args.batch,
-        budget=args.budget,
-        max_length=args.max_length,
-        cache=None if args.no_cache else out / "requests.sqlite",
-        seed=args.seed,
-    )
-    keys = metric_keys(preset)
+    with screen.console.status("Loading the model"):
+        lm = HarnessModel(
+            str(path),
+            tokenizer=args.tokenizer,
+            dtype=args.dtype,
+            device=args.device,
+            batch_size=args.batch,
+            budget=args.budget,
+            max_length=args.max_length,
+            cache=None if args.no_cache else out / "requests.sqlite",
+            seed=args.seed,
+        )
+    keys = {} if preset is None else metric_keys(preset)
     outcome = evaluate_tasks(
         lm,
         loaded,
@@ -166,6 +171,8 @@ def evaluate_model(args: argparse.Namespace) -> int:
             screen.console.print(suite_table(summarise(outcome.results, preset)))
         page = write_page(out / "report.html", read_run(out))
         screen.console.print(f"results: {out}   report: {page}", markup=False, soft_wrap=True)
+    for note in outcome.notes:
+        screen.console.print(f"note: {note}", markup=False, soft_wrap=True)
     for name, reason in outcome.not_scored.items():
         screen.console.print(f"not scored: {name}: {reason}", markup=False, soft_wrap=True)
     return 1 if outcome.failed or not outcome.results else 0
@@ -189,6 +196,7 @@ def _facts(args: argparse.Namespace, preset: str | None, lm: Any) -> dict[str, A
         "preset": preset,
         "chat_template": lm.words.chat_template if args.chat else None,
         "system_instruction": args.system,
+        "fewshot_as_multiturn": args.chat,
         "versions": {
             "llama_fast": __version__,
             "torch": torch.__version__,
@@ -198,10 +206,8 @@ def _facts(args: argparse.Namespace, preset: str | None, lm: Any) -> dict[str, A
 
 
 def _quiet_libraries() -> None:
-    """The table is what a person looks at: no other progress bars and warnings on top of it."""
+    """The table is what a person looks at: no warnings of libraries on top of it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", module=r"(datasets|lm_eval|transformers)")
     for name in ("lm_eval", "lm-eval", "datasets", "transformers", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -19,10 +20,15 @@ from lm_eval.models.utils import (
     normalize_gen_kwargs,
     postprocess_generated_text,
 )
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import (
+    get_rolling_token_windows,
+    make_disjoint_window,
+    simple_parse_args_string,
+)
 
 from llama_fast.data.chat import ChatTemplate
 from llama_fast.eval.engine import Likelihood, Scorer
+from llama_fast.eval.models import check_vocabulary
 from llama_fast.eval.request_cache import RequestCache, fingerprint, key_of
 from llama_fast.generate.decoder import Decoder, decoder_of
 from llama_fast.generate.engine import Engine
@@ -77,9 +83,12 @@ class HarnessModel(TemplateLM):
         model, self.words = load_any(pretrained, tokenizer, dtype, device)
         self.name = pretrained if isinstance(pretrained, str) else type(pretrained).__name__
         self.model: Decoder = decoder_of(model)
+        check_vocabulary(self.words, self.model.config.vocab_size)
         self.scorer = Scorer(self.model, int(budget))
         most = self.model.config.max_seq_len
-        self.max_length = min(int(max_length or most), most)
+        if max_length is not None and int(max_length) < 2:
+            raise ValueError(f"max_length: expected at least 2 tokens, got {max_length}")
+        self.max_length = most if max_length is None else min(int(max_length), most)
         self.batch = 32 if batch_size in (None, "auto") else int(batch_size)
         self.seed = int(seed)
         self.cache = None if cache is None else RequestCache(cache)
@@ -87,6 +96,23 @@ class HarnessModel(TemplateLM):
         self.truncated = self.cached = 0
         self.progress: Callable[[str, int], object] = lambda task, questions: None
         self._template: ChatTemplate | None = None
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> HarnessModel:
+        """See :meth:`create_from_arg_obj`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> HarnessModel:
+        """What the harness makes a model with; its device is "cuda:0" where nobody named one."""
+        config = dict(additional_config or {})
+        if config.get("device") == "cuda:0" and not torch.cuda.is_available():
+            config["device"] = None
+        return super().create_from_arg_obj(arg_dict, config)
 
     # --- tokens ------------------------------------------------------------------------------
 
@@ -242,9 +268,12 @@ class HarnessModel(TemplateLM):
         stops = handle_stop_sequences(options.pop("until"), eos=None)
         most = options.pop("max_gen_toks")
         sampling = {name: options.pop(name) for name in _SAMPLING if name in options}
-        if options["do_sample"] and options["temperature"] > 0:
-            sampling |= {"temperature": options["temperature"], "seed": self.seed + number}
+        temperature = float(options.get("temperature", 1.0))
+        if options["do_sample"] and temperature > 0:
+            sampling |= {"temperature": temperature, "seed": self.seed + number}
         unknown = sorted(set(options).difference(_IGNORED))
+        if options.get("num_beams", 1) != 1:
+            unknown.append("num_beams other than 1")
         if unknown:
             raise ValueError(
                 f"generation_kwargs: expected none but {', '.join(_SAMPLING + _IGNORED)}, until "

@@ -45,12 +45,16 @@ def load_model(
         found = load_tokenizer(tokenizer)
     if found is None:
         raise ValueError(f"tokenizer: expected one, for {path} has none of its own")
-    if found.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"tokenizer: expected at most the model's {model.config.vocab_size} tokens, got "
-            f"{found.vocab_size}"
-        )
+    check_vocabulary(found, model.config.vocab_size)
     return model, found
+
+
+def check_vocabulary(tokenizer: Tokenizer, tokens: int) -> None:
+    """ValueError if the tokenizer has more tokens than the model."""
+    if tokenizer.vocab_size > tokens:
+        raise ValueError(
+            f"tokenizer: expected at most the model's {tokens} tokens, got {tokenizer.vocab_size}"
+        )
 
 
 def load_run(

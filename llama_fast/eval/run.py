@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import write_run
+from llama_fast.eval.report.compare import some
+from llama_fast.eval.report.scores import score_of
 from llama_fast.eval.report.table import LiveTable
 from llama_fast.eval.scenarios import SCENARIOS, scenario_groups, scenario_tasks
-from llama_fast.eval.suite import load_tasks, suite
+from llama_fast.eval.suite import load_tasks
 from llama_fast.eval.suite.loading import LoadedTasks
 
 log = logging.getLogger("llama_fast")
@@ -72,12 +75,14 @@ class Outcome:
     Attributes:
         results: as `lm_eval.evaluator.evaluate` returns it, without samples.
         not_scored: task -> why.
-        failed: those of them that were begun.
+        failed: those of them whose code ended in an error.
+        notes: what is unusual about the data of tasks, one a line.
     """
 
     results: dict[str, Any]
     not_scored: dict[str, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def load(names: Sequence[str], data_dir: Path | None, **options: Any) -> LoadedTasks:
@@ -138,13 +143,16 @@ def evaluate_tasks(
     from lm_eval.evaluator import evaluate
 
     limits, keys = limits or Limits(), keys or {}
+    notes = loaded["notes"]
     tasks = loaded["tasks"]
     limits.check(list(tasks))
     counts = {name: _questions(task, limits.of(name)) for name, task in tasks.items()}
     facts = dict(metadata or {})
-    outcome = Outcome({}, dict(loaded["missing"]))
+    outcome = Outcome({}, dict(loaded["missing"]), notes=_by_text(notes))
+    if outcome.notes:
+        facts["notes"] = "; ".join(outcome.notes)
     begin = time.monotonic()
-    with LiveTable(counts) as table:
+    with quiet_bars(), LiveTable(counts) as table:
         lm.progress = table.advance
         for name, task in tasks.items():
             table.start_task(name, counts[name])
@@ -156,6 +164,7 @@ def evaluate_tasks(
                     bootstrap_iters=bootstrap_iters,
                     confirm_run_unsafe_code=True,  # it was loaded, so it was allowed
                     apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,  # as on the harness's command line
                     system_instruction=system,
                 )
             except (OSError, MemoryError):
@@ -163,9 +172,12 @@ def evaluate_tasks(
             except Exception as error:  # of a task's own code, which may be anybody's
                 log.debug("task %s", name, exc_info=True)
                 outcome.failed.append(name)
-                outcome.not_scored[name] = f"{type(error).__name__}: {error}"
+                outcome.not_scored[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 table.fail(name, outcome.not_scored[name])
                 continue
+            row, key = found["results"][name], keys.get(name)
+            if score_of(row, key) is None:
+                outcome.not_scored[name] = notes.get(name, "no question has a score")
             facts |= {
                 "seconds": time.monotonic() - begin,
                 "truncated": lm.truncated,
@@ -174,7 +186,7 @@ def evaluate_tasks(
             }
             write_run(out, found, facts, add=bool(outcome.results))
             _merge(outcome.results, found)
-            table.finish(name, found["results"][name], keys.get(name))
+            table.finish(name, row, key)
     _add_groups(outcome.results, loaded)
     if outcome.results:
         facts["not_scored"] = outcome.not_scored
@@ -182,12 +194,29 @@ def evaluate_tasks(
     return outcome
 
 
-def metric_keys(preset: str | None) -> dict[str, str]:
-    """Task -> `metric,filter` that is its score: of a suite's tasks, and of scenarios."""
-    keys = {} if preset is None else {t: p.metric for p in suite(preset).parts for t in p.tasks}
-    for scenario in SCENARIOS.values():
-        keys |= dict.fromkeys(scenario.tasks, f"{scenario.main_metric},none")
-    return keys
+@contextlib.contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Within the block, no progress bars of the harness and of datasets tear the table apart."""
+    import datasets
+    from lm_eval.api import task
+
+    stock, shown = task.tqdm, not datasets.are_progress_bars_disabled()
+    task.tqdm = lambda documents, **options: documents
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        task.tqdm = stock
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _by_text(notes: Mapping[str, str]) -> list[str]:
+    """Notes that say the same of several tasks, once."""
+    tasks: dict[str, list[str]] = {}
+    for task, text in notes.items():
+        tasks.setdefault(text, []).append(task)
+    return [f"{some(names, 3)}: {text}" for text, names in tasks.items()]
 
 
 def _questions(task: Any, limit: int | None) -> int:

@@ -42,9 +42,7 @@ def load_any(
         if tokenizer is None:
             raise ValueError("tokenizer: expected one beside a model that is at hand, got None")
         return source.eval(), tokenizer_of(tokenizer)
-    path = Path(os.fspath(source))
-    if not path.exists():
-        path = _from_hub(str(source))
+    path = locate(source)
     words = None if tokenizer is None else tokenizer_of(tokenizer)
     model: nn.Module
     if _architecture(path) not in (None, "llama"):
@@ -53,6 +51,16 @@ def load_any(
         model, own = load_model(path, words, kind)
     words = words or own or tokenizer_of(path)
     return model.to(_device(device)), words
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The file or folder itself, or where the hub's model of that name was put.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    path = Path(source)
+    return path if path.exists() else _from_hub(str(source))
 
 
 def tokenizer_of(given: Any) -> Tokenizer:
@@ -108,7 +116,7 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except Exception as error:  # the hub's client has a dozen classes of them
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"model: {name} is no file or folder, and the hub does not give it: {reason}"
         ) from None
@@ -137,4 +145,4 @@ def _with_transformers(path: Path, dtype: torch.dtype | None, words: Tokenizer |
         path, dtype="auto" if dtype is None else dtype, use_safetensors=True, local_files_only=True
     )
     patch(model)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()

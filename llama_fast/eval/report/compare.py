@@ -84,10 +84,10 @@ def compare(a: Run, b: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Com
     for name, run, other in (("A", a, b), ("B", b, a)):
         missing = [task for task in run.tasks if task not in other.tasks]
         if missing:
-            notices.append(f"only in {name}: {_some(missing)}")
+            notices.append(f"only in {name}: {some(missing)}")
     if not common:
         raise ValueError(
-            f"runs: expected a task that both have; A has {_some(a.tasks)}, B has {_some(b.tasks)}"
+            f"runs: expected a task that both have; A has {some(a.tasks)}, B has {some(b.tasks)}"
         )
     rows, means, unscored = [], [], []
     for task in common:
@@ -105,7 +105,8 @@ def compare(a: Run, b: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Com
     return Comparison(a, b, tuple(rows), overall, tuple(notices))
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
+def some(names: Sequence[str], most: int = 8) -> str:
+    """The first `most` of the names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more
 

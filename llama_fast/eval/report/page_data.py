@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_fast.eval.report.calibration import Calibration, calibrate, confidences
-from llama_fast.eval.report.compare import Comparison, Row
+from llama_fast.eval.report.compare import Comparison, Row, some
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Z95, Score, score_of
@@ -32,6 +32,7 @@ NAMES = {
     "seconds": "Time",
     "truncated": "Contexts cut to the model's length",
     "cached": "Requests from the cache",
+    "notes": "About the data",
     "requests": "Requests",
     "tokens": "Tokens",
 }
@@ -188,9 +189,7 @@ def _column_score(row: ColumnScore | None) -> dict[str, Any] | None:
         return None
     note = ""
     if row.missing:
-        some = ", ".join(row.missing[:6])
-        more = f" and {len(row.missing) - 6} more" if len(row.missing) > 6 else ""
-        note = f"not the whole column: without {some}{more}"
+        note = f"not the whole column: without {some(row.missing, 6)}"
     half = None if row.stderr is None else Z95 * row.stderr
     return {"value": row.value, "half": half, "note": note}
 

@@ -17,6 +17,7 @@ PREFERRED = (
     "acc",
     "pass@1",
     "pass_at_1",
+    "execution_match",
     "exact_match",
     "em",
     "exact",
@@ -26,6 +27,8 @@ PREFERRED = (
 )
 # Shares between 0 and 1; shown in percent.
 SHARES = frozenset((*PREFERRED, "mcc", "mc1", "mc2", "toxic")) - {"bleu", "rougeL", "exact"}
+# All that a task has whose texts could only be kept: toxigen_generation without its classifier.
+UNSCORED = "unscored"
 
 
 @dataclass(frozen=True)
@@ -73,24 +76,21 @@ def score_of(row: Mapping[str, Any], key: str | None = None) -> Score | None:
         key: `metric,filter` or `metric` that is the score; by :data:`PREFERRED` if None.
 
     Returns:
-        None if the row has no number.
-
-    Raises:
-        ValueError: the row has no metric `key`.
+        None if the row has no number, or none of that key: QuAC has no F1 where people agree on
+        none of the questions asked.
     """
     found: dict[tuple[str, str], float] = {}
     for name, value in row.items():
         metric, comma, filter_name = name.partition(",")
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if comma and is_number and not metric.endswith("_stderr"):
+        if comma and is_number and metric != UNSCORED and not metric.endswith("_stderr"):
             found[metric, filter_name] = float(value)
     if not found:
         return None
     if key is not None:
         asked = [at for at in found if key in (f"{at[0]},{at[1]}", at[0])]
         if not asked:
-            names = ", ".join(",".join(at) for at in found)
-            raise ValueError(f"metric: expected one of {names}, got {key}")
+            return None
         metric, filter_name = asked[0]
     else:
         order = {name: at for at, name in enumerate(PREFERRED)}

@@ -34,6 +34,11 @@ def columns_of(run: Run) -> list[Score]:
     return [] if preset is None else summarise(run.results, preset)
 
 
+def metric_keys(preset: str) -> dict[str, str]:
+    """Task -> `metric,filter` that is its score in a preset."""
+    return {task: key for task, (key, _) in _tasks(preset).items()}
+
+
 @lru_cache
 def _tasks(preset: str) -> dict[str, tuple[str, str]]:
     return {

@@ -11,6 +11,7 @@ from llama_fast.eval.report import read_run, table
 from llama_fast.eval.report.final_table import suite_table, task_table
 from llama_fast.eval.report.scores import score_of
 from llama_fast.eval.report.table import LiveTable
+from llama_fast.eval.scenarios import SCENARIOS
 from llama_fast.eval.suite import summarise
 from tests.eval.report.runs import FLOAT32
 
@@ -125,8 +126,15 @@ def test_a_score_is_chosen_and_written(row: dict[str, object], key: str | None, 
 
 def test_a_row_without_a_score() -> None:
     assert score_of({"alias": "group", "sample_len": 4, "acc,none": "N/A"}) is None
-    with pytest.raises(ValueError, match=r"metric: expected one of acc,none, got f1"):
-        score_of({"acc,none": 1.0}, "f1")
+    assert score_of({"acc,none": 1.0}, "f1") is None
+    assert score_of({"unscored,none": 1.0, "unscored_stderr,none": 0.0}, "toxic,none") is None
+    assert score_of({"unscored,none": 1.0, "unscored_stderr,none": 0.0}) is None
+
+
+def test_the_usual_score_of_a_scenario_is_its_main_metric() -> None:
+    for scenario in SCENARIOS.values():
+        score = score_of({f"{metric},none": 0.5 for metric in scenario.metrics})
+        assert score is not None and score.metric == scenario.main_metric
 
 
 def test_the_tables_at_the_end() -> None:
