@@ -25,6 +25,8 @@ COMMANDS = {
     "plot": "llama_fast.cli.plot",
     "export": "llama_fast.cli.export",
     "eval": "llama_fast.cli.eval",
+    "generate": "llama_fast.cli.generate",
+    "chat": "llama_fast.cli.chat",
 }
 
 # What bad input raises: a wrong value, a file that is not there, an extra that is not installed, a

@@ -1,0 +1,163 @@
+"""`llama-fast generate`: continue a prompt, or each prompt of a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llama_fast.cli.generation_options import (
+    add_model_options,
+    add_sampling_options,
+    load,
+    sampling_options,
+)
+
+HELP = "continue a prompt, or the prompts of a file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    add_model_options(parser)
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        help="text to continue; - reads standard input (default: the model's begin token alone)",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="a prompt a line; .jsonl: a string or an object with a prompt a line",
+    )
+    parser.add_argument(
+        "--special",
+        action="store_true",
+        help="names of control tokens in prompts stand for these tokens",
+    )
+    add_sampling_options(parser, max_new_tokens=256)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=16,
+        metavar="N",
+        help="texts generated side by side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="a JSON object a prompt, without the prompt in its text"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print each prompt with its continuation, in their order."""
+    if args.prompts is not None and args.prompt is not None:
+        raise ValueError("prompt: expected none beside --prompts")
+    if args.batch < 1:
+        raise ValueError(f"batch: expected a number >= 1, got {args.batch}")
+    prompts = _prompts(args)
+    model, tokenizer = load(args)
+    from llama_fast.generate import Engine
+
+    engine = Engine(model, tokenizer, max_batch=args.batch)
+    requests = [_request(args, tokenizer, n, text) for n, text in enumerate(prompts)]
+    begin = time.perf_counter()
+    tokens = sum(_show(args, prompts, engine.stream(requests)))
+    seconds = time.perf_counter() - begin
+    if sys.stderr.isatty():
+        reused = f", {engine.reused:,} reused" if engine.reused else ""
+        print(
+            f"{tokens:,} tokens after {engine.prefilled:,} of prompts{reused}: "
+            f"{seconds:.1f} s, {tokens / seconds:.1f} tokens/s",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    if args.prompts is None:
+        return [sys.stdin.read() if args.prompt == "-" else args.prompt or ""]
+    found = list(read_prompts(args.prompts))
+    if not found:
+        raise ValueError(f"{args.prompts}: expected at least one prompt, got none")
+    return found
+
+
+def read_prompts(path: Path) -> Iterator[str]:
+    """The prompts of a file; empty lines are none.
+
+    Raises:
+        ValueError: no UTF-8, or a line of a .jsonl file that is no prompt; names file and line.
+    """
+    with path.open(encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                if path.suffix != ".jsonl":
+                    yield line.rstrip("\n")
+                    continue
+                try:
+                    value = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number}: no JSON ({error.msg})") from None
+                value = value.get("prompt") if isinstance(value, dict) else value
+                if not isinstance(value, str):
+                    raise ValueError(
+                        f'{path}, line {number}: expected a string, or {{"prompt": a string}}'
+                    )
+                yield value
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected UTF-8 text ({error.reason})") from None
+
+
+def _request(args: argparse.Namespace, tokenizer: Any, number: int, text: str) -> Any:
+    from llama_fast.generate import GenerationRequest
+
+    tokens = tokenizer.encode(text, special=args.special)
+    begin = tokenizer.bos_id
+    if begin is not None and (not tokens or (tokenizer.add_bos and tokens[0] != begin)):
+        tokens.insert(0, begin)
+    if not tokens:
+        raise ValueError("prompt: expected a text, for the tokenizer has no begin token; got none")
+    return GenerationRequest(
+        tokens,
+        args.max_new_tokens,
+        stop=args.stop,
+        stop_ids=[i for i in (tokenizer.eos_id,) if i is not None],
+        # Prompts that are alike are to be continued differently.
+        sampling=sampling_options(args, None if args.seed is None else args.seed + number),
+    )
+
+
+def _show(args: argparse.Namespace, prompts: list[str], pieces: Iterator[Any]) -> Iterator[int]:
+    """Print the texts in order, the first unfinished one as it grows; yields numbers of tokens."""
+    grown = [""] * len(prompts)  # not printed yet
+    results: dict[int, Any] = {}
+    turn = 0  # whose text is being printed
+    if not args.json:
+        print(prompts[0], end="", flush=True)
+    for piece in pieces:
+        grown[piece.index] += piece.text
+        if piece.result is not None:
+            results[piece.index] = piece.result
+            yield len(piece.result.tokens)
+        while turn < len(prompts):
+            if not args.json:
+                print(grown[turn], end="", flush=True)
+                grown[turn] = ""
+            if turn not in results:
+                break
+            result = results.pop(turn)
+            if args.json:
+                fields = {"text": result.text, "tokens": len(result.tokens)}
+                fields = {"index": turn, "prompt": prompts[turn], **fields}
+                fields["finish_reason"] = result.finish_reason
+                print(json.dumps(fields, ensure_ascii=False), flush=True)
+            turn += 1
+            if not args.json:
+                print(f"\n\n{prompts[turn]}" if turn < len(prompts) else "", end="")
+                print(flush=True) if turn == len(prompts) else None
