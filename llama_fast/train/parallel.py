@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -181,6 +181,14 @@ class Parallel:
             return contextlib.nullcontext()
         waiting: contextlib.AbstractContextManager[Any] = self._replica.no_sync()
         return waiting
+
+    def after_forward_alone(self, model: LLaMA) -> None:
+        """Give back what FSDP keeps gathered for a backward pass, if none has followed.
+
+        Meanwhile the model's parameters are others than those that the optimizer knows.
+        """
+        if isinstance(model, FSDPModule):
+            model.reshard()
 
     def whole(self, model: LLaMA) -> LLaMA | None:
         """On the first process a model with all weights, on the others None; every one calls it."""

@@ -244,6 +244,7 @@ class Run:
                 targets += int((batch.targets != IGNORE).sum())
         finally:
             self.model.train()
+            self.parallel.after_forward_alone(self.model)
         total = self.parallel.sum(total)[0] / self.config.parallel.tensor
         return total / max(1, *self._of_all_rows(targets))
 

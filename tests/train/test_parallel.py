@@ -151,7 +151,9 @@ def goes_on_rank(rank: int, folder: Path, questions: str) -> None:
         dropout = 0.1 if mode in ("replicate", "shard") else 0.0
         for name in ("whole", "stopped"):
             now = config(folder, f"{mode}-{name}", 2, mode, steps=4)
-            now.checkpoint_every, now.eval_every, now.benchmarks = 2, 2, [questions]
+            # The checkpoint in the middle follows a validation, which has no backward pass.
+            now.checkpoint_every = now.valid_every = 2
+            now.eval_every, now.benchmarks = 4, [questions]
             now.model.changes.update(vocab_size=258, p_dropout=dropout)
             now.data.workers = int(mode == "shard")  # each one takes seconds to start here
             run = Run(now, log=lambda line: None)
@@ -204,7 +206,7 @@ def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
         whole, stopped = (tmp_path / f"{mode}-{name}" for name in ("whole", "stopped"))
         assert saved_parts(stopped) == saved_parts(whole), mode
         scores = read_rows(whole / "benchmarks.csv", Row)
-        assert [row.step for row in scores] == [2, 4]
+        assert [row.step for row in scores] == [4]
         assert scores == read_rows(stopped / "benchmarks.csv", Row)
         # As one process: the checkpoint is put together again.
         alone = config(tmp_path, f"{mode}-stopped", steps=4)
@@ -213,7 +215,7 @@ def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
         alone.model.changes = saved.state["config"]["model"]["changes"]
         run = Run(alone, log=lambda line: None)
         asked = Benchmarks([str(questions)], run.shards, alone.questions, alone.seed, 256)
-        assert asked.ask(run.model, 4) == scores[-1:]
+        assert asked.ask(run.model, 4) == scores
 
 
 def compare(ours_in: Path, alone_in: Path, alone: tuple[Any, ...]) -> None:
