@@ -29,7 +29,13 @@ from lm_eval.utils import (
 from llama_fast.data.chat import ChatTemplate
 from llama_fast.eval.engine import Likelihood, Scorer
 from llama_fast.eval.models import check_vocabulary
-from llama_fast.eval.request_cache import RequestCache, fingerprint, key_of
+from llama_fast.eval.request_cache import (
+    RequestCache,
+    fingerprint,
+    key_of,
+    settings_of,
+    vocabulary_of,
+)
 from llama_fast.generate.decoder import Decoder, decoder_of
 from llama_fast.generate.engine import Engine
 from llama_fast.generate.requests import GenerationRequest, GenerationResult
@@ -93,6 +99,9 @@ class HarnessModel(TemplateLM):
         self.seed = int(seed)
         self.cache = None if cache is None else RequestCache(cache)
         self.model_hash = fingerprint(model)
+        # What its likelihoods follow from beside the tokens asked about, and its texts.
+        self._source = [self.model_hash, settings_of(model)]
+        self._writer = [*self._source, vocabulary_of(self.words)]
         self.truncated = self.cached = 0
         self.progress: Callable[[str, int], object] = lambda task, questions: None
         self._template: ChatTemplate | None = None
@@ -189,7 +198,7 @@ class HarnessModel(TemplateLM):
     def _likelihoods(
         self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], object]
     ) -> list[tuple[float, bool]]:
-        keys = [key_of(self.model_hash, "likelihood", *pair) for pair in pairs]
+        keys = [key_of(self._source, "likelihood", *pair) for pair in pairs]
         answers = self._remembered(keys)
         for number, key in enumerate(keys):
             if key in answers:
@@ -288,7 +297,7 @@ class HarnessModel(TemplateLM):
         if len(tokens) > room:
             self.truncated += 1
             tokens = tokens[-room:]
-        key = key_of(self.model_hash, "generation", text, tokens, stops, most, sampling)
+        key = key_of(self._writer, "generation", text, tokens, stops, most, sampling)
         ends = [] if self.words.eos_id is None else [self.words.eos_id]
         prompt = GenerationRequest(
             tokens or [self.prefix_token_id],

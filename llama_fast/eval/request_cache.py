@@ -11,11 +11,14 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from llama_fast.tokenizers import Tokenizer
 
 # Raised whenever answers change: older ones are then asked anew.
 ENGINE = 1
@@ -47,15 +50,21 @@ class RequestCache:
             raise OSError(f"{self.path}: not to be used as a cache of requests: {error}") from None
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """Those of the answers that are there."""
+        """Those of the answers that are there.
+
+        Raises:
+            OSError: the file is damaged or can't be read.
+        """
         found: dict[bytes, Any] = {}
         for begin in range(0, len(keys), 500):
             some = keys[begin : begin + 500]
             marks = ",".join("?" * len(some))
             query = f"SELECT key, answer FROM answers WHERE key IN ({marks})"
-            found.update(
-                (key, json.loads(answer)) for key, answer in self._file.execute(query, some)
-            )
+            try:
+                rows = self._file.execute(query, some).fetchall()
+            except sqlite3.Error as error:
+                raise OSError(f"{self.path}: answers can't be read: {error}") from None
+            found.update((key, json.loads(answer)) for key, answer in rows)
         return found
 
     def put(self, answers: Iterable[tuple[bytes, Any]]) -> None:
@@ -88,6 +97,25 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def settings_of(model: nn.Module) -> str:
+    """What a model computes with beside its weights: its configuration, hashed.
+
+    Two models of the same weights differ in it where one was read with another base of its rotary
+    angles, say. Names of folders and versions of packages are left out.
+    """
+    config: Any = model.config
+    fields = asdict(config) if is_dataclass(config) else config.to_dict()
+    told = {k: v for k, v in fields.items() if k not in ("_name_or_path", "transformers_version")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> str:
+    """What becomes of a model's tokens: the text of each, what is no text, and what ends one."""
+    text = tokenizer.decode(range(tokenizer.vocab_size))
+    told = [text, tokenizer.special, tokenizer.eos_id]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def key_of(*parts: Any) -> bytes:

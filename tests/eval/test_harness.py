@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
 import llama_fast
@@ -150,6 +152,10 @@ def test_progress_counts_questions(ours: HarnessModel) -> None:
 # --- what other models of transformers are served ----------------------------------------------
 
 
+def byte_config() -> llama_fast.models.LlamaConfig:
+    return dataclasses.replace(llama_fast.models.LlamaConfig.preset("debug"), vocab_size=257)
+
+
 def tiny(kind: str, **changes: Any) -> torch.nn.Module:
     import transformers
 
@@ -269,7 +275,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_another_model_does_not_get_the_answers(tmp_path: Path) -> None:
     requests = [Instance("loglikelihood", {}, ("ab", "cd"), 0, ("t", 0, 1))]
-    config = llama_fast.models.LlamaConfig.preset("debug")
+    config = byte_config()
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -277,3 +283,67 @@ def test_another_model_does_not_get_the_answers(tmp_path: Path) -> None:
         found.append((lm.loglikelihood(requests)[0], lm.cached))
     assert found[0][0] == found[1][0] != found[2][0]
     assert [cached for _, cached in found] == [0, 1, 0]
+
+
+def test_answers_belong_to_settings_and_tokenizer_too(tmp_path: Path) -> None:
+    """The same weights with another base of the angles; texts that another token ends."""
+    likelihood = [Instance("loglikelihood", {}, ("ab", "cd"), 0, ("t", 0, 1))]
+    text = [Instance("generate_until", {}, ("ab", {"max_gen_toks": 4}), 0, ("t", 0, 1))]
+    config = byte_config()
+    weights = llama_fast.LLaMA(config).state_dict()
+    found = []
+    for changes, ends in (({}, None), ({"rope_theta": 500.0}, None), ({}, 65)):
+        model = llama_fast.LLaMA(dataclasses.replace(config, **changes))
+        model.load_state_dict(weights)
+        words = llama_fast.tokenizers.ByteTokenizer()
+        words.eos_id = ends or words.eos_id
+        lm = HarnessModel(model, words, cache=tmp_path / "c.sqlite")
+        lm.loglikelihood(likelihood)
+        lm.generate_until(text)
+        found.append(lm.cached)
+    assert found == [0, 0, 1]  # the likelihood of the first
+
+
+# --- as the harness makes it, and what tasks ask for ------------------------------------------
+
+
+def test_the_harness_makes_one_of_a_line_of_arguments(tmp_path: Path) -> None:
+    """On its command line the device is "cuda:0" where none was named."""
+    stories = shared_data("checkpoints/stories260k")
+    line = f"pretrained={stories / 'stories260K.bin'},dtype=bfloat16,max_length=64"
+    given = {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
+    lm = get_model("llama_fast").create_from_arg_string(line, given)
+    assert isinstance(lm, HarnessModel) and (lm.batch, lm.max_length) == (1, 64)
+    assert lm.model.head_weight.dtype == torch.bfloat16
+    assert lm.model.head_weight.is_cuda == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 4}, "got num_beams other than 1"),
+        ({"guidance_scale": 2.0}, "got guidance_scale"),
+        ({"max_gen_toks": 1024}, "max_gen_toks: expected less than the model's 256 tokens"),
+    ],
+)
+def test_generation_that_is_refused(options: dict[str, Any], message: str) -> None:
+    lm = HarnessModel(llama_fast.LLaMA(byte_config()), "byte")
+    with pytest.raises(ValueError, match=message):
+        lm.generate_until([Instance("generate_until", {}, ("ab", options), 0, ("t", 0, 1))])
+
+
+def test_sampling_has_the_usual_temperature_where_none_is_named() -> None:
+    lm = HarnessModel(llama_fast.LLaMA(byte_config()), "byte")
+    texts = [
+        lm.generate_until(
+            [Instance("generate_until", {}, ("ab", {"max_gen_toks": 8, **o}), 0, ("t", 0, 1))]
+        )
+        for o in ({"do_sample": True}, {"do_sample": True, "temperature": 1.0}, {})
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model() -> None:
+    config = llama_fast.models.LlamaConfig(200, 32, 2, 1, 0.0)
+    with pytest.raises(ValueError, match="tokenizer: expected at most the model's 200 tokens"):
+        HarnessModel(llama_fast.LLaMA(config), "byte")

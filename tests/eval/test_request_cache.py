@@ -35,6 +35,19 @@ def test_no_cache_file(tmp_path: Path) -> None:
         RequestCache(file)
 
 
+def test_a_damaged_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.sqlite"
+    cache = RequestCache(file)
+    keys = [key_of(i) for i in range(2000)]
+    cache.put((key, "x" * 100) for key in keys)
+    cache.close()
+    content = bytearray(file.read_bytes())
+    content[8192:] = b"\x55" * (len(content) - 8192)
+    file.write_bytes(content)
+    with pytest.raises(OSError, match=r"c\.sqlite: answers can't be read: database disk image"):
+        RequestCache(file).get(keys)
+
+
 FULL = """
 import resource, signal, sys
 from llama_fast.eval.request_cache import RequestCache
