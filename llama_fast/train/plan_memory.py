@@ -216,17 +216,17 @@ def _moments(
     # Of the micro-batches before; none is there before the first.
     before = gradients if config.optimizer.accumulate > 1 else 0
     is_narrow, is_checkpointed = item_size(config) < FLOAT, block.again > 0
-    # Autocast keeps its copies to the end of the forward pass, the graph to that of the backward
-    # pass. The embedding is not cast, but its weight is where it is the head too.
+    # A product's 16-bit copy of its weight is kept for its backward pass, or made there again. The
+    # embedding is not cast, but its weight is where it is the head too.
     embedding_size = model.vocab_size // mesh.tensor * model.embed_dim
-    cast = 2 * (layers * weights.block + embedding_size)
-    copies = cast if is_narrow else 0
+    of_block, of_head = (2 * n if is_narrow else 0 for n in (weights.block, embedding_size))
+    of_blocks = of_block if is_checkpointed else layers * of_block
     block_gathered, root_gathered = (FLOAT * n if mesh.uses_fsdp else 0 for n in weights[:2])
     yield {
         "gradients": before,
         "activations": layers * block.kept,
         "loss": loss.working + loss.kept,
-        "16-bit weights": copies,
+        "16-bit weights": of_head + (0 if is_checkpointed else of_blocks),
         "FSDP buffers": root_gathered + block_gathered,
     }
     yield {
@@ -234,7 +234,7 @@ def _moments(
         "activations": layers * block.kept,
         "working memory": block.again + block.working,
         "loss": loss.kept,
-        "16-bit weights": 2 * weights.block if is_narrow and is_checkpointed else copies,
+        "16-bit weights": of_blocks,
         # The block and the one fetched before its turn; its gradient and the one on its way.
         "FSDP buffers": root_gathered + 4 * block_gathered,
     }

@@ -209,7 +209,10 @@ class Run:
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.config.precision))
+        # Each weight is used once: to keep its copy for a second use would only take memory, with
+        # FSDP that of the whole model on each process.
+        dtype = getattr(torch, self.config.precision)
+        return torch.autocast(self.device.type, dtype, cache_enabled=False)
 
     def _not_finite(self, loss: float, norm: float) -> None:
         what = f"loss {loss}, gradient norm {norm} in step {self.step + 1}"

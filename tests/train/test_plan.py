@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -191,6 +192,53 @@ def test_traffic_is_exactly_what_torch_is_asked_to_send(folder: Path, tmp_path: 
         sent = {operation: size for operation, size in sent.items() if size}
         assert sent == planned, (mesh, changes)
         assert held == memory(model, settings, mesh, "cpu")["weights"], mesh
+
+
+class Copies(TorchDispatchMode):
+    """Bytes of the 16-bit copies of weights that are there at once, at most."""
+
+    def __init__(self, shapes: set[torch.Size]) -> None:
+        super().__init__()
+        self.shapes, self.held, self.most = shapes, 0, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        made = function(*args, **(kwargs or {}))
+        if str(function) == "aten._to_copy.default" and made.dtype == torch.bfloat16:
+            if made.shape in self.shapes:
+                self.add(made.nbytes)
+                weakref.finalize(made.untyped_storage(), self.add, -made.nbytes)
+        return made
+
+    def add(self, size: int) -> None:
+        self.held += size
+        self.most = max(self.most, self.held)
+
+
+def count_copies(rank: int, folder: Path, data: Path) -> None:
+    for mode in ("none", "selective", "full"):
+        settings = config(data, folder.name, SHARED, precision="bfloat16", tied=False,
+                          activation_checkpointing=mode)  # fmt: skip
+        settings.data.rows = 3  # no activation has the shape of a weight
+        run = Run(settings, log=lambda line: None)
+        counting = Copies({weight.shape for weight in run.model.parameters()})
+        with counting:
+            run._train_step()
+        if rank == 0:
+            (folder / mode).write_text(str(counting.most))
+
+
+SHARED = Mesh(1, 2, 1, 1)
+
+
+def test_few_weights_are_there_in_16_bits_at_once(folder: Path, tmp_path: Path) -> None:
+    """Under FSDP and autocast, which would keep a copy of each to the end of the forward pass."""
+    on_ranks(2, count_copies, tmp_path, folder)
+    model = model_of(config(folder, tied=False), 256)
+    block = weights_of(model, ALONE).block - 2 * model.embed_dim
+    head = model.vocab_size * model.embed_dim
+    most = {mode: int((tmp_path / mode).read_text()) for mode in ("none", "selective", "full")}
+    assert most["none"] == 2 * (model.num_layers * block + head)  # the graph's own
+    assert most["selective"] <= 2 * max(block, head) and most["full"] <= 2 * max(block, head)
 
 
 def test_arithmetic_is_that_of_a_run(folder: Path) -> None:
