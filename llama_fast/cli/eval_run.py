@@ -166,11 +166,16 @@ def evaluate_model(args: argparse.Namespace) -> int:
         keys=keys,
     )
     if outcome.results:
-        screen.console.print(task_table(outcome.results, keys))
+        parts = () if preset is None else suite(preset).parts
+        screen.console.print(task_table(outcome.results, keys, parts))
         if preset is not None:
             screen.console.print(suite_table(summarise(outcome.results, preset)))
         page = write_page(out / "report.html", read_run(out))
         screen.console.print(f"results: {out}   report: {page}", markup=False, soft_wrap=True)
+    if lm.truncated:
+        screen.console.print(
+            f"cut to the model's {lm.max_length:,} tokens: {lm.truncated:,} requests"
+        )
     for note in outcome.notes:
         screen.console.print(f"note: {note}", markup=False, soft_wrap=True)
     for name, reason in outcome.not_scored.items():

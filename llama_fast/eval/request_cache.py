@@ -11,13 +11,14 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from llama_fast.models import LlamaConfig
 from llama_fast.tokenizers import Tokenizer
 
 # Raised whenever answers change: older ones are then asked anew.
@@ -106,7 +107,7 @@ def settings_of(model: nn.Module) -> str:
     angles, say. Names of folders and versions of packages are left out.
     """
     config: Any = model.config
-    fields = asdict(config) if is_dataclass(config) else config.to_dict()
+    fields = asdict(config) if isinstance(config, LlamaConfig) else config.to_dict()
     told = {k: v for k, v in fields.items() if k not in ("_name_or_path", "transformers_version")}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -143,14 +143,11 @@ def evaluate_tasks(
     from lm_eval.evaluator import evaluate
 
     limits, keys = limits or Limits(), keys or {}
-    notes = loaded["notes"]
-    tasks = loaded["tasks"]
+    tasks, notes = loaded["tasks"], dict(loaded["notes"])
     limits.check(list(tasks))
     counts = {name: _questions(task, limits.of(name)) for name, task in tasks.items()}
     facts = dict(metadata or {})
-    outcome = Outcome({}, dict(loaded["missing"]), notes=_by_text(notes))
-    if outcome.notes:
-        facts["notes"] = "; ".join(outcome.notes)
+    outcome = Outcome({}, dict(loaded["missing"]))
     begin = time.monotonic()
     with quiet_bars(), LiveTable(counts) as table:
         lm.progress = table.advance
@@ -172,17 +169,19 @@ def evaluate_tasks(
             except Exception as error:  # of a task's own code, which may be anybody's
                 log.debug("task %s", name, exc_info=True)
                 outcome.failed.append(name)
-                outcome.not_scored[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                outcome.not_scored[name] = _reason(error)
                 table.fail(name, outcome.not_scored[name])
                 continue
             row, key = found["results"][name], keys.get(name)
             if score_of(row, key) is None:
-                outcome.not_scored[name] = notes.get(name, "no question has a score")
+                outcome.not_scored[name] = notes.pop(name, "no question has a score")
+            outcome.notes = _by_text(notes)
             facts |= {
                 "seconds": time.monotonic() - begin,
                 "truncated": lm.truncated,
                 "cached": lm.cached,
                 "not_scored": outcome.not_scored,
+                "notes": "; ".join(outcome.notes) or None,
             }
             write_run(out, found, facts, add=bool(outcome.results))
             _merge(outcome.results, found)
@@ -209,6 +208,12 @@ def quiet_bars() -> Iterator[None]:
         task.tqdm = stock
         if shown:
             datasets.enable_progress_bars()
+
+
+def _reason(error: Exception) -> str:
+    """One line; a ValueError says what is wrong by itself."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def _by_text(notes: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_fast.eval.report.scores import Z95, score_of
-from llama_fast.eval.suite import Score, paper_table
+from llama_fast.eval.suite import Part, Score, paper_table
 
 # The paper's models of the smallest size.
 PAPER_ROWS = ("MPT 7B", "Falcon 7B", "Llama 1 7B", "Llama 2 7B")
@@ -43,41 +44,50 @@ def suite_table(scores: Sequence[Score], rows: Sequence[str] = PAPER_ROWS) -> Gr
         if score.value is not None and score.missing:
             marks += "*"
             notes.append(f"* {score.column}: without {', '.join(score.missing)}")
-        footnote = paper.footnotes.get(score.column)
-        if footnote and score.value is not None:
+        note = score.note or paper.footnotes.get(score.column)
+        if note and score.value is not None:
             marks += "†"
-            notes.append(f"† {score.column}: {footnote}")
-        if score.note and score.value is not None:
-            notes.append(f"{score.column}: {score.note}")
+            notes.append(f"† {score.column}: {note}")
+        percent = score.higher_is_better is not None
         theirs = [models[name].get(score.column) for name in rows]
         lower = " ↓" if score.higher_is_better is False else ""
         table.add_row(
             Text(score.column + lower, style="bold"),
-            Text(_value(score.value, score.stderr) + marks, style="bold"),
+            Text(_value(score.value, score.stderr, percent) + marks, style="bold"),
             f"{score.questions:,}" if score.value is not None else "",
             *("–" if value is None else f"{value:.1f}" for value in theirs),
         )
         if len(score.parts) > 1:
             for part in score.parts:
                 if part.value is not None:
-                    value = _value(part.value, part.stderr)
+                    value = _value(part.value, part.stderr, percent)
                     table.add_row(Text(f"  {part.name}"), value, f"{part.questions:,}")
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
-def task_table(results: Mapping[str, Any], keys: Mapping[str, str] | None = None) -> Table:
+def task_table(
+    results: Mapping[str, Any],
+    keys: Mapping[str, str] | None = None,
+    parts: Sequence[Part] = (),
+) -> Table:
     """All tasks with their score, 95 % interval and questions.
 
     Args:
         results: what the harness's `evaluate` returned.
         keys: task -> `metric,filter` that is its score, where the usual choice is not meant.
+        parts: benchmarks that stand in the suite's table; the tasks of those that have several
+            (MMLU has 57) are counted below the table only.
     """
+    several = {task: part.name for part in parts if len(part.tasks) > 1 for task in part.tasks}
+    left_out = Counter(several[task] for task in results["results"] if task in several)
     table = Table(title="Tasks", title_justify="left")
     table.add_column("task", overflow="fold")
     table.add_column("metric")
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("questions", justify="right", no_wrap=True)
     for task, row in results["results"].items():
+        if task in several:
+            continue
         score = score_of(row, (keys or {}).get(task))
         asked = (results.get("n-samples") or {}).get(task) or {}
         n = f"{asked['effective']:,}" if "effective" in asked else ""
@@ -86,10 +96,15 @@ def task_table(results: Mapping[str, Any], keys: Mapping[str, str] | None = None
             table.add_row(name, "", "no score", n)
         else:
             table.add_row(name, score.metric, str(score), n)
+    if left_out:
+        names = ", ".join(f"{count} of {name}" for name, count in left_out.items())
+        table.caption, table.caption_justify = Text(f"and {names}: see the report"), "left"
     return table
 
 
-def _value(value: float | None, stderr: float | None) -> str:
+def _value(value: float | None, stderr: float | None, percent: bool) -> str:
     if value is None:
         return "–"
-    return f"{value:.1f}" if stderr is None else f"{value:.1f} ± {Z95 * stderr:.1f}"
+    digits = 1 if percent else 3
+    half = "" if stderr is None else f" ± {Z95 * stderr:.{digits}f}"
+    return f"{value:.{digits}f}{half}"

@@ -37,7 +37,9 @@ NAMES = {
     "tokens": "Tokens",
 }
 # Shown elsewhere, or of no use to a reader.
-ELSEWHERE = frozenset({"model", "command", "not_scored", "chat_template", "summary"})
+ELSEWHERE = frozenset(
+    {"model", "command", "not_scored", "chat_template", "fewshot_as_multiturn", "summary"}
+)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from llama_fast.eval.report.final_table import suite_table, task_table
 from llama_fast.eval.report.scores import score_of
 from llama_fast.eval.report.table import LiveTable
 from llama_fast.eval.scenarios import SCENARIOS
-from llama_fast.eval.suite import summarise
+from llama_fast.eval.suite import Part, summarise
 from tests.eval.report.runs import FLOAT32
 
 ROW = {"acc,none": 0.25, "acc_stderr,none": 0.05, "alias": "piqa", "sample_len": 40}
@@ -160,3 +160,8 @@ def test_the_tables_at_the_end() -> None:
     assert accuracy != 100 * run.results["results"]["hellaswag"]["acc_norm,none"]
     assert cells[1] == "acc" and cells[3] == "8"
     assert cells[2].startswith(f"{accuracy:.1f} ± ")
+    plain = console()
+    group = Part("Physics", "physics", ("piqa", "winogrande", "no_such"), "acc,none", 0)
+    plain.print(task_table(run.results, parts=[group]))
+    assert "piqa" not in said(plain) and "hellaswag" in said(plain)
+    assert "and 2 of Physics: see the report" in said(plain)
