@@ -20,14 +20,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from llama_fast.data.shards import sha256_of
+from llama_fast.models.checkpoints.whole import flush
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_NONE, _DAMAGED = -1, -2  # in the place of a step
 
 
 class CheckpointError(OSError):
@@ -87,6 +90,9 @@ class Checkpoints:
     def _is_first(self) -> bool:
         return self._group is None or dist.get_rank() == 0
 
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08}"
+
     def save(
         self,
         step: int,
@@ -139,7 +145,7 @@ class Checkpoints:
             raise error
 
     def _write(self, step: int, tensors: dict[str, Tensor], state: str) -> None:
-        path = self.folder / f"step-{step:08}"
+        path = self._path(step)
         partial = self.folder / f".{path.name}.partial"
         try:
             if self._is_first:
@@ -169,7 +175,7 @@ class Checkpoints:
                     for file in files}  # fmt: skip
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
-            _flush(file)
+            flush(file)
         if path.exists():  # of a run that went on from an earlier step
             replaced = path.with_name(f".{path.name}.replaced")
             path.rename(replaced)
@@ -177,7 +183,7 @@ class Checkpoints:
             shutil.rmtree(replaced)
         else:
             partial.rename(path)
-        _flush(self.folder)
+        flush(self.folder)
         if self.keep:
             for _, old in self._all()[self.keep :]:
                 # Renamed first: a folder half deleted is not taken for a damaged checkpoint.
@@ -203,16 +209,28 @@ class Checkpoints:
             CheckpointError: there are checkpoints, and all are damaged.
         """
         self.wait()
+        # One rank reads and compares it all, and the others go by what it found.
+        step = self._newest_whole() if self._is_first else _NONE
+        if self._group is not None:
+            said = torch.tensor(step)
+            dist.broadcast(said, src=0, group=self._group)
+            step = int(said)
+        if step == _NONE:
+            return None
+        if step == _DAMAGED:
+            raise CheckpointError(f"{self.folder}: expected a whole checkpoint, all are damaged")
+        path = self._path(step)
+        return Found(step, path, json.loads((path / STATE).read_text(encoding="utf-8")))
+
+    def _newest_whole(self) -> int:
+        """The step of the newest checkpoint without a fault, _NONE or _DAMAGED."""
         everything = self._all()
         for step, path in everything:
             wrong = self._fault(path)
             if wrong is None:
-                state = json.loads((path / STATE).read_text(encoding="utf-8"))
-                return Found(step, path, state)
+                return step
             self.log(f"{path}: damaged checkpoint ({wrong}); using the one before it")
-        if everything:
-            raise CheckpointError(f"{self.folder}: expected a whole checkpoint, all are damaged")
-        return None
+        return _DAMAGED if everything else _NONE
 
     @staticmethod
     def _fault(path: Path) -> str | None:
@@ -270,12 +288,3 @@ def _copied(tensor: Tensor) -> Tensor:
     """A copy in the CPU's memory, sharded as `tensor` is."""
     # In the order of its indices, for safetensors knows no other.
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _flush(path: Path) -> None:
-    """Make the system write a file or folder to the disk, so that a power cut can't lose it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -41,8 +41,8 @@ def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
         yield partial
         for file in partial.iterdir() if folder else ():
             file.chmod(partial.stat().st_mode & 0o666)  # safetensors lets nobody else read
-            _flush(file)
-        _flush(partial)
+            flush(file)
+        flush(partial)
         if folder and path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.replaced")
             path.rename(old)
@@ -50,7 +50,7 @@ def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
             shutil.rmtree(old)
         else:
             partial.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except (ValueError, TypeError, ImportError):  # about what was to be written
         raise
     except Exception as error:  # each library has its own for a full disk
@@ -81,8 +81,8 @@ def _check(path: Path, folder: bool, overwrite: bool) -> None:
         raise FileExistsError(f"{path}: expected a GGUF file to be overwritten, got another one")
 
 
-def _flush(path: Path) -> None:
-    """Make the system write it to the disk, so that a power cut can't lose it."""
+def flush(path: Path) -> None:
+    """Make the system write a file or folder to the disk, so that a power cut can't lose it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
