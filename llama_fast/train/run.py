@@ -90,6 +90,8 @@ class Run:
             self.device.type, enabled=config.precision == "float16", init_scale=2.0**10
         )
         self.schedule = config.schedule()
+        if self.valid is not None:  # too little of it is said now, rather than after hours
+            self._loader(self.valid, shuffle=False)
         self.loader = self._loader(self.shards, shuffle=True)
         self._loss = self._loss_function()
         folder = Path(config.out) / "checkpoints"
@@ -260,6 +262,7 @@ class Run:
             "loader": self.loader.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ranks": self.parallel.ranks,
+            "device": self.device.type,
         }
         self.checkpoints.save(self.step, dict(self._tensors()), state, asynchronous=True)
 
@@ -299,7 +302,8 @@ class Run:
         tensors = {name: tensor.detach() for name, tensor in self._tensors()}
         random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
         if self.parallel.rank < found.state["ranks"]:  # else drawn anew: there are more processes
-            tensors.update(random)
+            saved = ("random.cpu.", f"random.{found.state['device']}.")  # of another device as well
+            tensors.update({name: t for name, t in random.items() if name.startswith(saved)})
         self.checkpoints.load(found, tensors)
         rank = self.parallel.rank
         torch.set_rng_state(random[f"random.cpu.{rank}"])

@@ -244,6 +244,16 @@ def test_damaged_data_is_named_before_the_run(tmp_path: Path, shards: str) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_too_little_to_validate_on_is_said_before_the_run(tmp_path: Path, shards: str) -> None:
+    with ShardWriter(tmp_path / "few", vocab_size=257, tokenizer={}) as writer:
+        writer.add([1, 2, 3])
+    config = make(tmp_path / "run", shards)
+    config.data.valid = str(tmp_path / "few")
+    with pytest.raises(DataError, match="few: expected at least rows x ranks"):
+        Run(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]) -> None:
     """YAML, overridden by options; stops, and goes on."""
     file = tmp_path / "debug.yaml"
