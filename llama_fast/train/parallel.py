@@ -41,6 +41,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    if device.type == "cuda":  # Triton and NCCL work on the current one
+        torch.cuda.set_device(device)
     # gloo too, beside NCCL: numbers and checkpoints go from host to host.
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     dist.init_process_group(backend, device_id=None if device.type == "cpu" else device)
@@ -141,12 +143,7 @@ class Parallel:
         return model
 
     def _check(self, config: LlamaConfig) -> None:
-        for name in ("num_heads", "num_kv_heads", "ffn_dim", "vocab_size"):
-            if (value := getattr(config, name)) % self.tensor:
-                raise ValueError(
-                    f"parallel.tensor: expected a divisor of the model's {name}, {value}, "
-                    f"got {self.tensor}"
-                )
+        check_divides(self.tensor, config)
         if config.p_dropout > 0 and self.context * self.tensor > 1:
             raise ValueError(
                 f"model.changes.p_dropout: expected 0 with parallel.context or parallel.tensor, "
@@ -217,6 +214,15 @@ class Parallel:
         dist.all_reduce(total)
         found: list[float] = total.tolist()
         return found
+
+
+def check_divides(tensor: int, config: LlamaConfig) -> None:
+    """Raise ValueError unless `parallel.tensor` divides what it shares out of a model."""
+    for name in ("num_heads", "num_kv_heads", "ffn_dim", "vocab_size"):
+        if (value := getattr(config, name)) % tensor:
+            raise ValueError(
+                f"parallel.tensor: expected a divisor of the model's {name}, {value}, got {tensor}"
+            )
 
 
 class _Loss(nn.Module):

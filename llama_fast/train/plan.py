@@ -17,6 +17,7 @@ import torch
 from llama_fast.models import LlamaConfig, load
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import Peak, data_sheet, training_flops
+from llama_fast.train.parallel import check_divides
 from llama_fast.train.plan_memory import Mesh, memory
 from llama_fast.train.plan_traffic import Traffic, traffic
 from llama_fast.train.run import make_model
@@ -214,12 +215,7 @@ def plan(
         if not ok:
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
     mesh = mesh_of(config, gpus)
-    for name in ("num_heads", "num_kv_heads", "ffn_dim", "vocab_size"):
-        if (size := getattr(model, name)) % mesh.tensor:
-            raise ValueError(
-                f"parallel.tensor: expected a divisor of the model's {name}, {size}, got "
-                f"{mesh.tensor}"
-            )
+    check_divides(mesh.tensor, model)
     data, kind = config.data, GPUS[gpu]
     rows = data.rows * config.optimizer.accumulate * mesh.data_ranks
     tokens = rows * data.seq_len

@@ -203,10 +203,10 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         made = function(*args, **(kwargs or {}))
-        if str(function) == "aten._to_copy.default" and made.dtype == torch.bfloat16:
-            if made.shape in self.shapes:
-                self.add(made.nbytes)
-                weakref.finalize(made.untyped_storage(), self.add, -made.nbytes)
+        is_cast = str(function) == "aten._to_copy.default" and made.dtype == torch.bfloat16
+        if is_cast and made.shape in self.shapes:
+            self.add(made.nbytes)
+            weakref.finalize(made.untyped_storage(), self.add, -made.nbytes)
         return made
 
     def add(self, size: int) -> None:
