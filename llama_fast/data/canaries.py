@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_fast.data.documents import DataError, open_binary
+from llama_fast.data.documents import DAMAGED_GZIP, DataError, open_binary
 
 FILE = "canaries.json"
 HOLE = "{digits}"
@@ -127,8 +127,11 @@ def plant(
         raise DataError(f"{path}: expected .txt or .jsonl (or .txt.gz, .jsonl.gz)")
     if folder.exists():
         raise FileExistsError(f"out: exists already: {folder}")
-    with open_binary(path) as file:
-        lines = sum(1 for _ in file)
+    try:
+        with open_binary(path) as file:
+            lines = sum(1 for _ in file)
+    except DAMAGED_GZIP as error:
+        raise DataError(f"{path}: damaged gzip file: {error}") from None
     if not lines:
         raise DataError(f"{path}: expected some lines, got none")
     texts = [

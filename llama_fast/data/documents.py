@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,7 @@ Document = str | Messages
 
 HUB = "hf:"  # marks the name of a dataset on the hub
 KINDS = (".txt", ".jsonl", ".parquet")
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading one raises
 
 
 class DataError(ValueError):
@@ -92,7 +94,7 @@ def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
         raise DataError(
             f"{path}: expected {encoding}, got other bytes at {error.start} (another encoding?)"
         ) from None
-    except (EOFError, gzip.BadGzipFile) as error:
+    except DAMAGED_GZIP as error:
         raise DataError(f"{path}: damaged gzip file: {error}") from None
     parts = [text] if separator is None else text.split(separator)
     yield from (part for part in parts if part.strip())
@@ -112,7 +114,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}, line {number}: not JSON: {error}") from None
-    except (EOFError, gzip.BadGzipFile) as error:
+    except DAMAGED_GZIP as error:
         raise DataError(f"{path}, after line {number}: damaged gzip file: {error}") from None
 
 

@@ -60,6 +60,10 @@ def test_chats(tmp_path: Path) -> None:
     assert list(read_documents(path)) == [CHAT]
 
 
+# A whole header, and then no deflate.
+DAMAGED = gzip.compress(b"abc" * 999, mtime=0)[:10] + b"\xff" * 20
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -71,6 +75,8 @@ def test_chats(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: not JSON"),
         ("a.txt", b"abc\xff", "a.txt: expected utf-8, got other bytes at 3"),
         ("a.txt.gz", gzip.compress(b"abc" * 999, mtime=0)[:-9], "a.txt.gz: damaged gzip"),
+        ("a.txt.gz", DAMAGED, "a.txt.gz: damaged gzip"),
+        ("a.jsonl.gz", DAMAGED, "a.jsonl.gz, after line 0: damaged gzip"),
         ("a.parquet", b"PAR1 no", "a.parquet: not a Parquet file"),
         ("a.csv", b"a,b", "a.csv: expected one of .txt, .jsonl, .parquet"),
     ],
