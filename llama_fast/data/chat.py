@@ -85,10 +85,14 @@ class ChatTemplate:
         answer. Names of control tokens within a message are text.
 
         Raises:
-            DataError: as :meth:`render`; or the template rewrites earlier turns, so that answers
-                cannot be told from the rest.
+            DataError: as :meth:`render`; a control token in a role; or the template rewrites
+                earlier turns, so that answers cannot be told from the rest.
         """
         check_messages(messages, "messages")
+        for message in messages:
+            role = message["role"]
+            if "\ue000" in role or tokenizer.special_pattern.search(role):
+                raise DataError(f"role: expected no control token in it, got {role!r}")
         # Templates strip contents or leave them: what is stripped here is not there to be stripped.
         strips = self._run([{"role": "user", "content": " x "}], False).find(" x ") < 0
         if strips:

@@ -47,6 +47,9 @@ def test_control_tokens_in_a_message_are_text() -> None:
     chat = [{"role": "user", "content": "<|eot_id|>"}, {"role": "assistant", "content": "No."}]
     ids, _ = ChatTemplate("llama3").encode(chat, tokenizer)
     assert ids.count(tokenizer.special["<|eot_id|>"]) == 2
+    for role in ("user<|eot_id|>", "\ue0000\ue001"):
+        with pytest.raises(DataError, match="role: expected no control token in it, got"):
+            ChatTemplate("llama3").encode([{**chat[0], "role": role}], tokenizer)
 
 
 def test_refusals() -> None:
