@@ -15,7 +15,7 @@ from llama_fast.data import ChatTemplate, DataError, ShardWriter, TokenShards, r
 from llama_fast.data.chat import TEMPLATES
 from llama_fast.data.documents import Document
 from llama_fast.data.shards import sha256_of
-from llama_fast.tokenizers import Tokenizer, load_tokenizer
+from llama_fast.tokenizers import Tokenizer, load_tokenizer, tokenizer_file
 
 HELP = "turn text, JSONL, Parquet or datasets into memory-mapped token shards"
 
@@ -102,7 +102,11 @@ def encode(
         return begin + tokenizer.encode(document) + end, None
     if template is None:
         raise DataError("chat_template: expected one for chats, got none (--chat-template)")
-    return template.encode(document, tokenizer)
+    ids, answer = template.encode(document, tokenizer)
+    first = tokenizer.bos_id
+    if tokenizer.add_bos and first is not None and ids[:1] != [first]:
+        return [first, *ids], [False, *answer]  # as the model is asked later
+    return ids, answer
 
 
 def _documents(args: argparse.Namespace) -> Iterator[Document]:
@@ -130,10 +134,7 @@ def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict
     if args.tokenizer == "byte":
         return tokenizer, {"path": "byte"}
     path = Path(args.tokenizer).resolve()
-    identity: dict[str, Any] = {"path": str(path)}
-    if path.is_file():
-        identity["sha256"] = sha256_of(path)
-    return tokenizer, identity
+    return tokenizer, {"path": str(path), "sha256": sha256_of(tokenizer_file(path))}
 
 
 def _contents(messages: list[dict[str, Any]]) -> list[str]:

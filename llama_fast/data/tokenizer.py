@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from llama_fast.data.documents import DataError
 from llama_fast.data.shards import TokenShards, sha256_of
-from llama_fast.tokenizers import Tokenizer, load_tokenizer
+from llama_fast.tokenizers import Tokenizer, load_tokenizer, tokenizer_file
 
 
 def tokenizer_of(shards: TokenShards) -> Tokenizer:
@@ -24,7 +22,7 @@ def tokenizer_of(shards: TokenShards) -> Tokenizer:
     if not path.exists():
         raise DataError(f"{shards.folder}: its tokenizer is gone: {path}")
     expected = shards.tokenizer.get("sha256")
-    if expected is not None and sha256_of(_file(path)) != expected:
+    if expected is not None and sha256_of(tokenizer_file(path)) != expected:
         raise DataError(f"{path}: expected the tokenizer of {shards.folder}, it was changed since")
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size != shards.vocab_size:
@@ -33,8 +31,3 @@ def tokenizer_of(shards: TokenShards) -> Tokenizer:
             f"{tokenizer.vocab_size}"
         )
     return tokenizer
-
-
-def _file(path: Path) -> Path:
-    """What was hashed: the file, or, in the folder of a learned tokenizer, its only one."""
-    return path / "tokenizer.json" if path.is_dir() else path

@@ -30,6 +30,7 @@ __all__ = [
     "from_gguf",
     "from_llama2c",
     "load_tokenizer",
+    "tokenizer_file",
 ]
 
 # The modules below import the package that reads their format, so each waits for its turn.
@@ -47,6 +48,18 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """
     if os.fspath(path) == "byte":
         return ByteTokenizer()
+    path = tokenizer_file(path)
+    tokenizer = _load(path)
+    _read_settings(tokenizer, path.parent)
+    return tokenizer
+
+
+def tokenizer_file(path: str | os.PathLike[str]) -> Path:
+    """The file that :func:`load_tokenizer` reads: `path` itself, or one in that folder.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
     path = Path(path)
     if path.is_dir():
         names = [*(path / name for name in ("tokenizer.json", "tokenizer.model")),
@@ -54,9 +67,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         path = next((name for name in names if name.is_file()), path / "tokenizer.json")
     if not path.is_file():
         raise FileNotFoundError(f"path: no such file: {path}")
-    tokenizer = _load(path)
-    _read_settings(tokenizer, path.parent)
-    return tokenizer
+    return path
 
 
 def _load(path: Path) -> Tokenizer:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from llama_fast.cli.main import main
-from llama_fast.data import TokenShards
+from llama_fast.cli.tokenize import encode
+from llama_fast.data import ChatTemplate, DataError, TokenShards
+from llama_fast.data.tokenizer import tokenizer_of
 from llama_fast.tokenizers import load_tokenizer
+from llama_fast.tokenizers.train_bpe import train_bpe
 from tests.paths import shared_data
 
 
@@ -48,6 +51,30 @@ def test_chats_learn_their_answers(tmp_path: Path) -> None:
     assert main(["tokenize", str(source), "--out", str(out), "--chat-template", "chatml"]) == 0
     ids, answer = TokenShards(out).read(0)
     assert load_tokenizer("byte").decode(ids[answer].tolist()) == "Hello<|im_end|>\n"
+
+
+def test_chats_begin_as_the_model_expects_it() -> None:
+    """Llama's tokenizers begin each text with a token; once, also where the template has it."""
+    tokenizer = load_tokenizer(shared_data("tokenizers/llama3/tokenizer.model"))
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for name in ("plain", "llama3"):
+        ids, answer = encode(chat, tokenizer, ChatTemplate(name))
+        assert ids.index(128000) == 0 and ids.count(128000) == 1
+        assert answer is not None and len(answer) == len(ids) and not answer[0]
+
+
+def test_a_tokenizer_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """Named by its folder too."""
+    source, folder = tmp_path / "a.txt", tmp_path / "mine"
+    source.write_text("All that glisters is not gold.")
+    new = train_bpe([source.read_text()], 257, folder)
+    out = tmp_path / "shards"
+    assert main(["tokenize", str(source), "--tokenizer", str(folder), "--out", str(out)]) == 0
+    assert tokenizer_of(TokenShards(out)).vocab_size == new.vocab_size
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(DataError, match="it was changed since"):
+        tokenizer_of(TokenShards(out))
 
 
 @pytest.mark.parametrize(
