@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .base import LLAMA3_SPLIT, TokenizerError
-from .bpe import FastTokenizer, decoders, models, pre_tokenizers, tokenizers
+from .bpe import FastTokenizer, decoders, models, pre_tokenizers, split_by, tokenizers
 from .byte import END
 
 
@@ -32,12 +32,7 @@ def train_bpe(
     if vocab_size < 257:
         raise ValueError(f"vocab_size: expected at least 257, got {vocab_size}")
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(LLAMA3_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    backend.pre_tokenizer = split_by(LLAMA3_SPLIT)
     backend.decoder = decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
