@@ -48,9 +48,9 @@ class Engine:
             tokens: the turns of a chat.
 
     Attributes:
-        prefilled: prompt tokens computed so far.
+        prefilled: prompt tokens computed so far, with those of sequences that were put back.
         reused: prompt tokens whose keys and values were there.
-        decoded: tokens generated one by one.
+        decoded: generated tokens computed so far; the last of a text never is.
         preempted: how often a sequence was put back for want of memory.
 
     Raises:
@@ -246,10 +246,7 @@ class Engine:
         step = PackedStep(self.cache, rows)
         hidden = self._hidden(tokens, step)[0, last]
         for sequence, take in taken:
-            sequence.held += take
-            self.prefilled += take
-            for node, page in sequence.completed():
-                self._tree.keep(node, page)
+            self._advance(sequence, take)
         return complete, self._logits(hidden)
 
     @torch.inference_mode()
@@ -267,9 +264,18 @@ class Engine:
         step = DecodeStep(self.cache, [s.held for s in live], [s.pages for s in live])
         hidden = self._hidden([s.tokens[-1] for s in live], step, self._fast)[0]
         for sequence in live:
-            sequence.held += 1
-        self.decoded += len(live)
+            self._advance(sequence, 1)
         return list(live), self._logits(hidden)
+
+    def _advance(self, sequence: LiveSequence, count: int) -> None:
+        """`count` more tokens of a sequence have keys and values."""
+        if sequence.held < len(sequence.request.tokens):
+            self.prefilled += count
+        else:
+            self.decoded += count
+        sequence.held += count
+        for node, page in sequence.completed():
+            self._tree.keep(node, page)
 
     def _hidden(self, tokens: Sequence[int], step: Any, fast: FastDecode | None = None) -> Tensor:
         """(1,N,E) of N tokens."""
