@@ -6,14 +6,18 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --signal=B:USR1@120
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 : "${1:?usage: sbatch slurm.sh CONFIG [OPTIONS]}"
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# A host that fails ends the step, and Slurm puts the job in the queue again.
+# A host that fails ends the step, and Slurm puts the job in the queue again. It does not where the
+# time is up, which it says two minutes before.
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
   --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$first:29500" \
-  -m llama_fast train "$@"
+  -m llama_fast train "$@" &
+wait $!
