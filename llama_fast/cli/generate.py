@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,16 @@ from llama_fast.cli.generation_options import (
 HELP = "continue a prompt, or the prompts of a file"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
+def main(argv: Sequence[str]) -> int:
+    """Print each prompt with its continuation, in their order."""
+    parser = argparse.ArgumentParser(prog="llama-fast generate", description=HELP)
+    _add_options(parser)
+    # The prompt may stand behind options, which argparse by itself does not take.
+    args = parser.parse_intermixed_args(argv)
+    return _run(args)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument(
         "prompt",
@@ -52,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print each prompt with its continuation, in their order."""
+def _run(args: argparse.Namespace) -> int:
     if args.prompts is not None and args.prompt is not None:
         raise ValueError("prompt: expected none beside --prompts")
     if args.batch < 1:

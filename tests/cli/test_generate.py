@@ -1,0 +1,211 @@
+"""`llama-fast generate` and `llama-fast chat` as a person uses them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_fast.cli import main as cli
+from llama_fast.cli.chat import end_of_turn
+from llama_fast.data.chat import ChatTemplate
+from llama_fast.models import LLaMA, LlamaConfig, save
+from llama_fast.tokenizers import ByteTokenizer
+from tests.paths import shared_data, smollm2
+
+FOLDER = "checkpoints/stories260k"
+
+
+def stories(*arguments: str) -> list[str]:
+    folder = shared_data(FOLDER)
+    return [str(folder / "stories260K.bin"), "--tokenizer", str(folder / "tok512.bin"), *arguments]
+
+
+def out(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def test_the_golden_story(capsys: pytest.CaptureFixture[str]) -> None:
+    found = out(capsys, "generate", *stories("--max-new-tokens", "256"))
+    fence = (shared_data(FOLDER) / "stories260K.md").read_text(encoding="utf-8").split("```")[3]
+    assert found == fence.partition("-t 0.0\n")[2]
+
+
+def test_a_prompt_is_continued_up_to_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    found = out(capsys, "generate", *stories("Once upon a time", "--stop", "park", "--stop", "!"))
+    assert found == (
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the \n"
+    )
+
+
+def test_prompts_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    lines, objects = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    prompts = ["Once upon", "The cat", "Lily saw a"]
+    lines.write_text("\n\n".join(prompts) + "\n")
+    objects.write_text('{"prompt": "Once upon", "id": 1}\n"The cat"\n\n{"prompt": "Lily saw a"}')
+    options = ("--max-new-tokens", "15", "--batch", "2")
+    alone = [out(capsys, "generate", *stories(p, *options)) for p in prompts]
+    together = out(capsys, "generate", *stories("--prompts", str(lines), *options))
+    assert together == "\n".join(alone)
+    answers = out(capsys, "generate", *stories("--prompts", str(objects), *options, "--json"))
+    for n, line in enumerate(answers.splitlines()):
+        found = json.loads(line)
+        assert (found["index"], found["prompt"]) == (n, prompts[n])
+        assert found["prompt"] + found["text"] + "\n" == alone[n]
+        assert (found["tokens"], found["finish_reason"]) == (15, "length")
+
+
+def test_the_seed_repeats_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    def text(seed: int) -> str:
+        options = ("--temperature", "1", "--top-p", "0.9", "--top-k", "99", "--min-p", "0.01")
+        return out(capsys, "generate", *stories("One day", *options, "--seed", str(seed)))
+
+    assert text(1) == text(1) != text(2)
+
+
+def test_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once upon a time"))
+    assert out(capsys, "generate", *stories("-", "--max-new-tokens", "3")).startswith("Once upon a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top-p", "0"], "top_p: expected a number in (0, 1], got 0.0"),
+        (["--batch", "0"], "batch: expected a number >= 1, got 0"),
+        (["--max-new-tokens", "0"], "max-new-tokens: expected a number >= 1, got 0"),
+        (["--stop", ""], "stop: expected a text of at least one character, got ''"),
+        (["--prompts", "BAD.jsonl"], "BAD.jsonl, line 2: no JSON (Expecting value)"),
+        (["--prompts", "LIST.jsonl"], "LIST.jsonl, line 1: expected a string, or"),
+        (["--prompts", "EMPTY.txt"], "EMPTY.txt: expected at least one prompt, got none"),
+        (["--prompts", "LATIN.txt"], "LATIN.txt: expected UTF-8 text"),
+        (["--prompts", "NONE.txt"], "No such file or directory"),
+        (["text", "--prompts", "BAD.jsonl"], "prompt: expected none beside --prompts"),
+        (["x " * 600], "request 0: expected a prompt shorter than the model's context of 512"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("BAD.jsonl").write_text('"fine"\nnot json\n')
+    Path("LIST.jsonl").write_text("[1]\n")
+    Path("EMPTY.txt").write_text("\n \n")
+    Path("LATIN.txt").write_bytes(b"caf\xe9\n")
+    assert cli.main(["generate", *stories(*arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+# --- chat ------------------------------------------------------------------------------------
+
+
+def test_end_of_turn() -> None:
+    class Words(ByteTokenizer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.special = {"<|im_end|>": 1, "<|im_start|>": 2}
+            import re
+
+            self.special_pattern = re.compile(r"<\|im_end\|>|<\|im_start\|>")
+
+    assert end_of_turn(ChatTemplate("chatml"), Words()) == (1, None)
+    assert end_of_turn(ChatTemplate("plain"), ByteTokenizer()) == (None, "\nuser:")
+
+
+def converse(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[str],
+    *options: str,
+) -> list[str]:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+    return out(capsys, "chat", str(smollm2()), "--max-new-tokens", "24", *options).splitlines()
+
+
+@pytest.mark.slow
+def test_turns_are_remembered_until_reset(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hello, ask = "My name is Zeno.", "What is my name?"
+    lines = [hello, ask, "/nonsense", "/reset", ask, "/exit", hello]
+    found = converse(capsys, monkeypatch, lines)
+    assert len(found) == 4
+    assert "Zeno" in found[1]
+    assert found[2].startswith("no such command: /nonsense")
+    assert "Zeno" not in found[3]
+    assert found[3] == converse(capsys, monkeypatch, [ask])[0]
+
+
+def tiny_chat_model(folder: Path) -> list[str]:
+    torch.manual_seed(0)
+    save(LLaMA(LlamaConfig(257, 64, 4, 2, max_seq_len=100_000)), folder)
+    return [str(folder), "--tokenizer", "byte", "--chat-template", "plain"]
+
+
+def test_a_chat_longer_than_the_context(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save(LLaMA(LlamaConfig(257, 64, 4, 2, max_seq_len=64)), tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x" * 80 + "\n"))
+    found = out(capsys, "chat", str(tmp_path), "--tokenizer", "byte", "--chat-template", "plain")
+    assert found.startswith("the chat is longer than the model's context of 64 tokens")
+
+
+def test_chat_without_a_template(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, *rest = tiny_chat_model(tmp_path)
+    assert cli.main(["chat", model, *rest[:2]]) == 2
+    assert "chat-template: expected chatml, llama3, plain or a file" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
+    """On a terminal: an answer without end, interrupted twice."""
+    options = [*tiny_chat_model(tmp_path), "--max-new-tokens", "90000"]
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "llama_fast", "chat", *options]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        seen = ""
+
+        def wait_for(text: str, seconds: float = 60) -> None:
+            nonlocal seen
+            end = time.monotonic() + seconds
+            while text not in seen:
+                assert time.monotonic() < end, f"no {text!r} in {seen[-300:]!r}"
+                seen += os.read(ours, 4096).decode("utf-8", "replace")
+            seen = seen.partition(text)[2]
+
+        wait_for("/reset starts anew")
+        for _ in range(2):
+            wait_for("> ")
+            os.write(ours, b"hello\n")
+            wait_for("hello")
+            while len(seen) < 200:  # it is answering
+                seen += os.read(ours, 4096).decode("utf-8", "replace")
+            process.send_signal(signal.SIGINT)
+            wait_for("[stopped]")
+        wait_for("> ")
+        os.write(ours, b"/exit\n")
+        assert process.wait(60) == 0
+    os.close(ours)
