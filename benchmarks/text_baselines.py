@@ -60,9 +60,7 @@ def _keys(text: bytes, length: int) -> Keys:
     return keys
 
 
-def _interpolated(
-    seen: Keys, counts: npt.NDArray[np.int64], wanted: Keys, lower: Floats
-) -> Floats:
+def _interpolated(seen: Keys, counts: npt.NDArray[np.int64], wanted: Keys, lower: Floats) -> Floats:
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
     discount = once / (once + 2 * twice) if once and twice else 0.5
     contexts, first = np.unique(seen >> np.uint64(8), return_index=True)

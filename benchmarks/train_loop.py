@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llama_fast import __version__ as llama_fast_version
 from llama_fast import info
 from llama_fast.cli.bench import COMPILE_THREADS, HUGE_PAGES
 from llama_fast.data import ShardWriter
@@ -114,9 +115,7 @@ def measure(
             environment = {COMPILE_THREADS: str(threads)}
             if loop.side == "litgpt":
                 environment["PYTHONPATH"] = path
-            children.append(
-                Child("train_sides", asdict(task) | {"side": loop.side}, environment)
-            )
+            children.append(Child("train_sides", asdict(task) | {"side": loop.side}, environment))
             for _ in range(WARM):
                 loop.losses.append(ask(index, {"step": 1})["loss"])
             if not ask(index, {"memory": "reset"})["reset"]:
@@ -137,31 +136,166 @@ def measure(
 
 
 def main(argv: list[str]) -> int:
-    """Measure, print and write."""
+    """Measure, print and write.
+
+    Returns:
+        0, also where a goal was missed: the figures say so.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model: does it run?")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--side", action="append", choices=tuple(SIDES), help="only these")
     parser.add_argument("--precision", action="append", choices=("float32", "bfloat16"))
-    parser.add_argument("--huge-pages", choices=("on", "off"), default="on")
+    parser.add_argument(
+        "--huge-pages", choices=("on", "off"), default="on", help=f"on every side ({HUGE_PAGES})"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON and markdown")
     arguments = parser.parse_args(argv)
     os.environ[HUGE_PAGES] = str(int(arguments.huge_pages == "on"))
     case = cases("cpu", ["llama_training"], "float32", quick=arguments.quick)[0]
+    sides = [side for side in SIDES if arguments.side is None or side in arguments.side]
     found: dict[str, list[Loop]] = {}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name), case, arguments.rounds + WARM)
         for precision in arguments.precision or ("float32", "bfloat16"):
-            sides = list(SIDES) if arguments.side is None else arguments.side
-            loops = measure(
+            found[precision] = measure(
                 Path(name), case, precision, sides, arguments.rounds, arguments.threads
             )
-            found[precision] = loops
-            for loop in loops:
-                print(precision, loop.side, loop.median_ms, loop.peak/1e6, loop.libraries/1e6, loop.losses)
+            print("\n".join(table({precision: found[precision]}, case)), flush=True)
+    lines = goals(found)
+    print("\n".join(["", *lines]))
+    if arguments.out is not None:
+        command = shlex.join(["python", "-m", "benchmarks.train_loop", *argv])
+        settings = {"command": command, "rounds": arguments.rounds, "threads": arguments.threads}
+        settings |= {"huge_pages": arguments.huge_pages, "seconds": time.perf_counter() - begin}
+        path = arguments.out / f"train-{machine_slug('cpu')}.json"
+        write(path, settings, case, found)
+        print(f"{path} and .md")
     return 0
+
+
+def by_name(loops: list[Loop]) -> dict[str, Loop]:
+    """The loops by their sides' names."""
+    return {loop.side: loop for loop in loops}
+
+
+def table(found: dict[str, list[Loop]], case: Case) -> list[str]:
+    """A row for each side, in markdown."""
+    tokens = case.sizes["B"] * case.sizes["S"]
+    lines = [
+        "| precision | loop | step | tokens/s | ours against it | memory | of it the model's and "
+        "the loop's | ours of it | losses differ by |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for precision, loops in found.items():
+        ours = by_name(loops).get(OURS)
+        for loop in loops:
+            faster = share = "–"
+            if ours is not None and loop is not ours:
+                faster = f"{loop.median_ms / ours.median_ms:.2f}×"
+                share = f"{ours.peak / loop.peak:.0%}, {ours.extra / loop.extra:.0%}"
+            apart = "–" if ours is None else f"{difference(ours, loop):.0e}"
+            lines.append(
+                f"| {precision} | {loop.side} | {loop.median_ms / 1e3:.2f} s | "
+                f"{tokens / loop.median_ms * 1e3:,.0f} | {faster} | {loop.peak / 1e9:.2f} GB | "
+                f"{loop.extra / 1e9:.2f} GB | {share} | {apart} |"
+            )
+    return lines
+
+
+def difference(a: Loop, b: Loop) -> float:
+    """The largest relative difference of two sides' losses, step by step."""
+    return max(abs(x / y - 1) for x, y in zip(a.losses, b.losses, strict=True))
+
+
+def goals(found: dict[str, list[Loop]]) -> list[str]:
+    """What was asked for, and what came out."""
+    lines = []
+    for precision, loops in found.items():
+        sides = by_name(loops)
+        if OURS not in sides:
+            continue
+        ours = sides.pop(OURS)
+        if (bare := sides.pop(BARE, None)) is not None:
+            share = bare.median_ms / ours.median_ms
+            lines.append(
+                f"{precision}: the loop reaches {share:.1%} of its bare step's tokens/s "
+                f"(asked: {OF_BARE:.0%}){_mark(share >= OF_BARE)}"
+            )
+        for side in sides.values():
+            faster, share = side.median_ms / ours.median_ms, ours.extra / side.extra
+            lines.append(
+                f"{precision}: {faster:.2f}× the tokens/s of {side.side} (asked: {FASTER}×)"
+                f"{_mark(faster >= FASTER)}, {share:.0%} of its memory (asked: {MEMORY:.0%})"
+                f"{_mark(share <= MEMORY)}"
+            )
+    return lines
+
+
+def _mark(reached: bool) -> str:
+    return "" if reached else " MISSED"
+
+
+def write(path: Path, settings: dict[str, Any], case: Case, found: dict[str, list[Loop]]) -> None:
+    """JSON with all samples, and markdown beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = info.collect()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    versions |= {"litgpt": LITGPT.name.partition("-")[2], "llama_fast": llama_fast_version}
+    whole = {
+        "settings": settings,
+        "machine": machine,
+        "versions": versions,
+        "case": case.name,
+        "loops": {
+            precision: [
+                asdict(loop) | {"median_ms": loop.median_ms, "extra": loop.extra} for loop in loops
+            ]
+            for precision, loops in found.items()
+        },
+    }
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    cpu = machine["cpu"]
+    text = [
+        "# Training loops beside each other",
+        "",
+        f"{cpu['model']}, {cpu['instruction_set']}, {settings['threads']} threads; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f". Medians of {settings['rounds']} rounds, the loops taking turns, a process for each. "
+        f"`{settings['command']}`",
+        "",
+        *table(found, case),
+        "",
+        *(f"- {line}" for line in goals(found)),
+        "",
+        EXPLAINED,
+    ]
+    path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+
+
+EXPLAINED = """The step is everything from one step to the next: data, forward, backward, clipping,
+AdamW, logging. All loops begin with the same weights and get the same batches of 4 sequences of 512
+random tokens, the same learning rate and clipping, so that their losses have to be the same curve.
+
+- **llama_fast**: `llama-fast train`, packing rows from shards; metrics.csv, TensorBoard and a line
+  of output at each step.
+- **bare step**: `model.loss`, backward, fused AdamW, on batches that are in memory; no clipping.
+- **litgpt**: its `pretrain.setup`, which compiles the model with torch.compile, cuts the
+  cross-entropy into chunks of 128 tokens, and logs each step to TensorBoard. It takes the unfused
+  AdamW on a CPU.
+- **transformers**: `Trainer` with `LlamaForCausalLM`, `sdpa`, its fused AdamW, logging each step
+  to TensorBoard.
+
+float32 is float32 throughout. bfloat16 is mixed precision on every side: float32 weights, gradients
+and moments, matrix products in bfloat16 by `torch.autocast` (`precision: bfloat16` here,
+`bf16-mixed` in litgpt, `bf16=True` in transformers).
+
+Memory is the most that was resident while steps were timed. Of it the model's and the loop's is
+what comes on top of Python, torch and the other imports, which are there before a model is; the
+share of memory asked for is that of this.
+"""
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -125,10 +126,8 @@ def bare(task: Task, turns: Turns) -> None:
     model, _ = load(Path(task.folder) / "weights", dtype=torch.float32)
     model.train()
     optimizer = make_optimizer(model, task.config())
-    loader = task.batches()
-    batches = [next(loader) for _ in range(loader.steps_left())]
-    for batch in _cycle(batches):
-        turns()
+    for batch in task.batches():
+        turns()  # (the batch is in memory before the step begins)
         rows = [t.view(task.rows, task.length) for t in (batch.tokens, batch.targets)]
         with autocast(task.precision):
             loss = model.loss(*rows)
@@ -143,11 +142,6 @@ def autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast("cpu", getattr(torch, precision))
-
-
-def _cycle(batches: list[Batch]) -> Iterator[Batch]:
-    while True:
-        yield from batches
 
 
 class _TurningRun(Run):
@@ -197,10 +191,10 @@ def litgpt(task: Task, turns: Turns) -> None:
     """litgpt's `pretrain.setup`: torch.compile, its loss in chunks of 128 tokens, TensorBoard."""
     import litgpt.pretrain as pretrain
     import tensorboard  # noqa: F401
-    import torch._inductor.compile_fx
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.data import DataModule
 
+    importlib.import_module("torch._inductor.compile_fx")  # else it would count as the loop's
     folder = Path(task.folder)
     config = _litgpt_weights(folder, task.length)
     turns.imported()

@@ -1,0 +1,284 @@
+"""Language models of real text from scratch, each within ten minutes on two cores.
+
+    python -m benchmarks.train_proof --data FOLDER [--corpus dickens] [--out DIR]
+                                                               (`make train-proof`)
+
+FOLDER has `corpora/dickens.txt.gz` and `corpora/tinyshakespeare.txt`. The last tenth of each text
+is held out. A model has to predict it in fewer bits per byte than the best of `text_baselines`: a
+compressor, and n-grams with Kneser-Ney smoothing, of the same split. Then the first steps are taken
+twice more, with stock PyTorch ops and with ours: the same curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llama_fast
+from llama_fast import info
+from llama_fast.cli import main as command_line
+from llama_fast.cli import train as train_command
+from llama_fast.data import PackedLoader, TokenShards
+from llama_fast.train.config import TrainConfig
+from llama_fast.train.metrics import Step, read_metrics
+from llama_fast.train.run import Run
+
+from . import text_baselines
+from .report import machine_slug
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = "LLAMA_FAST_TEST_DATA"  # environment variable, as for the tests
+HELD_OUT = 0.1
+MINUTES = 10
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and what is known about it.
+
+    Attributes:
+        file: below the folder with the data.
+        vocab_size: of the BPE tokenizer that is learned from the training part.
+        published: results of others on the same split: what, and bits per byte.
+    """
+
+    file: str
+    vocab_size: int
+    published: dict[str, float]
+
+    def read(self, data: Path) -> tuple[bytes, bytes]:
+        """(training part, held-out part)."""
+        path = data / self.file
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        cut = int(len(text) * (1 - HELD_OUT))
+        return text[:cut], text[cut:]
+
+
+# nanoGPT's README, validation losses in nats per character, of one byte each here; its split too.
+CORPORA = {
+    "dickens": Corpus("corpora/dickens.txt.gz", 4096, {}),
+    "tinyshakespeare": Corpus(
+        "corpora/tinyshakespeare.txt",
+        1024,
+        {
+            "nanoGPT, 3 minutes on a laptop's CPU": 1.88 / math.log(2),
+            "nanoGPT, 10.7 M weights, 3 minutes on an A100": 1.4697 / math.log(2),
+        },
+    ),
+}
+
+
+def prepare(corpus: Corpus, data: Path, folder: Path) -> tuple[bytes, bytes]:
+    """Write the shards `train` and `valid` with `llama-fast tokenize`; returns the two texts."""
+    parts = corpus.read(data)
+    for name, text in zip(("train", "valid"), parts, strict=True):
+        path = folder / f"{name}.txt"
+        path.write_bytes(text)
+        tokenizer = (
+            ["--train-bpe", str(corpus.vocab_size)]
+            if name == "train"
+            else ["--tokenizer", str(folder / "train" / "tokenizer" / "tokenizer.json")]
+        )
+        # A byte is a character of latin-1: nothing is lost, whatever the encoding really is.
+        arguments = [str(path), "--encoding", "latin-1", "--out", str(folder / name), *tokenizer]
+        if command_line.main(["tokenize", *arguments]):
+            raise RuntimeError(f"llama-fast tokenize {' '.join(arguments)} failed")
+    return parts
+
+
+def config_of(name: str, folder: Path, *more: str) -> TrainConfig:
+    """`configs/NAME.yaml` on the shards in `folder`."""
+    return train_command.read_config(
+        [
+            str(REPOSITORY / "configs" / f"{name}.yaml"),
+            f"--data.train={folder / 'train'}",
+            f"--data.valid={folder / 'valid'}",
+            *more,
+        ]
+    )
+
+
+@torch.no_grad()
+def bits_per_byte(run: Run, folder: Path, held_out: bytes) -> float:
+    """Of the whole held-out text: the nats of its tokens, / ln 2, / its bytes.
+
+    It is cut into rows of `seq_len`; nothing but the row's own tokens is seen, and nothing is left
+    out. The end of the text is predicted too, and its bits counted.
+    """
+    shards = TokenShards(folder / "valid")
+    loader = PackedLoader(shards, capacity=run.config.data.seq_len, rows=1, shuffle=False)
+    run.model.eval()
+    nats = 0.0
+    for _ in range(loader.steps_left()):
+        batch = next(loader)
+        nats += run.model.loss(
+            batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens, reduction="sum"
+        ).item()
+    run.model.train()
+    return nats / math.log(2) / len(held_out)
+
+
+def train(config: TrainConfig, backend: str = "auto") -> tuple[Run, list[Step], float]:
+    """(the run, its steps, seconds)."""
+    begin = time.perf_counter()
+    with llama_fast.use_backend(backend):
+        run = Run(config, log=lambda line: print(f"  {line}", flush=True))
+        run.train()
+    return run, read_metrics(Path(config.out) / "metrics.csv"), time.perf_counter() - begin
+
+
+def prove(name: str, data: Path, folder: Path, curve_steps: int, quick: bool) -> dict[str, Any]:
+    """Everything about one corpus, for JSON."""
+    corpus = CORPORA[name]
+    print(f"{name}: what has to be beaten", flush=True)
+    begin = time.perf_counter()
+    text, held_out = prepare(corpus, data, folder)
+    tokenized = time.perf_counter() - begin
+    bars = {"xz -9e, the training text before it": text_baselines.xz(text, held_out)}
+    for order, bits in enumerate(text_baselines.ngrams(text, held_out), 1):
+        bars[f"Kneser-Ney, {order} bytes"] = bits
+    bar = min(bars.values())
+    print(f"  the best of xz and n-grams: {bar:.3f} bits per byte", flush=True)
+    found: dict[str, Any] = {"bytes": [len(text), len(held_out)], "bars": bars, "bar": bar}
+    found["published"] = corpus.published
+
+    some = (f"--steps={max(20, curve_steps)}", "--optimizer.warmup=10") if quick else ()
+    config = config_of(name, folder, f"--out={folder / 'run'}", *some)
+    run, steps, seconds = train(config)
+    found |= {
+        "weights": run.model.config.num_parameters(),
+        "steps": len(steps),
+        "tokens": sum(step.tokens for step in steps),
+        "seconds_to_tokenize": tokenized,
+        "seconds_to_train": seconds,
+        "valid_bits_per_byte": bits_per_byte(run, folder, held_out),
+        "curve": [step.loss for step in steps],
+        "valid_curve": [[s.step, s.valid_loss] for s in steps if s.valid_loss is not None],
+    }
+    del run
+    curves = {}
+    for backend in ("torch", "auto"):
+        print(f"  {curve_steps} steps with backend {backend}", flush=True)
+        config = config_of(
+            name,
+            folder,
+            f"--out={folder / backend}",
+            f"--steps={curve_steps}",
+            "--optimizer.warmup=10",
+            "--precision=float32",
+        )
+        curves[backend] = [step.loss for step in train(config, backend)[1]]
+    found["stock"], found["ours"] = curves["torch"], curves["auto"]
+    found["largest_difference"] = max(
+        abs(a - b) for a, b in zip(curves["torch"], curves["auto"], strict=True)
+    )
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """Train, compare, print and write.
+
+    Returns:
+        1 if a model did not beat its bar, or took too long.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get(DATA), metavar="FOLDER")
+    parser.add_argument("--corpus", action="append", choices=tuple(CORPORA))
+    parser.add_argument("--curve-steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="few steps: does it run?")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON and markdown")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="where the curves are drawn")
+    arguments = parser.parse_args(argv)
+    if arguments.data is None or not (arguments.data / "corpora").is_dir():
+        parser.error(
+            f"--data: expected a folder with corpora/ in it (or {DATA}), got {arguments.data}"
+        )
+    torch.set_num_threads(arguments.threads)
+    found: dict[str, dict[str, Any]] = {}
+    for name in arguments.corpus or CORPORA:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = prove(
+                name, arguments.data, Path(folder), arguments.curve_steps, arguments.quick
+            )
+    lines = table(found)
+    print("\n".join(["", *lines]))
+    if arguments.out is not None:
+        write(arguments.out / "train-proof.json", found)
+    if arguments.picture is not None:
+        from .train_proof_plot import draw
+
+        draw(found, arguments.picture)
+        print(arguments.picture)
+    reached = all(
+        one["valid_bits_per_byte"] < one["bar"] and one["seconds_to_train"] < 60 * MINUTES
+        for one in found.values()
+    )
+    return 0 if reached or arguments.quick else 1
+
+
+def table(found: dict[str, dict[str, Any]]) -> list[str]:
+    """A row for each corpus, in markdown."""
+    lines = [
+        "| corpus, its last tenth held out | bits per byte | to be beaten: best n-gram | xz -9e | "
+        "published | model | trained | stock ops and ours differ by |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, one in found.items():
+        published = ", ".join(f"{bits:.2f} ({what})" for what, bits in one["published"].items())
+        lines.append(
+            f"| {name} | **{one['valid_bits_per_byte']:.3f}** | {one['bar']:.3f} | "
+            f"{next(iter(one['bars'].values())):.3f} | {published or '–'} | "
+            f"{one['weights'] / 1e6:.1f} M weights | {one['tokens'] / 1e6:.1f} M tokens in "
+            f"{one['seconds_to_train'] / 60:.1f} minutes | at most "
+            f"{one['largest_difference']:.1e} nats in {len(one['stock'])} steps |"
+        )
+    return lines
+
+
+def write(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """JSON with all curves, and markdown beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = info.collect()
+    whole = {"machine": machine, "slug": machine_slug("cpu"), "corpora": found}
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    cpu = machine["cpu"]
+    text = [
+        "# From scratch in ten minutes on two cores",
+        "",
+        f"`make train-proof` on {cpu['model']}, {cpu['instruction_set']}, torch "
+        f"{machine['versions']['torch']}. The runs are `configs/dickens.yaml` and "
+        "`configs/tinyshakespeare.yaml`.",
+        "",
+        *table(found),
+        "",
+        EXPLAINED,
+    ]
+    path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+    print(f"{path} and .md")
+
+
+EXPLAINED = """Bits per byte: nats of all tokens of the held-out text, divided by ln 2 and by its
+bytes. The bar was set before the runs: interpolated Kneser-Ney over bytes, orders 1 to 8, the best
+of them on the held-out text; `xz -9e` is what the held-out text adds to the archive of the training
+text. nanoGPT's numbers are those of its README, in characters, which are bytes here, on the same
+split; it takes random windows of the held-out text.
+
+The same curve: the first steps in float32 from the same seed on the same batches, once with
+PyTorch's own functions (`llama_fast.use_backend("torch")`), once with the kernels.
+"""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
