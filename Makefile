@@ -21,12 +21,13 @@ installed := $(VENV)/.installed
 wheel_env := build/wheel-venv
 triton_oldest := build/triton-3.6.0
 transformers_oldest := build/transformers-5.0.0
+litgpt := build/litgpt-0.5.13
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-eval model-support build wheel test-sanitize aarch64 clean
+.PHONY: help demo test test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -92,6 +93,18 @@ bench-dropin: $(installed) $(built)  ## measure SmolLM2 of transformers, stock b
 bench-eval: $(installed) $(built)  ## measure evaluation (ARGS="--data-dir DIR") and decoding
 	$(py) -m benchmarks.evaluation $(ARGS)
 	$(py) -m benchmarks.decode
+
+# Beside .venv: it asks for older versions of what the tests use, of which it needs nothing here.
+bench-train: $(installed) $(built)  ## measure the training loop beside litgpt's and Trainer
+	test -d $(litgpt) || { \
+	$(py) -m pip install --quiet --no-deps --target $(litgpt).part litgpt==0.5.13 && \
+	mv $(litgpt).part $(litgpt); }
+	$(py) -m benchmarks.train_loop --out benchmarks/results $(ARGS)
+
+# The texts: DATA=folder with corpora/ in it.
+train-proof: $(installed) $(built)  ## train on real text from scratch, ten minutes a corpus
+	$(py) -m benchmarks.train_proof $(if $(DATA),--data $(DATA)) --out benchmarks/results \
+	--picture docs/images/train-proof.png $(ARGS)
 
 model-support: $(installed) $(built)  ## write docs/model-support.md: each architecture, patched
 	$(py) -m benchmarks.model_support $(ARGS)

@@ -17,7 +17,7 @@ CASE = cases.cases("cpu", ["llama_training"], "float32", quick=True)[0]
 
 
 def sides_in(precision: str) -> list[str]:
-    """Those that can run: litgpt is not among what the tests install; once is enough, it is slow."""
+    """Those that can run: litgpt is not among what the tests install, and slow: once is enough."""
     litgpt = precision == "float32" and loop.LITGPT.is_dir()
     return [side for side in sides.SIDES if side != "litgpt" or litgpt]
 
