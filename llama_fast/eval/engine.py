@@ -79,12 +79,15 @@ class Scorer:
         if budget < 1:
             raise ValueError(f"budget: expected at least 1 token, got {budget}")
         self.model, self.budget, self.work = model, budget, Work()
-        config, weight = model.config, model.head_weight
-        self.cache = PagedCache(
+        self.cache = self._empty_cache()
+
+    def _empty_cache(self) -> PagedCache:
+        config, weight = self.model.config, self.model.head_weight
+        return PagedCache(
             config.num_layers,
             config.num_kv_heads,
             config.head_dim,
-            pages=max(1, budget // 8),
+            pages=max(1, self.budget // 8),
             limit=1 << 40,
             dtype=weight.dtype,
             device=weight.device,
@@ -115,6 +118,17 @@ class Scorer:
                     f"token each, {longest} in all, got {len(context)} and {len(continuation)}"
                 )
             self.work.asked += tokens
+        try:
+            return self._score(requests, done)
+        except BaseException:
+            self.cache = self._empty_cache()  # nobody is left who would give the pages back
+            raise
+
+    def _score(
+        self,
+        requests: Sequence[tuple[Tokens, Tokens]],
+        done: Callable[[list[tuple[int, Likelihood]]], object],
+    ) -> list[Likelihood]:
         missing = [len(continuation) for _, continuation in requests]
         sums, greedy = [0.0] * len(requests), [True] * len(requests)
         root = build(requests)

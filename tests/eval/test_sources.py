@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,19 @@ def test_what_is_read() -> None:
         model, words = load_any(str(path), device="cpu")
         assert isinstance(model, LLaMA) and not model.training, kind
         assert words.decode(words.encode("a b")).strip() == "a b"
+
+
+def test_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's cache, laid out as the hub's client does it; the network stays out of it."""
+    folder, revision = tmp_path / "models--somebody--tiny", "0" * 40
+    model = LLaMA(replace(LlamaConfig.preset("debug"), vocab_size=257))
+    save(model, folder / "snapshots" / revision)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found, _ = load_any("somebody/tiny", "byte", device="cpu")
+    assert isinstance(found, LLaMA) and torch.equal(found.head_weight, model.head_weight)
 
 
 def test_another_architecture_is_loaded_by_transformers_and_patched(tmp_path: Path) -> None:

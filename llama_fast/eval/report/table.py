@@ -216,7 +216,10 @@ class LiveTable:
             left = f"({duration(task.seconds(now))})"
         style = "red" if task.failed else "green"
         count = f"{task.done:,}/{task.total:,}"
-        return Text(name), bar, count, speed, left, Text(task.score, style=style)
+        score = Text(task.score, style=style)
+        if task.begun is not None and task.ended is None and not task.done:
+            score = Text("preparing", style="dim")  # prompts of thousands of questions take a while
+        return Text(name), bar, count, speed, left, score
 
     def _total(self, now: float) -> _Task:
         tasks = self._tasks.values()
