@@ -9,7 +9,7 @@ they have in common, which is computed once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -124,7 +124,7 @@ class Engine:
                     on_done(piece.index, piece.result)
         return [results[index] for index in range(len(results))]
 
-    def stream(self, requests: Iterable[GenerationRequest]) -> Iterator[Piece]:
+    def stream(self, requests: Iterable[GenerationRequest]) -> Generator[Piece, None, None]:
         """New text of any request as it comes. One stream at a time; closing it ends all requests.
 
         Raises:

@@ -7,6 +7,8 @@ read in 300 µs.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class FastDecode:
         self._weights.append(model.norm.weight.detach())
 
     @staticmethod
-    def serves(model: object, page: int) -> bool:
+    def serves(model: object, page: int) -> TypeGuard[LLaMA]:
         """Whether the operator is there and takes this model, with pages of `page` tokens."""
         there = torch._C._dispatch_has_kernel_for_dispatch_key(_NAME, "CPU")
         if not (isinstance(model, LLaMA) and there):

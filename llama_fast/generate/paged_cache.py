@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama_fast.ops import attention, attention_decode
+from llama_fast.ops.attention import attention
+from llama_fast.ops.attention_decode import attention_decode
 
 
 class CacheFull(RuntimeError):
