@@ -110,7 +110,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
     _quiet_libraries()
     try:
         from llama_fast.eval.harness import HarnessModel
-        from llama_fast.eval.run import Limits, evaluate_tasks, load, quiet_bars
+        from llama_fast.eval.run import Limits, by_text, evaluate_tasks, load, quiet_bars
     except ImportError as error:
         raise ImportError(
             f"evaluation needs the eval extra: pip install llama_fast[eval] ({error})"
@@ -178,8 +178,8 @@ def evaluate_model(args: argparse.Namespace) -> int:
         )
     for note in outcome.notes:
         screen.console.print(f"note: {note}", markup=False, soft_wrap=True)
-    for name, reason in outcome.not_scored.items():
-        screen.console.print(f"not scored: {name}: {reason}", markup=False, soft_wrap=True)
+    for line in by_text(outcome.not_scored):
+        screen.console.print(f"not scored: {line}", markup=False, soft_wrap=True)
     return 1 if outcome.failed or not outcome.results else 0
 
 

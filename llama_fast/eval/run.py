@@ -175,7 +175,7 @@ def evaluate_tasks(
             row, key = found["results"][name], keys.get(name)
             if score_of(row, key) is None:
                 outcome.not_scored[name] = notes.pop(name, "no question has a score")
-            outcome.notes = _by_text(notes)
+            outcome.notes = by_text(notes)
             facts |= {
                 "seconds": time.monotonic() - begin,
                 "truncated": lm.truncated,
@@ -216,8 +216,8 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
-def _by_text(notes: Mapping[str, str]) -> list[str]:
-    """Notes that say the same of several tasks, once."""
+def by_text(notes: Mapping[str, str]) -> list[str]:
+    """What is said of tasks, a line each; what is the same of several, once."""
     tasks: dict[str, list[str]] = {}
     for task, text in notes.items():
         tasks.setdefault(text, []).append(task)
