@@ -35,6 +35,8 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that is sure by one more token: what `text` grew by."""
+        if token >= self.tokenizer.vocab_size:  # a row that pads the head stands for no text
+            return ""
         self._ids.append(token)
         found = self.tokenizer.decode(self._ids)
         if found.endswith(INCOMPLETE):
