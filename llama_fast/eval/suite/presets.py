@@ -153,7 +153,14 @@ _LLAMA2 = Suite(
             "MMLU",
             (Part("MMLU", "mmlu_5shot", tuple(f"mmlu_5shot_{s}" for s in MMLU), "acc,none", 5),),
         ),
-        Column("BBH", (Part("BBH", "bbh_fewshot", BBH, "exact_match,none", 3),)),
+        Column(
+            "BBH",
+            (
+                Part(
+                    "BBH", "bbh_3shot", tuple(f"bbh_3shot_{s}" for s in BBH), "exact_match,strip", 3
+                ),
+            ),
+        ),
         Column(
             "AGI Eval",
             (Part("AGIEval", "agieval_nous", AGIEVAL, "acc_norm,none", 0),),
@@ -205,7 +212,7 @@ _LM_EVAL = Suite(
                 Part(
                     "BBH",
                     "bbh",
-                    tuple(name.replace("bbh_fewshot", "bbh_cot_fewshot") for name in BBH),
+                    tuple(f"bbh_cot_fewshot_{s}" for s in BBH),
                     "exact_match,get-answer",
                     3,
                 ),

@@ -63,7 +63,7 @@ MMLU = (
     "world_religions",
 )
 
-_BBH = (
+BBH = (
     "boolean_expressions",
     "causal_judgement",
     "date_understanding",
@@ -92,7 +92,6 @@ _BBH = (
     "web_of_lies",
     "word_sorting",
 )
-BBH = tuple(f"bbh_fewshot_{name}" for name in _BBH)
 
 MATH = (
     "minerva_math_algebra",

@@ -16,7 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-from llama_fast.eval.suite.subjects import MMLU
+from llama_fast.eval.suite.subjects import BBH, MMLU
 
 __all__ = ["GROUPS", "VARIANTS", "CompletionRatioTask", "Variant", "VariantGroup"]
 
@@ -83,6 +83,19 @@ def _metrics(*names: str) -> dict[str, Any]:
     return {"metric_list": entries}
 
 
+# What tokenizers of the byte-level kind write begins with a space, which the targets do not have.
+_STRIPPED = {
+    "filter_list": [
+        {
+            "name": "strip",
+            "filter": [
+                {"function": "regex", "regex_pattern": r"(?s)^\s*(.*?)\s*$"},
+                {"function": "take_first"},
+            ],
+        }
+    ]
+}
+
 VARIANTS: dict[str, Variant] = {
     "social_iqa_norm": Variant("social_iqa", _metrics("acc", "acc_norm")),
     "openbookqa_ratio": Variant(
@@ -94,10 +107,15 @@ VARIANTS: dict[str, Variant] = {
     "triviaqa_wiki_5shot": Variant(
         "triviaqa", {"num_fewshot": 5, "dataset_name": "rc.wikipedia.nocontext"}
     ),
+    **{f"bbh_3shot_{s}": Variant(f"bbh_fewshot_{s}", _STRIPPED) for s in BBH},
     **{f"mmlu_5shot_{s}": Variant(f"mmlu_{s}", {"num_fewshot": 5}) for s in MMLU},
 }
 
 GROUPS: dict[str, VariantGroup] = {
+    "bbh_3shot": VariantGroup(
+        tuple(f"bbh_3shot_{s}" for s in BBH),
+        ({"metric": "exact_match", "filter_list": "strip", "weight_by_size": True},),
+    ),
     "mmlu_5shot": VariantGroup(
         tuple(f"mmlu_5shot_{s}" for s in MMLU), ({"metric": "acc", "weight_by_size": True},)
     ),

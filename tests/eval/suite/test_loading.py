@@ -83,7 +83,7 @@ def test_a_prompt_holds_as_many_examples_as_it_should(suite_tasks: LoadedTasks) 
             assert sum(block.startswith(start) for block in blocks) == part.shots, head
     mbpp = suite_tasks["tasks"]["mbpp"]
     assert prompt(mbpp, mbpp.eval_docs[0]).count("[DONE]") == 3
-    navigate = suite_tasks["tasks"]["bbh_fewshot_navigate"]
+    navigate = suite_tasks["tasks"]["bbh_3shot_navigate"]
     assert prompt(navigate, navigate.eval_docs[0]).count("\nA:") == 4
 
 
@@ -186,3 +186,15 @@ def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
         load_tasks(["piqa"], data_dir=tmp_path)
     with pytest.raises(MissingDataError, match="expected a folder"):
         load_tasks(["piqa"], data_dir=tmp_path / "nothing")
+
+
+def test_white_space_around_an_answer_does_not_matter(mirror: Path, no_network: None) -> None:
+    task = load_tasks(["bbh_3shot_navigate"], data_dir=mirror)["tasks"]["bbh_3shot_navigate"]
+    task.build_all_requests(limit=1)
+    request = task.instances[0]
+    right = task.doc_to_target(request.doc)
+    for answer, score in ((right, 1), (f" {right}\n", 1), (f"\n{right}", 1), (f"not {right}", 0)):
+        request.resps = [answer]
+        task.apply_filters()
+        found = task.process_results(request.doc, [request.filtered_resps["strip"]])
+        assert found == {"exact_match": score}, answer
