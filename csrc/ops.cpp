@@ -38,6 +38,7 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
   m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cross_entropy_inplace));
   m.impl("decode_layers", TORCH_BOX(&llama_fast::decode_layers));
   m.impl("linear", TORCH_BOX(&llama_fast::linear));
+  m.impl("linear_rows", TORCH_BOX(&llama_fast::linear_rows));
   m.impl("rms_norm", TORCH_BOX(&llama_fast::rms_norm));
   m.impl("rms_norm_backward", TORCH_BOX(&llama_fast::rms_norm_backward));
   m.impl("rope", TORCH_BOX(&llama_fast::rope));

@@ -28,13 +28,14 @@
   void swiglu_backward(const SwigluArgs&);              \
   void linear_cross_entropy(LinearCrossEntropyArgs&);   \
   void linear(const LinearArgs&);                       \
+  int64_t linear_rows(DType);                           \
   }
 #define LF_KERNELS(isa)                                                                \
   Kernels {                                                                            \
     #isa, isa::attention_forward, isa::attention_backward, isa::cross_entropy_forward, \
         isa::cross_entropy_backward, isa::cross_entropy_fused, isa::rms_norm_forward,  \
         isa::rms_norm_backward, isa::rope, isa::swiglu_forward, isa::swiglu_backward,  \
-        isa::linear_cross_entropy, isa::linear                                         \
+        isa::linear_cross_entropy, isa::linear, isa::linear_rows                       \
   }
 
 namespace llama_fast {

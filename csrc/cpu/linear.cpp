@@ -8,6 +8,7 @@
 #include "cpu/linear.h"
 
 #include "cpu/gemm.h"
+#include "cpu/linear_tiles.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
@@ -116,6 +117,29 @@ void stretch(const LinearArgs& a, const LinearWeight& weight, const typename How
   pass(std::integral_constant<int, kMaxRows<lanes>>{});
 }
 
+// f(weight, its part of the first row of the output, first row, last row + 1) for the rows of all
+// weights together, in pieces for the threads. `outer`: of all weights.
+template <class T, class F>
+void for_weights(const LinearArgs& a, int64_t outer, F&& f) {
+  const int64_t row_bytes = a.inner * static_cast<int64_t>(sizeof(T)) + 1;
+  parallel_ranges(outer, kWorthThread / row_bytes + 1, [&](int64_t begin, int64_t end) {
+    int64_t first = 0;  // row of all weights together that this one begins with
+    for (int i = 0; i < a.count; ++i) {
+      const LinearWeight& weight = a.weights[i];
+      const int64_t from = begin > first ? begin - first : 0;
+      const int64_t to = end - first < weight.outer ? end - first : weight.outer;
+      if (from < to) f(weight, static_cast<T*>(a.out) + first, from, to);
+      first += weight.outer;
+    }
+  });
+}
+
+int64_t outer_of(const LinearArgs& a) {
+  int64_t outer = 0;
+  for (int i = 0; i < a.count; ++i) outer += a.weights[i].outer;
+  return outer;
+}
+
 template <class How, class T>
 void linear_by(const LinearArgs& a) {
   using X = typename How::X;
@@ -131,21 +155,26 @@ void linear_by(const LinearArgs& a) {
     for (int64_t k = a.inner; k < width; ++k) to[k] = X{};
   }
   for (int64_t k = a.rows * width; k < rows * width; ++k) input[k] = X{};
-  int64_t outer = 0;
-  for (int i = 0; i < a.count; ++i) outer += a.weights[i].outer;
-  const int64_t row_bytes = a.inner * static_cast<int64_t>(sizeof(T)) + 1;
-  parallel_ranges(outer, kWorthThread / row_bytes + 1, [&](int64_t begin, int64_t end) {
-    int64_t first = 0;  // row of all weights together that this one begins with
-    for (int i = 0; i < a.count; ++i) {
-      const LinearWeight& weight = a.weights[i];
-      const int64_t from = begin > first ? begin - first : 0;
-      const int64_t to = end - first < weight.outer ? end - first : weight.outer;
-      if (from < to)
-        stretch<How, T>(a, weight, input, width, static_cast<T*>(a.out) + first, outer, from, to);
-      first += weight.outer;
-    }
+  const int64_t outer = outer_of(a);
+  for_weights<T>(a, outer, [&](const LinearWeight& weight, T* out, int64_t begin, int64_t end) {
+    stretch<How, T>(a, weight, input, width, out, outer, begin, end);
   });
 }
+
+#if defined(__AMX_BF16__)
+void linear_by_tiles(const LinearArgs& a) {
+  const int64_t steps = (a.inner + kTileNumbers - 1) / kTileNumbers;
+  const int64_t blocks = (a.rows + kTile - 1) / kTile;
+  const TiledInput input =
+      tile_input(a, static_cast<uint32_t*>(thread_scratch(static_cast<size_t>(steps * blocks) *
+                                                          kTile * kTile * sizeof(uint32_t))));
+  const int64_t outer = outer_of(a);
+  for_weights<bf16>(a, outer,
+                    [&](const LinearWeight& weight, bf16* out, int64_t begin, int64_t end) {
+                      stretch_of_tiles(a, weight, input, out, outer, begin, end);
+                    });
+}
+#endif
 
 }  // namespace
 
@@ -156,7 +185,9 @@ void linear(const LinearArgs& a) {
     case DType::f32:
       return linear_by<Wide<float>, float>(a);
     case DType::bf16:
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+      return linear_by_tiles(a);
+#elif defined(__AVX512BF16__)
       return linear_by<Pairs, bf16>(a);
 #else
       return linear_by<Wide<bf16>, bf16>(a);
@@ -164,6 +195,13 @@ void linear(const LinearArgs& a) {
     case DType::f16:
       return linear_by<Wide<f16>, f16>(a);
   }
+}
+
+int64_t linear_rows(DType dtype) {
+#if defined(__AMX_BF16__)
+  if (dtype == DType::bf16) return 64;
+#endif
+  return dtype == DType::f32 || dtype == DType::f64 ? 32 : 8;
 }
 
 }  // namespace LLAMA_FAST_ISA

@@ -18,9 +18,6 @@ namespace {
 
 constexpr int64_t kWeights = 9;  // of a block
 
-// Rows with which torch's product of matrices is faster than ours.
-int64_t many_rows(DType dtype) { return dtype == DType::f32 || dtype == DType::f64 ? 33 : 9; }
-
 class Layers {
  public:
   Layers(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& k_cache, int64_t page,
@@ -115,7 +112,7 @@ class Layers {
 
   // out = input times each of the weights, side by side.
   void linear_to(const Tensor& input, const Tensor* weights, int count, Tensor& out) {
-    if (B_ >= many_rows(dtype_)) {
+    if (B_ > kernels().linear_rows(dtype_)) {
       int64_t column = 0;
       for (int i = 0; i < count; ++i) {
         const Tensor part = torchs_linear(input, weights[i]);

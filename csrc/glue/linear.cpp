@@ -36,4 +36,6 @@ Tensor linear(Tensor input, Tensor weight, OptionalTensor bias) {
   return out;
 }
 
+int64_t linear_rows(Tensor like) { return kernels().linear_rows(dtype_of(like)); }
+
 }  // namespace llama_fast

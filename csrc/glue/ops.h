@@ -61,6 +61,8 @@ std::tuple<Tensor, Tensor> rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool
 
 Tensor linear(Tensor input, Tensor weight, OptionalTensor bias);
 
+int64_t linear_rows(Tensor like);
+
 Tensor decode_layers(Tensor x, std::vector<Tensor> weights, Tensor cos, Tensor sin, Tensor k_cache,
                      Tensor v_cache, Tensor cache_seqlens, Tensor page_table, int64_t page,
                      double eps);

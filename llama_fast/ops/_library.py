@@ -64,6 +64,8 @@ SCHEMAS = (
     "-> (Tensor q, Tensor k)",
     # For a few rows, without gradients; torch's own serves all else.
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
+    # With how many rows of the dtype of `like` it is faster than torch's.
+    "linear_rows(Tensor like) -> int",
     # Every block of a Llama model for one new token of each of B sequences, (B,E) to (B,E); nine
     # weights a block, then that of the last norm. Writes into the caches (L,slots,K,D).
     "decode_layers(Tensor x, Tensor[] weights, Tensor cos, Tensor sin, Tensor(a!) k_cache, "
@@ -125,6 +127,11 @@ if missing_reason is not None:
 def has_cpu_kernel(op: str) -> bool:
     """Whether the compiled library is loaded and holds a CPU kernel for `op`."""
     return missing_reason is None and op in _COMPILED_CPU_OPS
+
+
+def isa_or_none() -> str:
+    """As :func:`isa`, and "none" where LLAMA_FAST_ISA names none."""
+    return _ISA
 
 
 def has_vector_kernels() -> bool:

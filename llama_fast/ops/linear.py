@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from llama_fast.ops._library import has_cpu_kernel, library
+from llama_fast.ops._library import has_cpu_kernel, isa_or_none, library
 
-MOST_ROWS = 4  # with more, torch's product of matrices comes near
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_HERE = has_cpu_kernel("linear")
+# Up to how many rows; with more, torch's product of matrices is faster.
+MOST_ROWS: dict[torch.dtype, int] = {}
+if has_cpu_kernel("linear") and isa_or_none() != "none":
+    MOST_ROWS = {t: torch.ops.llama_fast.linear_rows(torch.empty(0, dtype=t)) for t in _DTYPES}
 
 
 def linear(
@@ -17,8 +19,9 @@ def linear(
 ) -> torch.Tensor:
     """`torch.nn.functional.linear`; in decoding on a CPU by a kernel of ours.
 
-    Ours serves up to four rows in float32, bfloat16 or float16 where nothing has to be
-    differentiated; sums are in float32. Everything else is torch's own.
+    Ours serves a few rows (``MOST_ROWS``, from 8 to 64) in float32, bfloat16 or float16 where
+    nothing has to be differentiated; sums are in float32, and a row has the same bits in any
+    company. Everything else is torch's own.
 
     Args:
         input: (..., E).
@@ -29,10 +32,9 @@ def linear(
         (..., O).
     """
     if (
-        _HERE
-        and input.numel() <= MOST_ROWS * weight.shape[-1]
+        input.dtype in MOST_ROWS
+        and input.numel() <= MOST_ROWS[input.dtype] * weight.shape[-1]
         and weight.dim() == 2
-        and input.dtype in _DTYPES
         and input.dtype == weight.dtype
         and input.is_cpu
         and _plain(input, weight, bias)

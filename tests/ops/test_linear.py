@@ -22,7 +22,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 
 # Whole vectors, a tail, less than a vector, one number; more rows than a thread takes.
 @pytest.mark.parametrize("shape", [(577, 576), (64, 333), (7, 5), (1, 1), (3001, 64)], ids=str)
-@pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 16, 17, 33])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_no_further_from_float64_than_torch(
     dtype: torch.dtype, rows: int, shape: tuple[int, int]
@@ -48,16 +48,36 @@ def test_any_strides_and_shapes(dtype: torch.dtype) -> None:
     assert linear(x, wide[:0, :48]).shape == (2, 1, 0)
 
 
-def test_same_bits_for_any_number_of_threads_and_rows() -> None:
-    weight, x = random(515, 257, dtype=torch.bfloat16), random(4, 257, dtype=torch.bfloat16, seed=1)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_for_any_number_of_threads_and_rows(dtype: torch.dtype) -> None:
+    weight, x = random(515, 257, dtype=dtype), random(64, 257, dtype=dtype, seed=1)
     before, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads, rows in ((1, 64), (2, 64), (3, 5), (2, 1), (1, 2), (1, 33)):
             torch.set_num_threads(threads)
-            found.append(linear(x, weight))
+            parts = [torch.ops.llama_fast.linear(part, weight, None) for part in x.split(rows)]
+            found.append(torch.cat(parts))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_few_rows_are_ours_and_many_torchs() -> None:
+    for dtype, most in MOST_ROWS.items():
+        assert 4 <= most <= 64
+        weight, x = random(64, 33, dtype=dtype), random(most + 1, 33, dtype=dtype, seed=1)
+        ours = torch.ops.llama_fast.linear(x[:most], weight, None)
+        assert torch.equal(linear(x[:most], weight), ours)
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_nothing_outside_the_tensors_is_read() -> None:
+    """NaN all around, which a masked product would spread."""
+    for dtype in DTYPES:
+        wide, x = torch.full((50, 80), float("nan"), dtype=dtype), random(3, 50, dtype=dtype)
+        weight = wide[3:40, 7:57]
+        weight.copy_(random(37, 50, dtype=dtype, seed=1))
+        assert not torch.ops.llama_fast.linear(x, weight, None).isnan().any()
 
 
 def test_gradients_and_autocast_are_torchs() -> None:
