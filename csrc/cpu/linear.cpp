@@ -198,10 +198,12 @@ void linear(const LinearArgs& a) {
 }
 
 int64_t linear_rows(DType dtype) {
+  constexpr int64_t lanes = kLanes<float>;
+  if (lanes < 8) return 4;
 #if defined(__AMX_BF16__)
   if (dtype == DType::bf16) return 64;
 #endif
-  return dtype == DType::f32 || dtype == DType::f64 ? 32 : 8;
+  return dtype == DType::f32 || dtype == DType::f64 ? 2 * lanes : 8;
 }
 
 }  // namespace LLAMA_FAST_ISA
