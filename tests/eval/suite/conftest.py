@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ def mirror() -> Path:
     return shared_data("hub").parent
 
 
-@pytest.fixture(scope="session")
-def no_network() -> Iterator[None]:
+@contextlib.contextmanager
+def without_network() -> Iterator[None]:
     """Every attempt to resolve a name or to connect fails the test that makes it."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -33,6 +34,13 @@ def no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def no_network() -> Iterator[None]:
+    with without_network():
+        yield
+
+
 @pytest.fixture(scope="session")
-def suite_tasks(mirror: Path, no_network: None) -> LoadedTasks:
-    return load_tasks(["llama2-paper"], data_dir=mirror, allow_code=True)
+def suite_tasks(mirror: Path) -> LoadedTasks:
+    with without_network():
+        return load_tasks(["llama2-paper"], data_dir=mirror, allow_code=True)
