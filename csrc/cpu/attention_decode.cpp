@@ -225,7 +225,8 @@ struct Decode {
 #pragma GCC unroll 4
     for (int r = 0; r < Count; ++r)
 #pragma GCC unroll 4
-      for (int c = 0; c < Vecs; ++c) sum[r][c] = load(o + r * value_size + c * lanes);
+      for (int c = 0; c < Vecs; ++c) sum[r][c] = V{};
+    // These few keys are summed by themselves: each rounding is then of a small number.
     for (int64_t j = 0; j < n; ++j, v.p += v.stride)
 #pragma GCC unroll 4
       for (int c = 0; c < Vecs; ++c) {
@@ -237,7 +238,10 @@ struct Decode {
 #pragma GCC unroll 4
     for (int r = 0; r < Count; ++r)
 #pragma GCC unroll 4
-      for (int c = 0; c < Vecs; ++c) store(o + r * value_size + c * lanes, sum[r][c]);
+      for (int c = 0; c < Vecs; ++c) {
+        T* to = o + r * value_size + c * lanes;
+        store(to, load(to) + sum[r][c]);
+      }
   }
 
 #if defined(__AVX512BF16__)
