@@ -15,9 +15,10 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kChunk = 4 * kKeys;  // keys of an item
-constexpr int64_t kGroup = kPageUnit;  // keys between two requests for the next ones
-constexpr int kRows = 4;               // rows that share one reading of a key or value
+constexpr int64_t kChunk = 4 * kKeys;     // keys of an item
+constexpr int64_t kGroup = kPageUnit;     // keys between two requests for the next ones
+constexpr int64_t kWorthMerge = 1 << 16;  // sums that make a second thread worth while
+constexpr int kRows = 4;                  // rows that share one reading of a key or value
 
 // `Elem`: the element type of the tensors. Products are those of mode M, which
 // has either numbers of the type computed in or pairs of bfloat16 numbers.
@@ -207,6 +208,9 @@ struct Decode {
     }
   }
 
+  // The sums of a group of keys are made by themselves: thousands in a row would round more.
+  static LF_INLINE void add(T* o, V sum) { store(o, load(o) + sum); }
+
   template <int Count>
   void add_values(const T* p, Rows v, int64_t n, T* o) const {
     int64_t c = 0;
@@ -303,7 +307,7 @@ struct Decode {
 #pragma GCC unroll 4
     for (int r = 0; r < Count; ++r)
 #pragma GCC unroll 4
-      for (int c = 0; c < 2 * Vecs; ++c) sum[r][c] = load(o + r * value_size + c * lanes);
+      for (int c = 0; c < 2 * Vecs; ++c) sum[r][c] = V{};
     for (int64_t j = 0; j < n; j += 2, v.p += 2 * v.stride)
 #pragma GCC unroll 2
       for (int c = 0; c < Vecs; ++c) {
@@ -324,7 +328,7 @@ struct Decode {
 #pragma GCC unroll 4
     for (int r = 0; r < Count; ++r)
 #pragma GCC unroll 4
-      for (int c = 0; c < 2 * Vecs; ++c) store(o + r * value_size + c * lanes, sum[r][c]);
+      for (int c = 0; c < 2 * Vecs; ++c) add(o + r * value_size + c * lanes, sum[r][c]);
   }
 #endif
 
@@ -373,7 +377,8 @@ struct Decode {
     const double work = static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size;
     const bool worth_threads = work > 1e6;
     parallel_items(items, worth_threads, [&](int64_t i) { item(i); });
-    parallel_items(a.batch * a.kv_heads, worth_threads, [&](int64_t i) { merge(i); });
+    const bool much = items * rows * value_size > kWorthMerge;
+    parallel_items(a.batch * a.kv_heads, much, [&](int64_t i) { merge(i); });
   }
 };
 

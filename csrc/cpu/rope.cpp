@@ -104,7 +104,8 @@ class Call {
     rows_per_item_ = kItemElements / size > 0 ? kItemElements / size : 1;
     const int64_t q_items = items(a_.q), all_items = q_items + items(a_.k);
     const bool stream_q = may_stream(a_.q), stream_k = may_stream(a_.k);
-    parallel_items(all_items, true, [&](int64_t item) {
+    const bool worth_threads = (rows(a_.q) + rows(a_.k)) * size > kItemElements;
+    parallel_items(all_items, worth_threads, [&](int64_t item) {
       const bool of_q = item < q_items;
       const RopeHeads& t = of_q ? a_.q : a_.k;
       const int64_t first = (of_q ? item : item - q_items) * rows_per_item_;
