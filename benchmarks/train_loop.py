@@ -148,7 +148,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--side", action="append", choices=tuple(SIDES), help="only these")
     parser.add_argument("--precision", action="append", choices=("float32", "bfloat16"))
     parser.add_argument(
-        "--huge-pages", choices=("on", "off"), default="on", help=f"on every side ({HUGE_PAGES})"
+        "--huge-pages", choices=("on", "off"), default="off", help=f"on every side ({HUGE_PAGES})"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for JSON and markdown")
     arguments = parser.parse_args(argv)
