@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from llama_fast import reference
@@ -74,8 +75,11 @@ def linear_replacement(module: nn.Module) -> Replacement:
 
 def linear_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
     """The linear map; by our kernel in decoding; keeps no input that is quickly made again."""
+    # In training, reentrant checkpointing computes a layer without gradients and again with them:
+    # both times to the same bits.
+    product = F.linear if module.training else linear
     with recompute.instead_of(input):
-        return linear(input, module.weight, module.bias)
+        return product(input, module.weight, module.bias)
 
 
 def mlp_replacement(module: nn.Module) -> Replacement:
