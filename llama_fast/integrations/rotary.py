@@ -70,8 +70,8 @@ def rotation_of(module: nn.Module) -> tuple[str, Style] | str | None:
             continue
         found = _style(function)
         if isinstance(found, Style):
-            if inspect.unwrap(type(module).forward) is not type(module).forward:
-                return "its forward is wrapped in a decorator"
+            if not _can_be_rewired(type(module).forward):
+                return "its forward is wrapped in a decorator of an unknown kind"
             return name, found
         reasons.append(f"{name}: {found}")
     return "; ".join(reasons) or None
@@ -145,19 +145,46 @@ def attention_forward(
 
 
 def rewired(original: Any, name: str, style: Style) -> Callable[..., Any]:
-    """The function `original` with ours under the global name `name`; made once."""
+    """The function `original` with ours under the global name `name`; made once.
+
+    Of a decorated function: the same decorators around such a function.
+    """
     key = (original, name)
     if key not in _REWIRED:
-        scope = dict(original.__globals__)
+        scope, closure = dict(original.__globals__), original.__closure__
         # A module's name would have torch.compile look names up in that module.
         scope.pop("__name__", None)
-        scope[name] = _with_ours(scope[name], style)
+        inner = getattr(original, "__wrapped__", None)
+        if inner is None:
+            scope[name] = _with_ours(scope[name], style)
+        else:
+            made_inner = types.CellType(rewired(inner, name, style))
+            closure = tuple(made_inner if _holds(c, inner) else c for c in closure)
         made = types.FunctionType(
-            original.__code__, scope, original.__name__, original.__defaults__, original.__closure__
+            original.__code__, scope, original.__name__, original.__defaults__, closure
         )
         made.__kwdefaults__ = original.__kwdefaults__
         _REWIRED[key] = made
     return _REWIRED[key]
+
+
+def _can_be_rewired(forward: Any) -> bool:
+    """Whether it is a function, or one within decorators that are plain closures over it."""
+    while isinstance(forward, types.FunctionType):
+        inner = getattr(forward, "__wrapped__", None)
+        if inner is None:
+            return True
+        if not any(_holds(cell, inner) for cell in forward.__closure__ or ()):
+            return False
+        forward = inner
+    return False
+
+
+def _holds(cell: types.CellType, value: Any) -> bool:
+    try:
+        return cell.cell_contents is value
+    except ValueError:  # a cell that is empty yet
+        return False
 
 
 def _with_ours(theirs: Callable[..., Any], style: Style) -> Callable[..., Any]:

@@ -56,7 +56,7 @@ PARTS = {
     "gpt2": "attention 2/2, loss 1/1",
     "gpt_neo": "attention 0/2, loss 1/1",
     "gpt_neox": "attention 2/2, rope 2/2, loss 1/1",
-    "gptj": "attention 0/2, rope 0/2, loss 1/1",
+    "gptj": "attention 2/2, rope 0/2, loss 1/1",
     "gpt_bigcode": "attention 2/2, loss 1/1",
     "opt": "attention 2/2, loss 1/1",
     "falcon": "attention 0/2, rope 2/2, loss 1/1",
@@ -76,8 +76,9 @@ PARTS = {
     "dinov2": "attention 2/2, loss 0/1",
     "whisper": "attention 6/6, loss 1/1",
 }
-# In transformers 5.0 these compute attention themselves.
+# In transformers 5.0, and gptj up to 5.23, these compute attention themselves.
 IN_OLDER_TRANSFORMERS = {
+    "gptj": "attention 0/2, rope 0/2, loss 1/1",
     "nemotron": "attention 0/2, rope 2/2, loss 1/1",
     "modernbert": "attention 0/2, mlp 0/2, loss 1/1",
     "t5": "attention 0/6, rms_norm 12/12, loss 1/1",

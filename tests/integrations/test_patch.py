@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import subprocess
 import sys
@@ -184,6 +185,57 @@ def test_an_adapter_on_the_head_is_left_with_a_reason() -> None:
     (entry,) = (e for e in report.entries if e.part == "loss")
     assert not entry.replaced and "not torch.nn.Linear" in entry.reason
     assert isinstance(model(input_ids=IDS, labels=IDS).logits, torch.Tensor)
+
+
+def counted(calls: list[str]) -> Any:
+    """A decorator like transformers' own: a closure over what it wraps."""
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            calls.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+class Opaque:
+    """A decorator whose function is out of reach."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self.function, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def with_attention_forward(model: Any, forward: Any) -> None:
+    for layer in model.model.layers:
+        kind = type(layer.self_attn)
+        layer.self_attn.__class__ = type("Attention", (kind,), {"forward": forward})
+
+
+def test_rope_within_decorators() -> None:
+    model = make("llama").eval()
+    want = model(IDS).logits
+    calls: list[str] = []
+    forward = type(model.model.layers[0].self_attn).forward
+    with_attention_forward(model, counted(calls)(counted(calls)(forward)))
+    report = llama_fast.patch(model)
+    assert len(report.replaced("rope")) == 2
+    torch.testing.assert_close(model(IDS).logits, want)
+    assert calls == ["forward"] * 4  # two decorators, two layers
+
+    with_attention_forward(model, Opaque(forward))
+    entry = next(e for e in llama_fast.patch(model).entries if e.part == "rope")
+    assert not entry.replaced and "decorator of an unknown kind" in entry.reason
+    torch.testing.assert_close(model(IDS).logits, want)
 
 
 def test_errors() -> None:
