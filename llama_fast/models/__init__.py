@@ -2,7 +2,8 @@
 
 from .checkpoints import CheckpointError, load, save
 from .config import Llama3RopeScaling, LlamaConfig, preset_names
-from .llama import KVCache, LLaMA
+from .kv_cache import KVCache
+from .llama import LLaMA
 
 __all__ = [
     "CheckpointError",

@@ -28,60 +28,9 @@ from llama_fast.ops import (
     swiglu,
 )
 
+from ._checks import check_inputs, check_packed
 from .config import LlamaConfig
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far, so that each new token costs one step.
-
-    Args:
-        config: of the model.
-        batch: B.
-        max_len: the most tokens it can hold; the memory for them is taken at once.
-        dtype, device: those of the model.
-
-    Attributes:
-        length: number of tokens held.
-
-    Example:
-        >>> cache = KVCache(model.config, batch=1, max_len=128)
-        >>> with torch.no_grad():
-        ...     logits = model(prompt, cache=cache)        # all S tokens of the prompt
-        ...     logits = model(next_token, cache=cache)    # then one at a time
-    """
-
-    def __init__(
-        self,
-        config: LlamaConfig,
-        batch: int,
-        max_len: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-    ) -> None:
-        shape = (config.num_layers, batch, config.num_kv_heads, max_len, config.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)  # (N,B,K,max_len,D)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0
-
-    @property
-    def max_len(self) -> int:
-        """The most tokens it can hold."""
-        return self.k.shape[3]
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's k and v (B,K,S,D) after the tokens held; returns all, (B,K,T,D).
-
-        ``length`` grows when the model has been through all its layers.
-        """
-        if k.requires_grad:
-            raise ValueError(
-                "cache: expected a call under torch.no_grad(), got tensors that need gradients "
-                "(a KV cache is for inference)"
-            )
-        held = slice(self.length, self.length + k.shape[2])
-        self.k[layer, :, :, held] = k
-        self.v[layer, :, :, held] = v
-        return self.k[layer, :, :, : held.stop], self.v[layer, :, :, : held.stop]
+from .kv_cache import KVCache
 
 
 def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) -> Tensor:
@@ -350,9 +299,9 @@ class LLaMA(nn.Module):
         if cu_seqlens is not None:
             if not (src_mask is src_key_padding_mask is cache is None):
                 raise ValueError("cu_seqlens: expected no mask and no cache beside it")
-            self._check_packed(tokens, cu_seqlens)
+            check_packed(self.config, tokens, cu_seqlens)
         packed = cu_seqlens is not None or step is not None
-        self._check(tokens, src_mask, src_key_padding_mask, cache, packed)
+        check_inputs(self.config, tokens, src_mask, src_key_padding_mask, cache, packed)
         # Angles in float64, so that far positions lose nothing; then as wide as the ops compute.
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         if ring is not None:
@@ -411,70 +360,3 @@ class LLaMA(nn.Module):
         if (mesh := getattr(weight, "device_mesh", None)) is not None:  # a DTensor
             options["process_group"], weight = mesh.get_group(), weight.to_local()
         return linear_cross_entropy(hidden, weight, targets, **options)
-
-    def _check_packed(self, tokens: Tensor, cu_seqlens: Tensor) -> None:
-        if tokens.dim() != 2 or tokens.shape[0] != 1:
-            raise ValueError(
-                f"tokens: expected shape (1,S) beside cu_seqlens, got {tuple(tokens.shape)}"
-            )
-        if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-            raise ValueError(
-                "cu_seqlens: expected a vector of int32 or int64, got "
-                f"{tuple(cu_seqlens.shape)} of {cu_seqlens.dtype}"
-            )
-        # As below: reading it would make another device wait. The op checks the offsets themselves.
-        if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-            longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
-            if longest > self.config.max_seq_len:
-                raise ValueError(
-                    f"cu_seqlens: expected sequences of at most max_seq_len = "
-                    f"{self.config.max_seq_len} tokens, got one of {longest}"
-                )
-
-    def _check(
-        self,
-        tokens: Tensor,
-        src_mask: Tensor | None,
-        src_key_padding_mask: Tensor | None,
-        cache: KVCache | None,
-        packed: bool,
-    ) -> None:
-        if tokens.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"tokens: expected int64 or int32 ids, got {tokens.dtype}")
-        if tokens.dim() != 2:
-            raise ValueError(f"tokens: expected shape (B,S), got {tuple(tokens.shape)}")
-        B, S = tokens.shape
-        T = S if cache is None else cache.length + S
-        if cache is not None and cache.k.shape[1] != B:
-            raise ValueError(f"cache: expected a batch of {B}, got {cache.k.shape[1]}")
-        if cache is not None and cache.max_len < T:
-            raise ValueError(f"cache: expected room for {T} tokens, got max_len {cache.max_len}")
-        if not packed and self.config.max_seq_len < T:
-            raise ValueError(
-                f"tokens: expected at most max_seq_len = {self.config.max_seq_len} with those in "
-                f"the cache, got {T}"
-            )
-        if src_mask is not None and src_mask.shape != (S, T):
-            raise ValueError(f"src_mask: expected (S,T) = {(S, T)}, got {tuple(src_mask.shape)}")
-        if (
-            src_mask is not None
-            and src_mask.dtype != torch.bool
-            and not src_mask.is_floating_point()
-        ):
-            raise TypeError(f"src_mask: expected bool or float, got {src_mask.dtype}")
-        if (padding := src_key_padding_mask) is not None and padding.shape != (B, T):
-            raise ValueError(
-                f"src_key_padding_mask: expected (B,T) = {(B, T)}, got {tuple(padding.shape)}"
-            )
-        if padding is not None and padding.dtype != torch.bool:
-            raise TypeError(f"src_key_padding_mask: expected bool, got {padding.dtype}")
-        # The embedding would say only that some index is out of range. No check elsewhere than on
-        # the CPU, where reading the result would make the device wait.
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-            bad = (tokens < 0) | (tokens >= self.config.vocab_size)
-            if bad.any():
-                b, s = bad.nonzero()[0].tolist()
-                raise IndexError(
-                    f"tokens: expected ids in [0, {self.config.vocab_size}), got "
-                    f"{tokens[b, s].item()} at position ({b}, {s})"
-                )
