@@ -78,7 +78,7 @@ class Chat:
         self._turns = 0
         end, text = end_of_turn(template, tokenizer)
         self._stop = [*args.stop, *([text] if text else [])]
-        self._stop_ids = [i for i in (tokenizer.eos_id, end) if i is not None]
+        self._stop_ids = [*tokenizer.end_ids, *([] if end is None else [end])]
         self.reset()
 
     def reset(self) -> None:

@@ -134,7 +134,7 @@ def _request(args: argparse.Namespace, tokenizer: Any, number: int, text: str) -
         tokens,
         args.max_new_tokens,
         stop=args.stop,
-        stop_ids=[i for i in (tokenizer.eos_id,) if i is not None],
+        stop_ids=tokenizer.end_ids,
         # Prompts that are alike are to be continued differently.
         sampling=sampling_options(args, None if args.seed is None else args.seed + number),
     )

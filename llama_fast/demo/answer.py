@@ -68,9 +68,7 @@ def ask(
 ) -> Answer:
     """Continues ``prompt`` with the likeliest tokens, up to the end of the line or the limit."""
     ids = tokenizer.encode(prompt)
-    stops = {*tokenizer.encode("\n"), *tokenizer.encode("\n\n")}
-    if tokenizer.eos_id is not None:
-        stops.add(tokenizer.eos_id)
+    stops = {*tokenizer.encode("\n"), *tokenizer.encode("\n\n"), *tokenizer.end_ids}
     started = time.perf_counter()
     out = generate(model, torch.tensor([ids]), max_new_tokens, temperature=0.0, stop_ids=stops)
     new = out[0].tolist()[len(ids) :]

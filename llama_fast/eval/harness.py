@@ -298,13 +298,12 @@ class HarnessModel(TemplateLM):
             self.truncated += 1
             tokens = tokens[-room:]
         key = key_of(self._writer, "generation", text, tokens, stops, most, sampling)
-        ends = [] if self.words.eos_id is None else [self.words.eos_id]
         prompt = GenerationRequest(
             tokens or [self.prefix_token_id],
             max_new_tokens=most,
             sampling=SamplingOptions(**sampling),
             stop=stops,
-            stop_ids=ends,
+            stop_ids=self.words.end_ids,
         )
         return key, prompt, stops
 

@@ -115,7 +115,7 @@ def settings_of(model: nn.Module) -> str:
 def vocabulary_of(tokenizer: Tokenizer) -> str:
     """What becomes of a model's tokens: the text of each, what is no text, and what ends one."""
     text = tokenizer.decode(range(tokenizer.vocab_size))
-    told = [text, tokenizer.special, tokenizer.eos_id]
+    told = [text, tokenizer.special, tokenizer.end_ids]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

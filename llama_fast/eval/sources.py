@@ -41,7 +41,11 @@ def load_any(
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise ValueError("tokenizer: expected one beside a model that is at hand, got None")
-        return source.eval(), tokenizer_of(tokenizer)
+        its = tokenizer_of(tokenizer)
+        if its is not tokenizer:
+            settings = getattr(source, "generation_config", None)
+            its.end_also_at(getattr(settings, "eos_token_id", None))
+        return source.eval(), its
     path = locate(source)
     words = None if tokenizer is None else tokenizer_of(tokenizer)
     model: nn.Module

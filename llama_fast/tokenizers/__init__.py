@@ -40,7 +40,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Load ``tokenizer.json``, ``tokenizer.model`` (Llama 2's or 3's), or llama2.c's ``tok*.bin``.
 
     A folder stands for the first of these in it; ``byte`` is :class:`ByteTokenizer`. The chat
-    template is that of ``tokenizer_config.json`` or ``chat_template.jinja`` beside it.
+    template is that of ``tokenizer_config.json`` or ``chat_template.jinja`` beside it; what ends a
+    text besides `eos_id`, that of ``generation_config.json``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -92,13 +93,7 @@ def _load(path: Path) -> Tokenizer:
 
 def _read_settings(tokenizer: Tokenizer, folder: Path) -> None:
     """What Hugging Face's files say of a tokenizer beside them."""
-    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    fields = {}
-    if path.is_file():
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise TokenizerError(f"{path}: not a JSON file: {error}") from None
+    fields, template = _json(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
     if isinstance(fields.get("add_bos_token"), bool):
         tokenizer.add_bos = fields["add_bos_token"] and tokenizer.bos_id is not None
     found = fields.get("chat_template")
@@ -107,6 +102,18 @@ def _read_settings(tokenizer: Tokenizer, folder: Path) -> None:
     if template.is_file():
         found = template.read_text(encoding="utf-8")
     tokenizer.chat_template = found
+    tokenizer.end_also_at(_json(folder / "generation_config.json").get("eos_token_id"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file's fields; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{path}: not a JSON file: {error}") from None
+    return fields
 
 
 def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
@@ -128,6 +135,7 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     else:
         raise TokenizerError(f"tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r}")
     tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    tokenizer.end_also_at(metadata.get("tokenizer.ggml.eot_token_id"))
     return tokenizer
 
 

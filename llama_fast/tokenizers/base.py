@@ -25,6 +25,7 @@ class Tokenizer(ABC):
     Attributes:
         vocab_size: number of ids.
         bos_id, eos_id: ids that begin and end a text, or None; :meth:`encode` adds neither.
+        end_ids: ids at which a generated text ends: `eos_id`, and others that come with the model.
         special: control tokens by name, for example ``{"<|im_end|>": 2}``.
         special_pattern: finds these names in a text.
         add_bos: whether the model expects `bos_id` before each text.
@@ -40,9 +41,15 @@ class Tokenizer(ABC):
         self.vocab_size = vocab_size
         self.bos_id = bos_id
         self.eos_id = eos_id
+        self.end_ids: tuple[int, ...] = () if eos_id is None else (eos_id,)
         self.special = dict(special)
         longest_first = sorted(self.special, key=len, reverse=True)
         self.special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def end_also_at(self, ids: int | Sequence[int] | None) -> None:
+        """Add to `end_ids` what a model's files say: one id, several, or none."""
+        more = () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+        self.end_ids = tuple(dict.fromkeys((*self.end_ids, *map(int, more))))
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text, without begin or end.

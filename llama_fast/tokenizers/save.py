@@ -84,6 +84,8 @@ def gguf_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         fields["tokenizer.ggml.scores"] += [-1000.0] * missing
     fields["tokenizer.ggml.bos_token_id"] = tokenizer.bos_id
     fields["tokenizer.ggml.eos_token_id"] = tokenizer.eos_id
+    if len(tokenizer.end_ids) > 1:  # GGUF has room for one more
+        fields["tokenizer.ggml.eot_token_id"] = tokenizer.end_ids[1]
     fields["tokenizer.ggml.add_bos_token"] = tokenizer.add_bos
     fields["tokenizer.chat_template"] = tokenizer.chat_template
     return {key: value for key, value in fields.items() if value is not None}

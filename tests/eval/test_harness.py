@@ -295,7 +295,7 @@ def test_answers_belong_to_settings_and_tokenizer_too(tmp_path: Path) -> None:
         model = llama_fast.LLaMA(dataclasses.replace(config, **changes))
         model.load_state_dict(weights)
         words = llama_fast.tokenizers.ByteTokenizer()
-        words.eos_id = ends or words.eos_id
+        words.end_ids = (ends,) if ends else words.end_ids
         lm = HarnessModel(model, words, cache=tmp_path / "c.sqlite")
         lm.loglikelihood(likelihood)
         lm.generate_until(text)

@@ -82,6 +82,30 @@ def test_a_tokenizer_of_transformers(tmp_path: Path) -> None:
     assert words.encode(text) == own.encode(text) != words.encode(text, special=True)
 
 
+def test_a_text_ends_with_any_of_the_models_end_tokens(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    _, words = llama_fast.models.load(smollm2())
+    model = LLaMA(replace(LlamaConfig.preset("debug"), vocab_size=words.vocab_size)).eval()
+    prompt = words.encode("Once upon a time")
+    with torch.no_grad():
+        ids = llama_fast.generate.generate(model, torch.tensor([prompt]), 8, temperature=0.0)
+    new = ids[0, len(prompt) :].tolist()
+    last = next(i for i in range(1, 8) if new[i] not in new[:i])
+    words.end_also_at([new[last]])
+    save(model, tmp_path / "m", words)
+
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    stopped = theirs.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+    assert stopped[0].tolist() == prompt + new[: last + 1]
+    request = Instance("generate_until", {}, ("Once upon a time", {"max_gen_toks": 8}), 0)
+    sources = (str(tmp_path / "m"), None), (theirs, AutoTokenizer.from_pretrained(tmp_path / "m"))
+    for source, tokenizer in sources:
+        lm = HarnessModel(source, tokenizer, device="cpu")
+        assert lm.generate_until([request]) == [words.decode(new[:last])], source
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -110,7 +110,8 @@ def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
     }
     if tokenizer is not None:
         save_huggingface(tokenizer, folder, config.max_seq_len)
-        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        end = tokenizer.eos_id if len(tokenizer.end_ids) < 2 else list(tokenizer.end_ids)
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": end}
         _write_json(folder / "generation_config.json", ends)
         fields |= ends
     _write_json(folder / "config.json", fields)
