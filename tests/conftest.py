@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples at every run, however long a busy machine takes for them.
+settings.register_profile(
+    "llama_fast", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("llama_fast")
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: tests that
 # interrupt a child would wait for ever.

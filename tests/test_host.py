@@ -40,7 +40,6 @@ def fewest_bins(lengths: list[int], capacity: int) -> int:
     raise AssertionError
 
 
-@settings(deadline=None)
 @given(instances)
 def test_every_sequence_is_placed_and_no_bin_is_overfull(case: tuple[np.ndarray, int]) -> None:
     lengths, capacity = case
@@ -51,7 +50,6 @@ def test_every_sequence_is_placed_and_no_bin_is_overfull(case: tuple[np.ndarray,
         assert np.bincount(bin_of, lengths, minlength=n_bins).max() <= capacity
 
 
-@settings(deadline=None)
 @given(instances)
 def test_never_more_bins_than_next_fit(case: tuple[np.ndarray, int]) -> None:
     lengths, capacity = case
@@ -65,7 +63,7 @@ def test_order_that_is_perfect_as_it_stands_is_kept() -> None:
     assert n_bins == 2 and bin_of.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6))
 def test_at_most_three_halves_of_the_optimum(lengths: list[int]) -> None:
     assert _host.pack_sequences(lengths, 12)[1] <= 1.5 * fewest_bins(lengths, 12)
@@ -114,7 +112,6 @@ def test_bad_input_is_named(
         _host.pack_sequences(lengths, capacity)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**20), max_size=30))
 def test_cu_seqlens_is_the_cumulative_sum(lengths: list[int]) -> None:
     offsets = _host.cu_seqlens(np.array(lengths, dtype=np.int64))

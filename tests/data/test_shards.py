@@ -23,7 +23,7 @@ def write(folder: Path, documents: list[list[int]] = DOCUMENTS, **options: objec
     return TokenShards(folder, verify=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     documents=st.lists(st.lists(st.integers(0, 99_999), min_size=1), min_size=1),
     shard_tokens=st.integers(1, 300),

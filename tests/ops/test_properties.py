@@ -3,17 +3,14 @@
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llama_fast
 from tests.ops import attention_cases, cross_entropy_cases
 from tests.ops.criterion import DTYPES, check
 
-# derandomize: the same examples at every run.
-PROFILE = settings(
-    derandomize=True, max_examples=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
+PROFILE = settings(max_examples=50)
 
 
 @st.composite
