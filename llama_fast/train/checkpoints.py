@@ -148,18 +148,9 @@ class Checkpoints:
         path = self._path(step)
         partial = self.folder / f".{path.name}.partial"
         try:
-            if self._is_first:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for old in self.folder.glob(".step-*"):
-                    shutil.rmtree(old, ignore_errors=True)
-                partial.mkdir()
-            self._meet()
+            self._by_first_rank(lambda: self._begin(partial))
             _save_tensors(tensors, partial, self._group)
-            self._meet()
-            if self._is_first:
-                (partial / STATE).write_text(state, encoding="utf-8")
-                self._complete(partial, path)
-            self._meet()
+            self._by_first_rank(lambda: self._complete(partial, path, state))
         except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
             shutil.rmtree(partial, ignore_errors=True)
             failures = getattr(error, "failures", None)  # the cause at each rank, with a traceback
@@ -169,7 +160,30 @@ class Checkpoints:
                 f"{path}: could not be written ({reason}); earlier checkpoints are whole"
             ) from error
 
-    def _complete(self, partial: Path, path: Path) -> None:
+    def _by_first_rank(self, work: Callable[[], None]) -> None:
+        """Let rank 0 work; the others wait, and fail with it."""
+        error: Exception | None = None
+        if self._is_first:
+            try:
+                work()
+            except Exception as caught:
+                error = caught
+        if self._group is not None:
+            failed = torch.tensor(error is not None)
+            dist.broadcast(failed, src=0, group=self._group)
+            if failed and error is None:
+                raise OSError("rank 0 failed, and says why")
+        if error is not None:
+            raise error
+
+    def _begin(self, partial: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.glob(".step-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir()
+
+    def _complete(self, partial: Path, path: Path, state: str) -> None:
+        (partial / STATE).write_text(state, encoding="utf-8")
         files = sorted(file for file in partial.iterdir() if file.is_file())
         manifest = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
                     for file in files}  # fmt: skip
@@ -190,10 +204,6 @@ class Checkpoints:
                 gone = old.with_name(f".{old.name}.old")
                 old.rename(gone)
                 shutil.rmtree(gone)
-
-    def _meet(self) -> None:
-        if self._group is not None:
-            dist.barrier(self._group)
 
     def _all(self) -> list[tuple[int, Path]]:
         """(step, folder) of those that claim to be complete, the newest first."""

@@ -167,6 +167,11 @@ def rank_saves(rank: int, ranks: int, folder: str) -> None:
         shard = distribute_tensor(whole, mesh, [Shard(0)])
         checkpoints.save(1, {"w": shard}, {"ranks": 2}, asynchronous=True)
         checkpoints.save(2, {"w": shard}, {})
+        Path(folder, "c/.step-00000003.partial").touch()  # in the way of rank 0
+        with pytest.raises(CheckpointError) as failure:
+            checkpoints.save(3, {"w": shard}, {})
+        reason = "File exists" if rank == 0 else "rank 0 failed, and says why"
+        assert reason in str(failure.value)
     else:
         mine = distribute_tensor(torch.zeros(6, 4), mesh, [Shard(1)])
         found = checkpoints.latest()
