@@ -3,13 +3,15 @@
     python -m benchmarks.evaluation --data-dir DIR [--dtype bfloat16] [--quick] [--out FOLDER]
 
 (`make bench-eval`.) Both have the same weights in the same dtype, and answer the same requests in
-one process, in turns; medians of the rounds. Tokenising is part of the time, loading is not. Scores
-are compared: the chosen option of every question, or the text.
+one process, in turns, after a few that do not count; medians of the rounds. Tokenising is part of
+the time, loading is not. Scores are compared: the chosen option of every question, or the text.
+16-bit rounding turns what is nearly a draw, so each side is compared with float32 there as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import logging
 import os
@@ -26,7 +28,11 @@ import torch
 
 import llama_fast
 from benchmarks.report import machine_slug
+from llama_fast import info
 from llama_fast.demo import fetch
+
+WARM_UP = 4  # requests
+PACKAGES = ("torch", "transformers", "lm_eval", "llama_fast")
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,20 @@ CASES = (
 )
 
 
+Answers = list[Any]  # of each question: the number of the option chosen, or the text
+
+
 @dataclass
 class Result:
-    """What a case came to: seconds of each round, and how many answers are the same."""
+    """What a case came to.
+
+    Attributes:
+        case, dtype, questions, goal: what was asked.
+        theirs, ours: seconds of each round.
+        same: answers that both sides gave.
+        as_float32: answers that are those of the harness's engine in float32, theirs and ours; None
+            where that was not run.
+    """
 
     case: str
     dtype: str
@@ -69,7 +86,7 @@ class Result:
     theirs: list[float]
     ours: list[float]
     same: int
-    compared: int
+    as_float32: tuple[int, int] | None
 
     @property
     def ratio(self) -> float:
@@ -89,9 +106,14 @@ def requests_of(case: Case, data_dir: Path) -> list[Any]:
     return found
 
 
-def run_case(case: Case, theirs: Any, ours: Any, data_dir: Path, dtype: str) -> Result:
-    """Let both sides answer in turns."""
+def run_case(
+    case: Case, theirs: Any, ours: Any, data_dir: Path, dtype: str, truths: dict[str, Answers]
+) -> Result:
+    """Let both sides answer in turns. `truths` has or gets their answers in float32, by case."""
     requests = requests_of(case, data_dir)
+    for lm in (theirs, ours):
+        method = lm.generate_until if case.tokens else lm.loglikelihood
+        method(deepcopy(requests[:WARM_UP]), disable_tqdm=True)
     times: dict[str, list[float]] = {"theirs": [], "ours": []}
     answers: dict[str, list[Any]] = {}
     for number in range(case.rounds):
@@ -102,12 +124,19 @@ def run_case(case: Case, theirs: Any, ours: Any, data_dir: Path, dtype: str) -> 
             answers[name] = method(deepcopy(requests), disable_tqdm=True)
             times[name].append(time.perf_counter() - begin)
     picked = [answers[n] if case.tokens else _best(answers[n], requests) for n in times]
-    same = sum(a == b for a, b in zip(*picked, strict=True))
-    return Result(case.name, dtype, case.questions, case.goal, times["theirs"], times["ours"],
-                  same, len(picked[0]))  # fmt: skip
+    if dtype == "float32":
+        truths[case.name] = picked[0]
+    truth = truths.get(case.name)
+    as_float32 = None if truth is None else (_same(picked[0], truth), _same(picked[1], truth))
+    return Result(case.name, dtype, len(picked[0]), case.goal, times["theirs"], times["ours"],
+                  _same(*picked), as_float32)  # fmt: skip
 
 
-def _best(answers: Sequence[tuple[float, bool]], requests: Sequence[Any]) -> list[int]:
+def _same(a: Answers, b: Answers) -> int:
+    return sum(x == y for x, y in zip(a, b, strict=True))
+
+
+def _best(answers: Sequence[tuple[float, bool]], requests: Sequence[Any]) -> Answers:
     options: dict[int, list[float]] = {}
     for (logprob, _), request in zip(answers, requests, strict=True):
         options.setdefault(request.doc_id, []).append(logprob)
@@ -117,15 +146,17 @@ def _best(answers: Sequence[tuple[float, bool]], requests: Sequence[Any]) -> lis
 def table(results: Sequence[Result]) -> str:
     """Markdown."""
     lines = [
-        "| case | dtype | lm-eval HFLM, batch 8 | llama_fast | ratio | asked | same answers |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| case | dtype | lm-eval HFLM, batch 8 | llama_fast | ratio | asked | same answers | "
+        "HFLM's and ours that are float32's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in results:
+        both = "–" if r.as_float32 is None else "{}, {}".format(*r.as_float32)
         lines.append(
             f"| {r.case}, {r.questions} questions | {r.dtype} "
             f"| {statistics.median(r.theirs):.1f} s | {statistics.median(r.ours):.1f} s "
             f"| **{r.ratio:.1f}×** | {r.goal}× "
-            f"| {r.same} of {r.compared} |"
+            f"| {r.same} of {r.questions} | {both} |"
         )
     return "\n".join(lines)
 
@@ -149,6 +180,7 @@ def main() -> None:
     if args.quick:
         cases = [Case(c.name, c.task, max(4, c.questions // 5), c.goal, c.tokens, 1) for c in cases]
     results = []
+    truths: dict[str, Answers] = {}
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = llama_fast.models.load(fetch.smollm2_path(), dtype=torch.float32)
         llama_fast.models.save(model, Path(folder) / "smollm2", tokenizer)
@@ -160,16 +192,34 @@ def main() -> None:
             )
             ours = HarnessModel(path, dtype=dtype, device="cpu")
             for case in cases:
-                results.append(run_case(case, theirs, ours, args.data_dir, dtype))
+                results.append(run_case(case, theirs, ours, args.data_dir, dtype, truths))
                 print(table(results[-1:]).splitlines()[-1], flush=True)
             del theirs, ours
     print("\n" + table(results))
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        slug = f"eval-{machine_slug('cpu')}"
-        facts = {"torch": torch.__version__, "results": [asdict(r) for r in results]}
-        (args.out / f"{slug}.json").write_text(json.dumps(facts, indent=1) + "\n")
-        (args.out / f"{slug}.md").write_text(table(results) + "\n")
+        write(args.out / f"eval-{machine_slug('cpu')}.json", results)
+
+
+def write(path: Path, results: Sequence[Result]) -> None:
+    """JSON with all times, and markdown beside it."""
+    machine = info.collect()
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    facts = {"machine": machine, "versions": versions, "results": [asdict(r) for r in results]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    cpu = machine["cpu"]
+    text = [
+        "# SmolLM2-135M answers benchmarks",
+        "",
+        f"{cpu['model']}, {cpu['instruction_set']}, {torch.get_num_threads()} threads; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ". Both sides in one process, in turns; medians. `make bench-eval`",
+        "",
+        table(results),
+        "",
+    ]
+    path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
 
 
 if __name__ == "__main__":
