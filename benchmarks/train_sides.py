@@ -25,6 +25,7 @@ from llama_fast.data import Batch, PackedLoader, TokenShards
 from llama_fast.demo import memory
 from llama_fast.models import load
 from llama_fast.models.checkpoints.huggingface import read_config
+from llama_fast.train.allocator import keep_memory
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.run import Run, make_optimizer
 
@@ -123,6 +124,7 @@ class Turns:
 def bare(task: Task, turns: Turns) -> None:
     """Our model's loss, backward, and AdamW, on batches that are in memory."""
     turns.imported()
+    keep_memory()
     model, _ = load(Path(task.folder) / "weights", dtype=torch.float32)
     model.train()
     optimizer = make_optimizer(model, task.config())
@@ -161,6 +163,7 @@ def llama_fast(task: Task, turns: Turns) -> None:
     import tensorboard  # noqa: F401  (else its import would count as the run's memory)
 
     turns.imported()
+    keep_memory()  # as the command does
     run = _TurningRun(task.config())
     run.turns = turns
     run.train()

@@ -1,0 +1,48 @@
+"""What a step frees stays for the next one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+STEPS = """
+import resource, sys
+from llama_fast.train.allocator import keep_memory
+kept = keep_memory() if sys.argv[1] == "keep" else None
+import torch
+def step():
+    return [torch.ones(5 << 20) for _ in range(8)]  # of 20 MB, 5120 pages of 4 KB each
+step(), step()
+begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin)
+"""
+PAGES = 5 * 8 * 5120
+
+
+def faults(how: str, **environment: str) -> tuple[str, int]:
+    # Ordinary pages, so that there is a fault for each.
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0", **environment}
+    command = [sys.executable, "-c", STEPS, how]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    kept, number = said.stdout.split()
+    return kept, int(number)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked for")
+def test_pages_are_faulted_in_once() -> None:
+    kept, few = faults("keep")
+    if kept == "False":
+        pytest.skip("the C library is another than glibc")
+    _, many = faults("as it is")
+    assert few < PAGES / 100
+    assert many > PAGES / 2  # else there is nothing to gain
+
+
+def test_a_setting_of_ones_own_stays() -> None:
+    kept, _ = faults("keep", MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept == "False"
