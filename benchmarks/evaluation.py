@@ -147,7 +147,7 @@ def table(results: Sequence[Result]) -> str:
     """Markdown."""
     lines = [
         "| case | dtype | lm-eval HFLM, batch 8 | llama_fast | ratio | asked | same answers | "
-        "HFLM's and ours that are float32's |",
+        "as HFLM's in float32: HFLM's, ours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in results:
