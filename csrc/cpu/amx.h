@@ -34,6 +34,9 @@ struct Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
+// What was written is in memory when a tile is loaded: the compiler does not know that it is read.
+LF_INLINE void to_memory() { asm volatile("" ::: "memory"); }
+
 // out[k / 16][r][k % 16] = step k of row r, for 16 rows of a panel; steps beyond `run` are zero.
 inline void tiles_of_rows(const uint32_t* panel, int64_t run, uint32_t* out, int64_t out_tile) {
   for (int64_t k = 0; k < run; k += kTile) {
@@ -47,10 +50,11 @@ inline void tiles_of_rows(const uint32_t* panel, int64_t run, uint32_t* out, int
   }
 }
 
-// c (+)= a tile of sums, of which `rows` count.
-LF_INLINE void add_tile(const float* sums, float* c, int64_t c_row, int64_t rows, bool accumulate) {
+// c (+)= a tile of sums in rows of `sums_row`, of which `rows` count.
+LF_INLINE void add_tile(const float* sums, int64_t sums_row, float* c, int64_t c_row, int64_t rows,
+                        bool accumulate) {
   for (int64_t r = 0; r < rows; ++r) {
-    const vec<float> v = load(sums + r * kTile);
+    const vec<float> v = load(sums + r * sums_row);
     store(c + r * c_row, accumulate ? load(c + r * c_row) + v : v);
   }
 }
@@ -76,6 +80,7 @@ void tile_product(int64_t run, const uint32_t* a, int64_t a_tile, const uint32_t
       std::memcpy(rest, b, static_cast<size_t>((run - k) * width) * sizeof *b);
       right = rest;
     }
+    to_memory();
     // Neighbouring products share a tile: seven loads for six of them.
     _tile_loadd(6, a, a_row);
     _tile_loadd(7, right, b_row);
@@ -109,26 +114,26 @@ void tile_product(int64_t run, const uint32_t* a, int64_t a_tile, const uint32_t
   alignas(64) float sums[kTile * kTile];
   const int64_t upper = rows < kTile ? rows : kTile;
   _tile_stored(0, sums, a_row);
-  add_tile(sums, c, c_row, upper, accumulate);
+  add_tile(sums, kTile, c, c_row, upper, accumulate);
   if constexpr (Vecs > 1) {
     _tile_stored(1, sums, a_row);
-    add_tile(sums, c + kTile, c_row, upper, accumulate);
+    add_tile(sums, kTile, c + kTile, c_row, upper, accumulate);
   }
   if constexpr (Vecs > 2) {
     _tile_stored(2, sums, a_row);
-    add_tile(sums, c + 2 * kTile, c_row, upper, accumulate);
+    add_tile(sums, kTile, c + 2 * kTile, c_row, upper, accumulate);
   }
   if constexpr (Rows > 1) {
     c += kTile * c_row;
     _tile_stored(3, sums, a_row);
-    add_tile(sums, c, c_row, rows - kTile, accumulate);
+    add_tile(sums, kTile, c, c_row, rows - kTile, accumulate);
     if constexpr (Vecs > 1) {
       _tile_stored(4, sums, a_row);
-      add_tile(sums, c + kTile, c_row, rows - kTile, accumulate);
+      add_tile(sums, kTile, c + kTile, c_row, rows - kTile, accumulate);
     }
     if constexpr (Vecs > 2) {
       _tile_stored(5, sums, a_row);
-      add_tile(sums, c + 2 * kTile, c_row, rows - kTile, accumulate);
+      add_tile(sums, kTile, c + 2 * kTile, c_row, rows - kTile, accumulate);
     }
   }
 }

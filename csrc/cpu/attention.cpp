@@ -109,7 +109,7 @@ struct Forward {
     const int64_t width = round_lanes<M>(n);
     const Left<M> queries{reinterpret_cast<elem*>(query_rows + first * key_size), key_steps, 1};
     const Packed<M> k{keys + j0 * key_steps, round_lanes<M>(tile_keys), key_steps};
-    product<M>(rows, width, key_steps, queries, k, scores, kKeys, false);
+    fastest_product<M>(rows, width, key_steps, queries, k, scores, kKeys, false);
     const T scale = score.untouched(i, rows, j0, n) ? static_cast<T>(a.scale)
                                                     : score.apply(i, rows, j0, n, scores, nullptr);
     for (int64_t r = 0; r < rows; ++r) {
@@ -121,7 +121,8 @@ struct Forward {
     if (a.dropout_p > 0) drop(s, score.head, i, rows, j0, n);
     const Left<M> p{reinterpret_cast<elem*>(probabilities), kKeys / M::kPack, 1};
     const Packed<M> v{values + j0 / M::kPack * value_size, value_size, steps<M>(tile_keys)};
-    product<M>(rows, value_size, steps<M>(n), p, v, sum + first * value_size, value_size, true);
+    fastest_product<M>(rows, value_size, steps<M>(n), p, v, sum + first * value_size, value_size,
+                       true);
   }
 
   // Share `share` of `shares`: every shares-th query tile, which evens out causal masks.
@@ -130,6 +131,7 @@ struct Forward {
     const int64_t query_tiles = tiles(s.queries, kQueries);
     if (share >= query_tiles) return;
     carve(thread_scratch(carve(nullptr, s.keys)), s.keys);
+    [[maybe_unused]] const ProductScope<M> scope;
     const int64_t last_tile = share + (query_tiles - 1 - share) / shares * shares;
     const int64_t first_key = visible(a, s, share * kQueries).begin;
     const int64_t end_key = visible(a, s, smaller(s.queries, (last_tile + 1) * kQueries) - 1).end;

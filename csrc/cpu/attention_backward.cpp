@@ -134,6 +134,7 @@ struct Backward {
   }
 
   void run() {
+    [[maybe_unused]] const ProductScope<M> scope;
     pack_keys();
     for (int64_t t = 0; t < key_tiles; ++t) {
       const int64_t n = smaller(kKeys, s.keys - first_key(t)), k = t * kKeys;
@@ -194,13 +195,13 @@ struct Backward {
       for (next = c + kBlock; next < n && first_row(seen, next) == first;) next += kBlock;
       const int64_t keys = smaller(next, n) - c, step = first / M::kPack;
       if (want_v)
-        product<M>(keys, value_size, grads.steps - step,
-                   {probability_pairs + step * kKeys + c, 1, kKeys}, grads,
-                   grad_v + (k + c) * value_size, value_size, true, step);
+        fastest_product<M>(keys, value_size, grads.steps - step,
+                           {probability_pairs + step * kKeys + c, 1, kKeys}, grads,
+                           grad_v + (k + c) * value_size, value_size, true, step);
       if (want_k)
-        product<M>(keys, key_size, queries.steps - step,
-                   {grad_score_pairs + step * kKeys + c, 1, kKeys}, queries,
-                   grad_k + (k + c) * key_size, key_size, true, step);
+        fastest_product<M>(keys, key_size, queries.steps - step,
+                           {grad_score_pairs + step * kKeys + c, 1, kKeys}, queries,
+                           grad_k + (k + c) * key_size, key_size, true, step);
     }
   }
 
@@ -230,10 +231,12 @@ struct Backward {
       const int64_t columns = round_lanes<M>(tile_keys);
       const raw* queries = query_rows + (q + first) * key_size;
       const raw* grads = grad_rows + (q + first) * value_size;
-      product<M>(rows, width, key_steps, {reinterpret_cast<const elem*>(queries), key_steps, 1},
-                 {keys_transposed + k * key_steps, columns, key_steps}, x, kKeys, false);
-      product<M>(rows, width, value_steps, {reinterpret_cast<const elem*>(grads), value_steps, 1},
-                 {values_transposed + k * value_steps, columns, value_steps}, g, kKeys, false);
+      fastest_product<M>(rows, width, key_steps,
+                         {reinterpret_cast<const elem*>(queries), key_steps, 1},
+                         {keys_transposed + k * key_steps, columns, key_steps}, x, kKeys, false);
+      fastest_product<M>(
+          rows, width, value_steps, {reinterpret_cast<const elem*>(grads), value_steps, 1},
+          {values_transposed + k * value_steps, columns, value_steps}, g, kKeys, false);
       const T scale = score.untouched(i, rows, j0, n) ? static_cast<T>(a.scale)
                                                       : score.apply(i, rows, j0, n, x, cap_slope);
       for (int64_t r = 0; r < rows; ++r)
@@ -241,10 +244,11 @@ struct Backward {
     }
     if constexpr (M::kPack == 2) this->make_pairs(first, rows, tile_width);
     if (want_q && n > 0)
-      product<M>(rows, key_size, steps<M>(n),
-                 {reinterpret_cast<elem*>(grad_score_rows + first * kKeys), kKeys / M::kPack, 1},
-                 {key_rows + k / M::kPack * key_size, key_size, steps<M>(tile_keys)},
-                 grad_q + (q + first) * key_size, key_size, true);
+      fastest_product<M>(
+          rows, key_size, steps<M>(n),
+          {reinterpret_cast<elem*>(grad_score_rows + first * kKeys), kKeys / M::kPack, 1},
+          {key_rows + k / M::kPack * key_size, key_size, steps<M>(tile_keys)},
+          grad_q + (q + first) * key_size, key_size, true);
     return n;
   }
 

@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "cpu/attention.h"
-#include "cpu/gemm.h"
+#include "cpu/gemm_tiles.h"
 #include "cpu/philox.h"
 #include "cpu/scratch.h"
 #include "cpu/simd_math.h"
@@ -20,8 +20,13 @@ namespace {
 constexpr int64_t kQueries = 96;  // a multiple of kBlock
 constexpr int64_t kKeys = 128;    // a multiple of every panel width
 // Rows of a tile whose scores are made and used at a time: they stay in the first-level cache, and
-// keys that none of them sees are left out. A multiple of kTileRows and of the largest kPack.
+// keys that none of them sees are left out. A multiple of the largest kPack and of the rows of a
+// register tile, kTileRows or two tiles of AMX.
+#if defined(__AMX_BF16__)
+constexpr int64_t kBlock = 32;
+#else
 constexpr int64_t kBlock = 24;
+#endif
 
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();

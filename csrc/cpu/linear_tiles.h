@@ -89,6 +89,7 @@ void tiles_of(const LinearArgs& a, const LinearWeight& weight, const TiledInput&
                       a.inner, there};
   };
   const WeightRows upper = rows_from(row), lower = rows_from(Rows > 1 ? row + kTile : row);
+  to_memory();
   _tile_zero(0);
   if constexpr (Blocks > 1) _tile_zero(1);
   if constexpr (Rows > 1) _tile_zero(2);
@@ -100,11 +101,13 @@ void tiles_of(const LinearArgs& a, const LinearWeight& weight, const TiledInput&
     _tile_loadd(6, input.tile(block, step), input_row);
     if constexpr (Blocks > 1) _tile_loadd(7, input.tile(block + 1, step), input_row);
     const bf16* from = upper.tile(step, rest, row_bytes);
+    to_memory();
     _tile_loadd(4, from, row_bytes);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (Blocks > 1) _tile_dpbf16ps(1, 4, 7);
     if constexpr (Rows > 1) {
       from = lower.tile(step, rest, row_bytes);
+      to_memory();
       _tile_loadd(5, from, row_bytes);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (Blocks > 1) _tile_dpbf16ps(3, 5, 7);

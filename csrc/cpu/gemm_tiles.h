@@ -1,0 +1,168 @@
+// The products of gemm.h, in the tile registers of Intel's AMX where there are any.
+//
+// The operands are those of gemm.h. 16 rows of A whose steps lie side by side are tiles as they are
+// in memory; where the rows lie side by side they are transposed on the way. A panel of B is a row
+// of tiles. Sums begin with C and are made in the order of the steps, 16 of them at a time.
+#pragma once
+
+#include "cpu/amx.h"
+#include "cpu/gemm.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+#if defined(__AMX_BF16__)
+
+// 16 rows of A by 16 steps.
+struct LeftTile {
+  const uint32_t* p;
+  int64_t row_bytes;
+};
+
+// Tiles of 16 rows of A from row i and step k on, `run` steps; those that cannot be read where they
+// are go to `buffer`. There, steps beyond `run` are zero: what B has for them may be no numbers.
+inline void tiles_of_left(Left<Bf16> a, int64_t i, int64_t k, int64_t run, uint32_t* buffer,
+                          LeftTile* out) {
+  const uint32_t* p = a.p + i * a.row + k * a.step;
+  for (int64_t s = 0; s < run; s += kTile, p += kTile * a.step, buffer += kTile * kTile, ++out) {
+    if (a.step == 1 && run - s >= kTile) {
+      *out = {p, a.row * 4};
+      continue;
+    }
+    const int64_t n = run - s < kTile ? run - s : kTile;
+    vec<float> block[kTile];
+    if (a.step == 1) {
+      const __mmask16 there = static_cast<__mmask16>((1u << n) - 1);
+      for (int64_t r = 0; r < kTile; ++r)
+        block[r] = (vec<float>)_mm512_maskz_loadu_epi32(there, p + r * a.row);
+    } else {  // rows side by side
+      for (int64_t r = 0; r < kTile; ++r) {
+        block[r] = vec<float>{};
+        if (r < n) std::memcpy(&block[r], p + r * a.step, sizeof block[r]);
+      }
+      transpose<float>(block);
+    }
+    std::memcpy(buffer, block, sizeof block);
+    *out = {buffer, kTile * 4};
+  }
+}
+
+// C (16 Rows, 16 Vecs) (+)= A * B, B a panel of rows `width` long from column 0 on, of which the
+// last 16 steps are at `last`.
+template <int Rows, int Vecs>
+void product_of_tiles(int64_t count, const LeftTile* upper, const LeftTile* lower,
+                      const uint32_t* b, int64_t width, const uint32_t* last, int64_t last_width,
+                      float* c, int64_t c_row, int64_t rows, bool accumulate) {
+  static_assert(Rows <= 2 && Vecs <= 2, "eight tiles: four sums, two of A, two of B");
+  alignas(64) float sums[2 * kTile][2 * kTile];
+  // Whole tiles of C are read and written where they are.
+  const bool direct = rows == Rows * kTile;
+  float* out = direct ? c : &sums[0][0];
+  const int64_t out_row = direct ? c_row : 2 * kTile, bytes = out_row * 4;
+  const auto column = [&](int64_t r, int64_t v) { return out + r * kTile * out_row + v * kTile; };
+  to_memory();
+  if (direct && accumulate) {
+    _tile_loadd(0, column(0, 0), bytes);
+    if constexpr (Vecs > 1) _tile_loadd(1, column(0, 1), bytes);
+    if constexpr (Rows > 1) _tile_loadd(2, column(1, 0), bytes);
+    if constexpr (Rows > 1 && Vecs > 1) _tile_loadd(3, column(1, 1), bytes);
+  } else {
+    _tile_zero(0);
+    if constexpr (Vecs > 1) _tile_zero(1);
+    if constexpr (Rows > 1) _tile_zero(2);
+    if constexpr (Rows > 1 && Vecs > 1) _tile_zero(3);
+  }
+  for (int64_t t = 0; t < count; ++t, b += kTile * width) {
+    const uint32_t* right = t + 1 < count ? b : last;
+    const int64_t right_bytes = (t + 1 < count ? width : last_width) * 4;
+    _tile_loadd(4, upper[t].p, upper[t].row_bytes);
+    _tile_loadd(6, right, right_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (Vecs > 1) {
+      _tile_loadd(7, right + kTile, right_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (Rows > 1) {
+      _tile_loadd(5, lower[t].p, lower[t].row_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (Vecs > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, column(0, 0), bytes);
+  if constexpr (Vecs > 1) _tile_stored(1, column(0, 1), bytes);
+  if constexpr (Rows > 1) _tile_stored(2, column(1, 0), bytes);
+  if constexpr (Rows > 1 && Vecs > 1) _tile_stored(3, column(1, 1), bytes);
+  if (!direct)
+    for (int v = 0; v < Vecs; ++v)
+      add_tile(&sums[0][v * kTile], 2 * kTile, c + v * kTile, c_row, rows, accumulate);
+}
+
+// `product` of gemm.h. Reads whole tiles: 16 rows of A, also where there are fewer.
+inline void product_in_tiles(int64_t m, int64_t n, int64_t kk, Left<Bf16> a, Packed<Bf16> b,
+                             float* c, int64_t c_row, bool accumulate, int64_t first) {
+  alignas(64) uint32_t left[2][kTileSteps * kTile];
+  alignas(64) uint32_t rest[2 * kTile * kTile];
+  LeftTile upper[kTileSteps / kTile], lower[kTileSteps / kTile];
+  for (int64_t k = 0; k < kk; k += kTileSteps, accumulate = true) {
+    const int64_t run = kk - k < kTileSteps ? kk - k : kTileSteps;
+    const int64_t count = (run + kTile - 1) / kTile, tail = run % kTile;
+    for (int64_t i = 0; i < m; i += 2 * kTile) {
+      const int64_t rows = m - i < 2 * kTile ? m - i : 2 * kTile;
+      tiles_of_left(a, i, k, run, left[0], upper);
+      if (rows > kTile) tiles_of_left(a, i + kTile, k, run, left[1], lower);
+      for (int64_t n0 = 0; n0 < n;) {
+        const int64_t width = panel_width<Bf16>(b.columns - n0);
+        const int64_t end = n - n0 < width ? n - n0 : width;
+        for (int64_t v = 0; v < end; v += 2 * kTile) {
+          const int64_t columns = end - v < 2 * kTile ? end - v : 2 * kTile;
+          const uint32_t* right = b.p + n0 * b.steps + (first + k) * width + v;
+          const uint32_t* last = right + (count - 1) * kTile * width;
+          int64_t last_width = width;
+          if (tail > 0) {  // what follows may be no numbers
+            std::memset(rest, 0, sizeof rest);
+            for (int64_t s = 0; s < tail; ++s)
+              std::memcpy(rest + s * 2 * kTile, last + s * width,
+                          static_cast<size_t>(columns) * sizeof *rest);
+            last = rest, last_width = 2 * kTile;
+          }
+          float* out = c + i * c_row + n0 + v;
+          const auto call = [&](auto of_tiles) {
+            of_tiles(count, upper, lower, right, width, last, last_width, out, c_row, rows,
+                     accumulate);
+          };
+          if (columns > kTile)
+            rows > kTile ? call(product_of_tiles<2, 2>) : call(product_of_tiles<1, 2>);
+          else
+            rows > kTile ? call(product_of_tiles<2, 1>) : call(product_of_tiles<1, 1>);
+        }
+        n0 += width;
+      }
+    }
+  }
+}
+
+#endif
+
+// What a thread holds while it calls `fastest_product`.
+template <class M>
+struct ProductScope {
+#if defined(__AMX_BF16__)
+  struct None {};
+  std::conditional_t<M::kPack == 2, Tiles, None> tiles;
+#endif
+};
+
+// `product` of gemm.h, by what is fastest here. A has to be readable up to a multiple of 16 rows.
+template <class M>
+void fastest_product(int64_t m, int64_t n, int64_t kk, Left<M> a, Packed<M> b, typename M::acc* c,
+                     int64_t c_row, bool accumulate, int64_t first = 0) {
+#if defined(__AMX_BF16__)
+  if constexpr (M::kPack == 2) return product_in_tiles(m, n, kk, a, b, c, c_row, accumulate, first);
+#endif
+  product<M>(m, n, kk, a, b, c, c_row, accumulate, first);
+}
+
+}  // namespace
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast
