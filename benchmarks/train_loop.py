@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LITGPT = REPOSITORY / "build" / "litgpt-0.5.13"  # put there by `make bench-train`
 OURS, BARE = "llama_fast", "bare step"
 OF_BARE, FASTER, MEMORY = 0.95, 1.3, 0.70  # what is asked for
-# What keeps freed memory in a process, for glibc; ours does so by itself (llama_fast.train.allocator).
+# What keeps freed memory in a process, for glibc; ours does so by itself (train/allocator.py).
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
 WARM = 2  # steps before the first that counts; the first of them compiles
 
