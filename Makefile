@@ -36,9 +36,10 @@ help:  ## list the targets
 demo: $(installed) $(built)  ## load, run, train and score a real model (ARGS=--quick for less)
 	$(VENV)/bin/llama-fast demo $(ARGS)
 
-# Two at a time. Waiting threads of OpenMP sleep: beside another process they would hold up those
-# that they wait for.
-pytest := OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n 2
+# Two at a time, each with a stretch of the tests, so that what a module's tests share is mostly made
+# once. Waiting threads of OpenMP sleep: beside another process they would hold up those that they
+# wait for.
+pytest := OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n 2 --dist worksteal
 
 # pytest ends with 5 where it found no test: of the ones asked for, none may be about Triton.
 test: $(installed) $(built)  ## run the tests, the Triton kernels' in Triton's interpreter
