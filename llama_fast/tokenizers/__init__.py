@@ -102,7 +102,14 @@ def _read_settings(tokenizer: Tokenizer, folder: Path) -> None:
     if template.is_file():
         found = template.read_text(encoding="utf-8")
     tokenizer.chat_template = found
-    tokenizer.end_also_at(_json(folder / "generation_config.json").get("eos_token_id"))
+    generation = folder / "generation_config.json"
+    ends = _json(generation).get("eos_token_id")
+    try:
+        tokenizer.end_also_at(ends)
+    except (TypeError, ValueError):
+        raise TokenizerError(
+            f"{generation}: eos_token_id: expected an id, a list of ids or null, got {ends!r}"
+        ) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -110,9 +117,11 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise TokenizerError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(fields, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, got {type(fields).__name__}")
     return fields
 
 

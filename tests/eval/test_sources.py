@@ -105,6 +105,13 @@ def test_a_text_ends_with_any_of_the_models_end_tokens(tmp_path: Path) -> None:
         lm = HarnessModel(source, tokenizer, device="cpu")
         assert lm.generate_until([request]) == [words.decode(new[:last])], source
 
+    for text, message in (("[2]", "expected a JSON object, got list"),
+                          ('{"eos_token_id": "x"}', "eos_token_id: expected an id"),
+                          ('{"eos_token_id": 1.5}', "eos_token_id: expected an id")):  # fmt: skip
+        (tmp_path / "m" / "generation_config.json").write_text(text)
+        with pytest.raises(TokenizerError, match=f"generation_config.json: {message}"):
+            tokenizer_of(tmp_path / "m")
+
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
