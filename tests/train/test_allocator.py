@@ -14,14 +14,15 @@ from llama_fast.train.allocator import keep_memory
 kept = keep_memory() if sys.argv[1] == "keep" else None
 import torch
 def step():
-    return [torch.ones(5 << 20) for _ in range(8)]  # of 20 MB, 5120 pages of 4 KB each
+    # 40 MB each: glibc maps every piece over 32 MB by itself, whatever it
+    # has learned from the ones before.
+    return [torch.ones(10 << 20) for _ in range(4)]
 step(), step()
 begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     step()
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin)
 """
-PAGES = 5 * 8 * 5120
 
 
 def faults(how: str, **environment: str) -> tuple[str, int]:
@@ -39,8 +40,7 @@ def test_pages_are_faulted_in_once() -> None:
     if kept == "False":
         pytest.skip("the C library is another than glibc")
     _, many = faults("as it is")
-    assert few < PAGES / 100
-    assert many > PAGES / 2  # else there is nothing to gain
+    assert few < many / 100
 
 
 def test_a_setting_of_ones_own_stays() -> None:
