@@ -118,9 +118,9 @@ def test_real_texts() -> None:
                                   "password" * 6_000, "a@" + "b." * 25_000, "xox" * 17_000,
                                   "password = " + " " * 40_000, "a@" + "b-" * 25_000])  # fmt: skip
 def test_no_text_takes_long(text: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     list(find_secrets(text))
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_each_kind_has_a_test() -> None:

@@ -7,6 +7,7 @@ an attempt aims at is outside and real: a file, a listening socket, this process
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from llama_fast.eval.suite import sandbox
 from llama_fast.eval.suite.sandbox import Limits, Outcome, SandboxError, _run, measures, run
 
 LAYERS = [(), ("namespaces",), ("Landlock",)]
-QUICK = Limits(seconds=0.7)
+QUICK, SHORT = Limits(seconds=3.0), Limits(seconds=0.7)
 
 try:
     measures()
@@ -158,7 +159,7 @@ def test_memory_is_bounded(attempt) -> None:
 
 def test_time_is_bounded(attempt) -> None:
     start = time.monotonic()
-    loop = attempt("while True: pass")
+    loop = attempt("while True: pass", SHORT)
     assert loop.status == "timed out"
     stubborn = (
         "import signal\n"
@@ -169,12 +170,12 @@ def test_time_is_bounded(attempt) -> None:
         "    try: signal.pause()\n"
         "    except BaseException: pass"
     )
-    assert attempt(stubborn).status == "timed out"
+    assert attempt(stubborn, SHORT).status == "timed out"
     assert time.monotonic() - start < 10
 
 
 def test_output_is_thrown_away(attempt) -> None:
-    outcome = attempt("s = 'x' * (1 << 20)\nwhile True: print(s)")
+    outcome = attempt("s = 'x' * (1 << 20)\nwhile True: print(s)", SHORT)
     assert (outcome.status, len(outcome.error) < 1000) == ("timed out", True)
     assert len(attempt("raise ValueError('x' * (1 << 24))").error) < 1000
     assert attempt("import sys\nprint(1)\nprint(2, file=sys.stderr)\nassert input").passed
@@ -296,8 +297,12 @@ def test_an_unguarded_program_does_not_run() -> None:
 
 
 def test_a_sample_costs_little() -> None:
+    def processor_seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     run("pass")
-    start = time.perf_counter()
+    start = processor_seconds()
     for _ in range(5):
         run("pass")
-    assert (time.perf_counter() - start) / 5 < 0.5
+    assert 0 < (processor_seconds() - start) / 5 < 0.5
