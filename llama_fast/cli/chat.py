@@ -132,7 +132,7 @@ def end_of_turn(template: Any, tokenizer: Any) -> tuple[int | None, str | None]:
     """
     turns = [("user", "<1>"), ("assistant", "<2>"), ("user", "<3>")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    between = template.render(messages).partition("<2>")[2].partition("<3>")[0]
+    between = template.render(messages, tokenizer).partition("<2>")[2].partition("<3>")[0]
     found = re.search(tokenizer.special_pattern, between)
     if found is not None:
         return tokenizer.special[found.group()], None

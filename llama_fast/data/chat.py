@@ -59,7 +59,9 @@ class ChatTemplate:
                     f"{template!r}"
                 )
             source = Path(source).read_text(encoding="utf-8")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals["raise_exception"] = _refuse
         try:
             self._template = environment.from_string(source)
@@ -67,14 +69,16 @@ class ChatTemplate:
             raise ValueError(f"chat_template: {error.message} in line {error.lineno}") from None
         self.source = source
 
-    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """The chat as one text.
+    def render(
+        self, messages: Messages, tokenizer: Tokenizer, *, add_generation_prompt: bool = False
+    ) -> str:
+        """The chat as one text, with the tokenizer's names of begin and end.
 
         Raises:
             DataError: a message without role or content, or one that the template refuses.
         """
         check_messages(messages, "messages")
-        return self._run(messages, add_generation_prompt)
+        return self._run(messages, tokenizer, add_generation_prompt)
 
     def encode(
         self, messages: Messages, tokenizer: Tokenizer, *, add_generation_prompt: bool = False
@@ -94,7 +98,7 @@ class ChatTemplate:
             if "\ue000" in role or tokenizer.special_pattern.search(role):
                 raise DataError(f"role: expected no control token in it, got {role!r}")
         # Templates strip contents or leave them: what is stripped here is not there to be stripped.
-        strips = self._run([{"role": "user", "content": " x "}], False).find(" x ") < 0
+        strips = self._run([{"role": "user", "content": " x "}], tokenizer, False).find(" x ") < 0
         if strips:
             messages = [{**m, "content": m["content"].strip()} for m in messages]
         marked = [
@@ -105,11 +109,11 @@ class ChatTemplate:
         done = ""
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                before = self._run(marked[:number], True)
+                before = self._run(marked[:number], tokenizer, True)
                 done = self._append(ids, answer, done, before, messages, tokenizer, False)
-                after = self._run(marked[: number + 1], False)
+                after = self._run(marked[: number + 1], tokenizer, False)
                 done = self._append(ids, answer, done, after, messages, tokenizer, True)
-        whole = self._run(marked, add_generation_prompt)
+        whole = self._run(marked, tokenizer, add_generation_prompt)
         self._append(ids, answer, done, whole, messages, tokenizer, False)
         return ids, answer
 
@@ -128,26 +132,31 @@ class ChatTemplate:
                 "chat_template: expected each turn to add to the text before it, got a template "
                 "that rewrites earlier turns; answers cannot be told apart in it"
             )
-        new = _encode(text[len(done) :], messages, tokenizer)
+        behind_text = done != "" and not _ends_in_control_token(done, tokenizer)
+        new = _encode(text[len(done) :], messages, tokenizer, behind_text)
         ids += new
         answer += [is_answer] * len(new)
         return text
 
-    def _run(self, messages: Messages, add_generation_prompt: bool) -> str:
+    def _run(self, messages: Messages, tokenizer: Tokenizer, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         try:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                bos_token="",
-                eos_token="",
+                bos_token=tokenizer.bos_token,
+                eos_token=tokenizer.eos_token,
             )
         except TemplateError as error:
             raise DataError(f"chat_template: {error}") from None
 
 
-def _encode(text: str, messages: Messages, tokenizer: Tokenizer) -> list[int]:
+def _ends_in_control_token(text: str, tokenizer: Tokenizer) -> bool:
+    return any(text.endswith(name) for name in tokenizer.special)
+
+
+def _encode(text: str, messages: Messages, tokenizer: Tokenizer, behind_text: bool) -> list[int]:
     """Ids of a rendered text, each mark standing for a message's content.
 
     Text and content without a control token between them are encoded together, as they would be if
@@ -159,14 +168,14 @@ def _encode(text: str, messages: Messages, tokenizer: Tokenizer) -> list[int]:
         template, mark, text = text.partition("\ue000")
         start = 0
         for match in tokenizer.special_pattern.finditer(template):
-            ids += tokenizer.encode(plain + template[start : match.start()])
+            ids += tokenizer.encode(plain + template[start : match.start()], continues=behind_text)
             ids.append(tokenizer.special[match.group()])
-            plain, start = "", match.end()
+            plain, start, behind_text = "", match.end(), False
         plain += template[start:]
         if mark:
             name, _, text = text.partition("\ue001")
             plain += messages[int(name)]["content"]
-    return ids + tokenizer.encode(plain)
+    return ids + tokenizer.encode(plain, continues=behind_text)
 
 
 def _refuse(message: Any) -> NoReturn:

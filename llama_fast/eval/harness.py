@@ -317,7 +317,9 @@ class HarnessModel(TemplateLM):
             if self.words.chat_template is None:
                 raise ValueError("apply_chat_template: expected a model with a template, got none")
             self._template = ChatTemplate(self.words.chat_template)
-        text = self._template.render(chat_history, add_generation_prompt=add_generation_prompt)
+        text = self._template.render(
+            chat_history, self.words, add_generation_prompt=add_generation_prompt
+        )
         if add_generation_prompt:
             return text
         last = chat_history[-1]["content"].strip()

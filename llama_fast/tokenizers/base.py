@@ -51,27 +51,47 @@ class Tokenizer(ABC):
         more = () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
         self.end_ids = tuple(dict.fromkeys((*self.end_ids, *map(int, more))))
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    @property
+    def bos_token(self) -> str:
+        """Name of `bos_id`, for templates; empty if there is none."""
+        return self._name(self.bos_id)
+
+    @property
+    def eos_token(self) -> str:
+        """Name of `eos_id`, for templates; empty if there is none."""
+        return self._name(self.eos_id)
+
+    def _name(self, token: int | None) -> str:
+        return next((name for name, i in self.special.items() if i == token), "")
+
+    def encode(self, text: str, *, special: bool = False, continues: bool = False) -> list[int]:
         """Ids of a text, without begin or end.
 
         Args:
-            text: any string.
+            text: any string; lone surrogates count as U+FFFD.
             special: whether names of control tokens in the text stand for these tokens. By default
                 they are text as any other, so that a user's input can't end a turn.
+            continues: whether the text goes on after another one. SentencePiece puts a space before
+                a text that does not.
 
         Raises:
             TypeError: ``text`` is no string.
         """
         if not isinstance(text, str):
             raise TypeError(f"text: expected a str, got {type(text).__name__}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if not special:
-            return self._encode(text)
-        ids, start = [], 0
+            return self._encode(text, continues)
+        ids: list[int] = []
+        start = 0
         for match in self.special_pattern.finditer(text):
-            ids += self._encode(text[start : match.start()])
+            ids += self._encode(text[start : match.start()], continues)
             ids.append(self.special[match.group()])
-            start = match.end()
-        return ids + self._encode(text[start:])
+            start, continues = match.end(), False
+        return ids + self._encode(text[start:], continues)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD.
@@ -89,7 +109,7 @@ class Tokenizer(ABC):
         return self._decode([i for i in ids if i not in control])
 
     @abstractmethod
-    def _encode(self, text: str) -> list[int]: ...
+    def _encode(self, text: str, continues: bool) -> list[int]: ...
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str: ...

@@ -30,9 +30,18 @@ class FastTokenizer(Tokenizer):
         super().__init__(backend.get_vocab_size(), bos_id, eos_id, special)
         backend.encode_special_tokens = True  # names of control tokens in a text are text
         self.backend = backend
+        first = backend.encode("a", add_special_tokens=False).tokens[:1]
+        self._puts_space = bool(first) and first[0][0] in "▁Ġ"  # before a text, as in Llama 2's
 
-    def _encode(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+    def _encode(self, text: str, continues: bool) -> list[int]:
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        if continues and self._puts_space:
+            # Behind a line break, which merges with nothing, there is none.
+            line = self.backend.encode("\n", add_special_tokens=False).ids
+            behind = self.backend.encode("\n" + text, add_special_tokens=False).ids
+            if behind[: len(line)] == line:
+                return behind[len(line) :]
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids, skip_special_tokens=True)

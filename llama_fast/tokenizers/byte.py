@@ -16,8 +16,8 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__(257, 256, 256, {END: 256})
 
-    def _encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8", "surrogatepass"))
+    def _encode(self, text: str, continues: bool) -> list[int]:
+        return list(text.encode("utf-8"))
 
     def _decode(self, ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", "replace")

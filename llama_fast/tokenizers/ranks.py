@@ -58,7 +58,7 @@ class RankTokenizer(Tokenizer):
             "llama3", pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=special
         )
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, continues: bool) -> list[int]:
         ids, start = [], 0
         for run in LONG_RUN.finditer(text):
             for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN):

@@ -36,8 +36,8 @@ def save_huggingface(tokenizer: Tokenizer, folder: Path, max_length: int) -> Non
     """
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": _name(tokenizer, tokenizer.bos_id),
-        "eos_token": _name(tokenizer, tokenizer.eos_id),
+        "bos_token": tokenizer.bos_token or None,
+        "eos_token": tokenizer.eos_token or None,
         "add_bos_token": tokenizer.add_bos,
         "chat_template": tokenizer.chat_template,
         "model_max_length": max_length,
@@ -176,10 +176,6 @@ def _has_space_prefix(tokenizer: Tokenizer) -> bool:
 
 def _is_ranks(tokenizer: Tokenizer) -> bool:
     return hasattr(tokenizer, "encoding")
-
-
-def _name(tokenizer: Tokenizer, token: int | None) -> str | None:
-    return next((name for name, i in tokenizer.special.items() if i == token), None)
 
 
 def _byte_letters() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,14 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(size, bos_id, eos_id, control)
         self.processor = processor
 
-    def _encode(self, text: str) -> list[int]:
-        return self.processor.encode(text)
+    def _encode(self, text: str, continues: bool) -> list[int]:
+        return (self._continuing if continues else self.processor).encode(text)
+
+    @cached_property
+    def _continuing(self) -> SentencePieceProcessor:
+        """The same without a space before the text: what comes last in a protocol buffer holds."""
+        model = self.processor.serialized_model_proto() + _field(3, _number(3, 0))
+        return _processor(model, "the tokenizer")
 
     def _decode(self, ids: list[int]) -> str:
         return self.processor.decode(ids)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llama_fast.data import ChatTemplate, DataError
 from llama_fast.data.chat import TEMPLATES
-from llama_fast.tokenizers import ByteTokenizer, load_tokenizer
+from llama_fast.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from llama_fast.tokenizers.save import save_huggingface
 from tests.paths import shared_data
+
+BYTES = ByteTokenizer()
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -27,7 +32,7 @@ def test_renders_what_transformers_renders(name: str, prompt: bool) -> None:
     theirs, _ = render_jinja_template(
         conversations=[CHAT], chat_template=template.source, add_generation_prompt=prompt
     )
-    assert template.render(CHAT, add_generation_prompt=prompt) == theirs[0]
+    assert template.render(CHAT, BYTES, add_generation_prompt=prompt) == theirs[0]
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
@@ -35,11 +40,42 @@ def test_answers_alone_are_learned(name: str) -> None:
     tokenizer = load_tokenizer(shared_data("tokenizers/llama3/tokenizer.model"))
     template = ChatTemplate(name)
     ids, answer = template.encode(CHAT, tokenizer)
-    assert ids == tokenizer.encode(template.render(CHAT), special=True)
+    assert ids == tokenizer.encode(template.render(CHAT, tokenizer), special=True)
     learned = [i for i, own in zip(ids, answer, strict=True) if own]
     assert "".join(tokenizer.decode(learned).replace("<|im_end|>", "").split()) == "46"
     if name == "llama3":  # the model has to learn to stop
         assert learned.count(tokenizer.special["<|eot_id|>"]) == 2
+
+
+# What `chat_completion` of github.com/meta-llama/llama, llama/generation.py, encodes
+LLAMA2 = (
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def sentencepiece() -> Tokenizer:
+    return load_tokenizer(shared_data("tokenizers/llama2/tokenizer.model"))
+
+
+def converted(tmp_path: Path) -> Tokenizer:
+    save_huggingface(sentencepiece(), tmp_path, 4096)
+    return load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("form", ["tokenizer.model", "tokenizer.json"])
+def test_begin_and_end_of_llama_2(form: str, tmp_path: Path) -> None:
+    tokenizer = sentencepiece() if form == "tokenizer.model" else converted(tmp_path)
+    template = ChatTemplate(LLAMA2)
+    ids, answer = template.encode(CHAT[1:], tokenizer)
+    assert ids == tokenizer.encode(template.render(CHAT[1:], tokenizer), special=True)
+    assert ids.count(tokenizer.bos_id) == ids.count(tokenizer.eos_id) == 2
+    learned = [i for i, own in zip(ids, answer, strict=True) if own]
+    four, six = ([*tokenizer.encode(f" {n} ", continues=True), tokenizer.eos_id] for n in "46")
+    assert learned == four + six  # the model has to learn to stop
+    prompt, _ = template.encode(CHAT[1:2], tokenizer, add_generation_prompt=True)
+    assert prompt + four == ids[: len(prompt + four)]
 
 
 def test_control_tokens_in_a_message_are_text() -> None:
@@ -58,11 +94,11 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"chat_template: .* in line 1"):
         ChatTemplate("{% for %}")
     with pytest.raises(DataError, match="chat_template: roles must alternate"):
-        ChatTemplate("{{ raise_exception('roles must alternate') }}").render(CHAT)
+        ChatTemplate("{{ raise_exception('roles must alternate') }}").render(CHAT, BYTES)
     with pytest.raises(DataError, match="expected message 0 to have the texts"):
-        ChatTemplate("plain").render([{"role": "user"}])
+        ChatTemplate("plain").render([{"role": "user"}], BYTES)
     rewrites = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(DataError, match="rewrites earlier turns"):
-        ChatTemplate(rewrites).encode(CHAT, ByteTokenizer())
+        ChatTemplate(rewrites).encode(CHAT, BYTES)
     with pytest.raises(DataError, match="chat_template: access to attribute"):
-        ChatTemplate("{{ messages.__class__.__mro__ }}").render(CHAT)
+        ChatTemplate("{{ messages.__class__.__mro__ }}").render(CHAT, BYTES)

@@ -15,7 +15,7 @@ class Characters(Tokenizer):
     def __init__(self) -> None:
         super().__init__(128, None, None, {})
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, continues: bool) -> list[int]:
         return [ord(c) for c in text.replace("st", "\x01")]
 
     def _decode(self, ids: list[int]) -> str:
