@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="tokenizer.json, tokenizer.model, tok*.bin, a folder with one, or byte "
+        help="tokenizer.json, tokenizer.model, tok*.bin, .gguf, a folder with one, or byte "
         "(default: the model's own)",
     )
 

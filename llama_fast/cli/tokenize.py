@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         default="byte",
         metavar="FILE",
-        help="tokenizer.json, tokenizer.model, tok*.bin, or a folder with one (default: byte)",
+        help="tokenizer.json, tokenizer.model, tok*.bin, .gguf, a folder with one (default: byte)",
     )
     parser.add_argument(
         "--train-bpe",

@@ -37,11 +37,13 @@ __all__ = [
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Load ``tokenizer.json``, ``tokenizer.model`` (Llama 2's or 3's), or llama2.c's ``tok*.bin``.
+    """Load ``tokenizer.json``, ``tokenizer.model`` (Llama 2's or 3's), llama2.c's ``tok*.bin``, or
+    the tokenizer in a ``.gguf``.
 
-    A folder stands for the first of these in it; ``byte`` is :class:`ByteTokenizer`. The chat
-    template is that of ``tokenizer_config.json`` or ``chat_template.jinja`` beside it; what ends a
-    text besides `eos_id`, that of ``generation_config.json``.
+    A folder stands for the first of these in it, ``.gguf`` left out; ``byte`` is
+    :class:`ByteTokenizer`. A GGUF file has its settings in it; for the others the chat template is
+    that of ``tokenizer_config.json`` or ``chat_template.jinja`` beside it, and what ends a text
+    besides `eos_id`, that of ``generation_config.json``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -51,7 +53,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         return ByteTokenizer()
     path = tokenizer_file(path)
     tokenizer = _load(path)
-    _read_settings(tokenizer, path.parent)
+    if path.suffix != ".gguf":  # which has its settings in it
+        _read_settings(tokenizer, path.parent)
     return tokenizer
 
 
@@ -78,8 +81,10 @@ def _load(path: Path) -> Tokenizer:
         return from_json(path)
     if path.suffix == ".bin":
         return from_llama2c(path)
+    if path.suffix == ".gguf":
+        return from_gguf(_gguf_metadata(path))
     if path.suffix != ".model":
-        raise TokenizerError(f"{path}: expected a .json, .model or .bin file")
+        raise TokenizerError(f"{path}: expected a .json, .model, .bin or .gguf file")
     with path.open("rb") as file:
         start = file.read(1)
     if start == b"\n":  # field 1 of SentencePiece's protocol buffer; Llama 3's is base64 text
@@ -89,6 +94,17 @@ def _load(path: Path) -> Tokenizer:
     from .ranks import from_ranks
 
     return from_ranks(path)
+
+
+def _gguf_metadata(path: Path) -> dict[str, Any]:
+    try:
+        from llama_fast._gguf import Reader
+    except ImportError as error:
+        raise TokenizerError("GGUF files need the gguf package: pip install gguf") from error
+    try:
+        return Reader(path).metadata
+    except ValueError as error:
+        raise TokenizerError(str(error)) from None
 
 
 def _read_settings(tokenizer: Tokenizer, folder: Path) -> None:

@@ -185,12 +185,38 @@ def test_llama3_names_its_control_tokens(llama3: Tokenizer) -> None:
     assert sorted(llama3.special.values()) == list(range(128000, 128256))
 
 
+def test_a_gguf_file_is_a_tokenizer_file(llama2_gguf: Tokenizer, tmp_path: Path) -> None:
+    path = shared_data(GGUF_TINY)
+    tokenizer = load_tokenizer(path)
+    text = "A text, \u00e9t\u00e9."
+    assert tokenizer.encode(text) == llama2_gguf.encode(text)
+    assert tokenizer.add_bos == llama2_gguf.add_bos
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(TokenizerError, match=r"damaged\.gguf: truncated or damaged GGUF file"):
+        load_tokenizer(damaged)
+
+
+@pytest.mark.parametrize("fixture", ["llama2", "llama2_gguf", "llama3", "smollm2_tokenizer"])
+def test_lone_surrogates_are_replaced(fixture: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(fixture)
+    assert tokenizer.encode("a \ud83d b \ud83d\ude00") == tokenizer.encode("a \ufffd b \U0001f600")
+
+
+@pytest.mark.parametrize("fixture", ["llama2", "llama2_gguf", "llama3", "smollm2_tokenizer"])
+def test_a_text_that_goes_on(fixture: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(fixture)
+    begin = tokenizer.encode("It is")
+    for text in (" four", "\n", "4"):
+        assert begin + tokenizer.encode(text, continues=True) == tokenizer.encode("It is" + text)
+
+
 def test_unknown_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="path: no such file"):
         load_tokenizer(tmp_path / "tokenizer.json")
     path = tmp_path / "vocab.txt"
     path.write_text("a")
-    with pytest.raises(TokenizerError, match=r"vocab\.txt: expected a \.json, \.model or \.bin"):
+    with pytest.raises(TokenizerError, match=r"vocab\.txt: expected a \.json, \.model, \.bin or \.gguf"):
         load_tokenizer(path)
 
 
