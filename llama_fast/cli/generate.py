@@ -65,12 +65,19 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError("prompt: expected none beside --prompts")
     if args.batch < 1:
         raise ValueError(f"batch: expected a number >= 1, got {args.batch}")
-    prompts = _prompts(args)
+    places, prompts = zip(*_prompts(args), strict=True)
     model, tokenizer = load(args)
     from llama_fast.generate import Engine
 
     engine = Engine(model, tokenizer, max_batch=args.batch)
     requests = [_request(args, tokenizer, n, text) for n, text in enumerate(prompts)]
+    most = model.config.max_seq_len
+    for place, request in zip(places, requests, strict=True):  # before any text is made
+        if len(request.tokens) >= most:
+            raise ValueError(
+                f"{place}: expected a prompt shorter than the model's context of {most} tokens, "
+                f"got {len(request.tokens)}"
+            )
     begin = time.perf_counter()
     tokens = sum(_show(args, prompts, engine.stream(requests)))
     seconds = time.perf_counter() - begin
@@ -84,17 +91,18 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prompts(args: argparse.Namespace) -> list[str]:
+def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Where each prompt stands, and its text."""
     if args.prompts is None:
-        return [sys.stdin.read() if args.prompt == "-" else args.prompt or ""]
+        return [("prompt", sys.stdin.read() if args.prompt == "-" else args.prompt or "")]
     found = list(read_prompts(args.prompts))
     if not found:
         raise ValueError(f"{args.prompts}: expected at least one prompt, got none")
     return found
 
 
-def read_prompts(path: Path) -> Iterator[str]:
-    """The prompts of a file; empty lines are none.
+def read_prompts(path: Path) -> Iterator[tuple[str, str]]:
+    """Where each prompt of a file stands, and its text; empty lines are none.
 
     Raises:
         ValueError: no UTF-8, or a line of a .jsonl file that is no prompt; names file and line.
@@ -104,19 +112,18 @@ def read_prompts(path: Path) -> Iterator[str]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
+                place = f"{path}, line {number}"
                 if path.suffix != ".jsonl":
-                    yield line.rstrip("\n")
+                    yield place, line.rstrip("\n")
                     continue
                 try:
                     value = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: no JSON ({error.msg})") from None
+                    raise ValueError(f"{place}: no JSON ({error.msg})") from None
                 value = value.get("prompt") if isinstance(value, dict) else value
                 if not isinstance(value, str):
-                    raise ValueError(
-                        f'{path}, line {number}: expected a string, or {{"prompt": a string}}'
-                    )
-                yield value
+                    raise ValueError(f'{place}: expected a string, or {{"prompt": a string}}')
+                yield place, value
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: expected UTF-8 text ({error.reason})") from None
 
@@ -140,7 +147,7 @@ def _request(args: argparse.Namespace, tokenizer: Any, number: int, text: str) -
     )
 
 
-def _show(args: argparse.Namespace, prompts: list[str], pieces: Iterator[Any]) -> Iterator[int]:
+def _show(args: argparse.Namespace, prompts: Sequence[str], pieces: Iterator[Any]) -> Iterator[int]:
     """Print the texts in order, the first unfinished one as it grows; yields numbers of tokens."""
     grown = [""] * len(prompts)  # not printed yet
     results: dict[int, Any] = {}

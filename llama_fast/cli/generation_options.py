@@ -16,10 +16,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="tokenizer.json, tokenizer.model, tok*.bin, a folder with one, or byte "
+        help="tokenizer.json, tokenizer.model, tok*.bin, .gguf, a folder with one, or byte "
         "(default: the model's own)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of the model (default: as stored)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if any)")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
@@ -90,6 +91,7 @@ def load(args: argparse.Namespace) -> Any:
     import torch
 
     from llama_fast.eval.models import load_model
+    from llama_fast.train.run import device_of
 
     if args.max_new_tokens < 1:
         raise ValueError(f"max-new-tokens: expected a number >= 1, got {args.max_new_tokens}")
@@ -97,4 +99,6 @@ def load(args: argparse.Namespace) -> Any:
         raise ValueError("stop: expected a text of at least one character, got ''")
     sampling_options(args, args.seed)  # says what is wrong before the model is read
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    return load_model(args.model, args.tokenizer, dtype)
+    device = device_of(args.device or "auto")
+    model, tokenizer = load_model(args.model, args.tokenizer, dtype)
+    return model.to(device), tokenizer

@@ -93,7 +93,9 @@ def test_standard_input(
         (["--prompts", "LATIN.txt"], "LATIN.txt: expected UTF-8 text"),
         (["--prompts", "NONE.txt"], "No such file or directory"),
         (["text", "--prompts", "BAD.jsonl"], "prompt: expected none beside --prompts"),
-        (["x " * 600], "request 0: expected a prompt shorter than the model's context of 512"),
+        (["x " * 600], "prompt: expected a prompt shorter than the model's context of 512"),
+        (["--prompts", "LONG.txt"], "LONG.txt, line 3: expected a prompt shorter than the model's"),
+        (["--device", "cuda:x"], "device: expected"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -108,6 +110,7 @@ def test_bad_input_is_one_line(
     Path("BAD.jsonl").write_text('"fine"\nnot json\n')
     Path("LIST.jsonl").write_text("[1]\n")
     Path("EMPTY.txt").write_text("\n \n")
+    Path("LONG.txt").write_text("fine\n\n" + "x " * 600 + "\nfine\n")
     Path("LATIN.txt").write_bytes(b"caf\xe9\n")
     assert cli.main(["generate", *stories(*arguments)]) == 2
     error = capsys.readouterr().err
