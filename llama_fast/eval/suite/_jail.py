@@ -38,25 +38,30 @@ socket 41 198, connect 42 203, bind 49 200, ptrace 101 117, process_vm_readv 310
 process_vm_writev 311 271, io_uring_setup 425 425, io_uring_enter 426 426,
 io_uring_register 427 427, fork 57 -, vfork 58 -, execve 59 221, execveat 322 281, tkill 200 130,
 rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, pidfd_open 434 434, pidfd_send_signal 424 424,
-pidfd_getfd 438 438, unshare 272 97, setns 308 268, mount 165 40, umount2 166 39,
-pivot_root 155 41, chroot 161 51, open_tree 428 428, move_mount 429 429, fsopen 430 430,
-fsconfig 431 431, fsmount 432 432, fspick 433 433, mount_setattr 442 442, bpf 321 280,
-perf_event_open 298 241, keyctl 250 219, add_key 248 217, request_key 249 218,
-userfaultfd 323 282, name_to_handle_at 303 264, open_by_handle_at 304 265, init_module 175 105,
-finit_module 313 273, delete_module 176 106, kexec_load 246 104, kexec_file_load 320 294,
-reboot 169 142, swapon 167 224, swapoff 168 225, setsid 112 157, setpgid 109 154,
-personality 135 92, acct 163 89, quotactl 179 60, memfd_create 319 279, mq_open 240 180,
-shmget 29 194, msgget 68 186, semget 64 190, iopl 172 -, ioperm 173 -, chmod 90 -, fchmod 91 52,
-fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -, fchownat 260 54,
-setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, setxattrat 463 463, removexattr 197 14,
-lremovexattr 198 15, fremovexattr 199 16, removexattrat 466 466, utime 132 -, utimes 235 -,
-futimesat 261 -, utimensat 280 88
+pidfd_getfd 438 438, unshare 272 97, setns 308 268, mount 165 40, umount2 166 39, pivot_root 155 41,
+chroot 161 51, open_tree 428 428, move_mount 429 429, fsopen 430 430, fsconfig 431 431,
+fsmount 432 432, fspick 433 433, mount_setattr 442 442, bpf 321 280, perf_event_open 298 241,
+keyctl 250 219, add_key 248 217, request_key 249 218, userfaultfd 323 282,
+name_to_handle_at 303 264, open_by_handle_at 304 265, init_module 175 105, finit_module 313 273,
+delete_module 176 106, kexec_load 246 104, kexec_file_load 320 294, reboot 169 142, swapon 167 224,
+swapoff 168 225, setsid 112 157, setpgid 109 154, personality 135 92, acct 163 89, quotactl 179 60,
+memfd_create 319 279, mq_open 240 180, shmget 29 194, shmat 30 196, shmctl 31 195, msgget 68 186,
+msgsnd 69 189, msgrcv 70 188, msgctl 71 187, semget 64 190, semop 65 193, semctl 66 191,
+semtimedop 220 192, mq_unlink 241 181, setpriority 141 140, sched_setaffinity 203 122,
+sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, ioprio_set 251 30,
+migrate_pages 256 238, move_pages 279 239, process_madvise 440 440, process_mrelease 448 448,
+iopl 172 -, ioperm 173 -, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -,
+fchown 93 55, lchown 94 -, fchownat 260 54, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7,
+setxattrat 463 463, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16,
+removexattrat 466 466, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88
 """
-# machine -> (column of _DENIED, audit architecture, clone, clone3, kill, tgkill, prctl)
-_MACHINES = {
-    "x86_64": (1, 0xC000003E, 56, 435, 62, 234, 157),
-    "aarch64": (2, 0xC00000B7, 220, 435, 129, 131, 167),
-}
+# Those that are denied or allowed by an argument.
+_JUDGED = """
+clone 56 220, kill 62 129, tgkill 234 131, prctl 157 167, prlimit64 302 261, fcntl 72 25,
+ioctl 16 29, socketpair 53 199
+"""
+# machine -> (column of the numbers above, audit architecture, clone3)
+_MACHINES = {"x86_64": (1, 0xC000003E, 435), "aarch64": (2, 0xC00000B7, 435)}
 
 
 def _check(result: int) -> int:
@@ -178,9 +183,15 @@ def _limit(limits: dict[str, int]) -> None:
         resource.setrlimit(kind, (value, value))
 
 
+def _numbers(table: str, column: int) -> dict[str, int]:
+    """System call -> number; those that the machine does not have are left out."""
+    entries = [entry.split() for entry in table.replace("\n", " ").split(",")]
+    return {entry[0]: int(entry[column]) for entry in entries if entry[column] != "-"}
+
+
 def _filter_system_calls() -> None:
-    """No new processes or programs, no sockets, no signals to others (a seccomp filter)."""
-    column, architecture, clone, clone3, kill, tgkill, prctl = _MACHINES[platform.machine()]
+    """No new processes or programs, no sockets, no reach to others (a seccomp filter)."""
+    column, architecture, clone3 = _MACHINES[platform.machine()]
     allow, fail, unknown = 0x7FFF0000, 0x00050001, 0x00050000 | 38  # EPERM, ENOSYS
     program: list[bytes] = []
 
@@ -194,23 +205,31 @@ def _filter_system_calls() -> None:
     step(load, 0)  # the number of the call
     step(at_least, 0x40000000, 0, 1)  # x32
     step(give, fail)
-    for entry in _DENIED.replace("\n", " ").split(","):
-        number = entry.split()[column]
-        if number != "-":
-            step(equal, int(number), 0, 1)
-            step(give, fail)
+    for number in _numbers(_DENIED, column).values():
+        step(equal, number, 0, 1)
+        step(give, fail)
     # Without clone3, whose flags a filter cannot read, glibc starts threads by clone.
     step(equal, clone3, 0, 1)
     step(give, unknown)
     own = os.getpid()
-    for call, code, value, then, otherwise in (
-        (clone, any_bit, CLONE_THREAD, allow, fail),
-        (kill, equal, own, allow, fail),
-        (tgkill, equal, own, allow, fail),
-        (prctl, equal, PR_SET_PDEATHSIG, fail, allow),
+    judged = _numbers(_JUDGED, column)
+    for name, argument, code, value, then, otherwise in (
+        ("clone", 0, any_bit, CLONE_THREAD, allow, fail),
+        ("kill", 0, equal, own, allow, fail),
+        ("tgkill", 0, equal, own, allow, fail),
+        ("prctl", 0, equal, PR_SET_PDEATHSIG, fail, allow),
+        # 0 is the process itself; setrlimit and getrlimit come as this call.
+        ("prlimit64", 0, equal, 0, allow, fail),
+        # 8 to 15, and none that Python uses: who is signalled about a file, and by which signal.
+        ("fcntl", 1, any_bit, 8, fail, allow),
+        # The same of a socket (0x8901, 0x8902), and all others of sockets.
+        ("ioctl", 1, at_least, 0x8900, fail, allow),
+        # A datagram socket sends to any address without connecting; types 2 and 3 are such.
+        ("socketpair", 1, any_bit, 2, fail, allow),
     ):
-        step(equal, call, 0, 4)
-        step(load, 16)  # the first argument, its low half
+        step(equal, judged[name], 0, 4)
+        # The low half, which is all that the kernel reads of these arguments.
+        step(load, 16 + 8 * argument)
         step(code, value, 0, 1)
         step(give, then)
         step(give, otherwise)

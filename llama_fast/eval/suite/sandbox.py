@@ -3,9 +3,10 @@
 Each program gets a fresh Python process with an empty environment and an empty folder, in its own
 user, mount, process, network and message-queue namespaces, on a root file system that holds Python
 and the system's libraries read-only; under Landlock; without capabilities; with limits on memory,
-processor time, files and threads; and behind a system-call filter that allows no process, program,
-socket or signal to others. Where a kernel or container forbids one of these, the others serve: the
-program runs only if files, network and processes are each guarded by at least one.
+processor time, files and threads; and behind a system-call filter that allows no process, program
+or socket, and neither signals to others nor a hold on them. Where a kernel or container forbids one
+of these, the others serve: the program runs only if files, network and processes are each guarded
+by at least one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The suite's tasks, built once from the mirror of real data, with the network out of reach."""
+"""The suite's tasks, built once from the mirror of real data, with the network out of reach.
+
+And the sandbox for programs, with layers left out.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 import pytest
 
 from llama_fast.eval.suite import LoadedTasks, load_tasks
+from llama_fast.eval.suite.sandbox import Limits, Outcome, SandboxError, _run, measures
+from tests.eval.suite.attempts import LAYERS, QUICK
 from tests.paths import shared_data
 
 pytest.importorskip("lm_eval")
@@ -44,3 +49,25 @@ def no_network() -> Iterator[None]:
 def suite_tasks(mirror: Path) -> LoadedTasks:
     with without_network():
         return load_tasks(["llama2-paper"], data_dir=mirror, allow_code=True)
+
+
+@pytest.fixture(scope="session")
+def programs_can_run() -> None:
+    """Skips the test where no program can be run safely."""
+    try:
+        measures()
+    except SandboxError as error:
+        pytest.skip(f"no sandbox here: {error}")
+
+
+@pytest.fixture(params=LAYERS, ids=lambda layers: f"without {layers[0]}" if layers else "all")
+def attempt(programs_can_run: None, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Runs a program with some of the layers, each choice of them a test."""
+
+    def go(program: str, limits: Limits = QUICK) -> Outcome:
+        try:
+            return _run(program, limits, request.param)[0]
+        except SandboxError as error:
+            pytest.skip(f"not enough guards the program: {error}")
+
+    yield go

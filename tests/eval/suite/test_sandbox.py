@@ -1,51 +1,28 @@
 """Programs that try to get out of the sandbox.
 
 Each attempt is made with all layers, and with each of the two that guard the files left out. What
-an attempt aims at is outside and real: a file, a listening socket, this process.
+an attempt aims at is outside and real: a file, a listening socket. `test_sandbox_others.py` has
+those on other processes.
 """
 
 from __future__ import annotations
 
 import os
 import resource
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llama_fast.eval.suite import sandbox
-from llama_fast.eval.suite.sandbox import Limits, Outcome, SandboxError, _run, measures, run
+from llama_fast.eval.suite.sandbox import Limits, Outcome, SandboxError, _run, run
+from tests.eval.suite.attempts import QUICK, SHORT, unguarded
 
-LAYERS = [(), ("namespaces",), ("Landlock",)]
-QUICK, SHORT = Limits(seconds=3.0), Limits(seconds=0.7)
-
-try:
-    measures()
-except SandboxError as error:
-    pytest.skip(f"no sandbox here: {error}", allow_module_level=True)
-
-
-@pytest.fixture(params=LAYERS, ids=lambda layers: f"without {layers[0]}" if layers else "all")
-def attempt(request: pytest.FixtureRequest) -> Iterator:
-    def go(program: str, limits: Limits = QUICK) -> Outcome:
-        try:
-            return _run(program, limits, request.param)[0]
-        except SandboxError as error:
-            pytest.skip(f"not enough guards the program: {error}")
-
-    yield go
-
-
-def unguarded(program: str) -> str:
-    """What the program says without a sandbox: shows that the attempt itself is sound."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    return done.stderr
+pytestmark = pytest.mark.usefixtures("programs_can_run")
 
 
 def escapes(outcome: Outcome) -> str:
@@ -131,15 +108,6 @@ def test_no_connection_to_this_machine(attempt) -> None:
         server.accept()
 
 
-def test_no_unix_socket(attempt, tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(path)
-        server.listen()
-        program = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r})"
-        assert attempt(program).status == "failed"
-
-
 def test_no_new_process_and_no_program(attempt) -> None:
     assert "PermissionError" in attempt("import os\nwhile True: os.fork()").error
     assert "PermissionError" in attempt("import subprocess; subprocess.run(['/bin/true'])").error
@@ -190,22 +158,6 @@ def test_the_verdict_cannot_be_written_over(attempt) -> None:
         "raise ValueError('forged')"
     )
     assert attempt(forged).status == "failed"
-
-
-def test_no_signal_to_others(attempt) -> None:
-    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    try:
-        kills = "\n".join(
-            f"try: os.{call}({pid}, {signal.SIGKILL})\nexcept OSError: pass"
-            for call in ("kill", "killpg")
-            for pid in (victim.pid, os.getpid(), "os.getppid()", -1)
-        )
-        attempt(f"import os\n{kills}")
-        time.sleep(0.1)
-        assert victim.poll() is None
-    finally:
-        victim.kill()
-        victim.wait()
 
 
 def test_no_way_back_up(attempt) -> None:
