@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast.eval.report.groups import groups_of
 from llama_fast.eval.report.scores import Z95, score_of
 from llama_fast.eval.suite import Part, Score, paper_table
 
@@ -70,13 +71,13 @@ def task_table(
     keys: Mapping[str, str] | None = None,
     parts: Sequence[Part] = (),
 ) -> Table:
-    """All tasks with their score, 95 % interval and questions.
+    """All tasks with their score, 95 % interval and questions; below them the groups.
 
     Args:
         results: what the harness's `evaluate` returned.
         keys: task -> `metric,filter` that is its score, where the usual choice is not meant.
         parts: benchmarks that stand in the suite's table; the tasks of those that have several
-            (MMLU has 57) are counted below the table only.
+            (MMLU has 57) are counted below the table only, and their groups are left out.
     """
     several = {task: part.name for part in parts if len(part.tasks) > 1 for task in part.tasks}
     left_out = Counter(several[task] for task in results["results"] if task in several)
@@ -85,8 +86,11 @@ def task_table(
     table.add_column("metric")
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("questions", justify="right", no_wrap=True)
+    groups = groups_of(results, keys)
+    # The harness itself lists groups among the tasks as well.
+    group_names = {group.name for group in groups}
     for task, row in results["results"].items():
-        if task in several:
+        if task in several or task in group_names:
             continue
         score = score_of(row, (keys or {}).get(task))
         asked = (results.get("n-samples") or {}).get(task) or {}
@@ -96,6 +100,14 @@ def task_table(
             table.add_row(name, "", "no score", n)
         else:
             table.add_row(name, score.metric, str(score), n)
+    # At the end, where the eye is once the table has scrolled by.
+    table.add_section()
+    for group in groups:
+        if all(task in several for task in group.tasks):
+            continue  # it stands in the suite's table
+        name = Text.assemble(group.name, (f"\n{len(group.tasks)} tasks", "not bold dim"))
+        n = "" if group.questions is None else f"{group.questions:,}"
+        table.add_row(name, group.score.metric, str(group.score), n, style="bold")
     if left_out:
         names = ", ".join(f"{count} of {name}" for name, count in left_out.items())
         table.caption, table.caption_justify = Text(f"and {names}: see the report"), "left"

@@ -11,10 +11,11 @@ from typing import Any
 
 from llama_fast.eval.report.calibration import Calibration, calibrate, confidences
 from llama_fast.eval.report.compare import Comparison, Row, some
+from llama_fast.eval.report.groups import groups_of
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Z95, Score, score_of
-from llama_fast.eval.report.suites import column_of, columns_of, metric_of
+from llama_fast.eval.report.suites import column_of, columns_of, metric_keys, metric_of, preset_of
 from llama_fast.eval.suite import Score as ColumnScore
 from llama_fast.eval.suite import paper_table
 from llama_fast.train.progress import duration
@@ -90,6 +91,7 @@ def collect(
         "paper": _paper(columns, rows),
         "columns": columns,
         "tasks": [_task(runs, task) for task in tasks],
+        "groups": _groups(runs),
         "calibration": calibration,
         "compared": None if comparison is None else _compared(comparison),
         "questions": index,
@@ -148,11 +150,36 @@ def _task(runs: Sequence[Run], task: str) -> dict[str, Any]:
         "metric": "no score" if known is None else known.metric,
         "percent": known is not None and known.percent,
         "asked": [_asked(one, task) for one in runs],
-        "scores": [
-            None if score is None else {"value": score.value, "half": score.half_width}
-            for score in scores
-        ],
+        "scores": [_drawn(score) for score in scores],
     }
+
+
+def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Groups of tasks: rows as of tasks, and which tasks are in them."""
+    of_runs = []
+    for run in runs:
+        preset = preset_of(run)
+        keys = None if preset is None else metric_keys(preset)
+        of_runs.append({group.name: group for group in groups_of(run.results, keys)})
+    found = []
+    for name in dict.fromkeys(name for groups in of_runs for name in groups):
+        groups = [of_run.get(name) for of_run in of_runs]
+        known = next(group for group in groups if group is not None)
+        found.append(
+            {
+                "name": name,
+                "tasks": list(dict.fromkeys(t for group in groups if group for t in group.tasks)),
+                "metric": known.score.metric,
+                "percent": known.score.percent,
+                "asked": [None if group is None else group.questions for group in groups],
+                "scores": [None if group is None else _drawn(group.score) for group in groups],
+            }
+        )
+    return found
+
+
+def _drawn(score: Score | None) -> dict[str, Any] | None:
+    return None if score is None else {"value": score.value, "half": score.half_width}
 
 
 def _score(run: Run, task: str) -> Score | None:

@@ -14,7 +14,7 @@ from llama_fast.eval.report import Run, read_run
 from llama_fast.eval.report.html import write_page
 from llama_fast.eval.suite import paper_table
 from tests.eval.report.browser import Browser, Drive, find_browser
-from tests.eval.report.runs import BFLOAT16, FLOAT32, QUESTIONS
+from tests.eval.report.runs import BFLOAT16, FLOAT32, QUESTIONS, SUITE
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -34,6 +34,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "one": write_page(folder / "one.html", a),
         "two": write_page(folder / "two.html", a, b),
+        "suite": write_page(folder / "suite.html", read_run(SUITE)),
         "hostile": write_page(folder / "hostile.html", hostile(folder / "hostile"), b),
     }
 
@@ -59,6 +60,9 @@ def hostile(folder: Path) -> Run:
         facts[key] = HOSTILE
     # A task's name reaches bars, tables and lists.
     results["results"][HOSTILE] = {"acc,none": 0.5, "alias": HOSTILE}
+    group = f"group {HOSTILE}"
+    results["groups"] = {group: {"acc,none": 0.25, "acc_stderr,none": 0.1, "sample_len": 22}}
+    results["group_subtasks"] = {group: ["piqa", "winogrande"]}
     (folder / "results.json").write_text(json.dumps(results))
     return read_run(folder)
 
@@ -121,6 +125,15 @@ said.width = page.documentElement.scrollWidth;
 said.wide = all("body *").filter((one) => !one.closest(".scroll")
   && one.getBoundingClientRect().right > said.visible + 1).map((one) => one.outerHTML.slice(0, 99));
 """
+SIDEWAYS = """
+for (const item of all("details")) item.open = true;
+said.size = [page.documentElement.clientWidth, page.documentElement.scrollWidth];
+"""
+GROUPS = """
+said.rows = all("#bars > *").map((row) => [row.classList.contains("head"),
+  (row.querySelector("summary, .name") || row).textContent,
+  all(".value > div", row).slice(0, 2).map((value) => value.textContent)]);
+"""
 INJECT = """
 said.text = [];
 for (const task of ["piqa", "gsm8k"]) {
@@ -153,6 +166,9 @@ def said(browser: Browser, pages: dict[str, Path]) -> dict[str, dict[str, Any]]:
         "phone one": Drive(text["one"], WIDTH, 360),
         "phone two": Drive(text["two"], WIDTH, 360),
         "phone hostile": Drive(text["hostile"], WIDTH, 360),
+        "groups": Drive(text["suite"], GROUPS),
+        "groups of two": Drive(text["hostile"], GROUPS),
+        "groups phone": Drive(text["suite"], SIDEWAYS, 360),
     }
     found, console = browser.drive(list(drives.values()))
     assert console == [] and [one["trouble"] for one in found] == [""] * len(drives)
@@ -257,6 +273,27 @@ def test_a_phone_shows_it_without_scrolling_sideways(
     phone = said[f"phone {which}"]
     assert phone["opened"] > 5
     assert phone["visible"] == 360 and phone["width"] == 360 and phone["wide"] == []
+
+
+def test_groups_are_heads_of_their_tasks(said: dict[str, dict[str, Any]]) -> None:
+    rows = said["groups"]["rows"]
+    score = read_run(SUITE).results["groups"]["mmlu_5shot"]
+    value, half = 100 * score["acc,none"], 196 * score["acc_stderr,none"]
+    at = next(at for at, row in enumerate(rows) if row[1].startswith("mmlu_5shot"))
+    name = "mmlu_5shotacc · 57 tasks · 228 questions"
+    assert rows[at] == [True, name, [f"{value:.1f} ± {half:.1f}"]]
+    assert rows[at - 1][:2] == [True, "MMLU"]  # the suite's column
+    assert rows[at + 1][1] == "57 tasks"  # folded
+    at = next(at for at, row in enumerate(rows) if row[1].startswith("minerva_math"))
+    assert rows[at - 1][1].startswith("gsm8k_cot") and not rows[at - 1][0]
+    assert all(row[1].startswith("minerva_math_") and not row[0] for row in rows[at + 1 : at + 8])
+    assert said["groups phone"]["size"] == [360, 360]
+    # A group that only one of two runs has.
+    rows = said["groups of two"]["rows"]
+    at = next(at for at, row in enumerate(rows) if row[1].startswith("group </script>"))
+    assert rows[at][1].endswith("acc · 2 tasks · 22 and – questions")
+    assert rows[at][2] == ["25.0 ± 19.6", "–"]
+    assert [row[1].split("acc")[0] for row in rows[at + 1 : at + 3]] == ["piqa", "winogrande"]
 
 
 def test_text_is_only_ever_text(browser: Browser, pages: dict[str, Path]) -> None:

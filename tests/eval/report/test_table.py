@@ -9,11 +9,12 @@ from rich.console import Console
 
 from llama_fast.eval.report import read_run, table
 from llama_fast.eval.report.final_table import suite_table, task_table
+from llama_fast.eval.report.groups import groups_of
 from llama_fast.eval.report.scores import score_of
 from llama_fast.eval.report.table import LiveTable
 from llama_fast.eval.scenarios import SCENARIOS
-from llama_fast.eval.suite import Part, summarise
-from tests.eval.report.runs import FLOAT32
+from llama_fast.eval.suite import Part, suite, summarise
+from tests.eval.report.runs import FLOAT32, SUITE
 
 ROW = {"acc,none": 0.25, "acc_stderr,none": 0.05, "alias": "piqa", "sample_len": 40}
 
@@ -165,3 +166,43 @@ def test_the_tables_at_the_end() -> None:
     plain.print(task_table(run.results, parts=[group]))
     assert "piqa" not in said(plain) and "hellaswag" in said(plain)
     assert "and 2 of Physics: see the report" in said(plain)
+
+
+def test_groups_stand_at_the_end_of_the_tasks() -> None:
+    results = read_run(SUITE).results
+    plain = console(80)
+    plain.print(task_table(results))
+    lines = said(plain).splitlines()
+    assert max(map(len, lines)) <= 80
+    line = next(at for at, line in enumerate(lines) if line.startswith("├"))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines[line + 1 : -1]]
+    accuracy = 100 * results["groups"]["mmlu_5shot"]["acc,none"]
+    half = 196 * results["groups"]["mmlu_5shot"]["acc_stderr,none"]
+    assert rows[2] == ["mmlu_5shot", "acc", f"{accuracy:.1f} ± {half:.1f} %", "228"]
+    assert rows[3] == ["57 tasks", "", "", ""]
+    names = ["minerva_math", "mmlu_5shot", "bbh_3shot", "agieval_nous"]
+    assert [row[0] for row in rows[::2]] == names
+    # Those that stand in the suite's table do not stand here as well.
+    plain = console(80)
+    plain.print(task_table(results, parts=suite("llama2-paper").parts))
+    assert "57 of MMLU" in said(plain) and "57 tasks" not in said(plain)
+
+
+def test_groups_within_groups() -> None:
+    """The harness's own runs list groups among the tasks too."""
+    results = dict(read_run(FLOAT32).results)
+    row = {"acc,none": 0.5, "acc_norm,none": 0.25, "sample_len": 20}
+    results["groups"] = {"physical": row, "easy": row, "elsewhere": row}
+    results["group_subtasks"] = {
+        "physical": ["piqa"],
+        "easy": ["arc_easy", "physical"],
+        "elsewhere": ["no_such_task"],
+    }
+    results["results"] = {**results["results"], "easy": row}
+    found = groups_of(results, {"arc_easy": "acc,none"})
+    assert [group.name for group in found] == ["easy", "physical"]
+    assert found[0].tasks == ("arc_easy", "piqa") and found[0].questions == 20
+    assert [group.score.metric for group in found] == ["acc", "acc_norm"]
+    plain = console()
+    plain.print(task_table(results))
+    assert said(plain).count("│ easy ") == 1

@@ -28,13 +28,15 @@ function barRow(name, small, scores, isPercent, top, ticks, isHead) {
     make("div", { class: "value" }, texts));
 }
 
+// A group of tasks is a task that says how many are in it.
 function taskRow(task) {
   // A score that is no share has a scale of its own, or none if it can be negative.
   const values = task.scores.filter((score) => score).map((score) => score.value + (score.half || 0));
   const top = task.percent ? 100 : Math.max(...values, 1);
   const asked = task.asked.map((n) => (n === null ? "–" : grouped(n)));
-  const small = `${task.metric} · ${[...new Set(asked)].join(" and ")} questions`;
-  return barRow(task.name, small, task.scores, task.percent, top);
+  const tasks = task.tasks ? `${task.tasks.length} tasks · ` : "";
+  const small = `${task.metric} · ${tasks}${[...new Set(asked)].join(" and ")} questions`;
+  return barRow(task.name, small, task.scores, task.percent, top, [], Boolean(task.tasks));
 }
 
 // So many tasks of one column, such as the 57 of MMLU, begin folded.
@@ -52,16 +54,30 @@ function showBars() {
       name: DATA.paper.rows[row], value: column.paper[row], colour: paperColour(row),
     }));
     parts.push(barRow(column.name, "", column.scores, column.percent, 100, ticks, true));
-    parts.push(...folded(tasks));
+    parts.push(...groupedRows(tasks));
   }
   const others = DATA.tasks.filter((task) => !used.has(task));
   if (others.length && parts.length > 1) parts.push(make("h3", {}, "Other tasks"));
-  parts.push(...folded(others));
+  parts.push(...groupedRows(others));
   if (DATA.paper && chosen.size && used.size) {
     const ticks = [...chosen].map((row) => legendItem(paperColour(row), DATA.paper.rows[row]));
     parts.push(make("div", { class: "legend" }, ticks));
   }
   byId("bars").replaceChildren(...parts);
+}
+
+// Each group in front of its tasks; of groups within groups, a task is below the smallest.
+function groupedRows(tasks) {
+  const names = new Set(tasks.map((task) => task.name));
+  const groups = DATA.groups.filter((group) => group.tasks.every((name) => names.has(name)));
+  const below = new Map(groups.map((group) => [group, []]));
+  const alone = [];
+  for (const task of tasks) {
+    const around = groups.filter((group) => group.tasks.includes(task.name));
+    around.sort((x, y) => x.tasks.length - y.tasks.length);
+    (around.length ? below.get(around[0]) : alone).push(task);
+  }
+  return [...folded(alone), ...groups.flatMap((group) => [taskRow(group), ...folded(below.get(group))])];
 }
 
 function folded(tasks) {
