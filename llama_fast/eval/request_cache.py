@@ -22,7 +22,11 @@ from llama_fast.models import LlamaConfig
 from llama_fast.tokenizers import Tokenizer
 
 # Raised whenever answers change: older ones are then asked anew.
-ENGINE = 1
+ENGINE = 2
+
+
+class CacheError(OSError):
+    """Answers can't be kept or read; the message names the file and says why."""
 
 
 class RequestCache:
@@ -32,7 +36,7 @@ class RequestCache:
         path: the file; made, with its folder, if it is not there.
 
     Raises:
-        OSError: it can't be opened or written, or is no cache.
+        CacheError: it can't be opened or written, or is no cache.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -48,13 +52,15 @@ class RequestCache:
                 "(key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID"
             )
         except sqlite3.Error as error:
-            raise OSError(f"{self.path}: not to be used as a cache of requests: {error}") from None
+            raise CacheError(
+                f"{self.path}: not to be used as a cache of requests: {error}"
+            ) from None
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         """Those of the answers that are there.
 
         Raises:
-            OSError: the file is damaged or can't be read.
+            CacheError: the file is damaged or can't be read.
         """
         found: dict[bytes, Any] = {}
         for begin in range(0, len(keys), 500):
@@ -64,7 +70,7 @@ class RequestCache:
             try:
                 rows = self._file.execute(query, some).fetchall()
             except sqlite3.Error as error:
-                raise OSError(f"{self.path}: answers can't be read: {error}") from None
+                raise CacheError(f"{self.path}: answers can't be read: {error}") from None
             found.update((key, json.loads(answer)) for key, answer in rows)
         return found
 
@@ -72,7 +78,7 @@ class RequestCache:
         """Write answers (whatever JSON has), all or none.
 
         Raises:
-            OSError: the disk is full, or the file can't be written.
+            CacheError: the disk is full, or the file can't be written.
         """
         rows = [(key, json.dumps(answer)) for key, answer in answers]
         try:
@@ -82,7 +88,7 @@ class RequestCache:
         except sqlite3.Error as error:
             if self._file.in_transaction:
                 self._file.execute("ROLLBACK")
-            raise OSError(
+            raise CacheError(
                 f"{self.path}: an answer can't be written: {error}; those before it are kept"
             ) from None
 

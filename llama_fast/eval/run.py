@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_fast.eval.earlier import joined, take_over
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import write_run
 from llama_fast.eval.report.compare import some
 from llama_fast.eval.report.scores import score_of
 from llama_fast.eval.report.table import LiveTable
+from llama_fast.eval.request_cache import CacheError, vocabulary_of
 from llama_fast.eval.scenarios import SCENARIOS, scenario_groups, scenario_tasks
 from llama_fast.eval.suite import load_tasks
 from llama_fast.eval.suite.loading import LoadedTasks
@@ -76,7 +78,7 @@ class Outcome:
         results: as `lm_eval.evaluator.evaluate` returns it, without samples.
         not_scored: task -> why.
         failed: those of them whose code ended in an error.
-        notes: what is unusual about the data of tasks, one a line.
+        notes: what is unusual about the data of tasks, or where earlier results went, one a line.
     """
 
     results: dict[str, Any]
@@ -90,17 +92,17 @@ def load(names: Sequence[str], data_dir: Path | None, **options: Any) -> LoadedT
 
     Args:
         names: of presets, tasks, groups, tags; scenarios begin with "scenario_".
-        data_dir: mirror of the data; None: the hub. Scenarios need one.
+        data_dir: mirror of the data; None: the hub. Of the scenarios, question answering alone
+            works from the hub.
         **options: as :func:`llama_fast.eval.suite.load_tasks`.
 
     Raises:
-        ValueError: an unknown name, or scenarios without a mirror.
+        ValueError: an unknown name.
+        MissingDataError: data are not there, or a scenario needs `data_dir`.
     """
     ours = [name for name in names if name.startswith("scenario_")]
     loaded = load_tasks([n for n in names if n not in ours], data_dir=data_dir, **options)
     if ours:
-        if data_dir is None:
-            raise ValueError(f"data_dir: expected a folder with the data of {ours[0]}, got None")
         tasks = scenario_tasks(data_dir, ours, num_fewshot=options.get("num_fewshot"))
         loaded["tasks"] |= tasks
         groups = scenario_groups(tasks)
@@ -123,8 +125,10 @@ def evaluate_tasks(
 ) -> Outcome:
     """Ask every question of every task, and write results and samples to a folder.
 
-    A task whose own code fails is left out and named; a full disk ends the run. Finished tasks
-    stay in the folder either way, answers in the model's request cache.
+    A task whose own code fails is left out and named. The run ends if answers or results can't be
+    kept (a full disk), or memory runs out. Finished tasks stay in the folder either way, answers
+    in the model's request cache. Results that the folder has of the same model and settings stay
+    beside the new ones; others are moved aside, see :mod:`llama_fast.eval.earlier`.
 
     Args:
         lm: the model.
@@ -146,8 +150,21 @@ def evaluate_tasks(
     tasks, notes = loaded["tasks"], dict(loaded["notes"])
     limits.check(list(tasks))
     counts = {name: _questions(task, limits.of(name)) for name, task in tasks.items()}
-    facts = dict(metadata or {})
-    outcome = Outcome({}, dict(loaded["missing"]))
+    facts = {
+        **(metadata or {}),
+        "model_sha256": lm.model_hash,
+        "tokenizer_sha256": vocabulary_of(lm.words),
+        "dtype": str(lm.model.head_weight.dtype).removeprefix("torch."),
+        "max_length": lm.max_length,
+        "fewshot_as_multiturn": chat,
+        "chat_template": lm.chat_template(chat),
+        "system_instruction": system,
+    }
+    shots = {name: task.config.num_fewshot or 0 for name, task in tasks.items()}
+    earlier, moved = take_over(out, facts, shots, counts)
+    own = {*tasks, *loaded["groups"]}
+    of_folder = [] if moved is None else [moved]
+    outcome = Outcome({}, dict(loaded["missing"]), notes=of_folder)
     begin = time.monotonic()
     with quiet_bars(), LiveTable(counts) as table:
         lm.progress = table.advance
@@ -164,7 +181,7 @@ def evaluate_tasks(
                     fewshot_as_multiturn=chat,  # as on the harness's command line
                     system_instruction=system,
                 )
-            except (OSError, MemoryError):
+            except (CacheError, MemoryError):
                 raise
             except Exception as error:  # of a task's own code, which may be anybody's
                 log.debug("task %s", name, exc_info=True)
@@ -175,7 +192,7 @@ def evaluate_tasks(
             row, key = found["results"][name], keys.get(name)
             if score_of(row, key) is None:
                 outcome.not_scored[name] = notes.pop(name, "no question has a score")
-            outcome.notes = by_text(notes)
+            outcome.notes = of_folder + by_text(notes)
             facts |= {
                 "seconds": time.monotonic() - begin,
                 "truncated": lm.truncated,
@@ -183,13 +200,13 @@ def evaluate_tasks(
                 "not_scored": outcome.not_scored,
                 "notes": "; ".join(outcome.notes) or None,
             }
-            write_run(out, found, facts, add=bool(outcome.results))
+            write_run(out, found, joined(facts, earlier, own), add=True)
             _merge(outcome.results, found)
             table.finish(name, row, key)
     _add_groups(outcome.results, loaded)
     if outcome.results:
         facts["not_scored"] = outcome.not_scored
-        write_run(out, outcome.results, facts, add=True)
+        write_run(out, outcome.results, joined(facts, earlier, own), add=True)
     return outcome
 
 
@@ -225,7 +242,11 @@ def by_text(notes: Mapping[str, str]) -> list[str]:
 
 
 def _questions(task: Any, limit: int | None) -> int:
-    there = len(task.eval_docs)
+    """How many are asked; 0 if the task's own code fails: its evaluation then says why."""
+    try:
+        there = len(task.eval_docs)
+    except Exception:
+        return 0
     return there if limit is None else min(limit, there)
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import read_run
 from llama_fast.eval.report.suites import metric_keys
-from llama_fast.eval.run import Limits, evaluate_tasks, load
+from llama_fast.eval.request_cache import CacheError
+from llama_fast.eval.run import Limits, Outcome, evaluate_tasks, load
+from llama_fast.eval.suite import sandbox
+from llama_fast.eval.suite.mirror import Mirror, MissingDataError
 from tests.paths import shared_data
 
 
@@ -35,3 +40,135 @@ def test_a_task_without_a_score_is_named_and_the_run_goes_on(
     assert run.results["results"]["arc_easy"]["acc_norm,none"] in (0, 0.5, 1)
     said = capsys.readouterr()
     assert "toxigen_generation: no score" in said.out and said.err == ""
+
+
+@pytest.fixture(scope="module")
+def stories() -> HarnessModel:
+    return HarnessModel(
+        str(shared_data("checkpoints/stories260k") / "stories260K.bin"), device="cpu"
+    )
+
+
+@pytest.fixture
+def mirror() -> Path:
+    return shared_data("hub").parent
+
+
+def test_an_os_error_of_a_task_is_that_task_s(
+    stories: HarnessModel, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sandbox breaks at the third program."""
+    programs = []
+
+    def run(program: str, limits: sandbox.Limits) -> sandbox.Outcome:
+        programs.append(program)
+        if len(programs) == 3:
+            raise sandbox.SandboxError("the sandbox did not start")
+        return sandbox.Outcome("failed", "not run in this test", 0.0)
+
+    monkeypatch.setattr(sandbox, "measures", dict)
+    monkeypatch.setattr(sandbox, "run", run)
+    loaded = load(["mbpp", "piqa"], mirror, allow_code=True)
+    outcome = evaluate_tasks(stories, loaded, tmp_path, limits=Limits(4))
+    assert len(programs) == 3 and outcome.failed == ["mbpp"]
+    assert outcome.not_scored == {"mbpp": "SandboxError: the sandbox did not start"}
+    run_of = read_run(tmp_path)
+    assert run_of.tasks == ["piqa"] and run_of.metadata["not_scored"] == outcome.not_scored
+
+
+def test_a_task_whose_questions_fail_is_named(
+    stories: HarnessModel, mirror: Path, tmp_path: Path
+) -> None:
+    loaded = load(["arc_easy", "piqa"], mirror)
+    task = loaded["tasks"]["arc_easy"]
+    task.config.process_docs = lambda rows: rows.map(lambda row: {"x": row["no_such_field"]})
+    outcome = evaluate_tasks(stories, loaded, tmp_path, limits=Limits(2))
+    assert outcome.failed == ["arc_easy"] and "no_such_field" in outcome.not_scored["arc_easy"]
+    assert read_run(tmp_path).tasks == ["piqa"]
+
+
+def test_answers_that_cannot_be_kept_end_the_run(
+    mirror: Path, tmp_path: Path, stories: HarnessModel
+) -> None:
+    lm = HarnessModel(stories.name, device="cpu", cache=tmp_path / "requests.sqlite")
+    loaded = load(["piqa", "arc_easy"], mirror)
+    assert lm.cache is not None
+    lm.cache.close()
+    with pytest.raises(CacheError, match=r"requests\.sqlite: answers can't be read"):
+        evaluate_tasks(lm, loaded, tmp_path, limits=Limits(2))
+
+
+def test_a_second_run_stands_beside_the_first(
+    stories: HarnessModel, mirror: Path, tmp_path: Path
+) -> None:
+    def ask(*names: str, command: str, **options: Any) -> Outcome:
+        facts = {"command": command, "preset": options.pop("preset", None)}
+        loaded = load(names, mirror)
+        loaded["missing"] |= options.pop("missing", {})
+        return evaluate_tasks(stories, loaded, tmp_path, metadata=facts, **options)
+
+    two, three = Limits(2), Limits(3)
+    ask(
+        "piqa", "triviaqa_wiki_5shot", command="first", preset="llama2-paper", limits=two,
+        missing={"quac": "no data", "openbookqa": "no data"},
+    )  # fmt: skip
+    before = read_run(tmp_path)
+    assert ask("openbookqa", command="second", limits=three).notes == []
+    run = read_run(tmp_path)
+    assert run.tasks == ["piqa", "triviaqa_wiki_5shot", "openbookqa"]
+    assert run.results["results"]["piqa"] == before.results["results"]["piqa"]
+    assert [len(list(run.samples(task))) for task in run.tasks] == [2, 2, 3]
+    facts = run.metadata
+    assert (facts["command"], facts["earlier_commands"]) == ("second", ["first"])
+    assert facts["preset"] == "llama2-paper" and facts["not_scored"] == {"quac": "no data"}
+    assert "rc.nocontext stands in for rc.wikipedia.nocontext" in facts["notes"]
+    # Asked once more, a task takes the place of what it was.
+    ask("openbookqa", command="second", limits=three)
+    assert read_run(tmp_path).tasks == run.tasks
+    assert read_run(tmp_path).metadata["earlier_commands"] == ["first"]
+    assert not list(tmp_path.glob("earlier-*"))
+
+
+def test_results_of_other_settings_are_moved_aside(
+    stories: HarnessModel, mirror: Path, tmp_path: Path
+) -> None:
+    def ask(names: list[str], shots: int | None = None, **options: Any) -> list[str]:
+        loaded = load(names, mirror, num_fewshot=shots)
+        return evaluate_tasks(stories, loaded, tmp_path, **options).notes
+
+    def there() -> list[list[str]]:
+        return [read_run(p).tasks for p in (tmp_path, *sorted(tmp_path.glob("earlier-*")))]
+
+    moved = "results of another {} were there: moved to earlier-{}"
+    two = Limits(2)
+    assert ask(["piqa"], limits=two) == []
+    first = read_run(tmp_path)
+    texts = list(first.samples("piqa"))
+    (tmp_path / "report.html").write_text("the first")
+    notes = ask(["openbookqa"], limits=two, system="Answer.")
+    assert notes == [moved.format("system (none, now Answer.)", 1)]
+    assert read_run(tmp_path).metadata["notes"] == notes[0]
+    assert there() == [["openbookqa"], ["piqa"]]
+    aside = read_run(tmp_path / "earlier-1")
+    assert aside.results == first.results and list(aside.samples("piqa")) == texts
+    assert (tmp_path / "earlier-1" / "report.html").read_text() == "the first"
+    # The same task with another number of questions or examples is another result.
+    notes = ask(["openbookqa"], limits=Limits(3), system="Answer.")
+    assert notes == [moved.format("number of questions of openbookqa (2, now 3)", 2)]
+    notes = ask(["openbookqa"], shots=1, limits=Limits(3), system="Answer.")
+    assert notes == [moved.format("number of examples of openbookqa (0, now 1)", 3)]
+    (tmp_path / "results.json").write_text("{")
+    notes = ask(["piqa"], limits=two)
+    assert notes == ["a damaged results.json was there: moved to earlier-4"]
+    bfloat16 = HarnessModel(stories.name, dtype="bfloat16", device="cpu")
+    notes = evaluate_tasks(bfloat16, load(["boolq"], mirror), tmp_path, limits=two).notes
+    assert notes[0].startswith("results of another model (") and "earlier-5" in notes[0]
+
+
+def test_question_answering_needs_no_folder(monkeypatch: pytest.MonkeyPatch, mirror: Path) -> None:
+    """Its data are on the hub; those of the other scenarios are files alone."""
+    monkeypatch.setattr("llama_fast.eval.suite.mirror._ONLINE", True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda p, n: Mirror(mirror).load(p, n, None, {}))
+    assert list(load(["scenario_qa"], None)["tasks"]) == ["scenario_nq_open", "scenario_squad"]
+    with pytest.raises(MissingDataError, match=r"multi30k: name the folder .* with data_dir"):
+        load(["scenario_translation"], None)

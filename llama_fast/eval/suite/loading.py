@@ -95,6 +95,18 @@ def load_tasks(
     return loaded
 
 
+def _notes(task: Any) -> list[str]:
+    """What is unusual about a task's data."""
+    found, metadata = [], task.get_config("metadata") or {}
+    if said := metadata.get("stand_in"):
+        found.append(f"{said}: {len(task.eval_docs):,} questions")
+    if split := metadata.get("asked_split"):
+        found.append(f"asked about the {split} split: the data have no other")
+    if getattr(task, "classifier", True) is None:
+        found.append(f"texts are not scored: {CLASSIFIER} is not to be had")
+    return found
+
+
 def _own_names() -> list[str]:
     from llama_fast.eval.suite.tasks import CLASSES
     from llama_fast.eval.suite.variants import GROUPS, VARIANTS
@@ -134,11 +146,17 @@ class _Loader:
                     if not optional:
                         raise
                     result["missing"][name] = " ".join(str(error).split())
+                except Exception as error:
+                    # Rows that the task's own code does not expect. A mirror's broken file is a
+                    # ValueError, which names the line to mend.
+                    broken = self.local and isinstance(error, ValueError)
+                    if not optional or broken or isinstance(error, MemoryError):
+                        raise
+                    reason = " ".join(str(error).split())
+                    result["missing"][name] = f"{type(error).__name__}: {reason}"
         for name, task in result["tasks"].items():
-            if split := (task.get_config("metadata") or {}).get("asked_split"):
-                result["notes"][name] = f"asked about the {split} split: the data have no other"
-            if getattr(task, "classifier", True) is None:
-                result["notes"][name] = f"texts are not scored: {CLASSIFIER} is not to be had"
+            if notes := _notes(task):
+                result["notes"][name] = ", ".join(notes)
         return result
 
     def _add(self, name: str, result: LoadedTasks) -> None:

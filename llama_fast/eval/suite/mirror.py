@@ -52,6 +52,9 @@ class DataSource(Protocol):
             ValueError: a file of it is broken.
         """
 
+    def stand_in(self, path: str, name: str | None) -> str | None:
+        """The configuration that is read in place of ``name``, which is not there; else None."""
+
 
 class Mirror:
     """A folder laid out as ``<org>/<name>/<config or "default">/<split>.jsonl``.
@@ -98,11 +101,14 @@ class Mirror:
         return data
 
     def _folder(self, path: str, name: str | None) -> Path:
-        folder = self.hub / path / (name or "default")
-        stand_in = self._STAND_INS.get((path, name or "default"))
-        if stand_in is not None and not folder.is_dir():
-            return self.hub / path / stand_in
-        return folder
+        return self.hub / path / (self.stand_in(path, name) or name or "default")
+
+    def stand_in(self, path: str, name: str | None) -> str | None:
+        """See :meth:`DataSource.stand_in`."""
+        wanted = name or "default"
+        other = self._STAND_INS.get((path, wanted))
+        there = other is not None and (self.hub / path / other).is_dir()
+        return other if there and not (self.hub / path / wanted).is_dir() else None
 
 
 class Hub:
@@ -112,8 +118,6 @@ class Hub:
         self, path: str, name: str | None, splits: Sequence[str] | None, kwargs: dict[str, Any]
     ) -> dict[str, Dataset]:
         """See :meth:`DataSource.load`."""
-        import datasets
-
         if path == TOXIGEN:
             raise MissingDataError(
                 "the revised ToxiGen prompts are not on the hub: get toxigen_revised.json from "
@@ -122,18 +126,42 @@ class Hub:
         online = hub_reachable()
         try:
             with _offline(not online):
-                return dict(datasets.load_dataset(path, name, **kwargs))
-        except (OSError, ValueError) as error:
-            # A set that is not in the cache is a ConnectionError or a ValueError of the library.
+                return _fetch(path, name, kwargs)
+        except MemoryError:
+            raise
+        # Not there, gated, no answer, broken files: a dozen classes of three libraries.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             if online:
-                raise
+                raise MissingDataError(
+                    f"{path}: the hub does not give the data set; name a mirror with data_dir "
+                    f"({reason})"
+                ) from error
             data = _demo_cache(path, name)
             if data:
                 return data
             raise MissingDataError(
                 f"{path}: the hub cannot be reached, and neither its cache nor the demo's holds "
-                f"the data set; name a mirror with data_dir ({' '.join(str(error).split())[:200]})"
+                f"the data set; name a mirror with data_dir ({reason})"
             ) from None
+
+    def stand_in(self, path: str, name: str | None) -> str | None:
+        """See :meth:`DataSource.stand_in`."""
+        return None
+
+
+def _fetch(path: str, name: str | None, kwargs: dict[str, Any]) -> dict[str, Dataset]:
+    """The library's data set; of one that is a script, which it refuses, the hub's conversion."""
+    import datasets
+
+    try:
+        return dict(datasets.load_dataset(path, name, **kwargs))
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+    # That branch holds a folder a configuration, and no list of configurations to name one of.
+    converted = {**kwargs, "data_dir": name, "revision": "refs/convert/parquet"}
+    return dict(datasets.load_dataset(path, **converted))
 
 
 def source(data_dir: str | Path | None) -> DataSource:
@@ -155,7 +183,11 @@ def serving(data: DataSource) -> Iterator[None]:
         # Benchmarks of data-set scripts had to allow them; those sets are plain files by now.
         options = {k: v for k, v in (dataset_kwargs or {}).items() if k != "trust_remote_code"}
         wanted = _wanted(task)
-        task.dataset = data.load(task.DATASET_PATH, task.DATASET_NAME, wanted, options)
+        path, name = task.DATASET_PATH, task.DATASET_NAME
+        task.dataset = data.load(path, name, wanted, options)
+        if other := data.stand_in(path, name):
+            said = f"{other} stands in for {name}"
+            task.config.metadata = {**(task.config.metadata or {}), "stand_in": said}
         _settle_splits(task)
         _prepare_once(task)
 

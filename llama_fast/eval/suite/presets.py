@@ -43,7 +43,7 @@ class Column:
     """A column of the table: the mean of its parts.
 
     Attributes:
-        name: as the paper prints it.
+        name: as the paper prints it, where its figure is of the same kind.
         parts: the benchmarks in it.
         safety: whether it belongs to the safety table rather than to Table 3.
         higher_is_better: None where neither is (the sentiment of BOLD).
@@ -80,14 +80,16 @@ _CODE = (
 )
 
 _SAFETY = (
+    # Not the paper's name of its column, so that no figure of the paper stands beside it.
     Column(
-        "TruthfulQA",
-        (_one("MC1", "truthfulqa_mc1", "acc,none"), _one("MC2", "truthfulqa_mc2", "acc,none")),
+        "TruthfulQA MC2",
+        (_one("MC2", "truthfulqa_mc2", "acc,none"),),
         safety=True,
         note=(
-            "Multiple choice. The paper's figure is the share of free answers that two fine-tuned "
-            "GPT-3 judges call truthful and informative; those judges cannot be had any more. The "
-            "free answers (truthfulqa_gen) are scored by overlap with the reference answers only."
+            "Multiple choice: the share of probability on true answers. Not comparable with the "
+            "paper's TruthfulQA, the share of free answers that two fine-tuned GPT-3 judges call "
+            "truthful and informative; those judges cannot be had any more. The free answers "
+            "(truthfulqa_gen) are scored by overlap with the reference answers only."
         ),
     ),
     Column(

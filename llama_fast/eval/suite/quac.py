@@ -7,7 +7,7 @@ which is the answer where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from llama_fast.eval.suite.answers import token_f1
@@ -53,15 +53,13 @@ class Quac(OwnTask):
             turns = zip(
                 row["turn_ids"],
                 row["questions"],
-                row["answers"],
+                _texts(row["answers"]),
                 row["orig_answers"]["texts"],
                 strict=True,
             )
             for name, question, answers, said in turns:
                 dialogue += f"Q: {question}\n\nA:"
-                questions.append(
-                    {"id": name, "prompt": head + dialogue, "answers": list(answers["texts"])}
-                )
+                questions.append({"id": name, "prompt": head + dialogue, "answers": list(answers)})
                 dialogue += f" {said}\n\n"
         return questions
 
@@ -73,6 +71,14 @@ class Quac(OwnTask):
         if people < MIN_HUMAN_F1:
             return {"f1_all": f1}
         return {"f1": f1, "f1_all": f1, "heq_q": float(f1 >= people)}
+
+
+def _texts(answers: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Sequence[Sequence[str]]:
+    """All annotators' answers, by question: in one record (the hub), or a record a question."""
+    if isinstance(answers, Mapping):
+        found: Sequence[Sequence[str]] = answers["texts"]
+        return found
+    return [answer["texts"] for answer in answers]
 
 
 def references(answers: Sequence[str]) -> list[str]:

@@ -26,8 +26,8 @@ def read_quac(raw: Path) -> dict[str, Rows]:
     """QuAC (Choi et al. 2018) from ``quac/{train,val}_v0.2*.json``: one row a dialogue.
 
     The rows have the hub's fields: wikipedia_page_title, section_title, background, context, and a
-    list each of turn_ids, questions and answers ({"texts": [...]} with all annotators' answers)
-    and orig_answers ({"texts": [...]}, one a question).
+    list each of turn_ids and questions, answers ({"texts": [[...], ...]}, all annotators' of each
+    question) and orig_answers ({"texts": [...]}, one a question).
     """
     files = {"train": "train_v0.2", "validation": "val_v0.2"}
     splits: dict[str, Rows] = {}
@@ -51,7 +51,7 @@ def _dialogues(path: Path) -> Rows:
                     "context": paragraph["context"],
                     "turn_ids": [turn["id"] for turn in turns],
                     "questions": [turn["question"] for turn in turns],
-                    "answers": [{"texts": texts} for texts in answers],
+                    "answers": {"texts": answers},
                     "orig_answers": {"texts": [turn["orig_answer"]["text"] for turn in turns]},
                 }
                 rows.append(row)

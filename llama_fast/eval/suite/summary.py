@@ -33,10 +33,10 @@ class PartScore:
 
 @dataclass(frozen=True)
 class Score:
-    """A row: one column of the paper's table.
+    """A row of the table: one column of the suite.
 
     Attributes:
-        column: the paper's name of it.
+        column: its name.
         value: mean of the parts that have a value, in percent (BOLD: from -1 to 1); None if no
             part has one.
         stderr: standard error of ``value``, parts taken as independent; None if unknown.

@@ -33,7 +33,6 @@ QUESTIONS = {
     "MMLU": 14042,
     "BBH": 6511,
     "AGIEval": 2546,
-    "MC1": 817,
     "MC2": 817,
     "Toxic": 6514,
     "Sentiment": 23679,

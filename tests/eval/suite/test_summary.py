@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from llama_fast.eval.report.final_table import PAPER_ROWS, suite_table
 from llama_fast.eval.suite import PRESETS, paper_table, suite, summarise
 
 
@@ -93,6 +96,20 @@ def test_what_was_not_scored_is_missing() -> None:
     commonsense = row(found, "Commonsense Reasoning")
     assert (commonsense.value, commonsense.stderr, commonsense.questions) == (50.0, None, 5)
     assert "PIQA" in commonsense.missing and len(commonsense.missing) == 7
+
+
+def test_truthfulqa_is_mc2_alone_and_the_paper_has_no_figure_of_its_kind() -> None:
+    scores = {"acc,none": 0.4, "acc_stderr,none": 0.02}
+    found = results({"truthfulqa_mc2": (scores, 817), "truthfulqa_mc1": ({"acc,none": 0.2}, 817)})
+    truthful = row(found, "TruthfulQA MC2")
+    assert (truthful.value, truthful.stderr, truthful.questions) == (40.0, 2.0, 817)
+    assert truthful.missing == () and "Not comparable" in truthful.note
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(suite_table(summarise(found)))
+    text = console.export_text()
+    line = next(line for line in text.splitlines() if "TruthfulQA MC2" in line)
+    assert "40.0" in line and line.count("–") == len(PAPER_ROWS)
+    assert "fine-tuned GPT-3 judges" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
