@@ -213,6 +213,10 @@ class TokenShards:
         self.lengths = np.concatenate([np.diff(e, prepend=0) for e in ends])
         self._first = np.cumsum([0] + [len(e) for e in ends])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the place of the files: another process maps them itself."""
+        return _reopen, (type(self), str(self.folder.absolute()), self.content_sha256)
+
     def _open(self, shard: Shard) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {}
         for part in shard.sha256:
@@ -290,3 +294,13 @@ class TokenShards:
         if "answer" not in arrays:
             return tokens, np.ones(len(tokens), dtype=np.bool_)
         return tokens, np.asarray(arrays["answer"][part])
+
+
+def _reopen(kind: type[TokenShards], folder: str, content_sha256: str) -> TokenShards:
+    shards = kind(folder)
+    if shards.content_sha256 != content_sha256:
+        raise DataError(
+            f"{folder}: expected the shards that were pickled, of content_sha256 {content_sha256}, "
+            f"got others, {shards.content_sha256}"
+        )
+    return shards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,26 @@ def test_parts_and_masks(tmp_path: Path) -> None:
         writer.add([1, 2, 3, 4], [False, False, True, True])
     tokens, answer = TokenShards(tmp_path / "s").read(0, 1, 3)
     assert tokens.tolist() == [2, 3] and answer.tolist() == [False, True]
+
+
+def test_a_pickle_is_the_place_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a worker that is not forked would be sent the whole corpus."""
+    monkeypatch.chdir(tmp_path)
+    shards = write(Path("s"), [list(range(1, 50_000))])
+    pickled = pickle.dumps(shards)
+    assert len(pickled) < 1000
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = pickle.loads(pickled)
+    assert again.content_sha256 == shards.content_sha256
+    assert again.read(0)[0].tolist() == shards.read(0)[0].tolist()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s").rename(tmp_path / "moved")
+    write(Path("s"))
+    with pytest.raises(DataError, match="expected the shards that were pickled"):
+        pickle.loads(pickled)
 
 
 def test_small_vocabularies_take_two_bytes(tmp_path: Path) -> None:
