@@ -26,8 +26,9 @@ from llama_fast.demo import memory
 from llama_fast.models import load
 from llama_fast.models.checkpoints.huggingface import read_config
 from llama_fast.train.allocator import keep_memory
+from llama_fast.train.build import make_optimizer
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
-from llama_fast.train.run import Run, make_optimizer
+from llama_fast.train.run import Run
 
 from .child import Questions
 

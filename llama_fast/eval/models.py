@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from llama_fast.data import TokenShards
+from llama_fast.data import DataError, TokenShards
 from llama_fast.data.tokenizer import tokenizer_of
-from llama_fast.models import LLaMA, Llama3RopeScaling, LlamaConfig, load
+from llama_fast.models import LLaMA, load
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
-from llama_fast.train.checkpoints import CheckpointError, Checkpoints
+from llama_fast.train.build import recorded_shape
+from llama_fast.train.checkpoints import CheckpointError, Checkpoints, Found
 
 
 def load_model(
@@ -31,6 +32,7 @@ def load_model(
         FileNotFoundError, CheckpointError: there is none, or it is damaged.
         ValueError: no tokenizer comes with it and none is given, or one with more tokens than the
             model has.
+        DataError: where a run's training data was is other data now, and no tokenizer is given.
     """
     folder = Path(path) / "checkpoints"
     own: Tokenizer | None
@@ -64,12 +66,13 @@ def load_run(
 
     Args:
         path: folder of the run (`out`).
-        with_tokenizer: that of the run's training data, which has to be where it was.
+        with_tokenizer: that of the run's training data, which has to be where it was, unchanged.
         average: the moving average of the weights instead of the weights.
 
     Raises:
         CheckpointError: there is none, or all are damaged.
         ValueError: no average was kept, or the data is not there.
+        DataError: other data is there now.
     """
     folder = Path(path) / "checkpoints"
     checkpoints = Checkpoints(folder)
@@ -78,21 +81,25 @@ def load_run(
         raise CheckpointError(f"{folder}: expected a checkpoint, there is none")
     if average and found.state["config"]["optimizer"]["ema"] is None:
         raise ValueError(f"average: expected a run with optimizer.ema, {path} kept no average")
-    fields = found.state["model"]
-    if fields.get("rope_scaling") is not None:
-        fields["rope_scaling"] = Llama3RopeScaling(**fields["rope_scaling"])
-    if fields.get("rope_factors") is not None:
-        fields["rope_factors"] = tuple(fields["rope_factors"])
-    model = LLaMA(LlamaConfig(**fields))
+    model = LLaMA(recorded_shape(found))
     part = "average" if average else "model"
     weights = {f"{part}.{name}": weight.detach() for name, weight in model.named_parameters()}
     checkpoints.load(found, weights)
-    tokenizer = None
-    if with_tokenizer:
-        shards = Path(found.state["config"]["data"]["train"])
-        if not shards.is_dir():
-            raise ValueError(f"tokenizer: expected one, for the run's data is not at {shards}")
-        data = TokenShards(shards)
-        tokenizer = tokenizer_of(data)
-        tokenizer.chat_template = data.tokenizer.get("chat_template", tokenizer.chat_template)
-    return model.eval(), tokenizer
+    return model.eval(), _tokenizer_of_run(found) if with_tokenizer else None
+
+
+def _tokenizer_of_run(found: Found) -> Tokenizer:
+    shards = Path(found.state["config"]["data"]["train"])
+    if not shards.is_dir():
+        raise ValueError(f"tokenizer: expected one, for the run's data is not at {shards}")
+    data = TokenShards(shards)
+    # Other data may be of another tokenizer, whose ids would mean other words to the model.
+    learned = found.state.get("loader", {}).get("content_sha256", data.content_sha256)
+    if data.content_sha256 != learned:
+        raise DataError(
+            f"{shards}: expected the data of {found.path}, content_sha256 {learned}, got other "
+            f"data, {data.content_sha256}; say the model's tokenizer (--tokenizer PATH)"
+        )
+    tokenizer = tokenizer_of(data)
+    tokenizer.chat_template = data.tokenizer.get("chat_template", tokenizer.chat_template)
+    return tokenizer

@@ -11,13 +11,13 @@ The second is that of ARC and OpenBookQA (there `question_stem`), worded as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_fast.data import DataError, TokenShards
+from llama_fast.data.documents import json_lines
 from llama_fast.data.tokenizer import tokenizer_of
 from llama_fast.demo.questions import Question, sample
 from llama_fast.demo.score import score, split_tokens
@@ -107,24 +107,23 @@ class Benchmarks:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions in a file; see the head of this module.
+    """The questions in a file; see the head of this module. Empty lines are passed over.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: a line of another form, or none at all.
+        DataError: a line of another form, or none but empty ones.
     """
     if not path.is_file():
         raise FileNotFoundError(f"benchmarks: no such file: {path}")
     found = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                found.append(_question(json.loads(line), f"{path.stem}-{number}"))
-            except (ValueError, KeyError, TypeError, IndexError):
-                raise DataError(
-                    f"{path}: line {number}: expected context, choices and gold, or question, "
-                    "choices with text and label, and answerKey"
-                ) from None
+    for number, row in enumerate(json_lines(path), 1):
+        try:
+            found.append(_question(row, f"{path.stem}-{number}"))
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise DataError(
+                f"{path}, question {number}: expected context, choices and gold, or question, "
+                "choices with text and label, and answerKey"
+            ) from None
     if not found:
         raise DataError(f"{path}: expected questions, the file is empty")
     return found

@@ -60,7 +60,8 @@ class Checkpoints:
 
     Args:
         folder: made when the first is saved.
-        keep: how many to keep; older ones are deleted after a new one is complete. 0 keeps all.
+        keep: how many to keep; older ones, and those that :meth:`latest` found damaged, are deleted
+            after a new one is complete. 0 keeps all.
         log: called with one line about each damaged checkpoint that is passed over.
 
     Example:
@@ -83,6 +84,7 @@ class Checkpoints:
         self.folder, self.keep, self.log = Path(folder), keep, log
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._damaged: set[Path] = set()
         # A group of its own: a save in the background may not meet the model's communication.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
@@ -111,13 +113,22 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the disk is full, or another failure; earlier checkpoints are whole.
+                Or the one before could not be written; then this one is written first, not in a
+                thread, and is there if there was room again.
             TypeError: `state` holds what JSON cannot.
         """
-        self.wait()
         if step < 0:
             raise ValueError(f"step: expected a number >= 0, got {step}")
         text = json.dumps(state, indent=1)
+        before = self._join()
         copies = {name: _copied(tensor) for name, tensor in tensors.items()}
+        if before is not None:
+            try:
+                self._write(step, copies, text)
+            except CheckpointError:
+                raise before from None
+            name = self._path(step).name
+            raise CheckpointError(f"{before}; {name} was written since") from before
         if not asynchronous:
             self._write(step, copies, text)
             return
@@ -137,31 +148,51 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written.
         """
+        error = self._join()
+        if error is not None:
+            raise error
+
+    def _join(self) -> BaseException | None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        return error
+
+    @property
+    def pending(self) -> bool:
+        """Whether a save in the background was begun of which nothing is known yet."""
+        return self._thread is not None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a save in the background goes on, so that :meth:`wait` would wait."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether :meth:`wait` would raise; known once nothing :attr:`is_writing`."""
+        return self._error is not None
 
     def _write(self, step: int, tensors: dict[str, Tensor], state: str) -> None:
         path = self._path(step)
         partial = self.folder / f".{path.name}.partial"
         try:
-            self._by_first_rank(lambda: self._begin(partial))
+            self.by_first_rank(lambda: self._begin(partial))
             _save_tensors(tensors, partial, self._group)
-            self._by_first_rank(lambda: self._complete(partial, path, state))
+            self.by_first_rank(lambda: self._complete(partial, path, state))
         except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
             shutil.rmtree(partial, ignore_errors=True)
-            failures = getattr(error, "failures", None)  # the cause at each rank, with a traceback
-            cause = next(iter(failures.values()))[0] if failures else error
-            reason = " ".join(str(cause).split())[:300]
             raise CheckpointError(
-                f"{path}: could not be written ({reason}); earlier checkpoints are whole"
+                f"{path}: could not be written ({_reason(error)}); earlier checkpoints are whole"
             ) from error
 
-    def _by_first_rank(self, work: Callable[[], None]) -> None:
-        """Let rank 0 work; the others wait, and fail with it."""
+    def by_first_rank(self, work: Callable[[], None]) -> None:
+        """Let rank 0 work; the others wait, and fail with it.
+
+        Raises:
+            OSError: rank 0 failed; there its own error is raised.
+        """
         error: Exception | None = None
         if self._is_first:
             try:
@@ -198,12 +229,24 @@ class Checkpoints:
         else:
             partial.rename(path)
         flush(self.folder)
+        self._damaged.discard(path)
         if self.keep:
-            for _, old in self._all()[self.keep :]:
-                # Renamed first: a folder half deleted is not taken for a damaged checkpoint.
-                gone = old.with_name(f".{old.name}.old")
-                old.rename(gone)
-                shutil.rmtree(gone)
+            self._rotate(path)
+
+    def _rotate(self, newest: Path) -> None:
+        """Delete what is not to be kept beside the one just written.
+
+        That one stays even if there are later steps: a run may have gone on from before them.
+        Damaged ones do not count, or they would take the place of whole ones.
+        """
+        others = [path for _, path in self._all() if path != newest]
+        whole = [path for path in others if path not in self._damaged]
+        for old in set(others) - set(whole[: self.keep - 1]):
+            # Renamed first: a folder half deleted is not taken for a damaged checkpoint.
+            gone = old.with_name(f".{old.name}.old")
+            old.rename(gone)
+            shutil.rmtree(gone)
+        self._damaged.clear()
 
     def _all(self) -> list[tuple[int, Path]]:
         """(step, folder) of those that claim to be complete, the newest first."""
@@ -235,10 +278,12 @@ class Checkpoints:
     def _newest_whole(self) -> int:
         """The step of the newest checkpoint without a fault, _NONE or _DAMAGED."""
         everything = self._all()
+        self._damaged.clear()
         for step, path in everything:
             wrong = self._fault(path)
             if wrong is None:
                 return step
+            self._damaged.add(path)
             self.log(f"{path}: damaged checkpoint ({wrong}); using the one before it")
         return _DAMAGED if everything else _NONE
 
@@ -261,8 +306,17 @@ class Checkpoints:
         """Fill `tensors`, each rank its own part of them, with what was saved under their names.
 
         Raises:
-            CheckpointError: a name or a shape that the checkpoint does not have.
+            CheckpointError: a name or a shape that the checkpoint does not have, or it cannot be
+                read.
         """
+        try:
+            self._load(found, tensors)
+        except (CheckpointError, MemoryError):
+            raise
+        except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+            raise CheckpointError(f"{found.path}: could not be read ({_reason(error)})") from error
+
+    def _load(self, found: Found, tensors: dict[str, Tensor]) -> None:
         reader = dcp.HuggingFaceStorageReader(str(found.path))
         saved = reader.read_metadata().state_dict_metadata
         for name, tensor in tensors.items():
@@ -281,6 +335,16 @@ class Checkpoints:
                 process_group=self._group,
                 no_dist=self._group is None,
             )
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    failures = getattr(error, "failures", None)  # the cause at each rank, with a traceback
+    cause = next(iter(failures.values()))[0] if failures else error
+    text = " ".join(str(cause).split())[:300]
+    if not text and isinstance(cause, MemoryError):
+        return "out of memory"
+    return text or type(cause).__name__
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, group: Any) -> None:

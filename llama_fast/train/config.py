@@ -21,7 +21,8 @@ class ModelOptions:
     preset: str = "debug"
     """A published model's shape (`llama3-8b`, `smollm2-135m`, ...), or `debug`."""
     init_from: str | None = None
-    """Weights to begin with (Hugging Face folder, GGUF, Meta, llama2.c); None draws new ones."""
+    """Weights to begin with (Hugging Face folder, GGUF, Meta, llama2.c); None draws new ones. A run
+    that goes on does not read them again."""
     changes: dict[str, int | float | bool] = field(default_factory=dict)
     """Fields of the preset to replace, such as `{num_layers: 4}`; `vocab_size` follows the data."""
 
@@ -96,7 +97,8 @@ class TrainConfig:
     """A training run."""
 
     out: str = "run"
-    """Folder of the run: checkpoints, metrics, the configuration. An existing one goes on."""
+    """Folder of the run: checkpoints, metrics, the configuration. An existing one goes on; one that
+    another process runs in is refused."""
     steps: int = 1000
     """Steps of the optimizer."""
     seed: int = 0
@@ -113,7 +115,7 @@ class TrainConfig:
     checkpoint_every: int = 200
     """Steps between checkpoints; the last step always makes one."""
     keep: int = 3
-    """Checkpoints kept; 0 keeps all."""
+    """Checkpoints kept, damaged ones not counted; 0 keeps all."""
     log_every: int = 10
     """Steps between two lines of output; a validation has one too. Every step is in metrics.csv."""
     valid_every: int = 200

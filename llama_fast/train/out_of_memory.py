@@ -9,8 +9,12 @@ import torch
 from llama_fast.models import LlamaConfig
 from llama_fast.train.config import TrainConfig
 
-# What PyTorch and C++ say in a plain RuntimeError when the CPU's memory is used up.
-_SIGNS = re.compile(r"can't allocate memory|not enough memory|bad_alloc|Cannot allocate memory")
+# What PyTorch and C++ say in a plain RuntimeError when the CPU's memory is used up, and errors that
+# repeat what another one said.
+_SIGNS = re.compile(
+    r"can't allocate memory|not enough memory|bad_alloc|Cannot allocate memory|out of memory"
+    r"|Storage size calculation overflowed"
+)
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?(?:bytes|[KMGT]iB))")
 
 
@@ -21,39 +25,62 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and bool(_SIGNS.search(str(error)))
 
 
-def explain(error: BaseException, config: TrainConfig, model: LlamaConfig, step: int) -> str:
+def explain(
+    error: BaseException, config: TrainConfig, model: LlamaConfig | None, step: int | None
+) -> str:
     """One line: what a run tried to hold, and which of its settings would make that less.
 
     Args:
         error: that :func:`is_out_of_memory`.
         config: of the run.
-        model: its model.
-        step: steps done.
+        model: its model; None: not known yet.
+        step: steps done; None: the run was still being made ready.
     """
     data, options = config.data, config.optimizer
-    weights = model.num_parameters()
-    # Weights, gradients and two moments in float32, and the average.
-    held = weights * 4 * (4 if options.ema is None else 5) / 1e9
+    tokens, held, advice = "", "", []
+    if model is not None:
+        weights = model.num_parameters()
+        # Weights, gradients and two moments in float32, and the average.
+        size = weights * 4 * (4 if options.ema is None else 5) / 1e9
+        held = (
+            f"{size:.2f} GB for the weights, gradients and moments of {weights / 1e6:.1f} M "
+            "parameters"
+        )
+    if step is None:
+        when = "in the making of the model and its optimizer"
+        advice.append("a smaller model (model.preset, model.changes)")
+    else:
+        when = f"in step {step + 1}"
+        tokens = (
+            f"micro-batches of data.rows {data.rows} x data.seq_len {data.seq_len} = "
+            f"{data.rows * data.seq_len:,} tokens in {config.precision}"
+        )
+        advice += _smaller_steps(config)
+    if options.ema is not None:
+        advice.append("optimizer.ema null")
+    advice.append("more devices and parallel.shard, context or tensor")
     asked = _ASKED.search(str(error))
-    advice = []
+    whole = f". The checkpoints in {config.out} are whole: the same command goes on from the newest"
+    what = ", and ".join(part for part in (tokens, held) if part)
+    return (
+        f"out of memory {when}"
+        + (f", which asked for {asked[1]} more" if asked else "")
+        + (f": {what}" if what else "")
+        + f". Would help: {'; '.join(advice)}"
+        + ("" if step is None else whole)
+    )
+
+
+def _smaller_steps(config: TrainConfig) -> list[str]:
+    """Settings with which a step takes less."""
+    data, advice = config.data, []
     if data.rows > 1:
         half = data.rows // 2
-        times = -(-data.rows // half) * options.accumulate
+        times = -(-data.rows // half) * config.optimizer.accumulate
         advice.append(f"data.rows {half} with optimizer.accumulate {times} (as many rows a step)")
     advice.append(f"data.seq_len below {data.seq_len}")
     if config.precision == "float32":
         advice.append("precision bfloat16")
     if config.activation_checkpointing != "full":
         advice.append("activation_checkpointing full")
-    if options.ema is not None:
-        advice.append("optimizer.ema null")
-    advice.append("more devices and parallel.shard, context or tensor")
-    return (
-        f"out of memory in step {step + 1}"
-        + (f", which asked for {asked[1]} more" if asked else "")
-        + f": micro-batches of data.rows {data.rows} x data.seq_len {data.seq_len} = "
-        f"{data.rows * data.seq_len:,} tokens in {config.precision}, and {held:.2f} GB for the "
-        f"weights, gradients and moments of {weights / 1e6:.1f} M parameters. Would help: "
-        f"{'; '.join(advice)}. The checkpoints in {config.out} are whole: the same command goes "
-        "on from the newest"
-    )
+    return advice

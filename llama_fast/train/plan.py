@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from llama_fast.models import LlamaConfig, load
+from llama_fast.train.build import new_shape
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import Peak, data_sheet, training_flops
 from llama_fast.train.parallel import check_divides
 from llama_fast.train.plan_memory import Mesh, memory
 from llama_fast.train.plan_traffic import Traffic, traffic
-from llama_fast.train.run import make_model
 
 
 class Gpu(NamedTuple):
@@ -175,9 +173,9 @@ def model_of(config: TrainConfig, vocab_size: int | None) -> LlamaConfig:
         return read_config(folder / "config.json")
     # Weights that are not here yet have the preset's shape.
     plain = dataclasses.replace(config, model=dataclasses.replace(options, init_from=None))
-    size = vocab_size or LlamaConfig.preset(options.preset).vocab_size
-    with torch.device("meta"):
-        return make_model(plain, size).config
+    shape = new_shape(plain, vocab_size)
+    assert shape is not None
+    return shape
 
 
 def plan(

@@ -17,26 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama_fast.data import Batch, PackedLoader, TokenShards
 from llama_fast.data.loader import IGNORE
-from llama_fast.models import LLaMA, LlamaConfig, load
+from llama_fast.models import LLaMA, LlamaConfig
+from llama_fast.train import lock
 from llama_fast.train.activation_checkpointing import checkpoint_activations
+from llama_fast.train.build import make_model, make_optimizer, new_shape, recorded_shape
 from llama_fast.train.checkpoints import Checkpoints, Found
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import attention_pairs
 from llama_fast.train.metrics import Step
-from llama_fast.train.parallel import Parallel, clip_gradients, kind_of
+from llama_fast.train.out_of_memory import explain, is_out_of_memory
+from llama_fast.train.parallel import Parallel, clip_gradients
+from llama_fast.train.resume import check_same
 from llama_fast.train.watch import Watch
-
-# What a resumed run may change; anything else would make another run of it.
-MAY_CHANGE = {
-    "out", "keep", "checkpoint_every", "log_every", "device", "compile", "on_nan", "data.workers",
-    "activation_checkpointing", "data.train", "data.valid", "data.verify", "valid_every",
-    "valid_batches",
-    "benchmarks", "eval_every", "questions", "report_to", "profile",
-}  # fmt: skip
 
 
 class Run:
@@ -53,7 +49,9 @@ class Run:
     Raises:
         FileNotFoundError, DataError: the data is not there, or damaged.
         CheckpointError: there are checkpoints and all are damaged.
+        OSError: another process has a run in the folder.
         ValueError: the folder has a run of another configuration.
+        MemoryError: the model and its optimizer do not fit; says which settings would help.
 
     Example:
         >>> Run(TrainConfig(out="run", steps=100, data=DataOptions(train="shards"))).train()
@@ -78,7 +76,35 @@ class Run:
                 f"data.valid: expected the vocabulary of data.train, {self.shards.vocab_size} "
                 f"tokens, got {self.valid.vocab_size}"
             )
-        self.model = self.parallel.spread(lambda: make_model(config, self.shards.vocab_size))
+        self.schedule = config.schedule()
+        if self.valid is not None:  # too little of it is said now, rather than after hours
+            self._loader(self.valid, shuffle=False)
+        self.loader = self._loader(self.shards, shuffle=True)
+        shape = new_shape(config, self.shards.vocab_size)
+        out = Path(config.out)
+        self.checkpoints = Checkpoints(out / "checkpoints", keep=config.keep, log=log)
+        self.checkpoints.by_first_rank(lambda: lock.hold(out))
+        found = self.checkpoints.latest()
+        if found is not None:
+            check_same(found, config, self.parallel.ranks, log)
+            shape = recorded_shape(found)
+        try:
+            self._build(shape, found)
+        except (RuntimeError, OSError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(explain(error, config, shape, step=None)) from error
+
+    def _build(self, shape: LlamaConfig | None, found: Found | None) -> None:
+        """Make all that takes memory: new, or as it is in a checkpoint."""
+        config = self.config
+
+        def make() -> LLaMA:
+            if found is None or shape is None:
+                return make_model(config, self.shards.vocab_size)
+            return LLaMA(shape)  # the checkpoint has its weights: init_from is not read again
+
+        self.model = self.parallel.spread(make)
         checkpoint_activations(self.model, config.activation_checkpointing)
         if self.parallel.data_rank > 0:  # other rows, other dropout
             torch.manual_seed(config.seed + self.parallel.data_rank * 0x9E3779B9)
@@ -89,14 +115,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=config.precision == "float16", init_scale=2.0**10
         )
-        self.schedule = config.schedule()
-        if self.valid is not None:  # too little of it is said now, rather than after hours
-            self._loader(self.valid, shuffle=False)
-        self.loader = self._loader(self.shards, shuffle=True)
         self._loss = self._loss_function()
-        folder = Path(config.out) / "checkpoints"
-        self.checkpoints = Checkpoints(folder, keep=config.keep, log=log)
-        found = self.checkpoints.latest()
         if found is not None:
             self._restore(found)
 
@@ -126,7 +145,8 @@ class Run:
         Raises:
             FloatingPointError: a loss or gradient is no finite number, and `on_nan` is "stop". The
                 newest checkpoint is from before it.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointError: a checkpoint could not be written. It is raised in the next step; the
+                state after that step is written first, if there is room again.
             MemoryError: a step did not fit; says which settings would help.
         """
         config, last = self.config, None
@@ -142,7 +162,7 @@ class Run:
                     if self.valid is not None and (due or self.step % config.valid_every == 0):
                         last = dataclasses.replace(last, valid_loss=self.validate())
                     last = watch.add(last)
-                    if due or self.step % config.checkpoint_every == 0:
+                    if due or self.step % config.checkpoint_every == 0 or self._save_failed():
                         watch.flush()
                         self.save()
         finally:
@@ -253,8 +273,23 @@ class Run:
         total = self.parallel.sum(total)[0] / self.config.parallel.tensor
         return total / max(1, *self._of_all_rows(targets))
 
+    def _save_failed(self) -> bool:
+        """Whether the save in the background has failed; on every process the same."""
+        if not self.checkpoints.pending:
+            return False
+        is_writing = self.checkpoints.is_writing  # first: what fails in between is seen next time
+        writing, failed = self.parallel.sum(is_writing, self.checkpoints.has_failed)
+        if not writing and not failed:
+            self.checkpoints.wait()  # not at all: then no process asks again until the next save
+        return not writing and failed > 0
+
     def save(self) -> None:
-        """Write a checkpoint in the background."""
+        """Write a checkpoint in the background.
+
+        Raises:
+            CheckpointError: the one before could not be written. This one was, if that was possible
+                again, before this is raised.
+        """
         state = {
             "step": self.step,
             "config": dataclasses.asdict(self.config),
@@ -285,20 +320,6 @@ class Run:
             yield f"random.cuda.{rank}", torch.cuda.get_rng_state(self.device)
 
     def _restore(self, found: Found) -> None:
-        changed = sorted(
-            f"{name} (was {old!r}, now {new!r})"
-            for name, old, new in _differences(found.state["config"],
-                                               dataclasses.asdict(self.config))
-            if name not in MAY_CHANGE and not name.startswith("parallel.")
-            # Other processes: as many rows a step may mean others for each.
-            and not (name == "data.rows" and found.state["ranks"] != self.parallel.ranks)
-            and not (name == "steps" and _keeps_rate(self.config))
-        )  # fmt: skip
-        if changed:
-            raise ValueError(
-                f"out: {self.config.out} has a run of another configuration: {'; '.join(changed)}; "
-                "expected the same one, or another folder"
-            )
         tensors = {name: tensor.detach() for name, tensor in self._tensors()}
         random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
         if self.parallel.rank < found.state["ranks"]:  # else drawn anew: there are more processes
@@ -313,47 +334,6 @@ class Run:
         self.scaler.load_state_dict(found.state["scaler"])
         self.step = found.step
         self.log(f"step {self.step}: going on from {found.path}")
-
-
-def make_model(config: TrainConfig, vocab_size: int) -> LLaMA:
-    """The model of a run, its weights new or loaded.
-
-    Raises:
-        ValueError: `init_from` beside changes, or with another vocabulary than the data.
-    """
-    options = config.model
-    if options.init_from is not None:
-        if options.changes:
-            raise ValueError("model.changes: expected none beside model.init_from")
-        model, _ = load(options.init_from, dtype=torch.float32)
-        if model.config.vocab_size < vocab_size:
-            raise ValueError(
-                f"model.init_from: expected a vocabulary of at least the data's {vocab_size} "
-                f"tokens, got {model.config.vocab_size}"
-            )
-        return model
-    changes: dict[str, Any] = {"vocab_size": vocab_size, **options.changes}
-    shape = LlamaConfig.preset(options.preset)
-    changes.setdefault("max_seq_len", max(shape.max_seq_len, config.data.seq_len))
-    fields = {field.name for field in dataclasses.fields(LlamaConfig)}
-    if unknown := sorted(set(changes) - fields):
-        raise ValueError(f"model.changes: expected fields of LlamaConfig, got {', '.join(unknown)}")
-    return LLaMA(dataclasses.replace(shape, **changes))
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in one kernel a step; weight decay on matrices alone."""
-    options = config.optimizer
-    groups: dict[Any, dict[str, Any]] = {}
-    for weight in model.parameters():
-        decay = options.weight_decay if weight.dim() >= 2 else 0.0
-        # Insertion order is that of the model, the same on every process.
-        group = groups.setdefault((decay, kind_of(weight)), {"params": [], "weight_decay": decay})
-        group["params"].append(weight)
-    betas = (options.beta1, options.beta2)
-    return torch.optim.AdamW(
-        list(groups.values()), lr=options.lr, betas=betas, eps=options.eps, fused=True
-    )
 
 
 def _silent(line: str) -> None:
@@ -377,19 +357,3 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: expected a GPU for 'cuda', torch finds none")
     return device
-
-
-def _keeps_rate(config: TrainConfig) -> bool:
-    """Whether more steps leave the learning rates of those done as they were."""
-    return config.optimizer.schedule == "constant"
-
-
-def _differences(
-    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for name in old.keys() | new.keys():
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            yield f"{prefix}{name}", a, b

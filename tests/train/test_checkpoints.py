@@ -68,6 +68,32 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000100", "step-100000000"]
 
 
+def test_the_one_just_written_is_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (9, 5):  # of a run that went on from before step 9
+        checkpoints.save(step, tensors(), {})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_damaged_ones_do_not_take_the_place_of_whole_ones(tmp_path: Path, keep: int) -> None:
+    for step in (100, 200):
+        Checkpoints(tmp_path).save(step, tensors(step), {})
+    (tmp_path / "step-00000200" / "state.json").write_text("")
+    checkpoints = Checkpoints(tmp_path, keep=keep, log=lambda line: None)
+    found = checkpoints.latest()
+    assert found is not None and found.step == 100
+    checkpoints.save(150, tensors(150), {})
+    left = {0: [100, 150, 200], 1: [150], 2: [100, 150]}[keep]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{step:08}" for step in left]
+    found = checkpoints.latest()
+    assert found is not None and found.step == 150
+    checkpoints.save(200, tensors(201), {})  # written anew, it counts
+    found = checkpoints.latest()
+    assert found is not None and found.step == 200
+    assert bits(loaded(checkpoints, found)) == bits(tensors(201))
+
+
 def test_a_step_again_replaces_it(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for seed in (1, 2):
@@ -210,3 +236,7 @@ def test_refusals(tmp_path: Path) -> None:
         checkpoints.load(found, {"other": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"weight: expected shape \(3,\), got \(16, 12\)"):
         checkpoints.load(found, {"weight": torch.zeros(3)})
+    (file,) = found.path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-8])  # after its hash was compared
+    with pytest.raises(CheckpointError, match="step-00000001: could not be read"):
+        loaded(checkpoints, found)

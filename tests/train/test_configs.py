@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llama_fast.cli.train import read_config
+from llama_fast.train.build import make_model
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.run import make_model
 from tests.paths import REPOSITORY
 
 FILES = sorted((REPOSITORY / "configs").glob("*.yaml"))

@@ -275,6 +275,14 @@ def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture
         (["--optimizer.schedule", "cosine", "--optimizer.warmup", "9999"], "warmup: expected 0 <="),
         (["--data.train", "{shards}", "--model.preset", "lama"], "no preset 'lama'; did you mean"),
         (["--data.train", "{shards}", "--model.changes", '{{"depth": 3}}'], "model.changes: expec"),
+        (
+            ["--data.train", "{shards}", "--model.changes", '{{"vocab_size": 100}}'],
+            "model.changes: expected a vocabulary of at least the data's 257 tokens, got 100",
+        ),
+        (
+            ["--data.train", "{shards}", "--model.changes", '{{"ffn_dim": 1000000000000}}'],
+            "out of memory in the making of the model and its optimizer, which asked for 2560000",
+        ),
         (["--data.train", "{shards}", "--device", "cua"], "device: expected cpu, cuda or auto"),
     ],
 )

@@ -169,8 +169,23 @@ def test_questions_of_the_hub_are_understood(tmp_path: Path) -> None:
     )
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"context": "a", "choices": ["b", "c"], "gold": 2}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl: line 1: expected context, choices and gold"):
+    with pytest.raises(
+        DataError, match=r"bad.jsonl, question 1: expected context, choices and gold"
+    ):
         read_questions(bad)
+    bad.write_text('\n{"context": "a"\n')
+    with pytest.raises(DataError, match=r"bad.jsonl, line 2: not JSON"):
+        read_questions(bad)
+
+
+def test_empty_lines_between_questions_are_passed_over(tmp_path: Path) -> None:
+    row = '{"context": "a", "choices": ["b", "c"], "gold": 1}\n'
+    file = tmp_path / "some.jsonl"
+    file.write_text(f"\n{row}\n  \n{row}\n")
+    assert [question.id for question in read_questions(file)] == ["some-1", "some-2"]
+    file.write_text("\n\n")
+    with pytest.raises(DataError, match="expected questions, the file is empty"):
+        read_questions(file)
 
 
 def test_questions_that_do_not_fit_are_named_at_the_start(tmp_path: Path, shards: str) -> None:

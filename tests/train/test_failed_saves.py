@@ -1,0 +1,128 @@
+"""A checkpoint that could not be written is said in the next steps, and costs no step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llama_fast.data import ShardWriter
+from llama_fast.train.checkpoints import CheckpointError
+from llama_fast.train.config import DataOptions, OptimizerOptions, ParallelOptions, TrainConfig
+from llama_fast.train.metrics import read_metrics
+from llama_fast.train.run import Run
+from tests.ranks import on_ranks
+
+
+def config(folder: Path, name: str, **changes: int) -> TrainConfig:
+    return TrainConfig(
+        out=str(folder / name),
+        steps=30,
+        checkpoint_every=10,
+        device="cpu",
+        data=DataOptions(train=str(folder / "shards"), seq_len=32, rows=2),
+        optimizer=OptimizerOptions(ema=0.9),
+        parallel=ParallelOptions(**changes),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    g = torch.Generator().manual_seed(0)
+    with ShardWriter(tmp_path / "shards", vocab_size=256, tokenizer={}) as writer:
+        for _ in range(200):
+            writer.add(torch.randint(256, (33,), generator=g).tolist())
+    return tmp_path
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """Files of at most 200 kB, as if the disk was full: a checkpoint has 1.4 MB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def fail_first_save(run: Run) -> None:
+    save = run.save
+
+    def fail() -> None:
+        run.save = save  # type: ignore[method-assign]
+        with small_files():
+            save()
+            assert run.checkpoints._thread is not None
+            run.checkpoints._thread.join()
+
+    run.save = fail  # type: ignore[method-assign]
+
+
+def steps(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def last_bits(out: Path) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for file in (out / "checkpoints/step-00000030").glob("*.safetensors"):
+        for name, tensor in load_file(file).items():
+            part = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            found[name] = sorted([*found.get(name, []), part])
+    return found
+
+
+def test_room_again(folder: Path) -> None:
+    """Step 10 could not be written, step 11 is: nothing is lost, and the run goes on from there."""
+    run = Run(config(folder, "failed"), log=lambda line: None)
+    fail_first_save(run)
+    with pytest.raises(CheckpointError, match=r"step-00000010: could not .*011 was written since"):
+        run.train()
+    assert run.step == 11 and steps(folder / "failed") == ["step-00000011"]
+    for name in ("failed", "whole"):
+        Run(config(folder, name), log=lambda line: None).train()
+    assert last_bits(folder / "failed") == last_bits(folder / "whole")
+    found, whole = (read_metrics(folder / name / "metrics.csv") for name in ("failed", "whole"))
+    assert [(s.step, s.loss) for s in found] == [(s.step, s.loss) for s in whole]
+
+
+def test_still_no_room(folder: Path) -> None:
+    run = Run(config(folder, "failed"), log=lambda line: None)
+    with small_files(), pytest.raises(CheckpointError, match=r"step-00000010: could not .*whole$"):
+        run.train()
+    # Seen in the first step after the save had ended, not at the next checkpoint.
+    assert 10 < run.step < 20 and steps(folder / "failed") == []
+
+
+def test_no_room_at_the_end(folder: Path) -> None:
+    run = Run(config(folder, "failed"), log=lambda line: None)
+    while run.step < 29:
+        run._train_step()
+    with small_files(), pytest.raises(CheckpointError, match=r"step-00000030: could not be"):
+        run.train()
+
+
+def rank_fails(rank: int, folder: Path) -> None:
+    """The disk of rank 0 alone is full: both processes end in the same step, with its state."""
+    run = Run(config(folder, "failed", shard=2), log=lambda line: None)
+    if rank == 0:
+        fail_first_save(run)
+    with pytest.raises(CheckpointError, match=r"step-00000010: could not .* was written since"):
+        run.train()
+    (folder / f"ended{rank}").write_text(json.dumps([run.step, steps(folder / "failed")]))
+    for name in ("failed", "whole"):
+        Run(config(folder, name, shard=2), log=lambda line: None).train()
+
+
+def test_on_two_processes(folder: Path) -> None:
+    on_ranks(2, rank_fails, folder)
+    ended = [json.loads((folder / f"ended{rank}").read_text()) for rank in range(2)]
+    step, left = ended[0]
+    assert ended[0] == ended[1] and 10 < step < 20 and left == [f"step-{step:08}"]
+    assert last_bits(folder / "failed") == last_bits(folder / "whole")
