@@ -33,14 +33,14 @@ NAMES = {
     "seconds": "Time",
     "truncated": "Contexts cut to the model's length",
     "cached": "Requests from the cache",
-    "notes": "About the data",
     "requests": "Requests",
     "tokens": "Tokens",
 }
 # Shown elsewhere, or of no use to a reader.
 ELSEWHERE = frozenset(
-    {"model", "command", "not_scored", "chat_template", "fewshot_as_multiturn", "summary"}
-)
+    {"model", "command", "earlier_commands", "not_scored", "notes", "chat_template",
+     "fewshot_as_multiturn", "summary"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ def _run(run: Run, name: str) -> dict[str, Any]:
         "name": name,
         "facts": facts,
         "command": run.metadata.get("command"),
+        "earlierCommands": run.metadata.get("earlier_commands") or [],
+        "notes": notes.split("; ") if (notes := run.metadata.get("notes")) else [],
         "notScored": [[str(part), str(why)] for part, why in left_out.items()],
     }
 

@@ -321,6 +321,17 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert not any("of a task" in limit for limit in data["limits"])
 
 
+def test_notes_and_earlier_commands_are_lists(tmp_path: Path) -> None:
+    run = read_run(SUITE)
+    run.results["llama_fast"]["earlier_commands"] = ["llama-fast eval a --tasks piqa"]
+    page = write_page(tmp_path / "page.html", run).read_text()
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["runs"][0]  # type: ignore[index]
+    assert shown["notes"] == [run.metadata["notes"]]
+    assert "rc.nocontext stands in" in shown["notes"][0]
+    assert shown["earlierCommands"] == run.metadata["earlier_commands"]
+    assert not {"Notes", "Earlier commands"} & {name for name, _ in shown["facts"]}
+
+
 def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows: expected some of MPT 7B, .*, got Llama 9"):
         write_page(tmp_path / "page.html", read_run(FLOAT32), rows=["Llama 9"])
