@@ -90,8 +90,8 @@ def load(args: argparse.Namespace) -> Any:
     """The model and its tokenizer."""
     import torch
 
+    from llama_fast._device import device_of
     from llama_fast.eval.models import load_model
-    from llama_fast.train.run import device_of
 
     if args.max_new_tokens < 1:
         raise ValueError(f"max-new-tokens: expected a number >= 1, got {args.max_new_tokens}")

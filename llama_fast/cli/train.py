@@ -89,9 +89,10 @@ def _with_underscores(argument: str) -> str:
 def main(argv: Sequence[str]) -> int:
     """Train."""
     config = read_config(argv)
+    from llama_fast._device import device_of
     from llama_fast.train.allocator import keep_memory
     from llama_fast.train.parallel import process_group
-    from llama_fast.train.run import Run, device_of
+    from llama_fast.train.run import Run
 
     keep_memory()
     with process_group(device_of(config.device)):

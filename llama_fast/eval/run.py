@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import logging
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_fast._lock import hold
 from llama_fast.eval.earlier import joined, take_over
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import write_run
@@ -21,6 +23,7 @@ from llama_fast.eval.request_cache import CacheError, vocabulary_of
 from llama_fast.eval.scenarios import SCENARIOS, scenario_groups, scenario_tasks
 from llama_fast.eval.suite import load_tasks
 from llama_fast.eval.suite.loading import LoadedTasks
+from llama_fast.train.out_of_memory import is_out_of_memory
 
 log = logging.getLogger("llama_fast")
 
@@ -160,6 +163,7 @@ def evaluate_tasks(
         "chat_template": lm.chat_template(chat),
         "system_instruction": system,
     }
+    hold(out)
     shots = {name: task.config.num_fewshot or 0 for name, task in tasks.items()}
     earlier, moved = take_over(out, facts, shots, counts)
     own = {*tasks, *loaded["groups"]}
@@ -184,6 +188,10 @@ def evaluate_tasks(
             except (CacheError, MemoryError):
                 raise
             except Exception as error:  # of a task's own code, which may be anybody's
+                if is_out_of_memory(error):
+                    raise MemoryError(f"{name}: {_reason(error)}; try a smaller budget") from error
+                if getattr(error, "errno", None) == errno.ENOSPC:
+                    raise
                 log.debug("task %s", name, exc_info=True)
                 outcome.failed.append(name)
                 outcome.not_scored[name] = _reason(error)

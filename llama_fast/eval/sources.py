@@ -107,7 +107,7 @@ def _dtype(name: str) -> torch.dtype | None:
 
 
 def _device(name: str | None) -> torch.device:
-    from llama_fast.train.run import device_of
+    from llama_fast._device import device_of
 
     return device_of(name or "auto")
 

@@ -280,16 +280,20 @@ class Checkpoints:
         everything = self._all()
         self._damaged.clear()
         for step, path in everything:
-            wrong = self._fault(path)
-            if wrong is None:
-                return step
-            self._damaged.add(path)
+            try:
+                wrong = self._fault(path)
+            except OSError as error:  # of a file system that may give it another time
+                wrong = f"cannot be read: {error}"
+            else:
+                if wrong is None:
+                    return step
+                self._damaged.add(path)
             self.log(f"{path}: damaged checkpoint ({wrong}); using the one before it")
         return _DAMAGED if everything else _NONE
 
     @staticmethod
     def _fault(path: Path) -> str | None:
-        """What is wrong with a checkpoint, None if nothing is."""
+        """What is wrong with a checkpoint, None if nothing is. OSError: it cannot be read."""
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             for name, entry in manifest.items():
@@ -299,7 +303,7 @@ class Checkpoints:
                 if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
                     return f"{name} does not have its sha256"
             return None if STATE in manifest else f"{STATE} is missing"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{MANIFEST}: {error}"
 
     def load(self, found: Found, tensors: dict[str, Tensor]) -> None:

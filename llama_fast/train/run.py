@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_fast._device import device_of
+from llama_fast._lock import hold
 from llama_fast.data import Batch, PackedLoader, TokenShards
 from llama_fast.data.loader import IGNORE
 from llama_fast.models import LLaMA, LlamaConfig
-from llama_fast.train import lock
 from llama_fast.train.activation_checkpointing import checkpoint_activations
 from llama_fast.train.build import make_model, make_optimizer, new_shape, recorded_shape
 from llama_fast.train.checkpoints import Checkpoints, Found
@@ -83,7 +83,7 @@ class Run:
         shape = new_shape(config, self.shards.vocab_size)
         out = Path(config.out)
         self.checkpoints = Checkpoints(out / "checkpoints", keep=config.keep, log=log)
-        self.checkpoints.by_first_rank(lambda: lock.hold(out))
+        self.checkpoints.by_first_rank(lambda: hold(out))
         found = self.checkpoints.latest()
         if found is not None:
             check_same(found, config, self.parallel.ranks, log)
@@ -338,22 +338,3 @@ class Run:
 
 def _silent(line: str) -> None:
     pass
-
-
-def device_of(name: str) -> torch.device:
-    """The device that a run's `device` means on this process: its own GPU if it has one.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if name == "auto":
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device: expected cpu, cuda or auto, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: expected a GPU for 'cuda', torch finds none")
-    return device

@@ -14,6 +14,7 @@ import torch
 
 from llama_fast.demo.memory import peak as peak_resident
 from llama_fast.train import benchmarks, out_of_memory, progress, record
+from llama_fast.train.checkpoints import CheckpointError
 from llama_fast.train.energy import find_meter
 from llama_fast.train.flops import peak_flops, training_flops
 from llama_fast.train.metrics import MetricsFile, Step
@@ -97,8 +98,10 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         text = None
-        if error is not None and out_of_memory.is_out_of_memory(error):
-            text = out_of_memory.explain(error, self.config, self._model, self.run.step)
+        # Of a checkpoint that could not be written, the error names it and says why.
+        of_step = None if isinstance(error, CheckpointError) else error
+        if of_step is not None and out_of_memory.is_out_of_memory(of_step):
+            text = out_of_memory.explain(of_step, self.config, self._model, self.run.step)
             # The failed step's tensors hang on its frames: what follows may need the memory.
             traceback.clear_frames(trace)
         if self._metrics is not None:

@@ -41,6 +41,17 @@ def test_the_golden_story(capsys: pytest.CaptureFixture[str]) -> None:
     assert found == fence.partition("-t 0.0\n")[2]
 
 
+def test_it_needs_no_package_of_evaluation_or_training() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['rich', 'lm_eval', 'datasets', 'jsonargparse', 'pyarrow'])\n"
+        "from llama_fast.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "generate", *stories("--max-new-tokens", "3")]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def test_a_prompt_is_continued_up_to_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
     found = out(capsys, "generate", *stories("Once upon a time", "--stop", "park", "--stop", "!"))
     assert found == (

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import torch
 
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import read_run
@@ -74,6 +78,42 @@ def test_an_os_error_of_a_task_is_that_task_s(
     assert outcome.not_scored == {"mbpp": "SandboxError: the sandbox did not start"}
     run_of = read_run(tmp_path)
     assert run_of.tasks == ["piqa"] and run_of.metadata["not_scored"] == outcome.not_scored
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), MemoryError, "gsm8k_cot: .*smaller budget"),
+        (OSError(errno.ENOSPC, "No space left on device"), OSError, "No space left"),
+    ],
+)
+def test_what_would_end_every_task_ends_the_run(
+    stories: HarnessModel, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: Exception, kind: type[Exception], message: str,
+) -> None:  # fmt: skip
+    def run(requests: object) -> list[str]:
+        raise error
+
+    loaded = load(["piqa", "gsm8k_cot", "openbookqa"], mirror)
+    monkeypatch.setattr(stories, "generate_until", run)
+    with pytest.raises(kind, match=message):
+        evaluate_tasks(stories, loaded, tmp_path, limits=Limits(2))
+    assert read_run(tmp_path).tasks == ["piqa"]
+
+
+def test_one_run_at_a_time_in_a_folder(stories: HarnessModel, mirror: Path, tmp_path: Path) -> None:
+    holds = "import sys, time; from llama_fast._lock import hold; from pathlib import Path\n"
+    holds += "hold(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", holds, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "\n"
+            with pytest.raises(OSError, match="is in use by another run"):
+                evaluate_tasks(stories, load(["piqa"], mirror), tmp_path, limits=Limits(2))
+        finally:
+            other.kill()
+    evaluate_tasks(stories, load(["piqa"], mirror), tmp_path, limits=Limits(2))
+    assert read_run(tmp_path).tasks == ["piqa"]
 
 
 def test_a_task_whose_questions_fail_is_named(

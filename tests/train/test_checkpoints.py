@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import resource
 import signal
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from llama_fast.data.shards import sha256_of
 from llama_fast.train.checkpoints import CheckpointError, Checkpoints, Found
 
 
@@ -102,6 +104,29 @@ def test_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert found is not None and found.state == {"seed": 2}
     assert bits(loaded(checkpoints, found)) == bits(tensors(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_one_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that fails for a moment does not make a whole checkpoint a damaged one."""
+    for step in (100, 200):
+        Checkpoints(tmp_path).save(step, tensors(step), {})
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, keep=2, log=said.append)
+
+    def fails(path: Path) -> str:
+        if "step-00000200" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256_of(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llama_fast.train.checkpoints.sha256_of", fails)
+        found = checkpoints.latest()
+    assert found is not None and found.step == 100
+    assert "cannot be read: [Errno 5] Input/output error" in said[0]
+    checkpoints.save(150, tensors(150), {})
+    checkpoints.wait()
+    found = checkpoints.latest()
+    assert found is not None and found.step == 200
 
 
 def flip(path: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from llama_fast._lock import hold
 from llama_fast.cli.main import main as cli
 from llama_fast.data import ShardWriter
 from llama_fast.models import LLaMA, LlamaConfig, save
-from llama_fast.train import lock
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.run import Run
 from tests.paths import REPOSITORY
@@ -135,7 +135,7 @@ def rank_is_refused(rank: int, folder: Path, shards: str) -> None:
 
 
 def test_all_processes_of_a_second_run_end(tmp_path: Path, shards: str) -> None:
-    lock.hold(tmp_path / "run")
+    hold(tmp_path / "run")
     on_ranks(2, rank_is_refused, tmp_path, shards)
 
 

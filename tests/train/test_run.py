@@ -280,7 +280,7 @@ def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture
             "model.changes: expected a vocabulary of at least the data's 257 tokens, got 100",
         ),
         (
-            ["--data.train", "{shards}", "--model.changes", '{{"ffn_dim": 1000000000000}}'],
+            ["--data.train", "{shards}", "--model.changes", '{{"ffn_dim": 10000000000000}}'],
             "out of memory in the making of the model and its optimizer, which asked for 2560000",
         ),
         (["--data.train", "{shards}", "--device", "cua"], "device: expected cpu, cuda or auto"),
