@@ -357,40 +357,18 @@ class Call {
     for (int64_t i = 0; i < m; ++i) {
       const A* from = area.product + i * p_.width;
       if (p_.wide)
-        add_row(from, p_.wide_gradient + (first + i) * p_.width);
+        write_row(from, a_.features, first_ > 0, p_.wide_gradient + (first + i) * p_.width);
       else
-        add_row(from, static_cast<Out*>(a_.grad_linear_weight) + (first + i) * a_.features);
+        write_row(from, a_.features, first_ > 0,
+                  static_cast<Out*>(a_.grad_linear_weight) + (first + i) * a_.features);
     }
-  }
-
-  // One row of E numbers, added unless this is the first chunk. `from` is padded to whole vectors.
-  template <class To>
-  void add_row(const A* from, To* to) const {
-    const bool add = first_ > 0;
-    for_vectors(from, a_.features, A(0), [&](vec<A> v, int64_t c) {
-      const int64_t left = a_.features - c;
-      if (left >= kLanes<A>)
-        store_acc(to + c, add ? v + load_acc(to + c) : v);
-      else
-        store_acc_n(to + c, add ? v + load_acc_n(to + c, left, A(0)) : v, left);
-    });
-  }
-
-  template <class To>
-  void copy_row(const A* from, To* to) const {
-    for_vectors(from, a_.features, A(0), [&](vec<A> v, int64_t c) {
-      if (a_.features - c >= kLanes<A>)
-        store_acc(to + c, v);
-      else
-        store_acc_n(to + c, v, a_.features - c);
-    });
   }
 
   void write_input_gradient() {
     parallel_ranges(rows_, 64, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r)
-        copy_row(p_.grad_input + r * p_.width,
-                 static_cast<Out*>(a_.grad_input) + token(r) * a_.features);
+        write_row(p_.grad_input + r * p_.width, a_.features, false,
+                  static_cast<Out*>(a_.grad_input) + token(r) * a_.features);
     });
   }
 
@@ -412,7 +390,7 @@ class Call {
     if (p_.wide) {
       parallel_ranges(a_.classes, 64, [&](int64_t begin, int64_t end) {
         for (int64_t c = begin; c < end; ++c)
-          copy_row(p_.wide_gradient + c * p_.width, out + c * a_.features);
+          write_row(p_.wide_gradient + c * p_.width, a_.features, false, out + c * a_.features);
       });
       return;
     }

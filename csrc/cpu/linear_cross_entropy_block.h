@@ -140,6 +140,18 @@ void block_gradient(const RowOptions<A>& o, const Row<A>& row, int64_t first, in
     write_block<false, false, false>(z, z, n, row.shift, row.scale, row.flat, u, cap);
 }
 
+// Writes n numbers, or adds them to what is there. `from` is padded to whole vectors.
+template <class A, class To>
+void write_row(const A* from, int64_t n, bool add, To* to) {
+  for_vectors(from, n, A(0), [&](vec<A> v, int64_t c) {
+    const int64_t left = n - c;
+    if (left >= kLanes<A>)
+      store_acc(to + c, add ? v + load_acc(to + c) : v);
+    else
+      store_acc_n(to + c, add ? v + load_acc_n(to + c, left, A(0)) : v, left);
+  });
+}
+
 }  // namespace
 }  // namespace LLAMA_FAST_ISA
 }  // namespace llama_fast

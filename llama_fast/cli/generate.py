@@ -68,16 +68,12 @@ def _run(args: argparse.Namespace) -> int:
     places, prompts = zip(*_prompts(args), strict=True)
     model, tokenizer = load(args)
     from llama_fast.generate import Engine
+    from llama_fast.generate.requests import check_length
 
     engine = Engine(model, tokenizer, max_batch=args.batch)
     requests = [_request(args, tokenizer, n, text) for n, text in enumerate(prompts)]
-    most = model.config.max_seq_len
     for place, request in zip(places, requests, strict=True):  # before any text is made
-        if len(request.tokens) >= most:
-            raise ValueError(
-                f"{place}: expected a prompt shorter than the model's context of {most} tokens, "
-                f"got {len(request.tokens)}"
-            )
+        check_length(place, request.tokens, model.config.max_seq_len)
     begin = time.perf_counter()
     tokens = sum(_show(args, prompts, engine.stream(requests)))
     seconds = time.perf_counter() - begin

@@ -27,6 +27,15 @@ class GenerationRequest:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
+def check_length(name: str, tokens: Sequence[int], context: int) -> None:
+    """ValueError, naming the prompt, if its tokens leave no room in the model's context."""
+    if context <= len(tokens):
+        raise ValueError(
+            f"{name}: expected a prompt shorter than the model's context of {context} tokens, "
+            f"got {len(tokens)}"
+        )
+
+
 @dataclass(frozen=True)
 class GenerationResult:
     """A continuation.

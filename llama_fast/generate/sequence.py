@@ -11,7 +11,7 @@ from llama_fast.tokenizers import Tokenizer
 
 from .paged_cache import PagedCache
 from .prefix_tree import Node
-from .requests import GenerationRequest, GenerationResult, Piece
+from .requests import GenerationRequest, GenerationResult, Piece, check_length
 from .text import TextStream
 
 
@@ -47,15 +47,11 @@ class LiveSequence:
         self._generator: torch.Generator | None = None
 
     def _check(self, config: Any) -> None:
-        request, S = self.request, len(self.tokens)
+        request = self.request
         name = f"request {self.index}"
-        if S == 0:
+        if not self.tokens:
             raise ValueError(f"{name}: expected at least one token in its prompt, got none")
-        if config.max_seq_len <= S:
-            raise ValueError(
-                f"{name}: expected a prompt shorter than the model's context of "
-                f"{config.max_seq_len} tokens, got {S}"
-            )
+        check_length(name, self.tokens, config.max_seq_len)
         if request.max_new_tokens < 1:
             raise ValueError(f"{name}: expected max_new_tokens >= 1, got {request.max_new_tokens}")
         if "" in request.stop:
