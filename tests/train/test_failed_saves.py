@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama_fast.data import ShardWriter
 from llama_fast.train.checkpoints import CheckpointError
 from llama_fast.train.config import DataOptions, OptimizerOptions, ParallelOptions, TrainConfig
 from llama_fast.train.metrics import Step, read_metrics
@@ -33,12 +32,8 @@ def config(folder: Path, name: str, **changes: int) -> TrainConfig:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    g = torch.Generator().manual_seed(0)
-    with ShardWriter(tmp_path / "shards", vocab_size=256, tokenizer={}) as writer:
-        for _ in range(200):
-            writer.add(torch.randint(256, (33,), generator=g).tolist())
-    return tmp_path
+def folder(random_shards: str) -> Path:
+    return Path(random_shards).parent
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from llama_fast._lock import hold
 from llama_fast.cli.main import main as cli
-from llama_fast.data import ShardWriter
 from llama_fast.models import LLaMA, LlamaConfig, save
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.run import Run
@@ -26,12 +25,8 @@ from tests.ranks import on_ranks
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> str:
-    g = torch.Generator().manual_seed(0)
-    with ShardWriter(tmp_path / "shards", vocab_size=256, tokenizer={}) as writer:
-        for _ in range(200):
-            writer.add(torch.randint(256, (33,), generator=g).tolist())
-    return str(tmp_path / "shards")
+def shards(random_shards: str) -> str:
+    return random_shards
 
 
 def make(out: Path, shards: str, **changes: object) -> TrainConfig:

@@ -22,20 +22,9 @@ from llama_fast.train.checkpoints import Checkpoints
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.metrics import MEASURED, read_metrics
 from llama_fast.train.run import Run
-from tests.paths import REPOSITORY, shared_data
+from tests.paths import REPOSITORY
 from tests.train.events import curves
 from tests.train.kills import config as killed_config
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Tinyshakespeare's first 200,000 characters, a speech a document."""
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:200_000]
-    with ShardWriter(folder, vocab_size=257, tokenizer={"path": "byte"}) as writer:
-        for speech in text.split("\n\n"):
-            writer.add([256, *speech.encode(), 256])
-    return str(folder)
 
 
 def make(out: Path, shards: str, **changes: object) -> TrainConfig:

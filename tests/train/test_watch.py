@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from llama_fast.cli.main import main as cli
-from llama_fast.data import DataError, ShardWriter, TokenShards
+from llama_fast.data import DataError, TokenShards
 from llama_fast.models import LlamaConfig
 from llama_fast.train.benchmarks import Row, read_questions
 from llama_fast.train.config import DataOptions, OptimizerOptions, TrainConfig
@@ -29,17 +29,6 @@ from llama_fast.train.trackers import scalars
 from llama_fast.train.watch import Watch
 from tests.paths import REPOSITORY, shared_data
 from tests.train.events import curves
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Tinyshakespeare's first 200,000 characters, a speech a document."""
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:200_000]
-    with ShardWriter(folder, vocab_size=257, tokenizer={"path": "byte"}) as writer:
-        for speech in text.split("\n\n"):
-            writer.add([256, *speech.encode(), 256])
-    return str(folder)
 
 
 def make(out: Path, shards: str, **changes: object) -> TrainConfig:
