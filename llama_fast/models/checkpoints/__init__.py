@@ -39,6 +39,10 @@ def load(
         dtype: of the model. None: as stored (that of the embedding), quantised weights as float32.
         config: for a Meta ``.pth`` without ``params.json`` beside it; nothing else needs it.
 
+    A head that the configuration says is tied is so only if the file holds no other: one that
+    differs from the embedding is kept, with a warning. ``model.safetensors`` comes before the files
+    that ``model.safetensors.index.json`` lists, as in transformers.
+
     Returns:
         The model on the CPU in evaluation mode; the tokenizer, or None where the checkpoint has
         none (with a warning, if it has one that this package can't read).
@@ -72,7 +76,7 @@ def load(
     if kind == "huggingface":
         from . import huggingface
 
-        return huggingface.load(path if path.is_dir() else path.parent, dtype)
+        return huggingface.load(path, dtype)
     from . import llama2c
 
     return llama2c.load(path, dtype)

@@ -74,6 +74,7 @@ def build(
     Raises:
         CheckpointError: tensors are missing, left over, or of another shape.
     """
+    config, tensors = _settle_head(path, config, names, tensors)
     if config.num_layers > len(tensors):  # a damaged number of layers could take for ever
         raise CheckpointError(
             f"{path}: expected tensors of {config.num_layers} layers, got {len(tensors)} tensors"
@@ -102,6 +103,38 @@ def build(
     return model.eval()
 
 
+def _settle_head(
+    path: Path, config: LlamaConfig, names: Mapping[str, str], tensors: Mapping[str, Stored]
+) -> tuple[LlamaConfig, Mapping[str, Stored]]:
+    """What a tied head is by the tensors: they decide where the configuration says otherwise.
+
+    As transformers has it: of a tied pair, either may be the one that is stored; where both are,
+    and differ, both are kept, and a warning says so.
+    """
+    embedding, head = f"{names['embedding']}.weight", f"{names['head']}.weight"
+    if not config.tie_embeddings or head not in tensors:
+        return config, tensors
+    others = {name: tensor for name, tensor in tensors.items() if name != head}
+    stored = tensors[head]
+    if embedding not in tensors:
+        return config, {embedding: stored, **others}
+    if stored.shape == tensors[embedding].shape and torch.equal(
+        stored.read(), tensors[embedding].read()
+    ):
+        return config, others
+    warnings.warn(
+        f"{path}: the configuration says that {head!r} is {embedding!r}, but the file holds two "
+        "different tensors: both are kept, and the head is not tied",
+        stacklevel=5,
+    )
+    return dataclasses.replace(config, tie_embeddings=False), tensors
+
+
+def config_of(model: LLaMA) -> LlamaConfig:
+    """The model's configuration, with the head tied or not as the model's modules have it."""
+    return dataclasses.replace(model.config, tie_embeddings=model.head is None)
+
+
 def _compare_names(path: Path, what: str, names: set[str]) -> None:
     if names:
         first, others = min(names), len(names) - 1
@@ -127,12 +160,15 @@ def halves_to_pairs(weight: Tensor, head_dim: int) -> Tensor:
 
 def weights_of(model: LLaMA, names: Mapping[str, str], *, interleaved: bool) -> dict[str, Tensor]:
     """A model's weights by a format's names, contiguous; the reverse of :func:`build`."""
-    theirs = weight_names(model.config, names)
+    theirs = weight_names(config_of(model), names)
     weights = {}
     for ours, weight in model.state_dict().items():
         if interleaved and ours.endswith(("q_proj.weight", "k_proj.weight")):
             weight = halves_to_pairs(weight, model.config.head_dim)
         weights[theirs[ours]] = weight.detach().cpu().contiguous()
+    if model.head is not None and model.head.weight is model.embedding.weight:
+        head = theirs["head.weight"]  # two tensors in a file share no memory
+        weights[head] = weights[head].clone()
     return weights
 
 

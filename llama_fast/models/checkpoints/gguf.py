@@ -172,13 +172,20 @@ def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]
             f"{path}: metadata 'llama.rope.dimension_count': expected the head size {head_dim} "
             f"(RoPE on whole heads), got {get('rope.dimension_count')}"
         )
+    # As in llama.cpp: a file with a factor and no type means linear scaling, and factors of single
+    # frequencies multiply it.
+    scaling, linear = metadata.get("llama.rope.scaling.type", "linear"), 1.0
+    if scaling == "linear":
+        linear = metadata.get("llama.rope.scaling.factor", 1.0) or 1.0
+        if not isinstance(linear, float):
+            raise CheckpointError(f"{path}: RoPE scaling factor: expected a number, got {linear!r}")
+    elif scaling != "none":
+        raise CheckpointError(f"{path}: RoPE scaling {scaling!r}: expected none or linear")
     factors: tuple[float, ...] | None = None
     if "rope_freqs.weight" in tensors:
-        factors = tuple(tensors["rope_freqs.weight"].read().tolist())
-    elif (scaling := metadata.get("llama.rope.scaling.type", "none")) != "none":
-        if scaling != "linear":
-            raise CheckpointError(f"{path}: RoPE scaling {scaling!r}: expected none or linear")
-        factors = (get("rope.scaling.factor"),) * (head_dim // 2)
+        factors = tuple(linear * f for f in tensors["rope_freqs.weight"].read().tolist())
+    elif linear != 1:
+        factors = (linear,) * (head_dim // 2)
     return make_config(
         path,
         vocab_size=tensors["token_embd.weight"].shape[0],

@@ -21,6 +21,7 @@ from .common import (
     CheckpointError,
     Stored,
     build,
+    config_of,
     llama3_scaling,
     make_config,
     read_json,
@@ -50,13 +51,19 @@ NAMES = {
     "norm": "model.norm",
     "head": "lm_head",
 }
+INDEX = "model.safetensors.index.json"
 
 
-def load(folder: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
-    """Load a folder as ``save_pretrained`` writes it; see ``llama_fast.models.load``."""
+def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
+    """Load a folder as ``save_pretrained`` writes it, or by one of its safetensors files.
+
+    See ``llama_fast.models.load``.
+    """
+    folder = path if path.is_dir() else path.parent
     config = read_config(folder / "config.json")
+    files = _files(folder) if path.is_dir() else _files_of(path)
     tensors: dict[str, Stored] = {}
-    for file in _files(folder):
+    for file in files:
         try:
             opened = safe_open(file, framework="pt")
             for name in opened.keys():  # noqa: SIM118 (it is no dict)
@@ -66,10 +73,8 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | No
             raise CheckpointError(f"{file}: truncated or damaged safetensors ({error})") from None
         except OSError as error:
             raise CheckpointError(f"{file}: can't be read ({error})") from None
-    # Old converters left RoPE tables in, and a tied head may be written out.
+    # Old converters left RoPE tables in.
     tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    if config.tie_embeddings:
-        tensors.pop("lm_head.weight", None)
     model = build(folder, config, NAMES, tensors, dtype=dtype, interleaved=False)
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).exists():
@@ -79,7 +84,7 @@ def load(folder: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | No
 
 def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
     """Write ``config.json`` and ``model.safetensors``; see ``llama_fast.models.save``."""
-    config, llama3 = model.config, llama3_scaling(model.config)
+    config, llama3 = config_of(model), llama3_scaling(model.config)
     if config.rope_factors is not None and len(set(config.rope_factors)) > 1 and llama3 is None:
         raise ValueError(
             "model: expected RoPE scaling that config.json can express (none, linear, llama3), "
@@ -137,6 +142,7 @@ def read_config(path: Path) -> LlamaConfig:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
+        "transformers_weights": None,  # a file that comes before model.safetensors
     }
     for key, value in expected.items():
         if fields.get(key, value) != value:
@@ -181,15 +187,29 @@ def read_config(path: Path) -> LlamaConfig:
 
 
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{index}: 'weight_map' is missing")
-        return [folder / name for name in sorted(set(shards.values()))]
+    """The files that transformers reads: the whole one comes before those that an index lists."""
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
+    if (folder / INDEX).exists():
+        return _shards(folder / INDEX)
     raise CheckpointError(
         f"{folder}: expected model.safetensors or model.safetensors.index.json, found neither "
         "(weights in pickles, pytorch_model.bin, are not read: convert them with transformers)"
     )
+
+
+def _files_of(file: Path) -> list[Path]:
+    """The files of a model of which `file` is one: all that its index lists, or `file` alone."""
+    index = file.parent / INDEX
+    if file.name != "model.safetensors" and index.exists():
+        shards = _shards(index)
+        if file in shards:
+            return shards
+    return [file]
+
+
+def _shards(index: Path) -> list[Path]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{index}: 'weight_map' is missing")
+    return [index.parent / name for name in sorted(set(shards.values()))]

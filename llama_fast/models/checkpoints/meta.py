@@ -25,6 +25,7 @@ from .common import (
     CheckpointError,
     Stored,
     build,
+    config_of,
     llama3_scaling,
     make_config,
     read_json,
@@ -65,9 +66,8 @@ def load(
     shards = [read_shard(file) for file in files]
     if config is None:
         config = read_config(folder / "params.json", shards)
-    tensors = {name: _join(name, path, shards, config) for name in shards[0]}
-    if config.tie_embeddings:  # Meta writes a tied head out
-        tensors.pop("output.weight", None)
+    names = dict.fromkeys(name for shard in shards for name in shard)
+    tensors = {name: _join(name, path, shards, config) for name in names}
     model = build(path, config, NAMES, tensors, dtype=dtype, interleaved=True)
     if not (folder / "tokenizer.model").exists():
         return model, None
@@ -77,12 +77,13 @@ def load(
 def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
     """Write ``params.json``, ``consolidated.00.pth`` and, of a tokenizer that can be one,
     ``tokenizer.model``; see ``llama_fast.models.save``."""
-    params = write_config(model.config)
+    config = config_of(model)
+    params = write_config(config)
     weights = weights_of(model, NAMES, interleaved=True)
     for name, weight in weights.items():
         if weight.untyped_storage().nbytes() > weight.nbytes:  # torch.save would take it all
             weights[name] = weight.clone()
-    if model.config.tie_embeddings:  # written out, as Meta does; torch stores it once
+    if config.tie_embeddings:  # written out, as Meta does; torch stores it once
         weights["output.weight"] = weights["tok_embeddings.weight"]
     (folder / "params.json").write_text(json.dumps(params) + "\n", encoding="utf-8")
     torch.save(weights, folder / "consolidated.00.pth")
@@ -223,7 +224,7 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_theta=params.get("rope_theta", 10000.0),
         rope_scaling=scaling,
-        # One storage under two names, if the head is tied
+        # Meta writes a tied head out: one storage under two names
         tie_embeddings=output is None or output.data_ptr() == embedding.data_ptr(),
     )
 

@@ -38,6 +38,7 @@ def write(
     architecture: str = "llama",
     skip: str = "",
     factors: bool = False,
+    linear: tuple[gguf.RopeScalingType | None, float] | None = None,
     **extra: np.ndarray,
 ) -> Path:
     """A random model as GGUF; transformers_model(config) makes the same one."""
@@ -52,9 +53,12 @@ def write(
     writer.add_rope_freq_base(config.rope_theta)
     if config.head_dim * config.num_heads != config.embed_dim:
         writer.add_key_length(config.head_dim)
-    if config.rope_factors is not None and not factors:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_factors[0])
+    if linear is None and config.rope_factors is not None and not factors:
+        linear = gguf.RopeScalingType.LINEAR, config.rope_factors[0]
+    if linear is not None:
+        if linear[0] is not None:
+            writer.add_rope_scaling_type(linear[0])
+        writer.add_rope_scaling_factor(linear[1])
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
     if not config.tie_embeddings:
         names["output"] = "lm_head"
@@ -122,6 +126,22 @@ def test_rope_factors_of_llama_3_1(tmp_path: Path) -> None:
     config = dataclasses.replace(plain, rope_factors=tuple(factors))
     model, _ = load(write(tmp_path / "model.gguf", config, factors=True))
     check_logits(model, scaled)
+
+
+def test_rope_factors_and_linear_scaling_multiply(tmp_path: Path) -> None:
+    """As in llama.cpp: a position is divided by both; a factor without a type means linear."""
+    config = SHAPES["linear-rope"]
+    half = dataclasses.replace(config, rope_factors=(2.0,) * 4)
+    for kind in (gguf.RopeScalingType.LINEAR, None):
+        path = write(tmp_path / f"{kind}.gguf", half, factors=True, linear=(kind, 2.0))
+        check_logits(load(path)[0], config)
+    path = write(
+        tmp_path / "none.gguf", config, factors=True, linear=(gguf.RopeScalingType.NONE, 2.0)
+    )
+    check_logits(load(path)[0], config)
+    path = write(tmp_path / "yarn.gguf", config, linear=(gguf.RopeScalingType.YARN, 2.0))
+    with pytest.raises(CheckpointError, match="RoPE scaling 'yarn': expected none or linear"):
+        load(path)
 
 
 @pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_1])

@@ -136,6 +136,7 @@ def test_errors_name_file_and_tensor(tmp_path: Path) -> None:
         ({"model_type": "qwen2"}, "'model_type': expected 'llama', got 'qwen2'"),
         ({"hidden_act": "gelu"}, "'hidden_act': expected 'silu', got 'gelu'"),
         ({"attention_bias": True}, "'attention_bias': expected False, got True"),
+        ({"transformers_weights": "a.safetensors"}, "expected None, got 'a.safetensors'"),
         ({"hidden_size": None}, "'hidden_size' is missing"),
         ({"num_key_value_heads": 3}, "num_kv_heads: expected a divisor of num_heads = 4, got 3"),
         (
