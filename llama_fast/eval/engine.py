@@ -3,6 +3,7 @@
 Requests become a tree (`trie.py`). Its nodes go through the model packed one after the other, as
 many as a budget of tokens takes, deepest first; keys and values of a node stay in pages until all
 below it is done. Only hidden states that predict a token asked for meet the head, each once.
+Requests whose lengths have other rotary factors (LongRoPE) get a tree of their own.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Scorer:
         if budget < 1:
             raise ValueError(f"budget: expected at least 1 token, got {budget}")
         self.model, self.budget, self.work = model, budget, Work()
+        self._length = 0  # for rotary factors, of the requests under way
         self.cache = self._empty_cache()
 
     def _empty_cache(self) -> PagedCache:
@@ -110,6 +112,7 @@ class Scorer:
             ValueError: an empty context or continuation, or more tokens than the model takes.
         """
         longest = self.model.config.max_seq_len
+        groups: dict[int, list[int]] = {}
         for number, (context, continuation) in enumerate(requests):
             tokens = len(context) + len(continuation) - 1
             if not context or not continuation or tokens > longest:
@@ -118,8 +121,17 @@ class Scorer:
                     f"token each, {longest} in all, got {len(context)} and {len(continuation)}"
                 )
             self.work.asked += tokens
+            groups.setdefault(self.model.rope_group(tokens), []).append(number)
+        found: dict[int, Likelihood] = {}
         try:
-            return self._score(requests, done)
+            for self._length, numbers in groups.items():
+
+                def keep(answers: list[tuple[int, Likelihood]]) -> None:
+                    done([(numbers[i], one) for i, one in answers])  # noqa: B023 (called here)
+
+                answers = self._score([requests[i] for i in numbers], keep)
+                found.update(zip(numbers, answers, strict=True))
+            return [found[i] for i in range(len(requests))]
         except BaseException:
             self.cache = self._empty_cache()  # nobody is left who would give the pages back
             raise
@@ -169,7 +181,8 @@ class Scorer:
         self.work.computed += len(tokens)
         self.work.passes += 1
         ids = torch.tensor([tokens], device=self.cache.k.device)
-        return held, self.model.hidden_states(ids, step=PackedStep(self.cache, rows))[0]
+        step = PackedStep(self.cache, rows, self._length)
+        return held, self.model.hidden_states(ids, step=step)[0]
 
     def _answers(
         self, batch: list[tuple[Node, _Held]], hidden: Tensor

@@ -28,6 +28,14 @@ class Decoder(Protocol):
         """See above."""
         ...
 
+    def rope_group(self, length: int) -> int:
+        """The same number for two lengths of a sequence that have the same rotary factors.
+
+        0 for the short ones. Else it is a length of these factors, and a step of a sequence in that
+        group is told so.
+        """
+        ...
+
     def hidden_states(self, tokens: Tensor, *, step: Step) -> Tensor:
         """What the head reads (1,N,E) after each of `tokens` (1,N)."""
         ...

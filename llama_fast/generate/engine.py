@@ -129,7 +129,8 @@ class Engine:
 
         Raises:
             ValueError: a request that is not possible: an empty prompt, one of max_seq_len tokens
-                or more, a token outside the vocabulary, more than the cache holds.
+                or more, a token outside the vocabulary, more than the cache holds, or so long that
+                it has other rotary factors than a short one (LongRoPE, dynamic NTK).
         """
         if self._busy:
             raise RuntimeError("stream: expected the engine's earlier stream to be at its end")
@@ -161,6 +162,12 @@ class Engine:
             raise ValueError(
                 f"request {index}: expected at most {limit} tokens with those to come, which the "
                 f"cache holds, got {sequence.most}"
+            )
+        if self.model.rope_group(sequence.most):
+            raise ValueError(
+                f"request {index}: expected a sequence so short that its rotary factors do not "
+                f"depend on its length (LongRoPE, dynamic NTK), got {sequence.most} tokens with "
+                "those to come"
             )
         sequence.path = self._tree.want(request.tokens)
         return sequence

@@ -136,10 +136,11 @@ class PackedStep:
     Args:
         cache: holds what came before, and the new keys and values after the pass.
         rows: the sequences. None of the slots of their new tokens is another one's.
+        length: see :class:`llama_fast.models.llama.Step`.
     """
 
-    def __init__(self, cache: PagedCache, rows: Sequence[Row]) -> None:
-        self.cache, device = cache, cache.k.device
+    def __init__(self, cache: PagedCache, rows: Sequence[Row], length: int = 0) -> None:
+        self.cache, self.length, device = cache, length, cache.k.device
         held = [len(row.earlier) for row in rows]
         new = [len(row.new) for row in rows]
         self.positions = _tensor(
@@ -182,7 +183,7 @@ class DecodeStep:
     def __init__(
         self, cache: PagedCache, lengths: Sequence[int], pages: Sequence[Sequence[int]]
     ) -> None:
-        self.cache, device = cache, cache.k.device
+        self.cache, self.length, device = cache, 0, cache.k.device
         self.positions = _tensor(np.asarray(lengths, dtype=np.int64), device)
         self.held = self.positions.to(torch.int32)
         table = np.zeros((len(pages), max(map(len, pages))), dtype=np.int32)

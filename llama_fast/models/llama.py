@@ -59,9 +59,12 @@ class Step(Protocol):
 
     Attributes:
         positions: (S,) int64, of each new token in its sequence.
+        length: of the sequences at their end, for models whose rotary factors follow from it (this
+            one's do not); 0 where they are short.
     """
 
     positions: Tensor
+    length: int
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """Attention of q (1,H,S,D) over what is held and the new k, v (1,K,S,D): (1,H,S,D).
@@ -232,6 +235,10 @@ class LLaMA(nn.Module):
             else:
                 writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(weight, std=residual_std if writes_residual else 0.02)
+
+    def rope_group(self, length: int) -> int:
+        """0: the rotary factors of all lengths are the same."""
+        return 0
 
     @property
     def head_weight(self) -> Tensor:

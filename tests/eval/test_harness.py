@@ -162,7 +162,7 @@ def tiny(kind: str, **changes: Any) -> torch.nn.Module:
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
              "max_position_embeddings": 512}  # fmt: skip
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **sizes, **changes)
+    config = transformers.AutoConfig.for_model(kind, **{**sizes, **changes})
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from llama_fast.integrations.transformers.rotary_length import RotaryLength
 from llama_fast.models.llama import Step
 
 NAME = "llama_fast_step"
@@ -58,6 +59,7 @@ class TransformersDecoder:
         ):  # fmt: skip
             if found:
                 raise ValueError(f"model: expected {problem}, got {found} ({type(model).__name__})")
+        self._rotary = RotaryLength(model)
         self.head_weight: Tensor = head.weight.detach()
         heads = c.num_attention_heads
         self.config = SimpleNamespace(
@@ -68,9 +70,13 @@ class TransformersDecoder:
             max_seq_len=c.max_position_embeddings,
         )
 
+    def rope_group(self, length: int) -> int:
+        """See :class:`llama_fast.generate.decoder.Decoder`."""
+        return self._rotary.group(length)
+
     def hidden_states(self, tokens: Tensor, *, step: Step) -> Tensor:
         """What the head reads (1,N,E) after each of `tokens` (1,N)."""
-        with self._attending(step):
+        with self._attending(step), self._rotary.fixed(step.length):
             found = self._base(
                 input_ids=tokens,
                 position_ids=step.positions.unsqueeze(0),
