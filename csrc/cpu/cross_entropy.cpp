@@ -280,6 +280,14 @@ void forward_as(CrossEntropyArgs& a, bool fused) {
   if (a.bad_token < 0) call.forward(fused);
 }
 
+// Looks at the targets again: their memory may be the user's, and other numbers by now.
+template <class T>
+void backward_as(CrossEntropyArgs& a) {
+  Call<T> call(a);
+  a.bad_token = call.bad_token();
+  if (a.bad_token < 0) call.backward();
+}
+
 void forward(CrossEntropyArgs& a, bool fused) {
   switch (a.input.dtype) {
     case DType::f64:
@@ -302,16 +310,16 @@ void cross_entropy_fused(CrossEntropyArgs& a) {
   forward(a, true);
 }
 
-void cross_entropy_backward(const CrossEntropyArgs& a) {
+void cross_entropy_backward(CrossEntropyArgs& a) {
   switch (a.input.dtype) {
     case DType::f64:
-      return Call<double>(a).backward();
+      return backward_as<double>(a);
     case DType::f32:
-      return Call<float>(a).backward();
+      return backward_as<float>(a);
     case DType::bf16:
-      return Call<bf16>(a).backward();
+      return backward_as<bf16>(a);
     case DType::f16:
-      return Call<f16>(a).backward();
+      return backward_as<f16>(a);
   }
 }
 

@@ -43,7 +43,7 @@ struct CrossEntropyArgs {
   const void* grad_loss;  // like loss
   TokenRows grad;         // like input
 
-  // Set by the forward when a target is neither ignore_index nor in [0, V): the first such
+  // Set by every pass when a target is neither ignore_index nor in [0, V): the first such
   // token, and then nothing else was written; or -1.
   int64_t bad_token;
 };

@@ -14,21 +14,21 @@
 #endif
 
 // LLAMA_FAST_HAVE_<ISA> is set by the build for each instruction set that was compiled.
-#define LF_DECLARE(isa)                                 \
-  namespace isa {                                       \
-  void attention_forward(const AttentionArgs&);         \
-  void attention_backward(const AttentionArgs&);        \
-  void cross_entropy_forward(CrossEntropyArgs&);        \
-  void cross_entropy_backward(const CrossEntropyArgs&); \
-  void cross_entropy_fused(CrossEntropyArgs&);          \
-  void rms_norm_forward(const RmsNormArgs&);            \
-  void rms_norm_backward(const RmsNormArgs&);           \
-  void rope(const RopeArgs&);                           \
-  void swiglu_forward(const SwigluArgs&);               \
-  void swiglu_backward(const SwigluArgs&);              \
-  void linear_cross_entropy(LinearCrossEntropyArgs&);   \
-  void linear(const LinearArgs&);                       \
-  int64_t linear_rows(DType);                           \
+#define LF_DECLARE(isa)                               \
+  namespace isa {                                     \
+  void attention_forward(const AttentionArgs&);       \
+  void attention_backward(const AttentionArgs&);      \
+  void cross_entropy_forward(CrossEntropyArgs&);      \
+  void cross_entropy_backward(CrossEntropyArgs&);     \
+  void cross_entropy_fused(CrossEntropyArgs&);        \
+  void rms_norm_forward(const RmsNormArgs&);          \
+  void rms_norm_backward(const RmsNormArgs&);         \
+  void rope(const RopeArgs&);                         \
+  void swiglu_forward(const SwigluArgs&);             \
+  void swiglu_backward(const SwigluArgs&);            \
+  void linear_cross_entropy(LinearCrossEntropyArgs&); \
+  void linear(const LinearArgs&);                     \
+  int64_t linear_rows(DType);                         \
   }
 #define LF_KERNELS(isa)                                                                \
   Kernels {                                                                            \

@@ -15,9 +15,9 @@ struct Kernels {
   const char* isa;
   void (*attention_forward)(const AttentionArgs&);
   void (*attention_backward)(const AttentionArgs&);
-  void (*cross_entropy_forward)(CrossEntropyArgs&);         // loss, lse, statistics
-  void (*cross_entropy_backward)(const CrossEntropyArgs&);  // gradient from lse
-  void (*cross_entropy_fused)(CrossEntropyArgs&);           // both in one pass over the logits
+  void (*cross_entropy_forward)(CrossEntropyArgs&);   // loss, lse, statistics
+  void (*cross_entropy_backward)(CrossEntropyArgs&);  // gradient from lse
+  void (*cross_entropy_fused)(CrossEntropyArgs&);     // both in one pass over the logits
   void (*rms_norm_forward)(const RmsNormArgs&);
   void (*rms_norm_backward)(const RmsNormArgs&);
   void (*rope)(const RopeArgs&);

@@ -177,6 +177,17 @@ struct Call {
   }
 };
 
+// One of the backward's arguments that are shaped like q: `last` numbers a row, or one without it.
+void expect_like(const char* name, const Tensor& t, const Tensor& q, ScalarType type,
+                 int64_t last) {
+  const int64_t rows = q.dim() - 1;
+  bool fits = t.dim() == rows + (last >= 0) && t.scalar_type() == type;
+  for (int64_t d = 0; fits && d < rows; ++d) fits = t.size(d) == q.size(d);
+  STD_TORCH_CHECK(fits && (last < 0 || t.size(rows) == last),
+                  "llama_fast::attention_backward: ", name,
+                  " does not have the shape and dtype that the forward gives it");
+}
+
 // (B,H,S), or packed (N,H).
 Tensor new_rows(const Tensor& q) {
   return new_tensor(q.sizes().data(), q.dim() - 1, wide_type(q.scalar_type()));
@@ -210,6 +221,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
             dropout_seed, causal, window_left, window_right, scale, softcap, dropout_p);
   AttentionArgs& args = call.args;
   const ScalarType type = wide_type(q.scalar_type());
+  const int64_t last = args.value_size;
+  expect_like("grad_out", grad_out, q, q.scalar_type(), last);
+  expect_like("out", out, q, q.scalar_type(), last);
+  expect_like("lse", lse, q, type, -1);
+  expect_like("lse_low", lse_low, q, type, -1);
+  if (grad_lse.has_value()) expect_like("grad_lse", *grad_lse, q, type, -1);
+  STD_TORCH_CHECK(
+      (!(grad_mask & kBias) || (bias.has_value() && !args.bias_is_bool)) &&
+          (!(grad_mask & kAlibi) || alibi_slopes.has_value()) &&
+          (!(grad_mask & kSinks) || sinks.has_value()),
+      "llama_fast::attention_backward: grad_mask asks for the gradient of a tensor that "
+      "is not there, or not floating point");
   const auto none = [&] { return no_tensor(q.scalar_type()); };
   const auto gradient = [&](int64_t bit, const Tensor& t) {
     return grad_mask & bit ? new_like_heads(t, t.scalar_type()) : none();

@@ -156,6 +156,7 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
                     : torch::stable::empty_like(input);
   a.grad = call.rows(grad, call.strides[2]);
   kernels().cross_entropy_backward(a);
+  if (a.bad_token >= 0) call.throw_bad_target();
   return grad;
 }
 

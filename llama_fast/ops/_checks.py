@@ -70,6 +70,14 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
+def meant(error: RuntimeError) -> Exception:
+    """The error that the compiled library means: it can raise no other kind, and names it."""
+    kind, _, message = str(error).partition(": ")
+    if kind not in ("IndexError", "ValueError"):
+        return error
+    return (IndexError if kind == "IndexError" else ValueError)(message.partition("\n")[0])
+
+
 def check_targets(target: torch.Tensor, classes: int, ignore_index: int) -> None:
     """IndexError for the first class index that is not in [0, classes) nor `ignore_index`.
 

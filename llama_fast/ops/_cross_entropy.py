@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llama_fast import reference
+from llama_fast.ops import _checks
 from llama_fast.ops._autograd import differentiable
 from llama_fast.ops._library import library
 
@@ -61,7 +62,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     input, target, weight, *options, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, output[1], target, weight)
+    # A loader may reuse the memory of class indices, and lse does not hold for others: what was
+    # ignored has none. Probabilities, which are as large as the logits, are not copied.
+    kept = target if target.is_floating_point() else target.clone()
+    ctx.save_for_backward(input, output[1], kept, weight)
     ctx.options = options
 
 
@@ -71,7 +75,10 @@ def _backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, 
         input, lse, target, weight = ctx.saved_tensors
         if ctx.needs_input_grad[0]:
             gradient = _gradient if torch.is_grad_enabled() else _gradient_kernel
-            grad_input = gradient(grad_loss, input, lse, target, weight, *ctx.options)
+            try:
+                grad_input = gradient(grad_loss, input, lse, target, weight, *ctx.options)
+            except RuntimeError as error:
+                raise _checks.meant(error) from None
         if ctx.needs_input_grad[1]:
             grad_target = _target_gradient(grad_loss, input, target, weight, *ctx.options)
     return grad_input, grad_target, *(None,) * 7

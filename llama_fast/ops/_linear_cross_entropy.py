@@ -113,7 +113,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.options, ctx.group_name, ctx.wanted = tuple(options), group_name, wanted
-        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight, *output[4:])
+        # The memory of the targets may be reused, by a loader for one.
+        kept = (input, linear_weight, linear_bias, target.clone(), weight)
+        ctx.save_for_backward(*kept, *output[4:])
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:

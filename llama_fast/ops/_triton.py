@@ -18,6 +18,7 @@ import torch
 from llama_fast._beside import find_beside
 from llama_fast.ops import _cuda
 from llama_fast.ops._library import library
+from llama_fast.ops._operator_checks import CHECKS
 
 find_beside("kernels")
 
@@ -70,9 +71,12 @@ def missing_reason(op: str) -> str | None:
 def _launcher(op: str, operator: str) -> Callable[..., Any]:
     """The function that launches the kernels of `operator`, imported when it is first called."""
     launch: Callable[..., Any] | None = None
+    check = CHECKS.get(operator)
 
     def call(*args: Any) -> Any:
         nonlocal launch
+        if check is not None:
+            check(*args)
         if launch is None:
             launch = getattr(importlib.import_module(f"llama_fast.kernels.{op}"), operator)
         device = args[0].device

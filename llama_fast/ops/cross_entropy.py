@@ -122,11 +122,8 @@ def cross_entropy(
             z_loss,
             return_stats,
         )
-    except RuntimeError as error:  # the library can raise nothing else
-        kind, _, message = str(error).partition(": ")
-        if kind != "IndexError":
-            raise
-        raise IndexError(message.partition("\n")[0]) from None
+    except RuntimeError as error:
+        raise _checks.meant(error) from None
     if not return_stats:
         return loss
     if target.is_floating_point():

@@ -73,7 +73,8 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
                                             Tensor cache_seqlens, OptionalTensor page_table,
                                             OptionalTensor alibi_slopes, OptionalTensor sinks,
                                             int64_t window_left, double scale, double softcap) {
-  const OnDeviceOf device(q);
+  const OnDeviceOf device(q, k_cache, v_cache, k, v, cache_seqlens, page_table, alibi_slopes,
+                          sinks);
   check(q, k_cache, v_cache, k, v, cache_seqlens, page_table);
   AttentionDecodeArgs a{};
   a.dtype = dtype_of(q);

@@ -157,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor ta
                                                          int64_t ignore_index, int64_t reduction,
                                                          double label_smoothing, double softcap,
                                                          double z_loss, bool stats) {
-  const OnDeviceOf device(input);
+  const OnDeviceOf device(input, target, weight);
   Call call(device.queue(), input, target, weight, ignore_index, reduction, label_smoothing,
             softcap, z_loss);
   return run_forward(device.queue(), call, stats, false);
@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor ta
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
     Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, double softcap, double z_loss, bool stats) {
-  const OnDeviceOf device(input);
+  const OnDeviceOf device(input, target, weight);
   Call call(device.queue(), input, target, weight, ignore_index, reduction, label_smoothing,
             softcap, z_loss);
   call.args.grad = call.args.logits;
@@ -178,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
 Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
                               OptionalTensor weight, int64_t ignore_index, int64_t reduction,
                               double label_smoothing, double softcap, double z_loss) {
-  const OnDeviceOf device(input);
+  const OnDeviceOf device(input, grad_loss, lse, target, weight);
   Call call(device.queue(), input, target, weight, ignore_index, reduction, label_smoothing,
             softcap, z_loss);
   CrossEntropyArgs& a = call.args;

@@ -31,7 +31,7 @@ Tensor set_sizes(RmsNormArgs& a, const Tensor& input, const Tensor& weight) {
 
 std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, Tensor weight, OptionalTensor residual,
                                             double eps, double offset) {
-  const OnDeviceOf device(input);
+  const OnDeviceOf device(input, weight, residual);
   RmsNormArgs a{};
   weight = set_sizes(a, input, weight);
   a.eps = eps;
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, Tensor weight, Optiona
 std::tuple<Tensor, Tensor> rms_norm_backward(Tensor grad_y, OptionalTensor grad_x, Tensor x,
                                              Tensor weight, Tensor rstd, double, double offset,
                                              int64_t grad_mask) {
-  const OnDeviceOf device(x);
+  const OnDeviceOf device(x, grad_y, grad_x, weight, rstd);
   RmsNormArgs a{};
   const bool want_dx = grad_mask & 1, want_dweight = grad_mask & 2;
   const ScalarType type = x.scalar_type(), weight_type = weight.scalar_type();

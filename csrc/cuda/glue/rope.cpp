@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool
                       q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3),
                   "llama_fast::rope: q and k must be (B,H,S,D) and (B,K,S,D) of one dtype");
   expect_narrow(q);
-  const OnDeviceOf device(q);
+  const OnDeviceOf device(q, k, cos, sin);
   cos = table(cos, q);
   sin = table(sin, q);
   Tensor q_out = new_like_heads(q, q.scalar_type()), k_out = new_like_heads(k, k.scalar_type());
