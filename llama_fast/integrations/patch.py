@@ -16,7 +16,7 @@ from types import TracebackType
 
 from torch import nn
 
-from llama_fast.integrations import forward, heads, rotary, structure, torch_modules
+from llama_fast.integrations import bystanders, forward, heads, rotary, structure, torch_modules
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def patch(
             _apply(report, name, module, part, _of_kind(find, module))
         if options.get(torch_modules.part_of(module) or ""):
             _apply(report, name, module, "torch", _of_kind(torch_modules.replacement, module))
+    bystanders.watch(model)
     if rope:
         _patch_rope(report, model)
     if "transformers" in sys.modules:  # a model of theirs cannot be here otherwise

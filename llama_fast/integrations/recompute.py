@@ -4,6 +4,10 @@ The output of a norm or of a gated product costs one pass over memory to make an
 keep as what it is made from, which is kept anyway. It carries a :class:`Recipe`; a linear map that
 is given it keeps the recipe. This is what `torch.utils.checkpoint` does for whole layers, where the
 matrix products, too, are done again.
+
+A recipe stands for the tensor as it was made, of the inputs as they were. A linear map that is
+given a tensor changed in place keeps the tensor; an input changed before the backward pass is an
+error. A tensor that may be written to past its version gets no recipe (:mod:`bystanders`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
+
+from llama_fast.integrations import bystanders
 
 _ATTRIBUTE = "_llama_fast_recipe"
 # Hooks of others, of activation checkpointing for one, decide for themselves what is kept.
@@ -25,25 +32,34 @@ class Recipe:
     Args:
         made: the tensor.
         make: gives it, of `inputs`, to the last bit.
-        inputs: tensors.
+        inputs: tensors. Vectors are copied: FSDP frees the weight of a norm that is wrapped alone.
     """
 
     def __init__(
         self, made: torch.Tensor, make: Callable[..., torch.Tensor], inputs: tuple[Any, ...]
     ) -> None:
+        self._version = made._version
         self._place = made.untyped_storage().data_ptr()
         self._numel = made.numel()
         self._make = make
-        self._inputs = tuple(t.detach() for t in inputs)
-        self._versions = tuple(t._version for t in inputs)
+        self._inputs = tuple(t.detach().clone() if t.dim() == 1 else t.detach() for t in inputs)
+        self._versions = tuple(t._version for t in self._inputs)
         self._kept_by = 0  # so many will ask for it
         self._asked = 0
         self._again: torch.Tensor | None = None
 
+    def stands_for(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` is what was made, all of it, and has not been changed since."""
+        return (
+            tensor._version == self._version
+            and tensor.numel() == self._numel
+            and tensor.is_contiguous()
+            and tensor.untyped_storage().data_ptr() == self._place
+        )
+
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | torch.Size:
         """What a node of the graph keeps for `tensor`: of ours, nothing but the shape."""
-        ours = tensor.untyped_storage().data_ptr() == self._place
-        if not ours or tensor.numel() != self._numel or not tensor.is_contiguous():
+        if not self.stands_for(tensor):
             return tensor
         self._kept_by += 1
         return tensor.shape
@@ -68,9 +84,21 @@ class Recipe:
 
 
 def mark(
-    made: torch.Tensor, make: Callable[..., torch.Tensor], *inputs: torch.Tensor
+    module: nn.Module,
+    made: torch.Tensor,
+    make: Callable[..., torch.Tensor],
+    *inputs: torch.Tensor,
+    within: bool = False,
 ) -> torch.Tensor:
-    """`made`, which `make(*inputs)` gives, with the recipe where a backward pass may want it."""
+    """`made`, which `make(*inputs)` gives, with the recipe where a backward pass may want it.
+
+    Args:
+        module: which makes it; of a model that :func:`bystanders.watch` was told of.
+        made: a tensor.
+        make: gives it, of `inputs`, to the last bit.
+        *inputs: tensors.
+        within: `made` goes to a module inside of `module`.
+    """
     if (
         torch.is_grad_enabled()
         and made.requires_grad
@@ -80,6 +108,8 @@ def mark(
         and made.is_contiguous()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
+        and _nobody_else_keeps()
+        and not bystanders.may_write(module, within)
     ):
         setattr(made, _ATTRIBUTE, Recipe(made, make, inputs))
     return made
@@ -88,6 +118,10 @@ def mark(
 def instead_of(input: torch.Tensor) -> AbstractContextManager[Any]:
     """Within, nodes of the graph keep the recipe of `input`, if it has one, in its place."""
     recipe = None if torch.compiler.is_compiling() else getattr(input, _ATTRIBUTE, None)
-    if recipe is None or _others_hooks is None or _others_hooks(True) is not None:
+    if recipe is None or not _nobody_else_keeps() or not recipe.stands_for(input):
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(recipe.pack, recipe.unpack)
+
+
+def _nobody_else_keeps() -> bool:
+    return _others_hooks is not None and _others_hooks(True) is None

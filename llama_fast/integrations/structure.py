@@ -65,7 +65,7 @@ def norm_forward(
     if weight.dtype != input.dtype:  # the module knows what comes of two dtypes
         return type(module).forward(module, input)
     make = functools.partial(rms_norm, eps=getattr(module, eps_name), offset=offset)
-    return recompute.mark(make(input, weight), make, input, weight)
+    return recompute.mark(module, make(input, weight), make, input, weight)
 
 
 def linear_replacement(module: nn.Module) -> Replacement:
@@ -127,7 +127,9 @@ def _mlp(
         a, b = halves if gate == up else reversed(halves)
     else:
         a, b = getattr(module, gate)(input), getattr(module, up)(input)
-    out: torch.Tensor = getattr(module, down)(recompute.mark(product(a, b), product, a, b))
+    out: torch.Tensor = getattr(module, down)(
+        recompute.mark(module, product(a, b), product, a, b, within=True)
+    )
     return out
 
 

@@ -6,7 +6,8 @@ import transformers
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import llama_fast
-from llama_fast.integrations import recompute
+from llama_fast.integrations import bystanders, recompute
+from llama_fast.integrations.forward import Forward
 
 
 @pytest.fixture
@@ -51,32 +52,37 @@ def test_with_activation_checkpointing(model, reentrant):
     assert same(gradients(model), want)
 
 
-def test_nothing_but_what_they_are_made_from_is_kept(model):
-    def kept(linear):
+def storage_of(tensor):
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def test_nothing_but_what_they_are_made_from_is_kept(model, monkeypatch):
+    # Not by hooks of modules: with these nothing is made again.
+    outputs = []
+    mark = recompute.mark
+
+    def watched(module, made, *how, **where):
+        outputs.append(storage_of(made))  # a function that names it would count as one that writes
+        return mark(module, made, *how, **where)
+
+    monkeypatch.setattr(recompute, "mark", watched)
+
+    def kept(linear, hook=False):
         llama_fast.patch(model, linear=linear)
-        outputs = []
-        hooks = [
-            m.register_forward_hook(
-                lambda _, args, out: outputs.append(StorageWeakRef(out.untyped_storage()))
-            )
-            for layer in model.model.layers
-            for m in (layer.input_layernorm, layer.post_attention_layernorm)
-        ] + [
-            layer.mlp.down_proj.register_forward_pre_hook(
-                lambda _, args: outputs.append(StorageWeakRef(args[0].untyped_storage()))
-            )
-            for layer in model.model.layers
-        ]
+        outputs.clear()
+        handle = model.lm_head.register_forward_hook(lambda *_: None) if hook else None
         loss = model(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss
-        for hook in hooks:
-            hook.remove()
         alive = sum(not output.expired() for output in outputs)
+        if handle is not None:
+            handle.remove()
         del loss
-        assert len(outputs) == 6
+        assert len(outputs) == 7  # the last is the head's
         return alive
 
-    assert kept(linear=True) == 0
-    assert kept(linear=False) == 6
+    assert kept(linear=True) == 1
+    assert kept(linear=False) == 7
+    assert kept(linear=True, hook=True) == 7
+    assert kept(linear=True) == 1
 
 
 def test_the_graph_can_be_used_again(model):
@@ -95,14 +101,18 @@ def recipe_and_map():
     x = torch.randn(5, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     w = torch.randn(3, 8, dtype=torch.float64, generator=generator, requires_grad=True)
 
+    module = torch.nn.Identity()
+    bystanders.watch(module)
+
     def cube(t):
         return t**3
 
     def run(x, w):
         middle = x * 1.0
-        y = recompute.mark(cube(middle), cube, middle)
+        y = recompute.mark(module, cube(middle), cube, middle, within=True)
         with recompute.instead_of(y):
-            return torch.nn.functional.linear(y, w), middle
+            out = torch.nn.functional.linear(y, w)
+        return out, middle
 
     return run, x, w
 
@@ -120,3 +130,167 @@ def test_a_changed_input_is_an_error():
         middle.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+# What is written to a tensor between the module that makes it and the linear map that reads it
+
+
+MASK = torch.arange(5 * 8).view(5, 8) % 3 == 0
+
+
+def done(edit, h):
+    """What a hook gives that changes its tensor in place."""
+    edit(h)
+
+
+def within(context, edit):
+    def edited(h):
+        with context():
+            edit(h)
+
+    return edited
+
+
+EDITS = {
+    "mul_": within(torch.no_grad, lambda h: h.mul_(3)),
+    "with a gradient": lambda h: h.mul_(3),
+    "a mask": lambda h: h.__setitem__(MASK, 0.0),
+    "added": lambda h: h.__iadd__(torch.arange(8.0, dtype=h.dtype)),
+    "a view": lambda h: h.view(-1)[3:9].zero_(),
+    "detached": lambda h: h.detach().clamp_(-0.1, 0.1),
+    "in inference mode": within(torch.inference_mode, lambda h: h.mul_(3)),
+    "data": lambda h: h.data.mul_(3),
+    "a row of data": lambda h: h.data[2].zero_(),
+    "NumPy": lambda h: h.detach().numpy().__setitem__(1, 2.0),
+    "data of a view": lambda h: h.view(-1).data[7:].zero_(),
+}
+
+
+class Written(torch.nn.Module):
+    """Writes past the version in its forward."""
+
+    def forward(self, h):
+        h.data[..., 1:3] *= 2
+        return h
+
+
+class Gated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.down = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+def norm_and(*between):
+    return torch.nn.Sequential(
+        torch.nn.RMSNorm(8, eps=1e-6), *between, torch.nn.Linear(8, 4)
+    ).double()
+
+
+def compared(make, run=lambda m, x: m(x)):
+    """Gradients of ours and of stock."""
+    found = []
+    for patched in (True, False):
+        torch.manual_seed(0)
+        m = make()
+        if patched:
+            report = llama_fast.patch(m)
+            assert {"rms_norm", "linear"} & {entry.part for entry in report.entries}
+        x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+        torch.manual_seed(1)
+        run(m, x).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in m.parameters())])
+    return found
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("place", ["hook", "pre-hook", "global hook", "between the calls"])
+def test_what_a_linear_map_reads_is_what_counts(edit, place):
+    def hooked():
+        m = norm_and(torch.nn.Identity())
+        if place == "hook":
+            m[0].register_forward_hook(lambda _, args, out: done(edit, out))
+        if place == "pre-hook":
+            m[2].register_forward_pre_hook(lambda _, args: done(edit, args[0]))
+        return m
+
+    def run(m, x):
+        if place == "between the calls":
+            h = m[0](x)
+            edit(h)
+            return m[2](h)
+        if place == "global hook":
+            handle = torch.nn.modules.module.register_module_forward_hook(
+                lambda module, args, out: done(edit, out) if module is m[1] else None
+            )
+            try:
+                return m(x)
+            finally:
+                handle.remove()
+        return m(x)
+
+    torch.testing.assert_close(*compared(hooked, run))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: norm_and(Written()),
+        lambda: norm_and(torch.nn.Dropout(0.5, inplace=True)),
+        lambda: norm_and(torch.nn.ReLU(inplace=True)),
+    ],
+    ids=["data", "dropout", "relu"],
+)
+def test_modules_that_write_to_what_they_are_given(make):
+    torch.testing.assert_close(*compared(make))
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_hook_before_the_last_map_of_a_gated_product(edit):
+    def make():
+        m = Gated().double()
+        m.down.register_forward_pre_hook(lambda _, args: done(edit, args[0]))
+        return m
+
+    torch.testing.assert_close(*compared(make))
+
+
+def test_a_method_that_the_forward_calls_may_write():
+    class Model(torch.nn.Sequential):
+        def forward(self, x):
+            return self[1](self.normed(x))
+
+        def normed(self, x):
+            h = self[0](x)
+            h.data[:2] = 0.5
+            return h
+
+    torch.testing.assert_close(*compared(lambda: Model(*norm_and())))
+
+
+def test_what_is_written_after_the_linear_map_is_not_what_it_read():
+    class Model(torch.nn.Sequential):
+        def forward(self, x):
+            h = self[0](x)
+            out = self[1](h)
+            if isinstance(self[0].forward, Forward):  # stock says that it cannot go on
+                h.detach().mul_(3)
+            return out
+
+    torch.testing.assert_close(*compared(lambda: Model(*norm_and())))
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["stock", "ours"])
+def test_a_step_before_the_backward_pass_is_an_error(patched):
+    m = norm_and()
+    if patched:
+        llama_fast.patch(m)
+    x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    loss = m(x).sum()
+    m[0].weight.grad = torch.ones(8, dtype=torch.float64)
+    torch.optim.SGD([m[0].weight], lr=0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
