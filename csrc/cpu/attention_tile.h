@@ -263,10 +263,12 @@ struct Scores {
  private:
   bool any_padded(int64_t j0, int64_t n) const {
     const uint8_t* p = a.padding + s.index * a.padding_stride_batch + j0 * a.padding_stride_key;
-    if (a.padding_stride_key == 1) return std::memchr(p, 1, static_cast<size_t>(n)) != nullptr;
-    for (int64_t c = 0; c < n; ++c)
-      if (p[c * a.padding_stride_key]) return true;
-    return false;
+    uint8_t any = 0;  // True is any byte but zero
+    if (a.padding_stride_key == 1)
+      for (int64_t c = 0; c < n; ++c) any |= p[c];
+    else
+      for (int64_t c = 0; c < n; ++c) any |= p[c * a.padding_stride_key];
+    return any != 0;
   }
 
   // n bytes one after another, readable up to whole registers.

@@ -229,3 +229,28 @@ def test_decoding_with_a_cache_needs_no_mask(backend: str) -> None:
     chunk = llama_fast.attention(q[:, :, -7:], k, v, causal=True)
     torch.testing.assert_close(step, whole[:, :, -1:])
     torch.testing.assert_close(chunk, whole[:, :, -7:])
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["contiguous", "strided"])
+@pytest.mark.parametrize("queries", [1, 20], ids=["decoding", "many queries"])
+def test_true_is_any_byte_but_zero(backend: str, step: int, queries: int) -> None:
+    """As in torch: masks viewed as bool, or read from a file, hold other bytes than one."""
+    q, k, v = torch.randn(1, 2, queries, 16), torch.randn(1, 2, 150, 16), torch.randn(1, 2, 150, 16)
+    places, bytes_ = [3, 70, 140, 149], [2, 128, 255, 64]  # some of a whole tile, some at the end
+    odd = torch.zeros(150, step, dtype=torch.uint8)
+    odd[places, 0] = torch.tensor(bytes_, dtype=torch.uint8)
+    hidden = odd[:, 0] != 0
+    odd = odd.view(torch.bool)[:, 0]
+
+    def results(**mask: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        out, lse = llama_fast.attention(*leaves, return_lse=True, **mask)
+        out.square().sum().backward()
+        return [out, lse, *(t.grad for t in leaves if t.grad is not None)]
+
+    for a, b in zip(
+        results(key_padding_mask=odd[None]), results(key_padding_mask=hidden[None]), strict=True
+    ):
+        assert torch.equal(a, b)
+    for a, b in zip(results(bias=odd), results(bias=hidden), strict=True):
+        assert torch.equal(a, b)
