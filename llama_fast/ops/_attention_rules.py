@@ -73,39 +73,40 @@ def _backward(ctx, grad_out, grad_lse, _):  # type: ignore[no-untyped-def]
 
 
 def _differentiable_backward(options, inputs, wanted, grad_out, grad_lse, tensors):  # type: ignore[no-untyped-def]
-    """The backward by autograd through the reference: for second derivatives, which are rare."""
-    q, k, v, bias, alibi_slopes, sinks = inputs
+    """The backward through the reference, by torch.func, so that every transform may be about it:
+    for second derivatives, which are rare."""
     _, key_padding_mask, _, _, cu_seqlens_q, cu_seqlens_k, seed = tensors
     causal, left, right, scale, softcap, dropout_p = options
-    outputs = reference.attention(
-        q,
-        k,
-        v,
-        causal=causal,
-        window=(left, right),
-        scale=scale,
-        softcap=softcap or None,
-        bias=bias,
-        key_padding_mask=key_padding_mask,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        dropout_p=dropout_p,
-        dropout_seed=seed,
-        return_lse=True,
-    )
-    pairs = [(o, g) for o, g in zip(outputs, (grad_out, grad_lse), strict=True) if g is not None]
-    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
-    made = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs],
-            chosen,
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
+    asked = [g is not None for g in (grad_out, grad_lse)]
+
+    def forward(*chosen):  # type: ignore[no-untyped-def]
+        given = iter(chosen)
+        q, k, v, bias, alibi_slopes, sinks = (
+            next(given) if want else t for t, want in zip(inputs, wanted, strict=True)
         )
-    )
+        outputs = reference.attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            window=(left, right),
+            scale=scale,
+            softcap=softcap or None,
+            bias=bias,
+            key_padding_mask=key_padding_mask,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
+            dropout_p=dropout_p,
+            dropout_seed=seed,
+            return_lse=True,
+        )
+        return tuple(o for o, ask in zip(outputs, asked, strict=True) if ask)
+
+    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
+    upstream = tuple(g for g in (grad_out, grad_lse) if g is not None)
+    made = iter(torch.func.vjp(forward, *chosen)[1](upstream))
     return [next(made) if want else None for want in wanted]
 
 

@@ -32,14 +32,21 @@ def needs_plain_torch() -> bool:
     Only PyTorch's own operations know them all: the reference serves.
     """
     transforms = torch._C._are_functorch_transforms_active()
-    if torch.compiler.is_compiling():
-        return transforms
     if torch.autograd.forward_ad._current_level >= 0:
         return True
+    if torch.compiler.is_compiling():
+        return transforms
     grad = torch._C._functorch.TransformType.Grad
     return transforms and any(
         level.key() != grad for level in torch._C._functorch.get_interpreter_stack()
     )
+
+
+def nested_transforms() -> bool:
+    """Whether one transform of torch.func is inside another."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False  # `needs_plain_torch` says it of a compiled graph
+    return len(torch._C._functorch.get_interpreter_stack()) > 1
 
 
 def empty_like_heads(

@@ -147,6 +147,8 @@ def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     if not eager or torch._C._len_torch_dispatch_stack() > 0 or grad.device.type != "cpu":
         return grad * scale
+    if torch._C._functorch.is_legacy_batchedtensor(scale):  # torch.autograd.grad's is_grads_batched
+        return grad * scale
     factor = scale.item()
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return grad * factor  # the next backward pass starts from `grad` again

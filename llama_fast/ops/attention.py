@@ -17,6 +17,7 @@ import torch
 from llama_fast import reference
 from llama_fast.ops import _checks, stock
 from llama_fast.ops._attention_rules import call_attention
+from llama_fast.ops._autograd import needs_plain_torch
 from llama_fast.ops._backend import choose
 
 Window = int | tuple[int, int] | None
@@ -117,7 +118,7 @@ def attention(
     if dropout_p > 0:
         # A tensor rather than a number, so that a compiled graph draws anew at each call.
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
-    if backend in ("cpu", "triton"):
+    if backend in ("cpu", "triton") and not needs_plain_torch():
         out, lse, _ = call_attention(
             q,
             k,

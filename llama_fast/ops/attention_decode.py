@@ -13,7 +13,7 @@ import torch
 
 from llama_fast import reference
 from llama_fast.ops import _checks, _cuda, stock
-from llama_fast.ops._autograd import empty_like_heads
+from llama_fast.ops._autograd import empty_like_heads, needs_plain_torch
 from llama_fast.ops._backend import choose, chosen
 from llama_fast.ops._library import library
 from llama_fast.ops.attention import (
@@ -45,7 +45,7 @@ def attention_decode(
 
     Sequence b holds ``cache_seqlens[b]`` keys before the call and T_b after it: S more where `k`
     and `v` are given, which are written into the cache. Attention is causal: query i of S sees the
-    keys up to ``i + T_b - S``. For inference: there is no gradient.
+    keys up to ``i + T_b - S``. For inference: there is no gradient, and no torch.func.
 
     Args:
         q: queries (B,H,S,D); float64, float32, bfloat16 or float16. Any strides.
@@ -285,11 +285,26 @@ def _check_values(
 
 
 def _check_inference(**tensors: torch.Tensor | None) -> None:
-    if not torch.is_grad_enabled():
+    plain = not needs_plain_torch()
+    if plain and not torch.is_grad_enabled():
         return
     for name, t in tensors.items():
-        if t is not None and t.requires_grad:
+        if t is None:
+            continue
+        if torch.is_grad_enabled() and t.requires_grad:
             raise ValueError(
                 f"{name}: expected a tensor without gradient, or a call under torch.no_grad(), "
                 "got one that requires a gradient (attention_decode is for inference)"
             )
+        if not plain and _is_transformed(t):
+            raise ValueError(
+                f"{name}: expected a tensor outside of forward-mode derivatives and torch.func, "
+                "got one of theirs (attention_decode, which writes into the cache, knows neither)"
+            )
+
+
+def _is_transformed(t: torch.Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return True
+    forward_ad = torch.autograd.forward_ad
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None

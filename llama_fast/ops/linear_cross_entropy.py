@@ -9,6 +9,7 @@ import torch
 
 from llama_fast import reference
 from llama_fast.ops import _backend, stock
+from llama_fast.ops._autograd import needs_plain_torch, nested_transforms
 from llama_fast.ops._checks import (
     check_choice,
     check_device,
@@ -125,6 +126,13 @@ def linear_cross_entropy(
     check_number("z_loss", z_loss, "a finite number >= 0", 0 <= z_loss < math.inf)
 
     backend = _backend.choose("linear_cross_entropy", input)
+    if needs_plain_torch() or nested_transforms():
+        if process_group is not None:
+            raise ValueError(
+                "process_group: expected None under forward-mode derivatives and under torch.func "
+                "(but for one torch.func.grad or vjp), got a group"
+            )
+        backend = "torch" if backend == "torch" else "reference"
     if backend in ("torch", "reference"):
         check_targets(target[..., 1:] if shift else target, classes, ignore_index)
         function = stock if backend == "torch" else reference

@@ -11,4 +11,9 @@ from ._dtypes import compute_dtype
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up of two tensors of one shape, in float32, rounded once at the end."""
     wide = compute_dtype(gate)
-    return (torch.nn.functional.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
+    x = gate.to(wide)
+    # torch's silu is right at -inf, where the product is NaN, but its gradient has no forward-mode
+    # derivative.
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    silu = x * torch.sigmoid(x) if forward_mode else torch.nn.functional.silu(x)
+    return (silu * up.to(wide)).to(gate.dtype)
