@@ -85,16 +85,14 @@ def tokenizer_of(given: Any) -> Tokenizer:
             "tokenizer: expected a file, a folder, a Tokenizer or a fast tokenizer of "
             f"transformers, got {type(given).__name__}"
         )
+    from llama_fast.tokenizers import default_template
     from llama_fast.tokenizers.bpe import FastTokenizer
 
-    # A copy: ours takes names of control tokens in a text for text.
+    # A copy, for ours switches settings off that the given one may need.
     found = FastTokenizer(
         type(backend).from_str(backend.to_str()), given.bos_token_id, given.eos_token_id
     )
-    found.add_bos = given.bos_token_id is not None and (
-        given("", add_special_tokens=True).input_ids[:1] == [given.bos_token_id]
-    )
-    found.chat_template = given.chat_template
+    found.chat_template = default_template(given.chat_template)
     return found
 
 

@@ -54,7 +54,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     path = tokenizer_file(path)
     tokenizer = _load(path)
     if path.suffix != ".gguf":  # which has its settings in it
-        _read_settings(tokenizer, path.parent)
+        _read_settings(tokenizer, path.parent, has_post_processor=path.suffix == ".json")
     return tokenizer
 
 
@@ -107,14 +107,13 @@ def _gguf_metadata(path: Path) -> dict[str, Any]:
         raise TokenizerError(str(error)) from None
 
 
-def _read_settings(tokenizer: Tokenizer, folder: Path) -> None:
+def _read_settings(tokenizer: Tokenizer, folder: Path, *, has_post_processor: bool) -> None:
     """What Hugging Face's files say of a tokenizer beside them."""
     fields, template = _json(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
-    if isinstance(fields.get("add_bos_token"), bool):
+    # A tokenizer.json says it by its post-processor; transformers leaves the flag aside then.
+    if isinstance(fields.get("add_bos_token"), bool) and not has_post_processor:
         tokenizer.add_bos = fields["add_bos_token"] and tokenizer.bos_id is not None
-    found = fields.get("chat_template")
-    if isinstance(found, list):  # several, by name
-        found = next((t.get("template") for t in found if t.get("name") == "default"), None)
+    found = default_template(fields.get("chat_template"))
     if template.is_file():
         found = template.read_text(encoding="utf-8")
     tokenizer.chat_template = found
@@ -126,6 +125,13 @@ def _read_settings(tokenizer: Tokenizer, folder: Path) -> None:
         raise TokenizerError(
             f"{generation}: eos_token_id: expected an id, a list of ids or null, got {ends!r}"
         ) from None
+
+
+def default_template(given: Any) -> str | None:
+    """The chat template among several by name, as files and transformers have them."""
+    if isinstance(given, list):
+        given = {template.get("name"): template.get("template") for template in given}
+    return given.get("default") if isinstance(given, dict) else given
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
+
+Span = tuple[int, int]  # of characters: begin, end
 
 # How Llama 3 cuts a text into words before BPE: English contractions; letters with at most one
 # other character in front; one to three digits; punctuation with the line breaks after it; line
@@ -13,6 +17,16 @@ LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+# Control tokens that end a turn by their name, as llama.cpp knows them: files often leave them out.
+TURN_ENDS = (
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end|>",
+)  # fmt: skip
+
+# Characters that hardly any text has: no part of a word, and letters that no program escapes.
+PRIVATE_USE = range(0xF0000, 0xFFFFE)
+RARE_LETTERS = range(0x20000, 0x2A6D7)  # CJK, extension B
 
 
 class TokenizerError(ValueError):
@@ -25,7 +39,8 @@ class Tokenizer(ABC):
     Attributes:
         vocab_size: number of ids.
         bos_id, eos_id: ids that begin and end a text, or None; :meth:`encode` adds neither.
-        end_ids: ids at which a generated text ends: `eos_id`, and others that come with the model.
+        end_ids: ids at which a generated text ends: `eos_id`, control tokens whose name says that
+            they end a turn (``TURN_ENDS``), and others that come with the model.
         special: control tokens by name, for example ``{"<|im_end|>": 2}``.
         special_pattern: finds these names in a text.
         add_bos: whether the model expects `bos_id` before each text.
@@ -41,10 +56,15 @@ class Tokenizer(ABC):
         self.vocab_size = vocab_size
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.end_ids: tuple[int, ...] = () if eos_id is None else (eos_id,)
         self.special = dict(special)
         longest_first = sorted(self.special, key=len, reverse=True)
         self.special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.end_ids: tuple[int, ...] = ()
+        self.end_also_at(eos_id)
+        # With <|return|> at the end of a turn, <|end|> is between an answer and its reasoning.
+        inner = {"<|end|>"} if "<|return|>" in self.special else set()
+        names = [name for name in TURN_ENDS if name in self.special and name not in inner]
+        self.end_also_at([self.special[name] for name in names])
 
     def end_also_at(self, ids: int | Sequence[int] | None) -> None:
         """Add to `end_ids` what a model's files say: one id, several, or none."""
@@ -77,20 +97,63 @@ class Tokenizer(ABC):
         Raises:
             TypeError: ``text`` is no string.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text: expected a str, got {type(text).__name__}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if not special:
-            return self._encode(text, continues)
+        text = valid_text(text)
+        return self._encode_special(text, continues) if special else self._encode(text, continues)
+
+    def encode_with_offsets(
+        self, text: str, *, literal: Sequence[Span] = ()
+    ) -> tuple[list[int], list[Span]]:
+        """Ids of a text whose names of control tokens stand for these, and the characters of each.
+
+        Args:
+            text: any string without lone surrogates.
+            literal: where such names are text: (begin, end) in characters.
+
+        Returns:
+            The ids, and for each (begin, end) in `text`. Tokens that share a character, such as the
+            bytes of one, have the same.
+        """
+        ids: list[int] = []
+        offsets: list[Span] = []
+
+        def add(begin: int, end: int) -> None:
+            found, spans = self._encode_with_offsets(text[begin:end])
+            ids.extend(found)
+            offsets.extend((begin + first, begin + last) for first, last in spans)
+
+        start = 0
+        for begin, end in self._special_spans(text, literal):
+            add(start, begin)
+            ids.append(self.special[text[begin:end]])
+            offsets.append((begin, end))
+            start = end
+        add(start, len(text))
+        return ids, offsets
+
+    def begin(self, ids: Sequence[int]) -> list[int]:
+        """The ids, behind `bos_id` where the model expects it (`add_bos`) and it is not there."""
+        if not self.add_bos or self.bos_id is None or list(ids[:1]) == [self.bos_id]:
+            return list(ids)
+        return [self.bos_id, *ids]
+
+    def _special_spans(self, text: str, literal: Sequence[Span] = ()) -> Iterator[Span]:
+        """Where names of control tokens stand for these: none that touches a literal span."""
+        position = 0
+        while (match := self.special_pattern.search(text, position)) is not None:
+            if any(begin < match.end() and match.start() < end for begin, end in literal):
+                position = match.start() + 1
+            else:
+                yield match.span()
+                position = match.end()
+
+    def _encode_special(self, text: str, continues: bool) -> list[int]:
+        """Ids of a text whose names of control tokens stand for these."""
         ids: list[int] = []
         start = 0
-        for match in self.special_pattern.finditer(text):
-            ids += self._encode(text[start : match.start()], continues)
-            ids.append(self.special[match.group()])
-            start, continues = match.end(), False
+        for begin, end in self._special_spans(text):
+            ids += self._encode(text[start:begin], continues)
+            ids.append(self.special[text[begin:end]])
+            start, continues = end, False
         return ids + self._encode(text[start:], continues)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -112,4 +175,42 @@ class Tokenizer(ABC):
     def _encode(self, text: str, continues: bool) -> list[int]: ...
 
     @abstractmethod
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]: ...
+
+    @abstractmethod
     def _decode(self, ids: list[int]) -> str: ...
+
+
+def valid_text(text: str) -> str:
+    """The text with U+FFFD for lone surrogates; TypeError if it is no string."""
+    if not isinstance(text, str):
+        raise TypeError(f"text: expected a str, got {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def in_characters(text: str, spans: Sequence[Span]) -> list[Span]:
+    """Spans of UTF-8 bytes as spans of the characters that these belong to."""
+    if text.isascii():
+        return list(spans)
+    ends = list(accumulate(len(character.encode("utf-8")) for character in text))
+    return [
+        (bisect_right(ends, begin), bisect_right(ends, end - 1) + 1 if end > begin else
+         bisect_right(ends, begin))
+        for begin, end in spans
+    ]  # fmt: skip
+
+
+def unused_characters(text: str, count: int, among: Iterable[int] = RARE_LETTERS) -> str:
+    """That many characters, of those with the given numbers, that a text does not have.
+
+    Raises:
+        TokenizerError: it has nearly all of them.
+    """
+    found = "".join(islice((c for c in map(chr, among) if c not in text), count))
+    if len(found) < count:
+        raise TokenizerError("text: expected one that leaves a character unused, got all of them")
+    return found

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .base import LLAMA3_SPLIT, Tokenizer, TokenizerError
+from .base import LLAMA3_SPLIT, PRIVATE_USE, Span, Tokenizer, TokenizerError, unused_characters
 
 try:
     import tokenizers
@@ -20,35 +24,132 @@ CONTROL, USER_DEFINED = 3, 4  # kinds of tokens in GGUF
 
 
 class FastTokenizer(Tokenizer):
-    """A tokenizer of the ``tokenizers`` package."""
+    """A tokenizer of the ``tokenizers`` package.
+
+    Args:
+        backend: from now on this object's own. Its truncation, padding and dropout, settings of
+            somebody's training that would change a text's ids, are switched off.
+        bos_id, eos_id: see :class:`Tokenizer`.
+    """
 
     def __init__(
         self, backend: tokenizers.Tokenizer, bos_id: int | None, eos_id: int | None
     ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None) is not None:
+            backend.model.dropout = None
+        backend.encode_special_tokens = True  # names of control tokens in a text are text
         added = backend.get_added_tokens_decoder()
         special = {token.content: i for i, token in added.items() if token.special}
-        super().__init__(backend.get_vocab_size(), bos_id, eos_id, special)
-        backend.encode_special_tokens = True  # names of control tokens in a text are text
+        size = max(backend.get_vocab().values(), default=-1) + 1  # some ids may have no token
+        super().__init__(size, bos_id, eos_id, special)
         self.backend = backend
+        begin = backend.encode("", add_special_tokens=True).ids[:1]
+        self.add_bos = bos_id is not None and begin == [bos_id]
         first = backend.encode("a", add_special_tokens=False).tokens[:1]
         self._puts_space = bool(first) and first[0][0] in "▁Ġ"  # before a text, as in Llama 2's
 
     def _encode(self, text: str, continues: bool) -> list[int]:
-        ids = self.backend.encode(text, add_special_tokens=False).ids
+        return self._encode_by(self.backend, text, continues)
+
+    def _encode_special(self, text: str, continues: bool) -> list[int]:
+        # As a whole: spaces beside a control token, and words at it, are the backend's matter.
+        return self._encode_by(self._with_special, text, continues)
+
+    def _encode_by(self, backend: tokenizers.Tokenizer, text: str, continues: bool) -> list[int]:
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         if continues and self._puts_space:
             # Behind a line break, which merges with nothing, there is none.
-            line = self.backend.encode("\n", add_special_tokens=False).ids
-            behind = self.backend.encode("\n" + text, add_special_tokens=False).ids
+            line = backend.encode("\n", add_special_tokens=False).ids
+            behind = backend.encode("\n" + text, add_special_tokens=False).ids
             if behind[: len(line)] == line:
                 return behind[len(line) :]
         return ids
 
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        found = self.backend.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
+    def encode_with_offsets(
+        self, text: str, *, literal: Sequence[Span] = ()
+    ) -> tuple[list[int], list[Span]]:
+        """See :class:`Tokenizer`. The text is encoded as a whole, as transformers does."""
+        if not any(self.special_pattern.search(text, *span) for span in literal):
+            found = self._with_special.encode(text, add_special_tokens=False)
+            return found.ids, found.offsets
+        # Control tokens get other names, for their own are text; these begin with a character that
+        # the text does not have.
+        mark = unused_characters(text, 1, PRIVATE_USE)
+        backend, ids_of = self._renamed(mark)
+        starts = [begin for begin, _ in self._special_spans(text, literal)]
+        cuts = [0, *starts, len(text)]
+        found = backend.encode(
+            mark.join(text[begin:end] for begin, end in pairwise(cuts)), add_special_tokens=False
+        )
+        marks = [start + number for number, start in enumerate(starts)]
+        return (
+            [ids_of.get(i, i) for i in found.ids],
+            [(a - bisect_left(marks, a), b - bisect_left(marks, b)) for a, b in found.offsets],
+        )
+
+    @cached_property
+    def _with_special(self) -> tokenizers.Tokenizer:
+        """A backend for which names of control tokens in a text are these tokens."""
+        found = self._copy()
+        found.encode_special_tokens = False
+        return found
+
+    def _renamed(self, mark: str) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+        """A backend that knows control tokens as mark + name, and their ids by its own."""
+        if mark not in self._renamings:
+            found = self._copy()
+            found.encode_special_tokens = True
+            ids_of: dict[int, int] = {}
+            for i, token in self.backend.get_added_tokens_decoder().items():
+                if token.special:
+                    fields = {**_flags(token), "special": False}
+                    name = mark + token.content
+                    found.add_tokens([tokenizers.AddedToken(name, **fields)])
+                    ids_of[found.token_to_id(name)] = i  # type: ignore[index]
+            self._renamings[mark] = found, ids_of
+        return self._renamings[mark]
+
+    @cached_property
+    def _renamings(self) -> dict[str, tuple[tokenizers.Tokenizer, dict[int, int]]]:
+        return {}
+
+    def _copy(self) -> tokenizers.Tokenizer:
+        """Another backend that gives the same ids; the vocabulary is shared where that works."""
+        added = self.backend.get_added_tokens_decoder()
+        found = tokenizers.Tokenizer(self.backend.model)
+        found.normalizer = self.backend.normalizer
+        found.pre_tokenizer = self.backend.pre_tokenizer
+        found.post_processor = self.backend.post_processor
+        for _, token in sorted(added.items()):
+            (found.add_special_tokens if token.special else found.add_tokens)([token])
+        if repr(sorted(found.get_added_tokens_decoder().items())) != repr(sorted(added.items())):
+            found = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        return found
+
     def _decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids, skip_special_tokens=True)
 
+    def _name(self, token: int | None) -> str:
+        return "" if token is None else self.backend.id_to_token(token) or ""
+
+
+def _flags(token: tokenizers.AddedToken) -> dict[str, bool]:
+    names = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    return {name: getattr(token, name) for name in names}
+
 
 def from_json(path: Path) -> FastTokenizer:
-    """Hugging Face's ``tokenizer.json``; begin and end are named in ``tokenizer_config.json``."""
+    """Hugging Face's ``tokenizer.json``; begin and end are named in ``tokenizer_config.json``.
+
+    Whether a text begins with `bos_id` is what the file's post-processor says, and control tokens
+    are also what ``tokenizer_config.json`` adds to the file's, as transformers has it.
+    """
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises no narrower class
@@ -57,14 +158,35 @@ def from_json(path: Path) -> FastTokenizer:
     settings = path.parent / "tokenizer_config.json"
     if settings.exists():
         fields = json.loads(settings.read_text(encoding="utf-8"))
+        try:
+            _add_tokens(backend, fields)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise TokenizerError(f"{settings}: added_tokens_decoder: {error}") from None
         for key in ids:
-            token = fields.get(key)
-            name = token.get("content") if isinstance(token, dict) else token
+            name = _token_name(fields.get(key))
             ids[key] = backend.token_to_id(name) if name else None
-    tokenizer = FastTokenizer(backend, ids["bos_token"], ids["eos_token"])
-    first = backend.encode("", add_special_tokens=True).ids[:1]
-    tokenizer.add_bos = tokenizer.bos_id is not None and first == [tokenizer.bos_id]
-    return tokenizer
+    return FastTokenizer(backend, ids["bos_token"], ids["eos_token"])
+
+
+def _token_name(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+    """Control tokens that ``tokenizer_config.json`` describes otherwise, or more of."""
+    known = set(map(repr, backend.get_added_tokens_decoder().values()))
+    listed = settings.get("added_tokens_decoder") or {}
+    for _, fields in sorted(listed.items(), key=lambda item: int(item[0])):
+        flags = {name: bool(value) for name, value in fields.items() if name != "content"}
+        token = tokenizers.AddedToken(fields["content"], **flags)
+        if repr(token) not in known and backend.token_to_id(token.content) is not None:
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    names = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for key, value in settings.items():
+        name = _token_name(value) if key.endswith("_token") else None
+        if isinstance(name, str) and name not in names and backend.token_to_id(name) is not None:
+            token = tokenizers.AddedToken(name, special=True, normalized=False)
+            backend.add_special_tokens([token])
 
 
 def from_gguf_bpe(metadata: dict[str, Any]) -> FastTokenizer:

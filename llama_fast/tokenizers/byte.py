@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Tokenizer
+from .base import Span, Tokenizer, in_characters
 
 END = "<|endoftext|>"
 
@@ -18,6 +18,10 @@ class ByteTokenizer(Tokenizer):
 
     def _encode(self, text: str, continues: bool) -> list[int]:
         return list(text.encode("utf-8"))
+
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        ids = self._encode(text, False)
+        return ids, in_characters(text, [(i, i + 1) for i in range(len(ids))])
 
     def _decode(self, ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", "replace")

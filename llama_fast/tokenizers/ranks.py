@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 
-from .base import LLAMA3_SPLIT, Tokenizer, TokenizerError
+from .base import LLAMA3_SPLIT, Span, Tokenizer, TokenizerError, in_characters
 
 try:
     import tiktoken
@@ -65,6 +67,17 @@ class RankTokenizer(Tokenizer):
                 ids += self.encoding.encode_ordinary(text[start:cut])
                 start = cut
         return ids + self.encoding.encode_ordinary(text[start:])
+
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        ids = self._encode(text, False)
+        lengths = (self._lengths[i] for i in ids)
+        return ids, in_characters(text, list(pairwise(accumulate(lengths, initial=0))))
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Of the tokens of text, in bytes."""
+        ranks = self.encoding._mergeable_ranks
+        return [len(token) for token in sorted(ranks, key=ranks.__getitem__)]
 
     def _decode(self, ids: list[int]) -> str:
         return self.encoding.decode(ids)

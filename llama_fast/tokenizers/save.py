@@ -44,8 +44,10 @@ def save_huggingface(tokenizer: Tokenizer, folder: Path, max_length: int) -> Non
         "clean_up_tokenization_spaces": False,
     }
     backend = json.loads(as_backend(tokenizer).to_str())
-    if tokenizer.add_bos and not _adds(backend, tokenizer.bos_id):
-        backend["post_processor"] = _begin_with(settings["bos_token"], tokenizer.bos_id)
+    if tokenizer.add_bos != _adds(backend, tokenizer.bos_id):  # readers follow the post-processor
+        backend["post_processor"] = (
+            _begin_with(settings["bos_token"], tokenizer.bos_id) if tokenizer.add_bos else None
+        )
     text = json.dumps(backend, ensure_ascii=False, indent=1)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     if _is_sentencepiece(tokenizer):  # for programs that use SentencePiece itself

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .base import Tokenizer, TokenizerError
+from .base import Span, Tokenizer, TokenizerError, in_characters
 
 try:
     from sentencepiece import SentencePieceProcessor
@@ -26,7 +26,11 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """BPE over Unicode characters, with bytes for characters that the vocabulary lacks."""
+    """BPE over Unicode characters, with bytes for characters that the vocabulary lacks.
+
+    A text behind a control token begins with a space as one at the beginning does: Meta's code and
+    llama.cpp encode what stands between control tokens by itself.
+    """
 
     add_bos = True
 
@@ -38,6 +42,14 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode(self, text: str, continues: bool) -> list[int]:
         return (self._continuing if continues else self.processor).encode(text)
+
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        # Protocol buffer SentencePieceText: pieces are field 2, with id, begin and end (in bytes).
+        # SentencePiece's own class for it has another name in each version.
+        message = self.processor.encode(text, out_type="serialized_proto")
+        pieces = [dict(_fields(content)) for field, content in _fields(message) if field == 2]
+        spans = [(piece.get(4, 0), piece.get(5, 0)) for piece in pieces]
+        return [piece.get(2, 0) for piece in pieces], in_characters(text, spans)
 
     @cached_property
     def _continuing(self) -> SentencePieceProcessor:
