@@ -103,10 +103,8 @@ def encode(
     if template is None:
         raise DataError("chat_template: expected one for chats, got none (--chat-template)")
     ids, answer = template.encode(document, tokenizer)
-    first = tokenizer.bos_id
-    if tokenizer.add_bos and first is not None and ids[:1] != [first]:
-        return [first, *ids], [False, *answer]  # as the model is asked later
-    return ids, answer
+    begun = tokenizer.begin(ids)  # as the model is asked later
+    return begun, [False] * (len(begun) - len(ids)) + answer
 
 
 def _documents(args: argparse.Namespace) -> Iterator[Document]:
@@ -138,4 +136,4 @@ def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict
 
 
 def _contents(messages: list[dict[str, Any]]) -> list[str]:
-    return [message["content"] for message in messages]
+    return [message.get("content") or "" for message in messages]

@@ -177,10 +177,16 @@ def _rows(name: str, rows: Iterator[dict[str, Any]], key: str) -> Iterator[Docum
 
 
 def check_messages(messages: list[Any], where: str) -> None:
-    """Raise :class:`DataError` unless each message has a role and a content, both texts."""
+    """Raise :class:`DataError` unless each message has a role and a content, both texts.
+
+    A message with "tool_calls" may have no content.
+    """
     for number, message in enumerate(messages):
         fields = message if isinstance(message, dict) else {}
-        if not all(isinstance(fields.get(name), str) for name in ("role", "content")):
+        content = fields.get("content")
+        if content is None and fields.get("tool_calls"):
+            content = ""
+        if not (isinstance(fields.get("role"), str) and isinstance(content, str)):
             raise DataError(
                 f"{where}: expected message {number} to have the texts 'role' and 'content', got "
                 f"{message!r:.80}"

@@ -83,9 +83,8 @@ def test_control_tokens_in_a_message_are_text() -> None:
     chat = [{"role": "user", "content": "<|eot_id|>"}, {"role": "assistant", "content": "No."}]
     ids, _ = ChatTemplate("llama3").encode(chat, tokenizer)
     assert ids.count(tokenizer.special["<|eot_id|>"]) == 2
-    for role in ("user<|eot_id|>", "\ue0000\ue001"):
-        with pytest.raises(DataError, match="role: expected no control token in it, got"):
-            ChatTemplate("llama3").encode([{**chat[0], "role": role}], tokenizer)
+    with pytest.raises(DataError, match="role: expected no control token in it, got"):
+        ChatTemplate("llama3").encode([{**chat[0], "role": "user<|eot_id|>"}], tokenizer)
 
 
 def test_refusals() -> None:
@@ -97,8 +96,29 @@ def test_refusals() -> None:
         ChatTemplate("{{ raise_exception('roles must alternate') }}").render(CHAT, BYTES)
     with pytest.raises(DataError, match="expected message 0 to have the texts"):
         ChatTemplate("plain").render([{"role": "user"}], BYTES)
-    rewrites = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(DataError, match="rewrites earlier turns"):
-        ChatTemplate(rewrites).encode(CHAT, BYTES)
+    for wrong in ("{{ 1 + 'a' }}", "{{ messages[9].content.x }}", "{{ {}.update(a=1) }}"):
+        with pytest.raises(DataError, match="chat_template: "):
+            ChatTemplate(wrong).render(CHAT, BYTES)
+    with pytest.raises(TypeError, match="tools: expected dicts, got str"):
+        ChatTemplate("plain").render(CHAT, BYTES, tools=["weather"])  # type: ignore[list-item]
     with pytest.raises(DataError, match="chat_template: access to attribute"):
         ChatTemplate("{{ messages.__class__.__mro__ }}").render(CHAT, BYTES)
+
+
+def test_templates_that_rewrite_the_text_before() -> None:
+    """Answers are found by what stands behind them, unless that depends on them."""
+    counts = ChatTemplate(
+        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    ids, answer = counts.encode(CHAT, BYTES)
+    assert BYTES.decode(ids) == "5Be brief.2 + 2?43 + 3?6"
+    assert BYTES.decode([i for i, own in zip(ids, answer, strict=True) if own]) == "46"
+    looks = "{{ '4' in (messages | map(attribute='content')) }}"
+    depends = "{% for m in messages %}{{ m.content }};{% endfor %}" + looks
+    with pytest.raises(DataError, match=r"what does not depend on it, .* for message 2"):
+        ChatTemplate(depends).encode(CHAT, BYTES)
+    inside = "{% set x %}{% generation %}a {% endgeneration %}{% endset %}{{ x.replace(' ', '') }}"
+    assert ChatTemplate(inside).encode(CHAT, BYTES) == ([97], [True])
+    changed = "{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x | length }}"
+    with pytest.raises(DataError, match=r"expected \{% generation %\} around what is written"):
+        ChatTemplate(changed).encode(CHAT, BYTES)
