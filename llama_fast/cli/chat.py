@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import Any
 
@@ -71,6 +70,7 @@ class Chat:
     """The turns so far. Keys and values of what they have in common with the next stay."""
 
     def __init__(self, model: Any, tokenizer: Any, template: Any, args: argparse.Namespace) -> None:
+        from llama_fast.data.chat import end_ids, end_of_turn
         from llama_fast.generate import Engine
 
         self._engine = Engine(model, tokenizer, max_batch=1, keep=1)
@@ -78,7 +78,7 @@ class Chat:
         self._turns = 0
         end, text = end_of_turn(template, tokenizer)
         self._stop = [*args.stop, *([text] if text else [])]
-        self._stop_ids = [*tokenizer.end_ids, *([] if end is None else [end])]
+        self._stop_ids = [*end_ids(tokenizer), *([] if end is None else [end])]
         self.reset()
 
     def reset(self) -> None:
@@ -91,10 +91,7 @@ class Chat:
         from llama_fast.generate import GenerationRequest
 
         messages = [*self.messages, {"role": "user", "content": line}]
-        tokens, _ = self._template.encode(messages, self._tokenizer, add_generation_prompt=True)
-        begin = self._tokenizer.bos_id
-        if self._tokenizer.add_bos and tokens[:1] != [begin]:
-            tokens.insert(0, begin)
+        tokens = self._template.prompt(messages, self._tokenizer)
         most = self._engine.model.config.max_seq_len
         if len(tokens) >= most:
             print(f"the chat is longer than the model's context of {most} tokens; {COMMANDS}")
@@ -123,17 +120,3 @@ class Chat:
             pieces.close()
         print({"stop": "", "stopped": " [stopped]", "length": " [longest answer]"}[reason])
         self.messages = [*messages, {"role": "assistant", "content": said.rstrip()}]
-
-
-def end_of_turn(template: Any, tokenizer: Any) -> tuple[int | None, str | None]:
-    """What a template writes behind an answer: a control token, or else text before the next turn.
-
-    A text is cut where the next message's content would be.
-    """
-    turns = [("user", "<1>"), ("assistant", "<2>"), ("user", "<3>")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    between = template.render(messages, tokenizer).partition("<2>")[2].partition("<3>")[0]
-    found = re.search(tokenizer.special_pattern, between)
-    if found is not None:
-        return tokenizer.special[found.group()], None
-    return None, between.rstrip() or None

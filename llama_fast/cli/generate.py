@@ -67,11 +67,13 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError(f"batch: expected a number >= 1, got {args.batch}")
     places, prompts = zip(*_prompts(args), strict=True)
     model, tokenizer = load(args)
+    from llama_fast.data.chat import end_ids
     from llama_fast.generate import Engine
     from llama_fast.generate.requests import check_length
 
     engine = Engine(model, tokenizer, max_batch=args.batch)
-    requests = [_request(args, tokenizer, n, text) for n, text in enumerate(prompts)]
+    ends = end_ids(tokenizer)
+    requests = [_request(args, tokenizer, ends, n, text) for n, text in enumerate(prompts)]
     for place, request in zip(places, requests, strict=True):  # before any text is made
         check_length(place, request.tokens, model.config.max_seq_len)
     begin = time.perf_counter()
@@ -124,20 +126,21 @@ def read_prompts(path: Path) -> Iterator[tuple[str, str]]:
             raise ValueError(f"{path}: expected UTF-8 text ({error.reason})") from None
 
 
-def _request(args: argparse.Namespace, tokenizer: Any, number: int, text: str) -> Any:
+def _request(
+    args: argparse.Namespace, tokenizer: Any, ends: Sequence[int], number: int, text: str
+) -> Any:
     from llama_fast.generate import GenerationRequest
 
-    tokens = tokenizer.encode(text, special=args.special)
-    begin = tokenizer.bos_id
-    if begin is not None and (not tokens or (tokenizer.add_bos and tokens[0] != begin)):
-        tokens.insert(0, begin)
+    tokens = tokenizer.begin(tokenizer.encode(text, special=args.special))
+    if not tokens and tokenizer.bos_id is not None:
+        tokens = [tokenizer.bos_id]
     if not tokens:
         raise ValueError("prompt: expected a text, for the tokenizer has no begin token; got none")
     return GenerationRequest(
         tokens,
         args.max_new_tokens,
         stop=args.stop,
-        stop_ids=tokenizer.end_ids,
+        stop_ids=ends,
         # Prompts that are alike are to be continued differently.
         sampling=sampling_options(args, None if args.seed is None else args.seed + number),
     )

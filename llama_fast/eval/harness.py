@@ -26,7 +26,7 @@ from lm_eval.utils import (
     simple_parse_args_string,
 )
 
-from llama_fast.data.chat import ChatTemplate
+from llama_fast.data.chat import ChatTemplate, end_ids
 from llama_fast.eval.engine import Likelihood, Scorer
 from llama_fast.eval.models import check_vocabulary
 from llama_fast.eval.request_cache import (
@@ -102,6 +102,7 @@ class HarnessModel(TemplateLM):
         # What its likelihoods follow from beside the tokens asked about, and its texts.
         self._source = [self.model_hash, settings_of(model)]
         self._writer = [*self._source, vocabulary_of(self.words)]
+        self._end_ids = end_ids(self.words)
         self.truncated = self.cached = 0
         self.progress: Callable[[str, int], object] = lambda task, questions: None
         self._template: ChatTemplate | None = None
@@ -150,11 +151,7 @@ class HarnessModel(TemplateLM):
     ) -> list[int]:
         """Ids, with a begin token in front where the model was trained with one."""
         ids = self.words.encode(string, special=True)
-        begin = self.words.bos_id
-        add = self.words.add_bos if add_special_tokens is None else add_special_tokens
-        if add and begin is not None and self.words.add_bos and ids[:1] != [begin]:
-            ids.insert(0, begin)
-        return ids
+        return ids if add_special_tokens is False else self.words.begin(ids)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As the harness has it; a context is encoded once for all options that come after it."""
@@ -297,13 +294,14 @@ class HarnessModel(TemplateLM):
         if len(tokens) > room:
             self.truncated += 1
             tokens = tokens[-room:]
-        key = key_of(self._writer, "generation", text, tokens, stops, most, sampling)
+        told = [text, tokens, stops, self._end_ids, most, sampling]
+        key = key_of(self._writer, "generation", *told)
         prompt = GenerationRequest(
             tokens or [self.prefix_token_id],
             max_new_tokens=most,
             sampling=SamplingOptions(**sampling),
             stop=stops,
-            stop_ids=self.words.end_ids,
+            stop_ids=self._end_ids,
         )
         return key, prompt, stops
 
@@ -317,13 +315,9 @@ class HarnessModel(TemplateLM):
             if self.words.chat_template is None:
                 raise ValueError("apply_chat_template: expected a model with a template, got none")
             self._template = ChatTemplate(self.words.chat_template)
-        text = self._template.render(
-            chat_history, self.words, add_generation_prompt=add_generation_prompt
-        )
-        if add_generation_prompt:
-            return text
-        last = chat_history[-1]["content"].strip()
-        return text[: text.rindex(last) + len(last)]
+        if not add_generation_prompt:
+            return self._template.continued(chat_history, self.words)
+        return self._template.render(chat_history, self.words, add_generation_prompt=True)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The model's own template, for the record."""

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from llama_fast.cli import main as cli
-from llama_fast.cli.chat import end_of_turn
-from llama_fast.data.chat import ChatTemplate
+from llama_fast.data.chat import ChatTemplate, end_of_turn
 from llama_fast.models import LLaMA, LlamaConfig, save
 from llama_fast.tokenizers import ByteTokenizer
 from tests.paths import shared_data, smollm2

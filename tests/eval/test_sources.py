@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ import torch
 from lm_eval.api.instance import Instance
 
 import llama_fast
+from llama_fast.cli.chat import Chat
+from llama_fast.cli.generate import _request
+from llama_fast.cli.generation_options import add_sampling_options
+from llama_fast.data.chat import TEMPLATES, ChatTemplate, end_ids
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.sources import load_any, tokenizer_of
 from llama_fast.models import LLaMA, LlamaConfig, save
-from llama_fast.tokenizers import ByteTokenizer, TokenizerError
+from llama_fast.tokenizers import ByteTokenizer, TokenizerError, from_gguf, load_tokenizer
+from llama_fast.tokenizers.save import gguf_fields
 from tests.paths import shared_data, smollm2
 
 
@@ -78,6 +84,10 @@ def test_a_tokenizer_of_transformers(tmp_path: Path) -> None:
     words = tokenizer_of(theirs)
     assert (words.bos_id, words.eos_id, words.add_bos) == (own.bos_id, own.eos_id, False)
     text = "Hi <|im_start|> 12 é"
+    theirs([text, text], truncation=True, max_length=2)  # a state that stays in its backend
+    config = replace(LlamaConfig.preset("debug"), vocab_size=own.vocab_size)
+    lm = HarnessModel(LLaMA(config), theirs)
+    assert lm.tok_encode(text) == theirs(text).input_ids
     assert words.encode(text, special=True) == theirs(text).input_ids
     assert words.encode(text) == own.encode(text) != words.encode(text, special=True)
 
@@ -111,6 +121,40 @@ def test_a_text_ends_with_any_of_the_models_end_tokens(tmp_path: Path) -> None:
         (tmp_path / "m" / "generation_config.json").write_text(text)
         with pytest.raises(TokenizerError, match=f"generation_config.json: {message}"):
             tokenizer_of(tmp_path / "m")
+
+
+@pytest.mark.parametrize("form", ["meta", "gguf", "template"])
+def test_a_turn_ends_alike_for_all_commands(form: str, tmp_path: Path) -> None:
+    """No file says that <|eot_id|> ends a text: its name does, or the chat template."""
+    folder = shared_data("tokenizers/llama3")
+    words = load_tokenizer(folder / "tokenizer.model")
+    eot, text_end = words.special["<|eot_id|>"], words.eos_id
+    if form == "template":
+        words.end_ids, words.chat_template = (text_end,), TEMPLATES["llama3"]
+    elif form == "gguf":
+        fields = gguf_fields(words, words.vocab_size)
+        words = from_gguf({k: v for k, v in fields.items() if "eot_token_id" not in k})
+    torch.manual_seed(0)
+    model = LLaMA(LlamaConfig(words.vocab_size, 8, 2, 1, ffn_dim=8, tie_embeddings=False)).eval()
+    prompt = torch.tensor([words.begin(words.encode("Hi"))])
+    with torch.no_grad():
+        first = llama_fast.generate.generate(model, prompt, 1, temperature=0.0)[0, -1].item()
+        model.head_weight[[first, eot]] = model.head_weight[[eot, first]].clone()
+    lm = HarnessModel(model, words, device="cpu")
+    request = Instance("generate_until", {}, ("Hi", {"max_gen_toks": 4, "until": []}), 0)
+    assert lm.generate_until([request]) == [""]
+    given = argparse.ArgumentParser()
+    add_sampling_options(given, max_new_tokens=4)
+    args = given.parse_args([])
+    args.system, args.special = None, False
+    chat = Chat(model, words, ChatTemplate("llama3"), args)
+    asked = _request(args, words, end_ids(words), 0, "Hi")
+    ends = {text_end, eot, *words.end_ids}
+    assert (
+        {*chat._stop_ids} == {*asked.stop_ids} == {*lm._generation(request, 0)[1].stop_ids} == ends
+    )
+    (result,) = llama_fast.generate.Engine(model, words).generate([asked])
+    assert result.finish_reason == "stop" and len(result.tokens) <= 1
 
 
 @pytest.mark.parametrize(
