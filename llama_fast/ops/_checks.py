@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -62,6 +64,57 @@ def check_number(name: str, value: object, expected: str, ok: bool) -> None:
     """A scalar argument: `ok` says whether it is in the range that `expected` names."""
     if not ok:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def number(name: str, value: Any, expected: str = "a number") -> Any:
+    """A real number as Python's (or torch.compile's): an int or a float, NumPy's or torch's scalar.
+
+    Raises:
+        TypeError: something else, a string or an array for one.
+        ValueError: a tensor that requires a gradient, which would be lost.
+    """
+    if type(value) in (float, int) or isinstance(value, _NUMBERS):
+        return value
+    if getattr(value, "shape", None) == () and _kind(value) in ("int", "float"):
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            raise ValueError(f"{name}: expected {expected}, got a tensor that requires a gradient")
+        return value.item()
+    raise TypeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def integer(name: str, value: Any, expected: str = "an int") -> Any:
+    """An integer as Python's (or torch.compile's), of whatever is one: NumPy's and torch's scalars.
+
+    Raises:
+        TypeError: something else, True and False among it.
+    """
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
+    if getattr(value, "shape", None) == () and _kind(value) == "int":
+        return value.item()
+    raise TypeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def pair(value: Any) -> tuple[Any, Any] | None:
+    """The two elements of a tuple, list, array or tensor of two; None of anything else."""
+    if isinstance(value, (tuple, list)) or getattr(value, "shape", None) == (2,):
+        return tuple(value) if len(value) == 2 else None
+    return None
+
+
+_NUMBERS = (float, int, torch.SymInt, torch.SymFloat)
+
+
+def _kind(scalar: Any) -> str:
+    """ "int" or "float" of a scalar of torch or NumPy, "" of another."""
+    dtype = getattr(scalar, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        if dtype.is_floating_point:
+            return "float"
+        return "" if dtype.is_complex or dtype == torch.bool else "int"
+    return {"i": "int", "u": "int", "f": "float"}.get(getattr(dtype, "kind", ""), "")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

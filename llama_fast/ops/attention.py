@@ -8,6 +8,7 @@ extra logit per head, are those of gpt-oss (2025); the score softcap is that of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -20,7 +21,7 @@ from llama_fast.ops._attention_rules import call_attention
 from llama_fast.ops._autograd import needs_plain_torch
 from llama_fast.ops._backend import choose
 
-Window = int | tuple[int, int] | None
+Window = int | Sequence[int] | None
 
 
 def attention(
@@ -45,7 +46,7 @@ def attention(
 
     The score of query i and key j is ``scale * q_i . k_j``, then capped, then biased. Query i
     stands beside key ``i + T - S`` (the last query beside the last key), so decoding with a
-    cache needs no mask.
+    cache needs no mask. Options that are numbers may be NumPy's or torch's scalars, too.
 
     Args:
         q: queries (B,H,S,D), or packed (N,H,D); float64, float32, bfloat16 or float16. Any
@@ -98,7 +99,7 @@ def attention(
         if cu_seqlens_k is not None:
             raise ValueError("cu_seqlens_q: expected a tensor beside cu_seqlens_k, got None")
         batch = q.shape[0]
-    _check_numbers(scale, softcap, dropout_p)
+    scale, softcap, dropout_p = _numbers(scale, softcap, dropout_p)
     if bias is not None:
         bias = _check_bias(bias, q, k)
     if key_padding_mask is not None:
@@ -254,13 +255,18 @@ def _check_offsets(
     return cu_q.numel() - 1
 
 
-def _check_numbers(scale: float | None, softcap: float | None, dropout_p: float) -> None:
+def _numbers(scale: Any, softcap: Any, dropout_p: Any) -> tuple[Any, Any, Any]:
+    """These three as Python's numbers, or as they are where they are None."""
     if scale is not None:
+        scale = _checks.number("scale", scale)
         _checks.check_number("scale", scale, "a finite number", math.isfinite(scale))
     if softcap is not None:
+        softcap = _checks.number("softcap", softcap)
         ok = softcap > 0 and math.isfinite(softcap)
         _checks.check_number("softcap", softcap, "a positive finite number or None", ok)
+    dropout_p = _checks.number("dropout_p", dropout_p)
     _checks.check_number("dropout_p", dropout_p, "a probability in [0, 1]", 0 <= dropout_p <= 1)
+    return scale, softcap, dropout_p
 
 
 def _check_bias(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -299,14 +305,16 @@ def _window_sides(window: Window, causal: bool) -> tuple[int, int]:
     """How many keys are seen to the left and right of a query's own; -1 for all."""
     if window is None:
         return -1, -1
-    if isinstance(window, int) and not isinstance(window, bool):
-        _checks.check_number("window", window, "at least 1", window >= 1)
-        return window - 1, 0 if causal else window - 1
-    if isinstance(window, tuple) and len(window) == 2 and all(isinstance(w, int) for w in window):
-        if min(window) < -1:
-            raise ValueError(f"window: expected sides of at least -1, got {window}")
-        return window
-    raise TypeError(f"window: expected None, an int or a pair of ints, got {window!r}")
+    expected = "None, an int or a pair of ints"
+    sides = _checks.pair(window)
+    if sides is None:
+        last = _checks.integer("window", window, expected)
+        _checks.check_number("window", last, "at least 1", last >= 1)
+        return last - 1, 0 if causal else last - 1
+    left, right = (_checks.integer("window", side, expected) for side in sides)
+    if min(left, right) < -1:
+        raise ValueError(f"window: expected sides of at least -1, got {(left, right)}")
+    return left, right
 
 
 def _default_scale(q: torch.Tensor, scale: float | None) -> float:

@@ -18,9 +18,9 @@ from llama_fast.ops._backend import choose, chosen
 from llama_fast.ops._library import library
 from llama_fast.ops.attention import (
     Window,
-    _check_numbers,
     _check_slopes,
     _default_scale,
+    _numbers,
     _window_sides,
 )
 
@@ -89,7 +89,7 @@ def attention_decode(
     q, k, v = _autocast(q, k_cache), _autocast(k, k_cache), _autocast(v, k_cache)
     _check_tensors(q, k_cache, v_cache, k, v)
     _check_places(q, k_cache, cache_seqlens, page_table)
-    _check_numbers(scale, softcap, 0.0)
+    scale, softcap, _ = _numbers(scale, softcap, 0.0)
     batch, heads = q.shape[:2]
     if alibi_slopes is not None:
         alibi_slopes = _check_slopes(alibi_slopes, q, batch)

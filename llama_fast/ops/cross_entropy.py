@@ -77,6 +77,10 @@ def cross_entropy(
     Example:
         >>> loss = llama_fast.cross_entropy(logits.view(-1, V), tokens.view(-1), inplace=True)
     """
+    ignore_index = _checks.integer("ignore_index", ignore_index)
+    label_smoothing = _checks.number("label_smoothing", label_smoothing)
+    softcap = None if softcap is None else _checks.number("softcap", softcap)
+    z_loss = _checks.number("z_loss", z_loss)
     _check(input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss)
     if inplace and not torch.compiler.is_compiling():
         _check_no_leaf(input)
@@ -151,8 +155,6 @@ def _check(
         raise ValueError("input: expected shape (V,), (N,V) or (N,V,d1,...), got ()")
     if not isinstance(target, torch.Tensor):
         raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: expected an int, got {ignore_index!r}")
     if target.is_floating_point():
         _checks.check_float("target", target)
         if target.shape != input.shape:
@@ -181,13 +183,6 @@ def _check(
             raise ValueError("weight: expected a tensor that does not require grad")
     if reduction not in REDUCTIONS:
         _checks.check_choice("reduction", reduction, REDUCTIONS)
-    for name, value in (
-        ("label_smoothing", label_smoothing),
-        ("softcap", softcap or 0.0),
-        ("z_loss", z_loss),
-    ):
-        if not isinstance(value, (float, int)):
-            raise TypeError(f"{name}: expected a number, got {value!r}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
     if softcap is not None and not 0.0 < softcap < math.inf:

@@ -19,6 +19,8 @@ from llama_fast.ops._checks import (
     check_shape,
     check_targets,
     check_tensor,
+    integer,
+    number,
     shape,
 )
 from llama_fast.ops._linear_cross_entropy import LinearCrossEntropy
@@ -120,6 +122,9 @@ def linear_cross_entropy(
         if _needs_gradient(weight):
             raise ValueError("weight: expected a tensor that does not require grad")
     check_choice("reduction", reduction, REDUCTIONS)
+    ignore_index = integer("ignore_index", ignore_index)
+    label_smoothing, z_loss = number("label_smoothing", label_smoothing), number("z_loss", z_loss)
+    softcap = None if softcap is None else number("softcap", softcap)
     smooth, capped = 0 <= label_smoothing <= 1, softcap is None or 0 < softcap < math.inf
     check_number("label_smoothing", label_smoothing, "a number in [0, 1]", smooth)
     check_number("softcap", softcap, "a positive finite number or None", capped)

@@ -9,7 +9,14 @@ import torch
 from llama_fast import reference
 from llama_fast.ops import _backend, stock
 from llama_fast.ops._autograd import differentiable, empty_like_heads, needs_plain_torch
-from llama_fast.ops._checks import check_device, check_float, check_number, check_shape, shape
+from llama_fast.ops._checks import (
+    check_device,
+    check_float,
+    check_number,
+    check_shape,
+    number,
+    shape,
+)
 from llama_fast.ops._library import library
 
 
@@ -55,6 +62,7 @@ def rms_norm(
         if residual.shape != input.shape:
             check_shape("residual", residual, tuple(input.shape), "of input")
         check_device("residual", residual, "input", input)
+    eps, offset = number("eps", eps), number("offset", offset)
     check_number("eps", eps, "a number >= 0", eps >= 0)
 
     backend = _backend.choose("rms_norm", input)

@@ -69,18 +69,12 @@ def options(
 ) -> dict[str, Any]:
     """These arguments as those of :func:`llama_fast.attention`."""
     if softmax_scale is not None:
-        _number("softmax_scale", softmax_scale, "a finite number or None")
-    _number("softcap", softcap, "a finite number, 0 for none")
-    try:
-        left, right = window_size
-        sides_fit = all(isinstance(side, int | torch.SymInt) for side in (left, right))
-    except (TypeError, ValueError):
-        sides_fit = False
-    if not sides_fit:
-        raise TypeError(
-            f"window_size: expected a pair of ints (left, right), -1 for no bound, "
-            f"got {window_size!r}"
-        )
+        softmax_scale = _number("softmax_scale", softmax_scale, "a finite number or None")
+    softcap = _number("softcap", softcap, "a finite number, 0 for none")
+    sides, expected = _checks.pair(window_size), "a pair of ints (left, right), -1 for no bound"
+    if sides is None:
+        raise TypeError(f"window_size: expected {expected}, got {window_size!r}")
+    left, right = (_checks.integer("window_size", side, expected) for side in sides)
     window = (max(left, -1), max(right, -1))
     return {
         "scale": softmax_scale,
@@ -91,12 +85,13 @@ def options(
     }
 
 
-def _number(name: str, value: Any, expected: str) -> None:
-    if isinstance(value, torch.SymInt | torch.SymFloat):
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _number(name: str, value: Any, expected: str) -> Any:
+    if isinstance(value, bool):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
-    _checks.check_number(name, value, expected, math.isfinite(value))
+    value = _checks.number(name, value, expected)
+    if not isinstance(value, torch.SymInt | torch.SymFloat):
+        _checks.check_number(name, value, expected, math.isfinite(value))
+    return value
 
 
 def indices(name: str, t: Any, shape: tuple[int, ...], layout: str, q: torch.Tensor) -> Any:
