@@ -230,7 +230,7 @@ class Call {
         p_.spread[at] = weighted + weights * s.reference;
       }
       if (p_.wants_gradient() && r < kept_rows_)
-        keep_block(Kept(), z, n, s.reference, kept_logits(b, r));
+        keep_block(Kept(), z, n, s.reference, a_.softcap, kept_logits(b, r));
     }
   }
 
@@ -305,7 +305,8 @@ class Call {
       A* z = area.logits + i * kBlockClasses;
       const int64_t r = r0 + i, y = label(r) - first;
       if (i < kept)
-        recall_block(Kept(), kept_logits(b, r), n, p_.stats[b * p_.stride + r].reference, z);
+        recall_block(Kept(), kept_logits(b, r), n, p_.stats[b * p_.stride + r].reference,
+                     a_.softcap, z);
       block_gradient(l_.options, p_.row[r], first, n, z);
       if (y >= 0 && y < n) z[y] = p_.row[r].at_label;
       if constexpr (M::kPack == 2)

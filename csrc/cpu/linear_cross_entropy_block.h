@@ -52,12 +52,23 @@ BlockStats<A> block_stats(const A* z, int64_t n) {
 }
 
 // Logits kept between the passes: as they are, or in twelve bits. Those count down from the block's
-// largest logit in steps of 1/128, which is the rounding of a bfloat16 logit between 1 and 2; the
-// last code stands for 32 and all below it, whose probability is zero for every purpose.
+// largest logit in steps of 1/128, which is the rounding of a bfloat16 logit between 1 and 2.
+// Without a softcap the last code stands for 32 and all below it, whose probability is zero for
+// every purpose: it is read back as -inf. With one the gradient has the factor 1 - (z / softcap)^2,
+// also where a part of the target is spread over the classes, so every logit is needed: from 20
+// down, where a probability is 2e-9 of the largest, the steps are as wide as it takes to count to
+// 2 softcap, the furthest that logits can be apart.
 struct Twelve {};
 
 constexpr float kCodesPerUnit = 128;
-constexpr int32_t kLastCode = 4095;
+constexpr int32_t kLastCode = 4095, kFineCodes = 20 * 128;
+
+// The width of the steps after the first kFineCodes, less the width of those.
+inline float extra_width(double softcap) {
+  const double reach = 2 * softcap - kFineCodes / double{kCodesPerUnit};
+  const double width = reach / (kLastCode - kFineCodes) - 1 / double{kCodesPerUnit};
+  return width > 0 ? static_cast<float>(width) : 0.0f;
+}
 
 template <class K>
 LF_INLINE int64_t kept_bytes(int64_t n) {
@@ -70,12 +81,12 @@ LF_INLINE int64_t kept_bytes(int64_t n) {
 }
 
 template <class A>
-void keep_block(A, const A* z, int64_t n, A, char* kept) {
+void keep_block(A, const A* z, int64_t n, A, double, char* kept) {
   std::memcpy(kept, z, static_cast<size_t>(n) * sizeof(A));
 }
 
 template <class A>
-void recall_block(A, const char* kept, int64_t n, A, A* z) {
+void recall_block(A, const char* kept, int64_t n, A, double, A* z) {
   std::memcpy(z, kept, static_cast<size_t>(n) * sizeof(A));
 }
 
@@ -83,14 +94,19 @@ typedef int32_t vec_code __attribute__((vector_size(kVecBytes)));
 typedef uint8_t vec_u8 __attribute__((vector_size(kVecBytes / 4)));  // lanes of a vec<float>
 
 // First the low eight bits of every code, then the high four of two registers of codes together.
-inline void keep_block(Twelve, const float* z, int64_t n, float reference, char* kept) {
+inline void keep_block(Twelve, const float* z, int64_t n, float reference, double softcap,
+                       char* kept) {
   constexpr int64_t lanes = kLanes<float>;
   char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
+  constexpr float fine = kFineCodes;
+  const float shrink = 1 / (1 + extra_width(softcap) * kCodesPerUnit);
   const auto code = [&](int64_t c) {
     const vec<float> v = n - c >= lanes ? load(z + c)
                          : n - c > 0    ? load_acc_n(z + c, n - c, reference)
                                         : set1(reference);
-    const vec<float> down = (reference - v) * kCodesPerUnit + 0.5f;
+    vec<float> down = (reference - v) * kCodesPerUnit;
+    if (softcap != 0) down = down > fine ? fine + (down - fine) * shrink : down;
+    down += 0.5f;
     constexpr auto last = static_cast<float>(kLastCode);
     return __builtin_convertvector(down < last ? down : set1(last), vec_code);  // NaN is `last`
   };
@@ -105,13 +121,17 @@ inline void keep_block(Twelve, const float* z, int64_t n, float reference, char*
 }
 
 // Writes whole pairs of registers.
-inline void recall_block(Twelve, const char* kept, int64_t n, float reference, float* z) {
+inline void recall_block(Twelve, const char* kept, int64_t n, float reference, double softcap,
+                         float* z) {
   constexpr int64_t lanes = kLanes<float>;
   const char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
+  const float extra = extra_width(softcap);
   const auto logits = [&](vec_code code) {
-    const vec<float> v =
-        reference - __builtin_convertvector(code, vec<float>) * (1 / kCodesPerUnit);
-    return code == kLastCode ? set1(-std::numeric_limits<float>::infinity()) : v;
+    const vec<float> steps = __builtin_convertvector(code, vec<float>);
+    const vec<float> v = reference - steps * (1 / kCodesPerUnit);
+    if (softcap == 0) return code == kLastCode ? set1(-std::numeric_limits<float>::infinity()) : v;
+    const vec<float> wide = steps - static_cast<float>(kFineCodes);
+    return v - (wide > 0.0f ? wide * extra : vec<float>{});
   };
   for (int64_t c = 0; c < n; c += 2 * lanes) {
     vec_u8 parts[2], both;
