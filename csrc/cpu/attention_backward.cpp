@@ -8,6 +8,7 @@
 // the query tiles instead. Either way each number is summed in the same order, so results do not
 // depend on the number of threads.
 #include "cpu/attention_delta.h"
+#include "cpu/attention_few.h"
 #include "cpu/attention_tile.h"
 #include "cpu/parallel.h"
 
@@ -38,13 +39,15 @@ struct Backward {
   const int64_t kv_head;
   const Share query_share, key_share;
   const bool want_q, want_k, want_v;
+  const bool few = has_few_rows(a);
 
   const int64_t key_size = padded<M>(a.head_size), key_steps = key_size / M::kPack;
   const int64_t value_size = padded<M>(a.value_size), value_steps = value_size / M::kPack;
   const int64_t query_tiles = query_share.count(tiles(s.queries, kQueries));
   const int64_t key_tiles = key_share.count(tiles(s.keys, kKeys));
 
-  // Packed operands, tile after tile. "rows" serve as A, "steps" as B along the rows.
+  // Packed operands, tile after tile. "rows" serve as A, "steps" as B along the rows. With few rows
+  // keys_transposed holds the keys as they are.
   elem *keys_transposed = nullptr, *values_transposed, *key_rows, *query_steps, *grad_steps;
   raw *query_rows, *grad_rows, *read_buffer;
   T *grad_q, *grad_k, *grad_v;  // sums
@@ -108,10 +111,11 @@ struct Backward {
       read_block<M>(a.v, a.dtype, s.batch, kv_head, row, n, a.value_size, value_size, read_buffer);
       pack_transposed<M>(read_buffer, value_size, n, value_steps,
                          values_transposed + k * value_steps);
-      read_block<M>(a.k, a.dtype, s.batch, kv_head, row, n, a.head_size, key_size, read_buffer);
-      pack_transposed<M>(read_buffer, key_size, n, key_steps, keys_transposed + k * key_steps);
-      if (want_q)
-        pack_rows<M>(read_buffer, key_size, n, key_size, key_rows + k / M::kPack * key_size);
+      elem* transposed = keys_transposed + k * key_steps;
+      raw* rows = few ? reinterpret_cast<raw*>(transposed) : read_buffer;
+      read_block<M>(a.k, a.dtype, s.batch, kv_head, row, n, a.head_size, key_size, rows);
+      if (!few) pack_transposed<M>(rows, key_size, n, key_steps, transposed);
+      if (want_q) pack_rows<M>(rows, key_size, n, key_size, key_rows + k / M::kPack * key_size);
     }
   }
 
@@ -231,9 +235,17 @@ struct Backward {
       const int64_t columns = round_lanes<M>(tile_keys);
       const raw* queries = query_rows + (q + first) * key_size;
       const raw* grads = grad_rows + (q + first) * value_size;
-      fastest_product<M>(rows, width, key_steps,
-                         {reinterpret_cast<const elem*>(queries), key_steps, 1},
-                         {keys_transposed + k * key_steps, columns, key_steps}, x, kKeys, false);
+      const elem* keys = keys_transposed + k * key_steps;
+      if (few)
+        by_rows(rows, [&](auto count, int64_t r) {
+          few_scores<M, decltype(count)::value>(queries + r * key_size, key_size,
+                                                reinterpret_cast<const raw*>(keys), key_size,
+                                                a.head_size, n, x + r * kKeys);
+        });
+      else
+        fastest_product<M>(rows, width, key_steps,
+                           {reinterpret_cast<const elem*>(queries), key_steps, 1},
+                           {keys, columns, key_steps}, x, kKeys, false);
       fastest_product<M>(
           rows, width, value_steps, {reinterpret_cast<const elem*>(grads), value_steps, 1},
           {values_transposed + k * value_steps, columns, value_steps}, g, kKeys, false);

@@ -8,6 +8,7 @@
 // a fixed length, so results do not depend on the number of threads.
 #include <memory>
 
+#include "cpu/attention_few.h"
 #include "cpu/attention_row.h"
 #include "cpu/parallel.h"
 
@@ -18,7 +19,6 @@ namespace {
 constexpr int64_t kChunk = 4 * kKeys;     // keys of an item
 constexpr int64_t kGroup = kPageUnit;     // keys between two requests for the next ones
 constexpr int64_t kWorthMerge = 1 << 16;  // sums that make a second thread worth while
-constexpr int kRows = 4;                  // rows that share one reading of a key or value
 
 // `Elem`: the element type of the tensors. Products are those of mode M, which
 // has either numbers of the type computed in or pairs of bfloat16 numbers.
@@ -145,8 +145,10 @@ struct Decode {
       for (int64_t j = 0; j < n; j += kGroup) {
         fetch(v.from(j), smaller(kGroup, n - j), a.value_size);
         by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
-          make_scores<decltype(count)::value>(queries + r * key_size, k.from(j),
-                                              smaller(kGroup, n - j), scores + r * kKeys + j);
+          const Rows keys = k.from(j);
+          few_scores<M, decltype(count)::value>(queries + r * key_size, key_size, keys.p,
+                                                keys.stride, a.head_size, smaller(kGroup, n - j),
+                                                scores + r * kKeys + j);
         });
       }
       for (int64_t h = 0; h < group; ++h) {
@@ -176,36 +178,6 @@ struct Decode {
   static LF_INLINE void put(uint16_t* weights, V p) {
     const vec_u16 bits = narrow(bf16{}, p);
     std::memcpy(weights, &bits, sizeof bits);
-  }
-
-  // f(number of rows, first row) for all rows, a few at a time.
-  template <class F>
-  static LF_INLINE void by_rows(int64_t n, F&& f) {
-    int64_t r = 0;
-    for (; r + kRows <= n; r += kRows) f(std::integral_constant<int, kRows>{}, r);
-    if (n - r == 3) f(std::integral_constant<int, 3>{}, r);
-    if (n - r == 2) f(std::integral_constant<int, 2>{}, r);
-    if (n - r == 1) f(std::integral_constant<int, 1>{}, r);
-  }
-
-  template <int Count>
-  void make_scores(const T* q, Rows k, int64_t n, T* out) const {
-    const int64_t whole = a.head_size / lanes * lanes, rest = a.head_size - whole;
-    for (int64_t j = 0; j < n; ++j, k.p += k.stride) {
-      V sum[Count] = {};
-      for (int64_t c = 0; c < whole; c += lanes) {
-        const V key = load_acc(k.p + c);
-#pragma GCC unroll 4
-        for (int r = 0; r < Count; ++r) sum[r] += load(q + r * key_size + c) * key;
-      }
-      if (rest > 0) {
-        const V key = load_acc_n(k.p + whole, rest, T(0));
-#pragma GCC unroll 4
-        for (int r = 0; r < Count; ++r) sum[r] += load(q + r * key_size + whole) * key;
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < Count; ++r) out[r * kKeys + j] = reduce_add<T>(sum[r]);
-    }
   }
 
   // The sums of a group of keys are made by themselves: thousands in a row would round more.
@@ -249,47 +221,6 @@ struct Decode {
   }
 
 #if defined(__AVX512BF16__)
-  // The first n numbers of a register, then zeros.
-  static LF_INLINE __m512i load_pairs(const Elem* p, int64_t n) {
-    if (n >= 2 * lanes) return _mm512_loadu_si512(p);
-    return _mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, p);
-  }
-
-  // For as many keys as a register has lanes, one query at a time: the keys
-  // stay in the first-level cache, and the sums over the lanes of all their
-  // products are made together.
-  template <int Count>
-  void make_scores(const uint16_t* q, Rows k, int64_t n, T* out) const {
-    for (int64_t j = 0; j < n; j += lanes, k.p += lanes * k.stride) {
-      const bool easy = n - j >= lanes && a.head_size % (2 * lanes) == 0;
-      for (int r = 0; r < Count; ++r) {
-        const uint16_t* query = q + r * key_size;
-        store(out + r * kKeys + j, easy ? scores_of<true>(query, k, lanes)
-                                        : scores_of<false>(query, k, smaller(lanes, n - j)));
-      }
-    }
-  }
-
-  // The first n of these keys, any further scores are those of the last one.
-  // `kEasy`: they are as many as lanes, and fill whole registers.
-  template <bool kEasy>
-  LF_INLINE V scores_of(const uint16_t* q, Rows k, int64_t n) const {
-    V sum[lanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) sum[i] = V{};
-    for (int64_t c = 0; c < a.head_size; c += 2 * lanes) {
-      const __m512i query = _mm512_loadu_si512(q + c);
-      const Elem* key = k.p + c;
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) {
-        const int64_t filled = kEasy ? 2 * lanes : a.head_size - c;
-        sum[i] = M::fma(sum[i], query, load_pairs(key, filled));
-        if (kEasy || i + 1 < n) key += k.stride;
-      }
-    }
-    return reduce_add_each<T>(sum);
-  }
-
   template <int Count>
   void add_values(const uint16_t* p, Rows v, int64_t n, T* o) const {
     int64_t c = 0;
@@ -385,8 +316,7 @@ struct Decode {
 }  // namespace
 
 bool attention_decode(const AttentionArgs& a) {
-  if (a.kv_heads == 0 || a.heads / a.kv_heads * a.queries > kFewRows || a.dropout_p > 0)
-    return false;
+  if (!has_few_rows(a)) return false;
   if (a.dtype == DType::f64) Decode<F64, double>(a).run();
   if (a.dtype == DType::f32) Decode<F32, float>(a).run();
 #if defined(__AVX512BF16__)
