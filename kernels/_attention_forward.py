@@ -162,7 +162,9 @@ def log_sum(m, l, P: tl.constexpr):
 
 
 @triton.jit
-def combine_kernel(parts, part_lse, out, lse, lse_low, masks, batch, splits, S, P: tl.constexpr):
+def combine_kernel(
+    parts, part_lse, part_low, out, lse, lse_low, masks, batch, splits, S, P: tl.constexpr
+):
     """Row i of (b, h) from its shares: weighted by exp(lse of the share - lse of all)."""
     i = tl.program_id(0) % S
     h = tl.program_id(0) // S % P.H
@@ -176,12 +178,13 @@ def combine_kernel(parts, part_lse, out, lse, lse_low, masks, batch, splits, S, 
         l = tl.where(m == -INF, 0.0, 1.0).to(P.ACC)
     for n in range(splits):
         entry = (n * batch + b).to(tl.int64)
-        one = tl.load(part_lse.ptr + entry * part_lse.batch + h * part_lse.head + i * part_lse.row)
+        offset = entry * part_lse.batch + h * part_lse.head + i * part_lse.row
+        one, low = tl.load(part_lse.ptr + offset), tl.load(part_low.ptr + offset)
         place = parts.ptr + entry * parts.batch + h * parts.head + i * parts.row
         values = tl.load(place + c * parts.col, mask=c < P.DV, other=0)
         top = tl.maximum(m, one)
         base = tl.where(top == -INF, 0.0, top)
-        alpha, weight = tl.exp(m - base), tl.exp(one - base)
+        alpha, weight = tl.exp(m - base), tl.exp(one - base + low)
         acc = acc * alpha + values * weight
         l = l * alpha + weight
         m = top

@@ -74,6 +74,7 @@ class Plan:
     GROUP: int  # heads that share a tile, as its rows (few queries); else 1
     ACC: Any
     OFFSET: Any  # of an element inside a tile
+    NARROW: bool  # 16-bit inputs, for which cheaper functions are exact enough
     BASE2: bool
     PLAIN: bool  # scores are products times a positive scale and nothing else
     PRECISION: str
@@ -285,15 +286,18 @@ def describe(
         keep=min(int(dropout_p * 2**32), 2**32 - 1),
         survivors=bits(1 / (1 - dropout_p) if dropout_p < 1 else 0.0),
     )
+    has_float_bias = bias is not None and bias.dtype != torch.bool
     features = {
-        "BASE2": q.dtype in (torch.float16, torch.bfloat16),
+        "NARROW": q.dtype in (torch.float16, torch.bfloat16),
+        # log2(e) times the lowest finite number, by which a bias may mask, would be -inf.
+        "BASE2": q.dtype in (torch.float16, torch.bfloat16) and not has_float_bias,
         "PLAIN": scale > 0 and softcap == 0 and bias is None and alibi_slopes is None,
         "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         "PACKED": packed,
         "LEFT": left >= 0,
         "RIGHT": right >= 0,
         "SOFTCAP": softcap > 0,
-        "BIAS": "" if bias is None else "bool" if bias.dtype == torch.bool else "float",
+        "BIAS": "float" if has_float_bias else "" if bias is None else "bool",
         "PADDING": key_padding_mask is not None,
         "ALIBI": alibi_slopes is not None,
         "SINKS": sinks is not None,

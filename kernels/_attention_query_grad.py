@@ -44,7 +44,7 @@ def delta_kernel(
     row = first.to(tl.int64)
     o = load_tile(out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P)
     do = load_tile(grad_out, b, h, row, rows, P.M, P.DV, P.BLOCK_DV, True, P)
-    if P.BASE2:
+    if P.NARROW:
         d = tl.sum(o.to(P.ACC) * do.to(P.ACC), 1)
     else:
         # By the same product as dp: where one key has all the weight, they have to cancel.

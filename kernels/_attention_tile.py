@@ -200,7 +200,7 @@ def tile_steps(begin, end, all_begin, all_end, BLOCK: tl.constexpr):
 @triton.jit
 def capped(x, limit, P: tl.constexpr):
     """(limit * tanh(x / limit), its derivative)."""
-    if P.BASE2:
+    if P.NARROW:
         e = tl.exp(-2.0 * tl.abs(x / limit))
         t = (1.0 - e) / (1.0 + e)
         t = tl.where(x < 0, -t, t)

@@ -89,14 +89,14 @@ def _in_shares(
     plan, shares = options["P"], grid[1]
     B, H, S, DV = out.shape
     parts = out.new_empty(shares * B, H, S, DV, dtype=problem.accumulate)
-    part_lse = parts.new_empty(shares * B, H, S)
+    part_lse, part_low = parts.new_empty(2, shares * B, H, S)
     arguments = (
         heads_of(q),
         in_steps(k, plan.N, plan),
         in_steps(v, plan.N, plan),
         heads_of(parts),
         rows_of(part_lse),
-        rows_of(torch.empty_like(part_lse)),
+        rows_of(part_low),
         *problem.arguments,
         tuning.heads_together(problem, plan.GROUP),
     )
@@ -104,6 +104,7 @@ def _in_shares(
     arguments = (
         heads_of(parts),
         rows_of(part_lse),
+        rows_of(part_low),
         heads_of(out),
         rows_of(lse),
         rows_of(lse_low),

@@ -50,10 +50,10 @@ void prepare(const AttentionArgs& a, int64_t sequence, int64_t head) {
       if (a.grad_lse.data != nullptr) deltas[r] -= at<T>(a.grad_lse, s.batch, head, row);
       at<T>(a.delta, s.batch, head, row) = deltas[r];
       if (a.grad_sinks == nullptr) continue;
-      const double lse = static_cast<double>(at<T>(a.lse, s.batch, head, row)) +
-                         at<T>(a.lse_low, s.batch, head, row);
+      const double lse = at<T>(a.lse, s.batch, head, row);
+      const double low = at<T>(a.lse_low, s.batch, head, row);
       if (lse != -kInfinity<double>)
-        sink_gradient -= std::exp(static_cast<const T*>(a.sinks)[head] - lse) * deltas[r];
+        sink_gradient -= std::exp(static_cast<const T*>(a.sinks)[head] - lse - low) * deltas[r];
     }
   }
   if (a.grad_sinks != nullptr) a.grad_sinks[sequence * a.heads + head] = sink_gradient;

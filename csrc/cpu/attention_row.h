@@ -73,10 +73,13 @@ void finish_row(const AttentionArgs& a, const Sequence& s, int64_t head, int64_t
     store(o + c, load(o + c) * factor);
   const int64_t row = s.first_query + i;
   write_row(a.out, a.dtype, s.batch, head, row, a.value_size, o);
-  const wide<T> lse = largest + std::log(total);
-  const T high = empty ? -kInfinity<T> : static_cast<T>(lse);
+  const wide<T> log_sum = std::log(total);
+  const T high = empty ? -kInfinity<T> : static_cast<T>(largest + log_sum);
   at<T>(a.lse, s.batch, head, row) = high;
-  at<T>(a.lse_low, s.batch, head, row) = std::isfinite(high) ? static_cast<T>(lse - high) : T(0);
+  // Where every score is the lowest finite number (a mask that adds it), log_sum is lost even in
+  // the wider type, and the difference to `largest` is exact.
+  const wide<T> low = (wide<T>(largest) - high) + log_sum;
+  at<T>(a.lse_low, s.batch, head, row) = std::isfinite(high) ? static_cast<T>(low) : T(0);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ import math
 import torch
 
 from ._dtypes import compute_dtype
+from ._logsumexp import logsumexp
 from .philox import attention_keep_mask
 
 NEG_INF = float("-inf")
@@ -118,7 +119,7 @@ def weighted_values(
     # A row with nothing to see would be 0 / 0: give it any finite scores, then zero its result.
     dead = (scores == NEG_INF).all(dim=-1, keepdim=True)
     scores = scores.masked_fill(dead, 0)
-    lse = torch.logsumexp(scores, dim=-1).masked_fill(dead.squeeze(-1), NEG_INF)
+    lse = logsumexp(scores).masked_fill(dead.squeeze(-1), NEG_INF)
     probabilities = torch.softmax(scores, dim=-1).masked_fill(dead, 0)[..., : v.shape[-2]]
     if keep is not None:
         survivors = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0

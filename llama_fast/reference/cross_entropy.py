@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from ._dtypes import compute_dtype
+from ._logsumexp import logsumexp
 
 
 class Stats(NamedTuple):
@@ -54,7 +55,7 @@ def cross_entropy(
     x = input.movedim(class_dim, -1).to(compute_dtype(input))
     V = x.shape[-1]
     z = x if softcap is None else softcap * torch.tanh(x / softcap)
-    lse = torch.logsumexp(z, dim=-1)
+    lse = logsumexp(z)
     log_p = torch.log_softmax(z, dim=-1)
     w = torch.ones(V, dtype=x.dtype, device=x.device) if weight is None else weight.to(x.dtype)
 

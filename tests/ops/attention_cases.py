@@ -17,8 +17,8 @@ class Case:
 
     `tensors` names optional tensor arguments and gives their shapes in letters of (B,H,S,T), a
     letter or 1 each; ``bool:`` in front makes a boolean one, ``ends:`` one that is True at both
-    ends of a row. `grad_lse` sends a gradient into lse
-    too. `lengths` are those of packed sequences, (queries, keys) each; B, S and T then mean
+    ends of a row, ``lowest:`` one of lowest finite numbers, all of every second row. `grad_lse`
+    sends a gradient into lse too. `lengths` are those of packed sequences, (queries, keys) each; B, S and T then mean
     nothing. Of the `frozen` tensors no gradient is asked.
     """
 
@@ -77,6 +77,10 @@ def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
             place = torch.arange(value.shape[-1]) / value.shape[-1]
             row = torch.arange(value.shape[0]).unsqueeze(1)
             tensors[name] = (place < 0.15 * row) | (place >= 1 - 0.25 * row)
+        elif kind == "lowest":
+            whole_row = torch.arange(value.shape[-2]).unsqueeze(1) % 2 == 0
+            lowest = torch.finfo(torch.bfloat16).min  # that of float32 would round to -inf
+            tensors[name] = value.masked_fill((value < 0) | whole_row, lowest)
         else:
             tensors[name] = value > -0.5 if kind == "bool" else value
     return tensors

@@ -53,6 +53,12 @@ BIASES = [
     Case("float bias over many tiles", B=1, S=140, T=150, tensors={"bias": "1HST"}),
     Case("float bias summed over batch and queries", B=3, S=70, T=80, tensors={"bias": "1H1T"}),
     Case("float bias under a causal mask", S=30, T=40, options=CAUSAL, tensors={"bias": "BHST"}),
+    Case("rows of the lowest finite bias: all keys weigh the same", S=20, T=30,
+         tensors={"bias": "lowest:B1ST"}, grad_lse=True),
+    Case("few queries with rows of the lowest finite bias, several chunks of keys", S=3, T=700,
+         tensors={"bias": "lowest:B1ST"}, grad_lse=True),
+    Case("rows of the lowest finite bias with a causal mask", S=40, T=40, options=CAUSAL,
+         tensors={"bias": "lowest:B1ST"}),
     Case("float bias after the softcap", options={"softcap": 1.0}, tensors={"bias": "BHST"}),
 ]  # fmt: skip
 
