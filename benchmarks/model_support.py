@@ -116,7 +116,8 @@ def page(rows: Sequence[Sequence[str]], rounds: int) -> str:
 Made by `make model-support` (transformers {transformers.__version__}, torch {torch.__version__},
 {platform.machine()}). Modules are recognised by what they compute, so that other architectures work
 too; `print(llama_fast.patch(model))` tells what became of each module. Linear maps are replaced in
-all of them.
+all of them. Recognition runs in evaluation and in training: dropout within an MLP stays, and what
+only training does otherwise (noise, stopped gradients) leaves a module as it is.
 
 Replaced, of what was looked at, in tiny models of two layers; empty where an architecture has no
 such part. *error*: stock / patched, root-mean-square over loss, logits and the gradients of all

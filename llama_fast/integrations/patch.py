@@ -98,8 +98,11 @@ def patch(
 
     Any `torch.nn.Module`: models of transformers, alone or within others, and torch's own attention
     and transformer layers, RMSNorm and CrossEntropyLoss. Modules are recognised by what they
-    compute and compared with our formula on random input before they are replaced. A model that
-    was patched before is patched anew.
+    compute and compared with our formula on random input, in evaluation and in training, before
+    they are replaced. One that is changed afterwards, by another activation, hooks or adapters, or
+    that is given a tensor subclass as DTensor, runs its own forward. Calls with
+    ``output_attentions=True`` run on the attention from before. A model that was patched before is
+    patched anew.
 
     Args:
         model: the model; any device and dtype.
@@ -135,11 +138,11 @@ def patch(
     report = Report(model)
     simple: list[tuple[str, Callable[[nn.Module], structure.Replacement]]] = []
     if rms_norm:
-        simple.append(("rms_norm", structure.norm_replacement))
+        simple.append(("rms_norm", structure.once(structure.norm_replacement)))
     if linear:
         simple.append(("linear", structure.linear_replacement))
     if mlp:
-        simple.append(("mlp", structure.mlp_replacement))
+        simple.append(("mlp", structure.once(structure.mlp_replacement)))
     for name, module in model.named_modules():
         for part, find in simple:
             _apply(report, name, module, part, _of_kind(find, module))

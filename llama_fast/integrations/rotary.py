@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from llama_fast import reference
-from llama_fast.integrations.structure import AGREEMENT, called_functions
+from llama_fast.integrations import watch
+from llama_fast.integrations.probe import AGREEMENT, same_draws
+from llama_fast.integrations.structure import called_functions
 from llama_fast.ops.rope import rope
 
 _FIRST = ["q", "k", "cos", "sin"]
@@ -93,7 +95,11 @@ def _style(function: Callable[..., Any]) -> Style | str:
             q, k = random(2, 3, 5, width), random(2, 1, 5, width)
             style = Style(interleaved, tables, width > 8)
             try:
-                got = function(q, k, style.wide(cos), style.wide(sin))
+                with same_draws() as drawn:
+                    before = drawn()
+                    got = function(q, k, style.wide(cos), style.wide(sin))
+                    if drawn() != before:
+                        return "it draws random numbers"
             except Exception as error:  # whatever it says to arguments that it does not know
                 failures.append(f"{type(error).__name__}: {error}")
                 break
@@ -141,7 +147,26 @@ def attention_forward(
     module: nn.Module, *args: Any, _name: str, _style: Style, **kwargs: Any
 ) -> Any:
     """The forward of a layer's class, turning queries and keys by our kernel."""
-    return rewired(type(module).forward, _name, _style)(module, *args, **kwargs)
+    original: Any = type(module).forward
+    ours = rewired(original, _name, _style)
+    if not torch.compiler.is_compiling() and not _follows(ours, original, _name):
+        ours = original
+    return ours(module, *args, **kwargs)
+
+
+def _follows(ours: Any, original: Any, name: str) -> bool:
+    """Whether the file of `original` still has the function that ours stands for.
+
+    Other globals that were replaced in that file since are taken over.
+    """
+    inner = getattr(original, "__wrapped__", None)
+    theirs, scope = original.__globals__, ours.__globals__
+    for each in original.__code__.co_names:
+        if each in theirs and (inner is not None or each != name):
+            scope[each] = theirs[each]
+    if inner is not None:
+        return _follows(_REWIRED[inner, name], inner, name)
+    return theirs.get(name) is scope[name].__wrapped__
 
 
 def rewired(original: Any, name: str, style: Style) -> Callable[..., Any]:
@@ -202,6 +227,7 @@ def _with_ours(theirs: Callable[..., Any], style: Style) -> Callable[..., Any]:
         if not (
             not args
             and kw.get("unsqueeze_dim", 1) == 1
+            and all(map(watch.is_plain, (q, k, cos, sin)))
             and q.dim() == 4
             and cos.dim() == 3
             and cos.shape[0] in (1, q.shape[0])
@@ -215,6 +241,7 @@ def _with_ours(theirs: Callable[..., Any], style: Style) -> Callable[..., Any]:
             cos, sin = cos[0], sin[0]
         return _turn(q, k, cos, sin, style, rope)
 
+    vars(rotate)["__wrapped__"] = theirs
     return rotate
 
 

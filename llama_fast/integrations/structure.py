@@ -8,10 +8,10 @@ in the same way.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -19,15 +19,31 @@ import torch.nn.functional as F
 from torch import nn
 
 from llama_fast import reference
-from llama_fast.integrations import recompute
+from llama_fast.integrations import recompute, watch
+from llama_fast.integrations.probe import Probe, normal
 from llama_fast.ops.linear import linear
 from llama_fast.ops.rms_norm import rms_norm
 from llama_fast.ops.swiglu import swiglu
 
 Replacement = Callable[..., Any] | str | None
-# What a module computes in float32 on the way is this far from float64 at most.
-AGREEMENT = 1e-5
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps", "layer_norm_epsilon")
+_IN_TRAINING = "in training it does something else: dropout, noise or other gradients"
+
+
+def once(find: Callable[[nn.Module], Replacement]) -> Callable[[nn.Module], Replacement]:
+    """`find`, which looks but once at modules of a model that are alike: its layers, mostly."""
+    known: dict[Hashable, Replacement] = {}
+
+    def found(module: nn.Module) -> Replacement:
+        small = len(list(itertools.islice(module.modules(), 17))) < 17  # not a whole model
+        likeness = watch.likeness(module) if small else None
+        if likeness is None:
+            return find(module)
+        if likeness not in known:
+            known[likeness] = find(module)
+        return known[likeness]
+
+    return found
 
 
 def norm_replacement(module: nn.Module) -> Replacement:
@@ -43,17 +59,23 @@ def norm_replacement(module: nn.Module) -> Replacement:
         return None
     if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm)):
         return None
-    x = _random(5, 3, len(weight)) + 0.5  # a mean other than 0 tells a LayerNorm
+    eps = getattr(module, eps_name)
+    x = normal(5, 3, len(weight)) + 0.5  # a mean other than 0 tells a LayerNorm
     try:
-        probe = _in_float64(module)
-        got = probe(x)
+        probe = Probe(module, x)
     except Exception as error:  # whatever a module says to input that it does not know
         return f"its forward failed on random input: {type(error).__name__}: {error}"
-    eps = getattr(module, eps_name)
     for offset in (0.0, 1.0):
-        want = reference.rms_norm(x, probe.weight.detach(), eps, offset=offset)
-        if _agree(got, want):
-            return functools.partial(norm_forward, eps_name=eps_name, offset=offset)
+
+        def formula(norm: Any, x: torch.Tensor, offset: float = offset) -> torch.Tensor:
+            return reference.rms_norm(x, norm.weight, eps, offset=offset)
+
+        if probe.agrees(formula, training=False):
+            if not probe.agrees(formula, training=True):
+                return _IN_TRAINING
+            ours = functools.partial(norm_forward, eps_name=eps_name, offset=offset)
+            state = watch.state_of(module, without=(eps_name,))
+            return functools.partial(_if_as_found, _ours=ours, _state=state)
     return "its output is not RMSNorm's"
 
 
@@ -62,15 +84,19 @@ def norm_forward(
 ) -> torch.Tensor:
     """RMSNorm over the last dimension by our kernel."""
     weight = module.weight
-    if weight.dtype != input.dtype:  # the module knows what comes of two dtypes
-        return type(module).forward(module, input)
+    if weight.dtype != input.dtype or not watch.is_plain(weight):
+        result: torch.Tensor = type(module).forward(module, input)  # it knows what comes of these
+        return result
     make = functools.partial(rms_norm, eps=getattr(module, eps_name), offset=offset)
     return recompute.mark(module, make(input, weight), make, input, weight)
 
 
 def linear_replacement(module: nn.Module) -> Replacement:
     """Our forward for torch's Linear; None for everything else, subclasses too."""
-    return linear_forward if type(module) is nn.Linear else None
+    if type(module) is not nn.Linear:
+        return None
+    state = watch.state_of(module)
+    return functools.partial(_if_as_found, _ours=linear_forward, _state=state)
 
 
 def linear_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
@@ -85,8 +111,8 @@ def linear_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
 def mlp_replacement(module: nn.Module) -> Replacement:
     """Our forward for a gated MLP with SiLU; a reason for another activation; or None."""
     linears = {n: m for n, m in module.named_children() if _is_linear(m)}
-    others = [m for n, m in module.named_children() if n not in linears]
-    if len(linears) not in (2, 3) or any(list(m.parameters()) for m in others):
+    others = {n: m for n, m in module.named_children() if n not in linears}
+    if len(linears) not in (2, 3) or any(list(m.parameters()) for m in others.values()):
         return None
     if len(_required(module)) != 1 or list(module.parameters(recurse=False)):
         return None
@@ -94,43 +120,105 @@ def mlp_replacement(module: nn.Module) -> Replacement:
     names = _gate_up_down(dict(zip(linears, outward, strict=True)))
     if not names:
         return None
-    width = linears[names[0][0]].in_features
-    x = _random(7, width)
+    x = normal(7, linears[names[0][0]].in_features)
     try:
-        probe = _in_float64(module)
-        got = probe(x)
+        probe = Probe(module, x, apart=tuple(linears))
     except Exception as error:  # whatever a module says to input that it does not know
         return f"its forward failed on random input: {type(error).__name__}: {error}"
-    if not isinstance(got, torch.Tensor):
+    if not probe.gives_a_tensor:
         return None
+    drops = [None, *(name for name, m in others.items() if type(m) is nn.Dropout)]
+    found = False
     for gate, up, down in names:
-        forward = functools.partial(mlp_forward, gate=gate, up=up, down=down)
-        with torch.no_grad():
-            want = _mlp(probe, x, gate, up, down, reference.swiglu)
-        if _agree(got, want):
-            return forward
-    return "its activation is not SiLU, or it does more than a gated MLP"
+        roles = {"gate": gate, "up": up, "down": down}
+        if not probe.agrees(functools.partial(_mlp, product=reference.swiglu, **roles), False):
+            continue
+        found = True
+        for between, after in itertools.product(drops, drops):
+            formula = functools.partial(_mlp, between=between, after=after, **roles)
+            if probe.agrees(functools.partial(formula, product=reference.swiglu), True):
+                called = (*linears, between or "", after or "")
+                return functools.partial(
+                    _if_as_found,
+                    _ours=functools.partial(mlp_forward, between=between, after=after, **roles),
+                    _state=watch.state_of(module, without=called),
+                )
+    return _IN_TRAINING if found else "its activation is not SiLU, or it does more than a gated MLP"
 
 
 def mlp_forward(
-    module: nn.Module, input: torch.Tensor, *, gate: str, up: str, down: str
+    module: nn.Module,
+    input: torch.Tensor,
+    *,
+    gate: str,
+    up: str,
+    down: str,
+    between: str | None = None,
+    after: str | None = None,
 ) -> torch.Tensor:
-    """down(silu(gate(x)) * up(x)), the product by our kernel."""
-    return _mlp(module, input, gate, up, down, swiglu)
+    """down(silu(gate(x)) * up(x)), the product by our kernel; with dropout where it has some."""
+    dtype = _weight_dtype(module, up)
+    if dtype != _weight_dtype(module, down) or (
+        gate in module._modules and dtype != _weight_dtype(module, gate)
+    ):
+        result: torch.Tensor = type(module).forward(module, input)  # it knows where to cast
+        return result
+    product = functools.partial(_swiglu, module)
+    return _mlp(module, input, gate, up, down, between=between, after=after, product=product)
+
+
+def _weight_dtype(module: nn.Module, name: str) -> torch.dtype | None:
+    part = module._modules[name]
+    weight = part._parameters.get("weight") if part is not None else None
+    if weight is None:  # adapters name that of the layer in them
+        weight = getattr(part, "weight", None)
+    return getattr(weight, "dtype", None)
+
+
+def _swiglu(module: nn.Module, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """By our kernel, where it reads what adapters and hooks have made of these."""
+    if gate.dtype != up.dtype or not (watch.is_plain(gate) and watch.is_plain(up)):
+        return F.silu(gate) * up
+    return recompute.mark(module, swiglu(gate, up), swiglu, gate, up, within=True)
 
 
 def _mlp(
-    module: nn.Module, input: torch.Tensor, gate: str, up: str, down: str, product: Any
+    module: nn.Module,
+    input: torch.Tensor,
+    gate: str,
+    up: str,
+    down: str,
+    *,
+    product: Any,
+    between: str | None = None,
+    after: str | None = None,
 ) -> torch.Tensor:
+    """A gated MLP, with dropouts (names of children) between the product and `down`, and after."""
     if gate == up or gate.startswith("-"):  # both in one matrix; "-": the gate is the second half
         halves = getattr(module, up)(input).chunk(2, dim=-1)
         a, b = halves if gate == up else reversed(halves)
     else:
         a, b = getattr(module, gate)(input), getattr(module, up)(input)
-    out: torch.Tensor = getattr(module, down)(
-        recompute.mark(module, product(a, b), product, a, b, within=True)
-    )
-    return out
+    inner = product(a, b)
+    if between is not None:
+        inner = getattr(module, between)(inner)
+    out: torch.Tensor = getattr(module, down)(inner)
+    return out if after is None else getattr(module, after)(out)
+
+
+def _if_as_found(
+    module: nn.Module, *args: Any, _ours: Any, _state: watch.Watch, **kwargs: Any
+) -> Any:
+    """Our forward for one plain tensor; else, or if the module has changed, the module's own."""
+    if (
+        len(args) == 1
+        and not kwargs
+        and watch.is_plain(args[0])
+        and _state.holds(module)
+        and not (_state.parts and watch.is_everything_hooked())
+    ):
+        return _ours(module, args[0])
+    return type(module).forward(module, *args, **kwargs)
 
 
 def _gate_up_down(shapes: dict[str, tuple[int, int]]) -> list[tuple[str, str, str]]:
@@ -157,34 +245,6 @@ def _required(module: nn.Module) -> list[str]:
         for p in parameters
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-
-
-def _in_float64(module: nn.Module) -> Any:
-    """A copy in float64 on the CPU, with random weights, without hooks and in eval mode."""
-    memo: dict[int, Any] = {}
-    for parameter in module.parameters():  # the copy gets its own, whatever these hold or where
-        like = torch.empty(parameter.shape, dtype=torch.float64)
-        memo[id(parameter)] = nn.Parameter(like, requires_grad=False)
-    probe = copy.deepcopy(module, memo)
-    for part in probe.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
-        part.__dict__.pop("forward", None)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in probe.parameters():
-        parameter.data.normal_(generator=generator).mul_(0.3).add_(0.7 * (parameter.dim() == 1))
-    return probe.double().cpu().eval().requires_grad_(False)
-
-
-def _random(*shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-
-def _agree(got: Any, want: torch.Tensor) -> bool:
-    if not isinstance(got, torch.Tensor) or got.shape != want.shape:
-        return False
-    return bool((got.double() - want).abs().max() <= AGREEMENT * want.abs().max())
 
 
 def called_functions(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -238,6 +238,34 @@ def test_rope_within_decorators() -> None:
     torch.testing.assert_close(model(IDS).logits, want)
 
 
+@pytest.mark.parametrize("name", ["apply_rotary_pos_emb", "ALL_ATTENTION_FUNCTIONS"])
+def test_a_function_of_the_file_replaced_afterwards(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = make("llama").eval()
+    ours = copy.deepcopy(stock)
+    llama_fast.patch(ours)
+    before = ours(IDS).logits
+    file = sys.modules[type(stock).__module__]
+    if name == "apply_rotary_pos_emb":
+        monkeypatch.setattr(file, name, lambda q, k, cos, sin: (q * cos, k * cos))
+    else:
+
+        class Doubled(dict[str, Any]):
+            def get_interface(self, *args: Any) -> Any:
+                def attention(*values: Any, **options: Any) -> Any:
+                    out, weights = interface.get_interface(*args)(*values, **options)
+                    return 2 * out, weights
+
+                return attention
+
+        interface = getattr(file, name)
+        monkeypatch.setattr(file, name, Doubled())
+    torch.testing.assert_close(ours(IDS).logits, stock(IDS).logits)
+    monkeypatch.undo()
+    assert torch.equal(ours(IDS).logits, before)
+
+
 def test_errors() -> None:
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got str"):
         llama_fast.patch("model")  # type: ignore[arg-type]
