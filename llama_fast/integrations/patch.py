@@ -159,6 +159,9 @@ def patch(
         if loss:
             for name, module in models.pretrained(model):
                 _patch_loss(report, name, module)
+        if attention:
+            for _, module in models.pretrained(model):
+                models.return_weights(module)
     return report
 
 

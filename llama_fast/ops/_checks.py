@@ -24,6 +24,17 @@ def check_float(name: str, value: object) -> None:
         )
 
 
+def check_mask(name: str, value: object) -> None:
+    """`value` must be a tensor of bool or of what `check_float` takes."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype != torch.bool and value.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{name}: expected bool (True takes part), or float64, float32, bfloat16 or float16 "
+            f"(added to the scores), got {value.dtype}"
+        )
+
+
 def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> None:
     """`value` must be a tensor of one of `dtypes`, which `expected` names in words."""
     if not isinstance(value, torch.Tensor):

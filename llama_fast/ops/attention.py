@@ -271,8 +271,7 @@ def _numbers(scale: Any, softcap: Any, dropout_p: Any) -> tuple[Any, Any, Any]:
 
 def _check_bias(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """`bias` with four dimensions, in a dtype that the kernels read."""
-    if not isinstance(bias, torch.Tensor) or bias.dtype != torch.bool:
-        _checks.check_float("bias", bias)
+    _checks.check_mask("bias", bias)
     _checks.check_device("bias", bias, "q", q)
     full = (*q.shape[:3], k.shape[2])
     fits = bias.dim() <= 4 and all(

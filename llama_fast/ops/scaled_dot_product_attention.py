@@ -55,6 +55,7 @@ def scaled_dot_product_attention(
     q, k, v = (_four_dims(t, lead, kept) for t in (query, key, value))
     bias = None
     if attn_mask is not None:
+        _checks.check_mask("attn_mask", attn_mask)
         bias = attn_mask
         if bias.dim() > 4 or len(lead) != (1 if grouped else 2):
             heads = query.shape[-3:-2] if grouped else ()

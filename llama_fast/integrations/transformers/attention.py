@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import logging
 
+from llama_fast.integrations import watch
 from llama_fast.integrations.transformers.masks import Mask, mask_function
 from llama_fast.ops.attention import attention
 
 NAME = "llama_fast"
+_logger = logging.get_logger(__name__)
 # Tensors that attention layers hand on although no implementation but a few needs them.
 _NO_MATTER = {
     "position_ids", "cache_position", "position_embeddings", "cu_seq_lens_q", "cu_seq_lens_k",
@@ -61,12 +67,20 @@ def attention_function(
         **options: what else layers hand on.
 
     Returns:
-        (B,S,H,Dv), and None for the weights, which are never computed.
+        (B,S,H,Dv), and None for the weights, which are never computed; `output_attentions` warns.
 
     Raises:
+        TypeError: a mask or bias of integers.
         ValueError: a tensor among `options` that may change the result, or a paged cache.
     """
     _check(module, options)
+    for name, t in (("attention_mask", attention_mask), ("position_bias", position_bias)):
+        _check_mask(name, t, query, key)
+    if not all(map(watch.is_plain, (query, key, value))):
+        return _theirs(
+            module, query, key, value, attention_mask, softcap=softcap, s_aux=s_aux,
+            dropout=dropout, scaling=scaling, is_causal=is_causal, position_bias=position_bias,
+        )  # fmt: skip
     B, _, S, _ = query.shape
     T = key.shape[2]
     if key.dtype != query.dtype or value.dtype != query.dtype:  # a cache in another precision
@@ -125,6 +139,48 @@ def _check(module: torch.nn.Module, options: dict[str, Any]) -> None:
                 f"attn_implementation: expected one that knows the argument {name!r} of "
                 f"{type(module).__name__}, got '{NAME}'; leave attention out of the patch"
             )
+    if options.get("output_attentions"):
+        _logger.warning_once(
+            f"attn_implementation '{NAME}' has no attention weights: output_attentions=True gives "
+            "none. Load the model with attn_implementation='eager', then llama_fast.patch(model)."
+        )
+
+
+def _check_mask(name: str, mask: Any, query: torch.Tensor, key: torch.Tensor) -> None:
+    """TypeError for integers, which may be meant as flags, as stock has it."""
+    if not isinstance(mask, torch.Tensor) or mask.is_floating_point() or mask.dtype == torch.bool:
+        return
+    if name != "attention_mask" or mask.shape != (query.shape[0], key.shape[2]):
+        raise TypeError(
+            f"{name}: expected bool (True takes part) or a floating-point dtype (added to the "
+            f"scores), got {mask.dtype}"
+        )
+
+
+def _theirs(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    *,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
+    **options: Any,
+) -> Any:
+    """Attention of DTensors and other tensors that our kernels cannot read."""
+    if softcap is not None or s_aux is not None:
+        raise ValueError(
+            f"attn_implementation: expected one that knows {type(query).__name__} and softcap or "
+            f"sinks, got '{NAME}'; leave attention out of the patch"
+        )
+    if isinstance(attention_mask, Mask):
+        attention_mask = attention_mask.dense()
+    options = {name: option for name, option in options.items() if option is not None}
+    # Of torch's ways on a CPU, DTensors know only this.
+    only = sdpa_kernel(SDPBackend.MATH) if query.device.type == "cpu" else nullcontext()
+    with only:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
 def _packed(
