@@ -38,6 +38,14 @@ class Forward(_Function):
         return function
 
     @property
+    def __globals__(self) -> dict[str, Any]:
+        """What `torch.jit.script` asks for first; nothing else does without a default."""
+        raise AttributeError(
+            "torch.jit.script cannot compile a patched model: llama_fast.unpatch(model) first, or "
+            "use torch.jit.trace, torch.compile or torch.export"
+        )
+
+    @property
     def __wrapped__(self) -> Callable[..., Any]:
         """Another library's forward, whoever unwraps the module of it."""
         if self.before is None:

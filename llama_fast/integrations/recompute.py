@@ -103,6 +103,7 @@ def mark(
         torch.is_grad_enabled()
         and made.requires_grad
         and not torch.compiler.is_compiling()  # a compiler decides this by itself
+        and not torch._C._is_tracing()
         and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in (made, *inputs))
         and all(t.dtype == made.dtype for t in inputs)
         and made.is_contiguous()

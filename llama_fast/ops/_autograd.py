@@ -21,6 +21,7 @@ def _needs_dispatcher(args: tuple[Any, ...]) -> bool:
     """Whether something but autograd and torch.func watches: tracing, a mode, a subclass."""
     return (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()  # torch.jit.trace
         or torch._C._len_torch_dispatch_stack() > 0
         or any(type(a) not in _PLAIN for a in args if isinstance(a, torch.Tensor))
     )

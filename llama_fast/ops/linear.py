@@ -52,6 +52,7 @@ def _plain(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     ordinary = (torch.Tensor, torch.nn.Parameter)
     return (
         not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
         and type(input) in ordinary
         and type(weight) in ordinary
         and weight.is_cpu

@@ -254,3 +254,69 @@ def test_bad_input_has_torchs_error():
     layer = llama_fast.nn.MultiheadAttention(E, H)
     with pytest.raises(AssertionError, match="embedding dim"):
         layer(torch.randn(3, S, E + 1), torch.randn(3, S, E + 1), torch.randn(3, S, E + 1))
+
+
+SCRIPTED = {
+    "MultiheadAttention": ((E, H), 3),
+    "TransformerEncoderLayer": ((E, H, 48, 0.0), 1),
+    "TransformerDecoderLayer": ((E, H, 48, 0.0), 2),
+    "RMSNorm": ((E,), 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_torchscript(name):
+    options, count = SCRIPTED[name]
+    ours = getattr(llama_fast.nn, name)(*options)
+    inputs = [torch.randn(S, 3, E) for _ in range(count)]
+    want = ours(*inputs)
+    scripted = torch.jit.script(ours)
+    assert type(ours) is getattr(llama_fast.nn, name)
+    torch.testing.assert_close(scripted(*inputs), want)
+    assert scripted.state_dict().keys() == ours.state_dict().keys()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.mul_(1.1)
+    torch.testing.assert_close(scripted(*inputs), ours(*inputs))  # the same parameters
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_of_a_loss_and_of_a_subclass():
+    logits, target = torch.randn(5, 7), torch.arange(5)
+    loss = llama_fast.nn.CrossEntropyLoss(label_smoothing=0.1)
+    torch.testing.assert_close(torch.jit.script(loss)(logits, target), loss(logits, target))
+
+    class Twice(llama_fast.nn.RMSNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    x = torch.randn(3, E)
+    assert torch.equal(torch.jit.script(Twice(E))(x), 2 * x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_patched_model_in_torchscript(grad):
+    model = nn.Sequential(
+        nn.Linear(E, E), nn.RMSNorm(E, eps=1e-6), nn.TransformerEncoderLayer(E, H, 48, 0.0)
+    ).eval()
+    stock = copy.deepcopy(model)
+    llama_fast.patch(model)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, torch.randn(S, 3, E))
+        assert "llama_fast::rms_norm" in str(traced.inlined_graph)
+        x = torch.randn(S, 3, E, requires_grad=grad)
+        torch.testing.assert_close(traced(x), stock(x))
+        if grad:
+            (ours,) = torch.autograd.grad(traced(x).square().sum(), x)
+            (theirs,) = torch.autograd.grad(stock(x).square().sum(), x)
+            torch.testing.assert_close(ours, theirs)
+        more = torch.randn(S + 7, 2, E)  # other rows than traced
+        torch.testing.assert_close(nn.Sequential(*model[:2])(more), nn.Sequential(*stock[:2])(more))
+        torch.testing.assert_close(torch.jit.trace(model[:2], x)(more), stock[:2](more))
+    with pytest.raises(AttributeError, match=r"jit\.script cannot compile a patched model"):
+        torch.jit.script(model)
+    llama_fast.unpatch(model)
+    torch.testing.assert_close(torch.jit.script(model)(x), stock(x))
