@@ -101,8 +101,8 @@ def patch(
     compute and compared with our formula on random input, in evaluation and in training, before
     they are replaced. One that is changed afterwards, by another activation, hooks or adapters, or
     that is given a tensor subclass as DTensor, runs its own forward. Calls with
-    ``output_attentions=True`` run on the attention from before. A model that was patched before is
-    patched anew.
+    ``output_attentions=True`` run on the attention from before (in training with activation
+    checkpointing they are refused). A model that was patched before is patched anew.
 
     Args:
         model: the model; any device and dtype.

@@ -114,6 +114,19 @@ def test_by_position_and_of_a_part() -> None:
         the_same(model(IDS, True), want)
 
 
+def test_with_activation_checkpointing_they_are_refused() -> None:
+    model = make().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    llama_fast.patch(model)
+    with pytest.raises(ValueError, match=r"output_attentions: expected False .* checkpointing"):
+        model(IDS, output_attentions=True)
+    llama_fast.patch(model, attention=False)
+    assert any(weights(model(IDS, output_attentions=True)).values())
+    llama_fast.patch(model)
+    with torch.no_grad():
+        assert any(weights(model(IDS, output_attentions=True)).values())
+
+
 def test_a_configuration_that_asks_for_them_leaves_attention_as_it_is() -> None:
     model = make()
     model.config.output_attentions = True

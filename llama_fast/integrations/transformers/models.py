@@ -70,6 +70,12 @@ def _forward_with_weights(
     # After unpatching a wrapper of another library may still hold on to this.
     if not hasattr(model, _BEFORE) or not _asks_for_weights(model, args, kwargs):
         return call(*args, **kwargs)
+    if model.training and torch.is_grad_enabled() and _is_checkpointed(model):
+        raise ValueError(
+            "output_attentions: expected False in a patched model with activation checkpointing, "
+            "whose backward pass runs layers again, by our attention; got True; use "
+            "llama_fast.patch(model, attention=False)"
+        )
     before = getattr(model, _BEFORE)
     for name, mask in kwargs.items():
         if name.endswith("attention_mask"):
@@ -79,6 +85,10 @@ def _forward_with_weights(
         return call(*args, **kwargs)
     finally:
         _choose(model, ours=True)
+
+
+def _is_checkpointed(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _mask_for(before: str, mask: Any, dtype: torch.dtype) -> Any:
