@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+
+from llama_fast.ops._subclasses import CausalBias
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -14,9 +16,16 @@ def shape(t: torch.Tensor) -> str:
     return str(tuple(t.shape))
 
 
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether this is a tensor with values, which torch's `CausalBias` is not."""
+    if type(value) is torch.Tensor:
+        return True
+    return isinstance(value, torch.Tensor) and not isinstance(value, CausalBias)
+
+
 def check_float(name: str, value: object) -> None:
     """`value` must be a tensor of float64, float32, bfloat16 or float16."""
-    if not isinstance(value, torch.Tensor):
+    if not is_tensor(value):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(
@@ -37,7 +46,7 @@ def check_mask(name: str, value: object) -> None:
 
 def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> None:
     """`value` must be a tensor of one of `dtypes`, which `expected` names in words."""
-    if not isinstance(value, torch.Tensor):
+    if not is_tensor(value):
         raise TypeError(f"{name}: expected a tensor of {expected}, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name}: expected {expected}, got {value.dtype}")

@@ -20,10 +20,12 @@ from llama_fast.ops import _checks, stock
 from llama_fast.ops._attention_rules import call_attention
 from llama_fast.ops._autograd import needs_plain_torch
 from llama_fast.ops._backend import choose
+from llama_fast.ops._subclasses import CausalBias, causal_bias, overridable
 
 Window = int | Sequence[int] | None
 
 
+@overridable
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -59,7 +61,8 @@ def attention(
         scale: multiplies q . k; default 1 / sqrt(D).
         softcap: c > 0 turns each scaled product x into c * tanh(x / c).
         bias: broadcastable to (B,H,S,T). bool: True takes part. float: added to the scores;
-            differentiable. Not with packed sequences.
+            differentiable. Or torch's `causal_upper_left` or `causal_lower_right` of (S,T). Not
+            with packed sequences.
         key_padding_mask: bool (B,T), True for keys to ignore. Not with packed sequences.
         alibi_slopes: (H,) or (B,H) float; adds ``-slope * |i + T - S - j|``. Differentiable.
         sinks: (H,) float; one more logit per head in the softmax that carries no value.
@@ -100,6 +103,10 @@ def attention(
             raise ValueError("cu_seqlens_q: expected a tensor beside cu_seqlens_k, got None")
         batch = q.shape[0]
     scale, softcap, dropout_p = _numbers(scale, softcap, dropout_p)
+    top_left = False
+    if isinstance(bias, CausalBias):
+        top_left = not causal_bias("bias", bias, q.shape[2], k.shape[2])
+        bias, causal = None, causal or not top_left
     if bias is not None:
         bias = _check_bias(bias, q, k)
     if key_padding_mask is not None:
@@ -113,6 +120,10 @@ def attention(
         _checks.check_shape("sinks", sinks, (q.shape[1],), "(H,)")
         _checks.check_device("sinks", sinks, "q", q)
     left, right = _window_sides(window, causal)
+    if top_left and (later := q.shape[2] - k.shape[2]) > 0:  # query i stands `later` keys before i
+        right = later if right < 0 else min(right, later)
+    elif top_left:
+        bias = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()[None, None]
 
     backend = choose("attention", q)
     seed = None

@@ -16,6 +16,7 @@ from llama_fast.ops import _checks, _cuda, stock
 from llama_fast.ops._autograd import empty_like_heads, needs_plain_torch
 from llama_fast.ops._backend import choose, chosen
 from llama_fast.ops._library import library
+from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.attention import (
     Window,
     _check_slopes,
@@ -25,6 +26,7 @@ from llama_fast.ops.attention import (
 )
 
 
+@overridable
 def attention_decode(
     q: torch.Tensor,
     k_cache: torch.Tensor,

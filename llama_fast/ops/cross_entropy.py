@@ -17,11 +17,13 @@ from llama_fast.ops._cross_entropy import (
     general_loss,
     loss_dtype,
 )
+from llama_fast.ops._subclasses import overridable
 from llama_fast.reference.cross_entropy import Stats
 
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+@overridable
 def cross_entropy(
     input: torch.Tensor,
     target: torch.Tensor,
@@ -153,7 +155,7 @@ def _check(
     _checks.check_float("input", input)
     if input.dim() < 1:
         raise ValueError("input: expected shape (V,), (N,V) or (N,V,d1,...), got ()")
-    if not isinstance(target, torch.Tensor):
+    if not _checks.is_tensor(target):
         raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
     if target.is_floating_point():
         _checks.check_float("target", target)

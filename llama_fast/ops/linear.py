@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from llama_fast.ops._library import has_cpu_kernel, isa_or_none, library
+from llama_fast.ops._subclasses import overridable
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Up to how many rows; with more, torch's product of matrices is faster.
@@ -14,6 +15,7 @@ if has_cpu_kernel("linear") and isa_or_none() != "none":
     MOST_ROWS = {t: torch.ops.llama_fast.linear_rows(torch.empty(0, dtype=t)) for t in _DTYPES}
 
 
+@overridable
 def linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -56,7 +58,9 @@ def _plain(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
         and type(input) in ordinary
         and type(weight) in ordinary
         and weight.is_cpu
-        and (bias is None or (type(bias) in ordinary and bias.dtype == weight.dtype))
+        and (
+            bias is None or (type(bias) in ordinary and bias.is_cpu and bias.dtype == weight.dtype)
+        )
         and input.shape[-1:] == weight.shape[1:]
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()

@@ -24,12 +24,14 @@ from llama_fast.ops._checks import (
     shape,
 )
 from llama_fast.ops._linear_cross_entropy import LinearCrossEntropy
+from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.chunked import REDUCTIONS
 from llama_fast.reference import Stats
 
 INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+@overridable
 def linear_cross_entropy(
     input: torch.Tensor,
     linear_weight: torch.Tensor,

@@ -18,8 +18,10 @@ from llama_fast.ops._checks import (
     shape,
 )
 from llama_fast.ops._library import library
+from llama_fast.ops._subclasses import overridable
 
 
+@overridable
 def rms_norm(
     input: torch.Tensor,
     weight: torch.Tensor,

@@ -11,8 +11,10 @@ from llama_fast.ops import _backend, stock
 from llama_fast.ops._autograd import differentiable, empty_like_heads, needs_plain_torch
 from llama_fast.ops._checks import check_device, check_dim, check_float, check_same, shape
 from llama_fast.ops._library import library
+from llama_fast.ops._subclasses import overridable
 
 
+@overridable
 def rope(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from llama_fast.ops import _checks
+from llama_fast.ops._subclasses import CausalBias, causal_bias, overridable
 from llama_fast.ops.attention import attention
 
 
+@overridable
 def scaled_dot_product_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -24,7 +26,8 @@ def scaled_dot_product_attention(
         query: (..., H, S, D); any number of leading dimensions, or none before (S, D).
         key: (..., K, T, D), leading dimensions broadcastable to those of `query`.
         value: (..., K, T, Dv).
-        attn_mask: broadcastable to (..., H, S, T); bool (True takes part) or float (added).
+        attn_mask: broadcastable to (..., H, S, T); bool (True takes part) or float (added); or
+            torch's `causal_upper_left` or `causal_lower_right` of (S,T).
         dropout_p: probability of dropping a weight.
         is_causal: query i sees keys j <= i, counted from the first of each (top-left aligned,
             unlike `attention`). Excludes `attn_mask`.
@@ -43,6 +46,10 @@ def scaled_dot_product_attention(
             raise ValueError(f"{name}: expected at least 2 dimensions, got {_checks.shape(t)}")
     if is_causal and attn_mask is not None:
         raise ValueError("attn_mask: expected None with is_causal=True, got a tensor")
+    bottom_right = False
+    if isinstance(attn_mask, CausalBias):
+        is_causal = not (bottom_right := _is_bottom_right(attn_mask, query, key))
+        attn_mask = None
     grouped = enable_gqa and query.dim() >= 3 and key.dim() >= 3
     try:
         kept = -3 if grouped else -2  # dimensions that need not agree
@@ -61,7 +68,7 @@ def scaled_dot_product_attention(
             heads = query.shape[-3:-2] if grouped else ()
             full = (*lead, *heads, query.shape[-2], key.shape[-2])
             bias = bias.expand(full).reshape(q.shape[0], q.shape[1], *full[-2:])
-    causal, window = is_causal, None
+    causal, window = is_causal or bottom_right, None
     queries, keys = q.shape[2], k.shape[2]
     if is_causal and keys > queries:  # the keys after the last query are never seen
         k, v = k[:, :, :queries], v[:, :, :queries]
@@ -72,6 +79,11 @@ def scaled_dot_product_attention(
     )
     heads = query.shape[-3:-2] if grouped else ()
     return out.reshape(*lead, *heads, queries, v.shape[-1])
+
+
+def _is_bottom_right(mask: CausalBias, query: torch.Tensor, key: torch.Tensor) -> bool:
+    queries, keys = query.shape[-2], key.shape[-2]
+    return causal_bias("attn_mask", mask, queries, keys) and queries != keys
 
 
 def _four_dims(t: torch.Tensor, lead: torch.Size, kept: int) -> torch.Tensor:

@@ -11,8 +11,10 @@ from llama_fast.ops import _backend, stock
 from llama_fast.ops._autograd import differentiable, needs_plain_torch
 from llama_fast.ops._checks import check_float, check_same, check_shape
 from llama_fast.ops._library import library
+from llama_fast.ops._subclasses import overridable
 
 
+@overridable
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up, with silu(x) = x / (1 + exp(-x)).
 
