@@ -130,11 +130,15 @@ class Tokenizer(ABC):
         add(start, len(text))
         return ids, offsets
 
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What the model expects before each text: `bos_id` where `add_bos` is set, or nothing."""
+        return (self.bos_id,) if self.add_bos and self.bos_id is not None else ()
+
     def begin(self, ids: Sequence[int]) -> list[int]:
-        """The ids, behind `bos_id` where the model expects it (`add_bos`) and it is not there."""
-        if not self.add_bos or self.bos_id is None or list(ids[:1]) == [self.bos_id]:
-            return list(ids)
-        return [self.bos_id, *ids]
+        """The ids, behind `begin_ids` unless they begin so already."""
+        head = list(self.begin_ids)
+        return list(ids) if list(ids[: len(head)]) == head else [*head, *ids]
 
     def _special_spans(self, text: str, literal: Sequence[Span] = ()) -> Iterator[Span]:
         """Where names of control tokens stand for these: none that touches a literal span."""

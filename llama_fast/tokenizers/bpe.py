@@ -45,10 +45,25 @@ class FastTokenizer(Tokenizer):
         size = max(backend.get_vocab().values(), default=-1) + 1  # some ids may have no token
         super().__init__(size, bos_id, eos_id, special)
         self.backend = backend
-        begin = backend.encode("", add_special_tokens=True).ids[:1]
-        self.add_bos = bos_id is not None and begin == [bos_id]
+        self._head = put_before(backend)
+        self.add_bos = bos_id is not None and self._head == [bos_id]
         first = backend.encode("a", add_special_tokens=False).tokens[:1]
         self._puts_space = bool(first) and first[0][0] in "▁Ġ"  # before a text, as in Llama 2's
+
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """See :class:`Tokenizer`; other control tokens, or several, where the file has them."""
+        if self._head and self._head != [self.bos_id]:
+            return tuple(self._head)
+        return super().begin_ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_with_special", "_renamings")  # again when they are needed
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.backend.encode_special_tokens = True  # which a copy of it forgets
 
     def _encode(self, text: str, continues: bool) -> list[int]:
         return self._encode_by(self.backend, text, continues)
@@ -137,6 +152,14 @@ class FastTokenizer(Tokenizer):
 
     def _name(self, token: int | None) -> str:
         return "" if token is None else self.backend.id_to_token(token) or ""
+
+
+def put_before(backend: tokenizers.Tokenizer) -> list[int]:
+    """Ids of the control tokens that a backend's post-processor puts before each text."""
+    ids = backend.encode("a", add_special_tokens=False).ids
+    whole: list[int] = backend.encode("a", add_special_tokens=True).ids
+    starts = range(len(whole) - len(ids) + 1)
+    return next((whole[:i] for i in starts if whole[i : i + len(ids)] == ids), [])
 
 
 def _flags(token: tokenizers.AddedToken) -> dict[str, bool]:

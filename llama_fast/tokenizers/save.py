@@ -43,8 +43,11 @@ def save_huggingface(tokenizer: Tokenizer, folder: Path, max_length: int) -> Non
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
-    backend = json.loads(as_backend(tokenizer).to_str())
-    if tokenizer.add_bos != _adds(backend, tokenizer.bos_id):  # readers follow the post-processor
+    from .bpe import put_before
+
+    made = as_backend(tokenizer)
+    backend = json.loads(made.to_str())
+    if put_before(made) != list(tokenizer.begin_ids):  # readers follow the post-processor
         backend["post_processor"] = (
             _begin_with(settings["bos_token"], tokenizer.bos_id) if tokenizer.add_bos else None
         )
@@ -185,12 +188,6 @@ def _byte_letters() -> list[str]:
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
-
-
-def _adds(backend: dict[str, Any], bos_id: int | None) -> bool:
-    """Whether a tokenizer.json begins each text with a token."""
-    found = json.dumps(backend.get("post_processor") or {})
-    return f'"ids": [{bos_id}]' in found
 
 
 def _begin_with(name: str, token: int | None) -> dict[str, Any]:

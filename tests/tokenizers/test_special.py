@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,41 @@ def test_a_tokenizer_of_transformers_is_a_copy() -> None:
     theirs(["ab"], truncation=True, max_length=1)
     assert ours.encode("ab <new> ab", special=True) == before
     assert tokenizer_of(theirs).encode("<new>", special=True) == theirs("<new>").input_ids
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_gives_the_same_ids(again: Callable[[Tokenizer], Tokenizer]) -> None:
+    """In a worker process too, names of control tokens in a text stay text."""
+    for kind in ("bytes", "first"):
+        ours = FastTokenizer(with_tokens(kind), None, None)
+        for _ in range(2):  # the second time with what the first made
+            other = again(ours)
+            for text in ("<s> a<|end|> b", "ab"):
+                for special in (False, True):
+                    assert other.encode(text, special=special) == ours.encode(text, special=special)
+                assert other.encode_with_offsets(text, literal=[(0, 3)]) == (
+                    ours.encode_with_offsets(text, literal=[(0, 3)])
+                )
+
+
+@pytest.mark.parametrize(
+    "single", ["<s>:0 <|user|>:0 $A:0", "<|end|>:0 $A:0", "<s>:0 $A:0", "$A:0"]
+)
+@pytest.mark.parametrize("bos", ["<s>", None])
+def test_what_the_post_processor_puts_before_a_text(
+    single: str, bos: str | None, tmp_path: Path
+) -> None:
+    made = with_tokens("bytes")
+    names = ("<s>", "<|user|>", "<|end|>")
+    known = [(name, made.token_to_id(name)) for name in names]
+    made.post_processor = processors.TemplateProcessing(single=single, special_tokens=known)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos)
+    ours = tokenizer_of(theirs)
+    for text in ("ab", "", "<one>"):
+        assert ours.begin(ours.encode(text, special=True)) == theirs(text).input_ids
+    assert ours.begin(theirs("ab").input_ids) == theirs("ab").input_ids
+    save_huggingface(ours, tmp_path, 4096)
+    assert load_tokenizer(tmp_path).begin_ids == ours.begin_ids
 
 
 @pytest.mark.parametrize("flag", [True, False, None])
