@@ -206,7 +206,7 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise DataError(f"chat_template: {error}") from None
-        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             raise DataError(f"chat_template: {type(error).__name__}: {error}") from None
 
     def _ids(

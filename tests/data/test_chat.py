@@ -96,7 +96,8 @@ def test_refusals() -> None:
         ChatTemplate("{{ raise_exception('roles must alternate') }}").render(CHAT, BYTES)
     with pytest.raises(DataError, match="expected message 0 to have the texts"):
         ChatTemplate("plain").render([{"role": "user"}], BYTES)
-    for wrong in ("{{ 1 + 'a' }}", "{{ messages[9].content.x }}", "{{ {}.update(a=1) }}"):
+    for wrong in ("{{ 1 + 'a' }}", "{{ messages[9].content.x }}", "{{ {}.update(a=1) }}",
+                  "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"):  # fmt: skip
         with pytest.raises(DataError, match="chat_template: "):
             ChatTemplate(wrong).render(CHAT, BYTES)
     with pytest.raises(TypeError, match="tools: expected dicts, got str"):
