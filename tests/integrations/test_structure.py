@@ -282,6 +282,21 @@ def test_dropout_switched_on_after_the_patch(where: str) -> None:
     as_stock(stock, patched)
 
 
+@pytest.mark.compile
+def test_compiled() -> None:
+    stock, patched, _ = both(DropoutBetween())
+    torch.compiler.reset()
+    compiled = torch.compile(patched, backend="aot_eager", fullgraph=True)
+    torch.manual_seed(0)
+    got = compiled(X)
+    torch.manual_seed(0)
+    torch.testing.assert_close(got, stock(X))
+    for module in (stock, patched):
+        module.act_fn = nn.GELU()
+        module.eval()
+    torch.testing.assert_close(compiled(X), stock(X))
+
+
 def test_hooks_on_all_modules_see_the_activation() -> None:
     _, patched, _ = both(Mlp())
     seen: list[str] = []
