@@ -4,47 +4,86 @@ The head of a language model gives, in training, an object that stands for ``hid
 What models do to logits before the loss (casts, shapes, scaling, softcap) is written down; when
 `torch.nn.functional.cross_entropy` gets them, `linear_cross_entropy` computes the loss without
 them. Everything else computes the logits and goes on with the tensor, derivatives included: what a
-model does is never changed, only when.
+model does is never changed, only when. Once computed, the tensor is what the object stands for:
+what is changed in place stays changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llama_fast.integrations.head_product import HeadProduct, Step
 from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
 
 
-@dataclass(frozen=True, eq=False)
 class LazyLogits:
     """Stands for ``cap(scale * (hidden @ weight.T + bias))`` in some shape and dtype.
 
     Attributes:
-        hidden: (..., E), what the head was given.
-        head: the head, for its weight (V,E) and bias (V,).
+        product: of the head.
+        hidden: (..., E), what of its hidden states these logits are made from.
         shape: of the logits.
         dtype: of the logits.
-        product_dtype: of the head's product.
+        steps: what the model did to the product.
         scale: a factor.
         softcap: c where c * tanh(scale * x / c) stands for scale * x, or None.
         tanh: whether tanh(scale * x) stands for it: a softcap that is not multiplied yet.
+        tensor: the logits, once computed.
+        version: of the tensor then.
     """
 
-    hidden: torch.Tensor
-    head: nn.Linear
-    shape: torch.Size
-    dtype: torch.dtype
-    product_dtype: torch.dtype
-    scale: float = 1.0
-    softcap: float | None = None
-    tanh: bool = False
+    def __init__(
+        self, product: HeadProduct, hidden: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+    ) -> None:
+        self.product, self.hidden, self.shape, self.dtype = product, hidden, shape, dtype
+        self.steps: tuple[Step, ...] = ()
+        self.scale, self.softcap, self.tanh = 1.0, None, False
+        self.tensor: torch.Tensor | None = None
+        self.version = 0
+        if product.handles is not None:
+            product.handles.add(self)
 
-    requires_grad = True  # there would be no loss to differentiate otherwise
+    def compute(self) -> torch.Tensor:
+        """The logits, the same tensor each time.
+
+        Raises:
+            RuntimeError: what they are made from has changed since the forward pass.
+        """
+        if self.tensor is None:
+            self.product.compute(self)
+            assert self.tensor is not None
+        return self.tensor
+
+    def loss(self, target: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Their cross-entropy with `target` (N,), as torch's function for (N,V) logits."""
+        _, weight, bias = self.product.inputs()
+        hidden = self.hidden.to(self.product.dtype).reshape(-1, self.hidden.shape[-1])
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+            bias = None if bias is None else bias * self.scale
+        assert weight is not None
+        loss: torch.Tensor = linear_cross_entropy(
+            hidden, weight, target, linear_bias=bias, softcap=self.softcap, **options
+        )
+
+        def remake(logits: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(logits, target, **options)
+
+        return self.product.watched(loss.to(self.dtype), self.steps, remake)
+
+    def _then(self, name: str, *arguments: Any, **changes: Any) -> LazyLogits:
+        """What a method of tensors makes of these."""
+        new = LazyLogits(self.product, self.hidden, self.shape, self.dtype)
+        new.scale, new.softcap, new.tanh = self.scale, self.softcap, self.tanh
+        new.steps = (*self.steps, Step(name, arguments))
+        for attribute, value in changes.items():
+            setattr(new, attribute, value)
+        return new
 
     @property
     def device(self) -> torch.device:
@@ -56,37 +95,43 @@ class LazyLogits:
         """Number of dimensions."""
         return len(self.shape)
 
-    def compute(self) -> torch.Tensor:
-        """The logits."""
-        x = F.linear(*self._product())
-        if self.dtype in (torch.float32, torch.float64):  # a softcap that was to be narrow gains
-            x = x.to(self.dtype)
-        if self.scale != 1.0:
-            x = x * self.scale
-        if self.softcap is not None:
-            x = self.softcap * torch.tanh(x / self.softcap)
-        if self.tanh:
-            x = torch.tanh(x)
-        return x.to(self.dtype).reshape(self.shape)
+    @property
+    def requires_grad(self) -> bool:
+        """As a tensor's."""
+        return self.product.requires_grad if self.tensor is None else self.tensor.requires_grad
 
-    def loss(self, target: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Their cross-entropy with `target` (N,), as torch's function for (N,V) logits."""
-        hidden, weight, bias = self._product()
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        if self.scale != 1.0:
-            hidden = hidden * self.scale
-            bias = None if bias is None else bias * self.scale
-        loss: torch.Tensor = linear_cross_entropy(
-            hidden, weight, target, linear_bias=bias, softcap=self.softcap, **options
-        )
-        return loss.to(self.dtype)
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.compute().requires_grad = value
 
-    def _product(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Input, weight and bias in the dtype of the product, which autocast may have chosen."""
-        weight, bias = self.head.weight, self.head.bias
-        wanted = self.product_dtype
-        bias = None if bias is None else bias.to(wanted)
-        return self.hidden.to(wanted), weight.to(wanted), bias
+    @property
+    def grad(self) -> torch.Tensor | None:
+        """As a tensor's."""
+        return None if self.tensor is None else self.tensor.grad
+
+    @grad.setter
+    def grad(self, value: torch.Tensor | None) -> None:
+        self.compute().grad = value
+
+    @property
+    def data(self) -> torch.Tensor:
+        """As a tensor's."""
+        return self.compute().data
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        self.compute().data = value
+
+    def retain_grad(self) -> None:
+        """As a tensor's; a loss that was made without the logits goes through them then."""
+        self.compute().retain_grad()
+        self.product.want_gradient(self)
+
+    def register_hook(self, hook: Callable[..., Any]) -> Any:
+        """As a tensor's; a loss that was made without the logits goes through them then."""
+        handle = self.compute().register_hook(hook)
+        self.product.want_gradient(self)
+        return handle
 
     # What is only written down.
 
@@ -98,51 +143,62 @@ class LazyLogits:
         """As a tensor's."""
         return len(self.shape)
 
+    def numel(self) -> int:
+        """As a tensor's."""
+        return self.shape.numel()
+
     def view(self, *shape: Any) -> Any:
         """The same logits in another shape."""
-        if not isinstance(shape[0] if shape else None, torch.dtype):
+        if self.tensor is None and not isinstance(shape[0] if shape else None, torch.dtype):
             new = torch.empty(self.shape, device="meta").view(*shape).shape
             if new[-1:] == self.shape[-1:]:
-                return replace(self, shape=new)
+                return self._then("reshape", new, shape=new)
         return self.compute().view(*shape)
 
-    reshape = view
+    def reshape(self, *shape: Any) -> Any:
+        """The same logits in another shape."""
+        return self.view(*shape) if self.tensor is None else self.tensor.reshape(*shape)
 
-    def contiguous(self) -> LazyLogits:
-        """Computed logits will be."""
-        return self
+    def contiguous(self) -> Any:
+        """Without the gaps of a slice."""
+        return self._then("contiguous") if self.tensor is None else self.tensor.contiguous()
 
-    def float(self) -> LazyLogits:
+    def float(self) -> Any:
         """In float32."""
         return self.to(torch.float32)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """In another dtype that is no narrower; else computed."""
-        if len(args) == 1 and not kwargs:
-            if args[0] == self.device:
+        if len(args) == 1 and not kwargs and self.tensor is None:
+            if args[0] in (self.device, self.dtype):
                 return self
-            if args[0] in (self.dtype, torch.float32, torch.float64):
-                return replace(self, dtype=torch.promote_types(self.dtype, args[0]))
+            if args[0] in (torch.float32, torch.float64):
+                return self._then("to", args[0], dtype=args[0])
         return self.compute().to(*args, **kwargs)
 
-    def _times(self, factor: Any, divided: bool = False) -> Any:
+    def _times(self, method: str, factor: Any) -> Any:
+        divided = method == "div"
         if not isinstance(factor, (int, float)) or isinstance(factor, bool) or factor == 0:
-            return NotImplemented
-        if self.softcap is not None:
-            return NotImplemented
+            return None
+        if self.softcap is not None or self.tensor is not None:
+            return None
         if self.tanh:  # tanh(x) * c is a softcap of c * x
             if divided or factor < 0:
-                return NotImplemented
-            return replace(self, scale=self.scale * factor, softcap=float(factor), tanh=False)
-        return replace(self, scale=self.scale / factor if divided else self.scale * factor)
+                return None
+            capped = {"scale": self.scale * factor, "softcap": float(factor), "tanh": False}
+            return self._then(method, factor, **capped)
+        scale = self.scale / factor if divided else self.scale * factor
+        return self._then(method, factor, scale=scale)
 
     def __mul__(self, other: Any) -> Any:
-        return _else_computed(self, self._times(other), other, torch.mul)
+        lazy = self._times("mul", other)
+        return torch.mul(self.compute(), _computed(other)) if lazy is None else lazy
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Any:
-        return _else_computed(self, self._times(other, divided=True), other, torch.div)
+        lazy = self._times("div", other)
+        return torch.div(self.compute(), _computed(other)) if lazy is None else lazy
 
     @classmethod
     def __torch_function__(
@@ -155,13 +211,16 @@ class LazyLogits:
                 return loss
         if func is torch.tanh and len(args) == 1 and not kwargs:
             x = args[0]
-            if isinstance(x, cls) and not x.tanh and x.softcap is None:
-                return replace(x, tanh=True)
+            if isinstance(x, cls) and not x.tanh and x.softcap is None and x.tensor is None:
+                return x._then("tanh", tanh=True)
+        if func is torch.autograd.grad:
+            _check_inputs(*args, **kwargs)
         return func(*_computed(args), **_computed(kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python itself looks for, in copies for one
-            raise AttributeError(name)
+        # What Python itself looks for, in copies for one, and what others ask whether it is there.
+        if name.startswith("__") or not hasattr(torch.Tensor, name):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         return getattr(self.compute(), name)
 
     def __getitem__(self, index: Any) -> Any:
@@ -169,17 +228,34 @@ class LazyLogits:
         parts = index if isinstance(index, tuple) else (index,)
         whole = len(parts) == self.ndim or Ellipsis in parts
         if (
-            all(part is Ellipsis or isinstance(part, slice) for part in parts)
+            self.tensor is None
+            and all(part is Ellipsis or isinstance(part, slice) for part in parts)
             and (not whole or parts[-1] == slice(None))
             and self.hidden.shape[:-1] == self.shape[:-1]
             and len(parts) <= self.ndim
         ):
             hidden = self.hidden[index]
-            return replace(self, hidden=hidden, shape=hidden.shape[:-1] + self.shape[-1:])
-        return self.compute()[index]
+            shape = hidden.shape[:-1] + self.shape[-1:]
+            return self._then("__getitem__", index, hidden=hidden, shape=shape)
+        return self.compute()[_computed(index)]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.compute()[_computed(index)] = _computed(value)
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.compute().__deepcopy__(memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.compute().__reduce_ex__(protocol)
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self.compute())
+        except RuntimeError as error:  # a debugger looks, too
+            return f"<{type(self).__name__} {tuple(self.shape)}: {error}>"
 
 
 def stand_for(hidden: torch.Tensor, head: nn.Linear) -> LazyLogits:
@@ -189,25 +265,37 @@ def stand_for(hidden: torch.Tensor, head: nn.Linear) -> LazyLogits:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind) if dtype != torch.float64 else dtype
     shape = hidden.shape[:-1] + head.weight.shape[:1]
-    return LazyLogits(hidden, head, shape, dtype, dtype)
+    return LazyLogits(HeadProduct(hidden, head, dtype), hidden, shape, dtype)
 
 
-def _operator(name: str) -> Callable[..., Any]:
+def _operator(name: str, in_place: bool = False) -> Callable[..., Any]:
     def method(self: LazyLogits, *args: Any) -> Any:
-        return getattr(self.compute(), name)(*_computed(args))
+        found = getattr(self.compute(), name)(*_computed(args))
+        return self if in_place and found is not NotImplemented else found
 
     return method
 
 
 _OPERATORS = """
-    add radd sub rsub neg pow matmul rtruediv eq ne lt le gt ge invert iter float int bool
+    abs add and array bool complex contains dlpack dlpack_device eq float floordiv format ge gt
+    index int invert iter le lshift lt matmul mod ne neg or pos pow radd rand rdiv rfloordiv
+    rlshift rmatmul rmod ror rpow rrshift rshift rsub rtruediv rxor sub xor
 """
+_IN_PLACE = "add and floordiv lshift mod mul or pow rshift sub truediv xor"
 for _name in _OPERATORS.split():
     setattr(LazyLogits, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in _IN_PLACE.split():
+    setattr(LazyLogits, f"__i{_name}__", _operator(f"__i{_name}__", in_place=True))
 
 
-def _else_computed(x: LazyLogits, lazy: Any, other: Any, func: Callable[..., Any]) -> Any:
-    return func(x.compute(), _computed(other)) if lazy is NotImplemented else lazy
+def _check_inputs(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> None:
+    for x in inputs if isinstance(inputs, (tuple, list)) else (inputs,):
+        if isinstance(x, LazyLogits) and x.product.without:
+            raise RuntimeError(
+                "inputs: expected tensors that the loss was made from, got logits that it was made "
+                "without; use their register_hook or retain_grad, or "
+                "llama_fast.patch(model, loss=False)"
+            )
 
 
 def _computed(value: Any) -> Any:
@@ -232,7 +320,9 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> torch.Tensor | None:
     """torch's function for lazy logits, or None where it has to be torch's."""
-    if input.ndim != 2 or input.tanh or size_average is not None or reduce is not None:
+    if input.tensor is not None or input.ndim != 2 or input.tanh:
+        return None
+    if size_average is not None or reduce is not None:
         return None
     if not isinstance(target, torch.Tensor) or target.dtype != torch.int64 or target.dim() != 1:
         return None

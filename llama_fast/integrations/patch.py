@@ -108,7 +108,9 @@ def patch(
         model: the model; any device and dtype.
         attention: attention layers.
         loss: cross-entropy; in a language model of transformers, in training with `labels`, it is
-            made without the logits, which are then computed when somebody looks at them.
+            made without the logits. These are computed when somebody looks, with the values of the
+            forward pass; where they are gone, as when the optimizer has stepped and there was
+            another forward pass, a look is a RuntimeError that says so.
         rms_norm: RMSNorm.
         rope: rotary positions of queries and keys.
         mlp: gated MLPs with SiLU.
