@@ -15,6 +15,8 @@ from llama_fast.kernels._cross_entropy_row import (
     row_start,
     shift_of,
     spread,
+    squash,
+    unsquash,
 )
 from llama_fast.kernels._math import exp
 
@@ -170,20 +172,24 @@ def _combine(
 
 
 @triton.jit
-def _scales(grad_loss, grad_stride, totals, row):
-    """What the cross-entropy and the z-loss of a row are multiplied by in the whole loss."""
-    scale = tl.full([], 1, tl.float64)
+def _scales(grad_loss, grad_stride, grad_lse, totals, row, kept):
+    """The upstream gradients of a row's cross-entropy, z-loss and lse."""
+    ce_scale = tl.full([], 1, tl.float64)
     if grad_loss is not None:
-        scale = tl.load(grad_loss + row * grad_stride).to(tl.float64)
+        ce_scale = tl.load(grad_loss + row * grad_stride).to(tl.float64)
+    z_scale = ce_scale
     if totals is not None:
-        return scale / tl.load(totals), scale / tl.load(totals + 1)
-    else:
-        return scale, scale
+        z_scale = ce_scale / tl.load(totals + 1)
+        ce_scale = ce_scale / tl.load(totals)
+    lse_scale = tl.full([], 0, tl.float64)
+    if grad_lse is not None:
+        lse_scale = tl.load(grad_lse + row).to(tl.float64)
+    return tl.where(kept, ce_scale, 0.0), tl.where(kept, z_scale, 0.0), lse_scale
 
 
 @triton.jit
 def _backward(
-    logits, out, lses, target, weight, weight_sum, grad_loss, totals,
+    logits, out, lses, target, weight, weight_sum, grad_loss, grad_lse, totals,
     classes, inner, strides, out_strides, grad_stride, ignore_index,
     SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, Z_LOSS: tl.constexpr, EXACT: tl.constexpr,
     SPREAD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
@@ -200,37 +206,38 @@ def _backward(
     label_weight = tl.full([], 1, ACC)
     if weight is not None:
         label_weight = tl.load(weight + index, good, other=0.0).to(ACC)
-    ce_scale, z_scale = _scales(grad_loss, grad_stride, totals, row)
+    ce_scale, z_scale, lse_scale = _scales(grad_loss, grad_stride, grad_lse, totals, row, kept)
+    graded = kept | (lse_scale != 0)
     lse = tl.load(lses + row)
-    at_label = (1.0 - SMOOTHING) * label_weight * ce_scale
+    at_label = tl.where(kept, (1.0 - SMOOTHING) * label_weight * ce_scale, 0.0)
     coefficient = at_label + 2.0 * Z_LOSS * lse * z_scale
     if SPREAD:
         u_sum = tl.full([], SMOOTHING, tl.float64)
         if weight is not None:
             u_sum *= tl.load(weight_sum) / classes
         coefficient += u_sum * ce_scale
-    coefficient = tl.where(good, coefficient, float("nan"))
+    coefficient = tl.where(good | (kept == 0), coefficient, float("nan")) + lse_scale
     # In two pieces: of logits near 1e4 one float32 would leave p three correct digits.
     high = lse.to(ACC)
     low = tl.where(tl.abs(lse) == float("inf"), 0.0, lse - high.to(tl.float64)).to(ACC)
 
     place = column.to(tl.int64)
-    there = tl.where(kept, classes, 0)  # an ignored row is not read
+    there = tl.where(graded, classes, 0)  # an ignored row is not read
     value = tl.load(x + place * strides[2], column < there, other=0.0).to(ACC)
-    z = cap(value, SOFTCAP, EXACT)
-    u = z
+    t = squash(value, SOFTCAP, EXACT)
+    u = t
     if SPREAD:
         u = spread(weight, None, column, mask, classes, 0, SMOOTHING, ACC)
-    p = exp((z - high) - low) * coefficient.to(ACC)
+    p = exp((unsquash(t, SOFTCAP) - high) - low) * coefficient.to(ACC)
     g = gradient(
-        z, p, u, column, index, at_label.to(ACC), ce_scale.to(ACC), kept, SOFTCAP, SPREAD, True
+        t, p, u, column, index, at_label.to(ACC), ce_scale.to(ACC), graded, SOFTCAP, SPREAD, True
     )  # fmt: skip
     tl.store(out + row_start(row, out_strides, inner) + place * out_strides[2], g, mask)
 
 
 @triton.jit
 def _fused(
-    logits, out, target, weight, probabilities, grad_loss, totals,
+    logits, out, target, weight, probabilities, grad_loss, grad_lse, totals,
     losses, z_losses, lses, argmaxes,
     classes, inner, strides, probability_strides, out_strides, grad_stride, ignore_index,
     SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, Z_LOSS: tl.constexpr, EXACT: tl.constexpr,
@@ -248,7 +255,8 @@ def _fused(
     index, label, label_weight, kept, good = _target(
         target, weight, x, strides[2], row, classes, ignore_index, SOFTCAP, EXACT, BY_INDEX, ACC
     )
-    ce_scale, z_scale = _scales(grad_loss, grad_stride, totals, row)
+    ce_scale, z_scale, lse_scale = _scales(grad_loss, grad_stride, grad_lse, totals, row, kept)
+    graded = kept | (lse_scale != 0)
     columns = tl.arange(0, BLOCK)
     if WHOLE:
         mask = columns < classes
@@ -258,7 +266,8 @@ def _fused(
             u = spread(
                 weight, q, columns, mask, classes, probability_strides[2], SMOOTHING, ACC
             )  # fmt: skip
-        z = cap(value, SOFTCAP, EXACT)
+        t = squash(value, SOFTCAP, EXACT)
+        z = unsquash(t, SOFTCAP)
         sums = empty_sums(ACC, classes)
         best = tl.full([], 0, ACC) - float("inf")
         sums, best = add_block(sums, best, value, z, u, columns, mask, classes, SPREAD, STATS)
@@ -275,20 +284,21 @@ def _fused(
             row, sums, loss, z_term, lse, losses, z_losses, lses, argmaxes, classes, STATS
         )  # fmt: skip
 
-    at_label = (1.0 - SMOOTHING) * label_weight * ce_scale
-    coefficient = 2.0 * Z_LOSS * lse * z_scale
+    at_label = tl.where(kept, (1.0 - SMOOTHING) * label_weight * ce_scale, 0.0)
+    coefficient = 2.0 * Z_LOSS * lse * z_scale + lse_scale
     if BY_INDEX:
         coefficient += at_label
     if SPREAD:
         coefficient += sums[2].to(tl.float64) * ce_scale
-    coefficient = tl.where(good, coefficient / sums[1].to(tl.float64), float("nan")).to(ACC)
+    coefficient = coefficient / sums[1].to(tl.float64)
+    coefficient = tl.where(good | (kept == 0), coefficient, float("nan")).to(ACC)
     at_label = at_label.to(ACC)
     ce_scale = ce_scale.to(ACC)
     shift = shift_of(sums[0])
     if WHOLE:
         g = gradient(
-            z, exp(z - shift) * coefficient, u, columns, index, at_label, ce_scale, kept,
-            SOFTCAP, SPREAD, BY_INDEX,
+            t, exp(unsquash(t, SOFTCAP) - shift) * coefficient, u, columns, index, at_label,
+            ce_scale, graded, SOFTCAP, SPREAD, BY_INDEX,
         )  # fmt: skip
         tl.store(out + columns.to(tl.int64) * out_strides[2], g, mask)
     else:
@@ -302,10 +312,10 @@ def _fused(
                 u = spread(
                     weight, q, column, mask, classes, probability_strides[2], SMOOTHING, ACC
                 )  # fmt: skip
-            z = cap(value, SOFTCAP, EXACT)
+            t = squash(value, SOFTCAP, EXACT)
             g = gradient(
-                z, exp(z - shift) * coefficient, u, column, index, at_label, ce_scale, kept,
-                SOFTCAP, SPREAD, BY_INDEX,
+                t, exp(unsquash(t, SOFTCAP) - shift) * coefficient, u, column, index, at_label,
+                ce_scale, graded, SOFTCAP, SPREAD, BY_INDEX,
             )  # fmt: skip
             tl.store(out + place * out_strides[2], g, mask)
 

@@ -3,7 +3,7 @@
     z = x  or  softcap tanh(x / softcap)              lse = log sum_c exp(z_c)
     t = (1 - e) [c == y] + e / V,  or  (1 - e) q_c + e / V
     loss = sum_c w_c t_c (lse - z_c) + z_loss lse^2
-    dloss/dz_c = p_c (sum_k w_k t_k + 2 z_loss lse) - w_c t_c,  p_c = exp(z_c - lse)
+    dloss/dz_c = p_c (sum_k w_k t_k + 2 z_loss lse) - w_c t_c,  p_c = exp(z_c - lse) = dlse/dz_c
 
 The part of t that is spread over the classes, w_c (e / V + (1 - e) q_c), is called u here. A row is
 summed up as six numbers, kept while it is swept and put together where several programs share it:
@@ -23,12 +23,27 @@ def row_start(row, strides, inner):
 
 
 @triton.jit
-def cap(x, SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
-    """Logits as the loss takes them."""
+def squash(x, SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
+    """tanh(x / softcap), of which the gradient needs every digit; or x."""
     if SOFTCAP != 0:
-        return SOFTCAP * tanh(divide(x, tl.full([], SOFTCAP, x.dtype)), EXACT)
+        return tanh(divide(x, tl.full([], SOFTCAP, x.dtype)), EXACT)
     else:
         return x
+
+
+@triton.jit
+def unsquash(t, SOFTCAP: tl.constexpr):
+    """Logits as the loss takes them."""
+    if SOFTCAP != 0:
+        return SOFTCAP * t
+    else:
+        return t
+
+
+@triton.jit
+def cap(x, SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
+    """Both."""
+    return unsquash(squash(x, SOFTCAP, EXACT), SOFTCAP)
 
 
 @triton.jit
@@ -130,25 +145,24 @@ def row_loss(
 
 @triton.jit
 def gradient(
-    z,
+    t,
     p_scaled,
     u,
     column,
     target,
     at_label,
     ce_scale,
-    kept,
+    graded,
     SOFTCAP: tl.constexpr,
     SPREAD: tl.constexpr,
     BY_INDEX: tl.constexpr,
 ):
-    """dloss/dx of some classes; `p_scaled` is the term with p, the others are made here."""
+    """The gradient of some classes; `p_scaled` is the term with p, `t` is `squash`ed x."""
     g = p_scaled
     if SPREAD:
         g -= u * ce_scale
     if BY_INDEX:
         g -= tl.where(column == target, at_label, 0.0)
     if SOFTCAP != 0:
-        share = divide(z, tl.full([], SOFTCAP, z.dtype))
-        g *= 1.0 - share * share
-    return tl.where(kept, g, 0.0)
+        g *= 1.0 - t * t
+    return tl.where(graded, g, 0.0)

@@ -174,6 +174,7 @@ def gradient_of_rows(
     lse: torch.Tensor,
     grad_loss: torch.Tensor | None,
     divisors: torch.Tensor | None,
+    grad_lse: torch.Tensor | None = None,
 ) -> None:
     """The gradient for class indices, from the lse of each row."""
     weight_sum = None if p.weight is None else p.weight.sum(dtype=torch.float64)
@@ -182,8 +183,8 @@ def gradient_of_rows(
     options["num_warps"] = warps(options["BLOCK"], 8)
     grad_loss, stride = _upstream(p, grad_loss)
     arguments = (
-        p.logits, out, lse, p.target, p.weight, weight_sum, grad_loss, divisors, p.classes, p.inner,
-        p.strides, out_strides, stride, p.ignore_index,
+        p.logits, out, lse, p.target, p.weight, weight_sum, grad_loss, grad_lse, divisors,
+        p.classes, p.inner, p.strides, out_strides, stride, p.ignore_index,
     )  # fmt: skip
     programs = p.tokens * triton.cdiv(p.classes, options["BLOCK"])
     launch(_backward, (programs,), arguments, options, repeatable=False)
@@ -211,12 +212,13 @@ def loss_and_gradient(
     divisors: torch.Tensor | None,
     stats: bool,
     want_loss: bool = True,
+    grad_lse: torch.Tensor | None = None,
 ) -> Rows | None:
     """Both in one launch; `out` may be the logits themselves."""
     whole, by_index = _may_keep(p, stats), p.target is not None
     if not whole and by_index and p.tokens < 2 * gpu(p.logits).processors and want_loss:
         rows = loss_of_rows(p, stats)  # too few rows for a program each
-        gradient_of_rows(p, out, out_strides, rows.lse, grad_loss, divisors)
+        gradient_of_rows(p, out, out_strides, rows.lse, grad_loss, divisors, grad_lse)
         return rows
     rows = _new_rows(p, stats) if want_loss else None
     options = _sweep_options(p) | {"BY_INDEX": by_index, "STATS": stats, "WHOLE": whole}
@@ -225,7 +227,7 @@ def loss_and_gradient(
         options["num_warps"] = warps(options["BLOCK"])
     grad_loss, stride = _upstream(p, grad_loss)
     arguments = (
-        p.logits, out, p.target, p.weight, p.probabilities, grad_loss, divisors,
+        p.logits, out, p.target, p.weight, p.probabilities, grad_loss, grad_lse, divisors,
         *(rows or (None,) * 4), p.classes, p.inner, p.strides, p.probability_strides, out_strides,
         stride, p.ignore_index,
     )  # fmt: skip
@@ -315,19 +317,25 @@ def cross_entropy_backward(
     label_smoothing: float,
     softcap: float,
     z_loss: float,
+    grad_lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The operator llama_fast::cross_entropy_backward."""
     p = problem(input, target, weight, ignore_index, label_smoothing, softcap, z_loss)
     divisors = totals(p, reduction)
     grad = torch.empty_like(input)
     out, out_strides = _strided(grad)
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
     if p.target is None or input.dtype == torch.float64:
         # The row is swept again: the sums of its target were not saved; or, in float64, lse has too
         # few digits for p.
-        loss_and_gradient(p, out, out_strides, grad_loss, divisors, stats=False, want_loss=False)
+        loss_and_gradient(
+            p, out, out_strides, grad_loss, divisors, stats=False, want_loss=False,
+            grad_lse=grad_lse,
+        )  # fmt: skip
     else:
         lse = lse.contiguous()
-        gradient_of_rows(p, out, out_strides, lse, grad_loss, divisors)
+        gradient_of_rows(p, out, out_strides, lse, grad_loss, divisors, grad_lse)
     return grad if out is grad else grad.copy_(out)
 
 
@@ -358,4 +366,7 @@ def _examples_of(dtype: torch.dtype, classes: int, tokens: int) -> Iterator[Call
         for target in (y, x) if w is None else (y,):
             yield lambda t=target, o=options, s=stats: cross_entropy(x, t, *o, s)
             yield lambda t=target, o=options, s=stats: cross_entropy_inplace(x, t, *o, s)
-            yield lambda t=target, o=options: cross_entropy_backward(one, x, lse, t, *o)
+            for grad_lse in (None, lse) if stats else (None,):
+                yield lambda t=target, o=options, g=grad_lse: cross_entropy_backward(
+                    one, x, lse, t, *o, g
+                )

@@ -76,6 +76,7 @@ def _sweep(
     z_loss: float,
     stats: bool,
     grad_mask: int,
+    grad_lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     wide = wide_type(input.dtype)
     N, V = input.shape[0], linear_weight.shape[0]
@@ -103,7 +104,11 @@ def _sweep(
     # The whole problem, but for its logits, which there never are.
     whole = rows.problem(input.new_empty(()).expand(N, V), target, *options)
     divisors = rows.totals(whole, reduction)
-    upstream, scale, relative = _scales(divisors, weight, grad_loss, input.device)
+    if grad_lse is None:
+        upstream, scale, relative = _scales(divisors, weight, grad_loss, input)
+    else:
+        upstream, scale, relative = torch.zeros_like(grad_lse), _largest([grad_lse], input), None
+        grad_lse = grad_lse.masked_fill(ignored, 0) / scale
 
     done = 0
     while done < N and (done == 0 or done < count.value()):
@@ -115,7 +120,10 @@ def _sweep(
         p = rows.problem(logits, target[chunk], *options)
         if any(wanted):
             of_rows = None if upstream is None else upstream[chunk]
-            made = rows.loss_and_gradient(p, logits, p.strides, of_rows, relative, stats)
+            of_lse = None if grad_lse is None else grad_lse[chunk]
+            made = rows.loss_and_gradient(
+                p, logits, p.strides, of_rows, relative, stats, grad_lse=of_lse
+            )
         else:
             made = rows.loss_of_rows(p, stats)
         assert made is not None
@@ -148,7 +156,7 @@ def _scales(
     divisors: torch.Tensor | None,
     weight: torch.Tensor | None,
     grad_loss: torch.Tensor | None,
-    device: torch.device,
+    input: torch.Tensor,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """How the gradient of the loss is made of that of the logits, which 16 bits have to hold.
 
@@ -158,23 +166,29 @@ def _scales(
         weights and the upstream gradients are divided by their largest, so that float16 does not
         round them to zero or infinity.
     """
-    one = torch.ones((), dtype=torch.float64, device=device)
-    largest, scale, ratio = one, one, one
+    scale = ratio = input.new_ones((), dtype=torch.float64)
     if divisors is not None:
         # Of no row at all the gradient is zero, not 0 / 0.
         scale = torch.where(divisors[1] == 0, 0.0, divisors[0].reciprocal())
         # The final scale is that of cross-entropy; z-loss is divided by something else.
         ratio = divisors[1] * scale
-    if weight is not None and weight.numel():
-        largest = weight.abs().amax().double()
     upstream = None
     if grad_loss is not None and grad_loss.dim() == 0:
         scale = scale * grad_loss.double()
-    elif grad_loss is not None and grad_loss.numel():
+    else:
         upstream = grad_loss
-        largest = largest * grad_loss.abs().amax().double()
-    largest = torch.where((largest > 0) & largest.isfinite(), largest, one)
+    largest = _largest([t for t in (weight, upstream) if t is not None], input)
     return upstream, scale * largest, torch.stack((largest, ratio * largest))
+
+
+def _largest(factors: list[torch.Tensor], input: torch.Tensor) -> torch.Tensor:
+    """The largest product of their elements, or one where that is no number to divide by."""
+    one = input.new_ones((), dtype=torch.float64)
+    largest = one
+    for factor in factors:
+        if factor.numel():
+            largest = largest * factor.abs().amax().double()
+    return torch.where((largest > 0) & largest.isfinite(), largest, one)
 
 
 def _finished(

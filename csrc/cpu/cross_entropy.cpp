@@ -237,15 +237,19 @@ class Call {
 
   template <Pass kPass>
   void backward_row(int64_t n, const T* x, T* dx, const A* q) {
+    const double g_lse = kPass == Pass::backward && a_.grad_lse ? a_.grad_lse[n] : 0;
     if (ignored(n)) {
-      std::memset(static_cast<void*>(dx), 0, static_cast<size_t>(a_.classes) * sizeof(T));
+      if (g_lse == 0 || a_.classes == 0)
+        std::memset(static_cast<void*>(dx), 0, static_cast<size_t>(a_.classes) * sizeof(T));
+      else
+        row_gradient(row_, x, dx, 0, q, a_.lse[n], 0, 0, g_lse);
       return;
     }
     double g = 1;
     if (kPass == Pass::backward)
       g = static_cast<const A*>(a_.grad_loss)[a_.reduction == Reduction::none ? n : 0];
     row_gradient(row_, x, dx, a_.target ? a_.target[n] : 0, q, a_.lse[n], g / denominator_,
-                 a_.z_loss != 0 ? g / z_denominator_ : 0);
+                 a_.z_loss != 0 ? g / z_denominator_ : 0, g_lse);
   }
 
   void reduce() const {

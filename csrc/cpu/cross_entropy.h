@@ -40,8 +40,9 @@ struct CrossEntropyArgs {
   double* lse;
 
   // Backward.
-  const void* grad_loss;  // like loss
-  TokenRows grad;         // like input
+  const void* grad_loss;   // like loss
+  const double* grad_lse;  // (tokens), or null
+  TokenRows grad;          // like input
 
   // Set by every pass when a target is neither ignore_index nor in [0, V): the first such
   // token, and then nothing else was written; or -1.

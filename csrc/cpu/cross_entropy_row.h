@@ -4,7 +4,7 @@
 //   t = the target as probabilities: (1 - e) [c == y] + e / V,  or  (1 - e) q_c + e / V
 //   loss = sum_c w_c t_c (lse - z_c) + z_loss * lse^2       p_c = exp(z_c - lse)
 //   dloss/dz_c = p_c * (sum_k w_k t_k + 2 z_loss lse) - w_c t_c
-//   dloss/dx_c = dloss/dz_c * (1 - (z_c / softcap)^2)
+//   dlse/dz_c = p_c          d/dx_c = d/dz_c * (1 - (z_c / softcap)^2)
 //
 // A row is taken in blocks that stay in the first-level cache, so memory is read once. Within a
 // block sums are in the type computed in; between blocks they are in double.
@@ -303,11 +303,11 @@ LF_INLINE void write_block(const U* z, T* dx, int64_t n, acc_t<T> shift, acc_t<T
   if (c < n) partly(c, n - c);
 }
 
-// The gradient of one row for the upstream gradients `g` of its cross-entropy and `g_z` of its
-// z-loss. dx may be x.
+// The gradient of one row for the upstream gradients `g` of its cross-entropy, `g_z` of its z-loss
+// and `g_lse` of its log-sum-exp. dx may be x.
 template <class T>
 void row_gradient(const RowOptions<acc_t<T>>& o, const T* x, T* dx, int64_t y, const acc_t<T>* q,
-                  double lse, double g, double g_z) {
+                  double lse, double g, double g_z, double g_lse) {
   using A = acc_t<T>;
   const Softmax<A> softmax = row_softmax(o, x, lse);
   const double each = o.smoothing / static_cast<double>(o.classes);
@@ -325,7 +325,7 @@ void row_gradient(const RowOptions<acc_t<T>>& o, const T* x, T* dx, int64_t y, c
       block_weighted_sums(u, u, n, A(0), &target_sum, &unused);
     }
   }
-  const double scale = g * target_sum + (g_z != 0 ? g_z * 2 * o.z_loss * lse : 0);
+  const double scale = g * target_sum + (g_z != 0 ? g_z * 2 * o.z_loss * lse : 0) + g_lse;
   const A shift = softmax.shift, vector_scale = static_cast<A>(scale * softmax.factor);
   const A flat = spread ? A(0) : static_cast<A>(g * each);
   const A inverse_cap = o.softcap != 0 ? static_cast<A>(1 / o.softcap) : A(0);

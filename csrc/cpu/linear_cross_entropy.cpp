@@ -271,6 +271,10 @@ class Call {
     g /= l_.denominator;
     double scale = g * ((1 - e) * w + each * l_.options.weight_sum);
     if (g_z != 0) scale += g_z * 2 * a_.z_loss * lse;
+    if (a_.grad_lse) {
+      g = 0;
+      scale = static_cast<const A*>(a_.grad_lse)[n];
+    }
     const double z = row.z_label;
     double at_label = std::exp(z - top) / sum * scale - g * w * (1 - e + each);
     if (a_.softcap != 0) at_label *= 1 - (z / a_.softcap) * (z / a_.softcap);

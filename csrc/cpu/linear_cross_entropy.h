@@ -22,6 +22,7 @@ struct LinearCrossEntropyArgs {
   const void* linear_bias;  // (V)
   const void* weight;       // (V)
   const void* grad_loss;    // null: one; else (N) for Reduction::none, else one number
+  const void* grad_lse;     // (N): the gradients are those of sum grad_lse * lse, not of the loss
   int64_t ignore_index;
   Reduction reduction;
   double label_smoothing, softcap /* 0: none */, z_loss;

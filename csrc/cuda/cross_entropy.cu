@@ -112,7 +112,7 @@ fused(CrossEntropyArgs a, int share) {
   const int begin = cluster_rank() * share;
   const int count = row.chunks() - begin < share ? row.chunks() - begin : share;
   char* kept = shared_memory() + kRowScratch;
-  const bool wanted = facts.kept || a.argmax;
+  const bool wanted = facts.graded() || a.argmax;
   const bool first = cluster_rank() == 0 && thread() == 0;
   const float label = first ? label_logit(a, facts) : 0;  // before it is overwritten
   RowSums s = no_sums();
@@ -140,11 +140,12 @@ fused(CrossEntropyArgs a, int share) {
   float factor = facts.at_label * facts.ce_scale;
   if (is_spread(a)) factor += s.target * facts.ce_scale;
   if (a.z_loss != 0) factor += 2.0f * a.z_loss * (shift + logf(s.sum)) * facts.z_scale;
+  factor += facts.lse_scale;
   factor = facts.good ? factor / s.sum : static_cast<float>(NAN);
   const Row<T, W> out(a, a.grad, facts.row);
   for (int c = thread(); c < count; c += threads()) {
     float x[W] = {};
-    if (facts.kept) {
+    if (facts.graded()) {
       numbers_of<T, W>(kept_chunk<T, W>(kept, c), x);
       gradient<T, kGeneral, W>(a, facts, row, row.first_of(begin + c), x, shift, 0, factor);
     }
@@ -160,7 +161,7 @@ LF_KERNEL(kMostThreads)
 backward(CrossEntropyArgs a, int64_t parts, const RowSums* sums, int splits) {
   const RowFacts facts(a, block_x() / parts);
   const Row<T, W> row(a, a.logits, facts.row), out(a, a.grad, facts.row);
-  const double lse = facts.kept ? a.lse[facts.row] : 0;
+  const double lse = facts.graded() ? a.lse[facts.row] : 0;
   float factor = facts.at_label;
   if (sums) {
     for (int i = 0; i < splits; ++i) factor += sums[facts.row * splits + i].target;
@@ -170,6 +171,7 @@ backward(CrossEntropyArgs a, int64_t parts, const RowSums* sums, int splits) {
   }
   factor *= facts.ce_scale;
   if (a.z_loss != 0) factor += 2.0f * a.z_loss * static_cast<float>(lse) * facts.z_scale;
+  factor += facts.lse_scale;
   if (!facts.good) factor = static_cast<float>(NAN);
   // In two pieces: of logits near 1e4 one float would leave p three correct digits.
   const float high = static_cast<float>(lse);
@@ -180,7 +182,7 @@ backward(CrossEntropyArgs a, int64_t parts, const RowSums* sums, int splits) {
     const auto c = static_cast<int>(begin + i * threads());
     if (c >= row.chunks()) break;
     float x[W] = {};
-    if (facts.kept) {
+    if (facts.graded()) {
       numbers_of<T, W>(row.load(row.first_of(c)), x);
       gradient<T, kGeneral, W>(a, facts, row, row.first_of(c), x, high, low, factor);
     }

@@ -41,7 +41,8 @@ struct CrossEntropyArgs {
   // Backward: grad_loss (null: one) of the token n is at n * grad_step.
   const float* grad_loss;
   int64_t grad_step;
-  ClassRows grad;  // may be the logits themselves
+  const float* grad_lse;  // of each token, or null
+  ClassRows grad;         // may be the logits themselves
 };
 
 // The numbers that a row is summed up to; see cross_entropy_row.h.

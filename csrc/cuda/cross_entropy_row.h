@@ -4,7 +4,7 @@
 //   t = (1 - e) [c == y] + e / V,  or  (1 - e) q_c + e / V
 //   loss = sum_c w_c t_c (lse - z_c) + z_loss * lse^2       p_c = exp(z_c - lse)
 //   dloss/dz_c = p_c * (sum_k w_k t_k + 2 z_loss lse) - w_c t_c
-//   dloss/dx_c = dloss/dz_c * (1 - (z_c / softcap)^2)
+//   dlse/dz_c = p_c          d/dx_c = d/dz_c * (1 - (z_c / softcap)^2)
 //
 // The part of t that is spread over the classes, w_c (e / V + (1 - e) q_c), is called u here. A row
 // is summed up as max z, sum exp(z - shift), sum u, sum u (z - shift), and its largest logit with
@@ -95,10 +95,11 @@ LF_DEVICE int64_t class_of(uint64_t rank) { return 0xffffffff - static_cast<uint
 
 // What is known of a row before it is read.
 struct RowFacts {
-  int64_t row, index;       // index: the target's class, or -1
-  bool kept, good;          // not ignored; a class
-  float at_label;           // (1 - e) w_y
-  float ce_scale, z_scale;  // upstream gradients of cross-entropy and z-loss
+  int64_t row, index;  // index: the target's class, or -1
+  bool kept, good;     // not ignored; a class
+  float at_label;      // (1 - e) w_y
+  // Upstream gradients of cross-entropy, z-loss and lse; the first two are zero where ignored.
+  float ce_scale, z_scale, lse_scale;
   const void* probability;  // of this row
   float smoothing_each;     // e / V
 
@@ -117,7 +118,16 @@ struct RowFacts {
       ce_scale /= static_cast<float>(a.totals[0]);
       z_scale /= static_cast<float>(a.totals[1]);
     }
+    lse_scale = a.grad_lse ? a.grad_lse[row] : 0.0f;
+    if (!kept) {  // no target
+      index = -1;
+      good = true;
+      at_label = ce_scale = z_scale = 0;
+    }
   }
+
+  // Whether any gradient comes in.
+  LF_DEVICE bool graded() const { return kept || lse_scale != 0; }
 
   // u of class c.
   LF_DEVICE float spread(const CrossEntropyArgs& a, int c) const {
@@ -239,11 +249,12 @@ LF_DEVICE void gradient(const CrossEntropyArgs& a, const RowFacts& facts, const 
   const bool spread = kGeneral && is_spread(a), capped = kGeneral && a.softcap != 0;
 #pragma unroll
   for (int j = 0; j < W; ++j) {
-    const float z = capped ? cap(x[j], a.softcap) : x[j];
+    const float tanh = capped ? tanhf(x[j] / a.softcap) : 0;
+    const float z = capped ? a.softcap * tanh : x[j];
     float g = exp_for<T>((z - high) - low) * factor;
     if (spread && row.has(first + j)) g -= facts.spread(a, first + j) * facts.ce_scale;
     if (first + j == facts.index) g -= facts.at_label * facts.ce_scale;
-    if (capped) g *= 1.0f - (z / a.softcap) * (z / a.softcap);
+    if (capped) g *= 1.0f - tanh * tanh;
     x[j] = g;
   }
 }

@@ -137,7 +137,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
 
 Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
                               OptionalTensor weight, int64_t ignore_index, int64_t reduction,
-                              double label_smoothing, double softcap, double z_loss) {
+                              double label_smoothing, double softcap, double z_loss,
+                              OptionalTensor grad_lse) {
   Call call(input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss);
   CrossEntropyArgs& a = call.args;
   const ScalarType type = wide_type(input.scalar_type());
@@ -149,6 +150,15 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
   if (!grad_loss.is_contiguous()) grad_loss = torch::stable::contiguous(grad_loss);
   if (!lse.is_contiguous()) lse = torch::stable::contiguous(lse);
   a.grad_loss = grad_loss.data_ptr();
+  Tensor grad_lse_kept = lse;  // alive while the kernel reads it
+  if (grad_lse.has_value()) {
+    STD_TORCH_CHECK(grad_lse->numel() == a.tokens, "llama_fast::cross_entropy_backward: grad_lse");
+    grad_lse_kept =
+        torch::stable::contiguous(grad_lse->scalar_type() == ScalarType::Double
+                                      ? *grad_lse
+                                      : torch::stable::to(*grad_lse, ScalarType::Double));
+    a.grad_lse = static_cast<const double*>(grad_lse_kept.data_ptr());
+  }
   a.lse = static_cast<double*>(lse.data_ptr());
 
   Tensor grad = input.is_contiguous()

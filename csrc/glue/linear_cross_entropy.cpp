@@ -28,7 +28,8 @@ Tensor prepared(const Tensor& t, ScalarType type) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
     Tensor input, Tensor linear_weight, Tensor target, OptionalTensor linear_bias,
     OptionalTensor weight, OptionalTensor grad_loss, int64_t ignore_index, int64_t reduction,
-    double label_smoothing, double softcap, double z_loss, bool stats, int64_t grad_mask) {
+    double label_smoothing, double softcap, double z_loss, bool stats, int64_t grad_mask,
+    OptionalTensor grad_lse) {
   const auto check = [](bool good, const char* what) {
     STD_TORCH_CHECK(good, "llama_fast::linear_cross_entropy: ", what);
   };
@@ -64,7 +65,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
 
   const bool per_token = a.reduction == Reduction::none;
   const ScalarType acc = a.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-  Tensor bias_kept = y, weight_kept = y, grad_kept = y;  // alive while the kernel reads them
+  // Alive while the kernel reads them.
+  Tensor bias_kept = y, weight_kept = y, grad_kept = y, grad_lse_kept = y;
   const auto optional = [&](const OptionalTensor& t, int64_t numbers, Tensor& kept,
                             const char* what) -> const void* {
     if (!t.has_value()) return nullptr;
@@ -75,6 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   a.linear_bias = optional(linear_bias, a.classes, bias_kept, "linear_bias must have shape (V,)");
   a.weight = optional(weight, a.classes, weight_kept, "weight must have shape (V,)");
   a.grad_loss = optional(grad_loss, per_token ? a.tokens : 1, grad_kept, "grad_loss");
+  a.grad_lse = optional(grad_lse, a.tokens, grad_lse_kept, "grad_lse must have shape (N,)");
 
   const auto losses = [&] { return per_token ? new_tensor({a.tokens}, acc) : new_tensor({}, acc); };
   Tensor loss = losses(), z_part = losses();

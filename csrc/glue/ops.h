@@ -43,7 +43,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor ta
 
 Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
                               OptionalTensor weight, int64_t ignore_index, int64_t reduction,
-                              double label_smoothing, double softcap, double z_loss);
+                              double label_smoothing, double softcap, double z_loss,
+                              OptionalTensor grad_lse);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
     Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
@@ -74,7 +75,8 @@ std::tuple<Tensor, Tensor> swiglu_backward(Tensor grad_out, Tensor gate, Tensor 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
     Tensor input, Tensor linear_weight, Tensor target, OptionalTensor linear_bias,
     OptionalTensor weight, OptionalTensor grad_loss, int64_t ignore_index, int64_t reduction,
-    double label_smoothing, double softcap, double z_loss, bool stats, int64_t grad_mask);
+    double label_smoothing, double softcap, double z_loss, bool stats, int64_t grad_mask,
+    OptionalTensor grad_lse);
 
 // --- helpers shared by the glue files ------------------------------------------------------
 

@@ -51,7 +51,9 @@ def _shapes(
 
 
 @torch.library.register_fake("llama_fast::cross_entropy_backward", lib=library)
-def _backward_shapes(grad_loss: torch.Tensor, input: torch.Tensor, *others: Any) -> torch.Tensor:
+def _backward_shapes(
+    grad_loss: torch.Tensor, input: torch.Tensor, *others: Any, **options: Any
+) -> torch.Tensor:
     return torch.empty_like(input)
 
 
@@ -59,8 +61,9 @@ def _backward_shapes(grad_loss: torch.Tensor, input: torch.Tensor, *others: Any)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    input, target, weight, *options, _ = inputs
-    ctx.mark_non_differentiable(*output[1:])
+    input, target, weight, *options, stats = inputs
+    # Without `stats` the lse of ignored tokens stands for nothing.
+    ctx.mark_non_differentiable(*output[2 if stats else 1 :])
     ctx.set_materialize_grads(False)
     # A loader may reuse the memory of class indices, and lse does not hold for others: what was
     # ignored has none. Probabilities, which are as large as the logits, are not copied.
@@ -69,19 +72,39 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
     ctx.options = options
 
 
-def _backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, grad_loss: torch.Tensor | None, grad_lse: torch.Tensor | None, *_: None
+) -> tuple[Any, ...]:
     grad_input = grad_target = None
-    if grad_loss is not None:
+    if grad_loss is not None or grad_lse is not None:
         input, lse, target, weight = ctx.saved_tensors
         if ctx.needs_input_grad[0]:
             gradient = _gradient if torch.is_grad_enabled() else _gradient_kernel
             try:
-                grad_input = gradient(grad_loss, input, lse, target, weight, *ctx.options)
+                if grad_loss is None:
+                    grad_input = _lse_gradient(gradient, grad_lse, input, lse, ctx.options)
+                else:
+                    args = grad_loss, input, lse, target, weight, *ctx.options, grad_lse
+                    grad_input = gradient(*args)
             except RuntimeError as error:
                 raise _checks.meant(error) from None
-        if ctx.needs_input_grad[1]:
+        if grad_loss is not None and ctx.needs_input_grad[1]:
             grad_target = _target_gradient(grad_loss, input, target, weight, *ctx.options)
     return grad_input, grad_target, *(None,) * 7
+
+
+def _lse_gradient(
+    gradient: Callable[..., Any],
+    grad_lse: torch.Tensor,
+    input: torch.Tensor,
+    lse: torch.Tensor,
+    options: list[Any],
+) -> torch.Tensor:
+    """The gradient of lse alone: that of a loss whose targets are all ignored."""
+    _, _, _, softcap, _ = options
+    no_loss = torch.zeros_like(grad_lse, dtype=loss_dtype(input))
+    ignored = torch.full_like(grad_lse, -100, dtype=torch.int64)
+    return gradient(no_loss, input, lse, ignored, None, -100, _NONE, 0.0, softcap, 0.0, grad_lse)
 
 
 def _target_gradient(
@@ -114,34 +137,49 @@ def _target_gradient(
 
 
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    grad_loss, input, _, target, weight, *options = inputs
-    ctx.save_for_backward(grad_loss, input, target, weight)
+    grad_loss, input, _, target, weight, *options, grad_lse = inputs
+    ctx.save_for_backward(grad_loss, grad_lse, input, target, weight)
     ctx.options = options
 
 
 def _second_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     """The derivative of the gradient, by differentiating the reference twice.
 
-    lse gets none: the gradient is taken as a function of the logits alone.
+    lse itself gets none: the gradient is taken as a function of the logits alone.
     """
-    grad_loss, input, target, weight = ctx.saved_tensors
+    grad_loss, grad_lse, input, target, weight = ctx.saved_tensors
     ignore_index, reduction, label_smoothing, softcap, z_loss = ctx.options
-    differentiable_target = target.is_floating_point()
+    tensors = {"grad_loss": grad_loss, "input": input}
+    if grad_lse is not None:
+        tensors["grad_lse"] = grad_lse
+    if target.is_floating_point():
+        tensors["target"] = target
 
-    def gradient(g: torch.Tensor, x: torch.Tensor, t: torch.Tensor = target) -> torch.Tensor:
-        def loss(x: torch.Tensor) -> torch.Tensor:
-            options = {"softcap": softcap or None, "z_loss": z_loss}
-            name = REDUCTIONS[reduction]
-            return reference.cross_entropy(
-                x, t, weight, ignore_index, name, label_smoothing, **options
+    def gradient(*values: torch.Tensor) -> torch.Tensor:
+        given = dict(zip(tensors, values, strict=True))
+
+        def outputs(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            loss, stats = reference.cross_entropy(
+                x,
+                given.get("target", target),
+                weight,
+                ignore_index,
+                REDUCTIONS[reduction],
+                label_smoothing,
+                softcap=softcap or None,
+                z_loss=z_loss,
+                return_stats=True,
             )
+            return (loss, stats.lse) if "grad_lse" in given else (loss,)
 
-        return torch.func.vjp(loss, x)[1](g)[0]
+        made, vjp = torch.func.vjp(outputs, given["input"])
+        upstream = [given[name] for name in ("grad_loss", "grad_lse") if name in given]
+        return vjp(tuple(g.to(out.dtype) for g, out in zip(upstream, made, strict=True)))[0]
 
-    tensors = (grad_loss, input, target) if differentiable_target else (grad_loss, input)
-    second = torch.func.vjp(gradient, *tensors)[1](grad)
-    grad_target = second[2] if differentiable_target else None
-    return second[0], second[1], None, grad_target, *(None,) * 6
+    second = torch.func.vjp(gradient, *tensors.values())[1](grad)
+    found = dict(zip(tensors, second, strict=True))
+    grads = found["grad_loss"], found["input"], None, found.get("target"), *(None,) * 6
+    return *grads, found.get("grad_lse")
 
 
 # --- ways to call the operators --------------------------------------------------------------
@@ -195,13 +233,20 @@ class InplaceLoss(torch.autograd.Function):
         torch.autograd.graph.increment_version(input)
         ctx.gradient = input.detach()  # shares the version counter
         ctx.version = input._version
-        ctx.mark_non_differentiable(*out[1:])
+        ctx.mark_non_differentiable(*out[2 if args[-1] else 1 :])
         ctx.set_materialize_grads(False)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, grad_loss: torch.Tensor | None, grad_lse: torch.Tensor | None, *_: None
+    ) -> tuple[Any, ...]:
         nothing = (None,) * 8
+        if grad_lse is not None:
+            raise RuntimeError(
+                "cross_entropy(inplace=True): expected no gradient of stats.lse, which needs the "
+                "logits, and these are overwritten; use inplace=False, or stats.lse.detach()"
+            )
         if grad_loss is None:
             return None, *nothing
         if torch.is_grad_enabled():

@@ -30,9 +30,12 @@ _CROSS_ENTROPY_OPTIONS = (
 _LINEAR_CROSS_ENTROPY = (
     "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, "
     "Tensor? grad_loss, int ignore_index, int reduction, float label_smoothing, float softcap, "
-    "float z_loss, bool stats, int grad_mask"
+    "float z_loss, bool stats, int grad_mask, Tensor? grad_lse=None"
 )
 
+# A graph that torch.compile cached or torch.export saved calls an operator as it was: an argument
+# that is added later stands last and has a default.
+#
 # One line per operator. What each returns is described where it is called (ops/<op>.py).
 SCHEMAS = (
     "isa() -> str",
@@ -48,8 +51,8 @@ SCHEMAS = (
     "SymInt window_left, float scale, float softcap) -> (Tensor out, Tensor lse)",
     f"cross_entropy(Tensor input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
     "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
-    f"cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, {_CROSS_ENTROPY_OPTIONS})"
-    " -> Tensor",
+    f"cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, {_CROSS_ENTROPY_OPTIONS}, "
+    "Tensor? grad_lse=None) -> Tensor",
     # Overwrites `input` with the gradient of the loss (for an upstream gradient of one).
     f"cross_entropy_inplace(Tensor(a!) input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
     "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
@@ -74,6 +77,7 @@ SCHEMAS = (
     # Bits of grad_mask: gate, up.
     "swiglu_backward(Tensor grad_out, Tensor gate, Tensor up, int grad_mask) "
     "-> (Tensor gate, Tensor up)",
+    # With grad_lse the gradients are those of (grad_lse * lse).sum(), not of the loss.
     f"linear_cross_entropy({_LINEAR_CROSS_ENTROPY})"
     " -> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, "
     "Tensor linear_weight, Tensor linear_bias)",

@@ -27,6 +27,7 @@ def _shapes(
     z_loss: float,
     stats: bool,
     grad_mask: int,
+    grad_lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     lse = input.new_empty(target.shape, dtype=compute_dtype(input))
     loss = torch.empty_like(lse) if REDUCTIONS[reduction] == "none" else lse.new_empty(())
@@ -47,6 +48,7 @@ def _run(
     linear_bias: torch.Tensor | None,
     weight: torch.Tensor | None,
     grad_loss: torch.Tensor | None,
+    grad_lse: torch.Tensor | None,
     options: tuple[Any, ...],
     group_name: str | None,
     stats: bool,
@@ -57,8 +59,8 @@ def _run(
     tensors = (input, linear_weight, target, linear_bias, weight, grad_loss)
     if group_name is None:
         mask = sum(want << i for i, want in enumerate(wanted))
-        return ops.linear_cross_entropy(*tensors, *options, stats, mask)
-    return ops.linear_cross_entropy_chunked(*tensors, *options, group_name, stats, wanted)
+        return ops.linear_cross_entropy(*tensors, *options, stats, mask, grad_lse)
+    return ops.linear_cross_entropy_chunked(*tensors, *options, group_name, stats, wanted, grad_lse)
 
 
 def _second_derivative_wanted(*saved: torch.Tensor | None) -> bool:
@@ -104,8 +106,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         now = [w and REDUCTIONS[reduction] != "none" for w in wanted]
         options = (ignore_index, reduction, label_smoothing, softcap, z_loss)
         return _run(
-            input, linear_weight, target, linear_bias, weight, None, options, group_name, stats, now
-        )
+            input, linear_weight, target, linear_bias, weight, None, None, options, group_name,
+            stats, now,
+        )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -130,16 +133,66 @@ class LinearCrossEntropy(torch.autograd.Function):
         if REDUCTIONS[ctx.options[1]] == "none":
             input, linear_weight, linear_bias = inputs
             made = _run(
-                input, linear_weight, target, linear_bias, weight, grad_loss, ctx.options,
+                input, linear_weight, target, linear_bias, weight, grad_loss, None, ctx.options,
                 ctx.group_name, False, ctx.wanted,
             )[4:]  # fmt: skip
         else:
             made = tuple(_scaled(grad, grad_loss) for grad in (g_input, g_weight, g_bias))
-        grads = [
-            grad.to(x.dtype) if want else None
-            for grad, x, want in zip(made, inputs, ctx.wanted, strict=True)
-        ]
-        return (*grads, *[None] * 10)
+        return (*_wanted(made, inputs, ctx.wanted), *[None] * 10)
+
+
+class LogSumExp(torch.autograd.Function):
+    """`lse` with a derivative: the backward pass sweeps over the logits once more.
+
+    Apart from the loss, so that neither the other's gradient nor what it keeps costs anything
+    where only one of them is used; torch.compile would make zeros for the missing one.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: torch.Tensor,
+        linear_weight: torch.Tensor,
+        linear_bias: torch.Tensor | None,
+        target: torch.Tensor,
+        lse: torch.Tensor,
+        ignore_index: int,
+        softcap: float,
+        group_name: str | None,
+        wanted: list[bool],
+    ) -> torch.Tensor:
+        return lse.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        input, linear_weight, linear_bias, target, _, ignore_index, softcap, *others = inputs
+        ctx.options = (ignore_index, REDUCTIONS.index("none"), 0.0, softcap, 0.0)
+        ctx.group_name, ctx.wanted = others
+        ctx.save_for_backward(input, linear_weight, linear_bias, target.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad_lse: torch.Tensor) -> tuple[Any, ...]:
+        *inputs, target = ctx.saved_tensors
+        input, linear_weight, linear_bias = inputs
+        if _second_derivative_wanted(*inputs, grad_lse):
+            second = _differentiable_gradients(ctx, grad_lse, inputs, target, None, of_lse=True)
+            return (*second, *[None] * 6)
+        made = _run(
+            input, linear_weight, target, linear_bias, None, None, grad_lse, ctx.options,
+            ctx.group_name, False, ctx.wanted,
+        )[4:]  # fmt: skip
+        return (*_wanted(made, inputs, ctx.wanted), *[None] * 6)
+
+
+def _wanted(
+    made: tuple[torch.Tensor, ...], inputs: list[torch.Tensor], wanted: list[bool]
+) -> list[torch.Tensor | None]:
+    """The gradients in the dtypes of the inputs, None where there is none."""
+    return [
+        grad.to(x.dtype) if want else None
+        for grad, x, want in zip(made, inputs, wanted, strict=True)
+    ]
 
 
 def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -157,16 +210,17 @@ def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def _differentiable_gradients(
     ctx: Any,
-    grad_loss: torch.Tensor,
+    upstream: torch.Tensor,
     inputs: list[torch.Tensor],
     target: torch.Tensor,
     weight: torch.Tensor | None,
+    of_lse: bool = False,
 ) -> list[torch.Tensor | None]:
     """The gradients by autograd through the reference: for second derivatives, which are rare."""
     ignore_index, reduction, label_smoothing, softcap, z_loss = ctx.options
     input, linear_weight, linear_bias = inputs
     with torch.enable_grad():
-        loss = reference.linear_cross_entropy(
+        loss, stats = reference.linear_cross_entropy(
             input,
             linear_weight,
             target,
@@ -178,7 +232,9 @@ def _differentiable_gradients(
             softcap=softcap or None,
             z_loss=z_loss,
             process_group=resolve_group(ctx.group_name or ""),
+            return_stats=True,
         )
+        output = stats.lse if of_lse else loss
         chosen = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
-        made = iter(torch.autograd.grad(loss, chosen, grad_loss, create_graph=True))
+        made = iter(torch.autograd.grad(output, chosen, upstream, create_graph=True))
     return [next(made) if want else None for want in ctx.wanted]

@@ -65,6 +65,7 @@ def linear_cross_entropy(
     group_name: str,
     stats: bool,
     wanted: list[bool],
+    grad_lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Loss, statistics and gradients, on flat arguments.
 
@@ -74,6 +75,8 @@ def linear_cross_entropy(
         softcap: 0 means none.
         group_name: of the process group; "" means none.
         wanted: whether the gradients of input, linear_weight and linear_bias are wanted.
+        grad_lse: (N,), or None; given, the gradients are those of (grad_lse * lse).sum() instead,
+            and the other results are nothing.
 
     Returns:
         loss; lse (N,), 0 where ignored; the z-loss part of the loss; argmax (N,), -1 where
@@ -107,21 +110,25 @@ def linear_cross_entropy(
     for rows in kept.split(rows_at_once) if tokens else ():  # a split of nothing is one piece
         x = input[rows].to(dtype)
         logits = _logits(x, linear_weight, linear_bias)
-        losses[rows], lse[rows], top = _cross_entropy_(
-            logits,
-            target[rows],
-            weight,
-            label_smoothing,
-            softcap,
-            z_coefficient,
-            group,
-            any(wanted),
-            stats,
-        )
-        if stats:
-            argmax[rows] = top
         # The small operands take the scale, so that the logits are not passed over again.
-        scale = row_scale[rows].unsqueeze(1)
+        if grad_lse is not None:
+            _softmax_(logits, softcap, group)
+            scale = grad_lse[rows].to(dtype).unsqueeze(1)
+        else:
+            losses[rows], lse[rows], top = _cross_entropy_(
+                logits,
+                target[rows],
+                weight,
+                label_smoothing,
+                softcap,
+                z_coefficient,
+                group,
+                any(wanted),
+                stats,
+            )
+            if stats:
+                argmax[rows] = top
+            scale = row_scale[rows].unsqueeze(1)
         if wanted[0]:
             grads[0][rows] = _times_weight(logits, linear_weight) * scale
         if wanted[1]:
@@ -158,6 +165,7 @@ def _shapes(
     group_name: str,
     stats: bool,
     wanted: list[bool],
+    grad_lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The operator's shape rule, for torch.compile and meta tensors."""
     dtype = compute_dtype(input)
@@ -172,8 +180,8 @@ library.define(
     "linear_cross_entropy_chunked(Tensor input, Tensor linear_weight, Tensor target, "
     "Tensor? linear_bias, Tensor? weight, Tensor? grad_loss, int ignore_index, int reduction, "
     "float label_smoothing, float softcap, float z_loss, str group_name, bool stats, "
-    "bool[3] wanted) -> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, "
-    "Tensor linear_weight, Tensor linear_bias)"
+    "bool[3] wanted, Tensor? grad_lse=None) -> (Tensor loss, Tensor lse, Tensor z_loss, "
+    "Tensor argmax, Tensor input, Tensor linear_weight, Tensor linear_bias)"
 )
 for _device in ("cpu", "cuda"):
     # Autocast has done its work before the operator; inside, it would narrow the products again.
@@ -235,6 +243,20 @@ def _gather(t: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
     parts = [torch.empty_like(t) for _ in range(group.size())]
     dist.all_gather(parts, t, group=group)
     return torch.stack(parts)
+
+
+def _softmax_(logits: torch.Tensor, softcap: float, group: dist.ProcessGroup | None) -> None:
+    """The logits of some rows become the gradient of their log-sum-exp."""
+    slope = None
+    if softcap:
+        logits.div_(softcap).tanh_()
+        slope = 1 - logits.square()
+        logits.mul_(softcap)
+    top = _gather(logits.amax(dim=1, keepdim=True), group).amax(dim=0)
+    logits.sub_(top).exp_()
+    logits.div_(_gather(logits.sum(dim=1, keepdim=True), group).sum(dim=0))
+    if slope is not None:
+        logits.mul_(slope)
 
 
 def _cross_entropy_(

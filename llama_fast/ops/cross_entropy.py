@@ -63,7 +63,8 @@ def cross_entropy(
             time of a second tensor of that size. Used when a gradient is wanted, in eager mode.
             `input` holds no logits afterwards; where another operation's backward needs them,
             autograd raises its usual error.
-        return_stats: also return `Stats` (lse, argmax, correct, z_loss), not differentiable.
+        return_stats: also return `Stats` (lse, argmax, correct, z_loss). lse is differentiable (not
+            with `inplace`), for ignored tokens too; the rest is not.
 
     Returns:
         The loss, float32 (float64 for float64 input): a scalar, or of the index target's shape

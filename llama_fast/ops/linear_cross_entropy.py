@@ -23,7 +23,7 @@ from llama_fast.ops._checks import (
     number,
     shape,
 )
-from llama_fast.ops._linear_cross_entropy import LinearCrossEntropy
+from llama_fast.ops._linear_cross_entropy import LinearCrossEntropy, LogSumExp
 from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.chunked import REDUCTIONS
 from llama_fast.reference import Stats
@@ -77,7 +77,8 @@ def linear_cross_entropy(
     Returns:
         The loss, float32 (float64 for float64 input): a scalar, or the shape of `target` for
         "none". With `return_stats` (loss, Stats(lse, argmax, correct, z_loss)); of an ignored
-        token lse is 0 and argmax -1.
+        token lse is 0 and argmax -1. lse is differentiable, the rest of the statistics is not; its
+        gradient takes a second pass over the logits.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -164,26 +165,35 @@ def linear_cross_entropy(
         input, target = input[..., :-1, :], target[..., 1:]
     if backend != "triton" or not input.is_cuda:  # on a GPU the host would have to wait
         check_targets(target, classes, ignore_index)
+    rows, flat = input.reshape(target.numel(), input.shape[-1]), target.reshape(-1).long()
+    # The compiled kernel knows no process groups, and Triton's neither.
+    compiled = backend in ("cpu", "triton") and process_group is None
+    group_name = None if compiled else _name(process_group)
+    wanted = [_needs_gradient(x) for x in (input, linear_weight, linear_bias)]
     loss, lse, z_part, argmax = LinearCrossEntropy.apply(
-        input.reshape(target.numel(), input.shape[-1]),
+        rows,
         linear_weight,
         linear_bias,
-        target.reshape(-1).long(),
+        flat,
         weight,
         ignore_index,
         REDUCTIONS.index(reduction),
         label_smoothing,
         softcap or 0.0,
         z_loss,
-        # The compiled kernel knows no process groups, and Triton's neither.
-        None if backend in ("cpu", "triton") and process_group is None else _name(process_group),
+        group_name,
         return_stats,
-        [_needs_gradient(x) for x in (input, linear_weight, linear_bias)],
+        wanted,
     )[:4]
     if reduction == "none":
         loss, z_part = loss.view(target.shape), z_part.view(target.shape)
     if not return_stats:
         return loss
+    if any(wanted):
+        lse = LogSumExp.apply(
+            rows, linear_weight, linear_bias, flat, lse, ignore_index, softcap or 0.0, group_name,
+            wanted,
+        )  # fmt: skip
     lse, argmax = lse.view(target.shape), argmax.view(target.shape)
     correct = (argmax == target) & (target != ignore_index)
     return loss, Stats(lse, argmax, correct, z_part)

@@ -20,7 +20,7 @@ from ._logsumexp import logsumexp
 
 
 class Stats(NamedTuple):
-    """What the forward pass knows besides the loss; nothing here is differentiable.
+    """What the forward pass knows besides the loss; of this only lse is differentiable.
 
     lse: log-sum-exp of each token's (softcapped) logits, float32 (float64 for float64 input).
     argmax: int64, the class with the largest logit.
@@ -87,5 +87,5 @@ def cross_entropy(
     if not return_stats:
         return loss
     argmax = x.detach().argmax(dim=-1)
-    stats = Stats(lse.detach(), argmax, (argmax == label) & kept, z_term.detach())
+    stats = Stats(lse, argmax, (argmax == label) & kept, z_term.detach())
     return loss, stats

@@ -80,6 +80,14 @@ def _inplace_cross_entropy(logits: torch.Tensor) -> Tensors:
     )
 
 
+def _cross_entropy_and_lse(logits: torch.Tensor) -> Tensors:
+    loss, stats = llama_fast.cross_entropy(
+        logits, TARGET.to(logits.device), CLASS_WEIGHT.to(logits), label_smoothing=0.1,
+        softcap=3.0, z_loss=0.01, return_stats=True,
+    )  # fmt: skip
+    return loss, stats.lse
+
+
 def _linear_cross_entropy(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> Tensors:
     return (llama_fast.linear_cross_entropy(x, w, TARGET.to(x.device), linear_bias=b, softcap=3.0),)
 
@@ -90,6 +98,14 @@ def _linear_cross_entropy_by_token(x: torch.Tensor, w: torch.Tensor) -> Tensors:
             x, w, TARGET.to(x.device), reduction="none", label_smoothing=0.1
         ),
     )
+
+
+def _linear_cross_entropy_and_lse(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> Tensors:
+    loss, stats = llama_fast.linear_cross_entropy(
+        x, w, TARGET.to(x.device), linear_bias=b, label_smoothing=0.1, softcap=3.0, z_loss=0.01,
+        return_stats=True,
+    )  # fmt: skip
+    return loss, stats.lse
 
 
 def _rms_norm(x: torch.Tensor, w: torch.Tensor) -> Tensors:
@@ -125,6 +141,7 @@ CALLS = {
     "cross_entropy with everything": Call(
         "cross_entropy", _cross_entropy_with_everything, ((5, 7),)
     ),
+    "cross_entropy and lse": Call("cross_entropy", _cross_entropy_and_lse, ((5, 7),)),
     "cross_entropy of probabilities": Call(
         "cross_entropy", _cross_entropy_of_probabilities, ((5, 7), (5, 7))
     ),
@@ -134,6 +151,9 @@ CALLS = {
     ),
     "linear_cross_entropy by token": Call(
         "linear_cross_entropy", _linear_cross_entropy_by_token, ((5, 8), (7, 8))
+    ),
+    "linear_cross_entropy and lse": Call(
+        "linear_cross_entropy", _linear_cross_entropy_and_lse, ((5, 8), (7, 8), (7,))
     ),
     "rms_norm": Call("rms_norm", _rms_norm, ((5, 8), (8,))),
     "rms_norm with residual": Call("rms_norm", _rms_norm_with_residual, ((5, 8), (8,), (5, 8))),

@@ -20,7 +20,8 @@ class Case:
 
     `shape` is that of the logits. `targets` says what they are: "indices", "some ignored" (a third
     of the indices), or "probabilities". `class_weights` adds a weight for each class, `spread`
-    multiplies the normally distributed logits.
+    multiplies the normally distributed logits. `grad_lse` sends a gradient into the lse of the
+    statistics too.
     """
 
     why: str
@@ -29,6 +30,7 @@ class Case:
     class_weights: bool = False
     spread: float = 3.0
     options: dict[str, Any] = field(default_factory=dict)
+    grad_lse: bool = False
 
     @property
     def id(self) -> str:
@@ -73,12 +75,13 @@ def runner(case: Case) -> Callable[..., Results]:
         result = function(**arguments, **case.options)
         if case.options.get("return_stats"):
             loss, stats = result
-            results = {"loss": loss.detach(), "lse": stats.lse, "z_loss": stats.z_loss}
+            results = {"loss": loss.detach(), "lse": stats.lse.detach(), "z_loss": stats.z_loss}
         else:
             loss = result
             results = {"loss": loss.detach()}
-        upstream = upstream_gradient(loss, torch.bfloat16, seed)
-        grads = torch.autograd.grad(loss, list(leaves.values()), upstream)
+        outputs = [loss, stats.lse] if case.grad_lse else [loss]
+        upstream = [upstream_gradient(out, torch.bfloat16, seed) for out in outputs]
+        grads = torch.autograd.grad(outputs, list(leaves.values()), upstream)
         results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
         return results
 

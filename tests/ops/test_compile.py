@@ -224,8 +224,9 @@ def test_opcheck_linear_cross_entropy(reduction: int, chunked: bool, dtype: torc
         operator = torch.ops.llama_fast.linear_cross_entropy_chunked
         last = ("", True, [True, False, True])
     options = (-100, reduction, 0.1, 3.0, 0.01, *last)
-    arguments = (x, w, TARGET, b, CLASS_WEIGHT.float(), None, *options)
-    torch.library.opcheck(operator.default, arguments)
+    for grad_lse in ((), (None,), (torch.randn(5),)):  # an older graph does without
+        arguments = (x, w, TARGET, b, CLASS_WEIGHT.float(), None, *options, *grad_lse)
+        torch.library.opcheck(operator.default, arguments)
 
 
 @pytest.mark.parametrize("grad", (False, True), ids=["", "grad"])

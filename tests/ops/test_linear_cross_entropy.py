@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,10 @@ import torch.nn.functional as F
 
 import llama_fast
 from llama_fast.ops import chunked
-from tests.ops.attention_cases import upstream_gradient
-from tests.ops.criterion import DTYPES, Results, check
+from tests.ops.criterion import DTYPES, check
+from tests.ops.linear_cross_entropy_cases import Case, make_tensors, runner
 
 OP = "linear_cross_entropy"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One problem: the shapes of input (tokens..., E) and weight (V, E), and the options."""
-
-    why: str
-    tokens: tuple[int, ...] = (20,)
-    E: int = 16
-    V: int = 37
-    ignored: bool = False
-    bias: bool = False
-    class_weights: bool = False
-    scale: float = 1.0  # of the input
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        return self.why.partition(":")[0].replace(" ", "-").replace(",", "")
 
 
 CASES = [
@@ -96,49 +76,6 @@ LARGE = [
     Case("many rows, every gradient", tokens=(1500,), V=9000, E=24, ignored=True,
          class_weights=True, bias=True, options={"label_smoothing": 0.1}),
 ]  # fmt: skip
-
-
-def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(*case.tokens, case.E, generator=g, dtype=torch.float64) * case.scale
-    w = torch.randn(case.V, case.E, generator=g, dtype=torch.float64)
-    target = torch.randint(0, case.V, case.tokens, generator=g)
-    if case.ignored:
-        target[torch.rand(case.tokens, generator=g) < 1 / 3] = -100
-    tensors = {"input": x, "linear_weight": w, "target": target}
-    if case.bias:
-        tensors["linear_bias"] = torch.randn(case.V, generator=g, dtype=torch.float64)
-    if case.class_weights:
-        tensors["weight"] = torch.rand(case.V, generator=g, dtype=torch.float64) + 0.1
-    return tensors
-
-
-def runner(case: Case) -> Callable[..., Results]:
-    def run(
-        function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
-    ) -> Results:
-        tensors = make_tensors(case, seed)
-        arguments = {
-            name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
-            for name, t in tensors.items()
-        }
-        leaves = {
-            name: arguments[name].requires_grad_()
-            for name in ("input", "linear_weight", "linear_bias")
-            if name in arguments
-        }
-        result = function(**arguments, **case.options)
-        results = {}
-        if case.options.get("return_stats"):
-            result, stats = result
-            results = {"lse": stats.lse, "z_loss": stats.z_loss}
-        results["loss"] = result.detach()
-        upstream = upstream_gradient(result, torch.bfloat16, seed)
-        grads = torch.autograd.grad(result, list(leaves.values()), upstream)
-        results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
-        return results
-
-    return run
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import llama_fast
 OP = "linear_cross_entropy"
 WORLD = 2
 E, V, N = 12, 34, 25
+SHARED = 7  # results that every rank has in full: loss, statistics, the gradients of input
 ALL = {
     "plain": {},
     "sum": {"reduction": "sum"},
@@ -31,14 +32,18 @@ def make(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 
 
 def results(x: Any, w: Any, b: Any, target: Any, weight: Any, **options: Any) -> list[Any]:
-    """Loss, statistics and gradients of one call."""
+    """Loss, statistics and gradients of one call: of the loss and of lse."""
     leaves = [t.clone().requires_grad_() for t in (x, w, b)]
     loss, stats = llama_fast.linear_cross_entropy(
         leaves[0], leaves[1], target, linear_bias=leaves[2], weight=weight, return_stats=True,
         **options,
     )  # fmt: skip
-    upstream = torch.linspace(0.5, 1.5, loss.numel()).view(loss.shape).to(loss.dtype)
-    return [loss.detach(), *stats, *torch.autograd.grad(loss, leaves, upstream)]
+    grads = {}
+    for name, output in {"loss": loss, "lse": stats.lse}.items():
+        upstream = torch.linspace(0.5, 1.5, output.numel()).view(output.shape).to(output.dtype)
+        grads[name] = torch.autograd.grad(output, leaves, upstream, retain_graph=True)
+    inputs, weights, biases = zip(*grads.values(), strict=True)
+    return [loss.detach(), stats.lse.detach(), *stats[1:], *inputs, *weights, *biases]
 
 
 def worker(rank: int, folder: str, backend: str) -> None:
@@ -78,10 +83,10 @@ def test_two_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
         with llama_fast.use_backend(linear_cross_entropy="chunked"):
             alone = results(*make(dtype), **ALL[case])
         merged = [
-            *first[:6],
-            *(torch.cat(halves) for halves in zip(first[6:], second[6:], strict=True)),
+            *first[:SHARED],
+            *(torch.cat(halves) for halves in zip(first[SHARED:], second[SHARED:], strict=True)),
         ]
-        for a, b in zip(first[:6], second[:6], strict=True):
+        for a, b in zip(first[:SHARED], second[:SHARED], strict=True):
             assert torch.equal(a, b), f"{case}: the ranks differ"
         for ours, expected in zip(merged, alone, strict=True):
             torch.testing.assert_close(ours, expected, msg=lambda m, c=case: f"{c}: {m}")

@@ -177,8 +177,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
 
 Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
                               OptionalTensor weight, int64_t ignore_index, int64_t reduction,
-                              double label_smoothing, double softcap, double z_loss) {
-  const OnDeviceOf device(input, grad_loss, lse, target, weight);
+                              double label_smoothing, double softcap, double z_loss,
+                              OptionalTensor grad_lse) {
+  const OnDeviceOf device(input, grad_loss, lse, target, weight, grad_lse);
   Call call(device.queue(), input, target, weight, ignore_index, reduction, label_smoothing,
             softcap, z_loss);
   CrossEntropyArgs& a = call.args;
@@ -190,6 +191,12 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
   grad_loss = torch::stable::contiguous(as_type(grad_loss, ScalarType::Float));
   a.grad_loss = static_cast<const float*>(grad_loss.data_ptr());
   a.grad_step = per_token ? 1 : 0;
+  Tensor grad_lse_kept = lse;  // alive until the kernel is queued
+  if (grad_lse.has_value()) {
+    STD_TORCH_CHECK(grad_lse->numel() == a.tokens, "llama_fast::cross_entropy_backward: grad_lse");
+    grad_lse_kept = torch::stable::contiguous(as_type(*grad_lse, ScalarType::Float));
+    a.grad_lse = static_cast<const float*>(grad_lse_kept.data_ptr());
+  }
 
   Tensor grad = torch::stable::empty_like(input);
   Tensor out = is_regular(grad)

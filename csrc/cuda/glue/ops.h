@@ -20,7 +20,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor ta
 
 Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target,
                               OptionalTensor weight, int64_t ignore_index, int64_t reduction,
-                              double label_smoothing, double softcap, double z_loss);
+                              double label_smoothing, double softcap, double z_loss,
+                              OptionalTensor grad_lse);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
     Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
