@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--encoding", default="utf-8", help="of .txt files, such as latin-1")
     parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="read what links in a folder lead to outside of it",
+    )
+    parser.add_argument(
         "--chat-template",
         metavar="NAME",
         help=f"of chats: {', '.join(TEMPLATES)}, or a file with Jinja; answers alone are learned",
@@ -109,7 +114,13 @@ def encode(
 
 def _documents(args: argparse.Namespace) -> Iterator[Document]:
     return itertools.chain.from_iterable(
-        read_documents(source, key=args.key, separator=args.separator, encoding=args.encoding)
+        read_documents(
+            source,
+            key=args.key,
+            separator=args.separator,
+            encoding=args.encoding,
+            follow_links=args.follow_links,
+        )
         for source in args.source
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from llama_fast.data.contamination import Overlap, QuestionIndex, subsets
 from llama_fast.data.questions import Question, read_questions
 from llama_fast.data.secrets import EMAIL, Finding, find_secrets
 from llama_fast.data.shards import ShardWriter, TokenShards
+from llama_fast.data.tokenizer import keep_tokenizer
 from llama_fast.tokenizers import Tokenizer
 
 CONTAMINATION, SECRETS, DROPPED = "contamination.json", "secrets.json", "dropped.jsonl"
@@ -128,7 +128,7 @@ def write_without(
 
     Raises:
         FileExistsError: there is such a folder.
-        DataError: no document is left.
+        DataError: no document is left, or the shards name a tokenizer that is not theirs to name.
     """
     with ShardWriter(
         out,
@@ -141,9 +141,7 @@ def write_without(
                 tokens, answer = shards.read(document)
                 writer.add(tokens, answer if shards.has_answers else None)  # type: ignore[arg-type]
         # A tokenizer that was learned from the documents is kept beside them.
-        name = shards.tokenizer.get("path")
-        if isinstance(name, str) and not Path(name).is_absolute() and name != "byte":
-            shutil.copytree(shards.folder / name, writer.partial / name)
+        writer.tokenizer = keep_tokenizer(shards, writer.partial)
         with (writer.partial / DROPPED).open("w", encoding="utf-8") as log:
             for document, found in drop.items():
                 log.write(json.dumps({"document": document, "found": found}) + "\n")

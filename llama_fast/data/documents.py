@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from llama_fast._inside import inside
+
 # A document: a text, or the messages of a chat, each with "role" and "content".
 Messages = list[dict[str, Any]]
 Document = str | Messages
@@ -29,6 +31,7 @@ def read_documents(
     key: str = "text",
     separator: str | None = None,
     encoding: str = "utf-8",
+    follow_links: bool = False,
 ) -> Iterator[Document]:
     """Yield the documents of a file, a folder or a dataset, in a fixed order.
 
@@ -42,10 +45,12 @@ def read_documents(
         separator: what divides the documents of a text file, such as ``<|endoftext|>``; None makes
             each file one document. Empty documents are left out.
         encoding: of text files, such as ``latin-1``.
+        follow_links: read what links in a folder lead to outside of it; without, they are an error,
+            for a folder of somebody else's could name private files.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: a file of another kind, a broken line, a row without the field.
+        DataError: a file of another kind, a broken line, a row without the field, such a link.
     """
     name = os.fspath(source)
     if name.startswith(HUB):
@@ -62,6 +67,8 @@ def read_documents(
         if not files:
             raise DataError(f"{path}: expected files of the kinds {', '.join(KINDS)}, found none")
         for file in files:
+            if not follow_links:
+                _check_link(path, file)
             yield from read_documents(file, key=key, separator=separator, encoding=encoding)
         return
     kind = _kind(path)
@@ -73,6 +80,13 @@ def read_documents(
         yield from _rows(name, _parquet(path), key)
     else:
         raise DataError(f"{path}: expected one of {', '.join(KINDS)} (or .txt.gz, .jsonl.gz)")
+
+
+def _check_link(folder: Path, file: Path) -> None:
+    try:
+        inside(folder, file.relative_to(folder).as_posix(), "source")
+    except ValueError as error:
+        raise DataError(f"{error} (--follow-links, follow_links=True, reads it)") from None
 
 
 def _kind(path: Path) -> str:
@@ -139,7 +153,24 @@ def _datasets() -> Any:
     return datasets
 
 
+def _check_saved(path: Path) -> None:
+    """See that what ``datasets.save_to_disk`` wrote names no file but its own."""
+    try:
+        if (path / "dataset_dict.json").exists():
+            file = inside(path, "dataset_dict.json", path)
+            for split in json.loads(file.read_bytes())["splits"]:
+                inside(path, f"{split}/state.json", file)
+                _check_saved(path / split)
+        else:
+            file = inside(path, "state.json", path)
+            for entry in json.loads(file.read_bytes())["_data_files"]:
+                inside(path, entry["filename"], file)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise DataError(f"{path}: not a data set of datasets.save_to_disk: {error}") from None
+
+
 def _saved(path: Path) -> Any:
+    _check_saved(path)
     loaded = _datasets().load_from_disk(str(path))
     if not isinstance(loaded, dict):
         return loaded

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llama_fast._inside import inside
 from llama_fast.data.documents import DataError
 
 INDEX = "index.json"
@@ -198,6 +199,9 @@ class TokenShards:
             self.tokenizer: dict[str, Any] = index["tokenizer"]
             self.content_sha256 = str(index["content_sha256"])
             self.shards = [Shard(**entry) for entry in index["shards"]]
+            for shard in self.shards:
+                if not {"tokens", "ends"} <= set(shard.sha256) <= set(PARTS):
+                    raise ValueError(f"shard {shard.name!r} of the parts {list(shard.sha256)}")
         except FileNotFoundError:
             raise DataError(f"{self.folder}: expected token shards, found no {INDEX}") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -220,7 +224,7 @@ class TokenShards:
     def _open(self, shard: Shard) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {}
         for part in shard.sha256:
-            path = self.folder / f"{shard.name}.{part}.npy"
+            path = self._file(shard, part)
             try:
                 arrays[part] = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
@@ -236,6 +240,9 @@ class TokenShards:
             raise DataError(f"{self.folder / shard.name}.*.npy: damaged shard: sizes do not fit")
         return arrays
 
+    def _file(self, shard: Shard, part: str) -> Path:
+        return inside(self.folder, f"{shard.name}.{part}.npy", self.folder / INDEX, DataError)
+
     def verify(self) -> None:
         """Read every file and compare it with its hash.
 
@@ -244,7 +251,7 @@ class TokenShards:
         """
         for shard in self.shards:
             for part, expected in shard.sha256.items():
-                path = self.folder / f"{shard.name}.{part}.npy"
+                path = self._file(shard, part)
                 if not path.is_file() or sha256_of(path) != expected:
                     raise DataError(f"{path}: missing or damaged shard: not the sha256 it had")
 

@@ -20,10 +20,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llama_fast._inside import inside
+
 from .base import Tokenizer, TokenizerError
 from .byte import ByteTokenizer
 
 __all__ = [
+    "SETTINGS",
     "ByteTokenizer",
     "Tokenizer",
     "TokenizerError",
@@ -32,6 +35,9 @@ __all__ = [
     "load_tokenizer",
     "tokenizer_file",
 ]
+
+# What stands beside a tokenizer's file and says how it is used.
+SETTINGS = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 # The modules below import the package that reads their format, so each waits for its turn.
 
@@ -109,7 +115,9 @@ def _gguf_metadata(path: Path) -> dict[str, Any]:
 
 def _read_settings(tokenizer: Tokenizer, folder: Path, *, has_post_processor: bool) -> None:
     """What Hugging Face's files say of a tokenizer beside them."""
-    fields, template = _json(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
+    fields = _json(folder / "tokenizer_config.json")
+    # A link to a private file would show it to whoever reads the prompts.
+    template = inside(folder, "chat_template.jinja", folder, TokenizerError)
     # A tokenizer.json says it by its post-processor; transformers leaves the flag aside then.
     if isinstance(fields.get("add_bos_token"), bool) and not has_post_processor:
         tokenizer.add_bos = fields["add_bos_token"] and tokenizer.bos_id is not None

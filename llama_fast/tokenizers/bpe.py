@@ -179,7 +179,7 @@ def from_json(path: Path) -> FastTokenizer:
         raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from None
     ids: dict[str, int | None] = {"bos_token": None, "eos_token": None}
     settings = path.parent / "tokenizer_config.json"
-    if settings.exists():
+    if settings.is_file():
         fields = json.loads(settings.read_text(encoding="utf-8"))
         try:
             _add_tokens(backend, fields)

@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from llama_fast._inside import inside
 from llama_fast.data.shards import sha256_of
 from llama_fast.models.checkpoints.whole import flush
 
@@ -295,9 +296,13 @@ class Checkpoints:
     def _fault(path: Path) -> str | None:
         """What is wrong with a checkpoint, None if nothing is. OSError: it cannot be read."""
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            text = inside(path, MANIFEST, path).read_text(encoding="utf-8")
+            manifest = json.loads(text)
+            for file in path.glob("*.safetensors"):  # all of them are read
+                if file.name not in manifest:
+                    return f"{file.name} is not in {MANIFEST}"
             for name, entry in manifest.items():
-                file = path / name
+                file = inside(path, name, MANIFEST)
                 if not file.is_file():
                     return f"{name} is missing"
                 if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:

@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from llama_fast._inside import inside
 from llama_fast.data import DataError
 
 Row = TypeVar("Row")
@@ -124,6 +125,7 @@ class MetricsFile:
 
 
 def _rows(path: Path, names: list[str]) -> list[list[str]]:
+    inside(path.parent, path.name, path, DataError, links=True)
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = list(csv.reader(file)) or [names]
     if header != names:

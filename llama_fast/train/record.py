@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_fast
+from llama_fast._inside import inside
 from llama_fast.data import DataError, TokenShards
 from llama_fast.data.shards import sha256_of
 from llama_fast.info import collect
@@ -85,7 +86,7 @@ def add_entry(folder: Path, start: dict[str, Any]) -> str:
     Raises:
         DataError: the file there is no record.
     """
-    path = folder / RECORD
+    path = inside(folder, RECORD, folder, DataError)
     record: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "starts": []}
     if path.exists():
         try:

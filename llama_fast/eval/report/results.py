@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_fast._inside import inside
+
 RESULTS = "results.json"
 
 # Keys of what the harness's `evaluate` returns that hold one entry a task (or group).
@@ -167,7 +169,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     stamp = found.stem[len("results") :]
     files: dict[str, Path] = {}
     for task in results["results"]:
-        file = found.with_name(samples_file(task).replace(".jsonl", f"{stamp}.jsonl"))
+        name = samples_file(task).replace(".jsonl", f"{stamp}.jsonl")
+        file = inside(found.parent, name, found)
         if file.exists():
             files[task] = file
     return Run(found, results, files)
@@ -179,6 +182,7 @@ def samples_file(task: str) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    inside(path.parent, path.name, path, links=True)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["results"], dict):

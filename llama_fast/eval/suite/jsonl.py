@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llama_fast._inside import inside
+
 __all__ = ["read_json", "read_jsonl"]
 
 
@@ -18,6 +20,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     kinds: dict[str, type] = {}
+    inside(path.parent, path.name, path, links=True)
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -50,6 +53,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: the file is no JSON; the message names file and line.
     """
+    inside(path.parent, path.name, path, links=True)
     return _parse(path.read_bytes(), str(path))
 
 

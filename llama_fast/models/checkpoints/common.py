@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_fast._inside import inside
 from llama_fast.tokenizers import Tokenizer, TokenizerError
 
 from ..config import Llama3RopeScaling, LlamaConfig
@@ -199,6 +200,7 @@ def rope_divisors(config: LlamaConfig, scaling: Llama3RopeScaling) -> Tensor:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file, or a CheckpointError that names the file."""
+    inside(path.parent, path.name, path, CheckpointError, links=True)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

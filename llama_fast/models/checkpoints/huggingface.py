@@ -1,6 +1,7 @@
 """Hugging Face folders: ``config.json`` and safetensors, in one file or listed by an index.
 
-Safetensors hold no code. RoPE works on halves here, as in the model, so rows stay in their order.
+Weights are read from safetensors alone, which hold no code, and nothing of a folder is imported.
+RoPE works on halves here, as in the model, so rows stay in their order.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llama_fast._inside import inside
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from llama_fast.tokenizers.save import save_huggingface
 
@@ -189,7 +191,7 @@ def read_config(path: Path) -> LlamaConfig:
 def _files(folder: Path) -> list[Path]:
     """The files that transformers reads: the whole one comes before those that an index lists."""
     if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
+        return [inside(folder, "model.safetensors", folder, CheckpointError, links=True)]
     if (folder / INDEX).exists():
         return _shards(folder / INDEX)
     raise CheckpointError(
@@ -212,4 +214,4 @@ def _shards(index: Path) -> list[Path]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"{index}: 'weight_map' is missing")
-    return [index.parent / name for name in sorted(set(shards.values()))]
+    return sorted({inside(index.parent, name, index, CheckpointError) for name in shards.values()})

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_fast._inside import inside
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from llama_fast.tokenizers.save import model_file
 
@@ -58,7 +59,10 @@ def load(
     """Load a ``.pth`` file, or a folder of them; see ``llama_fast.models.load``."""
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        files = sorted(path.glob("consolidated.*.pth"))
+        files = [
+            inside(path, file.name, path, CheckpointError, links=True)
+            for file in sorted(path.glob("consolidated.*.pth"))
+        ]
         if not files:
             raise CheckpointError(f"{path}: expected consolidated.*.pth beside params.json")
     else:
