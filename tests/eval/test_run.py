@@ -64,7 +64,7 @@ def test_an_os_error_of_a_task_is_that_task_s(
     """The sandbox breaks at the third program."""
     programs = []
 
-    def run(program: str, limits: sandbox.Limits) -> sandbox.Outcome:
+    def run(program: str, limits: sandbox.Limits, tests: str) -> sandbox.Outcome:
         programs.append(program)
         if len(programs) == 3:
             raise sandbox.SandboxError("the sandbox did not start")

@@ -7,6 +7,7 @@ from the network and runs the programs with little protection. They get the metr
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class CodeEval:
         for problem, (tests, programs) in enumerate(zip(references, predictions, strict=True)):
             details[problem] = []
             for program in programs:
-                outcome = sandbox.run(f"{program}\n{tests}", self.limits)
+                outcome = sandbox.run(program, self.limits, _with_helpers(program, tests))
                 result = outcome.status if outcome.passed else f"{outcome.status}: {outcome.error}"
                 details[problem].append({"passed": outcome.passed, "result": result})
         counts = [(len(d), sum(e["passed"] for e in d)) for d in details.values()]
@@ -73,6 +74,18 @@ class CodeEval:
             if counts and all(n >= tries for n, _ in counts)
         }
         return scores, details
+
+
+def _with_helpers(program: str, tests: str) -> str:
+    """The tests, after the functions of HumanEval's prompt that three of them call.
+
+    A program for tests that end in ``check(name)`` begins with the prompt, and that with imports
+    and helpers, up to the first ``def name``. They are the benchmark's, and so run with the tests:
+    if they came from the program, it could define them anew.
+    """
+    entry = re.search(r"^check\((\w+)\)\s*\Z", tests, re.MULTILINE)
+    start = entry and re.search(rf"^def {entry[1]}\b", program, re.MULTILINE)
+    return f"{program[: start.start()]}\n{tests}" if start else tests
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -1,12 +1,16 @@
-"""Runs programs that a model wrote, away from everything.
+"""Runs programs that a model wrote, away from everything, and their tests beside them.
 
 Each program gets a fresh Python process with an empty environment and an empty folder, in its own
-user, mount, process, network and message-queue namespaces, on a root file system that holds Python
-and the system's libraries read-only; under Landlock; without capabilities; with limits on memory,
-processor time, files and threads; and behind a system-call filter that allows no process, program
-or socket, and neither signals to others nor a hold on them. Where a kernel or container forbids one
-of these, the others serve: the program runs only if files, network and processes are each guarded
-by at least one.
+user, mount, process, network and message-queue namespaces, on a root file system that holds
+Python's library, its packages and the system's libraries read-only; under Landlock; without
+capabilities; with limits on memory, processor time and files; and behind a system-call filter that
+lets through what Python needs: no process, thread, program or connection, no signal to others nor a
+hold on them. Where a kernel or container forbids one of these, the others serve: the program runs
+only if files, network and processes are each guarded by at least one. docs/evaluation.md says what
+is left.
+
+The tests run in a second process behind the same guards, which alone can tell the outcome; the
+program's values reach it as data (:mod:`jail.values`, :mod:`jail.peer`).
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import select
 import shutil
 import signal
@@ -25,8 +28,8 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+
+from llama_fast.eval.suite import jail
 
 __all__ = ["Limits", "Outcome", "SandboxError", "measures", "run"]
 
@@ -44,10 +47,12 @@ class Limits:
     """What a program may use.
 
     Attributes:
-        seconds: of wall time (and two more of processor time, over all threads).
-        memory_mb: MiB of address space.
+        seconds: of wall time from when both processes are shut in, for program and tests together;
+            each of the two gets two more of processor time, which ends it if all else fails.
+        memory_mb: MiB of address space, of each process. Outside of it are the files in memory
+            (``disk_mb``) and what the kernel holds for 64 open files, such as pipes.
         file_mb: MiB in one file.
-        disk_mb: MiB in all files together.
+        disk_mb: MiB in all files together. Without a root of its own a program can write none.
     """
 
     seconds: float = 3.0
@@ -61,10 +66,10 @@ class Outcome:
     """What became of a program.
 
     Attributes:
-        status: "passed" (it ran to its end), "failed" (it raised, exited or was killed) or
-            "timed out".
+        status: "passed" (program and tests ran to their ends), "failed" (one of them raised, exited
+            or was killed) or "timed out".
         error: the exception, or how it died; empty if it passed.
-        seconds: wall time that the program took, without the sandbox's own.
+        seconds: wall time that program and tests took, without the sandbox's own.
     """
 
     status: str
@@ -73,23 +78,28 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether it ran to its end."""
+        """Whether program and tests ran to their ends."""
         return self.status == "passed"
 
 
-def run(program: str, limits: Limits | None = None) -> Outcome:
-    """Runs a Python program and says whether it ran to its end.
+def run(program: str, limits: Limits | None = None, tests: str = "") -> Outcome:
+    """Runs a Python program and then its tests, and says whether these ran to their end.
 
-    ``exit()`` or ``os._exit(0)`` in the middle is no end. What it prints is thrown away.
+    The tests run in another process than the program. They use its functions by their names; what
+    they pass and get is data (see :mod:`jail.values`), and anything else a reference on which they
+    can call, iterate and look up attributes, and which equals itself alone. What is printed is
+    thrown away.
 
     Args:
         program: its source.
-        limits: what it may use; :class:`Limits` by default.
+        limits: what each of the two processes may use; :class:`Limits` by default.
+        tests: source that raises if the program is wrong; without, a program passes that says of
+            itself that it ran to its end.
 
     Raises:
         SandboxError: this machine offers too little to run it safely. It did not run.
     """
-    return _run(program, limits or Limits())[0]
+    return _run(program, limits or Limits(), tests=tests)[0]
 
 
 @cache
@@ -103,29 +113,25 @@ def measures() -> dict[str, list[str]]:
 
 
 def _run(
-    program: str, limits: Limits, without: tuple[str, ...] = ()
+    program: str, limits: Limits, without: tuple[str, ...] = (), tests: str = ""
 ) -> tuple[Outcome, dict[str, list[str]]]:
     """The outcome, and what guarded the program; ``without`` leaves out layers, for the tests."""
     if not sys.platform.startswith("linux"):
         raise SandboxError(f"programs run on Linux only, this is {sys.platform}")
-    nonce = secrets.token_hex(16)
     folder = tempfile.mkdtemp(prefix="llama-fast-run-")
     receive, send = os.pipe()
     process = None
     try:
         order = {
-            "program": program,
             "limits": asdict(limits),
             "channel": send,
             "parent": os.getpid(),
-            "nonce": nonce,
             "readable": _readable(),
             "packages": _packages(),
             "without": without,
         }
-        jail = str(Path(__file__).with_name("_jail.py"))
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-X", "utf8", jail],
+            jail.command("main"),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -138,9 +144,11 @@ def _run(
         send = -1
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(order).encode())
+            for message in (order, {"program": program, "tests": tests}):
+                data = json.dumps(message).encode()
+                process.stdin.write(len(data).to_bytes(8, "little") + data)
             process.stdin.close()
-        return _follow(process, receive, nonce, limits)
+        return _follow(receive, limits)
     finally:
         if process is not None:
             _kill(process)
@@ -150,40 +158,39 @@ def _run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _follow(
-    process: subprocess.Popen[bytes], receive: int, nonce: str, limits: Limits
-) -> tuple[Outcome, dict[str, list[str]]]:
-    """Reads the process's two messages: what guards it, and how the program ended."""
-    first, rest = _line(receive, b"", time.monotonic() + _STARTUP_SECONDS)
-    report = _parse(first)
-    if "held" not in report:
-        raise SandboxError(f"the sandbox did not start (exit code {process.poll()})")
+def _follow(receive: int, limits: Limits) -> tuple[Outcome, dict[str, list[str]]]:
+    """Reads the two messages: what guards the program, and how it ended.
+
+    Both are of a process that runs nothing of the program's.
+    """
+    ready = time.monotonic() + _STARTUP_SECONDS
+    first, rest = _read(receive, b"", ready, until=b"\n")
+    if not first:
+        raise SandboxError("the sandbox did not start")
+    report = json.loads(first)
     if report["open"]:
         raise SandboxError(
             f"programs cannot be run safely here: nothing guards {' and '.join(report['open'])} "
             f"({'; '.join(report['held']['failed'])})"
         )
     start = time.monotonic()
-    second, _ = _line(receive, rest, start + limits.seconds)
+    second, _ = _read(receive, rest, start + limits.seconds, until=None)
     seconds = time.monotonic() - start
     if second is None:
-        return Outcome("timed out", f"longer than {limits.seconds} s", seconds), report["held"]
-    end = _parse(second)
-    if end.get("passed") == nonce:
-        return Outcome("passed", "", seconds), report["held"]
-    error = str(end.get("error") or "")
-    if not error:
-        # The channel is closed, so the process is about to end.
-        try:
-            error = f"ended early, exit code {process.wait(timeout=5)}"
-        except subprocess.TimeoutExpired:
-            error = "ended early"
-    return Outcome("failed", error, seconds), report["held"]
+        outcome = Outcome("timed out", f"longer than {limits.seconds} s", seconds)
+    elif second == b"passed":
+        outcome = Outcome("passed", "", seconds)
+    else:  # nothing at all if the tests' process was killed, by its limits
+        text = second.decode(errors="replace").removeprefix("failed ")
+        outcome = Outcome("failed", text or "ended early", seconds)
+    return outcome, report["held"]
 
 
-def _line(handle: int, have: bytes, deadline: float) -> tuple[bytes | None, bytes]:
-    """The next line and what came after it; None if time ran out, empty at the end."""
-    while b"\n" not in have and len(have) < _MESSAGE_BYTES:
+def _read(
+    handle: int, have: bytes, deadline: float, until: bytes | None
+) -> tuple[bytes | None, bytes]:
+    """All up to ``until`` or the end, and what came after it; None if time ran out."""
+    while (until is None or until not in have) and len(have) < _MESSAGE_BYTES:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([handle], [], [], left)[0]:
             return None, have
@@ -191,30 +198,31 @@ def _line(handle: int, have: bytes, deadline: float) -> tuple[bytes | None, byte
         if not chunk:
             break
         have += chunk
-    line, _, rest = have.partition(b"\n")
+    if until is None:
+        return have, b""
+    line, _, rest = have.partition(until)
     return line, rest
 
 
-def _parse(line: bytes | None) -> dict[str, Any]:
-    try:
-        message = json.loads(line or b"{}")
-    except ValueError:  # the program wrote to the channel itself
-        return {}
-    return message if isinstance(message, dict) else {}
-
-
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and all that it started: they share a group and cannot leave it."""
-    if process.poll() is None:
+    """Ends the process and all that it started: they share a group and cannot leave it.
+
+    The group is there at least until the process is waited for.
+    """
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 @cache
 def _readable() -> list[str]:
-    """Folders and files that Python needs: itself, its packages, the system's libraries."""
-    wanted = ["/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
-    wanted += [sys.base_prefix, sys.prefix, os.path.dirname(os.path.realpath(sys.executable))]
+    """Folders and files that Python needs: its library and packages, the system's libraries."""
+    paths = sysconfig.get_paths()
+    wanted = [paths[name] for name in ("stdlib", "platstdlib")] + _packages()
+    wanted += [f"{folder}/lib{bits}" for folder in ("", "/usr") for bits in ("", "32", "64")]
+    wanted += [f"{sys.base_prefix}/lib", "/usr/local/lib", "/usr/share/zoneinfo"]
+    wanted += ["/etc/ld.so.cache", "/etc/localtime"]
+    wanted += [os.path.realpath(path) for path in wanted if os.path.islink(path)]
     # Longest last, and none below another: that one is there already.
     chosen: list[str] = []
     for path in sorted({os.path.abspath(p) for p in wanted if os.path.exists(p)}, key=len):

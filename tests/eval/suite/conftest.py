@@ -64,9 +64,9 @@ def programs_can_run() -> None:
 def attempt(programs_can_run: None, request: pytest.FixtureRequest) -> Iterator[Any]:
     """Runs a program with some of the layers, each choice of them a test."""
 
-    def go(program: str, limits: Limits = QUICK) -> Outcome:
+    def go(program: str, limits: Limits = QUICK, tests: str = "") -> Outcome:
         try:
-            return _run(program, limits, request.param)[0]
+            return _run(program, limits, request.param, tests)[0]
         except SandboxError as error:
             pytest.skip(f"not enough guards the program: {error}")
 

@@ -1,0 +1,212 @@
+"""The order of events: shut in, split in two, run the program here and its tests there.
+
+The process that :mod:`sandbox` starts goes behind the layers and forks: the child runs the program,
+with nothing else in its memory and no way out but the connection to its parent; the parent then
+reads program and tests, runs the tests, and alone can tell the outcome. What guards the two is
+reported before, and without a layer for files, network and processes nothing runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import ctypes
+import importlib
+import json
+import os
+import signal
+import symtable
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from . import layers
+from .calls import filter_system_calls
+from .peer import Ended, Peer, describe
+
+_Held = dict[str, list[str]]
+
+
+def main() -> None:
+    """Reads the order from standard input and carries it out."""
+    order = json.loads(_frame())
+    channel, without = order["channel"], order["without"]
+    _die_with_parent(order["parent"])
+    held: _Held = {"files": [], "network": [], "processes": [], "failed": []}
+    writable: list[str] = []
+    if "namespaces" not in without and _attempt(
+        held, "namespaces", ["network"], layers.new_namespaces
+    ):
+        arguments = (os.getcwd(), order["readable"], order["limits"]["disk_mb"])
+        if _attempt(held, "own root", ["files"], layers.new_root, *arguments):
+            writable = [layers.WORK, "/tmp"]
+        child = os.fork()  # the first of the new process namespace, with which all in it end
+        if child:
+            os.close(channel)
+            os.waitpid(child, 0)
+            os._exit(0)
+        parent = 0
+    else:
+        parent = order["parent"]
+    if "Landlock" not in without:
+        _attempt(held, "Landlock", ["files"], layers.landlock, order["readable"], writable)
+    _attempt(held, "no capabilities", [], layers.drop_capabilities)
+    # Changing rights resets this signal, so it comes after.
+    _die_with_parent(parent)
+    _split(channel, held, order)
+
+
+def _split(channel: int, held: _Held, order: dict[str, Any]) -> None:
+    """Forks into the process of the tests, this one, and that of the program."""
+    requests, answers = os.pipe(), os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        kept = [2, *sorted((requests[0], answers[1])), 1 << 20]
+        for before, after in pairwise(kept):
+            os.closerange(before + 1, after)
+        _die_with_parent(parent)
+        _shut(held, order)
+        sys.path += order["packages"]
+        os.write(answers[1], (json.dumps(held) + "\n").encode())
+        del order, held
+        Peer(requests[0], answers[1], "program").serve()
+        os._exit(0)
+    os.close(requests[0])
+    os.close(answers[1])
+    there = json.loads(_line(answers[0]))
+    _shut(held, order)
+    sys.path += order["packages"]
+    both = {
+        kind: [name for name in held[kind] if name in there[kind]]
+        for kind in ("files", "network", "processes")
+    }
+    failed = list(dict.fromkeys(held["failed"] + there["failed"]))
+    open_to = [kind for kind, names in both.items() if not names]
+    report = {"held": {**both, "failed": failed}, "open": open_to}
+    os.write(channel, (json.dumps(report) + "\n").encode())
+    if open_to:
+        os._exit(1)
+    task = json.loads(_frame())
+    peer = Peer(answers[0], requests[1], "tests")
+    os.write(channel, _outcome(peer, child, task["program"], task["tests"]).encode())
+    os._exit(0)
+
+
+def _outcome(peer: Peer, child: int, program: str, tests: str) -> str:
+    """The word "passed", or "failed" and why."""
+    try:
+        peer.ask("load", program)
+        if tests:
+            _run_tests(peer, tests)
+    except Ended:
+        return f"failed ended early{_exit_code(child)}"
+    except BaseException as error:
+        return f"failed {describe(error)}"
+    return "passed"
+
+
+def _run_tests(peer: Peer, tests: str) -> None:
+    """Runs the tests, with the names that they use and do not define from the program."""
+    code = compile(tests, "<tests>", "exec")
+    wanted, modules = _names(tests)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for name, kind, value in peer.ask("names", sorted(wanted | modules)):
+        if name in modules:
+            # The tests' own: a program's stand-in for a module could agree to everything.
+            names[name] = importlib.import_module(name)
+        elif name in wanted and kind == "value":
+            names[name] = value
+    exec(code, names)
+
+
+def _names(tests: str) -> tuple[set[str], set[str]]:
+    """What the tests take from the program, and modules that they expect it to have imported.
+
+    Python's own functions are the tests' own, unless the tests use no other name: then one of them
+    is what the program was to define (MBPP has a task to write a function ``sum``).
+    """
+    top = symtable.symtable(tests, "<tests>", "exec")
+    used, tables = set(), [top]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        symbols = table.get_symbols()
+        used |= {s.get_name() for s in symbols if s.is_referenced() and s.is_global()}
+        if table is top:
+            used |= {s.get_name() for s in symbols if s.is_referenced()}
+    used -= {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+    used.discard("__name__")
+    wanted = {name for name in used if not hasattr(builtins, name)} or used
+    nodes = list(ast.walk(ast.parse(tests)))
+    bases = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
+    alone = {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in bases}
+    modules = {name for name in wanted - alone if name in sys.stdlib_module_names}
+    return wanted - modules, modules
+
+
+def _shut(held: _Held, order: dict[str, Any]) -> None:
+    """What each of the two processes does for itself, last."""
+    layers.limit(order["limits"])
+    _attempt(held, "system-call filter", ["network", "processes"], filter_system_calls)
+
+
+def _attempt(
+    held: _Held, name: str, kinds: list[str], action: Callable[..., None], *args: object
+) -> bool:
+    """Whether the action worked; if so, ``name`` guards ``kinds``."""
+    try:
+        action(*args)
+    except (OSError, KeyError, AttributeError) as error:
+        held["failed"].append(f"{name}: {error}")
+        return False
+    for kind in kinds:
+        held[kind].append(name)
+    return True
+
+
+def _die_with_parent(parent: int) -> None:
+    ctypes.CDLL(None).prctl(layers.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _exit_code(child: int) -> str:
+    """How the program's process ended, if it does within a moment."""
+    for _ in range(20):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return f", exit code {os.waitstatus_to_exitcode(status)}"
+        time.sleep(0.005)
+    return ""
+
+
+def _frame() -> bytes:
+    """The next message on standard input: its length in 8 bytes, and itself.
+
+    Nothing is read ahead, which the process of the program would then have in its memory.
+    """
+    return _exactly(int.from_bytes(_exactly(8), "little"))
+
+
+def _exactly(count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        chunk = os.read(0, count - len(data))
+        if not chunk:
+            os._exit(1)
+        data += chunk
+    return bytes(data)
+
+
+def _line(handle: int) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        chunk = os.read(handle, 4096)  # nothing follows before it is asked for
+        if not chunk:
+            os._exit(1)
+        data += chunk
+    return bytes(data)
