@@ -127,10 +127,8 @@ def choose(op: str, tensor: torch.Tensor) -> str:
             return "reference" if wide and op in _triton.WITHOUT_FLOAT64 else "triton"
         # A meta tensor has no data: the operator's shape rule serves it.
         compiled = device in ("cpu", "meta") and _library.has_cpu_kernel(op)
-        if op == "linear_cross_entropy":
-            # Without vector instructions torch's own matrix products are faster.
-            return "cpu" if compiled and _library.has_vector_kernels() else "chunked"
-        return "cpu" if compiled else "reference"
+        without = "chunked" if op == "linear_cross_entropy" else "reference"
+        return "cpu" if compiled else without
     if backend == "cpu" and device not in ("cpu", "meta"):
         raise ValueError(f"backend 'cpu' of {op}: expected tensors on the CPU, got {tensor.device}")
     if backend == "triton" and device == "cpu" and not _triton.INTERPRETED:

@@ -138,11 +138,6 @@ def isa_or_none() -> str:
     return _ISA
 
 
-def has_vector_kernels() -> bool:
-    """Whether the compiled kernels are made for more than the processor's basic instructions."""
-    return _ISA not in ("none", "portable")
-
-
 def isa() -> str:
     """The instruction set that the CPU kernels use, or "none" without the compiled library."""
     return torch.ops.llama_fast.isa() if missing_reason is None else "none"
