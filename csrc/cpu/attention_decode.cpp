@@ -5,8 +5,12 @@
 // A work item is one key-value head of one sequence and a chunk of its keys,
 // with all the queries of the group. Each chunk leaves its own maximum, sum and
 // sum of values; a second loop merges the chunks of a row in order. Chunks have
-// a fixed length, so results do not depend on the number of threads.
+// a fixed length, so results do not depend on the number of threads. A sequence
+// has as many as its own keys need: one long sequence among short ones costs no
+// more than by itself.
+#include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "cpu/attention_few.h"
 #include "cpu/attention_row.h"
@@ -34,13 +38,27 @@ struct Decode {
   const int64_t group = a.heads / a.kv_heads;
   const int64_t rows = group * a.queries;  // of an item
   const int64_t key_size = whole(a.head_size), value_size = whole(a.value_size);
-  const int64_t chunks = larger(1, tiles(a.keys, kChunk));
-  const int64_t items = a.batch * a.kv_heads * chunks;
+  const std::vector<int64_t> first_items = firsts();  // of each sequence; at last their number
+  const int64_t items = first_items.back();
   // Of every item and row: maximum, sum, sum of values.
   std::unique_ptr<T[]> row_max{new T[items * rows]}, sums{new T[items * rows * value_size]};
   std::unique_ptr<wide<T>[]> row_sum{new wide<T>[items * rows]};
 
   explicit Decode(const AttentionArgs& args) : a(args) {}
+
+  int64_t keys_of(int64_t sequence) const {
+    if (a.key_lengths != nullptr) return a.key_lengths[sequence];
+    if (a.cu_keys != nullptr) return a.cu_keys[sequence + 1] - a.cu_keys[sequence];
+    return a.keys;
+  }
+  // Of a head of a sequence.
+  int64_t chunks_of(int64_t sequence) const { return larger(1, tiles(keys_of(sequence), kChunk)); }
+
+  std::vector<int64_t> firsts() const {
+    std::vector<int64_t> first{0};
+    for (int64_t b = 0; b < a.batch; ++b) first.push_back(first.back() + a.kv_heads * chunks_of(b));
+    return first;
+  }
 
   // Numbers in whole registers.
   static int64_t whole(int64_t n) { return tiles(n, lanes * M::kPack) * lanes * M::kPack; }
@@ -116,8 +134,11 @@ struct Decode {
   }
 
   void item(int64_t index) {
-    const Sequence s(a, index / chunks / a.kv_heads);
-    const int64_t kv_head = index / chunks % a.kv_heads, chunk = index % chunks * kChunk;
+    const auto above = std::upper_bound(first_items.begin(), first_items.end(), index);
+    const int64_t sequence = above - first_items.begin() - 1, chunks = chunks_of(sequence);
+    const int64_t place = index - first_items[static_cast<size_t>(sequence)];
+    const Sequence s(a, sequence);
+    const int64_t kv_head = place / chunks, chunk = place % chunks * kChunk;
     T *o = &sums[index * rows * value_size], *largest = &row_max[index * rows];
     wide<T>* total = &row_sum[index * rows];
     for (int64_t r = 0; r < rows; ++r) largest[r] = -kInfinity<T>, total[r] = 0;
@@ -279,9 +300,10 @@ struct Decode {
   // them.
   void merge(int64_t unit) {
     const Sequence s(a, unit / a.kv_heads);
-    const int64_t kv_head = unit % a.kv_heads;
+    const int64_t kv_head = unit % a.kv_heads, chunks = chunks_of(s.index);
+    const int64_t first = first_items[static_cast<size_t>(s.index)] + kv_head * chunks;
     for (int64_t r = 0; r < group * s.queries; ++r) {
-      const auto row = [&](int64_t chunk) { return (unit * chunks + chunk) * rows + r; };
+      const auto row = [&](int64_t chunk) { return (first + chunk) * rows + r; };
       T largest = -kInfinity<T>;
       for (int64_t c = 0; c < chunks; ++c)
         largest = row_max[row(c)] > largest ? row_max[row(c)] : largest;
@@ -305,8 +327,9 @@ struct Decode {
   }
 
   void run() {
-    const double work = static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size;
-    const bool worth_threads = work > 1e6;
+    double keys = 0;
+    for (int64_t b = 0; b < a.batch; ++b) keys += static_cast<double>(keys_of(b));
+    const bool worth_threads = keys * a.heads * a.queries * a.head_size > 1e6;
     parallel_items(items, worth_threads, [&](int64_t i) { item(i); });
     const bool much = items * rows * value_size > kWorthMerge;
     parallel_items(a.batch * a.kv_heads, much, [&](int64_t i) { merge(i); });
