@@ -79,16 +79,16 @@ def score_grads(q, k, v, grad_out, lse, lse_low, delta, masks, numbers, b, h, i0
     row = i0.to(tl.int64)
     column = j0.to(tl.int64)
     queries = load_tile(q, b, h, row, S - i0, P.M, P.D, P.BLOCK_D, True, P)
-    do = load_tile(grad_out, b, h, row, S - i0, P.M, P.DV, P.BLOCK_DV, True, P)
     keys = load_tile(k, b, kv_head, column, T - j0, P.N, P.D, P.BLOCK_D, True, P)
+    s = product_of(queries, keys.T, P.M, P.N, P)
+    do = load_tile(grad_out, b, h, row, S - i0, P.M, P.DV, P.BLOCK_DV, True, P)
     values = load_tile(v, b, kv_head, column, T - j0, P.N, P.DV, P.BLOCK_DV, True, P)
+    dp = product_of(do, values.T, P.M, P.N, P)
     total, low, d = load_sums(lse, lse_low, delta, b, h, row, S - i0, P.M, P)
     slope = 0.0
     if P.ALIBI:
         slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + h * masks.slopes.head)
         slope = slope.to(P.ACC)
-    s = product_of(queries, keys.T, P.M, P.N, P)
-    dp = product_of(do, values.T, P.M, P.N, P)
     p, _ = probabilities(s, i, j, b, h, i < S, total[:, None], low[:, None], slope, S, T, left,
                          right, masks, numbers, True, P)  # fmt: skip
     if P.DROPOUT:

@@ -20,6 +20,9 @@ from llama_fast.kernels._cross_entropy_row import (
 )
 from llama_fast.kernels._math import exp
 
+# Of a log-sum-exp: beyond, float64 has not enough digits left for the logarithm in it.
+TOO_LARGE = tl.constexpr(1e9)
+
 
 @triton.jit
 def _target(
@@ -188,6 +191,30 @@ def _scales(grad_loss, grad_stride, grad_lse, totals, row, kept):
 
 
 @triton.jit
+def _sums_again(
+    x, stride, classes, SOFTCAP: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(the largest logit of a row, log of the sum of exponentials relative to it).
+
+    For logits so large that the second is lost in their sum (a row of the lowest numbers).
+    """
+    largest = tl.full([], 0, ACC) - float("inf")
+    total = tl.full([], 0, tl.float64)
+    for begin in range(0, classes, BLOCK):
+        column = begin + tl.arange(0, BLOCK).to(tl.int64)
+        value = tl.load(x + column * stride, column < classes, other=-float("inf")).to(ACC)
+        z = unsquash(squash(value, SOFTCAP, EXACT), SOFTCAP)
+        z = tl.where(column < classes, z, -float("inf"))
+        new = tl.maximum(largest, tl.max(z, axis=0))
+        shift = shift_of(new)
+        total = total * exp(largest - shift).to(tl.float64)
+        total += tl.sum(exp(z - shift), axis=0).to(tl.float64)
+        largest = new
+    return largest, tl.log(total).to(ACC)
+
+
+@triton.jit
 def _backward(
     logits, out, lses, target, weight, weight_sum, grad_loss, grad_lse, totals,
     classes, inner, strides, out_strides, grad_stride, ignore_index,
@@ -220,6 +247,10 @@ def _backward(
     # In two pieces: of logits near 1e4 one float32 would leave p three correct digits.
     high = lse.to(ACC)
     low = tl.where(tl.abs(lse) == float("inf"), 0.0, lse - high.to(tl.float64)).to(ACC)
+    if (tl.abs(lse) > TOO_LARGE) & (tl.abs(lse) < float("inf")) & graded:
+        high, low = _sums_again(x, strides[2], classes, SOFTCAP, EXACT, ACC, BLOCK)
+        if logits.to(tl.int64) == out.to(tl.int64):  # others have overwritten parts of the row
+            low = low * float("nan")
 
     place = column.to(tl.int64)
     there = tl.where(graded, classes, 0)  # an ignored row is not read

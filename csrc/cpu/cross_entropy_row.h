@@ -250,15 +250,16 @@ struct Softmax {
 template <class T>
 Softmax<acc_t<T>> row_softmax(const RowOptions<acc_t<T>>& o, const T* x, double lse) {
   using A = acc_t<T>;
-  if constexpr (std::is_same_v<A, double>) {
-    // An lse rounded to double is not enough for double results: take the sum again.
+  // An lse rounded to double is not enough for double results, nor for logits so large that
+  // log(sum) is lost in it (a row of the lowest finite numbers): take the sum again.
+  constexpr double kTooLarge = 1e8;
+  if (std::is_same_v<A, double> || (std::abs(lse) > kTooLarge && std::isfinite(lse))) {
     const RowLoss r = row_loss<T>(o, x, 0, nullptr);
-    return {r.max, 1 / r.sum};
-  } else {
-    if (lse == kInfinity) lse = kNan;  // p = exp(inf - inf), as in torch
-    const A shift = static_cast<A>(lse);
-    return {shift, std::exp(shift - lse)};
+    return {static_cast<A>(r.max), 1 / r.sum};
   }
+  if (lse == kInfinity) lse = kNan;  // p = exp(inf - inf), as in torch
+  const A shift = static_cast<A>(lse);
+  return {shift, std::exp(shift - lse)};
 }
 
 template <bool kStream, class T>

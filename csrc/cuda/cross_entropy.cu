@@ -154,6 +154,37 @@ fused(CrossEntropyArgs a, int share) {
   if (cluster_size() > 1) sync_cluster();  // others read this block's sums
 }
 
+LF_DEVICE double block_sum(double value) {
+  auto* sums = reinterpret_cast<double*>(shared_memory());
+  value = warp_sum(value);
+  sync_block();  // the sums before have been read
+  if (lane() == 0) sums[warp()] = value;
+  sync_block();
+  return warp_sum(lane() < threads() / 32 ? sums[lane()] : 0.0);
+}
+
+// Of a log-sum-exp: beyond, float64 has not enough digits left for the logarithm in it.
+constexpr double kTooLarge = 1e9;
+
+// The logarithm that is lost there. Such logits are equal, or at least 64 apart in float32, so the
+// sum of exponentials counts those that are as large as the largest one. All threads call it.
+template <class T, int W>
+LF_DEVICE float log_of_largest(const CrossEntropyArgs& a, const Row<T, W>& row, float largest) {
+  double count = 0;
+  for (int c = thread(); c < row.chunks(); c += threads()) {
+    float x[W] = {};
+    numbers_of<T, W>(row.load(row.first_of(c)), x);
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      const float z = a.softcap != 0 ? cap(x[j], a.softcap) : x[j];
+      if (row.has(row.first_of(c) + j) && z == largest) count += 1;
+    }
+  }
+  // In place, other blocks have overwritten parts of the row: NaN rather than a wrong gradient.
+  return a.grad.data == a.logits.data ? static_cast<float>(NAN)
+                                      : logf(static_cast<float>(block_sum(count)));
+}
+
 // The gradient of a part of a row. `targets`: the sum of u of each row, or null and then for class
 // indices the same for all.
 template <class T, int W, bool kGeneral>
@@ -175,7 +206,9 @@ backward(CrossEntropyArgs a, int64_t parts, const RowSums* sums, int splits) {
   if (!facts.good) factor = static_cast<float>(NAN);
   // In two pieces: of logits near 1e4 one float would leave p three correct digits.
   const float high = static_cast<float>(lse);
-  const float low = fabsf(high) == kInfinity ? 0.0f : static_cast<float>(lse - high);
+  float low = fabsf(high) == kInfinity ? 0.0f : static_cast<float>(lse - high);
+  if (fabs(lse) > kTooLarge && fabsf(high) < kInfinity && facts.graded())
+    low = log_of_largest(a, row, high);
   const int64_t share = 4 * threads(), begin = block_x() % parts * share + thread();
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -188,15 +221,6 @@ backward(CrossEntropyArgs a, int64_t parts, const RowSums* sums, int splits) {
     }
     out.store(out.first_of(c), x);
   }
-}
-
-LF_DEVICE double block_sum(double value) {
-  auto* sums = reinterpret_cast<double*>(shared_memory());
-  value = warp_sum(value);
-  sync_block();  // the sums before have been read
-  if (lane() == 0) sums[warp()] = value;
-  sync_block();
-  return warp_sum(lane() < threads() / 32 ? sums[lane()] : 0.0);
 }
 
 // Summed weight of the targets that count, their number, and the summed weight of all classes.
@@ -288,7 +312,8 @@ void launch_backward(const Queue& queue, const CrossEntropyArgs& a, const RowSum
   const bool wide = has_chunks(a.logits, a.grad);
   const GradientPlan plan = gradient_plan(chunks_of(a, wide));
   with_kernel(a, wide, [&](auto type, auto width, auto general) {
-    const Launch how{"cross_entropy_backward", {a.tokens * plan.parts, 1, 1}, plan.threads, 1, 0};
+    const Launch how{
+        "cross_entropy_backward", {a.tokens * plan.parts, 1, 1}, plan.threads, 1, kRowScratch};
     launch(queue, how, backward<decltype(type), decltype(width)::value, decltype(general)::value>,
            a, plan.parts, sums, splits);
   });

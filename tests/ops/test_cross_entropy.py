@@ -127,3 +127,17 @@ def test_argmax_of_equal_logits_is_the_first(backend: str) -> None:
     _, stats = llama_fast.cross_entropy(logits, torch.tensor([0, 70, 99]), return_stats=True)
     assert stats.argmax.tolist() == [0, 40, 99]
     assert stats.correct.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
+def test_rows_of_the_lowest_number(dtype: torch.dtype, backend: str) -> None:
+    """As masks that add it leave them: all classes are as likely, though log(V) is lost in lse."""
+    x = torch.full((3, 50), torch.finfo(dtype).min, dtype=dtype)
+    x[1] = -1e30
+    x.requires_grad_()
+    loss = llama_fast.cross_entropy(x, torch.tensor([1, 2, 49]), reduction="none")
+    (grad,) = torch.autograd.grad(loss.sum(), x)
+    expected = torch.full((3, 50), 1 / 50, dtype=dtype)
+    expected[torch.arange(3), torch.tensor([1, 2, 49])] -= 1
+    torch.testing.assert_close(loss, torch.full_like(loss, 50).log())
+    torch.testing.assert_close(grad, expected)
