@@ -34,13 +34,16 @@ def run(args: argparse.Namespace) -> int:
     from llama_fast.data.chat import ChatTemplate
 
     model, tokenizer = load(args)
-    template = args.chat_template or tokenizer.chat_template
-    if template is None:
+    if args.chat_template is None and tokenizer.chat_template is None:
         raise ValueError(
             "chat-template: expected chatml, llama3, plain or a file, for the model has no "
             "template of its own"
         )
-    chat = Chat(model, tokenizer, ChatTemplate(template), args)
+    if args.chat_template is None:
+        template = ChatTemplate.of_model(tokenizer.chat_template)
+    else:
+        template = ChatTemplate.chosen(args.chat_template)
+    chat = Chat(model, tokenizer, template, args)
     person = sys.stdin.isatty()
     if person:
         import readline  # noqa: F401 (input() then has a history and can be edited)

@@ -54,8 +54,11 @@ class ChatTemplate:
     `documents`, `add_generation_prompt`, `bos_token`, `eos_token`; `tojson`, `strftime_now`,
     `raise_exception`, loop controls, ``{% generation %}``.
 
+    No file is opened here: a model's own template may say anything, the path of a private file too.
+    What a person types goes through :meth:`chosen`.
+
     Args:
-        template: a name in ``TEMPLATES``, a file, or Jinja source (it has a ``{``).
+        template: a name in ``TEMPLATES``, or Jinja source (it has a ``{``).
 
     Raises:
         ValueError: neither of these, or Jinja cannot read it.
@@ -63,20 +66,46 @@ class ChatTemplate:
     """
 
     def __init__(self, template: str) -> None:
+        self._compile(TEMPLATES.get(template, template), f"{', '.join(TEMPLATES)} or Jinja source")
+
+    @classmethod
+    def chosen(cls, template: str) -> ChatTemplate:
+        """The template that a person names: one of ``TEMPLATES``, a file, or Jinja source.
+
+        Raises:
+            ValueError: none of these, or Jinja cannot read it.
+        """
+        if template in TEMPLATES or "{" in template:
+            return cls(template)
+        if not Path(template).is_file():
+            raise ValueError(
+                f"chat_template: expected {', '.join(TEMPLATES)}, a file or Jinja source, got "
+                f"{template!r}"
+            )
+        found = cls.__new__(cls)
+        found._compile(Path(template).read_text(encoding="utf-8"), f"Jinja source in {template}")
+        return found
+
+    @classmethod
+    def of_model(cls, source: str) -> ChatTemplate:
+        """A model's own template (``tokenizer.chat_template``): source, never a name or a path.
+
+        Raises:
+            ValueError: Jinja cannot read it.
+        """
+        found = cls.__new__(cls)
+        found._compile(source, "Jinja source from the model")
+        return found
+
+    def _compile(self, source: str, expected: str) -> None:
         try:
             from jinja2 import TemplateSyntaxError
 
             from llama_fast.data.template_language import compile_template, marks_answers
         except ImportError:
             raise ImportError("chat templates need jinja2: pip install jinja2") from None
-        source = TEMPLATES.get(template, template)
-        if "{" not in source:
-            if not Path(source).is_file():
-                raise ValueError(
-                    f"chat_template: expected {', '.join(TEMPLATES)}, a file or Jinja source, got "
-                    f"{template!r}"
-                )
-            source = Path(source).read_text(encoding="utf-8")
+        if not isinstance(source, str) or "{" not in source:  # it would show no message
+            raise ValueError(f"chat_template: expected {expected}, got {source!r:.80}")
         try:
             self._template = compile_template(source)
         except TemplateSyntaxError as error:
@@ -316,5 +345,5 @@ def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     found = None
     if tokenizer.chat_template is not None:
         with suppress(ValueError, ImportError):
-            found, _ = end_of_turn(ChatTemplate(tokenizer.chat_template), tokenizer)
+            found, _ = end_of_turn(ChatTemplate.of_model(tokenizer.chat_template), tokenizer)
     return tokenizer.end_ids if found is None else (*dict.fromkeys((*tokenizer.end_ids, found)),)

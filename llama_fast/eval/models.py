@@ -101,5 +101,8 @@ def _tokenizer_of_run(found: Found) -> Tokenizer:
             f"data, {data.content_sha256}; say the model's tokenizer (--tokenizer PATH)"
         )
     tokenizer = tokenizer_of(data)
-    tokenizer.chat_template = data.tokenizer.get("chat_template", tokenizer.chat_template)
+    source = data.tokenizer.get("chat_template", tokenizer.chat_template)
+    if source is not None and not isinstance(source, str):
+        raise DataError(f"{shards}: expected the chat template's source, got {source!r:.80}")
+    tokenizer.chat_template = source
     return tokenizer

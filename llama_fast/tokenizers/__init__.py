@@ -138,8 +138,11 @@ def _read_settings(tokenizer: Tokenizer, folder: Path, *, has_post_processor: bo
 def default_template(given: Any) -> str | None:
     """The chat template among several by name, as files and transformers have them."""
     if isinstance(given, list):
-        given = {template.get("name"): template.get("template") for template in given}
-    return given.get("default") if isinstance(given, dict) else given
+        given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+    found = given.get("default") if isinstance(given, dict) else given
+    if found is not None and not isinstance(found, str):
+        raise TokenizerError(f"chat_template: expected Jinja source, got {found!r:.80}")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
         tokenizer = from_gguf_spm(metadata)
     else:
         raise TokenizerError(f"tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r}")
-    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    tokenizer.chat_template = default_template(metadata.get("tokenizer.chat_template"))
     tokenizer.end_also_at(metadata.get("tokenizer.ggml.eot_token_id"))
     return tokenizer
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from llama_fast.data import ChatTemplate, DataError
 from llama_fast.data.chat import TEMPLATES
-from llama_fast.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from llama_fast.eval.harness import HarnessModel
+from llama_fast.models import LLaMA, LlamaConfig
+from llama_fast.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    TokenizerError,
+    default_template,
+    load_tokenizer,
+)
 from llama_fast.tokenizers.save import save_huggingface
+from llama_fast.tokenizers.train_bpe import train_bpe
 from tests.paths import shared_data
 
 BYTES = ByteTokenizer()
@@ -123,3 +133,37 @@ def test_templates_that_rewrite_the_text_before() -> None:
     changed = "{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x | length }}"
     with pytest.raises(DataError, match=r"expected \{% generation %\} around what is written"):
         ChatTemplate(changed).encode(CHAT, BYTES)
+
+
+@pytest.mark.parametrize("form", ["path", "name", "gguf"])
+def test_a_models_own_template_is_never_a_path(form: str, tmp_path: Path) -> None:
+    """A template that is the path of a private file would show that in every prompt."""
+    secret = tmp_path / "id_rsa"
+    secret.write_text("{{ messages }}PRIVATE KEY")
+    given = "plain" if form == "name" else str(secret)
+    if form == "gguf":
+        words: Tokenizer = ByteTokenizer()
+        words.chat_template = default_template(given)
+    else:
+        train_bpe(["to be or not to be"], 260, tmp_path)
+        settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        settings["chat_template"] = given
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        words = load_tokenizer(tmp_path)
+    assert words.chat_template == given
+    lm = HarnessModel(LLaMA(LlamaConfig.preset("debug", vocab_size=500)), words, device="cpu")
+    with pytest.raises(ValueError, match="expected Jinja source from the model, got"):
+        lm.apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert lm._end_ids == words.end_ids
+    with pytest.raises(ValueError, match="expected chatml, llama3, plain or Jinja source"):
+        ChatTemplate(str(secret))
+    assert "PRIVATE" in ChatTemplate.chosen(str(secret)).source  # --chat-template
+
+
+@pytest.mark.parametrize("given", [5, ["a"], {"default": 5}, [{"name": "default", "template": 1}]])
+def test_templates_that_are_no_text(given: object, tmp_path: Path) -> None:
+    if given == ["a"]:
+        assert default_template(given) is None
+        return
+    with pytest.raises(TokenizerError, match="chat_template: expected Jinja source, got"):
+        default_template(given)
