@@ -32,8 +32,8 @@ def arguments(description, given=None):
 def model_and_tokenizer(name=None):
     """A model of transformers and its tokenizer, the same ones at every call."""
     if name is not None:
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        return load(name), transformers.AutoTokenizer.from_pretrained(name)
+        auto = transformers.AutoModelForCausalLM, transformers.AutoTokenizer
+        return tuple(each.from_pretrained(name, trust_remote_code=False) for each in auto)
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator([TEXT], vocab_size=320, special_tokens=["<end>"])
     tokenizer = transformers.PreTrainedTokenizerFast(

@@ -99,6 +99,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for results.json, samples and report.html (default: runs/eval-MODEL)",
     )
     how.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python that the model's folder or repository brings, with all your rights",
+    )
+    how.add_argument(
         "--no-cache",
         action="store_true",
         help="ask everything anew (default: DIR/requests.sqlite answers what was asked before)",
@@ -132,7 +137,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
     limits = Limits.parse(args.limit)
     out = args.out or Path("runs") / f"eval-{Path(args.model).name}"
     screen = Screen()
-    path = locate(args.model)
+    path = locate(args.model, trust_remote_code=args.trust_remote_code)
     with screen.console.status("Loading tasks"), quiet_bars():
         loaded = load(
             [*([preset] if preset else []), *names],
@@ -153,6 +158,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
             max_length=args.max_length,
             cache=None if args.no_cache else out / "requests.sqlite",
             seed=args.seed,
+            trust_remote_code=args.trust_remote_code,
         )
     keys = {} if preset is None else metric_keys(preset)
     outcome = evaluate_tasks(

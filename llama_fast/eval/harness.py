@@ -63,6 +63,7 @@ class HarnessModel(TemplateLM):
         max_length: the most tokens of a request; None: those of the model.
         cache: file with the answers of earlier runs; None keeps none.
         seed: of sampling, where a task samples.
+        trust_remote_code: run the Python that the model's folder or repository brings.
 
     Attributes:
         truncated: number of requests whose context was cut at its beginning to fit.
@@ -82,11 +83,15 @@ class HarnessModel(TemplateLM):
         cache: str | os.PathLike[str] | None = None,
         seed: int = 0,
         max_batch_size: int | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         from llama_fast.eval.sources import load_any
 
-        model, self.words = load_any(pretrained, tokenizer, dtype, device)
+        trusted = trust_remote_code is True  # and no text that happens to be true
+        model, self.words = load_any(
+            pretrained, tokenizer, dtype, device, trust_remote_code=trusted
+        )
         self.name = pretrained if isinstance(pretrained, str) else type(pretrained).__name__
         self.model: Decoder = decoder_of(model)
         check_vocabulary(self.words, self.model.config.vocab_size)

@@ -11,16 +11,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama_fast._inside import inside
 from llama_fast.eval.models import load_model
 from llama_fast.tokenizers import Tokenizer
 
-# What of a hub's repository is a model: safetensors alone, which hold no code.
+# What of a hub's repository is fetched. None of it is Python, and weights are safetensors, which
+# hold no code; templates run in a sandbox. config.json may name Python (`auto_map`), see `CODE`.
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+CODE = "*.py"  # fetched and run only if a person says so
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_any(
-    source: Any, tokenizer: Any = None, dtype: str = "auto", device: str | None = None
+    source: Any,
+    tokenizer: Any = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Tokenizer]:
     """A model in evaluation mode, and its tokenizer.
 
@@ -32,10 +40,12 @@ def load_any(
             one that comes with the source.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored.
         device: "cpu", "cuda", ...; None: a GPU if there is one. A model at hand stays where it is.
+        trust_remote_code: run the Python that the model's folder or repository brings (`auto_map`).
 
     Raises:
         FileNotFoundError, CheckpointError: there is no such model, or it is damaged.
-        ValueError: another dtype or device, or no tokenizer.
+        ValueError: another dtype or device, or no tokenizer; or the model needs Python of its own
+            and `trust_remote_code` is false.
     """
     kind = _dtype(dtype)
     if isinstance(source, nn.Module):
@@ -46,25 +56,29 @@ def load_any(
             settings = getattr(source, "generation_config", None)
             its.end_also_at(getattr(settings, "eos_token_id", None))
         return source.eval(), its
-    path = locate(source)
+    path = locate(source, trust_remote_code=trust_remote_code)
     words = None if tokenizer is None else tokenizer_of(tokenizer)
     model: nn.Module
     if _architecture(path) not in (None, "llama"):
-        model, own = _with_transformers(path, kind, words), None
+        model, own = _with_transformers(path, kind, words, trust_remote_code), None
     else:
         model, own = load_model(path, words, kind)
     words = words or own or tokenizer_of(path)
     return model.to(_device(device)), words
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
+def locate(source: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Path:
     """The file or folder itself, or where the hub's model of that name was put.
+
+    Args:
+        source: path or name.
+        trust_remote_code: fetch the repository's Python as well.
 
     Raises:
         FileNotFoundError: neither is there.
     """
     path = Path(source)
-    return path if path.exists() else _from_hub(str(source))
+    return path if path.exists() else _from_hub(str(source), trust_remote_code)
 
 
 def tokenizer_of(given: Any) -> Tokenizer:
@@ -110,13 +124,14 @@ def _device(name: str | None) -> torch.device:
     return device_of(name or "auto")
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, trust_remote_code: bool) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"model: no such file or folder: {name}")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        files = [*_FILES, CODE] if trust_remote_code else _FILES
+        return Path(snapshot_download(name, allow_patterns=files))
     except Exception as error:  # the hub's client has a dozen classes of them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
@@ -136,15 +151,49 @@ def _architecture(path: Path) -> str | None:
     return None if found is None else str(found)
 
 
-def _with_transformers(path: Path, dtype: torch.dtype | None, words: Tokenizer | None) -> nn.Module:
+def _with_transformers(
+    path: Path, dtype: torch.dtype | None, words: Tokenizer | None, trust_remote_code: bool
+) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     from llama_fast.integrations import patch
+    from llama_fast.models.checkpoints.common import read_json
+    from llama_fast.models.checkpoints.huggingface import shards_of
 
     if words is None:
         tokenizer_of(path)  # says what is missing before a large model is read
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype="auto" if dtype is None else dtype, use_safetensors=True, local_files_only=True
+    config = read_json(path / "config.json")
+    for index in path.glob("*.safetensors.index.json"):
+        shards_of(index)  # says which name leads out of the folder
+    if config.get("transformers_weights") is not None:  # older versions take any path
+        inside(path, config["transformers_weights"], path / "config.json")
+    needs_code = (
+        f"model: {path} brings Python code of its own, which runs only if you trust it and say so "
+        "(--trust-remote-code, trust_remote_code=True)"
     )
+    # Some of transformers' own configurations took the flag from the file (CVE-2026-5241).
+    if not trust_remote_code and _grants_itself_trust(config):
+        raise ValueError(needs_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="auto" if dtype is None else dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(needs_code) from None
     patch(model)
     return model.eval()
+
+
+def _grants_itself_trust(fields: Any) -> bool:
+    """Whether a configuration, or one within it, says that its code is to be trusted."""
+    if isinstance(fields, list):
+        return any(map(_grants_itself_trust, fields))
+    if not isinstance(fields, dict):
+        return False
+    return bool(fields.get("trust_remote_code")) or any(map(_grants_itself_trust, fields.values()))

@@ -83,8 +83,11 @@ class ToxigenGeneration(OwnTask):
         name = metadata.get("classifier") or CLASSIFIER
         local = bool(metadata.get("local_files_only"))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-            model = AutoModelForSequenceClassification.from_pretrained(name, local_files_only=local)
+            only: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(name, **only)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                name, use_safetensors=True, **only
+            )
         except (OSError, ValueError) as error:
             if "classifier" in metadata:  # asked for by name: to go without it would be wrong
                 said = " ".join(str(error).split())[:200]

@@ -14,7 +14,8 @@ _PARTS = ("attention", "loss", "rms_norm", "rope", "mlp", "linear")
 class AutoModelForCausalLM:
     """Makes models as `transformers.AutoModelForCausalLM` does and puts the kernels into them.
 
-    The arguments are transformers'; those of :func:`llama_fast.patch` may stand among them.
+    The arguments are transformers'; those of :func:`llama_fast.patch` may stand among them. Python
+    that a repository brings runs only with ``trust_remote_code=True``: nobody is asked about it.
 
     Example:
         >>> model = llama_fast.AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
@@ -33,6 +34,6 @@ class AutoModelForCausalLM:
 
 def _made(make: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parts = {name: kwargs.pop(name) for name in _PARTS if name in kwargs}
-    model = make(*args, **kwargs)
+    model = make(*args, **{"trust_remote_code": False, **kwargs})
     patch(model, **parts)
     return model

@@ -193,7 +193,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").exists():
         return [inside(folder, "model.safetensors", folder, CheckpointError, links=True)]
     if (folder / INDEX).exists():
-        return _shards(folder / INDEX)
+        return shards_of(folder / INDEX)
     raise CheckpointError(
         f"{folder}: expected model.safetensors or model.safetensors.index.json, found neither "
         "(weights in pickles, pytorch_model.bin, are not read: convert them with transformers)"
@@ -204,13 +204,14 @@ def _files_of(file: Path) -> list[Path]:
     """The files of a model of which `file` is one: all that its index lists, or `file` alone."""
     index = file.parent / INDEX
     if file.name != "model.safetensors" and index.exists():
-        shards = _shards(index)
+        shards = shards_of(index)
         if file in shards:
             return shards
     return [file]
 
 
-def _shards(index: Path) -> list[Path]:
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index lists; raises CheckpointError if one is not in its folder."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"{index}: 'weight_map' is missing")
