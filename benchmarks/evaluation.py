@@ -29,6 +29,7 @@ import torch
 import llama_fast
 from benchmarks.report import machine_slug
 from llama_fast import info
+from llama_fast._write import write_whole
 from llama_fast.demo import fetch
 
 WARM_UP = 4  # requests
@@ -207,7 +208,7 @@ def write(path: Path, results: Sequence[Result]) -> None:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     facts = {"machine": machine, "versions": versions, "results": [asdict(r) for r in results]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(facts, indent=1) + "\n")
     cpu = machine["cpu"]
     text = [
         "# SmolLM2-135M answers benchmarks",
@@ -219,7 +220,7 @@ def write(path: Path, results: Sequence[Result]) -> None:
         table(results),
         "",
     ]
-    path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+    write_whole(path.with_suffix(".md"), "\n".join(text))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from llama_fast._write import save_picture
 from llama_fast.demo.plots import GREY, GRID, INK, OURS, TORCH
 
 from .cases import STEP, percent
@@ -152,7 +153,7 @@ def speedup(results: Results, path: Path) -> bool:
         weight="bold",
         size=11,
     )
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)
     return True
 
 
@@ -188,7 +189,7 @@ def limits(results: Results, path: Path) -> bool:
         weight="bold",
         size=11,
     )
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)
     return True
 
 
@@ -217,7 +218,7 @@ def memory(results: Results, path: Path) -> bool:
         weight="bold",
         size=11,
     )
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)
     return True
 
 
@@ -273,5 +274,5 @@ def window(results: Results, path: Path) -> bool:
         weight="bold",
         size=11,
     )
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)
     return True

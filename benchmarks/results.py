@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama_fast._write import write_whole
+
 from .cases import STEP, Case, percent
 from .peers import OURS
 
@@ -139,7 +141,7 @@ class Results:
             "seconds": self.seconds,
             "results": [result.as_dict(self.limits) for result in self.results],
         }
-        path.write_text(json.dumps(whole, indent=1) + "\n")
+        write_whole(path, json.dumps(whole, indent=1) + "\n")
 
 
 def read(path: Path) -> Results:

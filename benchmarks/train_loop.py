@@ -26,6 +26,7 @@ import torch
 
 from llama_fast import __version__ as llama_fast_version
 from llama_fast import info
+from llama_fast._write import write_whole
 from llama_fast.cli.bench import COMPILE_THREADS, HUGE_PAGES
 from llama_fast.data import ShardWriter
 from llama_fast.models import LLaMA, LlamaConfig, save
@@ -263,7 +264,7 @@ def write(path: Path, settings: dict[str, Any], case: Case, found: dict[str, lis
             for precision, loops in found.items()
         },
     }
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(whole, indent=1) + "\n")
     cpu = machine["cpu"]
     text = [
         "# Training loops beside each other",
@@ -279,7 +280,7 @@ def write(path: Path, settings: dict[str, Any], case: Case, found: dict[str, lis
         "",
         EXPLAINED,
     ]
-    path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+    write_whole(path.with_suffix(".md"), "\n".join(text))
 
 
 EXPLAINED = """The step is everything from one step to the next: data, forward, backward, clipping,

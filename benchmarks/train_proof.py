@@ -27,6 +27,7 @@ import torch
 
 import llama_fast
 from llama_fast import info
+from llama_fast._write import write_whole
 from llama_fast.cli import main as command_line
 from llama_fast.cli import train as train_command
 from llama_fast.data import PackedLoader, TokenShards
@@ -267,7 +268,7 @@ def write(path: Path, found: dict[str, dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = info.collect()
     whole = {"machine": machine, "slug": machine_slug("cpu"), "corpora": found}
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(whole, indent=1) + "\n")
     cpu = machine["cpu"]
     text = [
         "# From scratch in ten minutes on two cores",
@@ -280,7 +281,7 @@ def write(path: Path, found: dict[str, dict[str, Any]]) -> None:
         "",
         EXPLAINED,
     ]
-    path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
+    write_whole(path.with_suffix(".md"), "\n".join(text))
     print(f"{path} and .md")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from llama_fast._write import save_picture
 from llama_fast.train.plot import COLOURS, GRID, INK, smoothed
 
 
@@ -46,4 +47,4 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(colors=INK, length=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)

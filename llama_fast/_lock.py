@@ -7,6 +7,8 @@ import os
 from io import BufferedRandom
 from pathlib import Path
 
+from llama_fast._write import open_own, sweep
+
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -22,13 +24,13 @@ def hold(folder: Path) -> None:
     the same folder again. On a file system without locks nothing is kept from anyone.
 
     Raises:
-        OSError: another process holds it.
+        OSError: another process holds it, or its file is a link or something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     key = (os.getpid(), folder.resolve())
     if fcntl is None or key in _held:
         return
-    file = (folder / ".lock").open("a+b")
+    file = os.fdopen(open_own(folder / ".lock", os.O_RDWR | os.O_CREAT), "r+b")
     try:
         # Not flock: a fork inherits that, so workers that read data would keep the folder locked
         # for some seconds after their run was killed.
@@ -40,4 +42,6 @@ def hold(folder: Path) -> None:
                 f"out: {folder} is in use by another run; expected a folder that is not, or that "
                 "run to end first"
             ) from None
+    else:
+        sweep(folder)
     _held[key] = file  # to close it would give the lock back

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from llama_fast._beside import find_beside
+from llama_fast._write import write_whole
 
 HELP = "measure every op beside its rivals and the machine's own limits"
 
@@ -191,7 +192,7 @@ def _write(results: Any, path: Path, screen: Any) -> None:
     for line in (*report.header(results), *report.notes(results)):
         screen.line(escape(line))
     results.write(path)
-    path.with_suffix(".md").write_text(report.markdown(results), encoding="utf-8")
+    write_whole(path.with_suffix(".md"), report.markdown(results))
     for picture in plots.draw_all(results, path.with_suffix("")):
         screen.line(escape(str(picture)))
     screen.line(f"{escape(str(path))} and .md; {results.seconds:.0f} s")

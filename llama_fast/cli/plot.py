@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from llama_fast._write import save_picture
+
 HELP = "draw loss, speed, learning rate and gradient norm of one or several runs"
 
 
@@ -41,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out: expected a .png, .svg or .pdf file, got {args.out}")
     picture = figure(args.run, args.x)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(args.out, dpi=130)
+    save_picture(picture, args.out)
     print(args.out)
     return 0

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_fast._write import partial_name
 from llama_fast.data.documents import DAMAGED_GZIP, DataError, open_binary
 
 FILE = "canaries.json"
@@ -146,7 +147,7 @@ def plant(
     before: dict[int, list[str]] = {}
     for text, place in zip(texts, generator.integers(lines, size=len(texts)).tolist(), strict=True):
         before.setdefault(place, []).append(text)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial = partial_name(folder)
     partial.mkdir(parents=True)
     try:
         with open_binary(path) as file, (partial / name).open("wb") as copy:

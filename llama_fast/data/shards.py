@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_fast._inside import inside
+from llama_fast._write import partial_name
 from llama_fast.data.documents import DataError
 
 INDEX = "index.json"
@@ -91,7 +92,7 @@ class ShardWriter:
         self.dtype: npt.DTypeLike = np.uint16 if vocab_size <= 1 << 16 else np.uint32
         self.vocab_size, self.tokenizer = vocab_size, tokenizer
         self.shard_tokens, self.with_answers = shard_tokens, with_answers
-        self.partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+        self.partial = partial_name(self.folder)
         self._shards: list[Shard] = []
         self._clear()
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from llama_fast._write import save_picture
 from llama_fast.demo.finetune import Comparison
 from llama_fast.demo.kernels import Check
 from llama_fast.demo.score import Score
@@ -62,7 +63,7 @@ def kernel_errors(checks: Sequence[Check], path: Path) -> None:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Rounding errors of the kernels (left is better)", color=INK, weight="bold")
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)
 
 
 def loss_curves(comparison: Comparison, path: Path) -> None:
@@ -88,7 +89,7 @@ def loss_curves(comparison: Comparison, path: Path) -> None:
     bottom.xaxis.get_major_locator().set_params(integer=True)
     for axes in (top, bottom):
         _tidy(axes, "y")
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)
 
 
 def speed_and_memory(comparison: Comparison, path: Path) -> None:
@@ -113,7 +114,7 @@ def speed_and_memory(comparison: Comparison, path: Path) -> None:
         axes.title.set(color=INK, weight="bold", size=11)
         axes.invert_yaxis()
         _tidy(axes, "x")
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)
 
 
 def accuracy(scores: Sequence[Score], path: Path) -> None:
@@ -134,7 +135,7 @@ def accuracy(scores: Sequence[Score], path: Path) -> None:
     axes.legend(frameon=False, loc="lower right")
     axes.invert_yaxis()
     _tidy(axes, "x")
-    figure.savefig(path, dpi=130)
+    save_picture(figure, path)
 
 
 def _whole_decades(axes: Axes, which: Literal["x", "y"]) -> None:

@@ -9,6 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from llama_fast._write import write_whole
 from llama_fast.demo import plots
 from llama_fast.demo.answer import EXPECTED
 from llama_fast.demo.kernels import Check
@@ -244,9 +245,9 @@ def write(results: Results, folder: Path) -> Path:
     plots.loss_curves(results.training, pictures / "loss.png")
     plots.speed_and_memory(results.training, pictures / "speed.png")
     plots.accuracy(results.scores, pictures / "accuracy.png")
-    (pictures / "results.json").write_text(json.dumps(asdict(results), indent=1), "utf-8")
+    write_whole(pictures / "results.json", json.dumps(asdict(results), indent=1))
     report = folder / "demo-report.md"
-    report.write_text(markdown(results), "utf-8")
+    write_whole(report, markdown(results))
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def _short(value: Any) -> str:
 def _move_aside(out: Path) -> str:
     """Moves what a run wrote, other than its cache, to a new folder; gives the folder's name."""
     number = 1
-    while (out / f"earlier-{number}").exists():
+    while os.path.lexists(out / f"earlier-{number}"):
         number += 1
     folder = out / f"earlier-{number}"
     folder.mkdir()

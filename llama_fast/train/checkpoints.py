@@ -209,6 +209,8 @@ class Checkpoints:
             raise error
 
     def _begin(self, partial: Path) -> None:
+        if self.folder.is_symlink():  # to rotate would delete what lies elsewhere
+            raise OSError(f"expected a folder, got a link to {self.folder.resolve()}")
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".step-*"):
             shutil.rmtree(old, ignore_errors=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from llama_fast._inside import inside
+from llama_fast._write import open_own, replacing
 from llama_fast.data import DataError
 
 Row = TypeVar("Row")
@@ -97,14 +98,12 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         names = [field.name for field in fields(row)]
         old = _rows(path, names) if path.exists() else []
-        # Beside it and renamed: a kill in between loses no row.
-        partial = path.with_suffix(".partial")
         kept = [line for line in old if int(line[0]) <= keep_steps]
         with written(path):
-            with partial.open("w", newline="", encoding="utf-8") as file:
+            with replacing(path, newline="") as file:  # a kill in between loses no row
                 csv.writer(file).writerows([names, *kept])
-            os.replace(partial, path)
-        self._file = path.open("a", newline="", encoding="utf-8")
+            descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
+        self._file = os.fdopen(descriptor, "a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file)
 
     def add(self, row: Any) -> None:

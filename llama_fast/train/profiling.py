@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,10 @@ class Profiler:
     def _write(self, recorded: Any) -> None:
         self._done = True
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        recorded.export_chrome_trace(str(self._path))
+        # Its end says that it is packed; in a folder of its own it meets no link of that name.
+        with tempfile.TemporaryDirectory(prefix=".trace-", dir=self._path.parent) as folder:
+            recorded.export_chrome_trace(str(Path(folder, TRACE)))
+            os.replace(Path(folder, TRACE), self._path)
         self._log(f"profile: {self._path} (open it at ui.perfetto.dev)")
         for line in top_ops(recorded.key_averages(), self._time):
             self._log(line)

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import llama_fast
 from llama_fast._inside import inside
+from llama_fast._write import write_whole
 from llama_fast.data import DataError, TokenShards
 from llama_fast.data.shards import sha256_of
 from llama_fast.info import collect
@@ -96,9 +96,7 @@ def add_entry(folder: Path, start: dict[str, Any]) -> str:
             raise DataError(f"{path}: expected the record of a run, got something else") from None
     else:
         record["starts"].append(start)
-    partial = path.with_suffix(".partial")
     with written(path):
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, json.dumps(record, indent=1))
     return str(record["id"])

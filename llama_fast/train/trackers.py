@@ -52,7 +52,7 @@ class TensorBoard:
         folder.mkdir(parents=True, exist_ok=True)
         # Files are read in the order of their names.
         self._path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._file = self._path.open("wb")
+        self._file = self._path.open("xb")
         self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
         start = SessionLog(status=SessionLog.START)

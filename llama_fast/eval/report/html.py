@@ -14,9 +14,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from llama_fast._write import write_whole
 from llama_fast.eval.report.compare import Comparison, compare, names_of
 from llama_fast.eval.report.page_data import PageData, collect
-from llama_fast.eval.report.results import Run, write_whole
+from llama_fast.eval.report.results import Run
 
 PAGE = Path(__file__).with_name("page")
 # In the order in which they run.
@@ -58,7 +59,7 @@ def write_page(
     names = (run.name,) if other is None else names_of(run, other)
     data = collect(run, other, names, comparison, max_questions, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, [render(" and ".join(names), data)])
+    write_whole(path, render(" and ".join(names), data))
     return path
 
 

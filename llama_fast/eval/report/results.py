@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._inside import inside
+from llama_fast._write import write_whole
 
 RESULTS = "results.json"
 
@@ -242,18 +243,3 @@ def _dump(value: Any, indent: int | None = 2) -> str:
     from lm_eval.utils import handle_non_serializable
 
     return json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
-
-
-def write_whole(path: Path, parts: Iterable[str]) -> None:
-    """Beside it and renamed: a kill or a full disk in between leaves the old file, or none."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        # A lone surrogate in a model's text would end the run in an error.
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

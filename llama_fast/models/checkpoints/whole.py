@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from llama_fast._write import partial_name
+
 # What a folder may hold that is overwritten: a checkpoint's files, of this package or of others.
 _OURS = re.compile(
     r"config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?|params\.json"
@@ -33,7 +35,7 @@ def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
     """
     path = Path(os.path.abspath(path))
     _check(path, folder, overwrite)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if folder:
@@ -44,7 +46,7 @@ def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
             flush(file)
         flush(partial)
         if folder and path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.replaced")
+            old = partial_name(path)
             path.rename(old)
             partial.rename(path)
             shutil.rmtree(old)
