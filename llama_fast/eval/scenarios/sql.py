@@ -1,33 +1,32 @@
 """Model-written SQL: cutting it out of an answer, comparing it, and running it without harm.
 
-A query runs on a read-only connection to the SQLite file under an authoriser that lets through
-SELECT, reads of the file's own tables and a list of functions, so that there is no ATTACH, PRAGMA,
-write, extension, recursion or function that makes long values. It ends after a number of steps of
-SQLite's virtual machine, which unlike seconds is the same on every machine, and after some seconds
-in any case.
+A query runs in another process, on a read-only connection to the SQLite file, under an authoriser
+that lets through SELECT, reads of the file's own tables and a list of functions, so that there is
+no ATTACH, PRAGMA, write, extension, recursion or function that makes long values. It ends after a
+number of steps of SQLite's virtual machine, which unlike seconds is the same on every machine, at a
+limit of SQLite's memory, and with its process when the time is up.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import re
-import sqlite3
+import select
+import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-MAX_STEPS = 2_000_000  # GeoQuery's longest gold query takes 14,000; this is about 0.1 s
-MAX_SECONDS = 5.0
-MAX_ROWS = 10_000
-MAX_LENGTH = 10_000  # characters of a query
-_STEPS_A_CHECK = 1000
+from llama_fast.eval.suite import jail
+from llama_fast.eval.suite.jail.frames import write_frame
+from llama_fast.eval.suite.jail.queries import MAX_SECONDS
+from llama_fast.eval.suite.jail.values import decode, encode
 
-_ACTIONS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ}
-_FUNCTION_NAMES = (
-    "abs avg coalesce count dense_rank glob iif ifnull instr length like lower ltrim max min "
-    "nullif rank round row_number rtrim substr substring sum total trim typeof upper"
-)
-_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
+MAX_LENGTH = 10_000  # characters of a query
+_STARTUP_SECONDS = 30.0
 
 Rows = list[tuple[Any, ...]]
 
@@ -47,23 +46,87 @@ def run_query(database: Path, query: str) -> Rows:
     if "||" in query:
         raise QueryError("|| is not allowed: nested, it makes values that fill the memory")
     uri = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-    try:
-        connection.set_authorizer(_authorize)
-        connection.set_progress_handler(_limit(), _STEPS_A_CHECK)
-        cursor = connection.execute(query)
-        columns, rows = cursor.description, cursor.fetchmany(MAX_ROWS + 1)
-    # sqlite3.Warning is no sqlite3.Error: Python 3.10 raises it for a second statement.
-    # The others come from text that can't be passed to SQLite: NUL, lone surrogates.
-    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
-        raise QueryError(str(error)) from None
-    finally:
-        connection.close()
-    if columns is None:  # nothing, or a comment
-        raise QueryError("no SELECT")
-    if len(rows) > MAX_ROWS:
-        raise QueryError(f"more than {MAX_ROWS} rows")
-    return rows
+    ran, answer = _process.ask([uri, query])
+    if not ran:
+        raise QueryError(answer)
+    return answer
+
+
+class _Process:
+    """The process that runs the queries: one for all, another after one that had to be ended."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.owner = 0
+        atexit.register(self.end)
+
+    def ask(self, request: list[str]) -> Any:
+        with self.lock:
+            if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
+                self.start()
+            try:
+                return self.exchange(encode(request), MAX_SECONDS)
+            except TimeoutError:
+                self.end()
+                return False, f"longer than {MAX_SECONDS} s"
+            except EOFError:
+                self.end()
+                return False, "its process was ended"
+            except BaseException:  # the next answer would be to this request
+                self.end()
+                raise
+
+    def start(self) -> None:
+        self.owner, self.process = (
+            os.getpid(),
+            subprocess.Popen(
+                jail.command("queries"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={},
+            ),
+        )
+        try:
+            self.exchange(b"", _STARTUP_SECONDS)
+        except (TimeoutError, EOFError):
+            self.end()
+            raise OSError("the process that runs SQL queries did not start") from None
+
+    def exchange(self, request: bytes, seconds: float) -> Any:
+        """Sends a request, unless empty, and gives the answer.
+
+        Raises:
+            TimeoutError: there was none in time.
+            EOFError: the process is no more.
+        """
+        process, deadline = self.process, time.monotonic() + seconds
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        data = bytearray()
+        try:
+            if request:
+                write_frame(process.stdin.fileno(), request)
+            while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
+                left = deadline - time.monotonic()
+                if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                    raise TimeoutError
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    raise EOFError
+                data += chunk
+        except BrokenPipeError:
+            raise EOFError from None
+        return decode(bytes(data[8:]))
+
+    def end(self) -> None:
+        process, self.process = self.process, None
+        if process is not None and self.owner == os.getpid():
+            process.kill()
+            process.communicate()
+
+
+_process = _Process()
 
 
 def same_rows(found: Rows, gold: Rows, *, ordered: bool) -> bool:
@@ -95,25 +158,6 @@ def is_ordered(query: str) -> bool:
     while (inner := re.sub(r"\([^()]*\)", "", text)) != text:
         text = inner
     return re.search(r"\border\s+by\b", text, re.IGNORECASE) is not None
-
-
-def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-    allowed = action in _ACTIONS or (
-        action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FUNCTIONS
-    )
-    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
-
-
-def _limit() -> Any:
-    """A progress handler that interrupts at the limits."""
-    deadline, checks = time.monotonic() + MAX_SECONDS, 0
-
-    def handler() -> int:
-        nonlocal checks
-        checks += 1
-        return checks * _STEPS_A_CHECK > MAX_STEPS or time.monotonic() > deadline
-
-    return handler
 
 
 def _rounded(rows: Rows) -> Rows:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sqlite3
 import time
+from pathlib import Path
 
 import pytest
 
+from llama_fast.eval.scenarios import sql
 from llama_fast.eval.scenarios.sql import (
     MAX_SECONDS,
     QueryError,
@@ -27,7 +30,21 @@ DOUBLED = "SELECT 'ten chars.' AS x"
 for _ in range(30):  # 10 GB
     DOUBLED = f"SELECT x || x AS x FROM ({DOUBLED})"
 
+
+def chain(links: int, body: str) -> str:
+    """A short query that grows twofold with each link, most of it before the first step."""
+    ctes = "".join(f", t{i + 1}(x) AS ({body.format(f't{i}')})" for i in range(links))
+    return f"WITH t0(x) AS (SELECT 1){ctes} SELECT x FROM t{links}"
+
+
+CHAINS = [
+    chain(18, "SELECT x FROM {0} UNION ALL SELECT x FROM {0}"),
+    chain(16, "SELECT a.x FROM {0} a, {0} b"),
+    chain(22, "SELECT x + x FROM {0}"),
+]
+
 HOSTILE = [
+    *CHAINS,
     "DROP TABLE city",
     "DELETE FROM city",
     "UPDATE city SET population = 0",
@@ -122,6 +139,43 @@ def test_a_hostile_query_is_refused_and_changes_nothing(database, query):
 )
 def test_ordinary_selects_run(database, query, rows):
     assert run_query(database, query) == rows
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads sizes from /proc")
+@pytest.mark.parametrize("query", CHAINS, ids=["union", "join", "sum"])
+def test_a_query_takes_little_memory(database, query):
+    sql._process.end()  # so that the largest size is that of this query
+    before = largest_size("self")
+    with pytest.raises(QueryError, match=r"more than 64 MiB of memory"):
+        run_query(database, query)
+    assert largest_size("self") < before + 50
+    assert largest_size(sql._process.process.pid) < 64 + 50  # Python takes some 20
+
+
+def largest_size(pid):
+    """MiB of memory that a process held at once so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) // 1024
+
+
+def test_a_query_that_is_ended_leaves_the_next_alone(database, monkeypatch):
+    slow = "SELECT count(*) FROM city a, city b, city c"
+    with monkeypatch.context() as patch:
+        patch.setattr(sql, "MAX_SECONDS", 0.0)
+        with pytest.raises(QueryError, match=r"longer than 0.0 s"):
+            run_query(database, slow)
+    assert run_query(database, "SELECT 2") == [(2,)]
+    sql._process.process.kill()
+    sql._process.process.wait()
+    assert run_query(database, "SELECT 3") == [(3,)]
+
+
+def test_values_come_back_as_sqlite_gives_them(database):
+    query = "SELECT 1, -9223372036854775808, 0.1, 1e999, NULL, 'é', x'00ff'"
+    expected = sqlite3.connect(":memory:").execute(query).fetchall()
+    assert run_query(database, query) == expected
+    with pytest.raises(QueryError, match="16 MiB"):
+        run_query(database, f"SELECT '{'a' * 9000}' FROM city a, city b LIMIT 9999")
 
 
 def test_all_gold_queries_give_what_an_unguarded_connection_gives(database):

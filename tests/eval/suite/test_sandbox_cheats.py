@@ -70,7 +70,7 @@ os._exit(0)""",
     "answers ahead": r"""
 import os
 for fd in range(3, 64):
-    try: os.write(fd, b'\x02\0\0\0AN' * 50)
+    try: os.write(fd, b'\x02\0\0\0\0\0\0\0AN' * 50)
     except OSError: pass
 os._exit(0)""",
     "the objects of its process": """
@@ -105,13 +105,13 @@ GARBAGE = [
     "b'[' * 60_000",
     "b'\\xff' * 100",
     "b'',",
-    "(60_001).to_bytes(4, 'little') + b'A' + b'l\\x01\\0\\0\\0' * 12_000",  # lists in lists
-    "(6).to_bytes(4, 'little') + b'Al\\xff\\xff\\xff\\xff'",  # four billion items
-    "(6).to_bytes(4, 'little') + b'Ah\\x07\\0\\0\\0'",
-    "(6).to_bytes(4, 'little') + b'Ah\\x06\\0\\0\\0'",
-    "(2).to_bytes(4, 'little') + b'EN'",
-    "(2).to_bytes(4, 'little') + b'QN'",
-    "(3).to_bytes(4, 'little') + b'ANN'",
+    "(60_001).to_bytes(8, 'little') + b'A' + b'l\\x01\\0\\0\\0' * 12_000",  # lists in lists
+    "(6).to_bytes(8, 'little') + b'Al\\xff\\xff\\xff\\xff'",  # four billion items
+    "(6).to_bytes(8, 'little') + b'Ah\\x07\\0\\0\\0'",
+    "(6).to_bytes(8, 'little') + b'Ah\\x06\\0\\0\\0'",
+    "(2).to_bytes(8, 'little') + b'EN'",
+    "(2).to_bytes(8, 'little') + b'QN'",
+    "(3).to_bytes(8, 'little') + b'ANN'",
 ]
 
 

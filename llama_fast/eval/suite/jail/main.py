@@ -24,6 +24,7 @@ from typing import Any
 
 from . import layers
 from .calls import filter_system_calls
+from .frames import read_frame, write_frame
 from .peer import Ended, Peer, describe
 
 _Held = dict[str, list[str]]
@@ -31,7 +32,7 @@ _Held = dict[str, list[str]]
 
 def main() -> None:
     """Reads the order from standard input and carries it out."""
-    order = json.loads(_frame())
+    order = _message(0)
     channel, without = order["channel"], order["without"]
     _die_with_parent(order["parent"])
     held: _Held = {"files": [], "network": [], "processes": [], "failed": []}
@@ -71,13 +72,13 @@ def _split(channel: int, held: _Held, order: dict[str, Any]) -> None:
         _die_with_parent(parent)
         _shut(held, order)
         sys.path += order["packages"]
-        os.write(answers[1], (json.dumps(held) + "\n").encode())
+        write_frame(answers[1], json.dumps(held).encode())
         del order, held
         Peer(requests[0], answers[1], "program").serve()
         os._exit(0)
     os.close(requests[0])
     os.close(answers[1])
-    there = json.loads(_line(answers[0]))
+    there = _message(answers[0])
     _shut(held, order)
     sys.path += order["packages"]
     both = {
@@ -90,7 +91,7 @@ def _split(channel: int, held: _Held, order: dict[str, Any]) -> None:
     os.write(channel, (json.dumps(report) + "\n").encode())
     if open_to:
         os._exit(1)
-    task = json.loads(_frame())
+    task = _message(0)
     peer = Peer(answers[0], requests[1], "tests")
     os.write(channel, _outcome(peer, child, task["program"], task["tests"]).encode())
     os._exit(0)
@@ -184,29 +185,10 @@ def _exit_code(child: int) -> str:
     return ""
 
 
-def _frame() -> bytes:
-    """The next message on standard input: its length in 8 bytes, and itself.
+def _message(handle: int) -> Any:
+    """The next message; this process ends with the other end of the pipe.
 
     Nothing is read ahead, which the process of the program would then have in its memory.
     """
-    return _exactly(int.from_bytes(_exactly(8), "little"))
-
-
-def _exactly(count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        chunk = os.read(0, count - len(data))
-        if not chunk:
-            os._exit(1)
-        data += chunk
-    return bytes(data)
-
-
-def _line(handle: int) -> bytes:
-    data = bytearray()
-    while not data.endswith(b"\n"):
-        chunk = os.read(handle, 4096)  # nothing follows before it is asked for
-        if not chunk:
-            os._exit(1)
-        data += chunk
-    return bytes(data)
+    data = read_frame(handle)
+    return os._exit(1) if data is None else json.loads(data)

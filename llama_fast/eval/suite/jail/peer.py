@@ -11,12 +11,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import operator
-import os
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from .values import MAX_BYTES, FormatError, decode, encode
+from .frames import FormatError, read_frame, write_frame
+from .values import MAX_BYTES, decode, encode
 
 __all__ = ["Ended", "Peer", "ProgramExit", "Remote", "describe"]
 
@@ -170,28 +170,16 @@ class Peer:
 
     def _send(self, kind: bytes, message: Any) -> None:
         data = kind + encode(message, self._export)
-        data = len(data).to_bytes(4, "little") + data
         try:
-            while data:
-                data = data[os.write(self.write, data) :]
+            write_frame(self.write, data)
         except BrokenPipeError:
             raise Ended from None
 
     def _receive(self) -> tuple[bytes, Any]:
-        length = int.from_bytes(self._take(4), "little")
-        if not 0 < length <= MAX_BYTES + 1:
-            raise FormatError(f"a message of {length} bytes")
-        data = self._take(length)
+        data = read_frame(self.read, MAX_BYTES + 1)
+        if data is None:
+            raise Ended
         return data[:1], decode(data[1:], self._import)
-
-    def _take(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            chunk = os.read(self.read, min(count - len(data), 1 << 20))
-            if not chunk:
-                raise Ended
-            data += chunk
-        return bytes(data)
 
     # Numbers count up from 0 at the end where the object is: 2 n in the message is the sender's,
     # 2 n + 1 the receiver's.

@@ -14,6 +14,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from .frames import FormatError
+
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "FormatError", "decode", "encode"]
 
 MAX_BYTES = 16 << 20  # of one message
@@ -21,10 +23,6 @@ MAX_DEPTH = 100  # of containers in one another
 
 Export = Callable[[Any], int]
 Import = Callable[[int], Any]
-
-
-class FormatError(ValueError):
-    """A message that is not in the format, or over its limits."""
 
 
 def _no_export(value: Any) -> int:
@@ -111,6 +109,8 @@ def _encode(value: Any, out: bytearray, export: Export, depth: int) -> None:
     elif kind in _TAGS:
         pairs = dict.items(value) if kind is dict else None
         items = list(value) if pairs is None else [item for pair in pairs for item in pair]
+        if len(items) > MAX_BYTES:
+            raise FormatError(f"a value of more than {MAX_BYTES >> 20} MiB")
         out += _TAGS[kind] + struct.pack("<I", len(items))
         for item in items:
             _encode(item, out, export, depth + 1)
