@@ -5,16 +5,37 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
+#include <exception>
 #include <string>
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
-#include "glue/output_cache.h"
+#include "cpu/scratch.h"
+#include "glue/box.h"
+#include "glue/memory.h"
 
 namespace llama_fast {
 
 void run_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, body, context));
+  // An error would come back as a number: what was thrown first is kept, and thrown again here.
+  struct Guarded {
+    void (*body)(int64_t, int64_t, void*);
+    void* context;
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;
+  } guarded{body, context};
+  const auto run = [](int64_t begin, int64_t end, void* given) {
+    auto* const g = static_cast<Guarded*>(given);
+    const ScratchInUse in_use;
+    try {
+      g->body(begin, end, g->context);
+    } catch (...) {
+      if (!g->failed.exchange(true)) g->error = std::current_exception();
+    }
+  };
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, run, &guarded));
+  if (guarded.failed) std::rethrow_exception(guarded.error);
 }
 
 int num_threads() {
@@ -25,29 +46,40 @@ int num_threads() {
 
 namespace {
 std::string isa() { return kernels().isa; }
+
+int64_t empty_cache() { return static_cast<int64_t>(give_up_idle_memory()); }
+
+template <Boxed* function>
+void with_scratch(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  const ScratchInUse in_use;
+  function(stack, inputs, outputs);
+}
 }  // namespace
 
 }  // namespace llama_fast
 
+#define LF_CPU_BOX(function) \
+  (&llama_fast::with_reasons<&llama_fast::with_scratch<&TORCH_BOX(function)>>)
+
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
-  m.impl("attention", TORCH_BOX(&llama_fast::attention));
-  m.impl("attention_backward", TORCH_BOX(&llama_fast::attention_backward));
-  m.impl("attention_decode", TORCH_BOX(&llama_fast::attention_decode));
-  m.impl("cross_entropy", TORCH_BOX(&llama_fast::cross_entropy));
-  m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cross_entropy_backward));
-  m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cross_entropy_inplace));
-  m.impl("decode_layers", TORCH_BOX(&llama_fast::decode_layers));
-  m.impl("linear", TORCH_BOX(&llama_fast::linear));
-  m.impl("linear_rows", TORCH_BOX(&llama_fast::linear_rows));
-  m.impl("rms_norm", TORCH_BOX(&llama_fast::rms_norm));
-  m.impl("rms_norm_backward", TORCH_BOX(&llama_fast::rms_norm_backward));
-  m.impl("rope", TORCH_BOX(&llama_fast::rope));
-  m.impl("swiglu", TORCH_BOX(&llama_fast::swiglu));
-  m.impl("swiglu_backward", TORCH_BOX(&llama_fast::swiglu_backward));
-  m.impl("linear_cross_entropy", TORCH_BOX(&llama_fast::linear_cross_entropy));
+  m.impl("attention", LF_CPU_BOX(&llama_fast::attention));
+  m.impl("attention_backward", LF_CPU_BOX(&llama_fast::attention_backward));
+  m.impl("attention_decode", LF_CPU_BOX(&llama_fast::attention_decode));
+  m.impl("cross_entropy", LF_CPU_BOX(&llama_fast::cross_entropy));
+  m.impl("cross_entropy_backward", LF_CPU_BOX(&llama_fast::cross_entropy_backward));
+  m.impl("cross_entropy_inplace", LF_CPU_BOX(&llama_fast::cross_entropy_inplace));
+  m.impl("decode_layers", LF_CPU_BOX(&llama_fast::decode_layers));
+  m.impl("linear", LF_CPU_BOX(&llama_fast::linear));
+  m.impl("linear_rows", LF_CPU_BOX(&llama_fast::linear_rows));
+  m.impl("rms_norm", LF_CPU_BOX(&llama_fast::rms_norm));
+  m.impl("rms_norm_backward", LF_CPU_BOX(&llama_fast::rms_norm_backward));
+  m.impl("rope", LF_CPU_BOX(&llama_fast::rope));
+  m.impl("swiglu", LF_CPU_BOX(&llama_fast::swiglu));
+  m.impl("swiglu_backward", LF_CPU_BOX(&llama_fast::swiglu_backward));
+  m.impl("linear_cross_entropy", LF_CPU_BOX(&llama_fast::linear_cross_entropy));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CompositeExplicitAutograd, m) {
-  m.impl("isa", TORCH_BOX(&llama_fast::isa));
-  m.impl("empty_cache", TORCH_BOX(&llama_fast::empty_cache));
+  m.impl("isa", LF_CPU_BOX(&llama_fast::isa));
+  m.impl("empty_cache", LF_CPU_BOX(&llama_fast::empty_cache));
 }

@@ -7,9 +7,24 @@
 
 namespace llama_fast {
 
-// At least `bytes` of 64-byte aligned memory, uninitialised, valid until this thread asks again.
-// Large requests sit on huge pages where the system offers them.
+// At least `bytes` of 64-byte aligned memory, uninitialised, valid until this thread asks again or
+// its outermost ScratchInUse ends. Large requests sit on huge pages where the system offers them.
+// Where memory runs out, std::runtime_error says so.
 void* thread_scratch(size_t bytes);
+
+// While one lives, this thread may be using its scratch: around operators and parallel loops.
+class ScratchInUse {
+ public:
+  ScratchInUse();
+  ~ScratchInUse();
+  ScratchInUse(const ScratchInUse&) = delete;
+};
+
+// Frees the scratch of every thread that is not using it; returns how many bytes that was.
+size_t free_idle_scratch();
+
+// The size of n elements of `each` bytes; std::runtime_error where no memory is that large.
+size_t bytes_of(int64_t n, size_t each);
 
 // Memory for all threads of one call: this thread's scratch, or if that would be too large to keep,
 // memory that is given back at the end.
@@ -34,7 +49,7 @@ class Carver {
   template <class T>
   T* take(int64_t n) {
     T* p = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
+    used_ += (bytes_of(n, sizeof(T)) + 63) / 64 * 64;
     return p;
   }
   size_t used() const { return used_; }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "glue/memory.h"
 #include "glue/tensors.h"
 
 namespace llama_fast {
@@ -14,10 +15,6 @@ using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // Bits of `grad_mask`: which gradients the backward makes.
 enum Wanted : int64_t { kQ = 1, kK = 2, kV = 4, kBias = 8, kAlibi = 16, kSinks = 32 };
-
-Tensor contiguous_as(const Tensor& t, ScalarType type) {
-  return torch::stable::contiguous(torch::stable::to(t, type));
-}
 
 // (B,H,S,D), or packed (N,H,D).
 Tensor4 tensor4(const Tensor& t) {
@@ -68,6 +65,7 @@ struct Call {
                     "llama_fast::attention: q, k, v must have ", dims, " dimensions");
     STD_TORCH_CHECK(packed == cu_seqlens_k.has_value(),
                     "llama_fast::attention: cu_seqlens_q and cu_seqlens_k go together");
+    expect_countable(q, k, v);
     args.dtype = dtype_of(q);
     STD_TORCH_CHECK(dtype_of(k) == args.dtype && dtype_of(v) == args.dtype,
                     "llama_fast::attention: q, k, v must have one dtype");
@@ -255,22 +253,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
 
   // Sums per batch element and head, so that no two threads share one; reduced at the end.
   Tensor grad_bias = none(), grad_alibi = none(), grad_sinks = none();
-  const std::vector<int64_t> per_head{args.batch, args.heads};
   if (grad_mask & kBias) {
     const bool summed = bias->size(2) == 1 || bias->size(3) == 1;
-    grad_bias = torch::stable::new_zeros(
-        q, std::vector<int64_t>{args.batch, args.heads, bias->size(2), bias->size(3)},
-        summed ? ScalarType::Double : type);
+    grad_bias = new_zeros({args.batch, args.heads, bias->size(2), bias->size(3)},
+                          summed ? ScalarType::Double : type);
     args.grad_bias = broadcast4(grad_bias);
     args.grad_bias.stride_batch = grad_bias.stride(0);
     args.grad_bias.stride_head = grad_bias.stride(1);
   }
   if (grad_mask & kAlibi) {
-    grad_alibi = torch::stable::new_zeros(q, per_head, ScalarType::Double);
+    grad_alibi = new_zeros({args.batch, args.heads}, ScalarType::Double);
     args.grad_alibi = static_cast<double*>(grad_alibi.data_ptr());
   }
   if (grad_mask & kSinks) {
-    grad_sinks = torch::stable::new_zeros(q, per_head, ScalarType::Double);
+    grad_sinks = new_zeros({args.batch, args.heads}, ScalarType::Double);
     args.grad_sinks = static_cast<double*>(grad_sinks.data_ptr());
   }
   kernels().attention_backward(args);
@@ -279,19 +275,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     std::vector<int64_t> shared;
     for (int64_t d = 0; d < 2; ++d)
       if (bias->size(d) == 1 && grad_bias.size(d) != 1) shared.push_back(d);
-    if (!shared.empty()) grad_bias = torch::stable::sum(grad_bias, Sizes(shared), true);
-    grad_bias = torch::stable::to(grad_bias, bias->scalar_type());
+    if (!shared.empty())
+      grad_bias =
+          with_idle_memory([&] { return torch::stable::sum(grad_bias, Sizes(shared), true); });
+    grad_bias = as_type(grad_bias, bias->scalar_type());
   }
   if (grad_mask & kAlibi) {
     const std::vector<int64_t> batch{0};
     if (alibi_slopes->size(0) == 1 && args.batch != 1)
       grad_alibi = torch::stable::sum(grad_alibi, Sizes(batch), true);
-    grad_alibi = torch::stable::to(grad_alibi, alibi_slopes->scalar_type());
+    grad_alibi = as_type(grad_alibi, alibi_slopes->scalar_type());
   }
   if (grad_mask & kSinks) {
     const std::vector<int64_t> batch{0};
     grad_sinks = torch::stable::sum(grad_sinks, Sizes(batch), false);
-    grad_sinks = torch::stable::to(grad_sinks, sinks->scalar_type());
+    grad_sinks = as_type(grad_sinks, sinks->scalar_type());
   }
   return {grad_q, grad_k, grad_v, grad_bias, grad_alibi, grad_sinks};
 }

@@ -115,6 +115,7 @@ void check(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const 
   };
   fits(q.dim() == 4 && k_cache.dim() == 4 && v_cache.dim() == 4 && seqlens.dim() == 1);
   fits(dtype_of(k_cache) == dtype_of(q) && dtype_of(v_cache) == dtype_of(q));
+  expect_countable(q, k_cache, v_cache);
   const int64_t batch = q.size(0), queries = q.size(2), kv_heads = k_cache.size(1);
   fits(k_cache.size(3) == q.size(3));
   for (int64_t d = 0; d < 3; ++d) fits(k_cache.size(d) == v_cache.size(d));
@@ -179,20 +180,17 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
   args.window_right = -1;
   args.scale = scale;
   args.softcap = softcap;
-  const auto contiguous = [&](const Tensor& t) {
-    return torch::stable::contiguous(as_type(t, wide));
-  };
   if (sinks.has_value()) {
     STD_TORCH_CHECK(sinks->dim() == 1 && sinks->size(0) == args.heads,
                     "llama_fast::attention_decode: sinks must be (H,)");
-    *sinks = contiguous(*sinks);
+    *sinks = contiguous_as(*sinks, wide);
     args.sinks = sinks->data_ptr();
   }
   if (alibi_slopes.has_value()) {
     STD_TORCH_CHECK(alibi_slopes->dim() == 2 && alibi_slopes->size(1) == args.heads &&
                         (alibi_slopes->size(0) == 1 || alibi_slopes->size(0) == batch),
                     "llama_fast::attention_decode: alibi_slopes must be (1,H) or (B,H)");
-    *alibi_slopes = contiguous(*alibi_slopes);
+    *alibi_slopes = contiguous_as(*alibi_slopes, wide);
     args.alibi_stride_head = 1;
     args.alibi_stride_batch = alibi_slopes->size(0) == 1 ? 0 : args.heads;
   }

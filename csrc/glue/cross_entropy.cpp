@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "glue/memory.h"
 #include "glue/tensors.h"
 
 namespace llama_fast {
@@ -25,6 +26,7 @@ struct Call {
     const int64_t dims = input.dim();
     STD_TORCH_CHECK(dims >= 1 && dims <= kMaxDims, "llama_fast::cross_entropy: input has no dims");
     STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "llama_fast::cross_entropy: reduction");
+    expect_countable(input);
     const int64_t class_dim = dims == 1 ? 0 : 1;
     args.classes = input.size(class_dim);
     args.token_dims = dims - 1;
@@ -41,8 +43,7 @@ struct Call {
       const ScalarType type = wide_type(input.scalar_type());
       STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == args.classes,
                       "llama_fast::cross_entropy: weight must have shape (V,)");
-      if (weight.scalar_type() != type) weight = torch::stable::to(weight, type);
-      if (!weight.is_contiguous()) weight = torch::stable::contiguous(weight);
+      weight = contiguous_as(weight, type);
       args.weight = weight.data_ptr();
     }
     args.ignore_index = ignore_index;
@@ -67,7 +68,7 @@ struct Call {
       STD_TORCH_CHECK(target.dim() == args.token_dims, "llama_fast::cross_entropy: target dims");
       for (int64_t d = 0; d < args.token_dims; ++d)
         STD_TORCH_CHECK(target.size(d) == token_sizes[d], "llama_fast::cross_entropy: target size");
-      if (!target.is_contiguous()) target = torch::stable::contiguous(target);
+      target = as_contiguous(target);
       args.target = static_cast<const int64_t*>(target.data_ptr());
       return;
     }
@@ -146,24 +147,20 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
   STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Double && lse.numel() == a.tokens,
                   "llama_fast::cross_entropy_backward: lse is not that of the forward");
   STD_TORCH_CHECK(grad_loss.numel() == losses, "llama_fast::cross_entropy_backward: grad_loss");
-  if (grad_loss.scalar_type() != type) grad_loss = torch::stable::to(grad_loss, type);
-  if (!grad_loss.is_contiguous()) grad_loss = torch::stable::contiguous(grad_loss);
-  if (!lse.is_contiguous()) lse = torch::stable::contiguous(lse);
+  grad_loss = contiguous_as(grad_loss, type);
+  lse = as_contiguous(lse);
   a.grad_loss = grad_loss.data_ptr();
   Tensor grad_lse_kept = lse;  // alive while the kernel reads it
   if (grad_lse.has_value()) {
     STD_TORCH_CHECK(grad_lse->numel() == a.tokens, "llama_fast::cross_entropy_backward: grad_lse");
-    grad_lse_kept =
-        torch::stable::contiguous(grad_lse->scalar_type() == ScalarType::Double
-                                      ? *grad_lse
-                                      : torch::stable::to(*grad_lse, ScalarType::Double));
+    grad_lse_kept = contiguous_as(*grad_lse, ScalarType::Double);
     a.grad_lse = static_cast<const double*>(grad_lse_kept.data_ptr());
   }
   a.lse = static_cast<double*>(lse.data_ptr());
 
   Tensor grad = input.is_contiguous()
                     ? new_tensor(input.sizes().data(), input.dim(), input.scalar_type())
-                    : torch::stable::empty_like(input);
+                    : with_idle_memory([&] { return torch::stable::empty_like(input); });
   a.grad = call.rows(grad, call.strides[2]);
   kernels().cross_entropy_backward(a);
   if (a.bad_token >= 0) call.throw_bad_target();

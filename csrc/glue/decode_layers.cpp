@@ -234,6 +234,7 @@ void check(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& co
   };
   const ScalarType type = x.scalar_type();
   fits(x.dim() == 2 && x.is_contiguous(), "x");
+  expect_countable(x, k_cache, table);
   const int64_t B = x.size(0), E = x.size(1);
   fits(k_cache.dim() == 4 && k_cache.scalar_type() == type && k_cache.is_contiguous(), "k_cache");
   fits(v_cache.scalar_type() == type && v_cache.is_contiguous() && same_shape(k_cache, v_cache),

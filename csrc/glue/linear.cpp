@@ -15,9 +15,10 @@ Tensor linear(Tensor input, Tensor weight, OptionalTensor bias) {
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) &&
                             bias->scalar_type() == weight.scalar_type()),
                   "llama_fast::linear: bias does not fit");
-  if (!input.is_contiguous()) input = torch::stable::contiguous(input);
-  if (weight.stride(1) != 1) weight = torch::stable::contiguous(weight);
-  if (bias && !bias->is_contiguous()) bias = torch::stable::contiguous(*bias);
+  expect_countable(input, weight);
+  input = as_contiguous(input);
+  if (weight.stride(1) != 1) weight = as_contiguous(weight);
+  if (bias) bias = as_contiguous(*bias);
   int64_t sizes[kMaxDims];
   std::copy_n(input.sizes().data(), input.dim(), sizes);
   sizes[input.dim() - 1] = weight.size(0);

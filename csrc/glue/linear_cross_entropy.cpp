@@ -12,15 +12,9 @@ namespace {
 // With rows that are contiguous in themselves, `*stride` apart.
 Tensor with_rows(const Tensor& t, int64_t* stride) {
   const bool usable = t.size(1) <= 1 || t.stride(1) == 1;
-  Tensor rows = usable ? t : torch::stable::contiguous(t);
+  Tensor rows = usable ? t : as_contiguous(t);
   *stride = rows.stride(0);
   return rows;
-}
-
-// As `type` and contiguous.
-Tensor prepared(const Tensor& t, ScalarType type) {
-  const Tensor typed = t.scalar_type() == type ? t : torch::stable::to(t, type);
-  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
 }
 
 }  // namespace
@@ -40,6 +34,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
             target.scalar_type() == ScalarType::Long,
         "target must have shape (N,) and be int64");
   check(reduction >= 0 && reduction <= 2, "reduction");
+  expect_countable(input, linear_weight);
 
   LinearCrossEntropyArgs a{};
   a.tokens = input.size(0);
@@ -53,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   a.z_loss = z_loss;
   const Tensor x = with_rows(input, &a.input_stride);
   const Tensor w = with_rows(linear_weight, &a.linear_weight_stride);
-  const Tensor y = prepared(target, ScalarType::Long);
+  const Tensor y = contiguous_as(target, ScalarType::Long);
   a.input = x.data_ptr();
   a.linear_weight = w.data_ptr();
   a.target = static_cast<const int64_t*>(y.data_ptr());
@@ -71,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
                             const char* what) -> const void* {
     if (!t.has_value()) return nullptr;
     check(t->numel() == numbers, what);
-    kept = prepared(*t, acc);
+    kept = contiguous_as(*t, acc);
     return kept.data_ptr();
   };
   a.linear_bias = optional(linear_bias, a.classes, bias_kept, "linear_bias must have shape (V,)");

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <mutex>
-#include <utility>
-#include <vector>
+
+#include "glue/memory.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -41,78 +41,95 @@ Block map(size_t bytes) {
   return {low + before, bytes};
 }
 
-// The blocks that no tensor uses, the one returned last at the end.
+// The blocks that no tensor uses, the one returned last at the end. Nothing here allocates or
+// throws: blocks are returned by the deleters of tensors.
 class Cache {
  public:
+  Cache(ForkSafeMutex::Handler lock_it, ForkSafeMutex::Handler unlock_it)
+      : mutex_(lock_it, unlock_it) {}
+
+  ForkSafeMutex& mutex() { return mutex_; }
+
   Block take(size_t bytes) {
-    // A lock that is held may stay so for ever: in a process forked while another thread had it.
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock) return {};
-    auto best = blocks_.end();
-    for (auto b = blocks_.begin(); b != blocks_.end(); ++b)
-      if (b->bytes >= bytes && b->bytes <= bytes + bytes / 4 &&
-          (best == blocks_.end() || b->bytes <= best->bytes))
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    int best = -1;
+    for (int b = 0; b < count_; ++b)
+      if (blocks_[b].bytes >= bytes && blocks_[b].bytes <= bytes + bytes / 4 &&
+          (best < 0 || blocks_[b].bytes <= blocks_[best].bytes))
         best = b;
-    if (best == blocks_.end()) return {};
-    const Block block = *best;
-    blocks_.erase(best);
+    return best < 0 ? Block{} : remove(best);
+  }
+
+  // Keeps a block. Returns one to unmap instead, after which the call is to be repeated, or {}.
+  Block give(const Block& block) {
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    if (count_ > 0 && (count_ == kMost || held_ + block.bytes > limit())) return remove(0);
+    blocks_[count_++] = block;
+    held_ += block.bytes;
+    return {};
+  }
+
+  // Any block, or {} when there is none left.
+  Block give_up() {
+    const std::lock_guard<ForkSafeMutex> lock(mutex_);
+    return count_ > 0 ? remove(count_ - 1) : Block{};
+  }
+
+ private:
+  static constexpr int kMost = 1024;
+
+  Block remove(int at) {
+    const Block block = blocks_[at];
+    std::copy(blocks_ + at + 1, blocks_ + count_, blocks_ + at);
+    --count_;
     held_ -= block.bytes;
     return block;
   }
 
-  // The blocks to unmap, this one among them if it is not to be kept.
-  std::vector<Block> give(Block block) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || block.bytes > limit()) return {block};
-    std::vector<Block> evicted;
-    while (held_ + block.bytes > limit()) {
-      evicted.push_back(blocks_.front());
-      held_ -= blocks_.front().bytes;
-      blocks_.erase(blocks_.begin());
-    }
-    blocks_.push_back(block);
-    held_ += block.bytes;
-    return evicted;
-  }
-
-  std::vector<Block> clear() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    held_ = 0;
-    return std::exchange(blocks_, {});
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<Block> blocks_;
+  ForkSafeMutex mutex_;
+  Block blocks_[kMost];
+  int count_ = 0;
   size_t held_ = 0;
 };
 
+Cache& cache();
+void lock_cache() { cache().mutex().lock(); }
+void unlock_cache() { cache().mutex().unlock(); }
+
 // Never destroyed: tensors may die after everything else.
 Cache& cache() {
-  static Cache& instance = *new Cache;
+  static Cache& instance = *new Cache(lock_cache, unlock_cache);
   return instance;
 }
+
+// Before there is a second thread: a process must not be forked while another thread makes it.
+[[maybe_unused]] const Cache& made_early = cache();
 
 }  // namespace
 
 Block take_output(size_t bytes) {
-  if (bytes < kWorthIt || limit() == 0) return {};
+  if (bytes < kWorthIt || bytes > SIZE_MAX / 2 || limit() == 0) return {};
   const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   const Block block = cache().take(rounded);
   return block.data != nullptr ? block : map(rounded);
 }
 
 void give_back(Block block) {
+  if (block.bytes > limit()) {
+    munmap(block.data, block.bytes);
+    return;
+  }
   // The system may take these pages while nobody uses them, if it runs short of memory.
 #ifdef MADV_FREE
   madvise(block.data, block.bytes, MADV_FREE);
 #endif
-  for (const Block& b : cache().give(block)) munmap(b.data, b.bytes);
+  for (Block b = cache().give(block); b.data != nullptr; b = cache().give(block))
+    munmap(b.data, b.bytes);
 }
 
-int64_t empty_cache() {
+int64_t empty_output_cache() {
   size_t bytes = 0;
-  for (const Block& b : cache().clear()) {
+  for (Block b = cache().give_up(); b.data != nullptr; b = cache().give_up()) {
     bytes += b.bytes;
     munmap(b.data, b.bytes);
   }
@@ -121,7 +138,7 @@ int64_t empty_cache() {
 #else
 Block take_output(size_t) { return {}; }
 void give_back(Block) {}
-int64_t empty_cache() { return 0; }
+int64_t empty_output_cache() { return 0; }
 #endif
 
 }  // namespace llama_fast

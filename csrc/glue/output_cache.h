@@ -17,10 +17,10 @@ struct Block {
 // small outputs, and systems or settings without a cache.
 Block take_output(size_t bytes);
 
-// What take_output() gave, when its tensor is gone.
+// What take_output() gave, when its tensor is gone. Throws nothing.
 void give_back(Block block);
 
 // Returns all memory that no tensor uses to the system, and how many bytes that was.
-int64_t empty_cache();
+int64_t empty_output_cache();
 
 }  // namespace llama_fast

@@ -22,6 +22,7 @@ Tensor set_sizes(RmsNormArgs& a, const Tensor& input, const Tensor& weight) {
   STD_TORCH_CHECK(
       input.dim() >= 1 && weight.dim() == 1 && weight.size(0) == input.size(input.dim() - 1),
       "llama_fast::rms_norm: input must be (...,E) and weight (E,)");
+  expect_countable(input);
   a.features = weight.size(0);
   a.rows = 1;
   for (int64_t d = 0; d + 1 < input.dim(); ++d) a.rows *= input.size(d);
@@ -73,7 +74,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(Tensor grad_y, OptionalTensor grad_
   STD_TORCH_CHECK(rstd.scalar_type() == wide_type(type) && rstd.numel() == a.rows,
                   "llama_fast::rms_norm_backward: rstd is not that of the forward");
   STD_TORCH_CHECK(same_shape(x, grad_y), "llama_fast::rms_norm_backward: shape of grad_y");
-  if (!rstd.is_contiguous()) rstd = torch::stable::contiguous(rstd);
+  rstd = as_contiguous(rstd);
   a.rstd = rstd.data_ptr();
   Tensor dx = want_dx ? new_like_heads(x, type) : no_tensor(type);
   Tensor dweight = want_dweight ? new_tensor(&a.features, 1, weight.scalar_type())

@@ -37,6 +37,7 @@ std::tuple<Tensor, Tensor> rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool
   STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && q.scalar_type() == k.scalar_type() &&
                       q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3),
                   "llama_fast::rope: q and k must be (B,H,S,D) and (B,K,S,D) of one dtype");
+  expect_countable(q, k);
   cos = table(cos, q);
   sin = table(sin, q);
   Tensor q_out = new_like_heads(q, q.scalar_type()), k_out = new_like_heads(k, k.scalar_type());

@@ -8,6 +8,7 @@ namespace {
 
 void check(const Tensor& gate, const Tensor& other) {
   STD_TORCH_CHECK(same_shape(gate, other), "llama_fast::swiglu: shapes do not fit");
+  expect_countable(gate);
   STD_TORCH_CHECK(gate.scalar_type() == other.scalar_type(), "llama_fast::swiglu: dtypes differ");
 }
 

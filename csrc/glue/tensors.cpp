@@ -2,6 +2,13 @@
 
 #include <dlfcn.h>
 
+#include <cstring>
+#include <new>
+#include <optional>
+#include <string>
+
+#include "glue/box.h"
+#include "glue/memory.h"
 #include "glue/output_cache.h"
 
 namespace llama_fast {
@@ -36,24 +43,35 @@ int32_t shim_type(ScalarType type) {
   }
 }
 
-size_t bytes_of(const int64_t* sizes, int64_t dims, ScalarType type) {
+// The size of a tensor; an error where no memory is that large.
+size_t tensor_bytes(const int64_t* sizes, int64_t dims, ScalarType type) {
   const bool narrow = type == ScalarType::BFloat16 || type == ScalarType::Half;
   size_t bytes = narrow ? 2 : type == ScalarType::Float ? 4 : 8;
-  for (int64_t d = 0; d < dims; ++d) bytes *= static_cast<size_t>(sizes[d]);
-  return bytes;
+  bool fits = true;
+  for (int64_t d = 0; d < dims; ++d) {
+    if (sizes[d] == 0) return 0;
+    fits = !__builtin_mul_overflow(bytes, static_cast<size_t>(sizes[d]), &bytes) && fits;
+  }
+  if (fits && bytes <= SIZE_MAX / 4) return bytes;
+  std::string shape;
+  for (int64_t d = 0; d < dims; ++d) shape += (d > 0 ? ", " : "") + std::to_string(sizes[d]);
+  throw std::runtime_error(
+      "llama_fast: not enough memory: no memory is large enough for a tensor " +
+      ("of shape (" + shape + ")"));
 }
 
-}  // namespace
-
-Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type) {
+// As new_strided; no tensor where there is not enough memory.
+std::optional<Tensor> try_new(const int64_t* sizes, const int64_t* strides, int64_t dims,
+                              ScalarType type, size_t bytes) {
   AtenTensorHandle handle;
   const int32_t cpu = aoti_torch_device_type_cpu();
-  const Block block = from_blob() == nullptr ? Block{} : take_output(bytes_of(sizes, dims, type));
+  const Block block = from_blob() == nullptr ? Block{} : take_output(bytes);
   if (block.data == nullptr) {
     // Through the C shim: torch::stable::empty looks its operator up by name at every call, which
     // a small input would feel.
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(dims, sizes, strides, shim_type(type), cpu, 0, &handle));
+    if (aoti_torch_empty_strided(dims, sizes, strides, shim_type(type), cpu, 0, &handle) !=
+        TORCH_SUCCESS)
+      return {};
     return Tensor(handle);
   }
   const auto deleter = [](void*, void* context) {
@@ -61,10 +79,49 @@ Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, S
     give_back(*dead);
     delete dead;
   };
-  STABLE_TORCH_ERROR_CODE_CHECK(from_blob()(block.data, dims, sizes, strides, 0, shim_type(type),
-                                            cpu, -1, &handle, aoti_torch_layout_strided(), nullptr,
-                                            0, deleter, new Block(block)));
+  Block* const kept = new (std::nothrow) Block(block);
+  if (kept == nullptr ||
+      from_blob()(block.data, dims, sizes, strides, 0, shim_type(type), cpu, -1, &handle,
+                  aoti_torch_layout_strided(), nullptr, 0, deleter, kept) != TORCH_SUCCESS) {
+    give_back(block);
+    delete kept;
+    return {};
+  }
   return Tensor(handle);
+}
+
+}  // namespace
+
+Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type) {
+  const size_t bytes = tensor_bytes(sizes, dims, type);
+  std::optional<Tensor> made = try_new(sizes, strides, dims, type, bytes);
+  if (!made) {
+    const std::string reason = reason_of_torch();
+    if (give_up_idle_memory() > 0) made = try_new(sizes, strides, dims, type, bytes);
+    if (!made) throw_out_of_memory(bytes, reason);
+  }
+  return *made;
+}
+
+Tensor new_zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
+  Tensor t = new_tensor(sizes, type);
+  std::memset(t.data_ptr(), 0,
+              tensor_bytes(sizes.begin(), static_cast<int64_t>(sizes.size()), type));
+  return t;
+}
+
+Tensor as_contiguous(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = new_tensor(t.sizes().data(), t.dim(), t.scalar_type());
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+Tensor as_type(const Tensor& t, ScalarType type) {
+  if (t.scalar_type() == type) return t;
+  Tensor copy = new_like_heads(t, type);
+  torch::stable::copy_(copy, t);
+  return copy;
 }
 
 }  // namespace llama_fast

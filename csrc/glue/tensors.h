@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 #include "cpu/rows.h"
 #include "glue/ops.h"
@@ -21,21 +23,42 @@ inline ScalarType wide_type(ScalarType type) {
 }
 
 // A new CPU tensor of a floating type or int64; its memory comes from glue/output_cache.h if it is
-// large.
+// large. Where memory runs out, std::runtime_error says so.
 Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type);
 
 // Contiguous.
 inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType type) {
-  int64_t strides[kMaxDims], stride = 1;
+  int64_t strides[kMaxDims];
+  uint64_t stride = 1;  // may overflow, where new_strided() throws
   for (int64_t d = dims - 1; d >= 0; --d) {
-    strides[d] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
+    strides[d] = static_cast<int64_t>(stride);
+    stride *= sizes[d] > 1 ? static_cast<uint64_t>(sizes[d]) : 1;
   }
   return new_strided(sizes, strides, dims, type);
 }
 
 inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
   return new_tensor(sizes.begin(), static_cast<int64_t>(sizes.size()), type);
+}
+
+// Contiguous, of zeros.
+Tensor new_zeros(std::initializer_list<int64_t> sizes, ScalarType type);
+
+// Throws where a tensor, expanded as it may be, has more elements than any memory: sizes within
+// this can be multiplied by what a kernel works on at a time without overflow.
+template <class... Tensors>
+void expect_countable(const Tensors&... tensors) {
+  const auto check = [](const Tensor& t) {
+    constexpr int64_t kMost = int64_t{1} << 48;
+    int64_t left = kMost;
+    for (int64_t d = 0; d < t.dim(); ++d) left /= t.size(d) > 1 ? t.size(d) : 1;
+    if (left > 0) return;
+    std::string shape;
+    for (int64_t d = 0; d < t.dim(); ++d) shape += (d > 0 ? ", " : "") + std::to_string(t.size(d));
+    throw std::runtime_error(
+        "llama_fast: expected tensors of at most 2^48 elements, got the shape (" + shape + ")");
+  };
+  (check(tensors), ...);
 }
 
 // For what is not wanted, or not there.
@@ -62,8 +85,15 @@ inline Tensor new_like_heads(const Tensor& t, ScalarType type) {
   return new_like_heads(t, type, t.dim() == 0 ? 1 : t.size(t.dim() - 1));
 }
 
-inline Tensor as_type(const Tensor& t, ScalarType type) {
-  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+// t, or a contiguous copy: of a floating type or int64.
+Tensor as_contiguous(const Tensor& t);
+
+// t, or a copy of that type in the order of its heads.
+Tensor as_type(const Tensor& t, ScalarType type);
+
+// As type, and contiguous.
+inline Tensor contiguous_as(const Tensor& t, ScalarType type) {
+  return as_contiguous(as_type(t, type));
 }
 
 inline bool last_is_contiguous(const Tensor& t) {
@@ -73,7 +103,7 @@ inline bool last_is_contiguous(const Tensor& t) {
 // t, or a copy whose rows the kernels can read.
 inline Tensor with_rows(const Tensor& t) {
   if (last_is_contiguous(t) && t.dim() <= kMaxRowDims + 1) return t;
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  return as_contiguous(t);
 }
 
 // Finds the fewest dimensions that number the rows of several tensors of one shape.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeGuard
 
 import torch
@@ -145,10 +146,10 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def meant(error: RuntimeError) -> Exception:
     """The error that the compiled library means: it can raise no other kind, and names it."""
-    kind, _, message = str(error).partition(": ")
-    if kind not in ("IndexError", "ValueError"):
+    found = re.search(r"(?:^|, )(IndexError|ValueError): (.*)", str(error))
+    if found is None:
         return error
-    return (IndexError if kind == "IndexError" else ValueError)(message.partition("\n")[0])
+    return (IndexError if found[1] == "IndexError" else ValueError)(found[2])
 
 
 def is_traced() -> bool:

@@ -101,6 +101,14 @@ def _class_targets(
     return tuple(tokens)
 
 
+def _gradient_of_lse(name: str, input: torch.Tensor, tokens: int, options: tuple[Any, ...]) -> None:
+    """The last argument, which is left out where there is none."""
+    grad_lse = options[-1]
+    if isinstance(grad_lse, torch.Tensor):
+        _together(name, input, (grad_lse,))
+        _expect(name, "grad_lse", grad_lse.numel() == tokens)
+
+
 def _cross_entropy(
     input: torch.Tensor, target: torch.Tensor, weight: Optional, *options: Any
 ) -> None:
@@ -122,6 +130,7 @@ def _cross_entropy_backward(
     _together(name, input, (grad_loss, lse))
     _expect(name, "lse", lse.dtype == torch.float64 and lse.numel() == _count(tokens))
     _expect(name, "grad_loss", grad_loss.numel() == (1 if reduction else _count(tokens)))
+    _gradient_of_lse(name, input, _count(tokens), options)
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -149,6 +158,7 @@ def _linear_cross_entropy(
     _expect(name, "linear_bias", _is(linear_bias, classes))
     _expect(name, "weight", _is(weight, classes))
     _expect(name, "grad_loss", _is(grad_loss, () if reduction else tuple(input.shape[:1])))
+    _gradient_of_lse(name, input, input.shape[0], options)
 
 
 def _rms_norm_backward(

@@ -140,8 +140,13 @@ class Checkpoints:
             except BaseException as error:
                 self._error = error
 
-        self._thread = threading.Thread(target=write, name="checkpoint", daemon=False)
-        self._thread.start()
+        thread = threading.Thread(target=write, name="checkpoint", daemon=False)
+        try:
+            thread.start()
+        except RuntimeError:  # no room for another one's stack, or too many of them
+            self._write(step, copies, text)
+        else:
+            self._thread = thread
 
     def wait(self) -> None:
         """Until the checkpoint being written is complete.

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -265,3 +266,17 @@ def test_refusals(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])  # after its hash was compared
     with pytest.raises(CheckpointError, match="step-00000001: could not be read"):
         loaded(checkpoints, found)
+
+
+def test_a_thread_that_cannot_start_loses_nothing(tmp_path: Path) -> None:
+    """Short of memory there is no room for its stack: the checkpoint is written without it."""
+    checkpoints = Checkpoints(tmp_path / "c")
+    before = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threading.Thread(target=print).start()
+        checkpoints.save(3, tensors(3), {}, asynchronous=True)
+    finally:
+        threading.stack_size(before)
+    checkpoints.wait()
+    assert bits(loaded(checkpoints, checkpoints.latest())) == bits(tensors(3))

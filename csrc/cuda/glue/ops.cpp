@@ -4,12 +4,14 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "glue/box.h"
+
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CUDA, m) {
-  m.impl("attention_decode", TORCH_BOX(&llama_fast::cuda::attention_decode));
-  m.impl("cross_entropy", TORCH_BOX(&llama_fast::cuda::cross_entropy));
-  m.impl("cross_entropy_backward", TORCH_BOX(&llama_fast::cuda::cross_entropy_backward));
-  m.impl("cross_entropy_inplace", TORCH_BOX(&llama_fast::cuda::cross_entropy_inplace));
-  m.impl("rms_norm", TORCH_BOX(&llama_fast::cuda::rms_norm));
-  m.impl("rms_norm_backward", TORCH_BOX(&llama_fast::cuda::rms_norm_backward));
-  m.impl("rope", TORCH_BOX(&llama_fast::cuda::rope));
+  m.impl("attention_decode", LF_BOX(&llama_fast::cuda::attention_decode));
+  m.impl("cross_entropy", LF_BOX(&llama_fast::cuda::cross_entropy));
+  m.impl("cross_entropy_backward", LF_BOX(&llama_fast::cuda::cross_entropy_backward));
+  m.impl("cross_entropy_inplace", LF_BOX(&llama_fast::cuda::cross_entropy_inplace));
+  m.impl("rms_norm", LF_BOX(&llama_fast::cuda::rms_norm));
+  m.impl("rms_norm_backward", LF_BOX(&llama_fast::cuda::rms_norm_backward));
+  m.impl("rope", LF_BOX(&llama_fast::cuda::rope));
 }

@@ -16,10 +16,11 @@ Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* stri
 
 // Contiguous.
 inline Tensor new_tensor(const Tensor& like, const int64_t* sizes, int64_t dims, ScalarType type) {
-  int64_t strides[kMaxDims], stride = 1;
+  int64_t strides[kMaxDims];
+  uint64_t stride = 1;  // may overflow, where torch says so
   for (int64_t d = dims - 1; d >= 0; --d) {
-    strides[d] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
+    strides[d] = static_cast<int64_t>(stride);
+    stride *= sizes[d] > 1 ? static_cast<uint64_t>(sizes[d]) : 1;
   }
   return new_strided(like, sizes, strides, dims, type);
 }
@@ -41,6 +42,15 @@ inline Tensor new_like_heads(const Tensor& t, ScalarType type) {
   const int64_t head = at_least_one(t.size(3)), position = head * at_least_one(t.size(1));
   const int64_t strides[] = {position * at_least_one(t.size(2)), head, position, 1};
   return new_strided(t, t.sizes().data(), strides, 4, type);
+}
+
+// As in glue/tensors.h, on the device of t.
+inline Tensor as_type(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+inline Tensor with_rows(const Tensor& t) {
+  const bool readable = last_is_contiguous(t) && t.dim() <= kMaxRowDims + 1;
+  return readable || t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
 inline void expect_narrow(const Tensor& t) {

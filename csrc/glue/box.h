@@ -1,0 +1,45 @@
+// How a function becomes an operator: TORCH_BOX, and what it throws says why.
+#pragma once
+
+#include <dlfcn.h>
+#include <torch/csrc/stable/library.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace llama_fast {
+
+// The message of torch's last error in this thread: its C functions return a number. Empty with
+// torch before 2.13: the library is built for 2.10 and looks the function up at run time.
+inline std::string reason_of_torch() {
+  static const auto what = reinterpret_cast<const char* (*)()>(
+      dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  const char* const reason = what == nullptr ? nullptr : what();
+  return reason == nullptr ? "" : reason;
+}
+
+using Boxed = void(StableIValue*, uint64_t, uint64_t);
+
+// Calls `function` so that an error of torch, which comes through its C functions as "API call
+// failed at ...", has torch's own message, and lack of memory can be told from other errors.
+template <Boxed* function>
+void with_reasons(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  try {
+    function(stack, inputs, outputs);
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error("llama_fast: not enough memory (std::bad_alloc)");
+  } catch (const std::length_error& error) {  // of a vector
+    throw std::runtime_error(std::string("llama_fast: not enough memory: ") + error.what());
+  } catch (const std::runtime_error& error) {
+    const bool of_torch =
+        std::string(error.what()).find(" API call failed at ") != std::string::npos;
+    const std::string reason = of_torch ? reason_of_torch() : "";
+    if (reason.empty()) throw;
+    throw std::runtime_error("llama_fast: " + reason);
+  }
+}
+
+}  // namespace llama_fast
+
+#define LF_BOX(function) (&llama_fast::with_reasons<&TORCH_BOX(function)>)
