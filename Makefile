@@ -24,7 +24,7 @@ transformers_oldest := build/transformers-5.0.0
 litgpt := build/litgpt-0.5.13
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
-KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Icsrc -DLLAMA_FAST_ISA=portable
+KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean

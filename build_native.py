@@ -58,6 +58,7 @@ CXX_FLAGS += ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitial
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 # The kernels say themselves what is a vector: -O3 measured no faster, and compiles half as fast.
 OPTIMIZE = ["-O2", "-g0"]
+SMALL_FRAMES = "-Werror=frame-larger-than=32768"
 if SANITIZE:
     # The last flag keeps fused multiply-adds, which -O1 leaves out: same roundings, same tests.
     OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fexpensive-optimizations"]
@@ -251,6 +252,10 @@ class NativeBuild:
         extra = shlex.split(os.environ.get("CXXFLAGS", ""))
         flags = [*CXX_FLAGS, *OPTIMIZE, *extra]
         self.facts["flags"] = " ".join(flags)
+        # Threads may have small stacks (OMP_STACKSIZE, threading.stack_size). Who only installs is
+        # not to be kept from it by a compiler that lays frames out otherwise.
+        if os.environ.get("LLAMA_FAST_BUILD") == "1" and not SANITIZE and not EMULATE:
+            flags += filter(lambda flag: self.tools.accepts([flag]), [SMALL_FRAMES])
         # Error messages quote source paths: relative ones, wherever the build was.
         self.flags = [*flags, f"-ffile-prefix-map={ROOT}/=", f"-I{CSRC}"]
         wanted = {}

@@ -138,11 +138,11 @@ void tile_product(int64_t run, const uint32_t* a, int64_t a_tile, const uint32_t
   }
 }
 
-// `multiply` of matmul.h for pairs of bfloat16, with the same operands.
+// `multiply` of matmul.h for pairs of bfloat16, with the same operands. `left` has room for
+// kTileBlock * kTileSteps numbers: too many for the stack of a thread.
 inline void multiply_tiles(int64_t m, int64_t n, int64_t kk, const uint32_t* a, const uint32_t* b,
-                           float* c, int64_t c_row, bool accumulate) {
+                           float* c, int64_t c_row, bool accumulate, uint32_t* left) {
   const Tiles tiles;
-  alignas(64) uint32_t left[kTileBlock * kTileSteps];
   for (int64_t m0 = 0; m0 < m; m0 += kTileBlock) {
     const int64_t end = m - m0 < kTileBlock ? m - m0 : kTileBlock;
     for (int64_t k = 0; k < kk; k += kTileSteps) {

@@ -56,13 +56,18 @@ void product_of_tiles(int64_t count, const LeftTile* upper, const LeftTile* lowe
                       float* c, int64_t c_row, int64_t rows, bool accumulate) {
   static_assert(Rows <= 2 && Vecs <= 2, "eight tiles: four sums, two of A, two of B");
   alignas(64) float sums[2 * kTile][2 * kTile];
-  // Whole tiles of C are read and written where they are.
+  // Whole tiles of C are read and written where they are; of others there is a copy, so that sums
+  // are made in one order whatever the number of rows.
   const bool direct = rows == Rows * kTile;
+  if (!direct && accumulate)
+    for (int64_t r = 0; r < Rows * kTile; ++r)
+      for (int v = 0; v < Vecs; ++v)
+        store(&sums[r][v * kTile], r < rows ? load(c + r * c_row + v * kTile) : vec<float>{});
   float* out = direct ? c : &sums[0][0];
   const int64_t out_row = direct ? c_row : 2 * kTile, bytes = out_row * 4;
   const auto column = [&](int64_t r, int64_t v) { return out + r * kTile * out_row + v * kTile; };
   to_memory();
-  if (direct && accumulate) {
+  if (accumulate) {
     _tile_loadd(0, column(0, 0), bytes);
     if constexpr (Vecs > 1) _tile_loadd(1, column(0, 1), bytes);
     if constexpr (Rows > 1) _tile_loadd(2, column(1, 0), bytes);
@@ -95,17 +100,18 @@ void product_of_tiles(int64_t count, const LeftTile* upper, const LeftTile* lowe
   if constexpr (Rows > 1 && Vecs > 1) _tile_stored(3, column(1, 1), bytes);
   if (!direct)
     for (int v = 0; v < Vecs; ++v)
-      add_tile(&sums[0][v * kTile], 2 * kTile, c + v * kTile, c_row, rows, accumulate);
+      add_tile(&sums[0][v * kTile], 2 * kTile, c + v * kTile, c_row, rows, false);
 }
 
 // `product` of gemm.h. Reads whole tiles: 16 rows of A, also where there are fewer.
 inline void product_in_tiles(int64_t m, int64_t n, int64_t kk, Left<Bf16> a, Packed<Bf16> b,
                              float* c, int64_t c_row, bool accumulate, int64_t first) {
-  alignas(64) uint32_t left[2][kTileSteps * kTile];
+  constexpr int64_t kAtOnce = 128;  // steps; more would need more of the stack
+  alignas(64) uint32_t left[2][kAtOnce * kTile];
   alignas(64) uint32_t rest[2 * kTile * kTile];
-  LeftTile upper[kTileSteps / kTile], lower[kTileSteps / kTile];
-  for (int64_t k = 0; k < kk; k += kTileSteps, accumulate = true) {
-    const int64_t run = kk - k < kTileSteps ? kk - k : kTileSteps;
+  LeftTile upper[kAtOnce / kTile], lower[kAtOnce / kTile];
+  for (int64_t k = 0; k < kk; k += kAtOnce, accumulate = true) {
+    const int64_t run = kk - k < kAtOnce ? kk - k : kAtOnce;
     const int64_t count = (run + kTile - 1) / kTile, tail = run % kTile;
     for (int64_t i = 0; i < m; i += 2 * kTile) {
       const int64_t rows = m - i < 2 * kTile ? m - i : 2 * kTile;

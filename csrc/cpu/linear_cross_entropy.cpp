@@ -186,12 +186,12 @@ class Call {
   }
 
   // logits = those of rows [r0, r0 + m) and block b, padded to the lanes.
-  void make_logits(int64_t b, int64_t r0, int64_t m, const E* packed, A* logits) {
+  void make_logits(int64_t b, int64_t r0, int64_t m, const E* packed, A* logits, E* scratch) {
     const int64_t n = p_.block_classes(b);
     const A* bias = static_cast<const A*>(a_.linear_bias);
     if (p_.depth == 0) std::fill(logits, logits + m * kBlockClasses, A(0));
     multiply<M>(round_up(m, kBlockRows), round_lanes<M>(n), p_.depth,
-                p_.input_across + r0 * p_.depth, packed, logits, kBlockClasses, false);
+                p_.input_across + r0 * p_.depth, packed, logits, kBlockClasses, false, scratch);
     if (bias == nullptr && a_.softcap == 0) return;
     for (int64_t i = 0; i < m; ++i)
       finish_logits(logits + i * kBlockClasses, n, bias ? bias + b * kBlockClasses : bias,
@@ -216,7 +216,7 @@ class Call {
     if (spread)
       spread_target<A>(nullptr, l_.options.weight ? l_.options.weight + first : nullptr, n, 0, each,
                        1, u);
-    make_logits(b, r0, m, packed, area.logits);
+    make_logits(b, r0, m, packed, area.logits, area.multiply);
     for (int64_t i = 0; i < m; ++i) {
       const A* z = area.logits + i * kBlockClasses;
       const int64_t r = r0 + i, at = b * p_.stride + r;
@@ -304,7 +304,8 @@ class Call {
     const int64_t first = b * kBlockClasses, n = p_.block_classes(b), kk = steps<M>(n);
     const int64_t kept = std::max<int64_t>(0, std::min(m, kept_rows_ - r0));
     if (kept < m)
-      make_logits(b, r0 + kept, m - kept, p_.weight_panels[0], area.logits + kept * kBlockClasses);
+      make_logits(b, r0 + kept, m - kept, p_.weight_panels[0], area.logits + kept * kBlockClasses,
+                  area.multiply);
     for (int64_t i = 0; i < m; ++i) {
       A* z = area.logits + i * kBlockClasses;
       const int64_t r = r0 + i, y = label(r) - first;
@@ -333,7 +334,7 @@ class Call {
       panel_across<M>(grad + i * kBlockClasses, kBlockClasses, std::min(kPanelRows, m - i), n,
                       area.across + i * kk, kPanelRows);
     multiply<M>(round_up(m, kBlockRows), p_.width, kk, area.across, p_.weight_panels[1],
-                p_.grad_input + r0 * p_.width, p_.width, b > 0);
+                p_.grad_input + r0 * p_.width, p_.width, b > 0, area.multiply);
   }
 
   int64_t weight_items(int64_t b) {
@@ -358,7 +359,7 @@ class Call {
     }
     if (!p_.wants_weight()) return;
     multiply<M>(round_up(m, kBlockRows), p_.width, kk, grad, p_.input_along, area.product, p_.width,
-                false);
+                false, area.multiply);
     for (int64_t i = 0; i < m; ++i) {
       const A* from = area.product + i * p_.width;
       if (p_.wide)

@@ -33,6 +33,7 @@ struct Plan {
     Grad* narrow = nullptr;
     E* across = nullptr;
     A* product = nullptr;
+    E* multiply = nullptr;
   };
 
   explicit Plan(const LinearCrossEntropyArgs& args) : a(args) {}
@@ -113,6 +114,7 @@ struct Plan {
     areas.resize(static_cast<size_t>(threads));
     for (Area& area : areas) {
       area.logits = memory.take<A>(kItemRows * kBlockClasses);
+      area.multiply = memory.take<E>(multiply_scratch<M>());
       if (!wants_gradient()) continue;
       area.narrow = memory.take<Grad>(M::kPack == 2 ? kItemRows * kBlockClasses : 0);
       area.across = memory.take<E>(wants_input() ? kItemRows * kBlockClasses / M::kPack : 0);

@@ -67,13 +67,23 @@ void multiply_panel(int64_t m, int64_t kk, int64_t depth, const typename M::elem
   }
 }
 
+// Elements of `scratch` that `multiply` needs, for which a stack may be too small.
+template <class M>
+constexpr int64_t multiply_scratch() {
+#if defined(__AMX_BF16__)
+  if (M::kPack == 2) return kTileBlock * kTileSteps;
+#endif
+  return 0;
+}
+
 // C (m, n) (+)= A (m, kk steps) * B (kk steps, n); n is a multiple of the lanes. Writes whole
 // blocks of kBlockRows rows. Every element of C is summed in the same order, whatever m and n.
 template <class M>
 void multiply(int64_t m, int64_t n, int64_t kk, const typename M::elem* a,
-              const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate) {
+              const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate,
+              [[maybe_unused]] typename M::elem* scratch) {
 #if defined(__AMX_BF16__)
-  if constexpr (M::kPack == 2) return multiply_tiles(m, n, kk, a, b, c, c_row, accumulate);
+  if constexpr (M::kPack == 2) return multiply_tiles(m, n, kk, a, b, c, c_row, accumulate, scratch);
 #endif
   constexpr int64_t lanes = kLanes<typename M::acc>;
   for (int64_t k = 0; k < kk; k += kDepth) {

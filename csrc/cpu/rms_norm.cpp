@@ -117,7 +117,7 @@ template <bool kStream, class T, class X>
 void forward_row(const T* input, const X* residual, X* x, T* y, const acc_t<T>* weight, int64_t n,
                  double eps, acc_t<T>* rstd, const Ahead& ahead) {
   using A = acc_t<T>;
-  constexpr int64_t kKept = 4096;
+  constexpr int64_t kKept = (16 << 10) / sizeof(A);
   alignas(64) A kept[kKept];  // the sum, so that it need not be read back
   const bool keep = residual && n <= kKept;
   const auto square = [](vec<A> v) { return v * v; };
