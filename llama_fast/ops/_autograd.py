@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llama_fast.ops import _backend
 from llama_fast.ops._library import library
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -89,6 +90,29 @@ def loop_over_vmap(name: str) -> None:
     torch.library.register_vmap(f"llama_fast::{name}", _loop(operator), lib=library)
 
 
+def saves_backend(setup_context: Callable[..., None]) -> Callable[..., None]:
+    """`setup_context` that also remembers which backends are in force, for `with_backend`."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup_context(ctx, inputs, output)
+        if not torch.compiler.is_compiling():
+            ctx.backends = _backend.current()
+
+    return save
+
+
+def with_backend(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """`backward` with the backends of its forward: it may run after the block, in any thread."""
+
+    def run(ctx: Any, *grads: Any) -> Any:
+        if torch.compiler.is_compiling() or not hasattr(ctx, "backends"):
+            return backward(ctx, *grads)
+        with _backend.in_force(ctx.backends):
+            return backward(ctx, *grads)
+
+    return run
+
+
 def differentiable(
     name: str,
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
@@ -101,6 +125,7 @@ def differentiable(
         setup_context: ``(ctx, inputs, output)``, saves what `backward` needs.
         backward: ``(ctx, *grads)``, one gradient or None for each input.
     """
+    setup_context, backward = saves_backend(setup_context), with_backend(backward)
     torch.library.register_autograd(
         f"llama_fast::{name}", backward, setup_context=setup_context, lib=library
     )

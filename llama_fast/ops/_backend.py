@@ -12,8 +12,10 @@ Environment: LLAMA_FAST_BACKEND, either one name for every op ("reference") or a
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -77,13 +79,22 @@ def _parse_environment(value: str) -> dict[str, str]:
     return {op.strip(): _check(op.strip(), backend.strip()) for op, _, backend in pairs}
 
 
-_chosen: dict[str, str] = dict.fromkeys(OPS, "auto")
-_chosen.update(_parse_environment(os.environ.get("LLAMA_FAST_BACKEND", "")))
+_DEFAULT = dict.fromkeys(OPS, "auto") | _parse_environment(os.environ.get("LLAMA_FAST_BACKEND", ""))
+# Of this thread or task: none of these dictionaries changes.
+_chosen: ContextVar[dict[str, str]] = ContextVar("llama_fast_backends", default=_DEFAULT)
+# torch.compile can neither trace a context variable nor guard on one, but it can a dictionary: the
+# choice of the block of the process that was entered last and is not left yet.
+_traced = dict(_DEFAULT)
+_entered: list[dict[str, str]] = []
+_lock = threading.Lock()
 
 
 @contextmanager
 def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
-    """Choose the implementation of the ops inside a `with` block, for the whole process.
+    """Choose the implementation of the ops inside a `with` block, for its thread or asyncio task.
+
+    The backward pass of what was computed inside uses the same, wherever it runs. Code that
+    torch.compile made asks, at every call, for the block that the process entered last.
 
     Args:
         backend: name for every op that has it; the others keep their choice.
@@ -98,17 +109,38 @@ def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
     """
     choice = _every_op(backend) if backend is not None else {}
     choice.update({op: _check(op, name) for op, name in per_op.items()})
-    before = dict(_chosen)
-    _chosen.update(choice)
+    mine = {**_chosen.get(), **choice}
+    token = _chosen.set(mine)
+    with _lock:
+        _entered.append(mine)
+        _traced.update(mine)
     try:
         yield
     finally:
-        _chosen.update(before)
+        _chosen.reset(token)
+        with _lock:
+            _entered[:] = [other for other in _entered if other is not mine]
+            _traced.update(_entered[-1] if _entered else _DEFAULT)
+
+
+def current() -> dict[str, str]:
+    """What was asked for by op, here and now; for `in_force`, outside torch.compile."""
+    return _chosen.get()
+
+
+@contextmanager
+def in_force(choice: dict[str, str]) -> Iterator[None]:
+    """What was `current` elsewhere, in a backward pass for example."""
+    token = _chosen.set(choice)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 def chosen(op: str) -> str:
     """The backend asked for, which may be "auto"."""
-    return _chosen[op]
+    return _traced[op] if torch.compiler.is_compiling() else _chosen.get()[op]
 
 
 def choose(op: str, tensor: torch.Tensor) -> str:
@@ -117,7 +149,7 @@ def choose(op: str, tensor: torch.Tensor) -> str:
     Raises:
         ValueError: the backend asked for does not run on the tensor's device.
     """
-    backend = _chosen[op]
+    backend = chosen(op)
     device = tensor.device.type
     if backend == "auto":
         wide = tensor.dtype == torch.float64
@@ -174,7 +206,7 @@ def _notes(op: str) -> dict[str, str]:
 
 def backends() -> Backends:
     """The backends of every op: those that are here, and why the others are not."""
-    report = Backends(chosen=dict(_chosen))
+    report = Backends(chosen=dict(_chosen.get()))
     for op in OPS:
         reasons = {b: _unavailable(op, b) for b in BACKENDS if b != "auto"}
         report.available[op] = [b for b, reason in reasons.items() if reason is None]

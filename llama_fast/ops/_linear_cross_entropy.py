@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llama_fast import reference
+from llama_fast.ops._autograd import saves_backend, with_backend
 from llama_fast.ops._library import library
 from llama_fast.ops.chunked import REDUCTIONS, gradient_shapes, resolve_group
 from llama_fast.reference._dtypes import compute_dtype
@@ -111,6 +112,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         )  # fmt: skip
 
     @staticmethod
+    @saves_backend
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
         input, linear_weight, linear_bias, target, weight, *options, group_name, _, wanted = inputs
         ctx.mark_non_differentiable(*output[1:])
@@ -121,6 +123,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*kept, *output[4:])
 
     @staticmethod
+    @with_backend
     def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad_loss is None:
             return (None,) * 13
@@ -165,6 +168,7 @@ class LogSumExp(torch.autograd.Function):
         return lse.clone()
 
     @staticmethod
+    @saves_backend
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         input, linear_weight, linear_bias, target, _, ignore_index, softcap, *others = inputs
         ctx.options = (ignore_index, REDUCTIONS.index("none"), 0.0, softcap, 0.0)
@@ -172,6 +176,7 @@ class LogSumExp(torch.autograd.Function):
         ctx.save_for_backward(input, linear_weight, linear_bias, target.clone())
 
     @staticmethod
+    @with_backend
     def backward(ctx: Any, grad_lse: torch.Tensor) -> tuple[Any, ...]:
         *inputs, target = ctx.saved_tensors
         input, linear_weight, linear_bias = inputs

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llama_fast.ops._backend import choose
+from llama_fast.ops._autograd import with_backend
+from llama_fast.ops._backend import choose, current
 
 
 class Block(NamedTuple):
@@ -153,11 +154,13 @@ class _RingAttention(torch.autograd.Function):
         out = out.to(q.dtype)
         high = lse.to(wide)
         ctx.save_for_backward(q, k, v, out, high, (lse - high).to(wide))
+        ctx.backends = current()
         ctx.ring = ring
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @with_backend
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
         q, k, v, out, high, low = ctx.saved_tensors
         ring = ctx.ring

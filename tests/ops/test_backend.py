@@ -1,14 +1,19 @@
 """Choosing the implementation of an op."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import llama_fast
-from llama_fast.ops import _backend
+from llama_fast.ops import _backend, _library
 
 
 def attention_rows() -> torch.Tensor:
@@ -94,3 +99,111 @@ def test_environment_with_a_bad_name() -> None:
         env={**os.environ, "LLAMA_FAST_BACKEND": "quick"}, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode != 0 and "expected one of auto, cpu," in run.stderr
+
+
+def test_two_threads_choose_for_themselves() -> None:
+    """However their blocks overlap, and nothing is left behind."""
+    before = llama_fast.backends().chosen
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+    seen: dict[str, str] = {}
+
+    def first() -> None:
+        with llama_fast.use_backend(attention="reference"):
+            first_in.set()
+            assert second_in.wait(30)
+            seen["first"] = _backend.chosen("attention")
+        first_out.set()
+
+    def second() -> None:
+        assert first_in.wait(30)
+        with llama_fast.use_backend(attention="torch"):
+            second_in.set()
+            assert first_out.wait(30)
+            seen["second"] = _backend.chosen("attention")
+        seen["after"] = _backend.chosen("attention")
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"first": "reference", "second": "torch", "after": before["attention"]}
+    assert llama_fast.backends().chosen == before == dict(_backend._traced)
+
+
+def test_tasks_choose_for_themselves() -> None:
+    async def task(backend: str) -> list[str]:
+        seen = []
+        with llama_fast.use_backend(rope=backend):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                seen.append(_backend.chosen("rope"))
+        return seen
+
+    async def both() -> list[list[str]]:
+        return await asyncio.gather(task("reference"), task("torch"))
+
+    assert asyncio.run(both()) == [["reference"] * 3, ["torch"] * 3]
+    assert llama_fast.backends().chosen == _backend._DEFAULT
+
+
+CALLS = {
+    "cross_entropy": lambda x: llama_fast.cross_entropy(x, torch.tensor([1, 2, 0])),
+    "linear_cross_entropy": lambda x: llama_fast.linear_cross_entropy(
+        x, torch.eye(4), torch.tensor([1, 2, 0]), reduction="none"
+    ).sum(),
+    "attention": lambda x: llama_fast.attention(*[x.view(1, 1, 3, 4)] * 3).square().sum(),
+    "rms_norm": lambda x: llama_fast.rms_norm(x, torch.ones(4)).square().sum(),
+    "swiglu": lambda x: llama_fast.swiglu(x, x).sum(),
+}
+
+
+@pytest.mark.skipif(_library.missing_reason is not None, reason="nothing was compiled")
+@pytest.mark.parametrize("op", CALLS)
+def test_a_backward_uses_the_backend_of_its_forward(
+    op: str,
+) -> None:
+    """It runs after the block, maybe in a thread of autograd's."""
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.namespace == "llama_fast":
+                seen.append(_backend.chosen(op))
+            return func(*args, **(kwargs or {}))
+
+    for mode_in_forward in (False, True):
+        x = torch.randn(3, 4, requires_grad=True)
+        with llama_fast.use_backend(**{op: "cpu"}), Watch() if mode_in_forward else nullcontext():
+            loss = CALLS[op](x)
+        seen.clear()
+        with llama_fast.use_backend(**{op: "reference"}):
+            thread = threading.Thread(target=lambda loss=loss: _backward_watched(loss, Watch))
+            thread.start()
+            thread.join()
+        assert seen and set(seen) == {"cpu"}, (mode_in_forward, seen)
+        assert x.grad is not None
+
+
+def _backward_watched(loss: torch.Tensor, watch: type[TorchDispatchMode]) -> None:
+    with watch():
+        loss.backward()
+
+
+@pytest.mark.compile
+def test_compiled_code_notices_another_choice() -> None:
+    graphs = []
+
+    def look(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(str(graph.code))
+        return graph.forward
+
+    compiled = torch.compile(lambda x: llama_fast.swiglu(x, x), fullgraph=True, backend=look)
+    x = torch.randn(2, 4)
+    expected = compiled(x)
+    with llama_fast.use_backend(swiglu="torch"):
+        torch.testing.assert_close(compiled(x), expected)
+    compiled(x)
+    assert len(graphs) == 2 and ["llama_fast" in graph for graph in graphs] == [True, False]
