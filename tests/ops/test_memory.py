@@ -231,3 +231,36 @@ def test_scratch_in_use_is_left_alone() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+SMALL_STACK = """
+import sys, threading, torch, llama_fast
+torch.set_num_threads(2)
+def work():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        q, k = (torch.randn(1, 4, n, 128, dtype=dtype, requires_grad=True) for n in (130, 300))
+        llama_fast.attention(q, k, k, causal=True).sum().backward()
+        x = torch.randn(300, 600, dtype=dtype, requires_grad=True)
+        w = torch.randn(1500, 600, dtype=dtype, requires_grad=True)
+        y = torch.randint(1500, (300,))
+        llama_fast.linear_cross_entropy(x, w, y, label_smoothing=0.1).backward()
+        llama_fast.cross_entropy(x @ w.T, y, label_smoothing=0.1).backward()
+        y, total = llama_fast.rms_norm(x, torch.ones(600, dtype=dtype), residual=x)
+        (llama_fast.swiglu(y, total)).sum().backward()
+    print("done")
+threading.stack_size(int(sys.argv[1]) << 10)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_small_stacks_are_enough() -> None:
+    """Of OpenMP's threads and of Python's: 256 KiB, of which torch's autograd takes its part."""
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STACK, "256"],
+        env={**os.environ, "OMP_STACKSIZE": "256k"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "done\n" and done.returncode == 0, done.stderr
