@@ -22,14 +22,16 @@ _check_limit(os.environ.get("LLAMA_FAST_CACHE_MB", "0"))
 
 
 def empty_cache() -> int:
-    """Return the memory of dead CPU outputs to the system; the CPU's `torch.cuda.empty_cache`.
+    """Return idle memory of the CPU kernels to the system; the CPU's `torch.cuda.empty_cache`.
 
     Outputs and gradients of 4 MiB and more keep their memory when they die, up to
     LLAMA_FAST_CACHE_MB (environment, default 512) in all, because filling a new tensor's pages
-    costs more than most of these kernels. Under memory pressure Linux takes it by itself.
+    costs more than most of these kernels. Under memory pressure Linux takes it by itself, and our
+    own allocations give it up before they fail. Each thread also keeps the working memory of its
+    kernels; that of threads which run none is returned.
 
     Returns:
-        The number of bytes returned: 0 without the compiled library, with torch before 2.11, and
-        elsewhere than on Linux.
+        The number of bytes returned: 0 without the compiled library. Outputs are kept with torch
+        2.11 and later, on Linux.
     """
     return 0 if _library.missing_reason is not None else torch.ops.llama_fast.empty_cache()
