@@ -8,7 +8,6 @@ reported before, and without a layer for files, network and processes nothing ru
 
 from __future__ import annotations
 
-import ast
 import builtins
 import ctypes
 import importlib
@@ -142,10 +141,13 @@ def _names(tests: str) -> tuple[set[str], set[str]]:
     used -= {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
     used.discard("__name__")
     wanted = {name for name in used if not hasattr(builtins, name)} or used
-    nodes = list(ast.walk(ast.parse(tests)))
-    bases = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
-    alone = {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in bases}
-    modules = {name for name in wanted - alone if name in sys.stdlib_module_names}
+    modules = wanted & sys.stdlib_module_names
+    if modules:  # those of which attributes are used only
+        import ast  # seldom needed, and slow to import
+
+        nodes = list(ast.walk(ast.parse(tests)))
+        bases = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
+        modules -= {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in bases}
     return wanted - modules, modules
 
 

@@ -9,7 +9,6 @@ from it but the functions that a test passes as arguments, which can be called a
 from __future__ import annotations
 
 import builtins
-import contextlib
 import operator
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -223,10 +222,11 @@ def _exception(message: Any) -> BaseException:
     if not ordinary:
         return ProgramExit(f"{name}: {text}")
     kind: Any = getattr(builtins, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        with contextlib.suppress(TypeError):  # those of more arguments, as of Unicode
-            return kind(text)
-    return type(name, (RemoteError,), {})(text)
+    own = type(name, (RemoteError,), {})(text)
+    try:
+        return kind(text) if isinstance(kind, type) and issubclass(kind, Exception) else own
+    except TypeError:  # those of more arguments, as of Unicode
+        return own
 
 
 def describe(error: BaseException) -> str:
