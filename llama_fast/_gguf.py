@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFValueType
+
+MOST_ENTRIES = 1 << 16  # keys, and tensors; each is some kilobyte of objects
 
 
 class Reader(GGUFReader):
@@ -17,7 +20,8 @@ class Reader(GGUFReader):
         mode: as for :class:`numpy.memmap`.
 
     Attributes:
-        metadata: value of each key.
+        metadata: value of each key. An array of numbers is a NumPy array, mapped from the file; one
+            of strings is a list.
 
     Raises:
         ValueError: the file is truncated or damaged; names it.
@@ -26,7 +30,10 @@ class Reader(GGUFReader):
     def __init__(self, path: str | os.PathLike[str], mode: Any = "r") -> None:
         try:
             super().__init__(path, mode)
-            self.metadata = {key: field.contents() for key, field in self.fields.items()}
+            self.metadata = {
+                key: field.parts[-1] if field.types[0] == GGUFValueType.ARRAY else field.contents()
+                for key, field in self.fields.items()
+            }
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path}: truncated or damaged GGUF file ({error})") from error
 
@@ -46,3 +53,49 @@ class Reader(GGUFReader):
         if len(part) < count:  # a damaged count could go on for ever
             raise IndexError(f"byte {offset} and what follows are outside the file")
         return part
+
+    def _build_fields(self, offs: int, count: int) -> int:
+        return int(super()._build_fields(offs, _checked(count)))
+
+    def _build_tensor_info(self, offs: int, count: int) -> Any:
+        return super()._build_tensor_info(offs, _checked(count))
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        """An array is one part: gguf makes an object or two of each of its elements."""
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind = GGUFValueType(self._get(orig_offs, np.uint32)[0])
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        begin = orig_offs + 12
+        types = [GGUFValueType.ARRAY, kind]
+        if kind == GGUFValueType.STRING:
+            strings, end = self._strings(begin, count)
+            return end - orig_offs, [strings], [0], types
+        dtype = self.gguf_scalar_to_np.get(kind)
+        if dtype is None:
+            raise ValueError(f"expected an array of numbers or strings, got one of {kind.name}")
+        numbers = self._get(begin, dtype, count)
+        return 12 + numbers.nbytes, [numbers], [0], types
+
+    def _strings(self, offset: int, count: int) -> tuple[list[str], int]:
+        """The strings of an array, and where it ends."""
+        length_at = struct.Struct(">Q" if self.byte_order == "S" else "<Q").unpack_from
+        content = memoryview(self.data)
+        if count > len(content) // 8:
+            raise IndexError(f"an array of {count} strings is larger than the file")
+        strings = []
+        for _ in range(count):
+            if offset + 8 > len(content):
+                raise IndexError(f"byte {offset} and what follows are outside the file")
+            begin = offset + 8
+            offset = begin + length_at(content, offset)[0]
+            if offset > len(content):
+                raise IndexError(f"byte {begin} and what follows are outside the file")
+            strings.append(str(content[begin:offset], "utf-8"))
+        return strings, offset
+
+
+def _checked(count: int) -> int:
+    if count > MOST_ENTRIES:
+        raise ValueError(f"expected at most {MOST_ENTRIES} keys and tensors, got {count}")
+    return count

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama_fast._reading import lines_of, parse_json
 from llama_fast.cli.generation_options import (
     add_model_options,
     add_sampling_options,
@@ -105,19 +106,17 @@ def read_prompts(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         ValueError: no UTF-8, or a line of a .jsonl file that is no prompt; names file and line.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         try:
-            for number, line in enumerate(file, 1):
+            for number, content in enumerate(lines_of(file, path), 1):
+                line = content.decode("utf-8")
                 if not line.strip():
                     continue
                 place = f"{path}, line {number}"
                 if path.suffix != ".jsonl":
-                    yield place, line.rstrip("\n")
+                    yield place, line.rstrip("\r\n")
                     continue
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{place}: no JSON ({error.msg})") from None
+                value = parse_json(line.rstrip(), place)
                 value = value.get("prompt") if isinstance(value, dict) else value
                 if not isinstance(value, str):
                     raise ValueError(f'{place}: expected a string, or {{"prompt": a string}}')

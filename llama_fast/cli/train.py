@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from llama_fast.train.config import TrainConfig
+from llama_fast.train.config_file import check_yaml
 
 HELP = "train or fine-tune a Llama-style model"
 
@@ -73,6 +75,10 @@ def read_config(argv: Sequence[str]) -> TrainConfig:
         if not Path(given[0]).is_file():
             raise FileNotFoundError(f"config: no such file: {given[0]}")
         given[:1] = ["--config", given[0]]
+    for flag, value in pairwise([*given, ""]):
+        name, equals, attached = flag.partition("=")
+        if name == "--config":
+            check_yaml(Path(attached if equals else value))
     options = parser()
     values = options.instantiate(options.parse_args(given))
     return TrainConfig(**{name: values[name] for name in TrainConfig.__dataclass_fields__})

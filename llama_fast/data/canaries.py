@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_fast._reading import lines_of, read_json
 from llama_fast._write import partial_name
 from llama_fast.data.documents import DAMAGED_GZIP, DataError, open_binary
 
@@ -130,7 +131,7 @@ def plant(
         raise FileExistsError(f"out: exists already: {folder}")
     try:
         with open_binary(path) as file:
-            lines = sum(1 for _ in file)
+            lines = sum(1 for _ in lines_of(file, path, DataError))
     except DAMAGED_GZIP as error:
         raise DataError(f"{path}: damaged gzip file: {error}") from None
     if not lines:
@@ -151,7 +152,7 @@ def plant(
     partial.mkdir(parents=True)
     try:
         with open_binary(path) as file, (partial / name).open("wb") as copy:
-            for number, line in enumerate(file):
+            for number, line in enumerate(lines_of(file, path, DataError)):
                 copy.writelines(f"{text}\n".encode() for text in before.get(number, ()))
                 copy.write(line)
         content = json.dumps(dataclasses.asdict(planted), indent=1)
@@ -174,9 +175,11 @@ def read_canaries(path: str | os.PathLike[str]) -> Canaries:
     if not file.is_file():
         raise FileNotFoundError(f"canaries: no such file: {file}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, error=DataError)
         canaries = tuple(Canary(**entry) for entry in content.pop("canaries"))
         return Canaries(canaries=canaries, **content)
+    except DataError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: not a list of canaries: {error!r}") from None
 

@@ -43,6 +43,8 @@ TEMPLATES = {
     ),
 }
 
+MOST_NAMES = 1000  # of control tokens in a chat, where each has to be looked at by itself
+
 # Names that a message's reasoning comes under; the first is what most templates read.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -99,19 +101,21 @@ class ChatTemplate:
 
     def _compile(self, source: str, expected: str) -> None:
         try:
-            from jinja2 import TemplateSyntaxError
+            from jinja2 import TemplateError, TemplateSyntaxError
 
-            from llama_fast.data.template_language import compile_template, marks_answers
+            from llama_fast.data.template_process import BoundedTemplate
         except ImportError:
             raise ImportError("chat templates need jinja2: pip install jinja2") from None
         if not isinstance(source, str) or "{" not in source:  # it would show no message
             raise ValueError(f"chat_template: expected {expected}, got {source!r:.80}")
         try:
-            self._template = compile_template(source)
+            self._template = BoundedTemplate(source)
         except TemplateSyntaxError as error:
             raise ValueError(f"chat_template: {error.message} in line {error.lineno}") from None
+        except TemplateError as error:
+            raise ValueError(f"chat_template: {error}") from None
         self.source = source
-        self._marks_answers = marks_answers(self._template)
+        self._marks_answers = self._template.marks_answers
 
     def render(
         self,
@@ -267,6 +271,11 @@ def _literal_spans(
         return _touched(text, other, mark, names)
 
     found = [name for string in rendering.strings for name in names.findall(string)]
+    if len(found) > MOST_NAMES:  # each takes a rendering
+        raise DataError(
+            f"messages: expected at most {MOST_NAMES} names of control tokens in a chat whose "
+            f"template looks at contents, got {len(found)}"
+        )
     spans: list[Span] = []
     for chosen, name in enumerate(found):  # one after the other: which of them changes the text?
         numbers = count()
@@ -306,11 +315,13 @@ def _touched(text: str, other: str, mark: str, names: re.Pattern[str]) -> list[S
 
 def _overlaps(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """For each token whether a span has any of its characters."""
+    if not spans:
+        return [False] * len(offsets)
     begins, ends = np.array(offsets, np.int64).reshape(-1, 2).T
-    found = np.zeros(len(offsets), bool)
-    for begin, end in spans:
-        found |= (begins < end) & (ends > begin)
-    return found.tolist()
+    starts, stops = np.array(sorted(spans), np.int64).T
+    reach = np.maximum.accumulate(stops)  # of the spans up to each, how far the farthest goes
+    before = np.searchsorted(starts, ends)  # spans that begin before a token's end
+    return ((before > 0) & (reach[before - 1] > begins)).tolist()
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:

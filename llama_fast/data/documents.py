@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from llama_fast._inside import inside
+from llama_fast._limits import limit, raise_it
+from llama_fast._reading import lines_of, parse_json, read_json
 
 # A document: a text, or the messages of a chat, each with "role" and "content".
 Messages = list[dict[str, Any]]
@@ -101,7 +102,14 @@ def open_binary(path: Path) -> IO[bytes]:
 def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
     try:
         with open_binary(path) as file:
-            text = file.read().decode(encoding)
+            most = limit("text") if path.suffix == ".gz" else -2
+            content = file.read(most + 1)
+            if len(content) > most >= 0:
+                raise DataError(
+                    f"{path}: expected at most {most:,} bytes, unpacked, got more; "
+                    f"{raise_it('text')}"
+                )
+            text = content.decode(encoding)
     except LookupError:
         raise DataError(f"encoding: expected the name of one, got {encoding!r}") from None
     except UnicodeDecodeError as error:
@@ -119,15 +127,10 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     number = 0
     try:
         with open_binary(path) as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}, line {number}: expected a JSON object, got {row!r}")
-                yield row
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}, line {number}: not JSON: {error}") from None
+            for number, line in enumerate(lines_of(file, path, DataError), 1):
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    yield parse_json(line.rstrip(), where, error=DataError, kind=dict)
     except DAMAGED_GZIP as error:
         raise DataError(f"{path}, after line {number}: damaged gzip file: {error}") from None
 
@@ -158,12 +161,12 @@ def _check_saved(path: Path) -> None:
     try:
         if (path / "dataset_dict.json").exists():
             file = inside(path, "dataset_dict.json", path)
-            for split in json.loads(file.read_bytes())["splits"]:
+            for split in read_json(file)["splits"]:
                 inside(path, f"{split}/state.json", file)
                 _check_saved(path / split)
         else:
             file = inside(path, "state.json", path)
-            for entry in json.loads(file.read_bytes())["_data_files"]:
+            for entry in read_json(file)["_data_files"]:
                 inside(path, entry["filename"], file)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise DataError(f"{path}: not a data set of datasets.save_to_disk: {error}") from None

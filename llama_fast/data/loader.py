@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llama_fast._host import cu_seqlens
+from llama_fast._reading import whole_number
 from llama_fast.data.documents import DataError
 from llama_fast.data.packing import Rows, pack_epoch
 from llama_fast.data.shards import TokenShards
@@ -199,5 +200,8 @@ class PackedLoader:
                 raise ValueError(
                     f"{name}: expected {mine!r} as in this run, got {state.get(name)!r}"
                 )
-        self.place = Place(int(state["epoch"]), int(state["row"]))
+        place = (
+            whole_number(state.get(name), name, least=0, most=1 << 62) for name in ("epoch", "row")
+        )
+        self.place = Place(*place)
         self._ahead = None

@@ -50,7 +50,7 @@ KINDS = {
     "Anthropic key": _kind(r"(?<![\w-])sk-ant-[\w-]{40,}", "sk-ant-", 7),
     "Hugging Face token": _kind(r"(?<!\w)hf_[A-Za-z0-9]{34,}(?!\w)", "hf_", 3),
     "Google API key": _kind(r"(?<!\w)AIza[\w-]{35}(?![\w-])", "AIza", 4),
-    "JSON web token": _kind(r"(?<!\w)eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}", "eyJ", 3),
+    "JSON web token": _kind(r"(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}", "eyJ", 3),
     "private key": _kind(
         r"-----BEGIN (?:[A-Z]+ ){0,2}PRIVATE KEY(?: BLOCK)?-----", "PRIVATE KEY", 10
     ),

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_fast._inside import inside
+from llama_fast._reading import read_json, whole_number
 from llama_fast._write import partial_name
 from llama_fast.data.documents import DataError
 
@@ -193,11 +194,12 @@ class TokenShards:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"folder: no such folder: {self.folder}")
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = read_json(path, error=DataError)
             if index["format"] != FORMAT:
                 raise DataError(f"{path}: expected format {FORMAT}, got {index['format']}")
-            self.vocab_size = int(index["vocab_size"])
-            self.tokenizer: dict[str, Any] = index["tokenizer"]
+            vocab_size = index["vocab_size"]
+            self.vocab_size = whole_number(vocab_size, f"{path}: vocab_size", most=1 << 32)
+            self.tokenizer: dict[str, Any] = dict(index["tokenizer"])
             self.content_sha256 = str(index["content_sha256"])
             self.shards = [Shard(**entry) for entry in index["shards"]]
             for shard in self.shards:
@@ -230,9 +232,16 @@ class TokenShards:
                 arrays[part] = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise DataError(f"{path}: missing or damaged shard: {error}") from None
+        wanted = {"tokens": "u", "ends": "i", "answer": "b"}
+        for part, array in arrays.items():
+            if array.ndim != 1 or array.dtype.kind != wanted[part]:
+                raise DataError(
+                    f"{self.folder / shard.name}.{part}.npy: damaged shard: expected one row of "
+                    f"dtype kind {wanted[part]!r}, got {array.dtype} of shape {array.shape}"
+                )
         ends = arrays["ends"]
         fits = (
-            len(ends) == shard.documents
+            len(ends) == shard.documents > 0
             and len(arrays["tokens"]) == shard.tokens == int(ends[-1])
             and bool(np.all(np.diff(ends, prepend=0) > 0))
             and len(arrays.get("answer", arrays["tokens"])) == shard.tokens

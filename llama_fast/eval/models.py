@@ -79,9 +79,10 @@ def load_run(
     found = checkpoints.latest()
     if found is None:
         raise CheckpointError(f"{folder}: expected a checkpoint, there is none")
-    if average and found.state["config"]["optimizer"]["ema"] is None:
+    shape = recorded_shape(found)
+    if average and found.state["config"]["optimizer"].get("ema") is None:
         raise ValueError(f"average: expected a run with optimizer.ema, {path} kept no average")
-    model = LLaMA(recorded_shape(found))
+    model = LLaMA(shape)
     part = "average" if average else "model"
     weights = {f"{part}.{name}": weight.detach() for name, weight in model.named_parameters()}
     checkpoints.load(found, weights)

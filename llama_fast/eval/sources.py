@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from llama_fast._inside import inside
+from llama_fast._reading import read_json
 from llama_fast.eval.models import load_model
 from llama_fast.tokenizers import Tokenizer
 
@@ -145,8 +145,8 @@ def _architecture(path: Path) -> str | None:
     if not config.is_file():
         return None
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):
+        found = read_json(config).get("model_type")
+    except ValueError:
         return None  # the loader says what is wrong
     return None if found is None else str(found)
 

@@ -22,6 +22,9 @@ class Llama3RopeScaling:
     original_max_position_embeddings: int = 8192
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not _is_number(value):
+                raise ValueError(f"{name}: expected a finite number, got {value!r:.80}")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
                 "low_freq_factor, high_freq_factor: expected 0 < low < high, got "
@@ -101,15 +104,24 @@ class LlamaConfig:
             f"a divisor of num_heads = {self.num_heads}",
             self.num_heads % self.num_kv_heads == 0,
         )
-        self._check("p_dropout", "0 <= p <= 1", 0 <= self.p_dropout <= 1)
-        self._check("rms_norm_eps", "a number >= 0", self.rms_norm_eps >= 0)
-        self._check("rope_theta", "a positive number", self.rope_theta > 0)
+        p, eps, theta = self.p_dropout, self.rms_norm_eps, self.rope_theta
+        self._check("p_dropout", "0 <= p <= 1", _is_number(p) and 0 <= p <= 1)
+        self._check("rms_norm_eps", "a number >= 0", _is_number(eps) and eps >= 0)
+        self._check("rope_theta", "a positive number", _is_number(theta) and theta > 0)
+        self._check("tie_embeddings", "a bool", isinstance(self.tie_embeddings, bool))
+        scaling = self.rope_scaling
+        self._check(
+            "rope_scaling",
+            "None or a Llama3RopeScaling",
+            scaling is None or isinstance(scaling, Llama3RopeScaling),
+        )
         if self.rope_factors is not None:
             self._check("rope_factors", "None beside rope_scaling", self.rope_scaling is None)
             self._check(
                 "rope_factors",
                 f"head_dim / 2 = {self.head_dim // 2} positive numbers",
-                len(self.rope_factors) == self.head_dim // 2 and min(self.rope_factors) > 0,
+                len(self.rope_factors) == self.head_dim // 2
+                and all(_is_number(factor) and factor > 0 for factor in self.rope_factors),
             )
 
     def _check(self, name: str, expected: str, ok: bool) -> None:
@@ -155,6 +167,11 @@ def preset_names() -> list[str]:
 
 def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) < float("inf")  # type: ignore[operator]
 
 
 def _llama2(embed_dim: int, heads: int, layers: int, kv_heads: int, ffn_dim: int) -> LlamaConfig:

@@ -15,14 +15,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from llama_fast._inside import inside
+from llama_fast._reading import no_panics, read_json
 
-from .base import Tokenizer, TokenizerError
+from .base import MOST_TOKENS, Tokenizer, TokenizerError
 from .byte import ByteTokenizer
 
 __all__ = [
@@ -121,15 +121,20 @@ def _read_settings(tokenizer: Tokenizer, folder: Path, *, has_post_processor: bo
     # A tokenizer.json says it by its post-processor; transformers leaves the flag aside then.
     if isinstance(fields.get("add_bos_token"), bool) and not has_post_processor:
         tokenizer.add_bos = fields["add_bos_token"] and tokenizer.bos_id is not None
-    found = default_template(fields.get("chat_template"))
+    try:
+        found = default_template(fields.get("chat_template"))
+    except TokenizerError as error:
+        raise TokenizerError(f"{folder / 'tokenizer_config.json'}: {error}") from None
     if template.is_file():
-        found = template.read_text(encoding="utf-8")
+        found = _text(template)
     tokenizer.chat_template = found
     generation = folder / "generation_config.json"
     ends = _json(generation).get("eos_token_id")
     try:
         tokenizer.end_also_at(ends)
-    except (TypeError, ValueError):
+        if not all(0 <= i < MOST_TOKENS for i in tokenizer.end_ids):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise TokenizerError(
             f"{generation}: eos_token_id: expected an id, a list of ids or null, got {ends!r}"
         ) from None
@@ -145,16 +150,18 @@ def default_template(given: Any) -> str | None:
     return found
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+
+
 def _json(path: Path) -> dict[str, Any]:
     """A file's fields; none if there is no such file."""
     if not path.is_file():
         return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(fields, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, got {type(fields).__name__}")
+    fields: dict[str, Any] = read_json(path, error=TokenizerError)
     return fields
 
 
@@ -164,21 +171,59 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     Raises:
         TokenizerError: there is none, or of a kind that is not supported.
     """
+    _check_types(metadata)
     kind = metadata.get("tokenizer.ggml.model")
     tokenizer: Tokenizer
-    if kind == "gpt2":
-        from .bpe import from_gguf_bpe
+    try:
+        with no_panics("tokenizer.ggml", TokenizerError):
+            if kind == "gpt2":
+                from .bpe import from_gguf_bpe
 
-        tokenizer = from_gguf_bpe(metadata)
-    elif kind == "llama":
-        from .spm import from_gguf_spm
+                tokenizer = from_gguf_bpe(metadata)
+            elif kind == "llama":
+                from .spm import from_gguf_spm
 
-        tokenizer = from_gguf_spm(metadata)
-    else:
-        raise TokenizerError(f"tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r}")
+                tokenizer = from_gguf_spm(metadata)
+            else:
+                raise TokenizerError(
+                    f"tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r:.80}"
+                )
+    except (TokenizerError, ImportError):
+        raise
+    except Exception as error:  # of the packages that read it, which have no narrower class
+        raise TokenizerError(f"tokenizer.ggml: damaged: {error}") from error
     tokenizer.chat_template = default_template(metadata.get("tokenizer.chat_template"))
     tokenizer.end_also_at(metadata.get("tokenizer.ggml.eot_token_id"))
     return tokenizer
+
+
+def _is_list_of(value: Any, kinds: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kinds) for each in value)
+
+
+def _check_types(metadata: dict[str, Any]) -> None:
+    """TokenizerError if a key of the tokenizer has a value of another type than GGUF says."""
+    for key, value in metadata.items():
+        name = key.removeprefix("tokenizer.ggml.")
+        if key == "tokenizer.chat_template" or name in ("model", "pre"):
+            expected, ok = "a string", isinstance(value, str)
+        elif not key.startswith("tokenizer.ggml."):
+            continue
+        elif name in ("tokens", "merges"):
+            expected, ok = "strings", _is_list_of(value, str)
+        elif name in ("scores", "token_type"):
+            expected = "numbers"
+            ok = _is_list_of(value, (int, float)) or (
+                hasattr(value, "dtype") and value.dtype.kind in "iuf"
+            )
+        elif name in ("bos_token_id", "eos_token_id", "eot_token_id"):
+            expected, ok = "an id", isinstance(value, int) and 0 <= value < MOST_TOKENS
+        elif name in ("add_bos_token", "add_space_prefix"):
+            expected, ok = "a bool", isinstance(value, bool)
+        else:
+            continue
+        if not ok:
+            raise TokenizerError(f"{key}: expected {expected}, got {value!r:.80}")
 
 
 def from_llama2c(path: str | os.PathLike[str]) -> Tokenizer:

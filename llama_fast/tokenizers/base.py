@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 
@@ -23,6 +23,11 @@ LLAMA3_SPLIT = (
 TURN_ENDS = (
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end|>",
 )  # fmt: skip
+
+# Longer ones are none of a language; splitting one takes the square of its length.
+LONGEST_TOKEN = 8192
+MOST_NAMED = 1 << 20  # characters of control tokens' names, which make one regular expression
+MOST_TOKENS = 1 << 24  # ids; one far above leads to lists of as many
 
 # Characters that hardly any text has: no part of a word, and letters that no program escapes.
 PRIVATE_USE = range(0xF0000, 0xFFFFE)
@@ -57,6 +62,11 @@ class Tokenizer(ABC):
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.special = dict(special)
+        if sum(map(len, self.special)) > MOST_NAMED:
+            raise TokenizerError(
+                f"tokenizer: expected control tokens whose names have at most {MOST_NAMED:,} "
+                "characters together, got more"
+            )
         longest_first = sorted(self.special, key=len, reverse=True)
         self.special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.end_ids: tuple[int, ...] = ()
@@ -143,8 +153,12 @@ class Tokenizer(ABC):
     def _special_spans(self, text: str, literal: Sequence[Span] = ()) -> Iterator[Span]:
         """Where names of control tokens stand for these: none that touches a literal span."""
         position = 0
+        spans = sorted(literal)
+        # Of the spans that begin before a place, how far the farthest reaches.
+        begins, reach = [begin for begin, _ in spans], list(accumulate((e for _, e in spans), max))
         while (match := self.special_pattern.search(text, position)) is not None:
-            if any(begin < match.end() and match.start() < end for begin, end in literal):
+            before = bisect_left(begins, match.end())
+            if before and reach[before - 1] > match.start():
                 position = match.start() + 1
             else:
                 yield match.span()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,7 +9,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .base import LLAMA3_SPLIT, PRIVATE_USE, Span, Tokenizer, TokenizerError, unused_characters
+from llama_fast._limits import limit, raise_it
+from llama_fast._reading import is_panic, no_panics, read_json
+
+from .base import (
+    LLAMA3_SPLIT,
+    MOST_TOKENS,
+    PRIVATE_USE,
+    Span,
+    Tokenizer,
+    TokenizerError,
+    unused_characters,
+)
+from .trial import try_json
 
 try:
     import tokenizers
@@ -43,11 +54,13 @@ class FastTokenizer(Tokenizer):
         added = backend.get_added_tokens_decoder()
         special = {token.content: i for i, token in added.items() if token.special}
         size = max(backend.get_vocab().values(), default=-1) + 1  # some ids may have no token
+        if size > MOST_TOKENS:
+            raise TokenizerError(f"tokenizer: expected ids below {MOST_TOKENS:,}, got {size - 1:,}")
         super().__init__(size, bos_id, eos_id, special)
         self.backend = backend
         self._head = put_before(backend)
         self.add_bos = bos_id is not None and self._head == [bos_id]
-        first = backend.encode("a", add_special_tokens=False).tokens[:1]
+        first = _encoded(backend, "a").tokens[:1]
         self._puts_space = bool(first) and first[0][0] in "▁Ġ"  # before a text, as in Llama 2's
 
     @property
@@ -73,17 +86,17 @@ class FastTokenizer(Tokenizer):
         return self._encode_by(self._with_special, text, continues)
 
     def _encode_by(self, backend: tokenizers.Tokenizer, text: str, continues: bool) -> list[int]:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = _encoded(backend, text).ids
         if continues and self._puts_space:
             # Behind a line break, which merges with nothing, there is none.
-            line = backend.encode("\n", add_special_tokens=False).ids
-            behind = backend.encode("\n" + text, add_special_tokens=False).ids
+            line = _encoded(backend, "\n").ids
+            behind = _encoded(backend, "\n" + text).ids
             if behind[: len(line)] == line:
                 return behind[len(line) :]
         return ids
 
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
-        found = self.backend.encode(text, add_special_tokens=False)
+        found = _encoded(self.backend, text)
         return found.ids, found.offsets
 
     def encode_with_offsets(
@@ -91,7 +104,7 @@ class FastTokenizer(Tokenizer):
     ) -> tuple[list[int], list[Span]]:
         """See :class:`Tokenizer`. The text is encoded as a whole, as transformers does."""
         if not any(self.special_pattern.search(text, *span) for span in literal):
-            found = self._with_special.encode(text, add_special_tokens=False)
+            found = _encoded(self._with_special, text)
             return found.ids, found.offsets
         # Control tokens get other names, for their own are text; these begin with a character that
         # the text does not have.
@@ -99,9 +112,7 @@ class FastTokenizer(Tokenizer):
         backend, ids_of = self._renamed(mark)
         starts = [begin for begin, _ in self._special_spans(text, literal)]
         cuts = [0, *starts, len(text)]
-        found = backend.encode(
-            mark.join(text[begin:end] for begin, end in pairwise(cuts)), add_special_tokens=False
-        )
+        found = _encoded(backend, mark.join(text[begin:end] for begin, end in pairwise(cuts)))
         marks = [start + number for number, start in enumerate(starts)]
         return (
             [ids_of.get(i, i) for i in found.ids],
@@ -154,10 +165,20 @@ class FastTokenizer(Tokenizer):
         return "" if token is None else self.backend.id_to_token(token) or ""
 
 
+def _encoded(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> Any:
+    """What a backend makes of a text; TokenizerError where it fails, as for a letter unknown."""
+    try:
+        return backend.encode(text, add_special_tokens=add_special_tokens)
+    except BaseException as error:  # a panic is no Exception
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise TokenizerError(f"tokenizer: cannot encode {text!r:.80}: {error}") from None
+
+
 def put_before(backend: tokenizers.Tokenizer) -> list[int]:
     """Ids of the control tokens that a backend's post-processor puts before each text."""
-    ids = backend.encode("a", add_special_tokens=False).ids
-    whole: list[int] = backend.encode("a", add_special_tokens=True).ids
+    ids = _encoded(backend, "a").ids
+    whole: list[int] = _encoded(backend, "a", add_special_tokens=True).ids
     starts = range(len(whole) - len(ids) + 1)
     return next((whole[:i] for i in starts if whole[i : i + len(ids)] == ids), [])
 
@@ -173,22 +194,37 @@ def from_json(path: Path) -> FastTokenizer:
     Whether a text begins with `bos_id` is what the file's post-processor says, and control tokens
     are also what ``tokenizer_config.json`` adds to the file's, as transformers has it.
     """
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises no narrower class
-        raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from None
+    backend = _backend_of(path)
     ids: dict[str, int | None] = {"bos_token": None, "eos_token": None}
     settings = path.parent / "tokenizer_config.json"
     if settings.is_file():
-        fields = json.loads(settings.read_text(encoding="utf-8"))
+        fields = read_json(settings, error=TokenizerError)
         try:
-            _add_tokens(backend, fields)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise TokenizerError(f"{settings}: added_tokens_decoder: {error}") from None
+            with no_panics(f"{settings}: added_tokens_decoder", TokenizerError):
+                _add_tokens(backend, fields)
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            raise TokenizerError(f"{settings}: added_tokens_decoder: {error!r:.200}") from None
         for key in ids:
             name = _token_name(fields.get(key))
+            if not isinstance(name, str | None):
+                raise TokenizerError(f"{settings}: {key}: expected a string, got {name!r:.80}")
             ids[key] = backend.token_to_id(name) if name else None
     return FastTokenizer(backend, ids["bos_token"], ids["eos_token"])
+
+
+def _backend_of(path: Path) -> tokenizers.Tokenizer:
+    with path.open("rb") as file:
+        content = file.read(limit("json") + 1)
+    if len(content) > limit("json"):
+        raise TokenizerError(
+            f"{path}: expected at most {limit('json'):,} bytes, got more; {raise_it('json')}"
+        )
+    try_json(path, content)
+    try:
+        with no_panics(str(path), TokenizerError):
+            return tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # the package raises no narrower class
+        raise TokenizerError(f"{path}: not a tokenizer.json: {error}") from None
 
 
 def _token_name(token: Any) -> str | None:

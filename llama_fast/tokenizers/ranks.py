@@ -12,7 +12,15 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from .base import LLAMA3_SPLIT, Span, Tokenizer, TokenizerError, in_characters
+from llama_fast._reading import is_panic, no_panics
+
+from .base import (
+    LLAMA3_SPLIT,
+    Span,
+    Tokenizer,
+    TokenizerError,
+    in_characters,
+)
 
 try:
     import tiktoken
@@ -39,7 +47,8 @@ NAMED_SPECIAL = {
 # tiktoken's pattern matching overflows its stack on a run of some 10^5 spaces; Meta's code, too,
 # cuts runs of more than this many characters.
 LONGEST_RUN = 25_000
-LONG_RUN = re.compile(rf"\s{{{LONGEST_RUN + 1},}}|\S{{{LONGEST_RUN + 1},}}")
+# From where a run begins alone: at each of its characters it would be read to its end again.
+LONG_RUN = re.compile(rf"(?<!\s)\s{{{LONGEST_RUN + 1},}}|(?<!\S)\S{{{LONGEST_RUN + 1},}}")
 
 
 class RankTokenizer(Tokenizer):
@@ -64,9 +73,17 @@ class RankTokenizer(Tokenizer):
         ids, start = [], 0
         for run in LONG_RUN.finditer(text):
             for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN):
-                ids += self.encoding.encode_ordinary(text[start:cut])
+                ids += self._piece(text[start:cut])
                 start = cut
-        return ids + self.encoding.encode_ordinary(text[start:])
+        return ids + self._piece(text[start:])
+
+    def _piece(self, text: str) -> list[int]:
+        try:
+            return self.encoding.encode_ordinary(text)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise TokenizerError(f"tokenizer: cannot encode {text!r:.80}: {error}") from None
 
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         ids = self._encode(text, False)
@@ -94,4 +111,8 @@ def from_ranks(path: Path) -> RankTokenizer:
         raise TokenizerError(f"{path}: line {len(ranks) + 1}: {error}") from None
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise TokenizerError(f"{path}: expected ranks 0, 1, 2, ..., got gaps or repeats")
-    return RankTokenizer(ranks)
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:  # tiktoken would panic at the first text that has it
+        raise TokenizerError(f"{path}: expected a rank for each byte, got none for {missing[0]:#x}")
+    with no_panics(str(path), TokenizerError):
+        return RankTokenizer(ranks)

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .base import LLAMA3_SPLIT, Tokenizer, TokenizerError
+from .base import LLAMA3_SPLIT, LONGEST_TOKEN, Tokenizer, TokenizerError
 from .byte import ByteTokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens in GGUF
@@ -162,6 +162,8 @@ def _spm_backend(tokenizer: Tokenizer) -> Any:
 
 def _merges(known: Collection[str], in_order: list[str]) -> list[tuple[str, str]]:
     """Any two neighbours merge whose sum is a token, the one that comes first in order first."""
+    if max(map(len, in_order), default=0) > LONGEST_TOKEN:
+        raise TokenizerError(f"tokenizer: expected tokens of at most {LONGEST_TOKEN} characters")
     return [
         (token[:i], token[i:])
         for token in in_order

@@ -117,15 +117,15 @@ def serialise(pieces: Iterable[tuple[str, float, int]], space_prefix: bool = Tru
 
     Field numbers: ``sentencepiece_model.proto`` of github.com/google/sentencepiece.
     """
-    model = b""
+    model = []
     for text, score, kind in pieces:
         encoded = text.encode("utf-8")
         piece = _field(1, encoded) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
-        model += _field(1, piece)
+        model.append(_field(1, piece))
     trainer = _number(3, 2) + _number(35, 1)  # model_type = BPE, byte_fallback
     normalizer = _field(1, b"identity")  # name; then add_dummy_prefix, remove_extra_whitespaces
     normalizer += _number(3, space_prefix) + _number(4, 0) + _number(5, 1)  # escape_whitespaces
-    return model + _field(2, trainer) + _field(3, normalizer)
+    return b"".join([*model, _field(2, trainer), _field(3, normalizer)])
 
 
 def parse(model: bytes) -> list[tuple[str, float, int]]:

@@ -26,6 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from llama_fast._inside import inside
+from llama_fast._reading import read_json
 from llama_fast.data.shards import sha256_of
 from llama_fast.models.checkpoints.whole import flush
 
@@ -281,7 +282,7 @@ class Checkpoints:
         if step == _DAMAGED:
             raise CheckpointError(f"{self.folder}: expected a whole checkpoint, all are damaged")
         path = self._path(step)
-        return Found(step, path, json.loads((path / STATE).read_text(encoding="utf-8")))
+        return Found(step, path, read_json(path / STATE, error=CheckpointError, links=False))
 
     def _newest_whole(self) -> int:
         """The step of the newest checkpoint without a fault, _NONE or _DAMAGED."""
@@ -303,8 +304,7 @@ class Checkpoints:
     def _fault(path: Path) -> str | None:
         """What is wrong with a checkpoint, None if nothing is. OSError: it cannot be read."""
         try:
-            text = inside(path, MANIFEST, path).read_text(encoding="utf-8")
-            manifest = json.loads(text)
+            manifest = read_json(path / MANIFEST, links=False)
             for file in path.glob("*.safetensors"):  # all of them are read
                 if file.name not in manifest:
                     return f"{file.name} is not in {MANIFEST}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import llama_fast
 from llama_fast._inside import inside
+from llama_fast._reading import read_json
 from llama_fast._write import write_whole
 from llama_fast.data import DataError, TokenShards
 from llama_fast.data.shards import sha256_of
@@ -90,7 +91,7 @@ def add_entry(folder: Path, start: dict[str, Any]) -> str:
     record: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "starts": []}
     if path.exists():
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             record["starts"].append(start)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{path}: expected the record of a run, got something else") from None
@@ -99,4 +100,4 @@ def add_entry(folder: Path, start: dict[str, Any]) -> str:
     with written(path):
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(record, indent=1))
-    return str(record["id"])
+    return str(record.get("id"))

@@ -86,8 +86,8 @@ class Run:
         self.checkpoints.by_first_rank(lambda: hold(out))
         found = self.checkpoints.latest()
         if found is not None:
-            check_same(found, config, self.parallel.ranks, log)
             shape = recorded_shape(found)
+            check_same(found, config, self.parallel.ranks, log)
         try:
             self._build(shape, found)
         except (RuntimeError, OSError, MemoryError) as error:

@@ -97,7 +97,7 @@ def test_standard_input(
         (["--batch", "0"], "batch: expected a number >= 1, got 0"),
         (["--max-new-tokens", "0"], "max-new-tokens: expected a number >= 1, got 0"),
         (["--stop", ""], "stop: expected a text of at least one character, got ''"),
-        (["--prompts", "BAD.jsonl"], "BAD.jsonl, line 2: no JSON (Expecting value)"),
+        (["--prompts", "BAD.jsonl"], "BAD.jsonl, line 2: not JSON: Expecting value"),
         (["--prompts", "LIST.jsonl"], "LIST.jsonl, line 1: expected a string, or"),
         (["--prompts", "EMPTY.txt"], "EMPTY.txt: expected at least one prompt, got none"),
         (["--prompts", "LATIN.txt"], "LATIN.txt: expected UTF-8 text"),

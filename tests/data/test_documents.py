@@ -72,7 +72,7 @@ DAMAGED = gzip.compress(b"abc" * 999, mtime=0)[:10] + b"\xff" * 20
         ("a.jsonl", b'{"words": "a"}\n', "a.jsonl, row 1: expected a field 'text', got words"),
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl, row 1: expected a text or a list"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "a.jsonl, row 1: expected message 0"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: not JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: not UTF-8"),
         ("a.txt", b"abc\xff", "a.txt: expected utf-8, got other bytes at 3"),
         ("a.txt.gz", gzip.compress(b"abc" * 999, mtime=0)[:-9], "a.txt.gz: damaged gzip"),
         ("a.txt.gz", DAMAGED, "a.txt.gz: damaged gzip"),

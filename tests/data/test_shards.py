@@ -105,7 +105,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hashes do not agree"):
         TokenShards(folder)
     (folder / "index.json").write_text("{")
-    with pytest.raises(DataError, match="not an index"):
+    with pytest.raises(DataError, match="not JSON"):
         TokenShards(folder)
     (folder / "index.json").unlink()
     with pytest.raises(DataError, match=r"found no index.json"):

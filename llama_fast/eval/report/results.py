@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._inside import inside
+from llama_fast._reading import lines_of, parse_json, read_json
 from llama_fast._write import write_whole
 
 RESULTS = "results.json"
@@ -67,15 +68,9 @@ class Run:
             ValueError: a line is no JSON object; names file and line.
         """
         path = self.files[task]
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    sample = json.loads(line)
-                    if not isinstance(sample, dict):
-                        raise ValueError
-                except ValueError:
-                    raise ValueError(f"{path}:{number}: expected a JSON object a line") from None
-                yield sample
+        with path.open("rb") as file:
+            for number, line in enumerate(lines_of(file, path), 1):
+                yield parse_json(line.rstrip(), f"{path}:{number}", kind=dict)
 
 
 def write_run(
@@ -183,14 +178,26 @@ def samples_file(task: str) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    inside(path.parent, path.name, path, links=True)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content["results"], dict):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: expected the results of an evaluation as JSON") from None
-    return dict(content)
+    content: dict[str, Any] = read_json(path)
+    wrong = f"{path}: expected the results of an evaluation as JSON, got"
+    # What stands for each task: names of groups -> tasks, numbers, settings.
+    for key in BY_TASK:
+        if (found := content.get(key, {} if key != "results" else None)) is None:
+            if key == "results":
+                raise ValueError(f"{wrong} none")
+            continue
+        if not isinstance(found, dict):
+            raise ValueError(f"{wrong} {type(found).__name__} for {key!r}")
+    for key in ("results", "configs", "n-samples"):
+        for task, entry in (content.get(key) or {}).items():
+            if not isinstance(entry, dict):
+                raise ValueError(f"{wrong} {type(entry).__name__} for {task!r:.80} in {key!r}")
+    for task, members in (content.get("group_subtasks") or {}).items():
+        if not isinstance(members, list) or not all(isinstance(name, str) for name in members):
+            raise ValueError(f"{wrong} no list of names for {task!r:.80} in 'group_subtasks'")
+    if not isinstance(content.get("llama_fast") or {}, dict):
+        raise ValueError(f"{wrong} no object for 'llama_fast'")
+    return content
 
 
 def _general(results: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,9 +155,16 @@ def normalize_query(query: str) -> str:
 def is_ordered(query: str) -> bool:
     """Whether a query has ORDER BY outside of parentheses, so that the order of rows matters."""
     text = re.sub(r""""[^"]*"|'[^']*'""", "", query)
-    while (inner := re.sub(r"\([^()]*\)", "", text)) != text:
-        text = inner
-    return re.search(r"\border\s+by\b", text, re.IGNORECASE) is not None
+    outside: list[str] = []
+    opened: list[int] = []  # one pass: a regular expression would need one for each level
+    for part in re.split(r"([()])", text):
+        if part == ")" and opened:
+            del outside[opened.pop() :]
+        else:
+            if part == "(":
+                opened.append(len(outside))
+            outside.append(part)
+    return re.search(r"\border\s+by\b", "".join(outside), re.IGNORECASE) is not None
 
 
 def _rounded(rows: Rows) -> Rows:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llama_fast._inside import inside
+from llama_fast._reading import lines_of, parse_json
+from llama_fast._reading import read_json as read_strangers_json
 
 __all__ = ["read_json", "read_jsonl"]
 
@@ -22,12 +23,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     kinds: dict[str, type] = {}
     inside(path.parent, path.name, path, links=True)
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(lines_of(file, path), start=1):
             if not line.strip():
                 continue
-            row = _parse(line.rstrip(), f"{path}:{number}")
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected a JSON object, got {_kind(row)}")
+            row = parse_json(line.rstrip(), f"{path}:{number}", kind=dict)
             if rows and row.keys() != rows[0].keys():
                 odd = sorted(row.keys() ^ rows[0].keys())
                 problem = "lacks" if odd[0] in rows[0] else "has the unknown"
@@ -53,18 +52,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: the file is no JSON; the message names file and line.
     """
-    inside(path.parent, path.name, path, links=True)
-    return _parse(path.read_bytes(), str(path))
-
-
-def _parse(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f":{error.lineno}" if error.lineno > 1 else ""
-        raise ValueError(f"{where}{line}: not JSON: {error.msg} (column {error.colno})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from None
+    return read_strangers_json(path, kind=None)
 
 
 def _kind(value: object) -> str:

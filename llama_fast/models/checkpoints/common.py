@@ -8,7 +8,6 @@ by one into a model that was made without memory of its own (on the meta device)
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_fast._inside import inside
+from llama_fast._reading import read_json as strangers_json
+from llama_fast._reading import whole_number
 from llama_fast.tokenizers import Tokenizer, TokenizerError
+from llama_fast.tokenizers.base import MOST_TOKENS
 
 from ..config import Llama3RopeScaling, LlamaConfig
 from ..llama import LLaMA, rope_frequencies
@@ -200,16 +201,46 @@ def rope_divisors(config: LlamaConfig, scaling: Llama3RopeScaling) -> Tensor:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file, or a CheckpointError that names the file."""
-    inside(path.parent, path.name, path, CheckpointError, links=True)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = strangers_json(path, error=CheckpointError)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+# More than any model has. What is computed from a size, such as a factor for each pair of a head's
+# numbers, is computed before the tensors' shapes are compared with it.
+MOST = {
+    "vocab_size": MOST_TOKENS,
+    "embed_dim": 1 << 24,
+    "num_heads": 1 << 16,
+    "num_layers": 1 << 14,
+    "num_kv_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "ffn_dim": 1 << 24,
+    "max_seq_len": 1 << 40,
+}
+
+
+def size(path: Path, key: str, value: Any, ours: str) -> int:
+    """A size that a file gives, or a CheckpointError that names the file and the key.
+
+    Args:
+        path: of the file.
+        key: its name in the file.
+        value: whatever stands there.
+        ours: its name in :class:`LlamaConfig`.
+    """
+    return whole_number(value, f"{path}: {key!r}", most=MOST[ours], error=CheckpointError)
+
+
+def head_size(path: Path, embed_dim: int, num_heads: int) -> int:
+    """E / H, where a file gives no head size."""
+    if embed_dim % num_heads:
+        raise CheckpointError(
+            f"{path}: expected a width that is a multiple of its {num_heads} heads, got {embed_dim}"
+        )
+    return embed_dim // num_heads
 
 
 def make_config(path: Path, **fields: Any) -> LlamaConfig:

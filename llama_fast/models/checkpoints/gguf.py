@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama_fast._reading import positive_number
 from llama_fast.tokenizers import Tokenizer, from_gguf
 from llama_fast.tokenizers.save import gguf_fields
 
@@ -24,9 +25,11 @@ from .common import (
     CheckpointError,
     Stored,
     build,
+    head_size,
     make_config,
     read_tokenizer,
     rope_divisors,
+    size,
     weights_of,
 )
 
@@ -161,12 +164,22 @@ def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]
             raise CheckpointError(f"{path}: metadata 'llama.{key}' is missing")
         return value
 
+    def get_size(key: str, ours: str, default: int | None = None) -> int:
+        return size(path, f"llama.{key}", get(key, default), ours)
+
+    def number(key: str, default: float | None = None) -> float:
+        return positive_number(get(key, default), f"{path}: 'llama.{key}'", error=CheckpointError)
+
     if (architecture := metadata.get("general.architecture")) != "llama":
         raise CheckpointError(f"{path}: expected architecture 'llama', got {architecture!r}")
     if "token_embd.weight" not in tensors:
         raise CheckpointError(f"{path}: missing tensor 'token_embd.weight'")
-    embed_dim, num_heads = get("embedding_length"), get("attention.head_count")
-    head_dim = metadata.get("llama.attention.key_length") or embed_dim // num_heads
+    embed_dim = get_size("embedding_length", "embed_dim")
+    num_heads = get_size("attention.head_count", "num_heads")
+    if metadata.get("llama.attention.key_length"):
+        head_dim = get_size("attention.key_length", "head_dim")
+    else:
+        head_dim = head_size(path, embed_dim, num_heads)
     if get("rope.dimension_count", head_dim) != head_dim:
         raise CheckpointError(
             f"{path}: metadata 'llama.rope.dimension_count': expected the head size {head_dim} "
@@ -176,28 +189,34 @@ def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]
     # frequencies multiply it.
     scaling, linear = metadata.get("llama.rope.scaling.type", "linear"), 1.0
     if scaling == "linear":
-        linear = metadata.get("llama.rope.scaling.factor", 1.0) or 1.0
-        if not isinstance(linear, float):
-            raise CheckpointError(f"{path}: RoPE scaling factor: expected a number, got {linear!r}")
+        linear = number("rope.scaling.factor", 1.0) if get("rope.scaling.factor", 1.0) else 1.0
     elif scaling != "none":
         raise CheckpointError(f"{path}: RoPE scaling {scaling!r}: expected none or linear")
     factors: tuple[float, ...] | None = None
     if "rope_freqs.weight" in tensors:
-        factors = tuple(linear * f for f in tensors["rope_freqs.weight"].read().tolist())
+        found = tensors["rope_freqs.weight"]
+        if found.shape != (head_dim // 2,):
+            raise CheckpointError(
+                f"{path}: tensor 'rope_freqs.weight': expected shape {(head_dim // 2,)}, got "
+                f"{found.shape}"
+            )
+        factors = tuple(linear * f for f in found.read().tolist())
     elif linear != 1:
         factors = (linear,) * (head_dim // 2)
     return make_config(
         path,
-        vocab_size=tensors["token_embd.weight"].shape[0],
+        vocab_size=size(
+            path, "token_embd.weight", tensors["token_embd.weight"].shape[0], "vocab_size"
+        ),
         embed_dim=embed_dim,
         num_heads=num_heads,
-        num_layers=get("block_count"),
-        num_kv_heads=get("attention.head_count_kv", num_heads),
+        num_layers=get_size("block_count", "num_layers"),
+        num_kv_heads=get_size("attention.head_count_kv", "num_kv_heads", num_heads),
         head_dim=head_dim,
-        ffn_dim=get("feed_forward_length"),
-        max_seq_len=get("context_length"),
+        ffn_dim=get_size("feed_forward_length", "ffn_dim"),
+        max_seq_len=get_size("context_length", "max_seq_len"),
         rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
-        rope_theta=get("rope.freq_base", 10000.0),
+        rope_theta=number("rope.freq_base", 10000.0),
         rope_factors=factors,
         tie_embeddings="output.weight" not in tensors,
     )

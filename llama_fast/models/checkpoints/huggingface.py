@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llama_fast._inside import inside
+from llama_fast._reading import no_panics, positive_number
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from llama_fast.tokenizers.save import save_huggingface
 
@@ -24,10 +25,12 @@ from .common import (
     Stored,
     build,
     config_of,
+    head_size,
     llama3_scaling,
     make_config,
     read_json,
     read_tokenizer,
+    size,
     weights_of,
 )
 
@@ -67,10 +70,11 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     tensors: dict[str, Stored] = {}
     for file in files:
         try:
-            opened = safe_open(file, framework="pt")
-            for name in opened.keys():  # noqa: SIM118 (it is no dict)
-                shape = tuple(opened.get_slice(name).get_shape())
-                tensors[name] = Stored(shape, partial(opened.get_tensor, name))
+            with no_panics(str(file), CheckpointError):
+                opened = safe_open(file, framework="pt")
+                for name in opened.keys():  # noqa: SIM118 (it is no dict)
+                    shape = tuple(opened.get_slice(name).get_shape())
+                    tensors[name] = Stored(shape, partial(opened.get_tensor, name))
         except SafetensorError as error:
             raise CheckpointError(f"{file}: truncated or damaged safetensors ({error})") from None
         except OSError as error:
@@ -139,6 +143,12 @@ def read_config(path: Path) -> LlamaConfig:
             raise CheckpointError(f"{path}: {key!r} is missing")
         return fields[key]
 
+    def get_size(key: str, ours: str) -> int:
+        return size(path, key, get(key), ours)
+
+    def number(key: str, value: Any) -> float:
+        return positive_number(value, f"{path}: {key}", error=CheckpointError)
+
     expected = {
         "model_type": "llama",
         "hidden_act": "silu",
@@ -149,39 +159,59 @@ def read_config(path: Path) -> LlamaConfig:
     for key, value in expected.items():
         if fields.get(key, value) != value:
             raise CheckpointError(f"{path}: {key!r}: expected {value!r}, got {fields[key]!r}")
-    head_dim = fields.get("head_dim") or get("hidden_size") // get("num_attention_heads")
+    embed_dim = get_size("hidden_size", "embed_dim")
+    num_heads = get_size("num_attention_heads", "num_heads")
+    if fields.get("head_dim"):
+        head_dim = get_size("head_dim", "head_dim")
+    else:
+        head_dim = head_size(path, embed_dim, num_heads)
     # Version 4 has rope_theta and rope_scaling, version 5 one dict with both.
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{path}: RoPE scaling: expected a JSON object, got {rope!r:.80}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     scaling, factors = None, None
     try:
         if kind == "llama3":
             scaling = Llama3RopeScaling(
-                rope["factor"],
-                rope["low_freq_factor"],
-                rope["high_freq_factor"],
-                rope["original_max_position_embeddings"],
+                number("RoPE scaling 'factor'", rope["factor"]),
+                number("RoPE scaling 'low_freq_factor'", rope["low_freq_factor"]),
+                number("RoPE scaling 'high_freq_factor'", rope["high_freq_factor"]),
+                size(
+                    path,
+                    "original_max_position_embeddings",
+                    rope["original_max_position_embeddings"],
+                    "max_seq_len",
+                ),
             )
         elif kind == "linear":
-            factors = (float(rope["factor"]),) * (head_dim // 2)
+            factors = (number("RoPE scaling 'factor'", rope["factor"]),) * (head_dim // 2)
         elif kind != "default":
             raise CheckpointError(
                 f"{path}: RoPE scaling: expected default, linear or llama3, got {kind!r}"
             )
     except KeyError as error:
         raise CheckpointError(f"{path}: RoPE scaling {kind!r}: {error} is missing") from None
+    except ValueError as error:  # of numbers that do not go together
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: RoPE scaling: {error}") from None
     return make_config(
         path,
-        vocab_size=get("vocab_size"),
-        embed_dim=get("hidden_size"),
-        num_heads=get("num_attention_heads"),
-        num_layers=get("num_hidden_layers"),
-        num_kv_heads=fields.get("num_key_value_heads") or get("num_attention_heads"),
+        vocab_size=get_size("vocab_size", "vocab_size"),
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_layers=get_size("num_hidden_layers", "num_layers"),
+        num_kv_heads=get_size("num_key_value_heads", "num_kv_heads")
+        if fields.get("num_key_value_heads")
+        else num_heads,
         head_dim=head_dim,
-        ffn_dim=get("intermediate_size"),
-        max_seq_len=get("max_position_embeddings"),
+        ffn_dim=get_size("intermediate_size", "ffn_dim"),
+        max_seq_len=get_size("max_position_embeddings", "max_seq_len"),
         rms_norm_eps=get("rms_norm_eps"),
-        rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10000.0),
+        rope_theta=number(
+            "'rope_theta'", rope.get("rope_theta") or fields.get("rope_theta") or 10000.0
+        ),
         rope_scaling=scaling,
         rope_factors=factors,
         tie_embeddings=bool(fields.get("tie_word_embeddings", False)),

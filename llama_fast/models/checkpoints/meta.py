@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from llama_fast._inside import inside
+from llama_fast._reading import positive_number
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from llama_fast.tokenizers.save import model_file
 
@@ -31,6 +32,7 @@ from .common import (
     make_config,
     read_json,
     read_tokenizer,
+    size,
     weights_of,
 )
 
@@ -202,18 +204,29 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
             raise CheckpointError(f"{path}: {key!r} is missing")
         return params[key]
 
+    def number(key: str, default: float) -> float:
+        return positive_number(params.get(key, default), f"{path}: {key!r}", error=CheckpointError)
+
     embedding = shards[0].get("tok_embeddings.weight")
     if embedding is None or embedding.dim() != 2:
         raise CheckpointError(f"{path.parent}: missing tensor 'tok_embeddings.weight'")
-    embed_dim, num_layers, num_heads = get("dim"), get("n_layers"), get("n_heads")
+    embed_dim = size(path, "dim", get("dim"), "embed_dim")
+    num_layers = size(path, "n_layers", get("n_layers"), "num_layers")
+    num_heads = size(path, "n_heads", get("n_heads"), "num_heads")
     vocab_size = params.get("vocab_size", -1)
-    if vocab_size <= 0:  # Llama 2 left it to the tokenizer
+    if vocab_size != -1:
+        size(path, "vocab_size", vocab_size, "vocab_size")
+    else:  # Llama 2 left it to the tokenizer
         split_by_rows = embedding.shape[1] == embed_dim
         vocab_size = embedding.shape[0] * (len(shards) if split_by_rows else 1)
-    multiplier, multiple = params.get("ffn_dim_multiplier"), params.get("multiple_of", 256)
+    multiplier = None
+    if params.get("ffn_dim_multiplier") is not None:
+        multiplier = number("ffn_dim_multiplier", 1.0)
+    multiple = size(path, "multiple_of", params.get("multiple_of", 256), "ffn_dim")
+    ffn_dim = _ffn_dim(embed_dim, multiplier, multiple)
     scaling = None
     if params.get("use_scaled_rope"):
-        factor = params.get("rope_scaling_factor", _rope_factor(embed_dim, num_layers))
+        factor = number("rope_scaling_factor", _rope_factor(embed_dim, num_layers))
         scaling = Llama3RopeScaling(factor)
     output = shards[0].get("output.weight")
     return make_config(
@@ -222,11 +235,11 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
         embed_dim=embed_dim,
         num_heads=num_heads,
         num_layers=num_layers,
-        num_kv_heads=params.get("n_kv_heads") or num_heads,
-        ffn_dim=_ffn_dim(embed_dim, multiplier, multiple),
+        num_kv_heads=size(path, "n_kv_heads", params.get("n_kv_heads") or num_heads, "num_heads"),
+        ffn_dim=size(path, "ffn_dim_multiplier", ffn_dim, "ffn_dim"),
         max_seq_len=131072 if scaling else (8192 if params.get("rope_theta") else 4096),
         rms_norm_eps=params.get("norm_eps", 1e-5),
-        rope_theta=params.get("rope_theta", 10000.0),
+        rope_theta=number("rope_theta", 10000.0),
         rope_scaling=scaling,
         # Meta writes a tied head out: one storage under two names
         tie_embeddings=output is None or output.data_ptr() == embedding.data_ptr(),

@@ -1,0 +1,69 @@
+"""How much work and memory a file of somebody else's may take, and how a person raises it.
+
+A limit is what no honest file comes near. `llama-fast --limit NAME=VALUE` before the command, or
+the environment variable LLAMA_FAST_LIMITS (``line=1G,json=2G``), which child processes inherit,
+sets another.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+VARIABLE = "LLAMA_FAST_LIMITS"
+
+# Name -> (default, what it bounds). Sizes are in bytes; names that end in -seconds are CPU time.
+LIMITS: dict[str, tuple[int, str]] = {
+    "json": (256 << 20, "a JSON file that is read as a whole"),
+    "line": (64 << 20, "one line of a .jsonl, .txt or .gz file"),
+    "text": (4 << 30, "a .txt.gz file, unpacked"),
+    "yaml": (1 << 20, "a training configuration"),
+    "template-seconds": (10, "one rendering of a chat template"),
+    "template-memory": (1 << 30, "one rendering of a chat template"),
+    "template-text": (64 << 20, "the text that a chat template writes"),
+    "tokenizer-seconds": (120, "loading a tokenizer.json"),
+    "tokenizer-memory": (8 << 30, "loading a tokenizer.json"),
+}
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def limit(name: str) -> int:
+    """The limit of that name.
+
+    Raises:
+        ValueError: LLAMA_FAST_LIMITS names no limit or no number.
+    """
+    given = os.environ.get(VARIABLE, "")
+    return _parse(given.split(",")).get(name, LIMITS[name][0]) if given else LIMITS[name][0]
+
+
+def set_limits(given: Sequence[str]) -> None:
+    """Set limits for this process and those that it starts, as ``NAME=VALUE`` each.
+
+    Raises:
+        ValueError: no such limit, or no number.
+    """
+    _parse(given)
+    earlier = os.environ.get(VARIABLE, "")
+    os.environ[VARIABLE] = ",".join([earlier, *given] if earlier else given)
+
+
+def raise_it(name: str) -> str:
+    """How a message says that a limit can be raised."""
+    return f"--limit {name}=N before the command, or {VARIABLE}={name}=N, raises the limit"
+
+
+def _parse(given: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in given:
+        name, _, value = entry.strip().partition("=")
+        match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:iB|B)?", value)
+        if name not in LIMITS or match is None or not int(match[1]):
+            raise ValueError(
+                f"limit: expected NAME=VALUE with a NAME of {', '.join(LIMITS)} and a VALUE such "
+                f"as 30 or 2G, got {entry!r:.100}"
+            )
+        found[name] = int(match[1]) << _UNITS[match[2]]
+    return found

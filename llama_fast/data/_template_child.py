@@ -1,0 +1,109 @@
+"""The process that renders chat templates: run by path, so that it starts without torch.
+
+It answers requests on its standard input until that closes. A request that takes too long or too
+much memory ends this process, and not the one that asked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import marshal
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+MOST_TEMPLATES = 32  # compiled ones that are kept
+
+
+def main() -> None:
+    """Answer requests: marshal in, JSON out, each behind its length."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends this process
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    path, memory = _receive(requests)
+    sys.path[:] = path
+    language = _language()
+    _limit_memory(memory)
+    compiled: dict[str, Any] = {}
+    while (request := _receive(requests)) is not None:
+        source, context, marks, seconds, longest = request
+        _limit_time(seconds)
+        answer = json.dumps(_answer(language, compiled, source, context, marks, longest)).encode()
+        answers.write(len(answer).to_bytes(8, "little") + answer)
+        answers.flush()
+
+
+def _answer(
+    language: Any,
+    compiled: dict[str, Any],
+    source: str,
+    context: dict[str, Any] | None,
+    marks: str,
+    longest: int,
+) -> dict[str, Any]:
+    """The text, or without a context whether the template marks answers; or what went wrong."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        if source not in compiled:
+            if len(compiled) >= MOST_TEMPLATES:
+                compiled.clear()
+            compiled[source] = language.compile_template(source)
+        template = compiled[source]
+        if context is None:
+            return {"marks": language.marks_answers(template)}
+        language.generation_marks.set(marks)
+        text = template.render(context)
+    except TemplateSyntaxError as error:
+        return {"syntax": str(error.message), "line": error.lineno}
+    except TemplateError as error:
+        return {"error": str(error)}
+    except MemoryError:
+        return {"memory": True}
+    except Exception as error:  # a template can raise anything
+        return {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+    return {"text": text} if len(text) <= longest else {"length": len(text)}
+
+
+def _receive(requests: IO[bytes]) -> Any:
+    header = requests.read(8)
+    if len(header) < 8:
+        return None
+    return marshal.loads(requests.read(int.from_bytes(header, "little")))
+
+
+def _language() -> Any:
+    file = Path(__file__).with_name("template_language.py")
+    spec = importlib.util.spec_from_file_location("template_language", file)
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def _limit_memory(most: int) -> None:
+    pages = Path("/proc/self/statm")
+    if resource is None or not pages.exists():
+        return
+    used = int(pages.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + most, used + most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_time(seconds: int) -> None:
+    if resource is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + seconds, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Rendering chat templates in a process of their own, which can be stopped.
+
+A template is a program: it may loop without end or write without end, within one call of a library
+that nothing interrupts. Jinja's sandbox keeps it from files, not from that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import marshal
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from llama_fast._limits import limit, raise_it
+from llama_fast.data.template_language import compile_template, generation_marks
+
+_CHILD = Path(__file__).with_name("_template_child.py")
+
+
+class BoundedTemplate:
+    """A template whose renderings have limits: of time, of memory, and of the text's length.
+
+    Args:
+        source: Jinja.
+
+    Attributes:
+        marks_answers: whether it has ``{% generation %}`` blocks.
+
+    Raises:
+        jinja2.TemplateSyntaxError: Jinja cannot read it.
+        jinja2.TemplateError: to compile it takes more than the limits.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.marks_answers = bool(_ask(source, None)["marks"])
+
+    def render(self, context: dict[str, Any]) -> str:
+        """The text.
+
+        Raises:
+            jinja2.TemplateError: the template failed, or took more than the limits.
+        """
+        try:
+            marshal.dumps(context)
+        except ValueError:  # objects of the caller's own, which have to stay here
+            return str(compile_template(self.source).render(context))
+        return str(_ask(self.source, context)["text"])
+
+
+def _ask(source: str, context: dict[str, Any] | None) -> dict[str, Any]:
+    answer = _process().ask(source, context)
+    if "syntax" in answer:
+        raise TemplateSyntaxError(answer["syntax"], answer["line"])
+    if "error" in answer:
+        raise TemplateError(answer["error"])
+    if "memory" in answer:
+        raise TemplateError(_too_much("template-memory", "bytes of memory"))
+    if "length" in answer:
+        raise TemplateError(_too_much("template-text", "characters"))
+    return answer
+
+
+def _too_much(name: str, unit: str) -> str:
+    return f"expected at most {limit(name):,} {unit}, took more; {raise_it(name)}"
+
+
+class _Process:
+    """A child that renders, started again after it was stopped."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def ask(self, source: str, context: dict[str, Any] | None) -> dict[str, Any]:
+        seconds, longest = limit("template-seconds"), limit("template-text")
+        with self.lock:
+            try:
+                child = self.child or self._start()
+                _send(child, (source, context, generation_marks.get(), seconds, longest))
+                answer = _receive(child)
+            except BaseException as error:
+                status = self._stop()
+                if isinstance(error, (EOFError, BrokenPipeError)):
+                    raise TemplateError(_reason(status)) from None
+                raise  # an interrupt: the answer would be taken for the next one's
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.child = subprocess.Popen(
+            [sys.executable, "-I", str(_CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        _send(self.child, ([entry for entry in sys.path if entry], limit("template-memory")))
+        return self.child
+
+    def _stop(self) -> int:
+        child, self.child = self.child, None
+        if child is None:
+            return 0
+        for pipe in (child.stdout, child.stdin):
+            with contextlib.suppress(OSError):  # what was not sent yet
+                pipe.close()  # type: ignore[union-attr]
+        child.kill()
+        return child.wait()
+
+
+def _reason(status: int) -> str:
+    if status == -getattr(signal, "SIGXCPU", 0):
+        return _too_much("template-seconds", "s of CPU time")
+    return (
+        f"{_too_much('template-memory', 'bytes of memory')} (the process that renders it ended "
+        f"with status {status})"
+    )
+
+
+def _send(child: subprocess.Popen[bytes], message: Any) -> None:
+    content = marshal.dumps(message)
+    assert child.stdin is not None
+    child.stdin.write(len(content).to_bytes(8, "little") + content)
+    child.stdin.flush()
+
+
+def _receive(child: subprocess.Popen[bytes]) -> dict[str, Any]:
+    assert child.stdout is not None
+    header = child.stdout.read(8)
+    if len(header) < 8:
+        raise EOFError
+    content = child.stdout.read(int.from_bytes(header, "little"))
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise EOFError
+    return found
+
+
+_processes: dict[int, _Process] = {}
+
+
+def _process() -> _Process:
+    """This process's child: one that a fork has in common with its parent would mix answers up."""
+    return _processes.setdefault(os.getpid(), _Process())
