@@ -27,7 +27,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean
+.PHONY: help demo test fuzz test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -45,6 +45,14 @@ pytest := OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n 2 --dist worksteal
 test: $(installed) $(built)  ## run the tests, the Triton kernels' in Triton's interpreter
 	$(pytest) $(ARGS)
 	TRITON_INTERPRET=1 $(pytest) $(ARGS) || [ $$? -eq 5 ]
+
+# A minute of it is among the tests (tests/fuzz). What it finds lies in build/fuzz.
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= $(shell sed -n 's/^    "\([a-z0-9-]*\)": Target.*/\1/p' tests/fuzz/readers.py)
+fuzz: $(VENV)/.dev  ## fuzz each reader of files for ten minutes (FUZZ_SECONDS, FUZZ_TARGETS)
+	for target in $(FUZZ_TARGETS); do \
+	$(py) -m tests.fuzz.run $$target --seconds $(FUZZ_SECONDS) $(ARGS) || failed="$$failed $$target"; \
+	done; test -z "$$failed" || { echo "found faults:$$failed"; exit 1; }
 
 test-triton: $(installed) $(built)  ## run the Triton kernels' tests alone
 	TRITON_INTERPRET=1 $(pytest) tests/ops $(ARGS)

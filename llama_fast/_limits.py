@@ -2,7 +2,7 @@
 
 A limit is what no honest file comes near. `llama-fast --limit NAME=VALUE` before the command, or
 the environment variable LLAMA_FAST_LIMITS (``line=1G,json=2G``), which child processes inherit,
-sets another.
+sets another. `docs/limits.md` has them all.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def set_limits(given: Sequence[str]) -> None:
         ValueError: no such limit, or no number.
     """
     _parse(given)
+    if not given:
+        return
     earlier = os.environ.get(VARIABLE, "")
     os.environ[VARIABLE] = ",".join([earlier, *given] if earlier else given)
 

@@ -37,8 +37,8 @@ def read_json(
 
     Raises:
         FileNotFoundError, OSError: it is not there, or cannot be read.
-        ValueError, or `error`: no regular file, no JSON, of another kind, larger than the limit "json", or nested
-            deeper than :data:`DEPTH`.
+        ValueError, or `error`: no regular file, no JSON, of another kind, larger than the limit
+            "json", or nested deeper than :data:`DEPTH`.
     """
     path, most = Path(path), limit("json")
     inside(path.parent, path.name, path, error, links=links)

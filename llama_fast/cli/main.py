@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from llama_fast._limits import set_limits
 from llama_fast._version import __version__
 
 # Command -> module with HELP, add_arguments(parser) and run(args) -> exit code; or with HELP and
@@ -40,6 +41,12 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
         description="Fast attention and cross-entropy kernels, and a Llama stack on top.",
     )
     parser.add_argument("--version", action="version", version=f"llama-fast {__version__}")
+    parser.add_argument(
+        "--limit",
+        action="append",
+        metavar="NAME=VALUE",
+        help="raise what files of others may take, such as line=1G; see docs/limits.md",
+    )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name in names:
         module = importlib.import_module(COMMANDS[name])
@@ -48,6 +55,18 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
             module.add_arguments(sub)
         sub.set_defaults(module=module)
     return parser
+
+
+def _take_limits(argv: list[str]) -> list[str]:
+    """Set the limits that stand before the command; the rest of the arguments."""
+    given = []
+    while argv and (argv[0] == "--limit" or argv[0].startswith("--limit=")):
+        _, equals, value = argv.pop(0).partition("=")
+        if not equals and not argv:
+            raise ValueError("limit: expected NAME=VALUE behind --limit, got nothing")
+        given.append(value if equals else argv.pop(0))
+    set_limits(given)
+    return argv
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Bad input prints one line; LLAMA_FAST_DEBUG=1 shows the traceback instead.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    asked = [argv[0]] if argv and argv[0] in COMMANDS else list(COMMANDS)
     try:
+        argv = _take_limits(argv)
+        asked = [argv[0]] if argv and argv[0] in COMMANDS else list(COMMANDS)
         own = importlib.import_module(COMMANDS[asked[0]]) if len(asked) == 1 else None
         if own is not None and hasattr(own, "main"):
             code = int(own.main(argv[1:]))

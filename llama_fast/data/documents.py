@@ -163,6 +163,8 @@ def _check_saved(path: Path) -> None:
             file = inside(path, "dataset_dict.json", path)
             for split in read_json(file)["splits"]:
                 inside(path, f"{split}/state.json", file)
+                if (path / split / "dataset_dict.json").exists():  # such as the split "."
+                    raise ValueError(f"the split {split!r:.80} is itself a dict of splits")
                 _check_saved(path / split)
         else:
             file = inside(path, "state.json", path)

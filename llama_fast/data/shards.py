@@ -230,8 +230,10 @@ class TokenShards:
             path = self._file(shard, part)
             try:
                 arrays[part] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+            except Exception as error:  # NumPy parses a header as Python, with all its errors
                 raise DataError(f"{path}: missing or damaged shard: {error}") from None
+            if not isinstance(arrays[part], np.ndarray):  # a zip archive of some
+                raise DataError(f"{path}: damaged shard: expected one array")
         wanted = {"tokens": "u", "ends": "i", "answer": "b"}
         for part, array in arrays.items():
             if array.ndim != 1 or array.dtype.kind != wanted[part]:

@@ -6,6 +6,7 @@ that nothing interrupts. Jinja's sandbox keeps it from files, not from that.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import marshal
@@ -148,4 +149,8 @@ _processes: dict[int, _Process] = {}
 
 def _process() -> _Process:
     """This process's child: one that a fork has in common with its parent would mix answers up."""
-    return _processes.setdefault(os.getpid(), _Process())
+    owner = os.getpid()
+    if owner not in _processes:
+        _processes[owner] = found = _Process()
+        atexit.register(lambda: found._stop() if os.getpid() == owner else None)
+    return _processes[owner]

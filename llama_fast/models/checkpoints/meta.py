@@ -221,7 +221,7 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
         vocab_size = embedding.shape[0] * (len(shards) if split_by_rows else 1)
     multiplier = None
     if params.get("ffn_dim_multiplier") is not None:
-        multiplier = number("ffn_dim_multiplier", 1.0)
+        multiplier = min(number("ffn_dim_multiplier", 1.0), 1e9)  # then it is no size either
     multiple = size(path, "multiple_of", params.get("multiple_of", 256), "ffn_dim")
     ffn_dim = _ffn_dim(embed_dim, multiplier, multiple)
     scaling = None
