@@ -77,7 +77,7 @@ def parse_json(
     if opened > DEPTH and _is_deep(content):
         raise error(_too_deep(where))
     if kind is not None and not isinstance(content, kind):
-        expected = {dict: "a JSON object", list: "a JSON list"}[kind]
+        expected = "a JSON object" if kind is dict else "a JSON list"
         raise error(f"{where}: expected {expected}, got {type(content).__name__}")
     return content
 

@@ -170,8 +170,9 @@ def _is_positive_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) < float("inf")  # type: ignore[operator]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < float("inf")
 
 
 def _llama2(embed_dim: int, heads: int, layers: int, kv_heads: int, ffn_dim: int) -> LlamaConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -72,13 +73,15 @@ def _change_value(content: Any, rng: random.Random) -> None:
         if kind == 0:
             del place[key]
         elif kind == 1 and isinstance(place, dict):
-            place[rng.choice(("", "a", "type", "name", *map(str, keys)))] = rng.choice(VALUES)
+            place[rng.choice(("", "a", "type", "name", *map(str, keys)))] = copy.deepcopy(
+                rng.choice(VALUES)
+            )
         elif kind == 2:
             place[key] = {"a": inner}
         elif kind == 3:
-            place[key] = [inner] * rng.choice((1, 2, 100))
+            place[key] = [copy.deepcopy(inner) for _ in range(rng.choice((1, 2, 100)))]
         elif kind == 4 and isinstance(inner, int):
             place[key] = inner + rng.choice((-1, 1, 1000, 2**32))
         else:
-            place[key] = rng.choice(VALUES)
+            place[key] = copy.deepcopy(rng.choice(VALUES))
         return

@@ -12,7 +12,7 @@ import pytest
 from tests.fuzz.readers import TARGETS
 from tests.paths import REPOSITORY
 
-INPUTS = {"tokenizer-json": 25}  # each starts a process
+INPUTS = {"tokenizer-json": 20}  # each starts a process
 GROUPS = sorted({target.group for target in TARGETS.values()})
 
 
@@ -28,7 +28,7 @@ def test_seeds_are_read(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_changed_files_are_refused_in_one_line(group: str) -> None:
     command = [sys.executable, "-m", "tests.fuzz.run", "--group", group,
-               "--inputs", str(INPUTS.get(group, 250))]  # fmt: skip
+               "--inputs", str(INPUTS.get(group, 120))]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
