@@ -143,7 +143,8 @@ def _read_settings(tokenizer: Tokenizer, folder: Path, *, has_post_processor: bo
 def default_template(given: Any) -> str | None:
     """The chat template among several by name, as files and transformers have them."""
     if isinstance(given, list):
-        given = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+        named = [each for each in given if isinstance(each, dict)]
+        given = {str(each.get("name")): each.get("template") for each in named}
     found = given.get("default") if isinstance(given, dict) else given
     if found is not None and not isinstance(found, str):
         raise TokenizerError(f"chat_template: expected Jinja source, got {found!r:.80}")
