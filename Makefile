@@ -135,7 +135,9 @@ wheel: $(VENV)/.torch  ## build a wheel into dist/ and prove it in a clean envir
 # Without pytest's file-level capture and fault handler, so that a sanitizer's report is seen.
 # Second derivatives are slow and made of torch's own operators: they are left out, and so is what
 # measures memory, of which the sanitizer itself takes some.
-test-sanitize: $(installed)  ## op tests under AddressSanitizer and UBSan (needs g++)
+# Other instruction sets are run by tests/ops/test_isa.py, with the same library.
+test-sanitize: $(installed)  ## op tests under AddressSanitizer and UBSan, threads under ThreadSanitizer
+	$(py) tests/sanitize/threads.py
 	LLAMA_FAST_SANITIZE=1 $(py) setup.py -q build_ext
 	LLAMA_FAST_LIBRARY=$(CURDIR)/build/sanitize/libllama_fast.so OMP_WAIT_POLICY=PASSIVE \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
