@@ -1,83 +1,62 @@
-"""Attention over a cache in Triton: the keys in use are packed, then attended to as such.
+"""Attention over a cache in Triton: keys and values are read where they lie, pages too.
 
-A kernel copies the keys that a sequence holds, the new ones among them, into one packed tensor, and
-on the way writes the new ones into the cache; the attention kernels do the rest. So the cache is
-read, written and read again: any layout, head size and dtype, and no length is read by the host.
+A first kernel writes what is new into the cache. A second attends: its programs take shares of the
+keys of their own sequence, whose length no host has to know, so one long sequence among short ones
+costs what it costs by itself. `combine_kernel` of attention adds the shares up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._launch import launch, new_like_heads
-from llama_fast.kernels.attention import attention, forward_kernel
+from llama_fast.kernels._attention_decode_kernels import append_kernel, decode_kernel
+from llama_fast.kernels._attention_forward import combine_kernel
+from llama_fast.kernels._attention_plan import (
+    SMALLEST_DOT,
+    Masks,
+    Numbers,
+    Rows,
+    bits,
+    heads_of,
+    rows_of,
+)
+from llama_fast.kernels._attention_tuning import power_of_two
+from llama_fast.kernels._launch import accumulator, gpu, launch, new_like_heads, wide_type
 
-__all__ = ["attention_decode", "examples", "forward_kernel", "pack_kernel"]
+__all__ = ["append_kernel", "attention_decode", "combine_kernel", "decode_kernel", "examples"]
+
+LONGEST_SHARE = 4096  # keys of a program, at most about
 
 
-@triton.jit
-def pack_kernel(
-    cache,
-    cache_strides,
-    new,
-    new_strides,
-    table,
-    table_strides,
-    packed,
-    offsets,
-    totals,
-    pages,
-    page,
-    kv_heads,
-    size,
-    blocks,
-    added,
-    PAGED: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Some positions of one sequence and key head: from the cache, or new and into it too.
+@dataclass(frozen=True)
+class Plan:
+    """What the code of the kernels is specialised for."""
 
-    Sequence b has totals[b] keys, of which the last offsets[b + 1] - offsets[b] are wanted; the
-    last `added` of them are new.
-    """
-    block = tl.program_id(0) % blocks
-    head = ((tl.program_id(0) // blocks) % kv_heads).to(tl.int64)
-    b = (tl.program_id(0) // blocks // kv_heads).to(tl.int64)
-    begin = tl.load(offsets + b)
-    wanted = tl.load(offsets + b + 1) - begin
-    total = tl.load(totals + b)
-    row = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
-    exists = row < wanted
-    position = total - wanted + row
-    if PAGED:
-        entry = table + b * table_strides[0] + position // page * table_strides[1]
-        where = tl.load(entry, exists, other=-1).to(tl.int64)
-        exists = exists & (where >= 0) & (where < pages)
-        position_in_page = position % page
-    else:
-        where = b
-        position_in_page = position
-    column = tl.arange(0, BLOCK_D).to(tl.int64)
-    filled = column < size
-    in_cache = where * cache_strides[0] + head * cache_strides[1]
-    in_cache += position_in_page * cache_strides[2]
-    at = cache + in_cache[:, None] + column[None, :] * cache_strides[3]
-    is_new = position >= total - added
-    old = exists & (position < total - added)
-    values = tl.load(at, old[:, None] & filled[None, :], other=0.0)
-    if new is not None:
-        i = position - (total - added)
-        at_new = new + b * new_strides[0] + head * new_strides[1] + i[:, None] * new_strides[2]
-        mask = (exists & is_new)[:, None] & filled[None, :]
-        fresh = tl.load(at_new + column[None, :] * new_strides[3], mask, other=0.0)
-        tl.store(at, fresh, mask)
-        values = tl.where(is_new[:, None], fresh, values)
-    to = packed + ((begin + row) * kv_heads + head)[:, None] * size + column[None, :]
-    tl.store(to, values, (row < wanted)[:, None] & filled[None, :])
+    M: int  # rows of a tile: queries times heads of a group
+    N: int  # keys of a step
+    D: int
+    DV: int
+    BLOCK_D: int
+    BLOCK_DV: int
+    BLOCK: int  # the larger one
+    H: int
+    K: int
+    GROUP: int
+    ACC: Any
+    OFFSET: Any
+    BASE2: bool
+    NARROW: bool
+    PRECISION: str
+    PAGED: bool
+    LEFT: bool
+    SOFTCAP: bool
+    ALIBI: bool
+    SINKS: bool
 
 
 def attention_decode(
@@ -95,43 +74,127 @@ def attention_decode(
     softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator llama_fast::attention_decode: out, lse."""
-    B, H, S, _ = q.shape
-    pages, _, page = k_cache.shape[:3]
+    B, H, S, D = q.shape
+    pages, K, page, DV = v_cache.shape
     capacity = page if page_table is None else page * page_table.shape[1]
-    added = 0 if k is None else S
-    totals = cache_seqlens.long() + added
+    totals = cache_seqlens.long() + (0 if k is None else S)
     good = (cache_seqlens >= 0) & (totals <= capacity)
     totals = totals * good
-    wanted = totals if window_left < 0 else totals.clamp(max=S + window_left)
     if page_table is not None:
-        good = good & ~_bad_pages(page_table, totals - wanted, totals, pages, page)
-    most = capacity if window_left < 0 else min(capacity, S + window_left)
+        first = totals * 0 if window_left < 0 else (totals - S - window_left).clamp(min=0)
+        good = good & ~_bad_pages(page_table, first, totals, pages, page)
+    out = new_like_heads(q if D == DV else q[..., :1].expand(B, H, S, DV))
+    lse = q.new_empty(B, H, S, dtype=wide_type(q.dtype))
+    if lse.numel() == 0:
+        return out, lse
 
-    zero = totals.new_zeros(1)
-    offsets = torch.cat((zero, wanted.cumsum(0)))
-    keys, values = (
-        _packed(cache, new, page_table, offsets, totals, most, added)
-        for cache, new in ((k_cache, k), (v_cache, v))
+    most = capacity if window_left < 0 else min(capacity, S + window_left)
+    plan, warps = _plan(q, K, DV, page_table, window_left, softcap, alibi_slopes, sinks)
+    table = Rows(None) if page_table is None else Rows(page_table, *_pair(page_table.stride()))
+    where = (table, totals * good)
+    for new, cache in ((k, k_cache), (v, v_cache)):
+        if new is not None:
+            arguments = (heads_of(new), heads_of(cache), *where, S, pages, page)
+            size = {"SIZE": cache.shape[3], "P": plan, "num_warps": 1}
+            launch(append_kernel, (B * K * S,), arguments, size, repeatable=False)
+
+    programs = B * K * triton.cdiv(S * plan.GROUP, plan.M)
+    shares = _shares(programs, most, plan.N, gpu(q).processors)
+    parts = q.new_empty(shares * B, H, S, DV, dtype=lse.dtype)
+    part_lse, part_low = parts.new_empty(2, shares * B, H, S)
+    masks = Masks(Rows(None), Rows(None), _slopes(alibi_slopes), sinks, None, None, None)
+    arguments = (
+        heads_of(q),
+        heads_of(k_cache),
+        heads_of(v_cache),
+        heads_of(parts),
+        rows_of(part_lse),
+        rows_of(part_low),
+        *where,
+        masks.slopes,
+        Numbers(bits(scale), bits(softcap), 0, 0),
+        B,
+        S,
+        pages,
+        page,
+        window_left,
     )
-    # All heads of a group ask for the same keys. As rows of one head they read them once; but a row
-    # has one position, slope and sink.
-    fold = S == 1 and alibi_slopes is None and sinks is None
-    heads, rows = (k_cache.shape[1], H // max(k_cache.shape[1], 1)) if fold else (H, S)
-    queries = q.reshape(B, heads, rows, q.shape[3]).transpose(1, 2)
-    out, lse, _ = attention(
-        queries.reshape(B * rows, heads, q.shape[3]), keys, values, None, None, alibi_slopes, sinks,
-        torch.arange(B + 1, device=q.device) * rows, offsets, None,
-        not fold, -1 if fold else window_left, -1, scale, softcap, 0.0,
-    )  # fmt: skip
+    launch(decode_kernel, (programs, shares), arguments, {"P": plan, "num_warps": warps})
+    arguments = (
+        heads_of(parts),
+        rows_of(part_lse),
+        rows_of(part_low),
+        heads_of(out),
+        rows_of(lse),
+        rows_of(torch.empty_like(lse)),
+        masks,
+        B,
+        shares,
+        S,
+    )
+    launch(combine_kernel, (B * H * S,), arguments, {"P": plan, "num_warps": 4})
     bad = ~good.view(B, 1, 1)
-    lse = lse.view(B, rows, heads).transpose(1, 2).reshape(B, H, S).masked_fill(bad, torch.nan)
-    values = (
-        out.view(B, rows, heads, v_cache.shape[3])
-        .transpose(1, 2)
-        .reshape(B, H, S, v_cache.shape[3])
+    return out.masked_fill_(bad.unsqueeze(3), torch.nan), lse.masked_fill_(bad, torch.nan)
+
+
+def _plan(
+    q: torch.Tensor,
+    K: int,
+    DV: int,
+    page_table: torch.Tensor | None,
+    window_left: int,
+    softcap: float,
+    alibi_slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+) -> tuple[Plan, int]:
+    """The plan, and the warps of a program: the largest steps that leave no register spilled."""
+    _, H, S, D = q.shape
+    block_d, block_dv = (max(SMALLEST_DOT, power_of_two(n)) for n in (D, DV))
+    block = max(block_d, block_dv)
+    size = block * q.element_size()
+    group = H // max(K, 1)
+    rows = power_of_two(max(SMALLEST_DOT, S * group))
+    narrow = q.element_size() == 2
+    plan = Plan(
+        M=min(rows, 32 if narrow and size <= 256 else SMALLEST_DOT),
+        N=64 if size <= 128 else 32 if size <= 512 else SMALLEST_DOT,
+        D=D,
+        DV=DV,
+        BLOCK_D=block_d,
+        BLOCK_DV=block_dv,
+        BLOCK=block,
+        H=H,
+        K=K,
+        GROUP=group,
+        ACC=accumulator(q.dtype),
+        OFFSET=tl.int64,
+        BASE2=False,
+        NARROW=narrow,
+        PRECISION="tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
+        PAGED=page_table is not None,
+        LEFT=window_left >= 0,
+        SOFTCAP=softcap > 0,
+        ALIBI=alibi_slopes is not None,
+        SINKS=sinks is not None,
     )
-    out = new_like_heads(q if q.shape == values.shape else values)
-    return out.copy_(values.masked_fill(bad.unsqueeze(3), torch.nan)), lse
+    return plan, 4 if size <= 256 else 8
+
+
+def _shares(programs: int, keys: int, step: int, processors: int) -> int:
+    """Shares that the keys of each tile are cut into: to occupy the GPU, and none too long."""
+    fill = triton.cdiv(2 * processors, programs)
+    return max(1, min(max(fill, triton.cdiv(keys, LONGEST_SHARE)), triton.cdiv(keys, step)))
+
+
+def _slopes(slopes: torch.Tensor | None) -> Rows:
+    if slopes is None:
+        return Rows(None)
+    return Rows(slopes, 0 if slopes.shape[0] == 1 else slopes.stride(0), slopes.stride(1))
+
+
+def _pair(strides: tuple[int, ...]) -> tuple[int, int, int]:
+    """Strides of a table (B,entries), as Rows counts them."""
+    return strides[0], 0, strides[1]
 
 
 def _bad_pages(
@@ -143,55 +206,20 @@ def _bad_pages(
     return (used & ((table < 0) | (table >= pages))).any(1)
 
 
-def _packed(
-    cache: torch.Tensor,
-    new: torch.Tensor | None,
-    table: torch.Tensor | None,
-    offsets: torch.Tensor,
-    totals: torch.Tensor,
-    most: int,
-    added: int,
-) -> torch.Tensor:
-    """(B * most, K, size): what the sequences want, one behind the other; `new` into the cache."""
-    pages, heads, page, size = cache.shape
-    batch = totals.shape[0]
-    packed = cache.new_empty(batch * most, heads, size)
-    block = triton.next_power_of_2(max(size, 1))
-    rows = max(1, 4096 // block)
-    blocks = triton.cdiv(most, rows)
-    arguments = (
-        cache,
-        cache.stride(),
-        new,
-        (0, 0, 0, 0) if new is None else new.stride(),
-        table,
-        (0, 0) if table is None else table.stride(),
-        packed,
-        offsets,
-        totals,
-        pages,
-        page,
-        heads,
-        size,
-        blocks,
-        added,
-    )
-    options = {"PAGED": table is not None, "ROWS": rows, "BLOCK_D": block, "num_warps": 4}
-    launch(pack_kernel, (batch * heads * blocks,), arguments, options)
-    return packed
-
-
 def examples() -> Iterator[Callable[[], object]]:
-    """Calls that reach every configuration of this file's kernel."""
-    for dtype, D in ((torch.bfloat16, 64), (torch.bfloat16, 128), (torch.float32, 128)):
+    """Calls that reach every configuration of these kernels."""
+    for dtype, D in (
+        (torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.bfloat16, 512),
+        (torch.float32, 64), (torch.float32, 128), (torch.float32, 256), (torch.float64, 128),
+    ):  # fmt: skip
         for paged in (False, True):
             for new in (False, True):
                 yield lambda a=(dtype, D, paged, new): _example(*a)
-        yield lambda a=(dtype, D, False, True, 2): _example(*a)
+        yield lambda a=(dtype, D, True, True, 16): _example(*a)
 
 
 def _example(dtype: torch.dtype, D: int, paged: bool, append: bool, S: int = 1) -> None:
-    """A call on tensors without memory."""
+    """A call on tensors without memory; with many queries one that uses every option."""
 
     def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=of, device="meta")
@@ -201,4 +229,8 @@ def _example(dtype: torch.dtype, D: int, paged: bool, append: bool, S: int = 1) 
     cache = empty(100, K, 64, D) if paged else empty(B, K, 4096, D)
     table = empty(B, 64, of=torch.int32) if paged else None
     lengths = empty(B, of=torch.int32)
-    attention_decode(q, cache, cache, new, new, lengths, table, None, None, -1, D**-0.5, 0.0)
+    added, cap = (empty(1, H), empty(H)), 30.0
+    slopes, sinks, left, softcap = (None, None, -1, 0.0) if S == 1 else (*added, 1000, cap)
+    attention_decode(
+        q, cache, cache, new, new, lengths, table, slopes, sinks, left, D**-0.5, softcap
+    )
