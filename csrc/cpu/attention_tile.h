@@ -296,8 +296,8 @@ struct Scores {
     if (n > 0) store_acc_n(x, hidden, n);
   }
 
-  // Scale, softcap, bias and ALiBi of one row.
-  LF_INLINE void transform(int64_t i, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
+  // Scale, softcap, bias and ALiBi of one row: the same bits in the forward and in the backward.
+  LF_APART void transform(int64_t i, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
     const int64_t width = round_lanes<M>(n);
     const T scale = static_cast<T>(a.scale), cap = static_cast<T>(a.softcap);
     alignas(64) T added[kKeys];

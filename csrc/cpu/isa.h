@@ -12,4 +12,11 @@
 
 // Fully inlined, so that no copy compiled for a newer instruction set can be picked by the linker.
 #define LF_INLINE inline __attribute__((always_inline))
+// One piece of code for every caller, so that it rounds alike in all of them: where a compiler puts
+// a product and a sum into one operation depends on what stands around them.
+#if defined(__clang__)
+#define LF_APART __attribute__((noinline))
+#else
+#define LF_APART __attribute__((noinline, noclone))
+#endif
 #define LF_LAMBDA __attribute__((always_inline))

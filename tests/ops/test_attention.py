@@ -77,3 +77,21 @@ SCORES = [
 @pytest.mark.parametrize("case", HEAD_SIZES + LENGTHS + HEADS + SCORES, ids=lambda c: c.id)
 def test_grid(case: Case, dtype: torch.dtype, kernel: str) -> None:
     check(OP, llama_fast.attention, runner(case), dtype)
+
+
+@pytest.mark.parametrize("options", ({}, {"softcap": 1e4}, {"softcap": 3e4}), ids=str)
+@pytest.mark.parametrize("queries", (1, 8, 9, 31))
+def test_large_scores_are_rounded_alike_forward_and_backward(
+    queries: int, options: dict[str, float], backend: str
+) -> None:
+    """One visible key: its probability is one, to the last digits, in the gradient of v too."""
+    for D in (4, 64, 65):
+        for T in (1, 3, 39):
+            q, k = 1e4 * torch.randn(1, 1, queries, D), torch.randn(1, 1, T, D)
+            v = torch.randn(1, 1, T, 4, requires_grad=True)
+            mask = torch.zeros(1, 1, queries, T, dtype=torch.bool)
+            mask[..., 0] = True
+            out = llama_fast.attention(q, k, v, bias=mask, **options)
+            (grad,) = torch.autograd.grad(out.sum(), v)
+            expected = torch.full((4,), float(queries))
+            torch.testing.assert_close(grad[0, 0, 0], expected, rtol=2e-7 * queries, atol=0)
