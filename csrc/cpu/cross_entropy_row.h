@@ -147,14 +147,17 @@ template <class T>
 LF_INLINE void block_weighted_sums(const T* z, const acc_t<T>* u, int64_t n, acc_t<T> shift,
                                    double* weights, double* weighted) {
   using A = acc_t<T>;
-  vec<A> sum_u = {}, sum_uz = {};
+  // Many equal numbers in one sum would all be rounded the same way.
+  constexpr int kChains = 4;
+  vec<A> sum_u[kChains] = {}, sum_uz[kChains] = {};
   for_vectors(z, n, shift, [&](vec<A> v, int64_t c) {
     const vec<A> uv = load(u + c);
-    sum_u += uv;
-    sum_uz += uv * (v - shift);
+    const int64_t k = c / kLanes<A> % kChains;
+    sum_u[k] += uv;
+    sum_uz[k] += uv * (v - shift);
   });
-  *weights += reduce_add<A>(sum_u);
-  *weighted += reduce_add<A>(sum_uz);
+  *weights += reduce_add<A>((sum_u[0] + sum_u[1]) + (sum_u[2] + sum_u[3]));
+  *weighted += reduce_add<A>((sum_uz[0] + sum_uz[1]) + (sum_uz[2] + sum_uz[3]));
 }
 
 // f(z, begin, n) for the blocks of a row; z points to the (softcapped) logits of the block.
@@ -174,10 +177,21 @@ LF_INLINE void for_blocks(const T* x, int64_t classes, double softcap, F&& f) {
 
 // --- rows ------------------------------------------------------------------------------------
 
+// Rounded as those of the whole row, whose sum it is compared with: where the target has nearly all
+// of the probability, another last digit of its logit would be all that is left of the gradient.
 template <class T>
 LF_INLINE double one_logit(const T* x, double softcap) {
-  const double v = load_one(x);
-  return softcap != 0 ? softcap * std::tanh(v / softcap) : v;
+  using A = acc_t<T>;
+  A z[kLanes<A>];
+  widen_block<T>(x, 1, static_cast<A>(softcap), z);
+  return z[0];
+}
+
+// The derivative of the softcap, 1 without one.
+template <class T>
+LF_INLINE double slope_at(const T* x, double softcap) {
+  const double tanh = softcap != 0 ? std::tanh(load_one(x) / softcap) : 0;
+  return 1 - tanh * tanh;
 }
 
 // The log-sum-exp of a row whose sum of exponentials came out NaN: NaN if a logit is NaN, and
@@ -236,6 +250,7 @@ RowLoss row_loss(const RowOptions<acc_t<T>>& o, const T* x, int64_t y, const acc
     const double w = o.weight ? o.weight[y] : 1;
     r.cross_entropy = (1 - o.smoothing) * w * (log_sum - (one_logit(x + y, o.softcap) - max));
   }
+  if (q == nullptr) spread_weights = each * o.weight_sum;
   if (spread) r.cross_entropy += spread_weights * (log_sum + (max - reference)) - spread_weighted;
   return r;
 }
@@ -271,24 +286,37 @@ LF_INLINE void put(T* p, vec<acc_t<T>> v) {
   }
 }
 
-// dx = (exp(z - shift) * scale - u) * (1 - (z / softcap)^2) over one block, where u is an array or,
-// when that is null, the number `flat`; inverse_cap = 1 / softcap or 0. z may be dx.
+// tanh = tanh(x / softcap) and z = softcap * tanh, as widen_block has it; z may be x. The gradient
+// takes its slope from the former: z is rounded once more, which leaves 1 - tanh^2 few digits where
+// that is small. And both are stored, lest softcap * tanh - shift become one operation, rounded
+// once: the sum of the row was taken over rounded z.
+template <class T>
+LF_INLINE void squash_block(const T* x, int64_t n, acc_t<T> softcap, acc_t<T>* z, acc_t<T>* tanh) {
+  for_vectors(x, n, acc_t<T>(0), [&](vec<acc_t<T>> v, int64_t c) {
+    v = vtanh(v / softcap);
+    store(tanh + c, v);
+    store(z + c, v * softcap);
+  });
+}
+
+// dx = (exp(z - shift) * scale - u) * (1 - tanh^2) over one block, where u is an array or, when
+// that is null, the number `flat`. z may be dx.
 template <bool kSpread, bool kCapped, bool kStream, class U, class T>
 LF_INLINE void write_block(const U* z, T* dx, int64_t n, acc_t<T> shift, acc_t<T> scale,
-                           acc_t<T> flat, const acc_t<T>* u, acc_t<T> inverse_cap) {
+                           acc_t<T> flat, const acc_t<T>* u, const acc_t<T>* tanh) {
   using A = acc_t<T>;
   constexpr int64_t lanes = kLanes<A>;
-  const auto gradient = [&](vec<A> v, vec<A> uv) {
+  const auto gradient = [&](vec<A> v, vec<A> uv, int64_t c) {
     vec<A> d = exp_for<T>(v - shift) * scale - uv;
     if constexpr (kCapped) {
-      const vec<A> tanh = v * inverse_cap;
-      d *= A(1) - tanh * tanh;
+      const vec<A> t = load(tanh + c);
+      d *= A(1) - t * t;
     }
     return d;
   };
   const auto partly = [&](int64_t c, int64_t count) {
     const vec<A> uv = kSpread ? load(u + c) : set1(flat);
-    store_acc_n(dx + c, gradient(load_acc_n(z + c, count, shift), uv), count);
+    store_acc_n(dx + c, gradient(load_acc_n(z + c, count, shift), uv, c), count);
   };
   int64_t c = 0;
   if constexpr (kStream) {  // up to the first aligned vector
@@ -300,7 +328,7 @@ LF_INLINE void write_block(const U* z, T* dx, int64_t n, acc_t<T> shift, acc_t<T
     }
   }
   for (; c + lanes <= n; c += lanes)
-    put<kStream>(dx + c, gradient(load_acc(z + c), kSpread ? load(u + c) : set1(flat)));
+    put<kStream>(dx + c, gradient(load_acc(z + c), kSpread ? load(u + c) : set1(flat), c));
   if (c < n) partly(c, n - c);
 }
 
@@ -329,7 +357,7 @@ void row_gradient(const RowOptions<acc_t<T>>& o, const T* x, T* dx, int64_t y, c
   const double scale = g * target_sum + (g_z != 0 ? g_z * 2 * o.z_loss * lse : 0) + g_lse;
   const A shift = softmax.shift, vector_scale = static_cast<A>(scale * softmax.factor);
   const A flat = spread ? A(0) : static_cast<A>(g * each);
-  const A inverse_cap = o.softcap != 0 ? static_cast<A>(1 / o.softcap) : A(0);
+  const A cap = static_cast<A>(o.softcap);
 
   // The target's own element, where p and t nearly cancel, in double. Read before x is gone.
   double at_target = 0;
@@ -337,28 +365,31 @@ void row_gradient(const RowOptions<acc_t<T>>& o, const T* x, T* dx, int64_t y, c
     const double z = one_logit(x + y, o.softcap);
     at_target = std::exp(z - shift) * softmax.factor * scale - g * (1 - o.smoothing) * w;
     at_target -= g * each * (o.weight ? o.weight[y] : 1);
-    if (o.softcap != 0) at_target *= 1 - (z / o.softcap) * (z / o.softcap);
+    at_target *= slope_at(x + y, o.softcap);
   }
 
-  for_blocks(x, o.classes, o.softcap, [&](const auto* z, int64_t begin, int64_t n) {
-    A u[kBlock];
+  for (int64_t begin = 0; begin < o.classes; begin += kBlock) {
+    const int64_t n = o.classes - begin < kBlock ? o.classes - begin : kBlock;
+    const T* z = x + begin;
+    A u[kBlock], capped[kBlock], tanh[kBlock];
     T* out = dx + begin;
+    if (o.softcap != 0) squash_block(z, n, cap, capped, tanh);
     if (spread) {
       spread_target<A>(q ? q + begin : nullptr, o.weight ? o.weight + begin : nullptr, n,
                        o.smoothing, each, g, u);
     }
     if (spread && o.softcap != 0) {
-      write_block<true, true, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+      write_block<true, true, false>(capped, out, n, shift, vector_scale, flat, u, tanh);
     } else if (spread) {
-      write_block<true, false, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+      write_block<true, false, false>(z, out, n, shift, vector_scale, flat, u, tanh);
     } else if (o.softcap != 0) {
-      write_block<false, true, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+      write_block<false, true, false>(capped, out, n, shift, vector_scale, flat, u, tanh);
     } else if (kCanStream && o.stream) {
-      write_block<false, false, kCanStream>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+      write_block<false, false, kCanStream>(z, out, n, shift, vector_scale, flat, u, tanh);
     } else {
-      write_block<false, false, false>(z, out, n, shift, vector_scale, flat, u, inverse_cap);
+      write_block<false, false, false>(z, out, n, shift, vector_scale, flat, u, tanh);
     }
-  });
+  }
   if (q == nullptr) store_one(dx + y, static_cast<A>(at_target));
 }
 

@@ -35,6 +35,7 @@ class Call {
   using Kept = typename Plan<M, T>::Kept;
   using Grad = typename Plan<M, T>::Grad;
   using Area = typename Plan<M, T>::Area;
+  static constexpr bool kTwelve = std::is_same_v<Kept, Twelve>;
 
  public:
   explicit Call(LinearCrossEntropyArgs& args) : a_(args), l_(args), p_(args) { p_.make(tokens()); }
@@ -185,17 +186,15 @@ class Call {
     });
   }
 
-  // logits = those of rows [r0, r0 + m) and block b, padded to the lanes.
+  // logits = those of rows [r0, r0 + m) and block b without softcap, padded to the lanes.
   void make_logits(int64_t b, int64_t r0, int64_t m, const E* packed, A* logits, E* scratch) {
     const int64_t n = p_.block_classes(b);
     const A* bias = static_cast<const A*>(a_.linear_bias);
     if (p_.depth == 0) std::fill(logits, logits + m * kBlockClasses, A(0));
     multiply<M>(round_up(m, kBlockRows), round_lanes<M>(n), p_.depth,
                 p_.input_across + r0 * p_.depth, packed, logits, kBlockClasses, false, scratch);
-    if (bias == nullptr && a_.softcap == 0) return;
-    for (int64_t i = 0; i < m; ++i)
-      finish_logits(logits + i * kBlockClasses, n, bias ? bias + b * kBlockClasses : bias,
-                    a_.softcap);
+    for (int64_t i = 0; i < m && bias != nullptr; ++i)
+      add_bias(logits + i * kBlockClasses, n, bias + b * kBlockClasses);
   }
 
   // Where the logits of a kept row of the chunk are.
@@ -218,19 +217,27 @@ class Call {
                        1, u);
     make_logits(b, r0, m, packed, area.logits, area.multiply);
     for (int64_t i = 0; i < m; ++i) {
-      const A* z = area.logits + i * kBlockClasses;
+      A* z = area.logits + i * kBlockClasses;
       const int64_t r = r0 + i, at = b * p_.stride + r;
       const int64_t y = label(r) - first;
+      const bool keep = p_.wants_gradient() && r < kept_rows_;
+      if (y >= 0 && y < n) p_.row[r].label = z[y];
+      if (a_.argmax) {
+        const int64_t best = row_argmax(z, n);
+        p_.best[at] = {z[best], static_cast<int32_t>(best)};
+      }
+      if constexpr (!kTwelve)
+        if (keep) keep_block(Kept(), z, n, A(0), a_.softcap, kept_logits(b, r));
+      if (a_.softcap != 0) widen_block<A>(z, n, static_cast<A>(a_.softcap), z);
       const BlockStats<A> s = p_.stats[at] = block_stats(z, n);
-      if (y >= 0 && y < n) p_.row[r].z_label = z[y];
-      if (a_.argmax) p_.best[at] = static_cast<int32_t>(row_argmax(z, n));
       if (spread) {
         double weights = 0, weighted = 0;
         block_weighted_sums(z, u, n, s.reference, &weights, &weighted);
+        if (l_.options.weight == nullptr) weights = each * static_cast<double>(n);
         p_.spread[at] = weighted + weights * s.reference;
       }
-      if (p_.wants_gradient() && r < kept_rows_)
-        keep_block(Kept(), z, n, s.reference, a_.softcap, kept_logits(b, r));
+      if constexpr (kTwelve)
+        if (keep) keep_block(Kept(), z, n, s.reference, a_.softcap, kept_logits(b, r));
     }
   }
 
@@ -258,7 +265,8 @@ class Call {
     Row<A>& row = p_.row[r];
     const double e = a_.label_smoothing, each = e / static_cast<double>(a_.classes);
     const double w = l_.options.weight ? l_.options.weight[label(r)] : 1;
-    l_.losses[n] = (1 - e) * w * (log_sum - (row.z_label - top));
+    const double z = one_logit(&row.label, a_.softcap);
+    l_.losses[n] = (1 - e) * w * (log_sum - (z - top));
     if (e > 0) l_.losses[n] += each * l_.options.weight_sum * (top + log_sum) - spread_z;
     l_.z_losses[n] = a_.z_loss != 0 ? a_.z_loss * lse * lse : 0;
     static_cast<A*>(a_.lse)[n] = static_cast<A>(lse);
@@ -275,9 +283,8 @@ class Call {
       g = 0;
       scale = static_cast<const A*>(a_.grad_lse)[n];
     }
-    const double z = row.z_label;
     double at_label = std::exp(z - top) / sum * scale - g * w * (1 - e + each);
-    if (a_.softcap != 0) at_label *= 1 - (z / a_.softcap) * (z / a_.softcap);
+    at_label *= slope_at(&row.label, a_.softcap);
     row.shift = static_cast<A>(top);
     row.scale = static_cast<A>(scale / sum);
     row.flat = static_cast<A>(g * each);
@@ -291,9 +298,10 @@ class Call {
     for (int64_t b = 0; b < p_.blocks(); ++b) {
       const BlockStats<A>& s = p_.stats[b * p_.stride + r];
       const bool nan = std::isnan(s.sum);
-      if (!nan && (s.sum == 0 || s.reference <= largest)) continue;
-      largest = s.reference;
-      best = b * kBlockClasses + p_.best[b * p_.stride + r];
+      const Best<A>& found = p_.best[b * p_.stride + r];
+      if (!nan && (s.sum == 0 || found.logit <= largest)) continue;
+      largest = found.logit;
+      best = b * kBlockClasses + found.at;
       if (nan) break;
     }
     return best;
@@ -312,7 +320,7 @@ class Call {
       if (i < kept)
         recall_block(Kept(), kept_logits(b, r), n, p_.stats[b * p_.stride + r].reference,
                      a_.softcap, z);
-      block_gradient(l_.options, p_.row[r], first, n, z);
+      block_gradient(l_.options, p_.row[r], first, n, kTwelve && i < kept, z);
       if (y >= 0 && y < n) z[y] = p_.row[r].at_label;
       if constexpr (M::kPack == 2)
         for_vectors(z, n, A(0), [&](vec<A> v, int64_t c) {

@@ -3,6 +3,8 @@
 // cross_entropy_row.h, whose loops these functions call.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/cross_entropy_row.h"
 
 namespace llama_fast {
@@ -19,25 +21,30 @@ struct BlockStats {
   A sum;        // sum exp(z - reference); +inf if some z is, NaN if some z is NaN
 };
 
+// The first of a row's largest logits in one block, before the softcap makes equals of them.
+template <class A>
+struct Best {
+  A logit;
+  int32_t at;
+};
+
 // A row over all blocks, and what the second pass makes of it.
 template <class A>
 struct Row {
-  A z_label;
+  A label;         // its logit, without softcap
   A shift, scale;  // gradient: exp(z - shift) * scale - flat * w
   A flat;
   A at_label;  // the gradient at the label's class
 };
 
-// z[0, n) = softcap(z + bias).
+// x[0, n) += bias.
 template <class A>
-void finish_logits(A* z, int64_t n, const A* bias, double softcap) {
+void add_bias(A* x, int64_t n, const A* bias) {
   constexpr int64_t lanes = kLanes<A>;
-  if (bias != nullptr)
-    for (int64_t c = 0; c < n; c += lanes) {
-      const vec<A> b = n - c < lanes ? load_acc_n(bias + c, n - c, A(0)) : load(bias + c);
-      store(z + c, load(z + c) + b);
-    }
-  if (softcap != 0) widen_block<A>(z, n, static_cast<A>(softcap), z);
+  for (int64_t c = 0; c < n; c += lanes) {
+    const vec<A> b = n - c < lanes ? load_acc_n(bias + c, n - c, A(0)) : load(bias + c);
+    store(x + c, load(x + c) + b);
+  }
 }
 
 template <class A>
@@ -51,8 +58,9 @@ BlockStats<A> block_stats(const A* z, int64_t n) {
   return s;
 }
 
-// Logits kept between the passes: as they are, or in twelve bits. Those count down from the block's
-// largest logit in steps of 1/128, which is the rounding of a bfloat16 logit between 1 and 2.
+// Logits kept between the passes: as they are, without softcap, or with it in twelve bits. Those
+// count down from the block's largest logit in steps of 1/128, which is the rounding of a bfloat16
+// logit between 1 and 2; in finer ones where a softcap keeps all of them close together.
 // Without a softcap the last code stands for 32 and all below it, whose probability is zero for
 // every purpose: it is read back as -inf. With one the gradient has the factor 1 - (z / softcap)^2,
 // also where a part of the target is spread over the classes, so every logit is needed: from 20
@@ -62,6 +70,11 @@ struct Twelve {};
 
 constexpr float kCodesPerUnit = 128;
 constexpr int32_t kLastCode = 4095, kFineCodes = 20 * 128;
+
+inline float codes_per_unit(double softcap) {
+  if (softcap == 0) return kCodesPerUnit;
+  return std::max(kCodesPerUnit, static_cast<float>(kLastCode / (2 * softcap)));
+}
 
 // The width of the steps after the first kFineCodes, less the width of those.
 inline float extra_width(double softcap) {
@@ -99,12 +112,13 @@ inline void keep_block(Twelve, const float* z, int64_t n, float reference, doubl
   constexpr int64_t lanes = kLanes<float>;
   char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
   constexpr float fine = kFineCodes;
+  const float per_unit = codes_per_unit(softcap);
   const float shrink = 1 / (1 + extra_width(softcap) * kCodesPerUnit);
   const auto code = [&](int64_t c) {
     const vec<float> v = n - c >= lanes ? load(z + c)
                          : n - c > 0    ? load_acc_n(z + c, n - c, reference)
                                         : set1(reference);
-    vec<float> down = (reference - v) * kCodesPerUnit;
+    vec<float> down = (reference - v) * per_unit;
     if (softcap != 0) down = down > fine ? fine + (down - fine) * shrink : down;
     down += 0.5f;
     constexpr auto last = static_cast<float>(kLastCode);
@@ -125,10 +139,10 @@ inline void recall_block(Twelve, const char* kept, int64_t n, float reference, d
                          float* z) {
   constexpr int64_t lanes = kLanes<float>;
   const char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
-  const float extra = extra_width(softcap);
+  const float extra = extra_width(softcap), width = 1 / codes_per_unit(softcap);
   const auto logits = [&](vec_code code) {
     const vec<float> steps = __builtin_convertvector(code, vec<float>);
-    const vec<float> v = reference - steps * (1 / kCodesPerUnit);
+    const vec<float> v = reference - steps * width;
     if (softcap == 0) return code == kLastCode ? set1(-std::numeric_limits<float>::infinity()) : v;
     const vec<float> wide = steps - static_cast<float>(kFineCodes);
     return v - (wide > 0.0f ? wide * extra : vec<float>{});
@@ -143,21 +157,26 @@ inline void recall_block(Twelve, const char* kept, int64_t n, float reference, d
   }
 }
 
-// z becomes the gradient.
+// Logits become their gradient; `capped`: they have their softcap already.
 template <class A>
-void block_gradient(const RowOptions<A>& o, const Row<A>& row, int64_t first, int64_t n, A* z) {
-  A u[kBlockClasses + kLanes<A>];
-  const A cap = o.softcap != 0 ? static_cast<A>(1 / o.softcap) : A(0);
+void block_gradient(const RowOptions<A>& o, const Row<A>& row, int64_t first, int64_t n,
+                    bool capped, A* z) {
+  A u[kBlockClasses + kLanes<A>], tanh[kBlockClasses + kLanes<A>];
+  const A cap = static_cast<A>(o.softcap);
+  if (cap != 0 && !capped)
+    squash_block(z, n, cap, z, tanh);
+  else if (cap != 0)
+    for (int64_t c = 0; c < n; c += kLanes<A>) store(tanh + c, load(z + c) / cap);
   const bool spread = o.smoothing > 0 && o.weight != nullptr;
   if (spread) spread_target<A>(nullptr, o.weight + first, n, 0, 1, row.flat, u);
   if (spread && cap != 0)
-    write_block<true, true, false>(z, z, n, row.shift, row.scale, A(0), u, cap);
+    write_block<true, true, false>(z, z, n, row.shift, row.scale, A(0), u, tanh);
   else if (spread)
-    write_block<true, false, false>(z, z, n, row.shift, row.scale, A(0), u, cap);
+    write_block<true, false, false>(z, z, n, row.shift, row.scale, A(0), u, tanh);
   else if (cap != 0)
-    write_block<false, true, false>(z, z, n, row.shift, row.scale, row.flat, u, cap);
+    write_block<false, true, false>(z, z, n, row.shift, row.scale, row.flat, u, tanh);
   else
-    write_block<false, false, false>(z, z, n, row.shift, row.scale, row.flat, u, cap);
+    write_block<false, false, false>(z, z, n, row.shift, row.scale, row.flat, u, tanh);
 }
 
 // Writes n numbers, or adds them to what is there. `from` is padded to whole vectors.

@@ -97,7 +97,7 @@ struct Plan {
     for (E*& p : weight_panels) p = memory.take<E>(panel);
     input_across = memory.take<E>(rows * depth);
     stats = memory.take<BlockStats<A>>(blocks() * rows);
-    best = memory.take<int32_t>(a.argmax ? blocks() * rows : 0);
+    best = memory.take<Best<A>>(a.argmax ? blocks() * rows : 0);
     spread = memory.take<double>(a.label_smoothing > 0 ? blocks() * rows : 0);
     row = memory.take<Row<A>>(rows);
     stride = rows;
@@ -139,7 +139,7 @@ struct Plan {
   A *grad_input = nullptr, *wide_gradient = nullptr;
   char *held = nullptr, *last = nullptr;  // kept logits; those of the last block
   BlockStats<A>* stats;                   // (blocks, rows), as the next two
-  int32_t* best;
+  Best<A>* best;
   double* spread;
   Row<A>* row;
   std::vector<Area> areas;

@@ -289,14 +289,15 @@ def _cross_entropy_(
     w_sum = classes if weight is None else weight.sum()
     mine = (target >= first) & (target < first + held)
     column = torch.where(mine, target - first, 0).unsqueeze(1)
+    top, argmax = z.max(dim=1)  # before the softcap makes equals of them
+    tops = _gather(top, group)
+    top, owner = tops.max(dim=0, keepdim=True)
+    argmax = _gather(argmax + first, group).gather(0, owner).squeeze(0)
     if softcap:
         z.div_(softcap).tanh_()
         slope = 1 - z.square() if gradient else None
         z.mul_(softcap)
-    top, argmax = z.max(dim=1)
-    tops = _gather(top, group)
-    top, owner = tops.max(dim=0, keepdim=True)
-    argmax = _gather(argmax + first, group).gather(0, owner).squeeze(0)
+        top = softcap * torch.tanh(top / softcap)
 
     # Relative to the largest logit, and p as a quotient: exp(z - lse) would lose the last digits
     # of p to the rounding of lse.

@@ -133,6 +133,31 @@ def test_statistics(backend: str) -> None:
     torch.testing.assert_close(loss, plain + stats.z_loss)
 
 
+@pytest.mark.parametrize("inner", ("auto", "reference"), ids=["kernel", "written out"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_argmax_is_that_before_the_softcap(dtype: torch.dtype, inner: str, backend: str) -> None:
+    """Which makes equals of logits that are not, in one block of classes and in several."""
+    x, w = torch.ones(3, 1, dtype=dtype), torch.zeros(1200, 1, dtype=dtype)
+    w[[30, 70, 700, 1100]] = torch.tensor([[50.0], [60.0], [80.0], [70.0]], dtype=dtype)
+    with llama_fast.use_backend(cross_entropy=inner):
+        _, stats = llama_fast.linear_cross_entropy(
+            x, w, torch.tensor([30, 700, -100]), softcap=1.0, return_stats=True
+        )
+    assert stats.argmax.tolist() == [700, 700, -1] and stats.correct.tolist() == [
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("softcap", (0.01, 0.1, 1.0, 17.0, 300.0))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_softcap(softcap: float, dtype: torch.dtype, kernel: str) -> None:
+    """Logits that lie close together, or far apart: what is kept of them tells them apart."""
+    case = Case("", V=600, scale=softcap, options={"softcap": softcap})
+    check(OP, llama_fast.linear_cross_entropy, runner(case), dtype)
+
+
 @pytest.mark.parametrize("reduction", ("none", "mean", "sum"))
 def test_ignored_tokens_take_no_part(reduction: str, backend: str) -> None:
     """Not even with NaN in them: they are dropped before any matrix product."""
