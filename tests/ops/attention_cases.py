@@ -18,8 +18,9 @@ class Case:
     `tensors` names optional tensor arguments and gives their shapes in letters of (B,H,S,T), a
     letter or 1 each; ``bool:`` in front makes a boolean one, ``ends:`` one that is True at both
     ends of a row, ``lowest:`` one of lowest finite numbers, all of every second row. `grad_lse`
-    sends a gradient into lse too. `lengths` are those of packed sequences, (queries, keys) each; B, S and T then mean
-    nothing. Of the `frozen` tensors no gradient is asked.
+    sends a gradient into lse too. `lengths` are those of packed sequences, (queries, keys) each;
+    B, S and T then mean nothing. Of the `frozen` tensors no gradient is asked. `scales` multiplies
+    tensors, by name.
     """
 
     why: str
@@ -35,6 +36,7 @@ class Case:
     grad_lse: bool = False
     lengths: tuple[tuple[int, int], ...] = ()
     frozen: tuple[str, ...] = ()
+    scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -83,6 +85,8 @@ def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
             tensors[name] = value.masked_fill((value < 0) | whole_row, lowest)
         else:
             tensors[name] = value > -0.5 if kind == "bool" else value
+    for name, scale in case.scales.items():
+        tensors[name] = tensors[name] * scale
     return tensors
 
 

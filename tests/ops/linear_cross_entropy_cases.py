@@ -27,6 +27,8 @@ class Case:
     bias: bool = False
     class_weights: bool = False
     scale: float = 1.0  # of the input
+    weight_scale: float = 1.0
+    bias_scale: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
     grad_lse: bool = False
 
@@ -38,13 +40,14 @@ class Case:
 def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(*case.tokens, case.E, generator=g, dtype=torch.float64) * case.scale
-    w = torch.randn(case.V, case.E, generator=g, dtype=torch.float64)
+    w = torch.randn(case.V, case.E, generator=g, dtype=torch.float64) * case.weight_scale
     target = torch.randint(0, case.V, case.tokens, generator=g)
     if case.ignored:
         target[torch.rand(case.tokens, generator=g) < 1 / 3] = -100
     tensors = {"input": x, "linear_weight": w, "target": target}
     if case.bias:
-        tensors["linear_bias"] = torch.randn(case.V, generator=g, dtype=torch.float64)
+        bias = torch.randn(case.V, generator=g, dtype=torch.float64)
+        tensors["linear_bias"] = bias * case.bias_scale
     if case.class_weights:
         tensors["weight"] = torch.rand(case.V, generator=g, dtype=torch.float64) + 0.1
     return tensors

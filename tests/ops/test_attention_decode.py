@@ -25,6 +25,7 @@ class Case:
     """One problem and why it is worth testing; `lengths` are those before the call.
 
     `page` makes a paged cache; of `tensors`, alibi_slopes and sinks by name, the shape is given.
+    `scales` multiplies tensors, by name.
     """
 
     why: str
@@ -39,6 +40,7 @@ class Case:
     append: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
     heads_inside: bool = False  # q, k, v are views of (B,S,H,D), caches of (B,T,K,D)
 
     @property
@@ -89,6 +91,8 @@ def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
     for name, shape in case.tensors.items():
         value = normal(*({"B": B, "H": H}[letter] for letter in shape))
         tensors[name] = value.sigmoid() if name == "alibi_slopes" else value
+    for name, scale in case.scales.items():
+        tensors[name] = tensors[name] * scale
     return tensors
 
 

@@ -17,7 +17,8 @@ GRID = ["tests/ops/test_attention.py", "tests/ops/test_attention_masks.py::test_
         "tests/ops/test_cross_entropy.py::test_shapes",
         "tests/ops/test_cross_entropy_inputs.py::test_inplace",
         *(f"tests/ops/test_{op}.py" for op in ("rms_norm", "rope", "swiglu")),
-        "tests/ops/test_linear_cross_entropy.py::test_grid", "tests/ops/test_determinism.py"]  # fmt: skip
+        "tests/ops/test_linear_cross_entropy.py::test_grid",
+        "tests/ops/test_determinism.py"]  # fmt: skip
 
 
 def run(isa: str, *command: str) -> subprocess.CompletedProcess[str]:
