@@ -44,11 +44,11 @@ LF_INLINE vec<float> scores_of_pairs(const uint16_t* q, const Elem* k, int64_t k
 #pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) sum[i] = vec<float>{};
   for (int64_t c = 0; c < size; c += 2 * lanes) {
-    const __m512i query = _mm512_loadu_si512(q + c);
+    const int64_t filled = kEasy ? 2 * lanes : size - c;
+    const __m512i query = load_pairs(q + c, filled);  // what lies behind may be NaN, times 0 too
     const Elem* key = k + c;
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) {
-      const int64_t filled = kEasy ? 2 * lanes : size - c;
       sum[i] = Bf16::fma(sum[i], query, load_pairs(key, filled));
       if (kEasy || i + 1 < n) key += k_row;
     }
@@ -57,8 +57,8 @@ LF_INLINE vec<float> scores_of_pairs(const uint16_t* q, const Elem* k, int64_t k
 }
 #endif
 
-// out[r][j] = q_r . k_j for `Count` rows of q (padded with zeros to whole registers) and n keys, of
-// `size` numbers each.
+// out[r][j] = q_r . k_j for `Count` rows of q and n keys, of `size` numbers each. What follows them
+// in memory is not read.
 template <class M, int Count, class Elem>
 void few_scores(const typename M::raw* q, int64_t q_row, const Elem* k, int64_t k_row, int64_t size,
                 int64_t n, typename M::acc* out) {
