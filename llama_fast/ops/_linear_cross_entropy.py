@@ -223,8 +223,11 @@ def _differentiable_gradients(
 ) -> list[torch.Tensor | None]:
     """The gradients by autograd through the reference: for second derivatives, which are rare."""
     ignore_index, reduction, label_smoothing, softcap, z_loss = ctx.options
-    input, linear_weight, linear_bias = inputs
     with torch.enable_grad():
+        # Views: of inputs that are made of one another (a tied weight) each gets its own share.
+        views = [None if x is None else x.view_as(x) for x in inputs]
+        input, linear_weight, linear_bias = views
+        assert input is not None and linear_weight is not None
         loss, stats = reference.linear_cross_entropy(
             input,
             linear_weight,
@@ -240,6 +243,10 @@ def _differentiable_gradients(
             return_stats=True,
         )
         output = stats.lse if of_lse else loss
-        chosen = [x for x, want in zip(inputs, ctx.wanted, strict=True) if want]
-        made = iter(torch.autograd.grad(output, chosen, upstream, create_graph=True))
-    return [next(made) if want else None for want in ctx.wanted]
+        chosen = [
+            x if x is not None and want and x.requires_grad else None
+            for x, want in zip(views, ctx.wanted, strict=True)
+        ]
+        some = [x for x in chosen if x is not None]
+        made = iter(torch.autograd.grad(output, some, upstream, create_graph=True))
+    return [None if x is None else next(made) for x in chosen]

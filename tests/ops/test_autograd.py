@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import llama_fast
@@ -206,3 +207,46 @@ def test_meta_tensors_give_shapes(call: Call) -> None:
         outputs = call.function(*leaves)
     for ours, real in zip(outputs, expected, strict=True):
         assert (ours.shape, ours.dtype) == (real.shape, real.dtype)
+
+
+@pytest.mark.parametrize("reduction", ("mean", "none"))
+@pytest.mark.parametrize("of", ("loss", "lse"))
+def test_inputs_made_of_one_another(of: str, reduction: str) -> None:
+    """A tied weight has its own share of the gradient, and that of the other input once."""
+    torch.manual_seed(0)
+    w = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([3, 0, 8, 1, -100, 2])
+
+    def ours(w: torch.Tensor) -> torch.Tensor:
+        loss, stats = llama_fast.linear_cross_entropy(
+            w[:6].sin(), w, target, reduction=reduction, return_stats=True
+        )
+        return (loss if of == "loss" else stats.lse).sum()
+
+    def stock(w: torch.Tensor) -> torch.Tensor:
+        logits = w[:6].sin() @ w.T
+        if of == "lse":
+            return logits[target != -100].logsumexp(1).sum()
+        return F.cross_entropy(logits, target, reduction=reduction).sum()
+
+    want = torch.autograd.grad(stock(w), w)[0]
+    kept = torch.autograd.grad(ours(w), w, create_graph=True)[0]
+    torch.testing.assert_close(kept, want)
+    # A leaf that requires grad makes torch.func.grad's gradient differentiable, too.
+    torch.testing.assert_close(torch.func.grad(ours)(w), want)
+    torch.testing.assert_close(torch.func.hessian(ours)(w), torch.func.hessian(stock)(w))
+
+
+def test_an_input_that_only_an_outer_level_differentiates() -> None:
+    x, w = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (5, 9))
+    target = torch.arange(5)
+
+    def ours(w: torch.Tensor) -> torch.Tensor:
+        return llama_fast.linear_cross_entropy(x, w, target)
+
+    def stock(w: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(x @ w.T, target)
+
+    got, want = (torch.func.grad(f)(w).sin().sum() for f in (ours, stock))
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, (x, w)), torch.autograd.grad(want, (x, w)))
