@@ -37,4 +37,4 @@ def replacement(module: nn.Module) -> Callable[..., Any] | str | None:
 
 def accelerated_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """torch's forward, with its attention and losses on our kernels."""
-    return accelerated(type(module).forward.__get__(module), *args, **kwargs)
+    return accelerated(type(module).forward, module, *args, **kwargs)

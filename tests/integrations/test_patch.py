@@ -175,6 +175,22 @@ def test_compiled_as_one_graph() -> None:
         torch.testing.assert_close(parameter.grad, want[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.compile
+def test_compiled_with_activation_checkpointing() -> None:
+    """torch.compile goes on with the model's forward after a break in its graph."""
+    model = make("llama")
+    want = train(model, batch("padded"))
+    llama_fast.patch(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.zero_grad()
+    compiled = torch.compile(model, backend="aot_eager")
+    loss = compiled(input_ids=IDS, use_cache=False, **batch("padded")).loss
+    loss.backward()
+    torch.testing.assert_close(loss, want["loss"])
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, want[name], rtol=1e-4, atol=1e-6)
+
+
 def test_an_adapter_on_the_head_is_left_with_a_reason() -> None:
     class Adapted(torch.nn.Linear):
         pass

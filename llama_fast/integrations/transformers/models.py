@@ -65,8 +65,8 @@ def _forward_with_weights(
 ) -> Any:
     if _inner is not None:
         call = functools.partial(_inner, model)
-    else:
-        call = type(model).forward.__get__(model) if _before is None else _before
+    else:  # no bound method, which torch.compile looks up again by its name: that finds ours
+        call = functools.partial(type(model).forward, model) if _before is None else _before
     # After unpatching a wrapper of another library may still hold on to this.
     if not hasattr(model, _BEFORE) or not _asks_for_weights(model, args, kwargs):
         return call(*args, **kwargs)
