@@ -50,6 +50,7 @@ class _State:
             plain = False
         self.tensor = tensor
         self.version = tensor._version if eager and not tensor.is_inference() else None
+        self.stored = plain  # wrappers of torch.func have no memory of their own
         self.sample = _sample(tensor) if plain else None
 
     def problem(self, thorough: bool) -> str:
@@ -57,7 +58,7 @@ class _State:
         t = self.tensor
         if torch.compiler.is_compiling():
             return ""
-        if type(t) in _PLAIN and t.numel() > 0 and t.untyped_storage().nbytes() == 0:
+        if self.stored and t.numel() > 0 and t.untyped_storage().nbytes() == 0:
             return "freed, as FSDP does when it shards a model again"
         if self.version is not None and t._version != self.version:
             return "changed in place"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
+from llama_fast.integrations import watch
 from llama_fast.integrations.lazy_logits import LazyLogits, stand_for
 from llama_fast.ops.linear import linear
 
@@ -43,7 +45,8 @@ def can_be_traced(model: nn.Module) -> bool:
 
 def head_forward(head: nn.Linear, input: torch.Tensor) -> torch.Tensor | LazyLogits:
     """The head's forward: logits, or what stands for them while the model makes its loss."""
-    if getattr(head, FLAG, False) and not (head._forward_hooks or head._forward_pre_hooks):
+    hooked = watch.has_hooks(head) or watch.is_everything_hooked()  # which expect tensors
+    if getattr(head, FLAG, False) and not hooked:
         return stand_for(input, head)
     return linear(input, head.weight, head.bias)
 
@@ -57,7 +60,8 @@ def model_forward(
     no flag, and this does nothing.
     """
     head = model.get_submodule(_head)
-    forward = type(model).forward.__get__(model) if _before is None else _before
+    # No bound method, which torch.compile looks up again by its name: that finds ours.
+    forward = functools.partial(type(model).forward, model) if _before is None else _before
     lazy = hasattr(head, FLAG) and (_traced or not torch.compiler.is_compiling())
     if not (lazy and model.training and torch.is_grad_enabled()) or not _has_labels(
         model, args, kwargs

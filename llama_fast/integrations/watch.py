@@ -99,15 +99,19 @@ def likeness(module: nn.Module) -> Hashable | None:
     return key
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody is told of calls of `module`, or has put another forward in its place."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody is told of calls of `module` or of its gradients."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in vars(module)
     )
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether `module` has hooks, or somebody has put another forward in its place."""
+    return has_hooks(module) or "forward" in vars(module)
 
 
 def is_everything_hooked() -> bool:

@@ -357,6 +357,58 @@ def test_a_hook_that_changes_their_gradient() -> None:
         same(gradients(ours), gradients(stock))
 
 
+@pytest.mark.parametrize("where", ["head", "everywhere"])
+@pytest.mark.parametrize("kind", ["forward", "full_backward", "full_backward_pre"])
+def test_hooks_on_the_head(kind: str, where: str) -> None:
+    """Hooks are told of tensors; those of gradients would never be told of anything else."""
+
+    def hook(module: Any, given: Any, *more: Any) -> Any:
+        if not isinstance(module, torch.nn.Linear) or module.out_features != 97:
+            return None
+        if kind == "forward":
+            return more[0] * 1.5 if isinstance(more[0], torch.Tensor) else None
+        return tuple(None if g is None else g * 1.5 for g in given)
+
+    stock, ours = pair()
+    for model in (stock, ours):
+        if where == "head":
+            handle = getattr(model.lm_head, f"register_{kind}_hook")(hook)
+        else:
+            register = getattr(torch.nn.modules.module, f"register_module_{kind}_hook")
+            handle = register(hook)
+        try:
+            run(model).loss.backward()
+        finally:
+            handle.remove()
+    same(gradients(ours), gradients(stock))
+    stock.zero_grad()
+    run(stock).loss.backward()
+    with pytest.raises(AssertionError):  # it mattered
+        same(gradients(ours), gradients(stock))
+
+
+def test_functions_of_their_parameters() -> None:
+    """torch.func hands the model wrappers that have no memory of their own."""
+    stock, ours = pair("gemma")
+    found = []
+    for model in (stock, ours):
+        parameters = dict(model.named_parameters())
+
+        def loss(given: Any, model: Any = model) -> torch.Tensor:
+            inputs = {"input_ids": IDS, "labels": IDS, "use_cache": False}
+            out = torch.func.functional_call(model, given, (), inputs)
+            return out.loss + out.logits.logsumexp(-1).pow(2).mean()
+
+        def alone(given: Any, model: Any = model) -> torch.Tensor:
+            inputs = {"input_ids": IDS, "labels": IDS, "use_cache": False}
+            found: torch.Tensor = torch.func.functional_call(model, given, (), inputs).loss
+            return found
+
+        detached = {name: p.detach() for name, p in parameters.items()}
+        found.append([torch.func.grad(f)(p) for f in (loss, alone) for p in (parameters, detached)])
+    same(found[1], found[0])
+
+
 def test_what_autograd_cannot_give_is_an_error() -> None:
     _, ours = pair()
     out = run(ours)
