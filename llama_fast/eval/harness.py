@@ -201,7 +201,7 @@ class HarnessModel(TemplateLM):
         self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], object]
     ) -> list[tuple[float, bool]]:
         keys = [key_of(self._source, "likelihood", *pair) for pair in pairs]
-        answers = self._remembered(keys)
+        answers = self._remembered(keys, _is_likelihood)
         for number, key in enumerate(keys):
             if key in answers:
                 done(number)
@@ -256,7 +256,7 @@ class HarnessModel(TemplateLM):
         done = _Progress(requests, self.progress)
         prepared = [self._generation(request, number) for number, request in enumerate(requests)]
         keys = [key for key, _, _ in prepared]
-        answers = self._remembered(keys)
+        answers = self._remembered(keys, lambda answer: isinstance(answer, str))
         asked = [number for number, key in enumerate(keys) if key not in answers]
         for number in set(range(len(keys))).difference(asked):
             done(number)
@@ -336,14 +336,19 @@ class HarnessModel(TemplateLM):
             "max_length": self.max_length,
         }
 
-    def _remembered(self, keys: list[bytes]) -> dict[bytes, Any]:
-        found = {} if self.cache is None else self.cache.get(list(set(keys)))
+    def _remembered(self, keys: list[bytes], valid: Callable[[Any], bool]) -> dict[bytes, Any]:
+        found = {} if self.cache is None else self.cache.get(list(set(keys)), valid)
         self.cached += sum(key in found for key in keys)
         return found
 
     def _remember(self, answers: list[tuple[bytes, Any]]) -> None:
         if self.cache is not None:
             self.cache.put(answers)
+
+
+def _is_likelihood(answer: Any) -> bool:
+    """Whether an answer is [log-probability, whether greedy decoding gives it]."""
+    return isinstance(answer, list) and list(map(type, answer)) == [float, bool]
 
 
 class _Progress:
