@@ -20,14 +20,15 @@ built     := build/native/.built
 installed := $(VENV)/.installed
 wheel_env := build/wheel-venv
 triton_oldest := build/triton-3.6.0
-transformers_oldest := build/transformers-5.0.0
+transformers_oldest := build/transformers-5.5.0
 litgpt := build/litgpt-0.5.13
+audit  := build/audit-venv
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-triton test-cuda test-transformers-oldest gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean
+.PHONY: help demo test fuzz test-triton test-cuda test-transformers-oldest audit gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -65,9 +66,17 @@ test-cuda: $(installed) $(built)  ## run the CUDA kernels' tests without a GPU
 # With what that version requires; not in place of the versions of .venv.
 test-transformers-oldest: $(installed) $(built)  ## run the drop-in's tests with the lowest transformers
 	test -d $(transformers_oldest) || { \
-	$(py) -m pip install --quiet --target $(transformers_oldest).part transformers==5.0.0 && \
+	$(py) -m pip install --quiet --target $(transformers_oldest).part transformers==5.5.0 && \
 	rm -rf $(transformers_oldest).part/numpy* && mv $(transformers_oldest).part $(transformers_oldest); }
 	PYTHONPATH=$(transformers_oldest) $(pytest) tests/integrations -k "not flash_attn" $(ARGS)
+
+# Asks the advisory service of PyPI about each package of .venv, so it needs the network and is not
+# among what .ci/run does without: run it before a release. pip-audit is beside .venv, not in it.
+audit: $(installed)  ## look for packages in .venv with known security holes (needs the network)
+	test -x $(audit)/bin/pip-audit || { \
+	$(PYTHON) -m venv $(audit) && $(audit)/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	$(py) -m pip freeze --exclude-editable > $(audit)/installed.txt
+	$(audit)/bin/pip-audit --requirement $(audit)/installed.txt --no-deps --disable-pip $(ARGS)
 
 gpu-compile: $(installed)  ## compile the GPU kernels for sm_80, sm_90, sm_100 (ARGS="rope --quiet")
 	$(py) kernels/_compile.py $(ARGS)

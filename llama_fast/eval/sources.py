@@ -154,6 +154,7 @@ def _architecture(path: Path) -> str | None:
 def _with_transformers(
     path: Path, dtype: torch.dtype | None, words: Tokenizer | None, trust_remote_code: bool
 ) -> nn.Module:
+    check_transformers()
     from transformers import AutoModelForCausalLM
 
     from llama_fast.integrations import patch
@@ -188,6 +189,20 @@ def _with_transformers(
         raise ValueError(needs_code) from None
     patch(model)
     return model.eval()
+
+
+def check_transformers() -> None:
+    """Raise ImportError if transformers is of a version that runs code out of a model's files.
+
+    5.3 shut CVE-2026-4372, 5.5 CVE-2026-5241.
+    """
+    import transformers
+
+    found = transformers.__version__
+    if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < (5, 5):
+        raise ImportError(
+            f"transformers: expected 5.5 or later, got {found}, which runs code of a model's files"
+        )
 
 
 def _grants_itself_trust(fields: Any) -> bool:

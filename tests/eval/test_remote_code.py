@@ -13,7 +13,7 @@ import transformers
 import llama_fast
 from llama_fast.cli.main import main
 from llama_fast.eval.harness import HarnessModel
-from llama_fast.eval.sources import load_any
+from llama_fast.eval.sources import check_transformers, load_any
 from llama_fast.eval.suite.toxigen import ToxigenGeneration
 from llama_fast.models.checkpoints.common import CheckpointError
 
@@ -139,3 +139,14 @@ def test_weights_named_elsewhere(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="leads out of the folder"):
         load_any(str(folder), "byte", device="cpu")
+
+
+def test_a_transformers_with_known_holes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(folder, model_type="qwen2")
+    for version in ("4.57.1", "5.3.0", "5.4.0.dev0"):
+        monkeypatch.setattr("transformers.__version__", version)
+        with pytest.raises(ImportError, match=r"transformers: expected 5\.5 or later"):
+            load_any(str(folder), "byte", device="cpu")
+    for version in ("5.5.0", "5.23.1", "6.0.0rc1"):
+        monkeypatch.setattr("transformers.__version__", version)
+        check_transformers()

@@ -56,9 +56,11 @@ def test_as_stock_gives_them(name: str, training: bool) -> None:
     model.set_attn_implementation("eager")
     inputs = zoo.batches(name, model)["plain"]
     want = model(**inputs, output_attentions=True)
-    with llama_fast.patch(model):
+    with llama_fast.patch(model) as report:
         got = model(**inputs, output_attentions=True)
-        assert model.config._attn_implementation == "llama_fast"
+        # T5 computes attention itself in transformers 5.5, as IN_OLDER_TRANSFORMERS has it.
+        if report.replaced("attention") or name != "t5":
+            assert model.config._attn_implementation == "llama_fast"
         assert not any(weights(model(**inputs)).values())
     the_same(got, want)
     torch.testing.assert_close(got.loss, want.loss)

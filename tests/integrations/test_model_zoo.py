@@ -76,11 +76,11 @@ PARTS = {
     "dinov2": "attention 2/2, loss 0/1",
     "whisper": "attention 6/6, loss 1/1",
 }
-# In transformers 5.0, and gptj up to 5.23, these compute attention themselves.
+# In transformers 5.5, and gptj up to 5.23, these compute attention themselves.
 IN_OLDER_TRANSFORMERS = {
     "gptj": "attention 0/2, rope 0/2, loss 1/1",
     "nemotron": "attention 0/2, rope 2/2, loss 1/1",
-    "modernbert": "attention 0/2, mlp 0/2, loss 1/1",
+    "modernbert": "attention 0/2, rope 2/2, mlp 0/2, loss 1/1",
     "t5": "attention 0/6, rms_norm 12/12, loss 1/1",
 }
 DRAWS = 6

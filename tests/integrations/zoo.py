@@ -85,7 +85,7 @@ def _architectures() -> Iterator[Architecture]:
             all_experts={"num_experts_per_tok": 4})
     yield A("gemma", "RMSNorm with 1 + weight, GELU, scaled embeddings, tied head")
     yield A("gemma2", "softcaps in attention and of the logits, windows in every other layer",
-            # In transformers 5.0 "sdpa" leaves the softcap of attention out.
+            # In older transformers "sdpa" leaves the softcap of attention out.
             config={"query_pre_attn_scalar": 16}, stock="eager")
     yield A("gemma3_text", "norms of queries and keys, two tables of angles",
             config={"query_pre_attn_scalar": 16,

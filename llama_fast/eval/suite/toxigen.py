@@ -77,6 +77,9 @@ class ToxigenGeneration(OwnTask):
     @cached_property
     def classifier(self) -> tuple[Any, Any] | None:
         """Tokenizer and model; None where they cannot be had."""
+        from llama_fast.eval.sources import check_transformers
+
+        check_transformers()
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         metadata = self.config.metadata or {}
