@@ -128,7 +128,8 @@ def test_a_killed_runs_partial_files_go(folder: Path, precious: Path) -> None:
     linked = folder / f".samples.{'1e' * 8}.partial"
     linked.symlink_to(precious)
     (folder / "mine.partial").write_text("kept")
-    _lock._held.clear()
+    while _lock._held:
+        _lock._held.popitem()[1].close()
     hold(folder)
     assert not left.exists() and not linked.is_symlink() and (folder / "mine.partial").exists()
     assert precious.read_text() == "precious"

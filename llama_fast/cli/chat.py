@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from llama_fast._terminal import show
 from llama_fast.cli.generation_options import (
     add_model_options,
     add_sampling_options,
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if line == "/reset":
             chat.reset()
         elif line.startswith("/"):
-            print(f"no such command: {line}; {COMMANDS}")
+            show(f"no such command: {line}; {COMMANDS}")
         elif line:
             chat.answer(line)
 
@@ -114,7 +115,7 @@ class Chat:
             for piece in pieces:
                 text = piece.text if said else piece.text.lstrip()
                 said += text
-                print(text, end="", flush=True)
+                show(text, end="")
                 if piece.result is not None:
                     reason = piece.result.finish_reason
         except KeyboardInterrupt:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llama_fast._terminal import show
+
 HELP = "check training data: benchmark questions, secrets and e-mails in it; plant canaries"
 
 
@@ -143,14 +145,14 @@ def check(args: argparse.Namespace) -> int:
         without = checks.documents_to_drop(drop, overlap, found)
         checks.write_without(shards, without, args.out, reports)
         left = TokenShards(args.out)
-        screen.line(
+        show(
             f"{args.out}: {len(left):,} documents and {left.num_tokens:,} tokens left, "
             f"{len(without):,} documents dropped ({checks.DROPPED})\nsha256 {left.content_sha256}"
         )
     elif args.out is not None:
         args.out.mkdir(parents=True)
         checks.write_reports(reports, args.out)
-        screen.line(f"{args.out}: {', '.join(reports)}")
+        show(f"{args.out}: {', '.join(reports)}")
     return 0
 
 

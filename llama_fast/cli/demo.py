@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_fast._terminal import show
+
 if TYPE_CHECKING:
     from llama_fast.demo.results import Results
     from llama_fast.demo.screen import Screen
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         results, report = _tour(args, QUICK if args.quick else FULL, screen)
     except (FetchError, TrainingError) as error:
-        print(f"llama-fast: error: {error}", file=sys.stderr)
+        show(f"llama-fast: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, FetchError) else 1
     failures = results.failures()
     for line in failures:
@@ -123,7 +125,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
             said = answer.ask(model, tokenizer)
             passages = questions.boolq_passages(data)
             logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:64])
-        screen.line(f"“{said.prompt}” → “[bold]{escape(said.text)}[/]”")
+        screen.line(f"“{escape(said.prompt)}” → “[bold]{escape(said.text)}[/]”")
         screen.line(
             f"logits deviate from float64 by {logits.ours:.2e} "
             f"(reference: {logits.reference:.2e}); "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._reading import lines_of, parse_json
+from llama_fast._terminal import show
 from llama_fast.cli.generation_options import (
     add_model_options,
     add_sampling_options,
@@ -151,7 +152,7 @@ def _show(args: argparse.Namespace, prompts: Sequence[str], pieces: Iterator[Any
     results: dict[int, Any] = {}
     turn = 0  # whose text is being printed
     if not args.json:
-        print(prompts[0], end="", flush=True)
+        show(prompts[0], end="")
     for piece in pieces:
         grown[piece.index] += piece.text
         if piece.result is not None:
@@ -159,7 +160,7 @@ def _show(args: argparse.Namespace, prompts: Sequence[str], pieces: Iterator[Any
             yield len(piece.result.tokens)
         while turn < len(prompts):
             if not args.json:
-                print(grown[turn], end="", flush=True)
+                show(grown[turn], end="")
                 grown[turn] = ""
             if turn not in results:
                 break
@@ -168,8 +169,7 @@ def _show(args: argparse.Namespace, prompts: Sequence[str], pieces: Iterator[Any
                 fields = {"text": result.text, "tokens": len(result.tokens)}
                 fields = {"index": turn, "prompt": prompts[turn], **fields}
                 fields["finish_reason"] = result.finish_reason
-                print(json.dumps(fields, ensure_ascii=False), flush=True)
+                show(json.dumps(fields, ensure_ascii=False))
             turn += 1
             if not args.json:
-                print(f"\n\n{prompts[turn]}" if turn < len(prompts) else "", end="")
-                print(flush=True) if turn == len(prompts) else None
+                show(f"\n\n{prompts[turn]}" if turn < len(prompts) else "\n", end="")

@@ -1,4 +1,7 @@
-"""Entry point of `llama-fast`: finds the command, and turns its errors into one line."""
+"""Entry point of `llama-fast`: finds the command, and turns what bad input raises into one line.
+
+Other errors, which are faults of this package or of another one, end in a traceback.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from llama_fast._limits import set_limits
+from llama_fast._terminal import neutral_warnings, show
 from llama_fast._version import __version__
 
 # Command -> module with HELP, add_arguments(parser) and run(args) -> exit code; or with HELP and
@@ -80,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Bad input prints one line; LLAMA_FAST_DEBUG=1 shows the traceback instead.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    neutral_warnings()
     try:
         argv = _take_limits(argv)
         asked = [argv[0]] if argv and argv[0] in COMMANDS else list(COMMANDS)
@@ -102,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("LLAMA_FAST_DEBUG") == "1":
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"llama-fast: error: {message}", file=sys.stderr)
+        show(f"llama-fast: error: {message}", file=sys.stderr)
         return 2
 
 

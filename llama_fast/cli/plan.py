@@ -84,14 +84,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(found: Plan, changes: Sequence[Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console, mesh, config = Console(highlight=False), found.mesh, found.config
+    from llama_fast._terminal import console as new_console
+
+    console, mesh, config = new_console(), found.mesh, found.config
     shape = " × ".join(f"{name} {size}" for name, size in mesh._asdict().items() if size > 1)
     console.print(
-        f"[bold]{found.model.num_parameters() / 1e6:,.1f} M weights on {mesh.ranks} × "
-        f"{found.gpu.name}[/]: {shape or 'one process'}"
+        Text.assemble(
+            (
+                f"{found.model.num_parameters() / 1e6:,.1f} M weights on {mesh.ranks} × "
+                f"{found.gpu.name}",
+                "bold",
+            ),
+            f": {shape or 'one process'}",
+        )
     )
     console.print(
         f"{config.precision}, checkpointing {config.activation_checkpointing}; a step of "
@@ -118,9 +126,10 @@ def _show(found: Plan, changes: Sequence[Any]) -> None:
         f"{_duration(found.run_seconds)}, {found.run_seconds * mesh.ranks / 3600:,.1f} GPU hours"
     )
     if found.fits:
-        console.print("[bold green]fits[/]")
+        console.print(Text("fits", "bold green"))
         return
-    console.print("[bold red]does not fit[/]. These would, with as many rows a step:")
+    said = ". These would, with as many rows a step:"
+    console.print(Text.assemble(("does not fit", "bold red"), said))
     for change, other in changes:
         console.print(f"  {change}: {other.peak_bytes / 1e9:,.1f} GB")
     if not changes:

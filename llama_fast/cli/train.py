@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from llama_fast._terminal import show
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.config_file import check_yaml
 
@@ -102,5 +103,5 @@ def main(argv: Sequence[str]) -> int:
 
     keep_memory()
     with process_group(device_of(config.device)):
-        Run(config, log=lambda line: print(line, flush=True)).train()
+        Run(config, log=show).train()
     return 0

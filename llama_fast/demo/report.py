@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from llama_fast._write import write_whole
 from llama_fast.demo import plots
@@ -94,7 +94,7 @@ def summary_table(results: Results) -> Table:
     table.add_column("stock PyTorch")
     table.add_column("verdict")
     for row in summary_rows(results):
-        table.add_row(*map(escape, row))
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -115,7 +115,7 @@ def kernel_table(checks: Sequence[Check]) -> Table:
             *names,
             _largest([(c.forward, c.torch_forward) for c in group]),
             _largest([(c.backward, c.torch_backward) for c in group]),
-            f"[bold red]{mark}[/]" if failed else f"[green]{mark}[/]",
+            Text(mark, "bold red" if failed else "green"),
         )
     return table
 

@@ -13,6 +13,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from llama_fast._terminal import console as new_console
 
 __all__ = ["Bar", "Screen"]
 
@@ -34,18 +37,18 @@ class Screen:
             if hasattr(sys.stdout, "reconfigure"):
                 # A character that the terminal lacks is no reason to end the demo.
                 sys.stdout.reconfigure(errors="replace")
-            console = Console(highlight=False)
+            console = new_console()
             if not console.is_terminal:
-                console = Console(highlight=False, width=PIPE_WIDTH)
+                console = new_console(width=PIPE_WIDTH)
         self.console = console
 
     def heading(self, text: str) -> None:
         """A line that starts a part of the demo."""
-        self.console.print(f"\n[bold cyan]{text}[/]")
+        self.console.print(Text(f"\n{text}", "bold cyan"))
 
     def line(self, text: str) -> None:
-        """One line of findings; rich markup is understood."""
-        self.console.print(text, soft_wrap=True)
+        """One line of findings; rich markup is understood, so that what others wrote is escaped."""
+        self.console.print(text, soft_wrap=True, markup=True)
 
     @contextmanager
     def bar(self, text: str, unit: str = "steps") -> Iterator[Bar]:
@@ -56,13 +59,13 @@ class Screen:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[count]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[state]}[/]"),
+            TextColumn("{task.fields[state]}", style="dim", markup=False),
         )
         scale, unit = (1e6, "MB") if unit == "bytes" else (1, unit)
         with Progress(*columns, console=self.console, transient=True) as progress:

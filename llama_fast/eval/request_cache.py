@@ -29,7 +29,7 @@ ENGINE = 3
 
 _TABLE = "CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID"
 _LONGEST = 1 << 24  # bytes of an answer: no text of a model is as long
-_HAS_CODES = hasattr(sqlite3, "SQLITE_CORRUPT")  # from Python 3.11 on
+_DAMAGE = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
 
 
 class CacheError(OSError):
@@ -211,10 +211,9 @@ def _check_schema(file: sqlite3.Connection) -> None:
 
 def _is_damage(error: BaseException) -> bool:
     """Whether an error says that the file is damaged or no database, not that it is in use."""
-    damage = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) if _HAS_CODES else ()
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
-        return (code & 0xFF) in damage
+        return (code & 0xFF) in _DAMAGE
     # Python 3.10 has no codes; OperationalError (busy, full, read-only) is a class of its own.
     return type(error) is sqlite3.DatabaseError
 

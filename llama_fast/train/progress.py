@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast._terminal import console as new_console
 from llama_fast.train.metrics import Step
 
 WINDOW = 50  # steps that speed and time left follow: a single slow one does not move them
@@ -90,7 +91,7 @@ class Bar:
         self._steps = steps
         self._live = Live(
             Text(f"step {done}/{steps}: starting"),
-            console=console or Console(stderr=True),
+            console=console or new_console(stderr=True),
             refresh_per_second=4,
             # A file that standard output goes to gets its lines as they are.
             redirect_stdout=sys.stdout.isatty(),
@@ -131,5 +132,5 @@ class Bar:
 
 def bar(steps: int, done: int) -> Bar | None:
     """A :class:`Bar` if standard error is a terminal that can show one."""
-    console = Console(stderr=True)
+    console = new_console(stderr=True)
     return Bar(steps, done, console) if console.is_interactive else None

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from llama_fast.eval.report.bootstrap import (
     RESAMPLES,
@@ -222,7 +222,7 @@ def table(comparison: Comparison) -> Table:
     """The comparison for a terminal."""
     name_a, name_b = names_of(comparison.a, comparison.b)
     title = f"A = {name_a}, B = {name_b}; B - A, paired bootstrap"
-    found = Table(title=escape(title), title_justify="left")
+    found = Table(title=Text(title), title_justify="left")
     found.add_column("task", overflow="fold")
     found.add_column("metric")
     for heading in ("n", "A", "B", "B - A", "95 % interval", "p", "won / lost"):
@@ -236,19 +236,19 @@ def table(comparison: Comparison) -> Table:
     return found
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row) -> list[str | Text]:
     form = "{:.1f}" if row.percent else "{:.3g}"
     signed = "{:+.1f}" if row.percent else "{:+.3g}"
     d = row.difference
     colour = "" if d.low <= 0 <= d.high else ("green" if d.value > 0 else "red")
     value = signed.format(d.value)
     return [
-        escape(row.task),
-        row.metric,
+        Text(row.task),
+        Text(row.metric),
         f"{row.n:,}",
         form.format(row.a),
         form.format(row.b),
-        f"[{colour}]{value}[/]" if colour else value,
+        Text(value, colour),
         f"{signed.format(d.low)} to {signed.format(d.high)}",
         f"{d.p:.3f}" if d.p >= 0.001 else "< 0.001",
         f"{row.gained} / {row.lost}",

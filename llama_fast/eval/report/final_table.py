@@ -99,7 +99,7 @@ def task_table(
         if score is None:
             table.add_row(name, "", "no score", n)
         else:
-            table.add_row(name, score.metric, str(score), n)
+            table.add_row(name, Text(score.metric), str(score), n)
     # At the end, where the eye is once the table has scrolled by.
     table.add_section()
     for group in groups:
@@ -107,7 +107,7 @@ def task_table(
             continue  # it stands in the suite's table
         name = Text.assemble(group.name, (f"\n{len(group.tasks)} tasks", "not bold dim"))
         n = "" if group.questions is None else f"{group.questions:,}"
-        table.add_row(name, group.score.metric, str(group.score), n, style="bold")
+        table.add_row(name, Text(group.score.metric), str(group.score), n, style="bold")
     if left_out:
         names = ", ".join(f"{count} of {name}" for name, count in left_out.items())
         table.caption, table.caption_justify = Text(f"and {names}: see the report"), "left"

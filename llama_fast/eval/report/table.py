@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast._terminal import console as new_console
 from llama_fast.demo.screen import PIPE_WIDTH
 from llama_fast.eval.report.scores import score_of
 from llama_fast.train.progress import duration
@@ -72,9 +73,9 @@ class LiveTable:
         unit: str = "questions",
     ) -> None:
         if console is None:
-            console = Console(highlight=False)
+            console = new_console()
             if not console.is_terminal:
-                console = Console(highlight=False, width=PIPE_WIDTH)
+                console = new_console(width=PIPE_WIDTH)
         self.console, self.unit = console, unit
         self._tasks = {name: _Task(n) for name, n in (tasks or {}).items()}
         # The display's own thread reads while the evaluation's writes.
