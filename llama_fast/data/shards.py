@@ -5,7 +5,7 @@
     FOLDER/00000.ends.npy    where each document ends, int64
     FOLDER/00000.answer.npy  only with chats: bool for each token, True = it is to be learned
 
-Arrays are read with `allow_pickle=False`: nothing in a file is ever run.
+Arrays are read with `allow_pickle=False`, and files in the folder alone.
 """
 
 from __future__ import annotations
