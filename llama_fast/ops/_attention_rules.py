@@ -36,7 +36,9 @@ def _attention_backward_fake(grad_out, grad_lse, q, k, v, out, lse, lse_low, *op
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     q, k, v, bias, padding, slopes, sinks, cu_q, cu_k, seed = inputs[:10]
     # A loader may reuse the memory of these, and lse does not hold for other ones.
+    shared = cu_k is cu_q
     padding, cu_q, cu_k = (None if t is None else t.clone() for t in (padding, cu_q, cu_k))
+    cu_k = cu_q if shared else cu_k
     tensors = (bias, padding, slopes, sinks, cu_q, cu_k, seed)
     ctx.save_for_backward(q, k, v, *output, *tensors)
     ctx.options = inputs[10:]

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ class Characters(Tokenizer):
 
     def _encode(self, text: str, continues: bool) -> list[int]:
         return [ord(c) for c in text.replace("st", "\x01")]
+
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        spans = [m.span() for m in re.finditer("st|.", text, re.DOTALL)]
+        return self._encode(text, False), spans
 
     def _decode(self, ids: list[int]) -> str:
         return "".join(map(chr, ids)).replace("\x01", "st")

@@ -157,8 +157,9 @@ def test_models_of_a_run(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "not a list of canaries"),
-        ("{", "not a list of canaries"),
+        ("[]", "canaries.json: expected a JSON object, got list"),
+        ("{", "canaries.json: not JSON"),
+        ("{}", "canaries.json: not a list of canaries"),
         ('{"format": "x {digits}", "digits": 2, "seed": 0, "canaries": [{"digits": "7", '
          '"repeats": 1}]}', "canaries: expected 2 digits each, got '7'"),
     ],
