@@ -43,7 +43,7 @@ def read_json(
     path, most = Path(path), limit("json")
     inside(path.parent, path.name, path, error, links=links)
     with path.open("rb") as file:
-        text = file.read(most + 1) if _size(file) <= most else None
+        text = read_at_most(file, most) if _size(file) <= most else None
     if text is None or len(text) > most:
         raise error(
             f"{path}: expected at most {most:,} bytes of JSON, got more; {raise_it('json')}"
@@ -113,6 +113,18 @@ def lines_of(
                 f"{raise_it('line')}"
             )
         yield line
+
+
+def read_at_most(file: IO[bytes], most: int) -> bytes:
+    """What a file holds, or its first `most` + 1 bytes where it holds more than `most`.
+
+    In pieces: read() sets as much memory aside as it is asked for, however small the file.
+    """
+    pieces, left = [], most + 1
+    while left > 0 and (piece := file.read(min(left, 1 << 20))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def _size(file: IO[bytes]) -> int:

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from llama_fast._inside import inside
 from llama_fast._limits import limit, raise_it
-from llama_fast._reading import lines_of, parse_json, read_json
+from llama_fast._reading import lines_of, parse_json, read_at_most, read_json
 
 # A document: a text, or the messages of a chat, each with "role" and "content".
 Messages = list[dict[str, Any]]
@@ -102,9 +102,10 @@ def open_binary(path: Path) -> IO[bytes]:
 def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
     try:
         with open_binary(path) as file:
-            most = limit("text") if path.suffix == ".gz" else -2
-            content = file.read(most + 1)
-            if len(content) > most >= 0:
+            most = limit("text")
+            packed = path.suffix == ".gz"
+            content = read_at_most(file, most) if packed else file.read()
+            if packed and len(content) > most:
                 raise DataError(
                     f"{path}: expected at most {most:,} bytes, unpacked, got more; "
                     f"{raise_it('text')}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._limits import limit, raise_it
-from llama_fast._reading import is_panic, no_panics, read_json
+from llama_fast._reading import is_panic, no_panics, read_at_most, read_json
 
 from .base import (
     LLAMA3_SPLIT,
@@ -214,7 +214,7 @@ def from_json(path: Path) -> FastTokenizer:
 
 def _backend_of(path: Path) -> tokenizers.Tokenizer:
     with path.open("rb") as file:
-        content = file.read(limit("json") + 1)
+        content = read_at_most(file, limit("json"))
     if len(content) > limit("json"):
         raise TokenizerError(
             f"{path}: expected at most {limit('json'):,} bytes, got more; {raise_it('json')}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._limits import limit, raise_it
+from llama_fast._reading import read_at_most
 
 MOST_VALUES = 10_000  # aliases counted as what they stand for
 MOST_LEVELS = 20
@@ -32,7 +33,7 @@ def check_yaml(path: Path) -> None:
         return
     most = limit("yaml")
     with path.open("rb") as file:
-        content = file.read(most + 1)
+        content = read_at_most(file, most)
     if len(content) > most:
         raise ValueError(f"{path}: expected at most {most:,} bytes, got more; {raise_it('yaml')}")
     try:
