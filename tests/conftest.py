@@ -32,7 +32,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def round_like_a_gpu() -> None:
-    """Triton's interpreter cuts float32 off to bfloat16, and makes noise of float64."""
+    """Triton's interpreter cuts float32 off to bfloat16, and makes noise of float64.
+
+    Its float32 products are NumPy's, which some BLAS libraries sum in an order that depends on the
+    shape of the matrices. A GPU makes each number of a product alike in the forward and the
+    backward, whatever the tile: so do products in float64, rounded once.
+    """
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -49,7 +54,16 @@ def round_like_a_gpu() -> None:
             return TensorHandle(bits.numpy().view(np.uint16), becomes)
         return cast(self, source, to)
 
+    dot = InterpreterBuilder.create_dot
+
+    def alike(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        if not a.dtype.scalar == b.dtype.scalar == d.dtype.scalar == tl.float32:
+            return dot(self, a, b, d, *options)
+        product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64))
+        return TensorHandle(product.astype(np.float32) + d.data, d.dtype.scalar)
+
     InterpreterBuilder.cast_impl = rounded
+    InterpreterBuilder.create_dot = alike
 
 
 if INTERPRETED and importlib.util.find_spec("triton"):
