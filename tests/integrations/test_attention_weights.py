@@ -13,6 +13,10 @@ from tests.integrations import zoo
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from transformers import masking_utils  # noqa: E402
+
+from llama_fast.integrations.transformers import masks  # noqa: E402
+
 IDS = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
@@ -181,3 +185,13 @@ def test_a_bias_of_integers_in_t5() -> None:
         attention_function(
             torch.nn.Module(), q, q, q, None, position_bias=torch.ones(1, 4, 9, 9, dtype=torch.long)
         )
+
+
+def test_a_mask_is_that_of_its_time() -> None:
+    """Whoever looks at it later gets the padding of when it was made, as stock's tensor has it."""
+    padding = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    made = masks.mask_function(2, 4, 4, attention_mask=padding)
+    assert isinstance(made, masks.Mask)
+    expected = masking_utils.sdpa_mask(2, 4, 4, attention_mask=padding.clone())
+    padding.fill_(False)
+    assert torch.equal(made.dense(), expected)

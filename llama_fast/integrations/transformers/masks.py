@@ -178,6 +178,8 @@ def mask_function(
         if causal and keys == kv_length and q_length in (1, keys):
             return None
     cu_seqlens = None if packed is None else _starts(packed)
+    if attention_mask is not None:  # `dense` may be asked for after its owner has changed it
+        attention_mask = attention_mask.clone()
     size = (batch_size, 1, q_length, kv_length)
     return Mask(causal, window, padding, cu_seqlens, keys, dense, size)
 
