@@ -1,7 +1,8 @@
 """The kernels in models and code that people already have."""
 
 from llama_fast.integrations._when_imported import when_imported
-from llama_fast.integrations.patch import Entry, Report, patch, unpatch
+from llama_fast.integrations.patch import patch, unpatch
+from llama_fast.integrations.report import Entry, Report
 
 __all__ = ["Entry", "Report", "patch", "unpatch"]
 

@@ -8,80 +8,13 @@ taking the attribute away leaves nothing behind.
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import TracebackType
 
 from torch import nn
 
 from llama_fast.integrations import bystanders, forward, heads, rotary, structure, torch_modules
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What became of one part of a model.
-
-    Attributes:
-        name: of the module in the model, "" for the model itself.
-        module: name of its class.
-        part: "attention", "loss", "rms_norm", "rope", "mlp", "linear" or "torch".
-        replaced: whether our kernel serves now.
-        reason: why not; "" where it does.
-    """
-
-    name: str
-    module: str
-    part: str
-    replaced: bool
-    reason: str = ""
-
-
-@dataclass
-class Report:
-    """What :func:`patch` did; as a context manager it takes everything out again at the end.
-
-    Attributes:
-        model: the model.
-        entries: each module that was looked at, replaced or left.
-    """
-
-    model: nn.Module
-    entries: list[Entry] = field(default_factory=list)
-
-    def replaced(self, part: str | None = None) -> list[str]:
-        """Names of the modules where our kernels serve, of one part or of all."""
-        return [e.name for e in self.entries if e.replaced and part in (None, e.part)]
-
-    def __enter__(self) -> Report:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        unpatch(self.model)
-
-    def __str__(self) -> str:
-        """A table, layers of one kind in one row."""
-        rows: dict[tuple[str, str, str, str], int] = {}
-        for e in self.entries:
-            name = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", e.name) or "(the model)"
-            row = (e.part, name, e.module, "replaced" if e.replaced else f"left: {e.reason}")
-            rows[row] = rows.get(row, 0) + 1
-        if not rows:
-            return "llama_fast: nothing in this model was recognised"
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(
-            "  ".join(
-                (*(cell.ljust(w) for cell, w in zip(row[:3], widths, strict=True)),
-                 f"{count:>4} ×  {row[3]}")
-            )
-            for row, count in rows.items()
-        )  # fmt: skip
+from llama_fast.integrations.report import Entry, Report
 
 
 def patch(
@@ -137,7 +70,7 @@ def patch(
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected a bool, got {value!r}")
     unpatch(model)
-    report = Report(model)
+    report = Report(model, undo=unpatch)
     simple: list[tuple[str, Callable[[nn.Module], structure.Replacement]]] = []
     if rms_norm:
         simple.append(("rms_norm", structure.once(structure.norm_replacement)))

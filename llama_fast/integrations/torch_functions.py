@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -75,10 +76,33 @@ class _Accelerate(TorchFunctionMode):
         ours = self._ours.get(func)
         if ours is None:
             return func(*args, **kwargs)
-        try:
-            return ours(*args, **kwargs)
-        except (_NotOurs, TypeError, ValueError, IndexError):
-            return func(*args, **kwargs)  # torch's result, or its error
+        return _ours_or_torchs(ours, func, args, kwargs)
+
+
+def _ours_or_torchs(
+    ours: Callable[..., Any], theirs: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+) -> Any:
+    """What our function gives; where it does not serve, or refuses the input, what torch's does.
+
+    Input that both refuse ends in torch's error. Input that only ours refuses is a gap in our
+    kernels: torch's result comes with a warning that says so.
+    """
+    refusal = None
+    try:
+        return ours(*args, **kwargs)
+    except _NotOurs:
+        pass
+    except (TypeError, ValueError, IndexError) as error:
+        refusal = f"{type(error).__name__}: {error}"
+    result = theirs(*args, **kwargs)
+    if refusal is not None and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"llama_fast.accelerate: torch computed {theirs.__name__}, because the kernel of "
+            f"llama_fast refused what torch accepts ({refusal})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return result
 
 
 def _check(*tensors: torch.Tensor | None) -> None:
@@ -112,10 +136,8 @@ def _attention(
 
 
 def _attention_or_torchs(*args: Any, **kwargs: Any) -> torch.Tensor:
-    try:
-        return _attention(*args, **kwargs)
-    except (_NotOurs, TypeError, ValueError, IndexError):
-        return F.scaled_dot_product_attention(*args, **kwargs)
+    result: torch.Tensor = _ours_or_torchs(_attention, F.scaled_dot_product_attention, args, kwargs)
+    return result
 
 
 def _of_modules() -> Callable[..., Any]:

@@ -178,6 +178,23 @@ def test_errors_are_torchs(call):
 
 
 @pytest.mark.compile
+@pytest.mark.parametrize(
+    ("call", "refusal"),
+    [
+        (lambda x: F.rms_norm(x, (8,), torch.ones(8), -1e-3), "eps: expected a number >= 0"),
+        (
+            lambda x: F.scaled_dot_product_attention(x, x, x, scale=float("inf")),
+            "scale: expected a finite number",
+        ),
+    ],
+)
+def test_what_only_ours_refuse_is_torchs_with_a_warning(call, refusal):
+    x = torch.randn(2, 3, 5, 8)
+    with llama_fast.accelerate(), pytest.warns(RuntimeWarning, match=refusal):
+        result = call(x)
+    torch.testing.assert_close(result, call(x), rtol=0, atol=0, equal_nan=True)
+
+
 def test_compile():
     q = torch.randn(2, 3, 5, 8)
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llama_fast.integrations import forward
-from llama_fast.integrations.patch import Entry
+from llama_fast.integrations.report import Entry
 from llama_fast.integrations.transformers.attention import NAME
 from llama_fast.integrations.transformers.masks import Mask
 

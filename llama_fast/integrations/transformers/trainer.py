@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from llama_fast.integrations.patch import Report, patch, unpatch
+from llama_fast.integrations.patch import patch, unpatch
+from llama_fast.integrations.report import Report
 
 
 class PatchCallback(TrainerCallback):
