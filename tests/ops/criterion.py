@@ -42,8 +42,7 @@ from typing import Any
 
 import torch
 
-from llama_fast import reference
-from llama_fast.ops import stock
+import llama_fast
 from llama_fast.ops._backend import OPS
 from tests.ops.fused_formula import fused_backward
 
@@ -114,7 +113,7 @@ def measure(
 ) -> dict[str, tuple[float, float, float]]:
     """(error, yardstick's error, rounding step) of each result, largest and root-mean-square."""
     own_formula = formula is not None
-    formula = formula or getattr(reference, op)
+    formula = formula or served_by("reference", op)
     result = run(function, dtype, dtype, seed)
     truth = run(formula, dtype, torch.float64, seed)
     stock_dtype, scale, stock_truth = dtype, 1.0, truth
@@ -196,13 +195,23 @@ def sizes(t: torch.Tensor) -> tuple[float, float]:
     return finite.abs().max().item(), finite.square().mean().sqrt().item()
 
 
+def served_by(backend: str, op: str) -> Callable[..., Any]:
+    """The public function of an op, served by `backend`."""
+
+    def function(*args: Any, **options: Any) -> Any:
+        with llama_fast.use_backend(**{op: backend}):
+            return getattr(llama_fast, op)(*args, **options)
+
+    return function
+
+
 def _stock_or_naive(op: str, run: Callable[[Callable[..., Any]], Results]) -> Results:
-    """What torch's own function makes of the inputs, or the naive formula where there is none."""
+    """The results of torch's own function, or of the naive formula where torch has none."""
     try:
-        return run(getattr(stock, op))
+        return run(served_by("torch", op))
     except ValueError:  # an option that torch's function lacks
         with naive_precision():
-            return run(getattr(reference, op))
+            return run(served_by("reference", op))
 
 
 @contextmanager
