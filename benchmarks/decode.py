@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import llama_fast
-from llama_fast.demo import fetch
+from llama_fast.data.fetch import smollm2_path
 from llama_fast.generate import Engine, GenerationRequest
 from llama_fast.models import LLaMA
 from llama_fast.tokenizers import Tokenizer
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prompt = write_checkpoint(folder)
-        tokenizer = llama_fast.models.load(fetch.smollm2_path())[1]
+        tokenizer = llama_fast.models.load(smollm2_path())[1]
         assert tokenizer is not None
         for dtype in DTYPES:
             report(folder, tokenizer, prompt, dtype, 2 if arguments.quick else arguments.rounds)

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 import llama_fast
-from llama_fast.demo import fetch, memory
+from llama_fast._memory import peak_rss, reset_peak_rss, rss
+from llama_fast.data.fetch import smollm2_path
 
 SIDES = ("stock", "compiled", "patched")
 BATCH, LENGTH = 2, 512
@@ -35,7 +36,7 @@ NEW_TOKENS = 128
 
 def write_checkpoint(folder: Path) -> list[int]:
     """The demo's SmolLM2-135M as a folder that transformers loads; the tokens of the prompt."""
-    model, tokenizer = llama_fast.models.load(fetch.smollm2_path(), dtype=torch.float32)
+    model, tokenizer = llama_fast.models.load(smollm2_path(), dtype=torch.float32)
     llama_fast.models.save(model, folder)
     assert tokenizer is not None
     return tokenizer.encode(PROMPT)
@@ -109,11 +110,11 @@ def peak(side: str, folder: Path, dtype: torch.dtype) -> dict[str, int]:
     run = Training(side, folder, dtype)
     if side == "compiled":
         run.step()  # the compiler's own memory is not the model's
-    before = memory.resident()
-    memory.reset_peak()
+    before = rss()
+    reset_peak_rss()
     for _ in range(2):
         run.step()
-    return {"peak": memory.peak(), "before": before}
+    return {"peak": peak_rss(), "before": before}
 
 
 def peak_apart(side: str, folder: Path, dtype: str) -> dict[str, int]:

@@ -30,7 +30,7 @@ import llama_fast
 from benchmarks.report import machine_slug
 from llama_fast import info
 from llama_fast._write import write_whole
-from llama_fast.demo import fetch
+from llama_fast.data.fetch import smollm2_path
 
 WARM_UP = 4  # requests
 PACKAGES = ("torch", "transformers", "lm_eval", "llama_fast")
@@ -183,7 +183,7 @@ def main() -> None:
     results = []
     truths: dict[str, Answers] = {}
     with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = llama_fast.models.load(fetch.smollm2_path(), dtype=torch.float32)
+        model, tokenizer = llama_fast.models.load(smollm2_path(), dtype=torch.float32)
         llama_fast.models.save(model, Path(folder) / "smollm2", tokenizer)
         del model
         for dtype in args.dtype or ("float32", "bfloat16"):

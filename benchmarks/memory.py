@@ -17,7 +17,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from llama_fast.demo import memory
+from llama_fast._memory import peak_rss, reset_peak_rss, rss
 
 from .cases import Case
 from .child import Child
@@ -32,9 +32,9 @@ def unavailable() -> str | None:
     """Why memory cannot be measured here, or None."""
     if not sys.platform.startswith("linux"):
         return "measured on Linux only"
-    if not memory.reset_peak():
+    if not reset_peak_rss():
         return "/proc/self/clear_refs cannot be written"
-    return None if memory.resident() else "/proc/self/status has no VmRSS"
+    return None if rss() else "/proc/self/status has no VmRSS"
 
 
 class Worker:
@@ -71,11 +71,11 @@ def _step(case: Case, peer: Peer) -> int:
     rehearsal.restore()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = memory.resident()
-    if not memory.reset_peak():
+    before = rss()
+    if not reset_peak_rss():
         raise RuntimeError("/proc/self/clear_refs cannot be written")
     step()
-    return max(0, memory.peak() - before)
+    return max(0, peak_rss() - before)
 
 
 def _in_child(case: Case, peer: Peer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The suite's pictures, in the colours of the demo's: ours is teal, torch orange."""
+"""Figures of the benchmark suite: llama_fast is teal, torch orange."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from llama_fast._plot_style import GREY, INK, LLAMA_FAST, TORCH, style_axes
 from llama_fast._write import save_picture
-from llama_fast.demo.plots import GREY, GRID, INK, OURS, TORCH
 
 from .cases import STEP, percent
-from .peers import OURS as OURS_NAME
+from .peers import OURS
 from .report import PASS, SHORT, milliseconds, size, times
 from .results import Result, Results
 
 COLOUR = {
-    OURS_NAME: OURS,
+    OURS: LLAMA_FAST,
     "torch": TORCH,
     "torch-by-hand": "#7c2d12",
     "torch-nested": "#a16207",
@@ -75,10 +75,9 @@ def _panels(rows: list[Result]) -> tuple[Figure, list[tuple[Axes, list[Result]]]
         panel.set_title(OP_NAME.get(op, op), loc="left", color=INK, weight="bold", size=10)
         panel.set_yticks(range(len(group)), [_label(result) for result in group], fontsize=8)
         panel.set_ylim(len(group) - 0.4, -0.6)
-        panel.set_axisbelow(True)
-        panel.grid(axis="x", color=GRID)
-        panel.spines[["top", "right", "left"]].set_visible(False)
-        panel.tick_params(colors=INK, length=0, labelbottom=True, labelsize=8)
+        style_axes(panel, "x")
+        panel.spines["left"].set_visible(False)
+        panel.tick_params(labelbottom=True, labelsize=8)
         panel.tick_params(axis="y", pad=46)  # room for `_figure`
         panels.append((panel, group))
     return figure, panels
@@ -115,7 +114,7 @@ def _figure(panel: Axes, y: float, text: str) -> None:
 
 def _present(rows: list[Result], ours: bool = True) -> list[str]:
     names = dict.fromkeys(side.peer for result in rows for side in result.measured)
-    return [name for name in COLOUR if name in names and (ours or name != OURS_NAME)]
+    return [name for name in COLOUR if name in names and (ours or name != OURS)]
 
 
 def _log_ticks(axes: Axes, low: float, high: float, text: Callable[[float], str]) -> None:
@@ -140,7 +139,9 @@ def speedup(results: Results, path: Path) -> bool:
     for panel, group in panels:
         for y, result in enumerate(group):
             best = result.ratio(result.rivals[0]) or 1.0
-            panel.barh(y, best - 1, 0.62, left=1, color=OURS if best >= 1 else TORCH, alpha=0.85)
+            panel.barh(
+                y, best - 1, 0.62, left=1, color=LLAMA_FAST if best >= 1 else TORCH, alpha=0.85
+            )
             _dots(panel, y, {s.peer: result.ratio(s) or 1.0 for s in result.rivals})
             _figure(panel, y, times(best))
         panel.axvline(1, color=INK, linewidth=1)
@@ -174,14 +175,14 @@ def limits(results: Results, path: Path) -> bool:
                 for side in result.measured
             }
             top = max(top, *shares.values())
-            ours = shares.pop(OURS_NAME)
-            panel.barh(y, ours, 0.62, color=OURS, alpha=0.85)
+            ours = shares.pop(OURS)
+            panel.barh(y, ours, 0.62, color=LLAMA_FAST, alpha=0.85)
             _figure(panel, y, f"{ours:.0f} %" if ours >= 1 else "<1 %")
             _dots(panel, y, shares)
         panel.axvline(100, color=INK, linewidth=1, linestyle="--")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
     panels[0][0].set_xlim(0, top * 1.04)
-    _legend(figure, _present(rows), OURS_NAME)
+    _legend(figure, _present(rows), OURS)
     figure.suptitle(
         "Share of what the machine can do (right is better)\n"
         "matrix products: torch.mm's rate; the rest: copy or read bandwidth",
@@ -207,11 +208,11 @@ def memory(results: Results, path: Path) -> bool:
             _dots(panel, y, {s.peer: s.extra_bytes / 1e6 for s in result.rivals if s.extra_bytes})
             assert result.ours and result.ours.extra_bytes
             value = result.ours.extra_bytes / 1e6
-            panel.barh(y, value - low, 0.62, left=low, color=OURS, alpha=0.85)
+            panel.barh(y, value - low, 0.62, left=low, color=LLAMA_FAST, alpha=0.85)
             _figure(panel, y, size(result.ours.extra_bytes))
         high = max(everything) * 1.4
         _log_ticks(panel, low, high, lambda value: size(int(value * 1e6)))
-    _legend(figure, _present(rows), OURS_NAME)
+    _legend(figure, _present(rows), OURS)
     figure.suptitle(
         "Memory at the peak of a step, on top of its inputs (left is better)",
         color=INK,
@@ -239,7 +240,7 @@ def window(results: Results, path: Path) -> bool:
                 (r.case.sizes["S"], side.median_ms)
                 for r in chosen for side in r.measured if side.peer == name
             ]  # fmt: skip
-            width, order = (2.6, 3) if name == OURS_NAME else (1.6, 2)
+            width, order = (2.6, 3) if name == OURS else (1.6, 2)
             panel.plot(*zip(*points, strict=True), color=COLOUR.get(name, GREY), linewidth=width,
                        marker="o", zorder=order, label=name)  # fmt: skip
             last = points[-1]
@@ -262,9 +263,7 @@ def window(results: Results, path: Path) -> bool:
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ms"))
         panel.yaxis.set_minor_locator(NullLocator())
         panel.title.set(color=INK, size=10)
-        panel.grid(color=GRID)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(colors=INK, length=0)
+        style_axes(panel)
     panels[0].legend(frameon=False, fontsize=9)
     case = rows[0].case
     figure.suptitle(

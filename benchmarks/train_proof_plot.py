@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from llama_fast._plot_style import INK, LLAMA_FAST, TORCH, style_axes
 from llama_fast._write import save_picture
-from llama_fast.train.plot import COLOURS, GRID, INK, smoothed
+from llama_fast.train.plot import smoothed
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
     """Two panels a corpus: its whole run on the left, the same first steps twice on the right."""
     figure = Figure(figsize=(10, 3.6 * len(found)), layout="constrained")
     rows = figure.subplots(len(found), 2, squeeze=False, width_ratios=(1.4, 1))
-    ours, stock = COLOURS[0], COLOURS[1]
+    ours, stock = LLAMA_FAST, TORCH
     for (left, right), (name, one) in zip(rows, found.items(), strict=True):
         curve = np.array(one["curve"])
         steps = np.arange(1, len(curve) + 1)
@@ -42,9 +43,6 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         for axes in (left, right):
             axes.set(xlabel="step", ylabel="loss (nats per token)")
             axes.legend(frameon=False)
-            axes.set_axisbelow(True)
-            axes.grid(color=GRID)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(colors=INK, length=0)
+            style_axes(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(figure, path)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from llama_fast._memory import peak_rss, reset_peak_rss, rss
 from llama_fast.data import Batch, PackedLoader, TokenShards
-from llama_fast.demo import memory
 from llama_fast.models import load
 from llama_fast.models.checkpoints.huggingface import read_config
 from llama_fast.train.allocator import keep_memory
@@ -90,12 +90,12 @@ class Turns:
     def __init__(self) -> None:
         self.loss: Tensor | float | None = None
         self._questions = Questions()
-        self._libraries = memory.resident()
+        self._libraries = rss()
         self._begin = 0.0
 
     def imported(self) -> None:
         """The libraries are in memory; what comes now is the model's and the loop's."""
-        self._libraries = memory.resident()
+        self._libraries = rss()
 
     def __call__(self) -> None:
         """The place between two steps.
@@ -112,9 +112,9 @@ class Turns:
             self.loss = None
         while (question := self._questions.next()) is not None:
             if question == {"memory": "reset"}:
-                self._questions.answer({"reset": memory.reset_peak()})
+                self._questions.answer({"reset": reset_peak_rss()})
             elif question == {"memory": "read"}:
-                peak = memory.peak()
+                peak = peak_rss()
                 self._questions.answer({"peak": peak, "libraries": self._libraries})
             else:
                 self._begin = time.perf_counter()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from llama_fast.demo import memory
+from llama_fast._memory import peak_rss, reset_peak_rss, rss
 
 from .cases import Case
 from .child import Child
@@ -84,7 +84,7 @@ def serve(settings: dict[str, Any]) -> None:
 
     case, device = Case(**settings["case"]), settings["device"]
     torch.set_num_threads(settings["threads"])
-    before = memory.resident()
+    before = rss()
     state: dict[str, Any] = {}
 
     def timed() -> dict[str, Any]:
@@ -96,7 +96,7 @@ def serve(settings: dict[str, Any]) -> None:
         if question.get("memory"):
             if device == "cuda":
                 return {"bytes": torch.cuda.max_memory_allocated(), "reason": None}
-            return {"bytes": None if reason else memory.peak() - before, "reason": reason}
+            return {"bytes": None if reason else peak_rss() - before, "reason": reason}
         if state:
             return timed()
         try:
@@ -110,7 +110,7 @@ def serve(settings: dict[str, Any]) -> None:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
-            memory.reset_peak()
+            reset_peak_rss()
         return first
 
     reason = unavailable()

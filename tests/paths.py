@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_fast.demo.fetch import FetchError, smollm2_path
+from llama_fast.data.fetch import FetchError, smollm2_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LLAMA_FAST_TEST_DATA") or REPOSITORY.parent / "shared" / "data")

@@ -17,8 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast._screen import Screen
 from llama_fast._terminal import console, neutral, neutral_warnings, show
-from llama_fast.demo.screen import Screen
 from llama_fast.eval.report.final_table import task_table
 from llama_fast.eval.report.table import LiveTable
 from llama_fast.models import LLaMA, LlamaConfig, save

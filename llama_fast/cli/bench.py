@@ -151,7 +151,7 @@ def _list(chosen: list[Any], present: list[Any], missing: dict[str, str]) -> Non
 
 
 def _screen() -> Any:
-    from llama_fast.demo.screen import Screen
+    from llama_fast._screen import Screen
 
     return Screen()
 

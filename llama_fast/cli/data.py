@@ -113,10 +113,10 @@ def plant(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Look for benchmark questions and secrets; print, and write what `--out` asks for."""
+    from llama_fast._screen import Screen
     from llama_fast.data import TokenShards
     from llama_fast.data import check as checks
     from llama_fast.data.tokenizer import tokenizer_of
-    from llama_fast.demo.screen import Screen
 
     drop = _reasons(args)
     if args.out is not None and args.out.exists():

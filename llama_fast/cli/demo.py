@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from llama_fast._terminal import show
 
 if TYPE_CHECKING:
+    from llama_fast._screen import Screen
     from llama_fast.demo.results import Results
-    from llama_fast.demo.screen import Screen
 
 HELP = "check the kernels, then run, train and score a real model beside stock PyTorch"
 
@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         raise ImportError(f"{error}; the demo needs: pip install 'llama_fast[eval]'") from error
     from rich.markup import escape
 
-    from llama_fast.demo.fetch import FetchError
+    from llama_fast._screen import Screen
+    from llama_fast.data.fetch import FetchError
     from llama_fast.demo.finetune import TrainingError
-    from llama_fast.demo.screen import Screen
 
     args.out.mkdir(parents=True, exist_ok=True)  # now, rather than fail after minutes of work
     screen = Screen()
@@ -93,8 +93,8 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
     from rich.markup import escape
 
     from llama_fast import info
+    from llama_fast.data.fetch import BENCHMARKS, SMOLLM2, SMOLLM2_GGUF, fetch
     from llama_fast.demo import answer, finetune, kernels, questions, report, score
-    from llama_fast.demo.fetch import BENCHMARKS, SMOLLM2, SMOLLM2_GGUF, fetch
     from llama_fast.demo.results import Results
 
     seconds: dict[str, float] = {}

@@ -33,8 +33,8 @@ def add_canary(evaluations: Any) -> None:
 
 def canary(args: argparse.Namespace) -> int:
     """Print the exposure of each canary."""
+    from llama_fast._screen import Screen
     from llama_fast.data.canaries import read_canaries
-    from llama_fast.demo.screen import Screen
     from llama_fast.eval.canary import ENUMERATE, SAMPLE, measure
     from llama_fast.eval.models import load_model
     from llama_fast.eval.sources import locate

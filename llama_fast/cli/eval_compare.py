@@ -25,7 +25,7 @@ def add_compare(evaluations: Any) -> None:
 
 def compare_runs(args: argparse.Namespace) -> int:
     """Print the comparison; write the page if asked."""
-    from llama_fast.demo.screen import Screen
+    from llama_fast._screen import Screen
     from llama_fast.eval.report import read_run
     from llama_fast.eval.report.compare import compare, table
 

@@ -120,7 +120,7 @@ def evaluate_model(args: argparse.Namespace) -> int:
         raise ImportError(
             f"evaluation needs the eval extra: pip install llama_fast[eval] ({error})"
         ) from None
-    from llama_fast.demo.screen import Screen
+    from llama_fast._screen import Screen
     from llama_fast.eval.report import read_run
     from llama_fast.eval.report.final_table import suite_table, task_table
     from llama_fast.eval.report.html import write_page

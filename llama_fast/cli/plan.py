@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_fast._format import duration
+
 if TYPE_CHECKING:
     from llama_fast.train.plan import Plan
 
@@ -116,14 +118,15 @@ def _show(found: Plan, changes: Sequence[Any]) -> None:
     console.print(memory)
     if found.traffic:
         console.print(_traffic(found))
+    run = duration(found.run_seconds, decimals=True)
     console.print(
-        f"step {_duration(found.step_seconds)} at {found.mfu:.0%} of {found.peak}: "
+        f"step {duration(found.step_seconds, decimals=True)} at {found.mfu:.0%} of {found.peak}: "
         f"{found.tokens_per_second:,.0f} tokens/s, {found.tokens_per_second / mesh.ranks:,.0f} on "
         f"each GPU"
     )
     console.print(
         f"{config.steps:,} steps, {config.steps * found.tokens / 1e9:,.2f} G tokens: "
-        f"{_duration(found.run_seconds)}, {found.run_seconds * mesh.ranks / 3600:,.1f} GPU hours"
+        f"{run}, {found.run_seconds * mesh.ranks / 3600:,.1f} GPU hours"
     )
     if found.fits:
         console.print(Text("fits", "bold green"))
@@ -148,16 +151,6 @@ def _traffic(found: Plan) -> Any:
             t.dimension,
             t.what,
             f"{t.sent / 1e9:,.3f}",
-            _duration(found.seconds_on_link(t)),
+            duration(found.seconds_on_link(t), decimals=True),
         )
     return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1e3:,.1f} ms"
-    if seconds < 120:
-        return f"{seconds:,.1f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:,.0f} min"
-    return f"{seconds / 3600:,.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:,.1f} days"

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import llama_fast
-from llama_fast.demo import memory
+from llama_fast._memory import peak_rss, reset_peak_rss, rss
 from llama_fast.demo.answer import load_both
 from llama_fast.demo.questions import boolq_passages
 
@@ -88,8 +88,8 @@ def train(settings: Settings, say: Callable[[dict], None]) -> None:
     with nullcontext() if ours else llama_fast.use_backend(settings.backend):
         with torch.inference_mode():
             before = model.loss(*held_out).item()
-        memory.reset_peak()
-        say({"ready": True, "held_out": before, "resident": memory.resident()})
+        reset_peak_rss()
+        say({"ready": True, "held_out": before, "resident": rss()})
         for step, (tokens, targets) in enumerate(data):
             started = time.perf_counter()
             loss = model.loss(tokens, targets)
@@ -99,7 +99,7 @@ def train(settings: Settings, say: Callable[[dict], None]) -> None:
             optimizer.zero_grad(set_to_none=True)
             value = loss.item()
             say({"step": step, "loss": value, "seconds": time.perf_counter() - started})
-        peak = memory.peak()
+        peak = peak_rss()
         with torch.inference_mode():
             after = model.loss(*held_out).item()
     say({"done": True, "held_out": after, "peak": peak})

@@ -1,4 +1,4 @@
-"""The demo's pictures. Ours is teal throughout, stock PyTorch orange."""
+"""Figures of the demo."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from llama_fast._plot_style import GREY, INK, LLAMA_FAST, TORCH, style_axes
 from llama_fast._write import save_picture
 from llama_fast.demo.finetune import Comparison
 from llama_fast.demo.kernels import Check
@@ -16,8 +17,7 @@ from llama_fast.demo.score import Score
 
 __all__ = ["accuracy", "kernel_errors", "loss_curves", "speed_and_memory"]
 
-OURS, TORCH, INK, GREY, GRID = "#0f766e", "#ea7a17", "#1f2937", "#9ca3af", "#e5e7eb"
-COLOUR = {"llama_fast": OURS, "torch": TORCH}
+COLOUR = {"llama_fast": LLAMA_FAST, "torch": TORCH}
 NAME = {"llama_fast": "llama_fast", "torch": "stock PyTorch"}
 # Rings, so that a dot of ours inside one shows both.
 RING: dict = {"s": 60, "facecolors": "none", "edgecolors": TORCH, "linewidths": 1.8}
@@ -45,21 +45,21 @@ def kernel_errors(checks: Sequence[Check], path: Path) -> None:
                 theirs, ours = max(theirs, LEAST), max(ours, LEAST)
                 panel.plot([theirs, ours], [y, y], color=GREY, linewidth=1, zorder=1)
                 panel.scatter(theirs, y, marker=marker, zorder=2, **RING)
-                colour = OURS if check.ok else "#dc2626"
+                colour = LLAMA_FAST if check.ok else "#dc2626"
                 panel.scatter(ours, y, 20, colour, marker=marker, zorder=3)
         panel.set(xscale="log", title=dtype, xlabel="largest error relative to float64")
         _whole_decades(panel, "x")
         for row in range(0, len(rows), 2):
             panel.axhspan(row - 0.5, row + 0.5, color="#f3f4f6", zorder=0)
         panel.set_ylim(-0.5, len(rows) - 0.5)
-        _tidy(panel, "x")
+        style_axes(panel, "x")
     labels = [f"{op} ({backend})\n{what}" for op, what, backend in rows]
     panels[0].set_yticks(range(len(rows)), labels, fontsize=8)
     panels[0].invert_yaxis()
     handles = [
         panels[0].scatter([], [], marker=marker, label=f"{NAME[side]}, {what}", **style)
         for marker, what in (("o", "output"), ("s", "gradient"))
-        for side, style in (("torch", RING), ("llama_fast", {"s": 20, "c": OURS}))
+        for side, style in (("torch", RING), ("llama_fast", {"s": 20, "c": LLAMA_FAST}))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Rounding errors of the kernels (left is better)", color=INK, weight="bold")
@@ -73,7 +73,7 @@ def loss_curves(comparison: Comparison, path: Path) -> None:
     stock, ours = comparison.of("torch")[0], comparison.of("llama_fast")[0]
     torch_losses, our_losses = stock.losses, ours.losses
     steps = range(1, len(torch_losses) + 1)
-    top.plot(steps, our_losses, color=OURS, linewidth=5, alpha=0.45, label=NAME["llama_fast"])
+    top.plot(steps, our_losses, color=LLAMA_FAST, linewidth=5, alpha=0.45, label=NAME["llama_fast"])
     top.plot(steps, torch_losses, color=TORCH, linewidth=1.6, marker=".", label=NAME["torch"])
     for run, size in ((ours, 16), (stock, 8)):
         held_out = ([0, len(run.losses)], [run.held_out_before, run.held_out_after])
@@ -88,7 +88,7 @@ def loss_curves(comparison: Comparison, path: Path) -> None:
     _whole_decades(bottom, "y")
     bottom.xaxis.get_major_locator().set_params(integer=True)
     for axes in (top, bottom):
-        _tidy(axes, "y")
+        style_axes(axes, "y")
     save_picture(figure, path)
 
 
@@ -113,7 +113,7 @@ def speed_and_memory(comparison: Comparison, path: Path) -> None:
     for axes in (left, right):
         axes.title.set(color=INK, weight="bold", size=11)
         axes.invert_yaxis()
-        _tidy(axes, "x")
+        style_axes(axes, "x")
     save_picture(figure, path)
 
 
@@ -122,7 +122,7 @@ def accuracy(scores: Sequence[Score], path: Path) -> None:
     figure = Figure(figsize=(8, 1.4 + 0.75 * len(scores)), layout="constrained")
     axes = figure.subplots()
     for y, score in enumerate(scores):
-        axes.barh(y, score.accuracy, 0.55, color=OURS, alpha=0.85)
+        axes.barh(y, score.accuracy, 0.55, color=LLAMA_FAST, alpha=0.85)
         axes.errorbar(score.accuracy, y, xerr=1.96 * score.stderr, color=INK, capsize=5, zorder=3)
         axes.plot([score.chance] * 2, [y - 0.4, y + 0.4], "--", color=INK, zorder=4)
         axes.text(0.01, y, f"{score.accuracy:.1%}", color="white", va="center", weight="bold")
@@ -134,7 +134,7 @@ def accuracy(scores: Sequence[Score], path: Path) -> None:
     axes.set_title("SmolLM2-135M-Instruct, zero-shot", color=INK, weight="bold")
     axes.legend(frameon=False, loc="lower right")
     axes.invert_yaxis()
-    _tidy(axes, "x")
+    style_axes(axes, "x")
     save_picture(figure, path)
 
 
@@ -148,10 +148,3 @@ def _whole_decades(axes: Axes, which: Literal["x", "y"]) -> None:
 
 def _inside(axes: Axes, value: float, y: float, text: str) -> None:
     axes.text(value * 0.03, y, text, color="white", va="center", weight="bold")
-
-
-def _tidy(axes: Axes, grid: Literal["x", "y"]) -> None:
-    axes.set_axisbelow(True)
-    axes.grid(axis=grid, color=GRID)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK, length=0)

@@ -12,15 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from llama_fast._plot_style import INK, SERIES, style_axes
 from llama_fast.data import DataError
 from llama_fast.train.metrics import Step, read_metrics
 
 Array = npt.NDArray[np.float64]
-
-INK, GRID = "#1f2937", "#e5e7eb"
-# Told apart by every kind of colour vision (Okabe & Ito 2008), the house's two colours first; after
-# seven runs the lines are dashed.
-COLOURS = ("#0f766e", "#ea7a17", "#0072b2", "#cc79a7", "#56b4e9", "#b8860b", "#000000")
 
 X = Literal["step", "tokens", "hours"]
 _X_LABELS = {"step": "step", "tokens": "tokens", "hours": "hours of training"}
@@ -47,8 +43,8 @@ def figure(runs: Sequence[Path], x: X = "step") -> Figure:
     names = _names(runs)
     for number, folder in enumerate(runs):
         steps = _read(folder)
-        colour = COLOURS[number % len(COLOURS)]
-        style = "-" if number < len(COLOURS) else "--"
+        colour = SERIES[number % len(SERIES)]
+        style = "-" if number < len(SERIES) else "--"  # more runs than colours
         line: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.8}
         at = _positions(steps, x)
         curves = (
@@ -81,10 +77,7 @@ def figure(runs: Sequence[Path], x: X = "step") -> Figure:
         axes.margins(x=0.01)
         if x != "hours":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_axisbelow(True)
-        axes.grid(color=GRID)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=INK, length=0)
+        style_axes(axes)
     return drawn
 
 

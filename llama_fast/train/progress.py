@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast._format import duration
 from llama_fast._terminal import console as new_console
 from llama_fast.train.metrics import Step
 
@@ -65,16 +66,6 @@ class Pace:
         others = max(1.0, self._elapsed / self._training)
         left = self.steps - self._last[-1].step
         return median(s.seconds for s in self._last) * left * others
-
-
-def duration(seconds: float) -> str:
-    """``42 s``, ``3 min 05 s``, ``2 h 07 min``, ``3 d 04 h``: no finer than an estimate is good."""
-    whole = round(seconds)
-    for size, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"),
-                                    (60, "min", 1, "s")):  # fmt: skip
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part:02} {small}"
-    return f"{whole} s"
 
 
 class Bar:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llama_fast.demo.memory import peak as peak_resident
+from llama_fast._format import duration
+from llama_fast._memory import peak_rss
 from llama_fast.train import benchmarks, out_of_memory, progress, record
 from llama_fast.train.checkpoints import CheckpointError
 from llama_fast.train.energy import find_meter
@@ -127,7 +128,7 @@ class Watch:
         cuda = self.run.device.type == "cuda"
         return dataclasses.replace(
             step,
-            memory=torch.cuda.max_memory_allocated(self.run.device) if cuda else peak_resident(),
+            memory=torch.cuda.max_memory_allocated(self.run.device) if cuda else peak_rss(),
             mfu=flops / step.seconds / (self._peak.flops * self.run.parallel.ranks),
             joules=None if math.isnan(joules) else joules,
         )
@@ -150,7 +151,7 @@ class Watch:
             tracker.log(scalars(step), step.step)
         self._pace.add(step)
         if due or step.step % self.config.log_every == 0 or step.valid_loss is not None:
-            left = f", {progress.duration(self._pace.seconds_left)} left" if not due else ""
+            left = f", {duration(self._pace.seconds_left)} left" if not due else ""
             self.run.log(f"step {step.step}/{self.config.steps}: {step}{left}")
         if self._bar is not None:
             self._bar.update(step, self._pace)

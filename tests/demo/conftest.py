@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_fast.demo.fetch import FetchError, benchmark_path, smollm2_path
+from llama_fast.data.fetch import FetchError, benchmark_path, smollm2_path
 
 
 @pytest.fixture(scope="session")

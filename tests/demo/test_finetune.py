@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -7,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_fast.demo import memory
 from llama_fast.demo.finetune import SIDES, TrainingError, compare, run_side
 from llama_fast.demo.finetune_side import Settings, batches
 
@@ -70,25 +67,3 @@ def test_both_sides_train_alike(smollm2: Path, benchmarks: Path) -> None:
 def test_a_failing_side_says_why(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"torch ended with exit code 1(.|\n)*no-model"):
         run_side("torch", replace(SETTINGS, model=str(tmp_path / "no-model")))
-
-
-# In a process of its own: another test may have this one keep what is freed (train/allocator.py).
-PEAK = """
-import torch
-from llama_fast.demo import memory
-memory.reset_peak()
-before = memory.peak()
-block = torch.ones(25_000_000, dtype=torch.float64)  # 200 MB, all written
-del block
-most = memory.peak() - before
-memory.reset_peak()
-print(most, memory.peak() - before)
-"""
-
-
-@pytest.mark.skipif(not memory.reset_peak(), reason="needs Linux's /proc/self/clear_refs")
-def test_peak_counts_what_was_there_and_is_gone() -> None:
-    said = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
-    most, after = map(int, said.stdout.split())
-    assert 195e6 < most < 260e6
-    assert after < 60e6

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from llama_fast._memory import peak_rss, reset_peak_rss, rss
 from llama_fast.data import ShardWriter
-from llama_fast.demo.memory import peak, reset_peak, resident
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.run import Run
 
@@ -66,13 +66,13 @@ def _measure(settings: TrainConfig) -> int:
     del rehearsal
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = resident()
-    if not reset_peak():
+    before = rss()
+    if not reset_peak_rss():
         raise RuntimeError("/proc/self/clear_refs cannot be written")
     run = Run(settings, log=lambda line: None)
     dict(run._tensors())  # makes the moments, as if a step had been before
     run._train_step()
-    return peak() - before
+    return peak_rss() - before
 
 
 def main() -> None:

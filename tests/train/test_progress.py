@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from llama_fast.train.metrics import Step
-from llama_fast.train.progress import Bar, Pace, bar, duration
+from llama_fast.train.progress import Bar, Pace, bar
 
 
 def step(number: int, seconds: float = 0.5, joules: float | None = None) -> Step:
@@ -53,15 +53,6 @@ def test_means_over_the_last_steps() -> None:
     assert pace.mfu == pytest.approx(0.4)
     pace.add(step(3, 1.0))
     assert pace.joules_per_token is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "0 s"), (59.4, "59 s"), (59.7, "1 min 00 s"), (185, "3 min 05 s"),
-     (7625, "2 h 07 min"), (86400 * 3 + 4 * 3600, "3 d 04 h")],
-)  # fmt: skip
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llama_fast._format import duration
 from llama_fast.eval.report.calibration import Calibration, calibrate, confidences
 from llama_fast.eval.report.compare import Comparison, Row, some
 from llama_fast.eval.report.groups import groups_of
@@ -18,7 +19,6 @@ from llama_fast.eval.report.scores import Z95, Score, score_of
 from llama_fast.eval.report.suites import column_of, columns_of, metric_keys, metric_of, preset_of
 from llama_fast.eval.suite import Score as ColumnScore
 from llama_fast.eval.suite import paper_table
-from llama_fast.train.progress import duration
 
 # Characters of a text that the page shows: the end of a prompt, the beginning of an answer.
 PROMPT, ANSWER, OPTION = 1_500, 1_500, 600

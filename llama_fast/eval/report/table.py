@@ -16,10 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast._format import duration
+from llama_fast._screen import PIPE_WIDTH
 from llama_fast._terminal import console as new_console
-from llama_fast.demo.screen import PIPE_WIDTH
 from llama_fast.eval.report.scores import score_of
-from llama_fast.train.progress import duration
 
 # Seconds between two lines of a task where the output is no terminal.
 LINE_EVERY = 30.0

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from llama_fast.demo.fetch import BENCHMARKS, FetchError, fetch
+from llama_fast.data.fetch import BENCHMARKS, FetchError, fetch
 from llama_fast.eval.suite import load_tasks
 from llama_fast.eval.suite import mirror as mirrors
 from llama_fast.eval.suite.jsonl import read_jsonl

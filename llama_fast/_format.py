@@ -1,0 +1,25 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+__all__ = ["duration"]
+
+
+def duration(seconds: float, *, decimals: bool = False) -> str:
+    """A span of time in its two largest units: ``42 s``, ``3 min 05 s``, ``2 h 07 min``.
+
+    Args:
+        seconds: of the span.
+        decimals: show spans below a minute to a tenth: ``4.2 s``, ``0.3 ms``.
+    """
+    if decimals and seconds < 59.95:
+        return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, part, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part:02} {small}"
+    return f"{whole} s"
