@@ -159,7 +159,7 @@ def prove(name: str, data: Path, folder: Path, curve_steps: int, quick: bool) ->
     found: dict[str, Any] = {"bytes": [len(text), len(held_out)], "bars": bars, "bar": bar}
     found["published"] = corpus.published
 
-    some = (f"--steps={max(20, curve_steps)}", "--optimizer.warmup=10") if quick else ()
+    some = (f"--steps={max(20, curve_steps)}", "--optimizer.warmup_steps=10") if quick else ()
     config = config_of(name, folder, f"--out={folder / 'run'}", *some)
     run, steps, seconds = train(config)
     found |= {
@@ -191,7 +191,7 @@ def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
             f"--out={folder / side}",
             f"--steps={steps}",
             "--precision=float32",
-            "--model.changes.p_dropout=0.0",  # the backends draw it in ways of their own
+            "--model.overrides.p_dropout=0.0",  # the backends draw it in ways of their own
         )
         curves[side] = [step.loss for step in train(config, backend, side == "nudged")[1]]
     apart = {

@@ -33,7 +33,7 @@ from llama_fast.train.run import Run
 from .child import Questions
 
 FOREVER = 1_000_000  # steps; the benchmark ends the process long before
-OPTIMIZER = OptimizerOptions(lr=3e-4, weight_decay=0.0, clip=1.0, schedule="constant")
+OPTIMIZER = OptimizerOptions(lr=3e-4, weight_decay=0.0, max_grad_norm=1.0, lr_schedule="constant")
 
 
 @dataclass
@@ -64,7 +64,9 @@ class Task:
             log_every=1,
             precision=self.precision,  # type: ignore[arg-type]
             model=ModelOptions(init_from=str(folder / "weights")),
-            data=DataOptions(str(folder / "shards"), seq_len=self.length, rows=self.rows),
+            data=DataOptions(
+                str(folder / "shards"), seq_len=self.length, micro_batch_size=self.rows
+            ),
             optimizer=OPTIMIZER,
         )
 
@@ -234,7 +236,7 @@ def litgpt(task: Task, turns: Turns) -> None:
             global_batch_size=task.rows,
             micro_batch_size=task.rows,
             max_tokens=FOREVER * task.rows * task.length,
-            max_norm=OPTIMIZER.clip,
+            max_norm=OPTIMIZER.max_grad_norm,
             min_lr=OPTIMIZER.lr,
             lr_warmup_steps=0,
         ),
@@ -315,7 +317,7 @@ def transformers(task: Task, turns: Turns) -> None:
         adam_beta1=OPTIMIZER.beta1,
         adam_beta2=OPTIMIZER.beta2,
         adam_epsilon=OPTIMIZER.eps,
-        max_grad_norm=OPTIMIZER.clip or 0.0,
+        max_grad_norm=OPTIMIZER.max_grad_norm or 0.0,
         bf16=task.precision == "bfloat16",
         use_cpu=True,
         logging_steps=1,

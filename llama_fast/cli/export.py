@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--average",
         action="store_true",
-        help="the moving average of a run's weights (optimizer.ema), not the weights themselves",
+        help="the moving average of a run's weights (optimizer.ema_decay) instead of the weights",
     )
     parser.add_argument(
         "--tokenizer",

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     """The options that `llama-fast train` does not have."""
     found = argparse.ArgumentParser(
         prog="llama-fast plan",
-        usage="%(prog)s CONFIG.yaml [--gpus N] [--gpu NAME] [--mfu X] [--data.rows N ...]",
+        usage="%(prog)s CONFIG.yaml [--gpus N] [--gpu NAME] [--mfu X] [--optimizer.lr X ...]",
         description=HELP,
         epilog=EPILOG,
         allow_abbrev=False,
@@ -105,8 +105,8 @@ def _show(found: Plan, changes: Sequence[Any]) -> None:
     )
     console.print(
         f"{config.precision}, checkpointing {config.activation_checkpointing}; a step of "
-        f"{found.tokens:,} tokens: {config.optimizer.accumulate} × {config.data.rows} rows of "
-        f"{config.data.seq_len:,} on {mesh.data_ranks}"
+        f"{found.tokens:,} tokens: {config.optimizer.gradient_accumulation_steps} micro-batches of "
+        f"{config.data.micro_batch_size} × {config.data.seq_len:,} on {mesh.data_ranks} ranks"
     )
     memory = Table("memory of a GPU", "GB", title_justify="left")
     memory.columns[1].justify = "right"
@@ -131,7 +131,7 @@ def _show(found: Plan, changes: Sequence[Any]) -> None:
     if found.fits:
         console.print(Text("fits", "bold green"))
         return
-    said = ". These would, with as many rows a step:"
+    said = ". These settings would, at the same batch size:"
     console.print(Text.assemble(("does not fit", "bold red"), said))
     for change, other in changes:
         console.print(f"  {change}: {other.peak_bytes / 1e9:,.1f} GB")

@@ -17,8 +17,9 @@ HELP = "train or fine-tune a Llama-style model"
 DESCRIPTION = """Train or fine-tune a Llama-style model on token shards (`llama-fast tokenize`
 makes them). A run that was stopped, however that happened, goes on where its newest checkpoint is
 when the same command is given again."""
-EPILOG = """Every option is a key of the YAML file too: `--data.rows 4` is `rows: 4` below `data:`.
-The command line wins over the file. None is written `null`, and --log-every is --log_every."""
+EPILOG = """Every option is also a YAML key: `--optimizer.lr 1e-4` is `lr: 1e-4` under `optimizer:`.
+The command line overrides the file. None is written `null`; --log-every is the same as
+--log_every."""
 
 # What an option takes, as its help shows it.
 _METAVARS = {"int": "N", "float": "X", "str": "TEXT", "dict": "{A: N}"}

@@ -80,8 +80,10 @@ def load_run(
     if found is None:
         raise CheckpointError(f"{folder}: expected a checkpoint, there is none")
     shape = recorded_shape(found)
-    if average and found.state["config"]["optimizer"].get("ema") is None:
-        raise ValueError(f"average: expected a run with optimizer.ema, {path} kept no average")
+    if average and found.state["config"]["optimizer"].get("ema_decay") is None:
+        raise ValueError(
+            f"average: expected a run with optimizer.ema_decay, {path} kept no average"
+        )
     model = LLaMA(shape)
     part = "average" if average else "model"
     weights = {f"{part}.{name}": weight.detach() for name, weight in model.named_parameters()}

@@ -15,7 +15,7 @@ from llama_fast.train.parallel import kind_of
 
 
 def new_shape(config: TrainConfig, vocab_size: int | None) -> LlamaConfig | None:
-    """The shape that `model.preset` and `model.changes` say.
+    """The architecture that `model.preset` and `model.overrides` describe.
 
     Args:
         config: of the run.
@@ -25,23 +25,25 @@ def new_shape(config: TrainConfig, vocab_size: int | None) -> LlamaConfig | None
         None with `model.init_from`: those weights have their own.
 
     Raises:
-        ValueError: changes that make no model, one with too few tokens for the data, or changes
-            beside `init_from`.
+        ValueError: overrides that make no valid model, a vocabulary smaller than that of the data,
+            or overrides together with `init_from`.
     """
     options = config.model
     if options.init_from is not None:
-        if options.changes:
-            raise ValueError("model.changes: expected none beside model.init_from")
+        if options.overrides:
+            raise ValueError("model.overrides: expected none beside model.init_from")
         return None
     shape = LlamaConfig.preset(options.preset)
     tokens = {} if vocab_size is None else {"vocab_size": vocab_size}
-    changes: dict[str, Any] = {**tokens, **options.changes}
-    changes.setdefault("max_seq_len", max(shape.max_seq_len, config.data.seq_len))
+    overrides: dict[str, Any] = {**tokens, **options.overrides}
+    overrides.setdefault("max_seq_len", max(shape.max_seq_len, config.data.seq_len))
     fields = {field.name for field in dataclasses.fields(LlamaConfig)}
-    if unknown := sorted(set(changes) - fields):
-        raise ValueError(f"model.changes: expected fields of LlamaConfig, got {', '.join(unknown)}")
-    shape = dataclasses.replace(shape, **changes)
-    _check_vocabulary("model.changes", shape, vocab_size)
+    if unknown := sorted(set(overrides) - fields):
+        raise ValueError(
+            f"model.overrides: expected fields of LlamaConfig, got {', '.join(unknown)}"
+        )
+    shape = dataclasses.replace(shape, **overrides)
+    _check_vocabulary("model.overrides", shape, vocab_size)
     return shape
 
 

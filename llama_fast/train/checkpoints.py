@@ -62,12 +62,12 @@ class Checkpoints:
 
     Args:
         folder: made when the first is saved.
-        keep: how many to keep; older ones, and those that :meth:`latest` found damaged, are deleted
-            after a new one is complete. 0 keeps all.
+        keep_last: how many to keep; older ones, and those that :meth:`latest` found damaged, are
+            deleted after a new one is complete. 0 keeps all.
         log: called with one line about each damaged checkpoint that is passed over.
 
     Example:
-        >>> checkpoints = Checkpoints("run/checkpoints", keep=3)
+        >>> checkpoints = Checkpoints("run/checkpoints", keep_last=3)
         >>> checkpoints.save(100, {"model.weight": weight}, {"lr": 1e-3}, asynchronous=True)
         >>> checkpoints.wait()
         >>> found = checkpoints.latest()
@@ -78,12 +78,12 @@ class Checkpoints:
         self,
         folder: str | os.PathLike[str],
         *,
-        keep: int = 3,
+        keep_last: int = 3,
         log: Callable[[str], object] = warnings.warn,
     ) -> None:
-        if keep < 0:
-            raise ValueError(f"keep: expected a number >= 0, got {keep}")
-        self.folder, self.keep, self.log = Path(folder), keep, log
+        if keep_last < 0:
+            raise ValueError(f"keep_last: expected a number >= 0, got {keep_last}")
+        self.folder, self.keep_last, self.log = Path(folder), keep_last, log
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._damaged: set[Path] = set()
@@ -239,7 +239,7 @@ class Checkpoints:
             partial.rename(path)
         flush(self.folder)
         self._damaged.discard(path)
-        if self.keep:
+        if self.keep_last:
             self._rotate(path)
 
     def _rotate(self, newest: Path) -> None:
@@ -250,7 +250,7 @@ class Checkpoints:
         """
         others = [path for _, path in self._all() if path != newest]
         whole = [path for path in others if path not in self._damaged]
-        for old in set(others) - set(whole[: self.keep - 1]):
+        for old in set(others) - set(whole[: self.keep_last - 1]):
             # Renamed first: a folder half deleted is not taken for a damaged checkpoint.
             gone = old.with_name(f".{old.name}.old")
             old.rename(gone)

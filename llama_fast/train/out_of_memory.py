@@ -41,23 +41,24 @@ def explain(
     if model is not None:
         weights = model.num_parameters()
         # Weights, gradients and two moments in float32, and the average.
-        size = weights * 4 * (4 if options.ema is None else 5) / 1e9
+        size = weights * 4 * (4 if options.ema_decay is None else 5) / 1e9
         held = (
             f"{size:.2f} GB for the weights, gradients and moments of {weights / 1e6:.1f} M "
             "parameters"
         )
     if step is None:
         when = "in the making of the model and its optimizer"
-        advice.append("a smaller model (model.preset, model.changes)")
+        advice.append("a smaller model (model.preset, model.overrides)")
     else:
         when = f"in step {step + 1}"
         tokens = (
-            f"micro-batches of data.rows {data.rows} x data.seq_len {data.seq_len} = "
-            f"{data.rows * data.seq_len:,} tokens in {config.precision}"
+            f"micro-batches of data.micro_batch_size {data.micro_batch_size} x data.seq_len "
+            f"{data.seq_len} = {data.micro_batch_size * data.seq_len:,} tokens in "
+            f"{config.precision}"
         )
         advice += _smaller_steps(config)
-    if options.ema is not None:
-        advice.append("optimizer.ema null")
+    if options.ema_decay is not None:
+        advice.append("optimizer.ema_decay null")
     advice.append("more devices and parallel.shard, context or tensor")
     asked = _ASKED.search(str(error))
     whole = f". The checkpoints in {config.out} are whole: the same command goes on from the newest"
@@ -74,10 +75,13 @@ def explain(
 def _smaller_steps(config: TrainConfig) -> list[str]:
     """Settings with which a step takes less."""
     data, advice = config.data, []
-    if data.rows > 1:
-        half = data.rows // 2
-        times = -(-data.rows // half) * config.optimizer.accumulate
-        advice.append(f"data.rows {half} with optimizer.accumulate {times} (as many rows a step)")
+    if data.micro_batch_size > 1:
+        half = data.micro_batch_size // 2
+        times = -(-data.micro_batch_size // half) * config.optimizer.gradient_accumulation_steps
+        advice.append(
+            f"data.micro_batch_size {half} with optimizer.gradient_accumulation_steps {times} "
+            "(same batch size)"
+        )
     advice.append(f"data.seq_len below {data.seq_len}")
     if config.precision == "float32":
         advice.append("precision bfloat16")

@@ -146,7 +146,7 @@ class Parallel:
         check_divides(self.tensor, config)
         if config.p_dropout > 0 and self.context * self.tensor > 1:
             raise ValueError(
-                f"model.changes.p_dropout: expected 0 with parallel.context or parallel.tensor, "
+                f"model.overrides.p_dropout: expected 0 with parallel.context or parallel.tensor, "
                 f"got {config.p_dropout}"
             )
 

@@ -215,7 +215,7 @@ def plan(
     mesh = mesh_of(config, gpus)
     check_divides(mesh.tensor, model)
     data, kind = config.data, GPUS[gpu]
-    rows = data.rows * config.optimizer.accumulate * mesh.data_ranks
+    rows = data.micro_batch_size * config.optimizer.gradient_accumulation_steps * mesh.data_ranks
     tokens = rows * data.seq_len
     # The most there can be: each row one document, each token with a target.
     pairs = rows * data.seq_len * (data.seq_len + 1) // 2
@@ -272,7 +272,7 @@ def advice(found: Plan, **options: Any) -> list[Advice]:
 def _changes(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]]:
     """Changes of what a process holds, after which as many rows make a step."""
     p = config.parallel
-    fewer: dict[str, Any] = {"data.rows": 1}
+    fewer: dict[str, Any] = {"data.micro_batch_size": 1}
     narrow: dict[str, Any] = {"precision": "bfloat16"}
     full: dict[str, Any] = {"activation_checkpointing": "full"}
     least = {**fewer, **full, **({} if config.precision != "float32" else narrow)}
@@ -294,7 +294,8 @@ def _changes(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]
             if size > held and gpus % (size * others) == 0:
                 more = {f"parallel.{name}": size, "parallel.replicate": 0}
                 steps += [more, {**least, **more}]
-    rows = config.data.rows * config.optimizer.accumulate * mesh_of(config, gpus).data_ranks
+    accumulation = config.optimizer.gradient_accumulation_steps
+    rows = config.data.micro_batch_size * accumulation * mesh_of(config, gpus).data_ranks
     seen = [config]
     for step in steps:
         changed, said = copy.deepcopy(config), []
@@ -305,10 +306,10 @@ def _changes(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]
                 setattr(place, field, value)
                 said.append(f"{name} {value}")
         # What they compute one after the other instead of beside each other.
-        times = rows // (changed.data.rows * mesh_of(changed, gpus).data_ranks)
-        if times > config.optimizer.accumulate:
-            changed.optimizer.accumulate = times
-            said.append(f"optimizer.accumulate {times}")
+        times = rows // (changed.data.micro_batch_size * mesh_of(changed, gpus).data_ranks)
+        if times > accumulation:
+            changed.optimizer.gradient_accumulation_steps = times
+            said.append(f"optimizer.gradient_accumulation_steps {times}")
         if changed not in seen and times >= 1:
             seen.append(changed)
             yield ", ".join(said), changed

@@ -106,7 +106,7 @@ def item_size(config: TrainConfig) -> int:
 
 def tokens_of(config: TrainConfig, mesh: Mesh) -> int:
     """Of a micro-batch on one process."""
-    return -(-config.data.rows * config.data.seq_len // mesh.context)
+    return -(-config.data.micro_batch_size * config.data.seq_len // mesh.context)
 
 
 class Block(NamedTuple):
@@ -196,7 +196,7 @@ def memory(
     """
     held = weights_of(model, mesh).held * FLOAT
     fixed = {"weights": held, "optimizer moments": 2 * held}
-    if config.optimizer.ema is not None:
+    if config.optimizer.ema_decay is not None:
         fixed["moving average"] = held
     if mesh.uses_ddp:
         fixed["DDP buckets"] = held
@@ -214,7 +214,7 @@ def _moments(
     block, loss = block_bytes(model, config, mesh), loss_bytes(model, config, mesh, device)
     gradients = FLOAT * weights.held
     # Of the micro-batches before; none is there before the first.
-    before = gradients if config.optimizer.accumulate > 1 else 0
+    before = gradients if config.optimizer.gradient_accumulation_steps > 1 else 0
     is_narrow, is_checkpointed = item_size(config) < FLOAT, block.again > 0
     # A product's 16-bit copy of its weight is kept for its backward pass, or made there again. The
     # embedding is not cast, but its weight is where it is the head too.

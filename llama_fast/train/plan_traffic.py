@@ -42,14 +42,18 @@ class Traffic(NamedTuple):
 
 
 def traffic(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> list[Traffic]:
-    """Everything that is sent in a step of `optimizer.accumulate` micro-batches."""
+    """Everything that is sent in an optimizer step, by all of its micro-batches."""
     return [
         found for found in _all(model, config, mesh) if found.size > 1 and found.payload > 0
     ]  # fmt: skip
 
 
 def _all(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Iterator[Traffic]:
-    weights, layers, times = weights_of(model, mesh), model.num_layers, config.optimizer.accumulate
+    weights, layers, times = (
+        weights_of(model, mesh),
+        model.num_layers,
+        config.optimizer.gradient_accumulation_steps,
+    )
     if mesh.uses_ddp:
         gradients = FLOAT * weights.held
         yield Traffic("replicate", "all-reduce", mesh.averaged, gradients, "gradients, DDP")

@@ -11,10 +11,10 @@ from llama_fast.train.config import TrainConfig
 
 # What a resumed run may change; anything else would make another run of it.
 MAY_CHANGE = {
-    "out", "keep", "checkpoint_every", "log_every", "device", "compile", "on_nan", "data.workers",
-    "activation_checkpointing", "data.train", "data.valid", "data.verify", "valid_every",
-    "valid_batches",
-    "benchmarks", "eval_every", "questions", "report_to", "profile",
+    "out", "keep_last", "checkpoint_every", "log_every", "device", "compile", "on_nan",
+    "activation_checkpointing", "data.train", "data.valid", "data.num_workers", "data.verify",
+    "valid_every", "valid_batches", "benchmarks", "eval_every", "num_questions", "report_to",
+    "profile_steps",
 }  # fmt: skip
 
 
@@ -46,10 +46,10 @@ def check_same(found: Found, config: TrainConfig, ranks: int, log: Callable[[str
 
 
 def _may_change(name: str, found: Found, config: TrainConfig, ranks: int) -> bool:
-    if name == "data.rows":  # with other processes as many rows a step may mean others for each
+    if name == "data.micro_batch_size":  # on other ranks the same batch may take another one
         return bool(found.state["ranks"] != ranks)
     if name == "steps":  # more of them may leave the learning rates of those done as they were
-        return config.optimizer.schedule == "constant"
+        return config.optimizer.lr_schedule == "constant"
     return name in MAY_CHANGE or name.startswith("parallel.")
 
 

@@ -76,13 +76,13 @@ class Run:
                 f"data.valid: expected the vocabulary of data.train, {self.shards.vocab_size} "
                 f"tokens, got {self.valid.vocab_size}"
             )
-        self.schedule = config.schedule()
+        self.lr_schedule = config.lr_schedule()
         if self.valid is not None:  # too little of it is said now, rather than after hours
             self._loader(self.valid, shuffle=False)
         self.loader = self._loader(self.shards, shuffle=True)
         shape = new_shape(config, self.shards.vocab_size)
         out = Path(config.out)
-        self.checkpoints = Checkpoints(out / "checkpoints", keep=config.keep, log=log)
+        self.checkpoints = Checkpoints(out / "checkpoints", keep_last=config.keep_last, log=log)
         self.checkpoints.by_first_rank(lambda: hold(out))
         found = self.checkpoints.latest()
         if found is not None:
@@ -110,7 +110,7 @@ class Run:
             torch.manual_seed(config.seed + self.parallel.data_rank * 0x9E3779B9)
         self.optimizer = make_optimizer(self.model, config)
         self.average = None
-        if config.optimizer.ema is not None:
+        if config.optimizer.ema_decay is not None:
             self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=config.precision == "float16", init_scale=2.0**10
@@ -131,9 +131,9 @@ class Run:
         return PackedLoader(
             shards,
             capacity=data.seq_len,
-            rows=data.rows,
+            rows=data.micro_batch_size,
             seed=self.config.seed,
-            workers=data.workers if shuffle else 0,
+            workers=data.num_workers if shuffle else 0,
             rank=self.parallel.data_rank,
             ranks=self.parallel.data_ranks,
             shuffle=shuffle,
@@ -172,12 +172,14 @@ class Run:
     def _train_step(self) -> Step:
         begin = time.perf_counter()
         total, tokens, targets, pairs = self.make_gradients()
-        lr = self.config.optimizer.lr * self.schedule(self.step)
+        lr = self.config.optimizer.lr * self.lr_schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        clip = self.config.optimizer.clip
-        norm = clip_gradients(list(self.model.parameters()), math.inf if clip is None else clip)
+        max_norm = self.config.optimizer.max_grad_norm
+        norm = clip_gradients(
+            list(self.model.parameters()), math.inf if max_norm is None else max_norm
+        )
         # In float16 a gradient that overflows is expected now and then: the scaler leaves the step
         # out and scales less.
         if math.isfinite(total) and (math.isfinite(norm) or self.scaler.is_enabled()):
@@ -197,7 +199,8 @@ class Run:
         Returns:
             loss, tokens, targets, and pairs of a query and a key it sees; of all processes.
         """
-        batches = [next(self.loader) for _ in range(self.config.optimizer.accumulate)]
+        count = self.config.optimizer.gradient_accumulation_steps
+        batches = [next(self.loader) for _ in range(count)]
         # Divided by all targets of the step: the mean does not depend on how they are split up.
         tokens, targets, pairs = self._of_all_rows(
             sum(batch.tokens.shape[1] for batch in batches),
@@ -248,10 +251,10 @@ class Run:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        if self.average is None or self.config.optimizer.ema is None:
+        if self.average is None or self.config.optimizer.ema_decay is None:
             return
         for name, weight in self.model.named_parameters():
-            self.average[name].lerp_(weight, 1 - self.config.optimizer.ema)
+            self.average[name].lerp_(weight, 1 - self.config.optimizer.ema_decay)
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -262,7 +265,7 @@ class Run:
         self.model.eval()
         try:
             while loader.place.epoch == 0 and loader.steps_left() and (
-                loader.place.row < self.config.valid_batches * self.config.data.rows
+                loader.place.row < self.config.valid_batches * self.config.data.micro_batch_size
             ):  # fmt: skip
                 batch = next(loader)
                 total += self._loss_of(batch).item()

@@ -1,72 +1,76 @@
-"""Learning rates over a run: warm-up, then cosine, linear, warm-up-stable-decay, or constant."""
+"""Learning-rate schedules: warm-up, then cosine, linear, warm-up-stable-decay, or constant."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-KINDS = ("cosine", "linear", "wsd", "constant")
+ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Factor on the peak learning rate, a function of the step alone.
+class LRSchedule:
+    """Learning rate as a fraction of the peak, a function of the step alone.
 
     Attributes:
-        kind: what comes after the warm-up.
-            ``cosine``: half a cosine down to `final` (Loshchilov & Hutter 2017, arXiv:1608.03983).
-            ``linear``: a line down to `final`.
-            ``wsd``: stays at the peak, then 1 - sqrt(progress) down to `final` over the last
-            `decay` of the run (Hu et al. 2024, arXiv:2404.06395; the square root is that of Hägele
-            et al. 2024, arXiv:2405.18392).
+        lr_schedule: what follows the warm-up.
+            ``cosine``: half a cosine down to `min_lr_ratio` (Loshchilov & Hutter 2017,
+            arXiv:1608.03983).
+            ``linear``: linear decay to `min_lr_ratio`.
+            ``wsd``: constant, then 1 - sqrt(progress) down to `min_lr_ratio` over the last
+            `decay_ratio` of the run (Hu et al. 2024, arXiv:2404.06395; the square root is that of
+            Hägele et al. 2024, arXiv:2405.18392).
             ``constant``: stays at the peak.
-        steps: of the whole run.
-        warmup: steps of a line from 0 up to the peak, which step `warmup` - 1 reaches.
-        final: factor at the end of the run.
-        decay: of ``wsd``, the share of the run that decays.
+        steps: optimizer steps in the run.
+        warmup_steps: steps of linear warm-up; step `warmup_steps` - 1 is the first at the peak.
+        min_lr_ratio: fraction of the peak at the end of the run.
+        decay_ratio: fraction of the run over which ``wsd`` decays.
 
     Raises:
-        ValueError: an unknown kind, numbers out of their range.
+        ValueError: an unknown schedule, or a number out of its range.
 
     Example:
-        >>> schedule = Schedule("cosine", steps=100, warmup=10, final=0.1)
+        >>> schedule = LRSchedule("cosine", steps=100, warmup_steps=10, min_lr_ratio=0.1)
         >>> [round(schedule(step), 3) for step in (0, 9, 55, 100)]
         [0.1, 1.0, 0.55, 0.1]
     """
 
-    kind: str = "cosine"
+    lr_schedule: ScheduleName = "cosine"
     steps: int = 1000
-    warmup: int = 0
-    final: float = 0.1
-    decay: float = 0.2
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.1
+    decay_ratio: float = 0.2
 
     def __post_init__(self) -> None:
+        names = get_args(ScheduleName)
         for name, expected, ok in (
-            ("kind", f"one of {', '.join(KINDS)}", self.kind in KINDS),
+            ("lr_schedule", f"one of {', '.join(names)}", self.lr_schedule in names),
             ("steps", "at least 1", self.steps >= 1),
-            ("warmup", f"0 <= warmup <= steps = {self.steps}", 0 <= self.warmup <= self.steps),
-            ("final", "0 <= final <= 1", 0 <= self.final <= 1),
-            ("decay", "0 <= decay <= 1", 0 <= self.decay <= 1),
-        ):
+            ("warmup_steps", f"0 <= warmup_steps <= steps = {self.steps}",
+             0 <= self.warmup_steps <= self.steps),
+            ("min_lr_ratio", "0 <= min_lr_ratio <= 1", 0 <= self.min_lr_ratio <= 1),
+            ("decay_ratio", "0 <= decay_ratio <= 1", 0 <= self.decay_ratio <= 1),
+        ):  # fmt: skip
             if not ok:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def __call__(self, step: int) -> float:
-        """The factor of step number `step`, counted from 0; `final` beyond the end."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        if self.kind == "constant":
+        """Fraction of the peak at step `step`, counted from 0; `min_lr_ratio` after the end."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.lr_schedule == "constant":
             return 1.0
-        begin: float = self.warmup
-        if self.kind == "wsd":
-            begin = max(begin, self.steps * (1 - self.decay))
-        if step < begin:
+        decay_start: float = self.warmup_steps
+        if self.lr_schedule == "wsd":
+            decay_start = max(decay_start, self.steps * (1 - self.decay_ratio))
+        if step < decay_start:
             return 1.0
-        progress = min(1.0, (step - begin) / max(1.0, self.steps - begin))
-        if self.kind == "cosine":
-            shape = (1 + math.cos(math.pi * progress)) / 2
-        elif self.kind == "linear":
-            shape = 1 - progress
+        progress = min(1.0, (step - decay_start) / max(1.0, self.steps - decay_start))
+        if self.lr_schedule == "cosine":
+            remaining = (1 + math.cos(math.pi * progress)) / 2
+        elif self.lr_schedule == "linear":
+            remaining = 1 - progress
         else:
-            shape = 1 - math.sqrt(progress)
-        return self.final + (1 - self.final) * shape
+            remaining = 1 - math.sqrt(progress)
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * remaining

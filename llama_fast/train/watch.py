@@ -53,7 +53,7 @@ class Watch:
             self._benchmarks = benchmarks.Benchmarks(
                 self.config.benchmarks,
                 run.shards,
-                self.config.questions,
+                self.config.num_questions,
                 self.config.seed,
                 self._model.max_seq_len,
             )
@@ -84,9 +84,9 @@ class Watch:
             f"of {self._peak}; energy: "
             f"{'not measurable' if self._meter is None else self._meter.source}"
         )
-        if config.profile:
+        if config.profile_steps:
             cuda = run.device.type == "cuda"
-            self._profiler = Profiler(self.folder, config.profile, cuda, run.log)
+            self._profiler = Profiler(self.folder, config.profile_steps, cuda, run.log)
         self._bar = progress.bar(config.steps, run.step)
 
     def __enter__(self) -> Watch:

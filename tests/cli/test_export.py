@@ -30,9 +30,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     found = Run(
         TrainConfig(
             out=str(folder / "run"), steps=2, device="cpu",
-            model=ModelOptions(preset="debug", changes=changes),
-            data=DataOptions(train=str(folder / "shards"), seq_len=64, rows=2),
-            optimizer=OptimizerOptions(lr=0.01, ema=0.5),
+            model=ModelOptions(preset="debug", overrides=changes),
+            data=DataOptions(train=str(folder / "shards"), seq_len=64, micro_batch_size=2),
+            optimizer=OptimizerOptions(lr=0.01, ema_decay=0.5),
         ),
         log=lambda line: None,
     )  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_tokenizer_model_beside_tokenizer_json(tmp_path: Path) -> None:
             ["{stories}", "--to", "gguf", "--tokenizer", "{llama2}"],
             "at most the model's 512 tokens",
         ),
-        (["{run}", "--to", "hf", "--average"], "expected a run with optimizer.ema"),
+        (["{run}", "--to", "hf", "--average"], "expected a run with optimizer.ema_decay"),
         (
             ["{large}", "--to", "gguf", "--dtype", "float16"],
             "float16 is too narrow for the numbers",
@@ -146,7 +146,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         found = Checkpoints(Path(run.config.out) / "checkpoints").latest()
         assert found is not None
         state = json.loads(json.dumps(found.state))
-        state["config"]["optimizer"]["ema"] = None
+        state["config"]["optimizer"]["ema_decay"] = None
         weights = {f"model.{n}": w.detach() for n, w in run.model.named_parameters()}
         Checkpoints(plain / "checkpoints").save(2, weights, state)
     places = {

@@ -35,12 +35,15 @@ def test_prints_what_a_run_needs_and_writes_it(
 
 
 def test_options_of_train_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["plan", CONFIG, "--data.rows", "4", "--activation-checkpointing=none"]
+    command = ["plan", CONFIG, "--data.micro_batch_size", "4", "--activation-checkpointing=none"]
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "checkpointing none; a step of 1,048,576 tokens: 4 × 4 rows of 8,192 on 8" in said
-    assert "does not fit. These would, with as many rows a step:" in said
-    assert "data.rows 1, activation_checkpointing full, optimizer.accumulate 16" in said
+    assert (
+        "checkpointing none; a step of 1,048,576 tokens: 4 micro-batches of 4 × 8,192 on 8 ranks"
+        in said
+    )
+    assert "does not fit. These settings would, at the same batch size:" in said
+    assert "data.micro_batch_size 1, activation_checkpointing full, optimizer.grad" in said
 
 
 def test_the_vocabulary_is_that_of_the_data(

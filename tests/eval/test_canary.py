@@ -33,8 +33,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands = (
         ["data", "plant", str(play), "--out", planted, "--digits", "3", "--repeats", "50,0"],
         ["tokenize", planted, "--separator", "\n", "--out", shards],
-        ["train", "--out", run, "--data.train", shards, "--data.seq_len", "64", "--data.rows",
-         "16", "--steps", "200", "--optimizer.lr", "3e-3", "--log_every", "100"],
+        ["train", "--out", run, "--data.train", shards, "--data.seq_len", "64",
+         "--data.micro_batch_size", "16", "--steps", "200", "--optimizer.lr", "3e-3",
+         "--log_every", "100"],
     )  # fmt: skip
     for command in commands:
         assert main(command) == 0

@@ -26,7 +26,7 @@ def test_other_data_in_the_place_of_the_runs(
 ) -> None:
     shards, out = tmp_path / "shards", tmp_path / "run"
     learned = write(shards, "To be, or not to be, that is the question.")
-    data = DataOptions(train=str(shards), seq_len=32, rows=2)
+    data = DataOptions(train=str(shards), seq_len=32, micro_batch_size=2)
     Run(TrainConfig(out=str(out), steps=1, device="cpu", data=data), log=lambda line: None).train()
     assert load_model(out)[1].vocab_size == 257
     shutil.rmtree(shards)

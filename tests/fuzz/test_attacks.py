@@ -305,7 +305,7 @@ def test_a_training_configuration_of_aliases(tmp_path: Path) -> None:
     assert "of at most 10000 characters" in read("seed: 1" + ":1" * 200_000)
     assert "expected at most 1,048,576 bytes" in read("#" * (2 * MB))
     path.write_text("data: &d {rows: 2}\nmodel: {preset: debug}\n")
-    assert read_config([str(path)]).data.rows == 2
+    assert read_config([str(path)]).data.micro_batch_size == 2
 
 
 DEEP = [b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000,

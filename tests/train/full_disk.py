@@ -12,8 +12,8 @@ from llama_fast.cli.main import main as cli
 
 def main(disk: Path, shards: str) -> None:
     def train(name: str) -> None:
-        options = {"data.train": shards, "data.seq_len": 32, "data.rows": 1, "steps": 10,
-                   "checkpoint_every": 2, "keep": 0, "log_every": 10}  # fmt: skip
+        options = {"data.train": shards, "data.seq_len": 32, "data.micro_batch_size": 1,
+                   "steps": 10, "checkpoint_every": 2, "keep_last": 0, "log_every": 10}  # fmt: skip
         given = [f"--{key}={value}" for key, value in options.items()]
         code = cli(["train", "--out", str(disk / name), *given])
         steps = sorted(path.name for path in (disk / name / "checkpoints").glob("*"))

@@ -25,10 +25,10 @@ def config(out: Path, shards: str) -> TrainConfig:
         out=str(out),
         steps=16,
         checkpoint_every=2,
-        keep=2,
-        model=ModelOptions(changes={"p_dropout": 0.1}),
-        data=DataOptions(train=shards, seq_len=64, rows=2, workers=1, verify=False),
-        optimizer=OptimizerOptions(accumulate=2, ema=0.9, warmup=3),
+        keep_last=2,
+        model=ModelOptions(overrides={"p_dropout": 0.1}),
+        data=DataOptions(train=shards, seq_len=64, micro_batch_size=2, num_workers=1, verify=False),
+        optimizer=OptimizerOptions(gradient_accumulation_steps=2, ema_decay=0.9, warmup_steps=3),
     )
 
 

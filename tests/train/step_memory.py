@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32, full, average": {
         "activation_checkpointing": "full",
-        "optimizer": OptimizerOptions(ema=0.9),
+        "optimizer": OptimizerOptions(ema_decay=0.9),
     },
     "bfloat16, selective": {"precision": "bfloat16", "activation_checkpointing": "selective"},
     "bfloat16, full": {"precision": "bfloat16", "activation_checkpointing": "full"},
@@ -45,8 +45,8 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
     }  # fmt: skip
     return TrainConfig(
         out=str(folder / "run"), steps=1, device="cpu",
-        model=ModelOptions(preset="debug", changes=shape),
-        data=DataOptions(train=str(folder / "shards"), seq_len=512, rows=4),
+        model=ModelOptions(preset="debug", overrides=shape),
+        data=DataOptions(train=str(folder / "shards"), seq_len=512, micro_batch_size=4),
         **changes,
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ def write_shards(folder: Path) -> None:
 
 
 def _measure(settings: TrainConfig) -> int:
-    tiny = ModelOptions(preset="debug", changes={"num_layers": 1})
+    tiny = ModelOptions(preset="debug", overrides={"num_layers": 1})
     rehearsal = Run(dataclasses.replace(settings, model=tiny), log=lambda line: None)
     rehearsal._train_step()
     del rehearsal

@@ -65,14 +65,14 @@ def test_comes_back_bit_for_bit(tmp_path: Path, asynchronous: bool) -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
     for step in (100_000_000, 5, 9, 100):
         checkpoints.save(step, tensors(), {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000100", "step-100000000"]
 
 
 def test_the_one_just_written_is_kept(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
     for step in (9, 5):  # of a run that went on from before step 9
         checkpoints.save(step, tensors(), {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
@@ -83,7 +83,7 @@ def test_damaged_ones_do_not_take_the_place_of_whole_ones(tmp_path: Path, keep: 
     for step in (100, 200):
         Checkpoints(tmp_path).save(step, tensors(step), {})
     (tmp_path / "step-00000200" / "state.json").write_text("")
-    checkpoints = Checkpoints(tmp_path, keep=keep, log=lambda line: None)
+    checkpoints = Checkpoints(tmp_path, keep_last=keep, log=lambda line: None)
     found = checkpoints.latest()
     assert found is not None and found.step == 100
     checkpoints.save(150, tensors(150), {})
@@ -112,7 +112,7 @@ def test_one_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     for step in (100, 200):
         Checkpoints(tmp_path).save(step, tensors(step), {})
     said: list[str] = []
-    checkpoints = Checkpoints(tmp_path, keep=2, log=said.append)
+    checkpoints = Checkpoints(tmp_path, keep_last=2, log=said.append)
 
     def fails(path: Path) -> str:
         if "step-00000200" in str(path):
@@ -178,7 +178,7 @@ SAVE_FOR_EVER = """
 import itertools, sys
 from llama_fast.train.checkpoints import Checkpoints
 from tests.train.test_checkpoints import tensors
-checkpoints = Checkpoints(sys.argv[1], keep=2)
+checkpoints = Checkpoints(sys.argv[1], keep_last=2)
 for step in itertools.count(1):
     checkpoints.save(step, tensors(step), {"step": step}, asynchronous=bool(step % 2))
     print(step, flush=True)
@@ -198,7 +198,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         rest, _ = child.communicate()
         last = [last, *rest.splitlines()][-1]
-        checkpoints = Checkpoints(folder, keep=2, log=pytest.fail)
+        checkpoints = Checkpoints(folder, keep_last=2, log=pytest.fail)
         found = checkpoints.latest()
         # An asynchronous save says its step before it is complete.
         assert found is not None and found.step >= int(last) - 1
@@ -250,7 +250,7 @@ def test_another_number_of_ranks(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(ValueError, match="keep: expected a number >= 0, got -1"):
-        Checkpoints(tmp_path, keep=-1)
+        Checkpoints(tmp_path, keep_last=-1)
     with pytest.raises(ValueError, match="step: expected a number >= 0, got -1"):
         checkpoints.save(-1, {}, {})
     with pytest.raises(TypeError, match="not JSON serializable"):

@@ -25,8 +25,8 @@ def config(folder: Path, name: str, **changes: int) -> TrainConfig:
         steps=30,
         checkpoint_every=10,
         device="cpu",
-        data=DataOptions(train=str(folder / "shards"), seq_len=32, rows=2),
-        optimizer=OptimizerOptions(ema=0.9),
+        data=DataOptions(train=str(folder / "shards"), seq_len=32, micro_batch_size=2),
+        optimizer=OptimizerOptions(ema_decay=0.9),
         parallel=ParallelOptions(**changes),
     )
 

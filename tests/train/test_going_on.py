@@ -30,7 +30,7 @@ def shards(random_shards: str) -> str:
 
 
 def make(out: Path, shards: str, **changes: object) -> TrainConfig:
-    data = DataOptions(train=shards, seq_len=32, rows=2)
+    data = DataOptions(train=shards, seq_len=32, micro_batch_size=2)
     base = TrainConfig(out=str(out), steps=6, checkpoint_every=2, device="cpu", data=data)
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -61,7 +61,7 @@ def test_the_weights_to_begin_with_are_read_once(tmp_path: Path, shards: str) ->
     )
     save(LLaMA(shape), tmp_path / "weights.gguf", to="gguf")
     begin = ModelOptions(init_from=str(tmp_path / "weights.gguf"))
-    options = OptimizerOptions(ema=0.9)
+    options = OptimizerOptions(ema_decay=0.9)
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     config = make(out, shards, model=begin, optimizer=options)
     expected = Run(dataclasses.replace(config, out=str(whole)), log=lambda line: None)
@@ -89,7 +89,7 @@ RUN = """
 import sys, time
 from llama_fast.train.config import DataOptions, TrainConfig
 from llama_fast.train.run import Run
-data = DataOptions(train=sys.argv[2], seq_len=32, rows=2, workers=1)
+data = DataOptions(train=sys.argv[2], seq_len=32, micro_batch_size=2, num_workers=1)
 run = Run(TrainConfig(out=sys.argv[1], steps=6, device="cpu", data=data), log=lambda line: None)
 run._train_step()  # its worker is there from now on
 print("ready", flush=True)

@@ -37,8 +37,8 @@ def make(out: Path, shards: str, **changes: Any) -> Run:
     config = TrainConfig(
         out=str(out),
         steps=8,
-        model=ModelOptions(changes={"p_dropout": 0.1}),
-        data=DataOptions(train=shards, seq_len=64, rows=4),
+        model=ModelOptions(overrides={"p_dropout": 0.1}),
+        data=DataOptions(train=shards, seq_len=64, micro_batch_size=4),
         optimizer=OptimizerOptions(lr=3e-3),
     )
     return Run(dataclasses.replace(config, **changes), log=lambda line: None)
@@ -85,7 +85,7 @@ def test_activations_computed_again_are_the_same_bits(tmp_path: Path, shards: st
 @pytest.mark.compile
 def test_compiled_runs_have_the_same_curve(tmp_path: Path, shards: str) -> None:
     """Within float32's rounding, over batches of different lengths."""
-    plain = ModelOptions(changes={"num_layers": 1})
+    plain = ModelOptions(overrides={"num_layers": 1})
     for name, compiled in (("eager", False), ("compiled", True)):
         make(tmp_path / name, shards, model=plain, compile=compiled).train()
     eager, ours = (read_metrics(tmp_path / x / "metrics.csv") for x in ("eager", "compiled"))
@@ -110,7 +110,9 @@ def test_z_loss_is_the_mean_square_of_log_denominators(tmp_path: Path, shards: s
 
 def test_steps_follow_the_schedule(tmp_path: Path, shards: str) -> None:
     """WSD: up, level, and down with one minus the root; as metrics.csv shows it."""
-    options = OptimizerOptions(lr=1e-2, warmup=2, schedule="wsd", decay=0.25, final_lr=0.0)
+    options = OptimizerOptions(
+        lr=1e-2, warmup_steps=2, lr_schedule="wsd", decay_ratio=0.25, min_lr_ratio=0.0
+    )
     make(tmp_path, shards, optimizer=options).train()
     shares = [step.lr / 1e-2 for step in read_metrics(tmp_path / "metrics.csv")]
     assert shares == pytest.approx([0.5, *[1.0] * 6, 1 - math.sqrt(0.5)])

@@ -50,11 +50,11 @@ def config(folder: Path, name: str, world: int = 1, mode: str = "", **changes: A
     return TrainConfig(
         out=str(folder / name), **{"steps": STEPS, **changes}, device="cpu",
         valid_every=STEPS, valid_batches=1, checkpoint_every=100, log_every=100,
-        model=ModelOptions(preset="debug", changes=shape),
+        model=ModelOptions(preset="debug", overrides=shape),
         data=DataOptions(train=str(folder / "shards"), valid=str(folder / "shards"), seq_len=64,
-                         rows=4 // data_ranks),
-        optimizer=OptimizerOptions(accumulate=2, clip=0.1, z_loss=1e-3, ema=0.5,
-                                   schedule="constant"),
+                         micro_batch_size=4 // data_ranks),
+        optimizer=OptimizerOptions(gradient_accumulation_steps=2, max_grad_norm=0.1, z_loss=1e-3,
+                                   ema_decay=0.5, lr_schedule="constant"),
         parallel=ParallelOptions(**mesh),
     )  # fmt: skip
 
@@ -154,8 +154,8 @@ def goes_on_rank(rank: int, folder: Path, questions: str) -> None:
             # The checkpoint in the middle follows a validation, which has no backward pass.
             now.checkpoint_every = now.valid_every = 2
             now.eval_every, now.benchmarks = 4, [questions]
-            now.model.changes.update(vocab_size=258, p_dropout=dropout)
-            now.data.workers = int(mode == "shard")  # each one takes seconds to start here
+            now.model.overrides.update(vocab_size=258, p_dropout=dropout)
+            now.data.num_workers = int(mode == "shard")  # each one takes seconds to start here
             run = Run(now, log=lambda line: None)
             if name == "stopped":
                 stop_in_step(run, 3)
@@ -212,7 +212,7 @@ def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
         alone = config(tmp_path, f"{mode}-stopped", steps=4)
         saved = Checkpoints(stopped / "checkpoints").latest()
         assert saved is not None
-        alone.model.changes = saved.state["config"]["model"]["changes"]
+        alone.model.overrides = saved.state["config"]["model"]["overrides"]
         run = Run(alone, log=lambda line: None)
         asked = Benchmarks([str(questions)], run.shards, alone.questions, alone.seed, 256)
         assert asked.ask(run.model, 4) == scores

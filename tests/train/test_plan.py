@@ -44,9 +44,9 @@ def config(folder: Path, name: str = "run", mesh: Mesh = ALONE, **changes: Any) 
              "ffn_dim": 96, "tie_embeddings": changes.pop("tied", True)}  # fmt: skip
     return TrainConfig(
         out=str(folder / name), steps=2, device="cpu",
-        model=ModelOptions(preset="debug", changes=shape),
-        data=DataOptions(train=str(folder / "shards"), seq_len=64, rows=4),
-        optimizer=changes.pop("optimizer", OptimizerOptions(accumulate=2)),
+        model=ModelOptions(preset="debug", overrides=shape),
+        data=DataOptions(train=str(folder / "shards"), seq_len=64, micro_batch_size=4),
+        optimizer=changes.pop("optimizer", OptimizerOptions(gradient_accumulation_steps=2)),
         parallel=ParallelOptions(**mesh._asdict()),
         **changes,
     )  # fmt: skip
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_weights_moments_and_average_are_exactly_what_a_run_holds(folder: Path) -> None:
-    settings = config(folder, "held", optimizer=OptimizerOptions(ema=0.5))
+    settings = config(folder, "held", optimizer=OptimizerOptions(ema_decay=0.5))
     run = Run(settings, log=lambda line: None)
     held: Counter[str] = Counter()
     for name, tensor in run._tensors():
@@ -94,7 +94,7 @@ def test_activations_are_exactly_what_autograd_keeps(precision: str) -> None:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), narrow:
             model.loss(tokens, tokens, cu_seqlens=offsets, reduction="sum")
         kept[layers] = sum(found.values())
-    settings = TrainConfig(precision=precision, data=DataOptions(seq_len=128, rows=2))
+    settings = TrainConfig(precision=precision, data=DataOptions(seq_len=128, micro_batch_size=2))
     matrices = weights_of(shape, ALONE).block - 2 * shape.embed_dim
     copies = 0 if precision == "float32" else 2 * matrices
     # Attention keeps the offsets as they were; how many sequences there are, no plan knows.
@@ -220,7 +220,7 @@ def count_copies(rank: int, folder: Path, data: Path) -> None:
     for mode in ("none", "selective", "full"):
         settings = config(data, folder.name, SHARED, precision="bfloat16", tied=False,
                           activation_checkpointing=mode)  # fmt: skip
-        settings.data.rows = 3  # no activation has the shape of a weight
+        settings.data.micro_batch_size = 3  # no activation has the shape of a weight
         run = Run(settings, log=lambda line: None)
         counting = Copies({weight.shape for weight in run.model.parameters()})
         with counting:
@@ -290,7 +290,9 @@ def test_llama_3_8b_on_64_gpus() -> None:
 
 
 def test_what_does_not_fit_gets_settings_that_do() -> None:
-    found = of_file("llama3-8b-fsdp", 8, **{"data.rows": 4, "activation_checkpointing": "none"})
+    found = of_file(
+        "llama3-8b-fsdp", 8, **{"data.micro_batch_size": 4, "activation_checkpointing": "none"}
+    )
     assert not found.fits
     rows = found.tokens
     fitting = advice(found, gpus=8)
@@ -298,7 +300,7 @@ def test_what_does_not_fit_gets_settings_that_do() -> None:
     for change, other in fitting:
         assert other.fits and other.tokens == rows, change
         changed = dict(part.rsplit(" ", 1) for part in change.split(", "))
-        again = {"data.rows": 4, "activation_checkpointing": "none", **changed}
+        again = {"data.micro_batch_size": 4, "activation_checkpointing": "none", **changed}
         if any(name.startswith("parallel.") for name in changed):
             again["parallel.replicate"] = 0
         assert of_file("llama3-8b-fsdp", 8, **again).memory == other.memory

@@ -28,7 +28,7 @@ from tests.train.kills import config as killed_config
 
 
 def make(out: Path, shards: str, **changes: object) -> TrainConfig:
-    data = DataOptions(train=shards, seq_len=64, rows=4)
+    data = DataOptions(train=shards, seq_len=64, micro_batch_size=4)
     base = TrainConfig(out=str(out), steps=6, data=data, optimizer=OptimizerOptions(lr=3e-3))
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -97,8 +97,8 @@ def test_what_is_saved_is_all_there_is(tmp_path: Path, shards: str) -> None:
 def test_micro_batches_do_not_matter(tmp_path: Path, shards: str) -> None:
     """Four rows at once, or one by one: the same loss and gradient, up to float32's rounding."""
     whole = trained(make(tmp_path / "a", shards))
-    data = DataOptions(train=shards, seq_len=64, rows=1)
-    options = OptimizerOptions(lr=3e-3, accumulate=4)
+    data = DataOptions(train=shards, seq_len=64, micro_batch_size=1)
+    options = OptimizerOptions(lr=3e-3, gradient_accumulation_steps=4)
     split = trained(make(tmp_path / "b", shards, data=data, optimizer=options))
     for a, b in zip(*(read_metrics(tmp_path / x / "metrics.csv") for x in "ab"), strict=True):
         assert a.targets == b.targets
@@ -134,7 +134,9 @@ def test_mixed_precision_keeps_float32_weights(tmp_path: Path, shards: str, prec
 
 
 def test_the_average_is_the_weights_average(tmp_path: Path, shards: str) -> None:
-    run = Run(make(tmp_path, shards, optimizer=OptimizerOptions(ema=0.5)), log=lambda line: None)
+    run = Run(
+        make(tmp_path, shards, optimizer=OptimizerOptions(ema_decay=0.5)), log=lambda line: None
+    )
     expected = run.model.norm.weight.detach().clone()
     for _ in range(3):
         run._train_step()
@@ -144,7 +146,7 @@ def test_the_average_is_the_weights_average(tmp_path: Path, shards: str) -> None
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, shards: str) -> None:
-    config = make(tmp_path, shards, steps=9, checkpoint_every=1, keep=1)
+    config = make(tmp_path, shards, steps=9, checkpoint_every=1, keep_last=1)
     run = Run(config, log=lambda line: None)
     for _ in range(3):
         run._train_step()
@@ -213,7 +215,7 @@ def test_another_configuration_is_refused(tmp_path: Path, shards: str) -> None:
     with pytest.raises(ValueError, match=r"out: .*optimizer.lr \(was 0.003, now 1.0\)"):
         Run(other, log=lambda line: None)
     said: list[str] = []
-    same = make(tmp_path, shards, steps=2, log_every=1, keep=9)
+    same = make(tmp_path, shards, steps=2, log_every=1, keep_last=9)
     assert Run(same, log=said.append).train() is None
     assert "run is complete" in said[-1]
 
@@ -247,11 +249,11 @@ def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture
     """YAML, overridden by options; stops, and goes on."""
     file = tmp_path / "debug.yaml"
     file.write_text(f"steps: 4\nout: {tmp_path}/run\ndata:\n  train: {shards}\n  seq_len: 64\n")
-    assert cli(["train", str(file), "--data.rows", "2", "--log_every", "2"]) == 0
+    assert cli(["train", str(file), "--data.micro_batch_size", "2", "--log_every", "2"]) == 0
     said = capsys.readouterr().out
     heads = [line.split(":")[0] for line in said.splitlines() if line.startswith("step")]
     assert heads == ["step 2/4", "step 4/4"]
-    assert cli(["train", str(file), "--data.rows", "2"]) == 0
+    assert cli(["train", str(file), "--data.micro_batch_size", "2"]) == 0
     assert "step 4: the run is complete" in capsys.readouterr().out
 
 
@@ -261,15 +263,21 @@ def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture
         (["no.yaml"], "config: no such file: no.yaml"),
         (["--data.train", "nowhere"], "folder: no such folder: nowhere"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
-        (["--optimizer.schedule", "cosine", "--optimizer.warmup", "9999"], "warmup: expected 0 <="),
-        (["--data.train", "{shards}", "--model.preset", "lama"], "no preset 'lama'; did you mean"),
-        (["--data.train", "{shards}", "--model.changes", '{{"depth": 3}}'], "model.changes: expec"),
         (
-            ["--data.train", "{shards}", "--model.changes", '{{"vocab_size": 100}}'],
-            "model.changes: expected a vocabulary of at least the data's 257 tokens, got 100",
+            ["--optimizer.lr_schedule", "cosine", "--optimizer.warmup_steps", "9999"],
+            "optimizer.warmup_steps: expected 0 <=",
+        ),
+        (["--data.train", "{shards}", "--model.preset", "lama"], "no preset 'lama'; did you mean"),
+        (
+            ["--data.train", "{shards}", "--model.overrides", '{{"depth": 3}}'],
+            "model.overrides: expec",
         ),
         (
-            ["--data.train", "{shards}", "--model.changes", '{{"ffn_dim": 10000000000000}}'],
+            ["--data.train", "{shards}", "--model.overrides", '{{"vocab_size": 100}}'],
+            "model.overrides: expected a vocabulary of at least the data's 257 tokens, got 100",
+        ),
+        (
+            ["--data.train", "{shards}", "--model.overrides", '{{"ffn_dim": 10000000000000}}'],
             "out of memory in the making of the model and its optimizer, which asked for 2560000",
         ),
         (["--data.train", "{shards}", "--device", "cua"], "device: expected cpu, cuda or auto"),
@@ -294,7 +302,7 @@ def test_unknown_options_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "stepz" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
         cli(["train", "--help"])
-    assert "Longest sequence in tokens" in " ".join(capsys.readouterr().out.split())
+    assert "Length of a packed sequence in tokens" in " ".join(capsys.readouterr().out.split())
     for option in ("--print-config", "--print_config"):
         with pytest.raises(SystemExit, match="0"):
             cli(["train", "--steps", "77", option])

@@ -32,7 +32,7 @@ from tests.train.events import curves
 
 
 def make(out: Path, shards: str, **changes: object) -> TrainConfig:
-    data = DataOptions(train=shards, seq_len=64, rows=4)
+    data = DataOptions(train=shards, seq_len=64, micro_batch_size=4)
     base = TrainConfig(out=str(out), steps=6, data=data, optimizer=OptimizerOptions(lr=3e-3))
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -185,7 +185,7 @@ def test_questions_that_do_not_fit_are_named_at_the_start(tmp_path: Path, shards
 
 
 def test_profile_writes_a_trace_and_a_table(tmp_path: Path, shards: str) -> None:
-    said = trained(make(tmp_path, shards, profile=2))
+    said = trained(make(tmp_path, shards, profile_steps=2))
     with gzip.open(tmp_path / "trace.json.gz") as file:
         events = json.load(file)["traceEvents"]
     names = [event.get("name", "") for event in events]
@@ -196,7 +196,7 @@ def test_profile_writes_a_trace_and_a_table(tmp_path: Path, shards: str) -> None
     shares = [float(line.split()[-3].rstrip("%")) for line in table[1:11]]
     # Of a hundred ops at most, the ten that take the most.
     assert shares == sorted(shares, reverse=True) and 10 <= sum(shares) <= 100.5
-    short = trained(make(tmp_path / "short", shards, profile=2, steps=2))
+    short = trained(make(tmp_path / "short", shards, profile_steps=2, steps=2))
     assert any("no trace" in line for line in short)
 
 
@@ -220,8 +220,9 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_a_step_that_does_not_fit(tmp_path: Path, shards: str) -> None:
     """The third step is refused memory by the system: one line says what would help."""
-    command = ["train", "--data.train", shards, "--data.seq_len", "64", "--data.rows", "1500",
-               "--out", str(tmp_path), "--steps", "4", "--checkpoint_every", "1"]  # fmt: skip
+    command = ["train", "--data.train", shards, "--data.seq_len", "64",
+               "--data.micro_batch_size", "1500", "--out", str(tmp_path), "--steps", "4",
+               "--checkpoint_every", "1"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROVOKE, *command],
         # Memory that the second step gave back to the system, or the third would have it still.
@@ -231,8 +232,8 @@ def test_a_step_that_does_not_fit(tmp_path: Path, shards: str) -> None:
     assert done.returncode == 2, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("llama-fast: error")]
     assert "out of memory in step 3" in line and "Traceback" not in done.stderr
-    assert "data.rows 1500 x data.seq_len 64 = 96,000 tokens in float32" in line
-    assert "data.rows 750 with optimizer.accumulate 2" in line
+    assert "data.micro_batch_size 1500 x data.seq_len 64 = 96,000 tokens in float32" in line
+    assert "data.micro_batch_size 750 with optimizer.gradient_accumulation_steps 2" in line
     assert "precision bfloat16" in line
     # Nothing is lost: a smaller step goes on from the second one's checkpoint.
     assert len(read_metrics(tmp_path / "metrics.csv")) == 2
@@ -244,17 +245,17 @@ def test_advice_fits_the_settings(tmp_path: Path) -> None:
     assert is_out_of_memory(error) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(None)
     config = make(tmp_path, "shards", precision="bfloat16")
-    config.data.rows, config.optimizer.ema = 1, 0.99
+    config.data.micro_batch_size, config.optimizer.ema_decay = 1, 0.99
     text = explain(error, config, LlamaConfig.preset("smollm2-135m"), 11)
     assert "step 12, which asked for 2.50 GiB more" in text
     assert "2.69 GB for the weights, gradients and moments of 134.5 M parameters" in text
-    assert "optimizer.ema null" in text
-    assert "data.rows 0" not in text and "precision bfloat16" not in text
+    assert "optimizer.ema_decay null" in text
+    assert "data.micro_batch_size 0" not in text and "precision bfloat16" not in text
 
 
 def test_what_a_person_sees_costs_less_than_a_twentieth(tmp_path: Path, shards: str) -> None:
     config = make(tmp_path, shards, steps=60, log_every=1)
-    config.data.rows = 32
+    config.data.micro_batch_size = 32
     run = Run(config, log=lambda line: None)
     run.model.train()
     bare, around = [], []
