@@ -1,15 +1,19 @@
-"""Reading what others wrote: JSON, long lines, and calls into libraries that panic.
+"""Readers for files that may be damaged or hostile: JSON, JSON lines, text lines, hashes.
 
-Whatever a file holds, a caller gets its content or one error of the class that it asked for, whose
-message names the file. Work and memory are bounded by the limits of `llama_fast._limits`.
+Whatever a file holds, the caller gets its content or one error of the class that it asked for. The
+message names the file, and the line where there is one. The limits of `llama_fast._limits` bound
+work and memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,49 +21,82 @@ from typing import IO, Any
 from llama_fast._inside import inside
 from llama_fast._limits import limit, raise_it
 
-DEPTH = 100  # levels of lists and objects in each other; more end in a RecursionError somewhere
+MAX_DEPTH = 100  # nesting of lists and objects; code that recurses into deeper ones fails
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading such a file raises
+_BLOCK = 1 << 20  # bytes read at once
 
 
 def read_json(
     path: str | os.PathLike[str],
     *,
     error: type[Exception] = ValueError,
-    kind: type | None = dict,
+    expected_type: type | None = dict,
     links: bool = True,
 ) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Args:
-        path: of the file.
-        error: class of the exception.
-        kind: what the content has to be: dict, list, or None for anything.
-        links: whether the file may be a link to one in another folder.
+        path: the file.
+        error: class of the exception for bad content.
+        expected_type: type of the outermost value: dict, list, or None for any.
+        links: whether the file may be a symbolic link that leads out of its folder.
 
     Raises:
-        FileNotFoundError, OSError: it is not there, or cannot be read.
-        ValueError, or `error`: no regular file, no JSON, of another kind, larger than the limit
-            "json", or nested deeper than :data:`DEPTH`.
+        FileNotFoundError, OSError: the file does not exist or cannot be read.
+        ValueError, or `error`: the file is not a regular file, is not JSON, has another outermost
+            type, is larger than the limit "json", or is nested deeper than :data:`MAX_DEPTH`.
     """
-    path, most = Path(path), limit("json")
+    path, max_bytes = Path(path), limit("json")
     inside(path.parent, path.name, path, error, links=links)
     with path.open("rb") as file:
-        text = read_at_most(file, most) if _size(file) <= most else None
-    if text is None or len(text) > most:
+        is_small = os.fstat(file.fileno()).st_size <= max_bytes
+        text = read_at_most(file, max_bytes) if is_small else None
+    if text is None or len(text) > max_bytes:
         raise error(
-            f"{path}: expected at most {most:,} bytes of JSON, got more; {raise_it('json')}"
+            f"{path}: expected at most {max_bytes:,} bytes of JSON, got more; {raise_it('json')}"
         )
-    return parse_json(text, str(path), error=error, kind=kind)
+    return parse_json(text, str(path), error=error, expected_type=expected_type)
+
+
+def read_json_lines(
+    path: str | os.PathLike[str],
+    *,
+    error: type[Exception] = ValueError,
+    expected_type: type | None = dict,
+) -> Iterator[tuple[str, Any]]:
+    """Yield the place (``FILE:LINE``) and the value of each line of a ``.jsonl`` file.
+
+    Empty lines are skipped. A ``.gz`` is unpacked.
+
+    Args:
+        path: the file.
+        error: class of the exception for bad content.
+        expected_type: type of each value: dict, list, or None for any.
+
+    Raises:
+        FileNotFoundError, OSError: the file does not exist or cannot be read.
+        ValueError, or `error`: a line is not JSON, has another type, or is longer than the limit
+            "line"; or the gzip file is damaged. Names the file and the line.
+    """
+    for number, line in enumerate(read_lines(path, error), 1):
+        if line.strip():
+            place = f"{path}:{number}"
+            yield place, parse_json(line.rstrip(), place, error=error, expected_type=expected_type)
 
 
 def parse_json(
-    text: str | bytes, where: str, *, error: type[Exception] = ValueError, kind: type | None = None
+    text: str | bytes,
+    where: str,
+    *,
+    error: type[Exception] = ValueError,
+    expected_type: type | None = None,
 ) -> Any:
-    """The content of a JSON text; see :func:`read_json`.
+    """Return the value of a JSON text; see :func:`read_json`.
 
     Args:
-        text: JSON; bytes are UTF-8, 16 or 32.
-        where: file, and line if it is one of many, for the message.
-        error, kind: see :func:`read_json`.
+        text: JSON; bytes are UTF-8, UTF-16 or UTF-32.
+        where: the file, and the line if the text is one of many; for the message.
+        error, expected_type: see :func:`read_json`.
     """
     try:
         content = json.loads(text)
@@ -74,21 +111,21 @@ def parse_json(
         raise error(_too_deep(where)) from None
     opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else (
         text.count("[") + text.count("{"))  # fmt: skip
-    if opened > DEPTH and _is_deep(content):
+    if opened > MAX_DEPTH and _is_deep(content):
         raise error(_too_deep(where))
-    if kind is not None and not isinstance(content, kind):
-        expected = "a JSON object" if kind is dict else "a JSON list"
+    if expected_type is not None and not isinstance(content, expected_type):
+        expected = "a JSON object" if expected_type is dict else "a JSON list"
         raise error(f"{where}: expected {expected}, got {type(content).__name__}")
     return content
 
 
 def _too_deep(where: str) -> str:
-    return f"{where}: expected JSON of at most {DEPTH} levels in each other, got more"
+    return f"{where}: expected JSON with at most {MAX_DEPTH} levels of nesting, got more"
 
 
 def _is_deep(content: Any) -> bool:
     level = [content] if isinstance(content, (dict, list)) else []
-    for _ in range(DEPTH):
+    for _ in range(MAX_DEPTH):
         lists = (each.values() if isinstance(each, dict) else each for each in level)
         level = [inner for each in lists for inner in each if isinstance(inner, (dict, list))]
         if not level:
@@ -96,52 +133,84 @@ def _is_deep(content: Any) -> bool:
     return True
 
 
-def lines_of(
-    file: IO[bytes], where: str | os.PathLike[str], error: type[Exception] = ValueError
+def open_binary(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file for reading in binary mode; a ``.gz`` is unpacked."""
+    path = Path(path)
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore
+
+
+def read_lines(
+    path: str | os.PathLike[str], error: type[Exception] = ValueError
 ) -> Iterator[bytes]:
-    """The lines of a file, none longer than the limit "line": a small .gz may hold gigabytes.
+    """Yield the lines of a file, each with its line feed; a ``.gz`` is unpacked.
+
+    No line is longer than the limit "line", for a small ``.gz`` can hold gigabytes.
 
     Raises:
-        ValueError, or `error`: a line is longer; names file and line.
+        FileNotFoundError, OSError: the file does not exist or cannot be read.
+        ValueError, or `error`: a line is longer, or the gzip file is damaged; names the file.
     """
-    most, number = limit("line"), 0
-    while line := file.readline(most + 1):
-        number += 1
-        if len(line) > most:
-            raise error(
-                f"{where}, line {number}: expected at most {most:,} bytes, got more; "
-                f"{raise_it('line')}"
-            )
-        yield line
+    max_bytes, number = limit("line"), 0
+    with open_binary(path) as file:
+        try:
+            while line := file.readline(max_bytes + 1):
+                number += 1
+                if len(line) > max_bytes:
+                    raise error(
+                        f"{path}:{number}: expected a line of at most {max_bytes:,} bytes, got "
+                        f"more; {raise_it('line')}"
+                    )
+                yield line
+        except DAMAGED_GZIP as problem:
+            raise error(f"{path}:{number + 1}: damaged gzip file: {problem}") from None
 
 
-def read_at_most(file: IO[bytes], most: int) -> bytes:
-    """What a file holds, or its first `most` + 1 bytes where it holds more than `most`.
+def read_at_most(file: IO[bytes], max_bytes: int) -> bytes:
+    """Return the rest of a file, or `max_bytes` + 1 bytes of it where it is longer.
 
-    In pieces: read() sets as much memory aside as it is asked for, however small the file.
+    Reads in blocks: read(n) allocates n bytes, however small the file is.
     """
-    pieces, left = [], most + 1
-    while left > 0 and (piece := file.read(min(left, 1 << 20))):
-        pieces.append(piece)
-        left -= len(piece)
-    return b"".join(pieces)
+    blocks, left = [], max_bytes + 1
+    while left > 0 and (block := file.read(min(left, _BLOCK))):
+        blocks.append(block)
+        left -= len(block)
+    return b"".join(blocks)
 
 
-def _size(file: IO[bytes]) -> int:
-    return os.fstat(file.fileno()).st_size
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def whole_number(
-    value: Any, where: str, *, least: int = 1, most: int, error: type[Exception] = ValueError
+def checked_int(
+    value: Any,
+    where: str,
+    *,
+    minimum: int = 1,
+    maximum: int,
+    error: type[Exception] = ValueError,
 ) -> int:
-    """`value`, if it is an int in [least, most]; else an error that begins with `where`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise error(f"{where}: expected a whole number from {least} to {most}, got {value!r:.80}")
-    return value
+    """Return `value` if it is an int in [minimum, maximum].
+
+    Raises:
+        ValueError, or `error`: it is not; the message begins with `where`.
+    """
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or not minimum <= value <= maximum:
+        raise error(f"{where}: expected an integer from {minimum} to {maximum}, got {value!r:.80}")
+    return int(value)
 
 
-def positive_number(value: Any, where: str, *, error: type[Exception] = ValueError) -> float:
-    """`value` as a float, if it is a finite number above 0; else an error as above."""
+def checked_positive(value: Any, where: str, *, error: type[Exception] = ValueError) -> float:
+    """Return `value` as a float if it is a finite number above 0.
+
+    Raises:
+        ValueError, or `error`: it is not; the message begins with `where`.
+    """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             if float(value) > 0 and math.isfinite(float(value)):
@@ -150,15 +219,15 @@ def positive_number(value: Any, where: str, *, error: type[Exception] = ValueErr
 
 
 def is_panic(problem: BaseException) -> bool:
-    """Whether an exception is a panic of a library in Rust; its class cannot be imported."""
+    """Whether an exception is a panic of a Rust library, whose class cannot be imported."""
     return type(problem).__module__ == "pyo3_runtime"
 
 
 @contextlib.contextmanager
 def no_panics(where: str, error: type[Exception]) -> Iterator[None]:
-    """Turn a panic of a library in Rust, which is no :class:`Exception`, into `error`.
+    """Turn a panic of a Rust library, which is not an :class:`Exception`, into `error`.
 
-    tokenizers, tiktoken and safetensors panic where damaged content breaks what they assume.
+    tokenizers, tiktoken and safetensors panic on damaged content that they do not check.
     """
     try:
         yield

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_fast._reading import lines_of, parse_json
+from llama_fast._reading import read_json_lines, read_lines
 from llama_fast._terminal import show
 from llama_fast.cli.generation_options import (
     add_model_options,
@@ -102,28 +102,27 @@ def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def read_prompts(path: Path) -> Iterator[tuple[str, str]]:
-    """Where each prompt of a file stands, and its text; empty lines are none.
+    """Yield the place (``FILE:LINE``) and the text of each prompt of a file.
+
+    Empty lines are skipped.
 
     Raises:
-        ValueError: no UTF-8, or a line of a .jsonl file that is no prompt; names file and line.
+        ValueError: a line is not UTF-8, or is not a prompt in a .jsonl file; names file and line.
     """
-    with path.open("rb") as file:
+    if path.suffix == ".jsonl":
+        for place, value in read_json_lines(path, expected_type=None):
+            prompt = value.get("prompt") if isinstance(value, dict) else value
+            if not isinstance(prompt, str):
+                raise ValueError(f'{place}: expected a string, or {{"prompt": a string}}')
+            yield place, prompt
+        return
+    for number, line in enumerate(read_lines(path), 1):
         try:
-            for number, content in enumerate(lines_of(file, path), 1):
-                line = content.decode("utf-8")
-                if not line.strip():
-                    continue
-                place = f"{path}, line {number}"
-                if path.suffix != ".jsonl":
-                    yield place, line.rstrip("\r\n")
-                    continue
-                value = parse_json(line.rstrip(), place)
-                value = value.get("prompt") if isinstance(value, dict) else value
-                if not isinstance(value, str):
-                    raise ValueError(f'{place}: expected a string, or {{"prompt": a string}}')
-                yield place, value
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected UTF-8 text ({error.reason})") from None
+            raise ValueError(f"{path}:{number}: not UTF-8: {error.reason}") from None
+        if text.strip():
+            yield f"{path}:{number}", text.rstrip("\r\n")
 
 
 def _request(

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llama_fast._reading import file_sha256
 from llama_fast.data import ChatTemplate, DataError, ShardWriter, TokenShards, read_documents
 from llama_fast.data.chat import TEMPLATES
 from llama_fast.data.documents import Document
-from llama_fast.data.shards import sha256_of
 from llama_fast.tokenizers import Tokenizer, load_tokenizer, tokenizer_file
 
 HELP = "turn text, JSONL, Parquet or datasets into memory-mapped token shards"
@@ -138,12 +138,12 @@ def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict
             for text in ([document] if isinstance(document, str) else _contents(document))
         )
         new = train_bpe(texts, args.train_bpe, learned)
-        return new, {"path": "tokenizer", "sha256": sha256_of(learned / "tokenizer.json")}
+        return new, {"path": "tokenizer", "sha256": file_sha256(learned / "tokenizer.json")}
     tokenizer = load_tokenizer(args.tokenizer)
     if args.tokenizer == "byte":
         return tokenizer, {"path": "byte"}
     path = Path(args.tokenizer).resolve()
-    return tokenizer, {"path": str(path), "sha256": sha256_of(tokenizer_file(path))}
+    return tokenizer, {"path": str(path), "sha256": file_sha256(tokenizer_file(path))}
 
 
 def _contents(messages: list[dict[str, Any]]) -> list[str]:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_fast._reading import lines_of, read_json
+from llama_fast._reading import read_json, read_lines
 from llama_fast._write import partial_name
-from llama_fast.data.documents import DAMAGED_GZIP, DataError, open_binary
+from llama_fast.data.documents import DataError
 
 FILE = "canaries.json"
 HOLE = "{digits}"
@@ -129,11 +129,7 @@ def plant(
         raise DataError(f"{path}: expected .txt or .jsonl (or .txt.gz, .jsonl.gz)")
     if folder.exists():
         raise FileExistsError(f"out: exists already: {folder}")
-    try:
-        with open_binary(path) as file:
-            lines = sum(1 for _ in lines_of(file, path, DataError))
-    except DAMAGED_GZIP as error:
-        raise DataError(f"{path}: damaged gzip file: {error}") from None
+    lines = sum(1 for _ in read_lines(path, DataError))
     if not lines:
         raise DataError(f"{path}: expected some lines, got none")
     texts = [
@@ -151,8 +147,8 @@ def plant(
     partial = partial_name(folder)
     partial.mkdir(parents=True)
     try:
-        with open_binary(path) as file, (partial / name).open("wb") as copy:
-            for number, line in enumerate(lines_of(file, path, DataError)):
+        with (partial / name).open("wb") as copy:
+            for number, line in enumerate(read_lines(path, DataError)):
                 copy.writelines(f"{text}\n".encode() for text in before.get(number, ()))
                 copy.write(line)
         content = json.dumps(dataclasses.asdict(planted), indent=1)

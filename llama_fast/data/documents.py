@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llama_fast._inside import inside
 from llama_fast._limits import limit, raise_it
-from llama_fast._reading import lines_of, parse_json, read_at_most, read_json
+from llama_fast._reading import (
+    DAMAGED_GZIP,
+    open_binary,
+    read_at_most,
+    read_json,
+    read_json_lines,
+)
 
 # A document: a text, or the messages of a chat, each with "role" and "content".
 Messages = list[dict[str, Any]]
@@ -19,7 +23,6 @@ Document = str | Messages
 
 HUB = "hf:"  # marks the name of a dataset on the hub
 KINDS = (".txt", ".jsonl", ".parquet")
-DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading one raises
 
 
 class DataError(ValueError):
@@ -76,7 +79,8 @@ def read_documents(
     if kind == ".txt":
         yield from _texts(path, separator, encoding)
     elif kind == ".jsonl":
-        yield from _rows(name, json_lines(path), key)
+        rows = (row for _, row in read_json_lines(path, error=DataError))
+        yield from _rows(name, rows, key)
     elif kind == ".parquet":
         yield from _rows(name, _parquet(path), key)
     else:
@@ -92,11 +96,6 @@ def _check_link(folder: Path, file: Path) -> None:
 
 def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    """A file to read from, unpacked if it is a ``.gz``."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore
 
 
 def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
@@ -121,19 +120,6 @@ def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
         raise DataError(f"{path}: damaged gzip file: {error}") from None
     parts = [text] if separator is None else text.split(separator)
     yield from (part for part in parts if part.strip())
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a ``.jsonl`` or ``.jsonl.gz`` file; raises :class:`DataError` for a broken one."""
-    number = 0
-    try:
-        with open_binary(path) as file:
-            for number, line in enumerate(lines_of(file, path, DataError), 1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    yield parse_json(line.rstrip(), where, error=DataError, kind=dict)
-    except DAMAGED_GZIP as error:
-        raise DataError(f"{path}, after line {number}: damaged gzip file: {error}") from None
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

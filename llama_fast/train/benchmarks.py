@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_fast._reading import read_json_lines
 from llama_fast.data import DataError, TokenShards
-from llama_fast.data.documents import json_lines
 from llama_fast.data.tokenizer import tokenizer_of
 from llama_fast.demo.questions import Question, sample
 from llama_fast.demo.score import score, split_tokens
@@ -116,12 +116,12 @@ def read_questions(path: Path) -> list[Question]:
     if not path.is_file():
         raise FileNotFoundError(f"benchmarks: no such file: {path}")
     found = []
-    for number, row in enumerate(json_lines(path), 1):
+    for number, (place, row) in enumerate(read_json_lines(path, error=DataError), 1):
         try:
             found.append(_question(row, f"{path.stem}-{number}"))
         except (ValueError, KeyError, TypeError, IndexError):
             raise DataError(
-                f"{path}, question {number}: expected context, choices and gold, or question, "
+                f"{place}: expected context, choices and gold, or question, "
                 "choices with text and label, and answerKey"
             ) from None
     if not found:

@@ -26,8 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from llama_fast._inside import inside
-from llama_fast._reading import read_json
-from llama_fast.data.shards import sha256_of
+from llama_fast._reading import file_sha256, read_json
 from llama_fast.models.checkpoints.whole import flush
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -225,7 +224,7 @@ class Checkpoints:
     def _complete(self, partial: Path, path: Path, state: str) -> None:
         (partial / STATE).write_text(state, encoding="utf-8")
         files = sorted(file for file in partial.iterdir() if file.is_file())
-        manifest = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+        manifest = {file.name: {"sha256": file_sha256(file), "bytes": file.stat().st_size}
                     for file in files}  # fmt: skip
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
@@ -312,7 +311,7 @@ class Checkpoints:
                 file = inside(path, name, MANIFEST)
                 if not file.is_file():
                     return f"{name} is missing"
-                if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
+                if file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
                     return f"{name} does not have its sha256"
             return None if STATE in manifest else f"{STATE} is missing"
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -15,10 +15,9 @@ from typing import Any
 
 import llama_fast
 from llama_fast._inside import inside
-from llama_fast._reading import read_json
+from llama_fast._reading import file_sha256, read_json
 from llama_fast._write import write_whole
 from llama_fast.data import DataError, TokenShards
-from llama_fast.data.shards import sha256_of
 from llama_fast.info import collect
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.metrics import written
@@ -30,7 +29,7 @@ _PACKAGE = Path(llama_fast.__file__).parent
 def code_sha256(package: Path = _PACKAGE) -> str:
     """Hash of a package's Python files and native libraries, their names included."""
     files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".so"))
-    lines = (f"{path.relative_to(package).as_posix()} {sha256_of(path)}\n" for path in files)
+    lines = (f"{path.relative_to(package).as_posix()} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -156,7 +156,7 @@ def test_fields_of_a_benchmark(tmp_path: Path) -> None:
     mmlu = list(read_questions(shared_data("hub/cais/mmlu/astronomy"), ["choices", "question"]))
     assert len({q.file.name for q in mmlu}) == 3 and mmlu[0].index == 0
     assert mmlu[0].text.startswith("It would be harder since")
-    with pytest.raises(DataError, match="row 0: expected a field 'context', got question, subject"):
+    with pytest.raises(DataError, match=r"dev\.jsonl:1: expected a field 'context', got"):
         next(read_questions(shared_data("hub/cais/mmlu/astronomy"), ["context"]))
     with pytest.raises(DataError, match=r"expected \.jsonl"):
         next(read_questions(tmp_path))

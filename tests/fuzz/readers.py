@@ -335,7 +335,7 @@ def _mirror() -> list[bytes]:
 
 
 def _read_mirror(folder: Path, content: bytes) -> object:
-    from llama_fast.eval.suite.jsonl import read_jsonl
+    from llama_fast.eval.suite.jsonl import read_uniform_rows
     from llama_fast.eval.suite.raw import READERS
 
     for name in ("quac/val_v0.2.json", "bold/actor_prompt.json", "toxigen_revised.json"):
@@ -345,7 +345,7 @@ def _read_mirror(folder: Path, content: bytes) -> object:
     from llama_fast.cli.main import USER_ERRORS
 
     problem: Exception | None = None
-    for reader in (*READERS.values(), lambda raw: read_jsonl(raw / "validation.jsonl")):
+    for reader in (*READERS.values(), lambda raw: read_uniform_rows(raw / "validation.jsonl")):
         try:
             reader(folder)
         except USER_ERRORS as error:

@@ -19,12 +19,12 @@ import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 import llama_fast
-from llama_fast._reading import DEPTH, parse_json, read_json
+from llama_fast._reading import MAX_DEPTH, parse_json, read_json, read_json_lines
 from llama_fast.cli.main import USER_ERRORS
 from llama_fast.cli.train import read_config
 from llama_fast.data.canaries import plant
 from llama_fast.data.chat import ChatTemplate
-from llama_fast.data.documents import json_lines, read_documents
+from llama_fast.data.documents import read_documents
 from llama_fast.data.secrets import KINDS, find_secrets
 from llama_fast.eval.models import load_run
 from llama_fast.eval.scenarios.sql import extract_query, is_ordered, normalize_query
@@ -127,12 +127,12 @@ def write_gguf(path: Path, change: Callable[[GGUFWriter], None], **fields: Any) 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"attention.key_length": 2**31 - 2}, "attention.key_length': expected a whole number"),
-        ({"attention.head_count": 0}, "attention.head_count': expected a whole number"),
-        ({"attention.head_count_kv": 2**31}, "attention.head_count_kv': expected a whole number"),
+        ({"attention.key_length": 2**31 - 2}, "attention.key_length': expected an integer"),
+        ({"attention.head_count": 0}, "attention.head_count': expected an integer"),
+        ({"attention.head_count_kv": 2**31}, "attention.head_count_kv': expected an integer"),
         ({"embedding_length": 2**32 - 2, "attention.head_count": 1}, "embedding_length': expected"),
-        ({"block_count": 2**31}, "block_count': expected a whole number"),
-        ({"context_length": 0}, "context_length': expected a whole number"),
+        ({"block_count": 2**31}, "block_count': expected an integer"),
+        ({"context_length": 0}, "context_length': expected an integer"),
     ],
 )
 def test_sizes_of_a_gguf_file_are_checked_before_use(
@@ -190,11 +190,11 @@ def test_one_line_of_a_gz_file_is_bounded(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b'{"text": "' + b"a" * (100 * MB), 1, mtime=0))
     assert path.stat().st_size < MB
     for work in (
-        lambda: list(json_lines(path)),
+        lambda: list(read_json_lines(path)),
         lambda: plant(path, tmp_path / "out", format="{digits}", digits=3, repeats=[1]),
     ):
         found = error_of(work, memory=400 * MB)
-        assert found.startswith(f"{path}, line 1: expected at most 67,108,864 bytes")
+        assert found.startswith(f"{path}:1: expected a line of at most 67,108,864 bytes")
         assert "--limit line=N" in found
 
 
@@ -308,8 +308,12 @@ def test_a_training_configuration_of_aliases(tmp_path: Path) -> None:
     assert read_config([str(path)]).data.micro_batch_size == 2
 
 
-DEEP = [b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-        b"[" * (DEPTH + 1) + b"]" * (DEPTH + 1), b'{"a":' * 200 + b"1" + b"}" * 200]  # fmt: skip
+DEEP = [
+    b"[" * 100_000,
+    b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
+    b'{"a":' * 200 + b"1" + b"}" * 200,
+]
 
 
 @pytest.mark.parametrize("name", readers.TARGETS)
@@ -333,8 +337,8 @@ def test_json_says_what_is_wrong_and_where(tmp_path: Path) -> None:
         (b"[1]", "expected a JSON object, got list"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
-        (b'{"a":' * 101 + b"1" + b"}" * 101, "expected JSON of at most 100 levels"),
-        (b'{"a":' * 99_999, "expected JSON of at most 100 levels"),
+        (b'{"a":' * 101 + b"1" + b"}" * 101, "expected JSON with at most 100 levels"),
+        (b'{"a":' * 99_999, "expected JSON with at most 100 levels"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"^{path}: {message}"):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from llama_fast.data.shards import sha256_of
+from llama_fast._reading import file_sha256
 from llama_fast.train.checkpoints import CheckpointError, Checkpoints, Found
 
 
@@ -117,10 +117,10 @@ def test_one_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     def fails(path: Path) -> str:
         if "step-00000200" in str(path):
             raise OSError(errno.EIO, "Input/output error")
-        return sha256_of(path)
+        return file_sha256(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("llama_fast.train.checkpoints.sha256_of", fails)
+        patch.setattr("llama_fast.train.checkpoints.file_sha256", fails)
         found = checkpoints.latest()
     assert found is not None and found.step == 100
     assert "cannot be read: [Errno 5] Input/output error" in said[0]

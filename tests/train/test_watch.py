@@ -158,12 +158,10 @@ def test_questions_of_the_hub_are_understood(tmp_path: Path) -> None:
     )
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"context": "a", "choices": ["b", "c"], "gold": 2}\n')
-    with pytest.raises(
-        DataError, match=r"bad.jsonl, question 1: expected context, choices and gold"
-    ):
+    with pytest.raises(DataError, match=r"bad.jsonl:1: expected context, choices and gold"):
         read_questions(bad)
     bad.write_text('\n{"context": "a"\n')
-    with pytest.raises(DataError, match=r"bad.jsonl, line 2: not JSON"):
+    with pytest.raises(DataError, match=r"bad.jsonl:2: not JSON"):
         read_questions(bad)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._inside import inside
-from llama_fast._reading import lines_of, parse_json, read_json
+from llama_fast._reading import read_json, read_json_lines
 from llama_fast._write import write_whole
 
 RESULTS = "results.json"
@@ -67,10 +67,8 @@ class Run:
         Raises:
             ValueError: a line is no JSON object; names file and line.
         """
-        path = self.files[task]
-        with path.open("rb") as file:
-            for number, line in enumerate(lines_of(file, path), 1):
-                yield parse_json(line.rstrip(), f"{path}:{number}", kind=dict)
+        for _, sample in read_json_lines(self.files[task]):
+            yield sample
 
 
 def write_run(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
-from llama_fast.eval.suite.jsonl import read_json
+from llama_fast._reading import read_json
 
 from .sql import (
     QueryError,
@@ -88,7 +88,7 @@ def read_geoquery(path: Path, split: str) -> dict[str, list[Document]]:
     the first with the names of the variables.
     """
     parts: dict[str, list[Document]] = {"train": [], "dev": [], "test": []}
-    entries = read_json(existing(path))
+    entries = read_json(existing(path), expected_type=None)
     try:
         for entry in entries:
             for sentence in entry["sentences"]:

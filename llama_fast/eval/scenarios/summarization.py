@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from llama_fast.eval.suite.jsonl import read_jsonl
+from llama_fast.eval.suite.jsonl import read_uniform_rows
 
 from .task import Document, ScenarioTask, check_fields, existing, folder_in
 
@@ -55,7 +55,7 @@ def dialogsum_task(data_dir: Path | None) -> ScenarioTask:
 
 def _read(path: Path, summaries: tuple[str, ...]) -> list[Document]:
     documents = []
-    rows = read_jsonl(existing(path))
+    rows = read_uniform_rows(existing(path))
     check_fields(rows[0], ("dialogue", *summaries), path)
     for row in rows:
         # A line break would end a summary in the prompt: one of dev has one.

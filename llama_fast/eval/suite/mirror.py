@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llama_fast.data.fetch import FetchError, benchmark_path
 from llama_fast.demo.questions import read_table
-from llama_fast.eval.suite.jsonl import read_jsonl
+from llama_fast.eval.suite.jsonl import read_uniform_rows
 from llama_fast.eval.suite.raw import READERS, TOXIGEN
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Mirror:
         if folder.is_dir():
             files = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
             wanted = files if splits is None else [s for s in splits if s in files]
-            data = {split: Dataset.from_list(read_jsonl(files[split])) for split in wanted}
+            data = {split: Dataset.from_list(read_uniform_rows(files[split])) for split in wanted}
         elif path in READERS:
             found = READERS[path](self.raw)
             data = {split: Dataset.from_list(rows) for split, rows in found.items()}

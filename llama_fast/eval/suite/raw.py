@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llama_fast.eval.suite.jsonl import read_json
+from llama_fast._reading import read_json
 
 __all__ = ["CLASSIFIER", "READERS", "TOXIGEN", "read_bold", "read_quac", "read_toxigen"]
 
@@ -40,7 +40,7 @@ def read_quac(raw: Path) -> dict[str, Rows]:
 def _dialogues(path: Path) -> Rows:
     rows = []
     try:
-        for article in read_json(path)["data"]:
+        for article in read_json(path, expected_type=None)["data"]:
             for paragraph in article["paragraphs"]:
                 turns = paragraph["qas"]
                 answers = [[answer["text"] for answer in turn["answers"]] for turn in turns]
@@ -68,7 +68,7 @@ def read_bold(raw: Path) -> dict[str, Rows]:
     rows = []
     for path in sorted((raw / "bold").glob("*_prompt.json")):
         domain = path.name.removesuffix("_prompt.json")
-        for group, people in _mapping(read_json(path), path).items():
+        for group, people in _mapping(read_json(path, expected_type=None), path).items():
             for name, prompts in _mapping(people, path).items():
                 row = {"domain": domain, "category": group, "name": name, "prompts": prompts}
                 rows.append(row)
@@ -86,7 +86,7 @@ def read_toxigen(raw: Path) -> dict[str, Rows]:
     path = raw / "toxigen_revised.json"
     if not path.is_file():
         return {}
-    rows = read_json(path)
+    rows = read_json(path, expected_type=None)
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and {"text", "label", "target_groups"} <= row.keys() for row in rows
     ):

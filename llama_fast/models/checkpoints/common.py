@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_fast._reading import checked_int
 from llama_fast._reading import read_json as strangers_json
-from llama_fast._reading import whole_number
 from llama_fast.tokenizers import Tokenizer, TokenizerError
 from llama_fast.tokenizers.base import MOST_TOKENS
 
@@ -231,7 +231,7 @@ def size(path: Path, key: str, value: Any, ours: str) -> int:
         value: whatever stands there.
         ours: its name in :class:`LlamaConfig`.
     """
-    return whole_number(value, f"{path}: {key!r}", most=MOST[ours], error=CheckpointError)
+    return checked_int(value, f"{path}: {key!r}", maximum=MOST[ours], error=CheckpointError)
 
 
 def head_size(path: Path, embed_dim: int, num_heads: int) -> int:

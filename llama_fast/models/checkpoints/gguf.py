@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama_fast._reading import positive_number
+from llama_fast._reading import checked_positive
 from llama_fast.tokenizers import Tokenizer, from_gguf
 from llama_fast.tokenizers.save import gguf_fields
 
@@ -168,7 +168,7 @@ def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]
         return size(path, f"llama.{key}", get(key, default), ours)
 
     def number(key: str, default: float | None = None) -> float:
-        return positive_number(get(key, default), f"{path}: 'llama.{key}'", error=CheckpointError)
+        return checked_positive(get(key, default), f"{path}: 'llama.{key}'", error=CheckpointError)
 
     if (architecture := metadata.get("general.architecture")) != "llama":
         raise CheckpointError(f"{path}: expected architecture 'llama', got {architecture!r}")

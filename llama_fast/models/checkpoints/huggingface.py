@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from llama_fast._inside import inside
-from llama_fast._reading import no_panics, positive_number
+from llama_fast._reading import checked_positive, no_panics
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from llama_fast.tokenizers.save import save_huggingface
 
@@ -147,7 +147,7 @@ def read_config(path: Path) -> LlamaConfig:
         return size(path, key, get(key), ours)
 
     def number(key: str, value: Any) -> float:
-        return positive_number(value, f"{path}: {key}", error=CheckpointError)
+        return checked_positive(value, f"{path}: {key}", error=CheckpointError)
 
     expected = {
         "model_type": "llama",

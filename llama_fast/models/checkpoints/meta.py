@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llama_fast._inside import inside
-from llama_fast._reading import positive_number
+from llama_fast._reading import checked_positive
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from llama_fast.tokenizers.save import model_file
 
@@ -205,7 +205,7 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
         return params[key]
 
     def number(key: str, default: float) -> float:
-        return positive_number(params.get(key, default), f"{path}: {key!r}", error=CheckpointError)
+        return checked_positive(params.get(key, default), f"{path}: {key!r}", error=CheckpointError)
 
     embedding = shards[0].get("tok_embeddings.weight")
     if embedding is None or embedding.dim() != 2:

@@ -14,7 +14,7 @@ import pytest
 from llama_fast.data.fetch import BENCHMARKS, FetchError, fetch
 from llama_fast.eval.suite import load_tasks
 from llama_fast.eval.suite import mirror as mirrors
-from llama_fast.eval.suite.jsonl import read_jsonl
+from llama_fast.eval.suite.jsonl import read_uniform_rows
 from llama_fast.eval.suite.quac import Quac
 from llama_fast.eval.suite.raw import read_quac
 
@@ -55,7 +55,7 @@ def test_bytes_that_are_no_text_are_named(piqa: Path) -> None:
     lines[2] = b'{"goal": "\xff"}'
     piqa.write_bytes(b"\n".join(lines))
     with pytest.raises(ValueError, match=r"validation\.jsonl:3: not UTF-8"):
-        read_jsonl(piqa)
+        read_uniform_rows(piqa)
 
 
 def test_an_empty_file_is_named(piqa: Path) -> None:

@@ -229,7 +229,7 @@ def test_errors_name_file_and_tensor(tmp_path: Path) -> None:
     del weights["layers.1.attention.wx.weight"]
     rejects(r"missing tensor 'layers.2.*' \(and 8 more\)", n_layers=3)
     rejects(r"params\.json: 'dim' is missing", dim=None)
-    rejects(r"params\.json: 'n_heads': expected a whole number .* got 'four'", n_heads="four")
+    rejects(r"params\.json: 'n_heads': expected an integer .* got 'four'", n_heads="four")
     (tmp_path / "params.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"params\.json: not JSON"):
         load(tmp_path)
