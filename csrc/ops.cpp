@@ -1,5 +1,5 @@
 // Registers the CPU kernels with PyTorch's dispatcher through the libtorch stable ABI, so that
-// one binary serves torch 2.10 and later. The schemas are declared in llama_fast/ops/_library.py.
+// one binary serves torch 2.10 and later. The schemas are declared in llama_fast/ops/backends/table.py.
 #include "glue/ops.h"
 
 #include <torch/csrc/stable/library.h>

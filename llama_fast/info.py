@@ -75,10 +75,10 @@ def cpu_features() -> list[str] | None:
 
 
 def _instruction_set() -> str:
-    from llama_fast.ops import _library
+    from llama_fast.ops.backends import library
 
     try:
-        return _library.isa()
+        return library.isa()
     except RuntimeError as error:  # LLAMA_FAST_ISA asks for one that is not there
         return f"none: {str(error).splitlines()[0]}"
 

@@ -12,9 +12,11 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from llama_fast._torch_internals import has_kernel
 from llama_fast.models import LLaMA
 from llama_fast.models.llama import rope_frequencies
-from llama_fast.ops import _backend, _library
+from llama_fast.ops.backends.current import chosen
+from llama_fast.ops.backends.library import library
 
 from .paged_cache import DecodeStep
 
@@ -43,7 +45,7 @@ class FastDecode:
     @staticmethod
     def serves(model: object, page: int) -> TypeGuard[LLaMA]:
         """Whether the operator is there and takes this model, with pages of `page` tokens."""
-        there = torch._C._dispatch_has_kernel_for_dispatch_key(_NAME, "CPU")
+        there = has_kernel(_NAME, "CPU")
         if not (isinstance(model, LLaMA) and there):
             return False
         weights = list(model.parameters())
@@ -54,7 +56,7 @@ class FastDecode:
             and dtype in (torch.float32, torch.bfloat16, torch.float16)
             and config.num_heads // config.num_kv_heads <= _MOST_HEADS
             and page % _PAGE_UNIT == 0
-            and all(_backend.chosen(op) in ("auto", "cpu") for op in _OPS)
+            and all(chosen(op) in ("auto", "cpu") for op in _OPS)
         )
 
     def __call__(self, tokens: Tensor, step: DecodeStep) -> Tensor:
@@ -77,6 +79,6 @@ class FastDecode:
         return found.unsqueeze(0)
 
 
-@torch.library.register_fake(_NAME, lib=_library.library)
+@torch.library.register_fake(_NAME, lib=library)
 def _shapes(x: Tensor, *others: object) -> Tensor:
     return torch.empty_like(x)

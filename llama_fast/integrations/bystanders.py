@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
+from llama_fast._torch_internals import forward_hooks, has_global_forward_hooks
 from llama_fast.integrations import forward
 
 _TRUSTED = ("torch.", "transformers.", "llama_fast.")  # their hooks gather weights, record outputs
@@ -61,7 +61,7 @@ def may_write(module: nn.Module, within: bool = False) -> bool:
     model = None if reference is None else reference()
     if model is None:
         return True
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+    if has_global_forward_hooks():
         return True
     ever = RemovableHandle.next_id  # of hooks of all kinds
     found = _alone.get(model)
@@ -89,11 +89,10 @@ def _called_by_model(model: nn.Module, codes: frozenset[int]) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for hook in hooks.values():
-            if not (getattr(hook, "__module__", None) or "").startswith(_TRUSTED):
-                return True
-    return False
+    return any(
+        not (getattr(hook, "__module__", None) or "").startswith(_TRUSTED)
+        for hook in forward_hooks(module)
+    )
 
 
 def _forward_writes(module: nn.Module) -> bool:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from llama_fast._torch_internals import has_dispatch_mode, in_forward_ad, in_transform
+
 _SAMPLE = 4096  # about so many numbers of a tensor tell whether it was written to past its version
 _PLAIN = (torch.Tensor, nn.Parameter)
 _living: weakref.WeakSet[HeadProduct] = weakref.WeakSet()
@@ -44,9 +46,7 @@ class _State:
     def __init__(self, tensor: torch.Tensor) -> None:
         eager = not torch.compiler.is_compiling()
         plain = type(tensor) in _PLAIN and tensor.device.type != "meta"
-        if eager and (
-            torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
-        ):
+        if eager and (in_transform() or has_dispatch_mode()):
             plain = False
         self.tensor = tensor
         self.version = tensor._version if eager and not tensor.is_inference() else None
@@ -324,9 +324,7 @@ def _after(steps: tuple[Step, ...], x: torch.Tensor) -> torch.Tensor:
 
 
 def _transformed() -> bool:
-    return (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    )
+    return in_transform() or in_forward_ad()
 
 
 def _is_distributed() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama_fast._torch_internals import has_hooks
 from llama_fast.integrations import watch
 from llama_fast.integrations.lazy_logits import LazyLogits, stand_for
 from llama_fast.ops.linear import linear
@@ -45,7 +46,7 @@ def can_be_traced(model: nn.Module) -> bool:
 
 def head_forward(head: nn.Linear, input: torch.Tensor) -> torch.Tensor | LazyLogits:
     """The head's forward: logits, or what stands for them while the model makes its loss."""
-    hooked = watch.has_hooks(head) or watch.is_everything_hooked()  # which expect tensors
+    hooked = has_hooks(head) or watch.is_everything_hooked()  # which expect tensors
     if getattr(head, FLAG, False) and not hooked:
         return stand_for(input, head)
     return linear(input, head.weight, head.bias)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama_fast._torch_internals import DropoutModule, clear_hooks
+
 # What a module computes in float32 on the way is this far from float64 at most.
 AGREEMENT = 1e-5
 DROPPED = 0.5  # often enough to be seen in any input
@@ -40,7 +42,7 @@ class Probe:
         self._x, self._apart = x.clone().requires_grad_(), apart
         self.module = _in_float64(module)
         for name, part in self.module.named_modules():
-            if isinstance(part, nn.modules.dropout._DropoutNd) and name.split(".")[0] not in apart:
+            if isinstance(part, DropoutModule) and name.split(".")[0] not in apart:
                 part.p = DROPPED
         self._theirs = {training: self._run(_call, training) for training in (False, True)}
 
@@ -133,13 +135,7 @@ def _in_float64(module: nn.Module) -> Any:
         memo[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=torch.float64))
     probe = copy.deepcopy(module, memo)
     for part in probe.modules():
-        for hooks in (
-            part._forward_hooks,
-            part._forward_pre_hooks,
-            part._backward_hooks,
-            part._backward_pre_hooks,
-        ):
-            hooks.clear()
+        clear_hooks(part)
         part.__dict__.pop("forward", None)
     generator = torch.Generator().manual_seed(0)
     for parameter in probe.parameters():

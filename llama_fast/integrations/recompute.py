@@ -19,11 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama_fast._torch_internals import (
+    has_dispatch_mode,
+    has_saved_tensors_hooks,
+    in_transform,
+    is_jit_tracing,
+)
 from llama_fast.integrations import bystanders
 
 _ATTRIBUTE = "_llama_fast_recipe"
-# Hooks of others, of activation checkpointing for one, decide for themselves what is kept.
-_others_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 class Recipe:
@@ -103,13 +107,14 @@ def mark(
         torch.is_grad_enabled()
         and made.requires_grad
         and not torch.compiler.is_compiling()  # a compiler decides this by itself
-        and not torch._C._is_tracing()
+        and not is_jit_tracing()
         and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in (made, *inputs))
         and all(t.dtype == made.dtype for t in inputs)
         and made.is_contiguous()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and _nobody_else_keeps()
+        and not in_transform()
+        and not has_dispatch_mode()
+        # Hooks of others, of activation checkpointing for one, decide for themselves what is kept.
+        and not has_saved_tensors_hooks()
         and not bystanders.may_write(module, within)
     ):
         setattr(made, _ATTRIBUTE, Recipe(made, make, inputs))
@@ -119,10 +124,6 @@ def mark(
 def instead_of(input: torch.Tensor) -> AbstractContextManager[Any]:
     """Within, nodes of the graph keep the recipe of `input`, if it has one, in its place."""
     recipe = None if torch.compiler.is_compiling() else getattr(input, _ATTRIBUTE, None)
-    if recipe is None or not _nobody_else_keeps() or not recipe.stands_for(input):
+    if recipe is None or has_saved_tensors_hooks() or not recipe.stands_for(input):
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(recipe.pack, recipe.unpack)
-
-
-def _nobody_else_keeps() -> bool:
-    return _others_hooks is not None and _others_hooks(True) is None

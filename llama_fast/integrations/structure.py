@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llama_fast import reference
+from llama_fast._torch_internals import BatchNormModule
 from llama_fast.integrations import recompute, watch
 from llama_fast.integrations.probe import Probe, normal
 from llama_fast.ops.linear import linear
@@ -57,7 +58,7 @@ def norm_replacement(module: nn.Module) -> Replacement:
         return None
     if not isinstance(getattr(module, eps_name), float) or len(_required(module)) != 1:
         return None
-    if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm)):
+    if isinstance(module, (nn.LayerNorm, BatchNormModule, nn.GroupNorm)):
         return None
     eps = getattr(module, eps_name)
     x = normal(5, 3, len(weight)) + 0.5  # a mean other than 0 tells a LayerNorm

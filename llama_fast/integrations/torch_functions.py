@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from llama_fast._torch_internals import in_transform
 from llama_fast.ops.cross_entropy import cross_entropy
 from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
 from llama_fast.ops.rms_norm import rms_norm
@@ -107,7 +108,7 @@ def _ours_or_torchs(
 
 def _check(*tensors: torch.Tensor | None) -> None:
     """_NotOurs unless all are ordinary tensors where our kernels are."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if not torch.compiler.is_compiling() and in_transform():
         raise _NotOurs
     for t in tensors:
         if t is not None and not (

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torchs
+
+from llama_fast._torch_internals import has_global_hooks, has_hooks, is_fake
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
 
@@ -99,16 +100,6 @@ def likeness(module: nn.Module) -> Hashable | None:
     return key
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody is told of calls of `module` or of its gradients."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
 def is_hooked(module: nn.Module) -> bool:
     """Whether `module` has hooks, or somebody has put another forward in its place."""
     return has_hooks(module) or "forward" in vars(module)
@@ -116,19 +107,14 @@ def is_hooked(module: nn.Module) -> bool:
 
 def is_everything_hooked() -> bool:
     """Whether somebody is told of the calls of all modules."""
-    return not torch.compiler.is_compiling() and bool(
-        torchs._global_forward_hooks
-        or torchs._global_forward_pre_hooks
-        or torchs._global_backward_hooks
-        or torchs._global_backward_pre_hooks
-    )
+    return not torch.compiler.is_compiling() and has_global_hooks()
 
 
 def is_plain(x: Any) -> bool:
     """Whether `x` is a tensor that our kernels read: no DTensor, none of another subclass."""
     if type(x) in (torch.Tensor, nn.Parameter):
         return True
-    return isinstance(x, torch.Tensor) and type(x).__module__.startswith("torch._subclasses.")
+    return isinstance(x, torch.Tensor) and is_fake(x)
 
 
 def _kind(module: nn.Module) -> Any:

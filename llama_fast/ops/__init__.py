@@ -1,9 +1,9 @@
 """What users call: each op checks its arguments, picks a backend, and carries its autograd rule."""
 
-from llama_fast.ops._backend import Backends, backends, use_backend
 from llama_fast.ops._output_cache import empty_cache
 from llama_fast.ops.attention import attention
 from llama_fast.ops.attention_decode import attention_decode
+from llama_fast.ops.backends.choice import Backends, backends, use_backend
 from llama_fast.ops.cross_entropy import cross_entropy
 from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
 from llama_fast.ops.ring_attention import Ring, ring_attention

@@ -6,7 +6,7 @@ import torch
 
 from llama_fast import reference
 from llama_fast.ops._autograd import differentiable, empty_like_heads, loop_over_vmap
-from llama_fast.ops._library import library
+from llama_fast.ops.backends.library import library
 
 
 def _accumulate_dtype(t: torch.Tensor) -> torch.dtype:

@@ -12,8 +12,17 @@ from typing import Any
 
 import torch
 
-from llama_fast.ops import _backend
-from llama_fast.ops._library import library
+from llama_fast._torch_internals import (
+    below_autograd,
+    has_dispatch_mode,
+    in_forward_ad,
+    in_transform,
+    in_transform_other_than_grad,
+    is_jit_tracing,
+    transform_depth,
+)
+from llama_fast.ops.backends import current
+from llama_fast.ops.backends.library import library
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -22,8 +31,8 @@ def _needs_dispatcher(args: tuple[Any, ...]) -> bool:
     """Whether something but autograd and torch.func watches: tracing, a mode, a subclass."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._is_tracing()  # torch.jit.trace
-        or torch._C._len_torch_dispatch_stack() > 0
+        or is_jit_tracing()
+        or has_dispatch_mode()
         or any(type(a) not in _PLAIN for a in args if isinstance(a, torch.Tensor))
     )
 
@@ -33,22 +42,15 @@ def needs_plain_torch() -> bool:
 
     Only PyTorch's own operations know them all: the reference serves.
     """
-    transforms = torch._C._are_functorch_transforms_active()
-    if torch.autograd.forward_ad._current_level >= 0:
+    if in_forward_ad():
         return True
-    if torch.compiler.is_compiling():
-        return transforms
-    grad = torch._C._functorch.TransformType.Grad
-    return transforms and any(
-        level.key() != grad for level in torch._C._functorch.get_interpreter_stack()
-    )
+    return in_transform() if torch.compiler.is_compiling() else in_transform_other_than_grad()
 
 
 def nested_transforms() -> bool:
     """Whether one transform of torch.func is inside another."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return False  # `needs_plain_torch` says it of a compiled graph
-    return len(torch._C._functorch.get_interpreter_stack()) > 1
+    # `needs_plain_torch` says it of a compiled graph.
+    return not torch.compiler.is_compiling() and transform_depth() > 1
 
 
 def empty_like_heads(
@@ -96,7 +98,7 @@ def saves_backend(setup_context: Callable[..., None]) -> Callable[..., None]:
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup_context(ctx, inputs, output)
         if not torch.compiler.is_compiling():
-            ctx.backends = _backend.current()
+            ctx.backends = current.current()
 
     return save
 
@@ -107,7 +109,7 @@ def with_backend(backward: Callable[..., Any]) -> Callable[..., Any]:
     def run(ctx: Any, *grads: Any) -> Any:
         if torch.compiler.is_compiling() or not hasattr(ctx, "backends"):
             return backward(ctx, *grads)
-        with _backend.in_force(ctx.backends):
+        with current.in_force(ctx.backends):
             return backward(ctx, *grads)
 
     return run
@@ -130,12 +132,7 @@ def differentiable(
         f"llama_fast::{name}", backward, setup_context=setup_context, lib=library
     )
     operator = getattr(torch.ops.llama_fast, name).default
-
-    kernel = operator._op  # what calling the operator calls, a microsecond later
-
-    def forward(*args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return kernel(*args)
+    forward = below_autograd(operator)
 
     def forward_and_save(ctx: Any, *args: Any) -> Any:
         output = forward(*args)
@@ -145,7 +142,7 @@ def differentiable(
     def call(*args: Any) -> Any:
         if _needs_dispatcher(args):
             return operator(*args)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if in_transform():
             return transformed.apply(*args)
         if torch.is_grad_enabled() and any(
             isinstance(a, torch.Tensor) and a.requires_grad for a in args

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from llama_fast._torch_internals import hides_values, is_wrapped
 from llama_fast.ops._subclasses import CausalBias
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -152,24 +153,13 @@ def meant(error: RuntimeError) -> Exception:
     return (IndexError if found[1] == "IndexError" else ValueError)(found[2])
 
 
-def is_traced() -> bool:
-    """Whether a tracer watches to which tensors' values mean nothing: make_fx, fake tensors."""
-    keys = torch._C._TorchDispatchModeKey
-    return any(
-        torch._C._get_dispatch_mode(key) is not None
-        for key in (keys.PROXY, keys.FAKE, keys.FUNCTIONAL)
-    )
-
-
 def check_targets(target: torch.Tensor, classes: int, ignore_index: int) -> None:
     """IndexError for the first class index that is not in [0, classes) nor `ignore_index`.
 
     Targets whose values cannot be read here pass: traced by torch.compile, wrapped by a transform
     of torch.func, or on the meta device. The operators check what they compute with.
     """
-    if torch.compiler.is_compiling() or target.is_meta or is_traced():
-        return
-    if torch._C._functorch.is_functorch_wrapped_tensor(target):
+    if torch.compiler.is_compiling() or target.is_meta or hides_values() or is_wrapped(target):
         return
     bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if bad.any():

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from llama_fast import reference
+from llama_fast._torch_internals import below_autograd, keeps_graph
 from llama_fast.ops import _checks
 from llama_fast.ops._autograd import differentiable, saves_backend, with_backend
-from llama_fast.ops._library import library
+from llama_fast.ops.backends.library import library
 
 REDUCTIONS = ("none", "mean", "sum")  # in the order of the C++ enumeration
 _NONE, _MEAN, _SUM = range(3)
@@ -185,20 +186,9 @@ def _second_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
 # --- ways to call the operators --------------------------------------------------------------
 
 
-def _below_autograd(name: str) -> Callable[..., Any]:
-    """The kernel of an operator, without its autograd rule."""
-    kernel = getattr(torch.ops.llama_fast, name).default._op
-
-    def call(*args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return kernel(*args)
-
-    return call
-
-
-_loss_kernel = _below_autograd("cross_entropy")
-_inplace_kernel = _below_autograd("cross_entropy_inplace")
-_gradient_kernel = _below_autograd("cross_entropy_backward")
+_loss_kernel = below_autograd(torch.ops.llama_fast.cross_entropy.default)
+_inplace_kernel = below_autograd(torch.ops.llama_fast.cross_entropy_inplace.default)
+_gradient_kernel = below_autograd(torch.ops.llama_fast.cross_entropy_backward.default)
 _gradient = differentiable("cross_entropy_backward", _setup_second, _second_backward)
 # (input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss, stats)
 # -> (loss, lse, z_loss, argmax), for every kind of tensor and transform.
@@ -269,7 +259,7 @@ class InplaceLoss(torch.autograd.Function):
                 "cross_entropy(inplace=True): its input, which holds the gradient now, was "
                 "modified by an in-place operation before the backward pass"
             )
-        if torch._C._autograd._get_current_graph_task_keep_graph():
+        if keeps_graph():
             gradient = gradient.clone()  # the next backward pass starts from it again
         else:
             ctx.gradient = None

@@ -7,8 +7,15 @@ from typing import Any
 import torch
 
 from llama_fast import reference
+from llama_fast._torch_internals import (
+    has_dispatch_mode,
+    in_transform,
+    is_batch_of_gradients,
+    keeps_graph,
+    without_grad_wrapper,
+)
 from llama_fast.ops._autograd import saves_backend, with_backend
-from llama_fast.ops._library import library
+from llama_fast.ops.backends.library import library
 from llama_fast.ops.chunked import REDUCTIONS, gradient_shapes, resolve_group
 from llama_fast.reference._dtypes import compute_dtype
 
@@ -68,13 +75,8 @@ def _second_derivative_wanted(*saved: torch.Tensor | None) -> bool:
     """In a backward pass: whether its own results will be differentiated."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    functorch = torch._C._functorch
-    for t in saved:
-        if t is not None and functorch.is_gradtrackingtensor(t):
-            t = functorch.get_unwrapped(t)  # torch.func.grad itself, which always asks for it
-        if t is not None and t.requires_grad:
-            return True
-    return False
+    # torch.func.grad itself always asks for it: the question is whether what is inside does.
+    return any(t is not None and without_grad_wrapper(t).requires_grad for t in saved)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -202,13 +204,11 @@ def _wanted(
 
 def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """grad * scale, without a second `grad` where eager mode can tell that none is needed."""
-    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if not eager or torch._C._len_torch_dispatch_stack() > 0 or grad.device.type != "cpu":
-        return grad * scale
-    if torch._C._functorch.is_legacy_batchedtensor(scale):  # torch.autograd.grad's is_grads_batched
+    eager = not torch.compiler.is_compiling() and not in_transform() and not has_dispatch_mode()
+    if not eager or grad.device.type != "cpu" or is_batch_of_gradients(scale):
         return grad * scale
     factor = scale.item()
-    if torch._C._autograd._get_current_graph_task_keep_graph():
+    if keeps_graph():
         return grad * factor  # the next backward pass starts from `grad` again
     return grad if factor == 1.0 else grad.mul_(factor)
 

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from llama_fast.ops import _library
+from llama_fast.ops.backends import library
 
 
 def _check_limit(value: str) -> None:
@@ -34,4 +34,4 @@ def empty_cache() -> int:
         The number of bytes returned: 0 without the compiled library. Outputs are kept with torch
         2.11 and later, on Linux.
     """
-    return 0 if _library.missing_reason is not None else torch.ops.llama_fast.empty_cache()
+    return 0 if library.missing_reason is not None else torch.ops.llama_fast.empty_cache()

@@ -17,6 +17,8 @@ import torch
 from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import handle_torch_function
 
+from llama_fast._torch_internals import has_torch_function
+
 _F = TypeVar("_F", bound=Callable[..., object])
 _ORDINARY = frozenset(
     (torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, tuple, torch.dtype)
@@ -47,9 +49,8 @@ def _overrides(value: object) -> bool:
     return (
         own is not None
         and not isinstance(value, CausalBias)
-        and own is not torch._C._disabled_torch_function_impl
         and getattr(own, "__func__", None) is not _DEFAULT
-        and torch._C._is_torch_function_enabled()
+        and has_torch_function(own)
     )
 
 

@@ -19,8 +19,8 @@ from llama_fast import reference
 from llama_fast.ops import _checks, stock
 from llama_fast.ops._attention_rules import call_attention
 from llama_fast.ops._autograd import needs_plain_torch
-from llama_fast.ops._backend import choose
 from llama_fast.ops._subclasses import CausalBias, causal_bias, overridable
+from llama_fast.ops.backends.choice import choose
 
 Window = int | Sequence[int] | None
 

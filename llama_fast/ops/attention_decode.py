@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from llama_fast import reference
-from llama_fast.ops import _checks, _cuda, stock
+from llama_fast._torch_internals import in_forward_ad, is_wrapped
+from llama_fast.ops import _checks, stock
 from llama_fast.ops._autograd import empty_like_heads, needs_plain_torch
-from llama_fast.ops._backend import choose, chosen
-from llama_fast.ops._library import library
 from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.attention import (
     Window,
@@ -24,6 +23,10 @@ from llama_fast.ops.attention import (
     _numbers,
     _window_sides,
 )
+from llama_fast.ops.backends import cuda
+from llama_fast.ops.backends.choice import choose
+from llama_fast.ops.backends.current import chosen
+from llama_fast.ops.backends.library import library
 
 
 @overridable
@@ -171,7 +174,7 @@ def _cuda_refusal(
     return None
 
 
-_cuda.REFUSALS["attention_decode"] = _cuda_refusal
+cuda.REFUSALS["attention_decode"] = _cuda_refusal
 
 
 # --- checks ----------------------------------------------------------------------------------
@@ -306,7 +309,6 @@ def _check_inference(**tensors: torch.Tensor | None) -> None:
 
 
 def _is_transformed(t: torch.Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):
+    if torch.compiler.is_compiling() or is_wrapped(t):
         return True
-    forward_ad = torch.autograd.forward_ad
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
+    return in_forward_ad() and torch.autograd.forward_ad.unpack_dual(t).tangent is not None

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from llama_fast.ops import _backend
+from llama_fast._torch_internals import process_group
 from llama_fast.ops._checks import check_targets
-from llama_fast.ops._library import library
+from llama_fast.ops.backends.choice import choose
+from llama_fast.ops.backends.library import library
 from llama_fast.reference._dtypes import compute_dtype
 
 REDUCTIONS = ("none", "mean", "sum")  # in the order of the C++ enumeration
@@ -34,7 +35,7 @@ WIDEN_ELEMENTS = 4 << 20
 
 def resolve_group(name: str) -> dist.ProcessGroup | None:
     """The process group of this name: an operator takes no such object."""
-    return dist.distributed_c10d._resolve_process_group(name) if name else None
+    return process_group(name) if name else None
 
 
 def rows_per_chunk(classes: int, itemsize: int) -> int:
@@ -176,13 +177,6 @@ def _shapes(
     return loss, lse, torch.empty_like(loss), argmax, *grads
 
 
-library.define(
-    "linear_cross_entropy_chunked(Tensor input, Tensor linear_weight, Tensor target, "
-    "Tensor? linear_bias, Tensor? weight, Tensor? grad_loss, int ignore_index, int reduction, "
-    "float label_smoothing, float softcap, float z_loss, str group_name, bool stats, "
-    "bool[3] wanted, Tensor? grad_lse=None) -> (Tensor loss, Tensor lse, Tensor z_loss, "
-    "Tensor argmax, Tensor input, Tensor linear_weight, Tensor linear_bias)"
-)
 for _device in ("cpu", "cuda"):
     # Autocast has done its work before the operator; inside, it would narrow the products again.
     _wide = torch.autocast(_device, enabled=False)(linear_cross_entropy)
@@ -271,7 +265,7 @@ def _cross_entropy_(
     stats: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss, lse and argmax of each row; with `gradient` the logits become the loss's gradient."""
-    backend = _backend.choose("cross_entropy", logits)
+    backend = choose("cross_entropy", logits)
     if group is None and backend not in ("torch", "reference"):
         ops = torch.ops.llama_fast
         kernel = ops.cross_entropy_inplace if gradient else ops.cross_entropy

@@ -7,8 +7,9 @@ import math
 import torch
 
 from llama_fast import reference
+from llama_fast._torch_internals import has_dispatch_mode, in_transform, view_base
 from llama_fast.ops import _checks, stock
-from llama_fast.ops._backend import choose
+from llama_fast.ops._autograd import needs_plain_torch
 from llama_fast.ops._cross_entropy import (
     REDUCTIONS,
     InplaceLoss,
@@ -18,6 +19,7 @@ from llama_fast.ops._cross_entropy import (
     loss_dtype,
 )
 from llama_fast.ops._subclasses import overridable
+from llama_fast.ops.backends.choice import choose
 from llama_fast.reference.cross_entropy import Stats
 
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -88,7 +90,7 @@ def cross_entropy(
     if inplace and not torch.compiler.is_compiling():
         _check_no_leaf(input)
     backend = choose("cross_entropy", input)
-    if backend in ("reference", "torch") or _needs_plain_torch():
+    if backend in ("reference", "torch") or needs_plain_torch():
         module = stock if backend == "torch" else reference
         if not target.is_floating_point():
             _checks.check_targets(target, input.shape[class_dim(input)], ignore_index)
@@ -196,7 +198,7 @@ def _check(
 
 def _check_no_leaf(input: torch.Tensor) -> None:
     """`inplace` refuses what torch's in-place operations refuse."""
-    base = input if input._base is None else input._base
+    base = view_base(input)
     if base.is_leaf and base.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "inplace: expected logits that were computed, got a leaf tensor that requires grad "
@@ -219,26 +221,6 @@ def _is_eager(input: torch.Tensor) -> bool:
     return (
         type(input) in (torch.Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not _transforms()
-    )
-
-
-def _transforms() -> bool:
-    """Whether a torch.func transform is at work."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def _needs_plain_torch() -> bool:
-    """Forward-mode derivatives, torch.func.vmap, and torch.func inside torch.compile.
-
-    Only PyTorch's own operations know them all.
-    """
-    if torch.compiler.is_compiling():
-        return _transforms()
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    grad = torch._C._functorch.TransformType.Grad
-    return _transforms() and any(
-        level.key() != grad for level in torch._C._functorch.get_interpreter_stack()
+        and not has_dispatch_mode()
+        and not in_transform()
     )

@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from llama_fast.ops._library import has_cpu_kernel, isa_or_none, library
+from llama_fast._torch_internals import (
+    has_dispatch_mode,
+    in_forward_ad,
+    in_transform,
+    is_jit_tracing,
+)
 from llama_fast.ops._subclasses import overridable
+from llama_fast.ops.backends.library import isa_or_none, library
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Up to how many rows; with more, torch's product of matrices is faster.
 MOST_ROWS: dict[torch.dtype, int] = {}
-if has_cpu_kernel("linear") and isa_or_none() != "none":
+if isa_or_none() != "none":
     MOST_ROWS = {t: torch.ops.llama_fast.linear_rows(torch.empty(0, dtype=t)) for t in _DTYPES}
 
 
@@ -54,7 +60,7 @@ def _plain(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     ordinary = (torch.Tensor, torch.nn.Parameter)
     return (
         not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
+        and not is_jit_tracing()
         and type(input) in ordinary
         and type(weight) in ordinary
         and weight.is_cpu
@@ -62,9 +68,9 @@ def _plain(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
             bias is None or (type(bias) in ordinary and bias.is_cpu and bias.dtype == weight.dtype)
         )
         and input.shape[-1:] == weight.shape[1:]
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
+        and not has_dispatch_mode()
+        and not in_transform()
+        and not in_forward_ad()
         and not torch.is_autocast_enabled("cpu")
     )
 

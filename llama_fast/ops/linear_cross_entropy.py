@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 
 from llama_fast import reference
-from llama_fast.ops import _backend, stock
+from llama_fast.ops import stock
 from llama_fast.ops._autograd import needs_plain_torch, nested_transforms
 from llama_fast.ops._checks import (
     check_choice,
@@ -25,6 +25,7 @@ from llama_fast.ops._checks import (
 )
 from llama_fast.ops._linear_cross_entropy import LinearCrossEntropy, LogSumExp
 from llama_fast.ops._subclasses import overridable
+from llama_fast.ops.backends.choice import choose
 from llama_fast.ops.chunked import REDUCTIONS
 from llama_fast.reference import Stats
 
@@ -133,7 +134,7 @@ def linear_cross_entropy(
     check_number("softcap", softcap, "a positive finite number or None", capped)
     check_number("z_loss", z_loss, "a finite number >= 0", 0 <= z_loss < math.inf)
 
-    backend = _backend.choose("linear_cross_entropy", input)
+    backend = choose("linear_cross_entropy", input)
     if needs_plain_torch() or nested_transforms():
         if process_group is not None:
             raise ValueError(

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llama_fast.ops._autograd import with_backend
-from llama_fast.ops._backend import choose, current
+from llama_fast.ops.backends.choice import choose
+from llama_fast.ops.backends.current import current
 
 
 class Block(NamedTuple):

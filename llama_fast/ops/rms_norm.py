@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llama_fast import reference
-from llama_fast.ops import _backend, stock
+from llama_fast.ops import stock
 from llama_fast.ops._autograd import differentiable, empty_like_heads, needs_plain_torch
 from llama_fast.ops._checks import (
     check_device,
@@ -17,8 +17,9 @@ from llama_fast.ops._checks import (
     number,
     shape,
 )
-from llama_fast.ops._library import library
 from llama_fast.ops._subclasses import overridable
+from llama_fast.ops.backends.choice import choose
+from llama_fast.ops.backends.library import library
 
 
 @overridable
@@ -67,7 +68,7 @@ def rms_norm(
     eps, offset = number("eps", eps), number("offset", offset)
     check_number("eps", eps, "a number >= 0", eps >= 0)
 
-    backend = _backend.choose("rms_norm", input)
+    backend = choose("rms_norm", input)
     if backend == "torch":
         return stock.rms_norm(input, weight, eps, residual=residual, offset=offset)
     if backend == "reference" or needs_plain_torch():

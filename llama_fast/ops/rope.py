@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from llama_fast import reference
-from llama_fast.ops import _backend, stock
+from llama_fast.ops import stock
 from llama_fast.ops._autograd import differentiable, empty_like_heads, needs_plain_torch
 from llama_fast.ops._checks import check_device, check_dim, check_float, check_same, shape
-from llama_fast.ops._library import library
 from llama_fast.ops._subclasses import overridable
+from llama_fast.ops.backends.choice import choose
+from llama_fast.ops.backends.library import library
 
 
 @overridable
@@ -65,7 +66,7 @@ def rope(
     if sin.shape != cos.shape:
         raise ValueError(f"sin: expected the shape of cos, {shape(cos)}, got {shape(sin)}")
 
-    backend = _backend.choose("rope", q)
+    backend = choose("rope", q)
     if backend == "torch":
         return stock.rope(q, k, cos, sin, interleaved=interleaved)
     if backend == "reference" or needs_plain_torch():

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from llama_fast import reference
-from llama_fast.ops import _backend, stock
+from llama_fast.ops import stock
 from llama_fast.ops._autograd import differentiable, needs_plain_torch
 from llama_fast.ops._checks import check_float, check_same, check_shape
-from llama_fast.ops._library import library
 from llama_fast.ops._subclasses import overridable
+from llama_fast.ops.backends.choice import choose
+from llama_fast.ops.backends.library import library
 
 
 @overridable
@@ -39,7 +40,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         check_shape("up", up, tuple(gate.shape), "of gate")
     check_same("up", up, "gate", gate)
 
-    backend = _backend.choose("swiglu", gate)
+    backend = choose("swiglu", gate)
     if backend == "torch":
         return stock.swiglu(gate, up)
     if backend == "reference" or needs_plain_torch():

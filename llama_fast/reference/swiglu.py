@@ -5,6 +5,8 @@ Shazeer 2020, "GLU Variants Improve Transformer" (arXiv:2002.05202).
 
 import torch
 
+from llama_fast._torch_internals import in_forward_ad
+
 from ._dtypes import compute_dtype
 
 
@@ -14,6 +16,5 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     x = gate.to(wide)
     # torch's silu is right at -inf, where the product is NaN, but its gradient has no forward-mode
     # derivative.
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    silu = x * torch.sigmoid(x) if forward_mode else torch.nn.functional.silu(x)
+    silu = x * torch.sigmoid(x) if in_forward_ad() else torch.nn.functional.silu(x)
     return (silu * up.to(wide)).to(gate.dtype)

@@ -15,7 +15,7 @@ import torch  # noqa: E402
 
 import llama_fast  # noqa: E402
 from llama_fast import _host, kernels  # noqa: E402
-from llama_fast.ops import _library  # noqa: E402
+from llama_fast.ops.backends import library  # noqa: E402
 
 
 def check_kernels() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     environment = Path(sys.prefix).resolve()
     package = Path(llama_fast.__file__).resolve().parent
     assert environment in package.parents, f"imported from {package}, not from {environment}"
-    assert _library.missing_reason is None, _library.missing_reason
+    assert library.missing_reason is None, library.missing_reason
     assert (package / "libllama_fast.so").is_file()
     assert Path(kernels.__file__).resolve().parent == package / "kernels"
     assert _host.cu_seqlens([2, 3]).tolist() == [0, 2, 5]
@@ -61,7 +61,7 @@ def main() -> None:
     for package_file in ("suite.py", "bench_attention.py"):
         assert (package / "benchmarks" / package_file).is_file()
     text = subprocess.run([command, "info"], check=True, capture_output=True, text=True).stdout
-    assert llama_fast.__version__ in text and _library.isa() in text, text
+    assert llama_fast.__version__ in text and library.isa() in text, text
     print(text)
 
 

@@ -43,7 +43,7 @@ from typing import Any
 import torch
 
 import llama_fast
-from llama_fast.ops._backend import OPS
+from llama_fast.ops.backends.table import OPS
 from tests.ops.fused_formula import fused_backward
 
 Results = Mapping[str, torch.Tensor]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import llama_fast
-from llama_fast.ops._backend import choose
+from llama_fast.ops.backends.choice import choose
 from tests.ops.calls import CALLS, Call, total
 from tests.ops.conftest import DEVICES, in_force
 

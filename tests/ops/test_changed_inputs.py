@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import llama_fast
-from llama_fast.ops import _library
+from llama_fast.ops.backends import library
 from tests.ops.conftest import DEVICES
 
 ops = torch.ops.llama_fast
-CPU = pytest.mark.skipif(not _library.has_cpu_kernel("attention"), reason="nothing was compiled")
+CPU = pytest.mark.skipif(not library.has_cpu_kernel("attention"), reason="nothing was compiled")
 # A class in the memory of another row, one far away, another class, and what was to be ignored.
 LATER = [(3, 15), (3, 10**7), (0, -(10**9)), (1, 12), (2, 6), (0, 2), (1, -100)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import llama_fast
-from llama_fast.ops import _library
+from llama_fast.ops.backends import library
 
 REPOSITORY = Path(__file__).parents[2]
 SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16")
@@ -32,9 +32,9 @@ def run(isa: str, *command: str) -> subprocess.CompletedProcess[str]:
 def test_grid(isa: str) -> None:
     if "cpu" not in llama_fast.backends().available["attention"]:
         pytest.skip(llama_fast.backends().missing["attention"]["cpu"])
-    if isa == _library.isa():
+    if isa == library.isa():
         pytest.skip("the instruction set that all other tests run on")
-    probe = run(isa, "-c", "from llama_fast.ops import _library; print(_library.isa())")
+    probe = run(isa, "-c", "from llama_fast.ops.backends import library; print(library.isa())")
     if probe.returncode:
         reason = probe.stderr.strip().splitlines()[-1]
         assert "LLAMA_FAST_ISA" in reason, probe.stderr
@@ -49,6 +49,6 @@ def test_grid(isa: str) -> None:
 def test_unknown_instruction_set_is_an_error() -> None:
     if "cpu" not in llama_fast.backends().available["attention"]:
         pytest.skip(llama_fast.backends().missing["attention"]["cpu"])
-    probe = run("sse9", "-c", "from llama_fast.ops import _library; print(_library.isa())")
+    probe = run("sse9", "-c", "from llama_fast.ops.backends import library; print(library.isa())")
     assert probe.returncode != 0
     assert "LLAMA_FAST_ISA: expected one of" in probe.stderr and "sse9" in probe.stderr

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llama_fast.ops import _library
+from llama_fast.ops.backends import library
 from llama_fast.ops.linear import MOST_ROWS, linear
 
 pytestmark = pytest.mark.skipif(
-    not _library.has_cpu_kernel("linear"), reason="the compiled library is not there"
+    library.missing_reason is not None, reason="the compiled library is not there"
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import llama_fast
-from llama_fast.ops import _library
+from llama_fast.ops.backends import library
 
 pytestmark = [
     pytest.mark.skipif(
-        sys.platform != "linux" or _library.missing_reason is not None,
+        sys.platform != "linux" or library.missing_reason is not None,
         reason="the cache belongs to the compiled kernels on Linux",
     ),
     pytest.mark.skipif(

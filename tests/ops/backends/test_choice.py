@@ -13,7 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llama_fast
-from llama_fast.ops import _backend, _library
+from llama_fast.ops.backends import current, library
+from llama_fast.ops.backends.choice import choose
+from llama_fast.ops.backends.table import OPS
 
 
 def attention_rows() -> torch.Tensor:
@@ -46,7 +48,7 @@ def test_use_backend_is_undone_after_an_error() -> None:
         ({"backend": "fast"}, "backend: expected one of auto, cpu, .* got 'fast'"),
         ({"attention": "fast"}, "backend for attention: expected one of .* got 'fast'"),
         ({"attend": "cpu"}, "op: expected one of attention, .* got 'attend'"),
-        ({"attention": "cuda"}, "backend 'cuda' cannot serve attention: no cuda kernel"),
+        ({"attention": "cuda"}, "backend 'cuda' cannot serve attention: no CUDA kernel"),
         ({"swiglu": "chunked"}, "backend 'chunked' cannot serve swiglu: only linear_cross_entropy"),
     ],
     ids=str,
@@ -56,11 +58,11 @@ def test_bad_names(arguments: dict[str, str], message: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("op", _backend.OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_every_op_has_a_backend_for_every_tensor(op: str) -> None:
     report = llama_fast.backends()
     assert {"torch", "reference"} <= set(report.available[op])
-    assert _backend.choose(op, attention_rows()) in report.available[op]
+    assert choose(op, attention_rows()) in report.available[op]
     assert op in str(report)
     for reason in report.missing[op].values():
         assert reason and reason in str(report)
@@ -111,7 +113,7 @@ def test_two_threads_choose_for_themselves() -> None:
         with llama_fast.use_backend(attention="reference"):
             first_in.set()
             assert second_in.wait(30)
-            seen["first"] = _backend.chosen("attention")
+            seen["first"] = current.chosen("attention")
         first_out.set()
 
     def second() -> None:
@@ -119,8 +121,8 @@ def test_two_threads_choose_for_themselves() -> None:
         with llama_fast.use_backend(attention="torch"):
             second_in.set()
             assert first_out.wait(30)
-            seen["second"] = _backend.chosen("attention")
-        seen["after"] = _backend.chosen("attention")
+            seen["second"] = current.chosen("attention")
+        seen["after"] = current.chosen("attention")
 
     threads = [threading.Thread(target=work) for work in (first, second)]
     for thread in threads:
@@ -128,7 +130,7 @@ def test_two_threads_choose_for_themselves() -> None:
     for thread in threads:
         thread.join()
     assert seen == {"first": "reference", "second": "torch", "after": before["attention"]}
-    assert llama_fast.backends().chosen == before == dict(_backend._traced)
+    assert llama_fast.backends().chosen == before == dict(current._traced)
 
 
 def test_tasks_choose_for_themselves() -> None:
@@ -137,14 +139,14 @@ def test_tasks_choose_for_themselves() -> None:
         with llama_fast.use_backend(rope=backend):
             for _ in range(3):
                 await asyncio.sleep(0)
-                seen.append(_backend.chosen("rope"))
+                seen.append(current.chosen("rope"))
         return seen
 
     async def both() -> list[list[str]]:
         return await asyncio.gather(task("reference"), task("torch"))
 
     assert asyncio.run(both()) == [["reference"] * 3, ["torch"] * 3]
-    assert llama_fast.backends().chosen == _backend._DEFAULT
+    assert llama_fast.backends().chosen == current.DEFAULT
 
 
 CALLS = {
@@ -158,7 +160,7 @@ CALLS = {
 }
 
 
-@pytest.mark.skipif(_library.missing_reason is not None, reason="nothing was compiled")
+@pytest.mark.skipif(library.missing_reason is not None, reason="nothing was compiled")
 @pytest.mark.parametrize("op", CALLS)
 def test_a_backward_uses_the_backend_of_its_forward(
     op: str,
@@ -171,7 +173,7 @@ def test_a_backward_uses_the_backend_of_its_forward(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             if func.namespace == "llama_fast":
-                seen.append(_backend.chosen(op))
+                seen.append(current.chosen(op))
             return func(*args, **(kwargs or {}))
 
     for mode_in_forward in (False, True):

@@ -1,6 +1,6 @@
-"""The CUDA C++ kernels: which are here, and on which GPUs they are the default.
+"""The backend "cuda": which kernels in CUDA C++ are here, and on which GPUs they are the default.
 
-They are compiled into the library that _library.py loads. With LLAMA_FAST_EMULATE_CUDA=1 in the
+They are compiled into the library that library.py loads. With LLAMA_FAST_EMULATE_CUDA=1 in the
 environment they come from build/emulated instead, where a C++ compiler made them run on the CPU,
 slowly, to test them without a GPU; another number names the architecture to choose kernels for.
 """
@@ -14,23 +14,18 @@ from typing import Any
 
 import torch
 
-from llama_fast.ops import _library
+from llama_fast._torch_internals import has_kernel
+from llama_fast.ops.backends import library
+from llama_fast.ops.backends.table import TABLE, ops_of, serves
 
-# The operators that csrc/cuda/<op>.cu implements, by op.
-OPERATORS = {
-    "attention_decode": ("attention_decode",),
-    "cross_entropy": ("cross_entropy", "cross_entropy_backward", "cross_entropy_inplace"),
-    "rms_norm": ("rms_norm", "rms_norm_backward"),
-    "rope": ("rope",),
-}
 # By name of the GPU the ops whose CUDA kernels a run on it showed to be right, and faster than
 # Triton's; the run is committed under benchmarks/results. Elsewhere they serve when asked for.
 VERIFIED: dict[str, frozenset[str]] = {}
 # By operator a function of its arguments: why its kernel cannot serve them, or None. "auto" leaves
-# those to Triton's. Where there is none, the kernel takes all that is not float64.
+# those to Triton's. Where there is none, the kernel takes all the dtypes in the table.
 REFUSALS: dict[str, Callable[..., str | None]] = {}
 EMULATED = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
-_EMULATED_LIBRARY = Path(__file__).parents[2] / "build" / "emulated" / "libllama_fast_cuda.so"
+_EMULATED_LIBRARY = Path(__file__).parents[3] / "build" / "emulated" / "libllama_fast_cuda.so"
 
 
 def _load() -> dict[str, Any]:
@@ -42,11 +37,11 @@ def _load() -> dict[str, Any]:
                 "LLAMA_FAST_EMULATE_CUDA=1 python setup.py build_ext"
             )
         torch.ops.load_library(str(_EMULATED_LIBRARY))
-    names = [name for operators in OPERATORS.values() for name in operators]
+    names = [name for op in ops_of("cuda") for name in TABLE[op].operators]
     return {
         name: torch.library.get_kernel(f"llama_fast::{name}", "CUDA")
         for name in names
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"llama_fast::{name}", "CUDA")
+        if has_kernel(f"llama_fast::{name}", "CUDA")
     }
 
 
@@ -55,11 +50,11 @@ KERNELS = _load()
 
 def missing_reason(op: str) -> str | None:
     """Why there is no CUDA kernel for `op` here, or None."""
-    if op not in OPERATORS:
-        return f"no cuda kernel for {op} yet"
-    if _library.missing_reason is not None and not EMULATED:
-        return _library.missing_reason
-    if not all(name in KERNELS for name in OPERATORS[op]):
+    if not serves("cuda", op):
+        return f"no CUDA kernel for {op} yet"
+    if library.missing_reason is not None and not EMULATED:
+        return library.missing_reason
+    if not all(name in KERNELS for name in TABLE[op].operators):
         return "the compiled library was built without CUDA"
     if not EMULATED and not torch.cuda.is_available():
         return "no GPU that torch can use"

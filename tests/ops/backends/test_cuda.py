@@ -9,13 +9,15 @@ import pytest
 import torch
 
 import llama_fast
-from llama_fast.ops import _cuda
+from llama_fast.ops.backends import cuda
+from llama_fast.ops.backends.table import ops_of
 from tests.ops.conftest import DEVICES, in_force
 from tests.ops.criterion import check
 from tests.ops.cross_entropy_cases import Case, runner
 from tests.ops.test_cross_entropy_inputs import inplace
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+CUDA_OPS = ops_of("cuda")
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 
 here = pytest.mark.skipif(
     "cuda" not in llama_fast.backends().available["cross_entropy"], reason="no CUDA kernels here"
@@ -26,7 +28,7 @@ on_gpu = [pytest.mark.gpu] if DEVICES["cuda"] != "cpu" else []
 # An architecture (other ways for long rows) and an order of the threads; a GPU has its own.
 @pytest.fixture(
     params=[pytest.param(p, marks=on_gpu) for p in ("80 shuffle", "90 reverse")]
-    if _cuda.EMULATED
+    if cuda.EMULATED
     else [pytest.param("", marks=on_gpu)]
 )
 def cross_entropy_on_cuda(
@@ -103,23 +105,23 @@ def test_float64_is_refused(cross_entropy_on_cuda: None) -> None:
 def test_not_the_default_unless_verified() -> None:
     """Nobody gets a kernel that was not measured on his GPU without asking for it."""
     report = llama_fast.backends()
-    for op in _cuda.OPERATORS:
-        if "cuda" in report.available[op] and not _cuda.EMULATED:
+    for op in CUDA_OPS:
+        if "cuda" in report.available[op] and not cuda.EMULATED:
             gpu = torch.cuda.get_device_name()
-            verified = op in _cuda.VERIFIED.get(gpu, ())
+            verified = op in cuda.VERIFIED.get(gpu, ())
             assert ("cuda (unverified on this GPU)" in str(report)) != verified
-    assert ("cuda (emulated on the CPU)" in str(report)) == _cuda.EMULATED
+    assert ("cuda (emulated on the CPU)" in str(report)) == cuda.EMULATED
 
 
 def test_verified_kernels_have_a_run_to_show() -> None:
-    for gpu, ops in _cuda.VERIFIED.items():
-        assert ops <= set(_cuda.OPERATORS)
+    for gpu, ops in cuda.VERIFIED.items():
+        assert ops <= set(CUDA_OPS)
         assert any(gpu in file.read_text() for file in RESULTS.glob("*.json"))
 
 
 def test_without_a_gpu_there_is_a_reason() -> None:
     missing = llama_fast.backends().missing
-    for op in _cuda.OPERATORS:
+    for op in CUDA_OPS:
         if "cuda" in missing[op]:
             assert missing[op]["cuda"]
             refusal = pytest.raises(ValueError, match="backend 'cuda' cannot serve")

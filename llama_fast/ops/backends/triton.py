@@ -1,4 +1,4 @@
-"""The Triton kernels as implementations of the operators: on the GPU, or in Triton's interpreter.
+"""The backend "triton": its kernels as implementations of the operators, on the GPU or interpreted.
 
 Triton is imported at the first call of a kernel. With TRITON_INTERPRET=1 in the environment the
 backend "triton" takes tensors on the CPU too, slowly, to test the kernels without a GPU.
@@ -16,25 +16,15 @@ from typing import Any
 import torch
 
 from llama_fast._beside import find_beside
-from llama_fast.ops import _cuda
-from llama_fast.ops._library import library
-from llama_fast.ops._operator_checks import CHECKS
+from llama_fast._torch_internals import has_kernel
+from llama_fast.ops.backends import cuda, current
+from llama_fast.ops.backends.library import library
+from llama_fast.ops.backends.operator_checks import CHECKS
+from llama_fast.ops.backends.table import TABLE, ops_of, serves
 
 find_beside("kernels")
 
-OLDEST = (3, 6)
-# The operators that llama_fast/kernels/<op>.py implements, by op.
-OPERATORS = {
-    "attention": ("attention", "attention_backward"),
-    "attention_decode": ("attention_decode",),
-    "cross_entropy": ("cross_entropy", "cross_entropy_backward", "cross_entropy_inplace"),
-    "linear_cross_entropy": ("linear_cross_entropy",),
-    "rms_norm": ("rms_norm", "rms_norm_backward"),
-    "rope": ("rope",),
-    "swiglu": ("swiglu", "swiglu_backward"),
-}
-# Ops whose kernels do not compute in float64: "auto" leaves that to the reference.
-WITHOUT_FLOAT64: frozenset[str] = frozenset()
+MINIMUM_VERSION = (3, 6)
 
 
 def _missing_package() -> str | None:
@@ -45,22 +35,22 @@ def _missing_package() -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
         major, minor = version.split(".")[:2]
-        if (int(major), int(minor)) >= OLDEST:
+        if (int(major), int(minor)) >= MINIMUM_VERSION:
             return None
-        return f"triton {version} is older than {'.'.join(map(str, OLDEST))}"
+        return f"triton {version} is older than {'.'.join(map(str, MINIMUM_VERSION))}"
     return "triton is not installed"
 
 
 # Asked once: torch.compile cannot trace the questions.
 _PACKAGE = _missing_package()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-READY = frozenset(OPERATORS) if _PACKAGE is None else frozenset()
+IS_READY = _PACKAGE is None
 
 
 def missing_reason(op: str) -> str | None:
     """Why there is no Triton kernel for `op` here, or None."""
-    if op not in OPERATORS:
-        return f"no triton kernel for {op} yet"
+    if not serves("triton", op):
+        return f"no Triton kernel for {op} yet"
     if _PACKAGE is not None:
         return _PACKAGE
     if not INTERPRETED and not torch.cuda.is_available():
@@ -90,12 +80,11 @@ def _launcher(op: str, operator: str) -> Callable[..., Any]:
 
 def _switch(op: str, operator: str, key: str, ways: dict[str, Callable[..., Any]]) -> None:
     """Register an operator for a dispatch key: by backend, and "" for every other backend."""
-    from llama_fast.ops import _backend
 
     def call(keys: Any, *args: Any) -> Any:
-        backend = _backend.chosen(op)
-        if backend == "auto" and key == "CUDA" and _cuda.is_default(op, args[0].device):
-            backend = "cuda" if _cuda.refusal(operator, *args) is None else "triton"
+        backend = current.chosen(op)
+        if backend == "auto" and key == "CUDA" and cuda.is_default(op, args[0].device):
+            backend = "cuda" if cuda.refusal(operator, *args) is None else "triton"
         return ways.get(backend, ways[""])(keys, *args)
 
     with warnings.catch_warnings():  # torch notes that the compiled kernel is overridden
@@ -105,27 +94,27 @@ def _switch(op: str, operator: str, key: str, ways: dict[str, Callable[..., Any]
 
 def _register(op: str, operator: str) -> None:
     launch = _launcher(op, operator)
-    cuda = _cuda.KERNELS.get(operator)
+    compiled = cuda.KERNELS.get(operator)
     ways = {"": lambda keys, *args: launch(*args)}
-    if cuda is None:
+    if compiled is None:
         library.impl(operator, launch, "CUDA")
     else:
-        _switch(op, operator, "CUDA", {**ways, "cuda": cuda.call_boxed})
+        _switch(op, operator, "CUDA", {**ways, "cuda": compiled.call_boxed})
 
     # What else runs on the CPU: Triton's interpreter, and the emulation of a GPU.
     others = {"triton": ways[""]} if INTERPRETED else {}
-    if _cuda.EMULATED and cuda is not None:
-        others["cuda"] = cuda.call_boxed
+    if cuda.EMULATED and compiled is not None:
+        others["cuda"] = compiled.call_boxed
     if not others:
         return
     name = f"llama_fast::{operator}"
-    if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"):
+    if has_kernel(name, "CPU"):
         others[""] = torch.library.get_kernel(name, "CPU").call_boxed
     else:
         others[""] = ways[""]
     _switch(op, operator, "CPU", others)
 
 
-for _op, _operators in OPERATORS.items():
-    for _operator in _operators:
+for _op in ops_of("triton"):
+    for _operator in TABLE[_op].operators:
         _register(_op, _operator)

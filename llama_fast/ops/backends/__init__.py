@@ -1,0 +1,1 @@
+"""The backends: what there is (table.py), what is here, and which one serves an op."""

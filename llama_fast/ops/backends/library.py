@@ -1,0 +1,68 @@
+"""The `llama_fast` operator namespace, and the compiled library that implements it on the CPU.
+
+Environment:
+    LLAMA_FAST_LIBRARY  path of another compiled library (a sanitizer build, for example)
+    LLAMA_FAST_ISA      instruction set to use: portable, avx2, avx512, avx512_bf16,
+                        amx_bf16
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from llama_fast.ops.backends.table import OTHER_SCHEMAS, TABLE
+
+library = torch.library.Library("llama_fast", "DEF")
+for _schema in (*OTHER_SCHEMAS, *(schema for op in TABLE.values() for schema in op.schemas)):
+    library.define(_schema)
+
+
+def _library_path() -> Path:
+    override = os.environ.get("LLAMA_FAST_LIBRARY")
+    return Path(override) if override else Path(__file__).parents[2] / "libllama_fast.so"
+
+
+def _load() -> str | None:
+    """Load the compiled library; returns why it is missing, or None when it is there."""
+    path = _library_path()
+    if not path.exists():
+        return f"the compiled library is not there ({path}); reinstall with a C++ compiler"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"the compiled library does not load: {error}"
+    return None
+
+
+missing_reason = _load()
+if missing_reason is not None:
+    warnings.warn(
+        f"llama_fast: {missing_reason}. The slow reference backend serves instead.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def has_cpu_kernel(op: str) -> bool:
+    """Whether the compiled library is loaded and holds CPU kernels for `op`."""
+    return missing_reason is None and "cpu" in TABLE[op].kernels
+
+
+def isa_or_none() -> str:
+    """As :func:`isa`, and "none" where LLAMA_FAST_ISA names an instruction set that is not here."""
+    return _ISA
+
+
+def isa() -> str:
+    """The instruction set that the CPU kernels use, or "none" without the compiled library."""
+    return torch.ops.llama_fast.isa() if missing_reason is None else "none"
+
+
+try:
+    _ISA = isa()  # once: torch.compile cannot trace the question
+except RuntimeError:  # LLAMA_FAST_ISA names none; the first call of a kernel says so
+    _ISA = "none"

@@ -1,0 +1,177 @@
+"""The table of the ops: their operators, and which backends have kernels for them in which dtypes.
+
+Whatever lists ops, operators or backends takes them from here: the operator library, the backends
+"triton" and "cuda", `use_backend` and its report, benchmarks and tests.
+
+The schemas stand in Python rather than in the C++ source because the CPU kernels (C++), the CUDA
+kernels and the Triton kernels implement the same operators, and Triton has to work where nothing
+was compiled. The compiled library registers kernels and no schema.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+UP_TO_FLOAT32 = FLOATS[1:]
+HALF = (torch.bfloat16, torch.float16)
+
+BACKENDS = {
+    "auto": "the fastest one that is there",
+    "cpu": "compiled C++",
+    "triton": "Triton on a GPU, or in Triton's interpreter with TRITON_INTERPRET=1",
+    "cuda": "compiled CUDA C++",
+    "chunked": "linear_cross_entropy in chunks of rows, over the other ops",
+    "torch": "PyTorch's own functions, for comparison",
+    "reference": "the mathematics in plain PyTorch",
+}
+# These are Python code that serves every op, dtype and device.
+UNIVERSAL = ("auto", "torch", "reference")
+
+
+class Op(NamedTuple):
+    """What there is of an op.
+
+    schemas: of its operators. Every backend with kernels for the op implements all of them.
+    kernels: the dtypes that the kernels of a backend take. A backend that is neither here nor
+        among `UNIVERSAL` does not serve the op.
+    """
+
+    schemas: tuple[str, ...]
+    kernels: dict[str, tuple[torch.dtype, ...]]
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The names of its operators."""
+        return tuple(map(operator_name, self.schemas))
+
+
+def operator_name(schema: str) -> str:
+    """The name of the operator that a schema declares."""
+    return schema.partition("(")[0]
+
+
+_ATTENTION_OPTIONS = (
+    "Tensor? bias, Tensor? key_padding_mask, Tensor? alibi_slopes, Tensor? sinks, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? dropout_seed, bool causal, "
+    "SymInt window_left, SymInt window_right, float scale, float softcap, float dropout_p"
+)
+_CROSS_ENTROPY_OPTIONS = (
+    "Tensor target, Tensor? weight, int ignore_index, int reduction, float label_smoothing, "
+    "float softcap, float z_loss"
+)
+_LINEAR_CROSS_ENTROPY = (
+    "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, "
+    "Tensor? grad_loss, int ignore_index, int reduction, float label_smoothing, float softcap, "
+    "float z_loss"
+)
+_LINEAR_CROSS_ENTROPY_RESULTS = (
+    "(Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, Tensor linear_weight, "
+    "Tensor linear_bias)"
+)
+
+# A graph that torch.compile cached or torch.export saved calls an operator as it was: an argument
+# that is added later stands last and has a default. What an operator returns is described where it
+# is called (ops/<op>.py).
+TABLE = {
+    "attention": Op(
+        (
+            f"attention(Tensor q, Tensor k, Tensor v, {_ATTENTION_OPTIONS}) "
+            "-> (Tensor out, Tensor lse, Tensor lse_low)",
+            "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
+            f"Tensor out, Tensor lse, Tensor lse_low, {_ATTENTION_OPTIONS}, int grad_mask) "
+            "-> (Tensor q, Tensor k, Tensor v, Tensor bias, Tensor alibi_slopes, Tensor sinks)",
+        ),
+        {"cpu": FLOATS, "triton": FLOATS},
+    ),
+    "attention_decode": Op(
+        (
+            # Writes k and v into the caches, behind the cache_seqlens keys that they hold.
+            "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, "
+            "Tensor? v, Tensor cache_seqlens, Tensor? page_table, Tensor? alibi_slopes, "
+            "Tensor? sinks, SymInt window_left, float scale, float softcap) "
+            "-> (Tensor out, Tensor lse)",
+        ),
+        {"cpu": FLOATS, "triton": FLOATS, "cuda": HALF},
+    ),
+    "cross_entropy": Op(
+        (
+            f"cross_entropy(Tensor input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
+            "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
+            "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, "
+            f"{_CROSS_ENTROPY_OPTIONS}, Tensor? grad_lse=None) -> Tensor",
+            # Overwrites `input` with the gradient of the loss (for an upstream gradient of one).
+            f"cross_entropy_inplace(Tensor(a!) input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
+            "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
+        ),
+        {"cpu": FLOATS, "triton": FLOATS, "cuda": UP_TO_FLOAT32},
+    ),
+    "linear_cross_entropy": Op(
+        (
+            # With grad_lse the gradients are those of (grad_lse * lse).sum(), not of the loss.
+            # Bits of grad_mask: input, linear_weight, linear_bias.
+            f"linear_cross_entropy({_LINEAR_CROSS_ENTROPY}, bool stats, int grad_mask, "
+            f"Tensor? grad_lse=None) -> {_LINEAR_CROSS_ENTROPY_RESULTS}",
+        ),
+        {"cpu": FLOATS, "triton": FLOATS, "chunked": FLOATS},
+    ),
+    "rms_norm": Op(
+        (
+            # x = input + residual, empty without one; rstd = 1 / sqrt(mean(x^2) + eps).
+            "rms_norm(Tensor input, Tensor weight, Tensor? residual, float eps, float offset) "
+            "-> (Tensor y, Tensor x, Tensor rstd)",
+            # Bits of grad_mask: dx, dweight; what is not wanted comes back empty.
+            "rms_norm_backward(Tensor grad_y, Tensor? grad_x, Tensor x, Tensor weight, "
+            "Tensor rstd, float eps, float offset, int grad_mask) "
+            "-> (Tensor dx, Tensor dweight)",
+        ),
+        {"cpu": FLOATS, "triton": FLOATS, "cuda": UP_TO_FLOAT32},
+    ),
+    "rope": Op(
+        (
+            # The other direction (inverse) is the backward.
+            "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, bool inverse) "
+            "-> (Tensor q, Tensor k)",
+        ),
+        {"cpu": FLOATS, "triton": FLOATS, "cuda": UP_TO_FLOAT32},
+    ),
+    "swiglu": Op(
+        (
+            "swiglu(Tensor gate, Tensor up) -> Tensor",
+            # Bits of grad_mask: gate, up.
+            "swiglu_backward(Tensor grad_out, Tensor gate, Tensor up, int grad_mask) "
+            "-> (Tensor gate, Tensor up)",
+        ),
+        {"cpu": FLOATS, "triton": FLOATS},
+    ),
+}
+OPS = tuple(TABLE)
+
+# Operators that no backend is chosen for: each has one implementation.
+OTHER_SCHEMAS = (
+    "isa() -> str",
+    "empty_cache() -> int",
+    # For a few rows, without gradients; torch's own serves all else.
+    "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
+    # With how many rows of the dtype of `like` it is faster than torch's.
+    "linear_rows(Tensor like) -> int",
+    # Every block of a Llama model for one new token of each of B sequences, (B,E) to (B,E); nine
+    # weights a block, then that of the last norm. Writes into the caches (L,slots,K,D).
+    "decode_layers(Tensor x, Tensor[] weights, Tensor cos, Tensor sin, Tensor(a!) k_cache, "
+    "Tensor(b!) v_cache, Tensor cache_seqlens, Tensor page_table, int page, float eps) -> Tensor",
+    # The backend "chunked", in Python.
+    f"linear_cross_entropy_chunked({_LINEAR_CROSS_ENTROPY}, str group_name, bool stats, "
+    f"bool[3] wanted, Tensor? grad_lse=None) -> {_LINEAR_CROSS_ENTROPY_RESULTS}",
+)
+
+
+def serves(backend: str, op: str) -> bool:
+    """Whether `backend` has an implementation of `op`, here or elsewhere."""
+    return backend in UNIVERSAL or backend in TABLE[op].kernels
+
+
+def ops_of(backend: str) -> tuple[str, ...]:
+    """The ops that `backend` has an implementation of, here or elsewhere."""
+    return tuple(op for op in OPS if serves(backend, op))
