@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from llama_fast.ops.backends.table import TABLE
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BOTH = tuple(DTYPES)
 FORWARD, BACKWARD, STEP = "forward", "forward+backward", "training step"
@@ -316,16 +318,7 @@ def _cuda() -> Iterator[Case]:
         yield Case("llama_training", "Llama 220M", sizes, dtype, STEP, "everything together")
 
 
-OPS = (
-    "attention",
-    "attention_decode",
-    "cross_entropy",
-    "linear_cross_entropy",
-    "rms_norm",
-    "rope",
-    "swiglu",
-    "llama_training",
-)
+OPS = (*TABLE, "llama_training")
 _CASES = {"cpu": tuple(_cpu()), "cuda": tuple(_cuda())}
 
 
