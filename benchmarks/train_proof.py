@@ -32,8 +32,8 @@ from llama_fast.cli import main as command_line
 from llama_fast.cli import train as train_command
 from llama_fast.data import PackedLoader, TokenShards
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.metrics import Step, read_metrics
-from llama_fast.train.run import Run
+from llama_fast.train.metrics import StepMetrics, read_metrics
+from llama_fast.train.run import TrainingRun
 
 from . import text_baselines
 from .report import machine_slug
@@ -111,7 +111,7 @@ def config_of(name: str, folder: Path, *more: str) -> TrainConfig:
 
 
 @torch.no_grad()
-def bits_per_byte(run: Run, folder: Path, held_out: bytes) -> float:
+def bits_per_byte(run: TrainingRun, folder: Path, held_out: bytes) -> float:
     """Of the whole held-out text: the nats of its tokens, / ln 2, / its bytes.
 
     It is cut into rows of `seq_len`; nothing but the row's own tokens is seen, and nothing is left
@@ -132,11 +132,11 @@ def bits_per_byte(run: Run, folder: Path, held_out: bytes) -> float:
 
 def train(
     config: TrainConfig, backend: str = "auto", nudge: bool = False
-) -> tuple[Run, list[Step], float]:
+) -> tuple[TrainingRun, list[StepMetrics], float]:
     """(the run, its steps, seconds); `nudge` begins with the embedding one rounding larger."""
     begin = time.perf_counter()
     with llama_fast.use_backend(backend):
-        run = Run(config, log=lambda line: print(f"  {line}", flush=True))
+        run = TrainingRun(config, log=lambda line: print(f"  {line}", flush=True))
         if nudge:
             with torch.no_grad():
                 run.model.embedding.weight.mul_(1 + torch.finfo(torch.float32).eps)

@@ -28,7 +28,7 @@ from llama_fast.models.checkpoints.huggingface import read_config
 from llama_fast.train.allocator import keep_memory
 from llama_fast.train.build import make_optimizer
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 
 from .child import Questions
 
@@ -149,7 +149,7 @@ def autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", getattr(torch, precision))
 
 
-class _TurningRun(Run):
+class _TurningRun(TrainingRun):
     """A run that waits before each step."""
 
     turns: Turns

@@ -20,7 +20,7 @@ from llama_fast.models import LLaMA, LlamaConfig, load, save
 from llama_fast.models.checkpoints.common import CheckpointError
 from llama_fast.tokenizers import TokenizerError, load_tokenizer
 from llama_fast.tokenizers.train_bpe import train_bpe
-from llama_fast.train.checkpoints import Checkpoints
+from llama_fast.train.checkpoints import CheckpointManager
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_template_that_is_a_link(tmp_path: Path, private: Path) -> None:
 
 def test_a_manifest_that_names_files_outside(tmp_path: Path, private: Path) -> None:
     lines: list[str] = []
-    checkpoints = Checkpoints(tmp_path / "run/checkpoints", log=lines.append)
+    checkpoints = CheckpointManager(tmp_path / "run/checkpoints", log=lines.append)
     checkpoints.save(1, {"w": torch.zeros(2)}, {})
     folder = tmp_path / "run/checkpoints/step-00000001"
     manifest = folder / "manifest.json"

@@ -17,11 +17,11 @@ from llama_fast._lock import hold
 from llama_fast._write import open_own, replacing, save_picture, sweep, write_whole
 from llama_fast.eval.report.results import write_run
 from llama_fast.models import LLaMA, LlamaConfig, save
-from llama_fast.train.checkpoints import Checkpoints
-from llama_fast.train.metrics import MetricsFile, Step, read_metrics
+from llama_fast.train.checkpoints import CheckpointManager
+from llama_fast.train.metrics import MetricsFile, StepMetrics, read_metrics
 from llama_fast.train.record import add_entry
 
-STEP = Step(1, 8, 8, 1.0, 1.0, 1e-3, 1.0)
+STEP = StepMetrics(1, 8, 8, 1.0, 1.0, 1e-3, 1.0)
 
 
 @pytest.fixture
@@ -166,12 +166,12 @@ def test_two_threads_write_one_file(tmp_path: Path) -> None:
 
 def test_checkpoints_that_are_a_link_to_another_runs(tmp_path: Path) -> None:
     """To go on in a received folder would delete the other run's."""
-    mine = Checkpoints(tmp_path / "mine/checkpoints")
+    mine = CheckpointManager(tmp_path / "mine/checkpoints")
     mine.save(1, {"w": torch.zeros(2)}, {})
     (tmp_path / "got").mkdir()
     (tmp_path / "got/checkpoints").symlink_to(tmp_path / "mine/checkpoints")
     with pytest.raises(OSError, match="expected a folder, got a link to"):
-        Checkpoints(tmp_path / "got/checkpoints", keep=1).save(2, {"w": torch.zeros(2)}, {})
+        CheckpointManager(tmp_path / "got/checkpoints", keep_last=1).save(2, {"w": torch.zeros(2)}, {})
     assert mine.latest() is not None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llama_fast._format import duration
 
 if TYPE_CHECKING:
-    from llama_fast.train.plan import Plan
+    from llama_fast.train.plan import TrainingPlan
 
 HELP = "estimate memory, speed and traffic of a training run on many GPUs"
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _show(found: Plan, changes: Sequence[Any]) -> None:
+def _show(found: TrainingPlan, changes: Sequence[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -139,7 +139,7 @@ def _show(found: Plan, changes: Sequence[Any]) -> None:
         console.print("  nothing that was tried: more GPUs, or a shorter data.seq_len")
 
 
-def _traffic(found: Plan) -> Any:
+def _traffic(found: TrainingPlan) -> Any:
     from rich.table import Table
 
     table = Table("sent by a GPU in a step", "along", "what", "GB", "at least")

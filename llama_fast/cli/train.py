@@ -100,9 +100,9 @@ def main(argv: Sequence[str]) -> int:
     from llama_fast._device import device_of
     from llama_fast.train.allocator import keep_memory
     from llama_fast.train.parallel import process_group
-    from llama_fast.train.run import Run
+    from llama_fast.train.run import TrainingRun
 
     keep_memory()
     with process_group(device_of(config.device)):
-        Run(config, log=show).train()
+        TrainingRun(config, log=show).train()
     return 0

@@ -12,7 +12,7 @@ from llama_fast.data.tokenizer import tokenizer_of
 from llama_fast.models import LLaMA, load
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from llama_fast.train.build import recorded_shape
-from llama_fast.train.checkpoints import CheckpointError, Checkpoints, Found
+from llama_fast.train.checkpoints import Checkpoint, CheckpointError, CheckpointManager
 
 
 def load_model(
@@ -75,7 +75,7 @@ def load_run(
         DataError: other data is there now.
     """
     folder = Path(path) / "checkpoints"
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointManager(folder)
     found = checkpoints.latest()
     if found is None:
         raise CheckpointError(f"{folder}: expected a checkpoint, there is none")
@@ -91,7 +91,7 @@ def load_run(
     return model.eval(), _tokenizer_of_run(found) if with_tokenizer else None
 
 
-def _tokenizer_of_run(found: Found) -> Tokenizer:
+def _tokenizer_of_run(found: Checkpoint) -> Tokenizer:
     shards = Path(found.state["config"]["data"]["train"])
     if not shards.is_dir():
         raise ValueError(f"tokenizer: expected one, for the run's data is not at {shards}")

@@ -1,5 +1,5 @@
 """Training of language models."""
 
-from .trainer import Epoch, Trainer
+from .trainer import EpochResult, Trainer
 
-__all__ = ["Epoch", "Trainer"]
+__all__ = ["EpochResult", "Trainer"]

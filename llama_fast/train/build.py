@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llama_fast.models import LLaMA, Llama3RopeScaling, LlamaConfig, load
-from llama_fast.train.checkpoints import STATE, CheckpointError, Found
+from llama_fast.train.checkpoints import STATE, Checkpoint, CheckpointError
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.parallel import kind_of
 
@@ -55,7 +55,7 @@ def _check_vocabulary(name: str, shape: LlamaConfig, vocab_size: int | None) -> 
         )
 
 
-def recorded_shape(found: Found) -> LlamaConfig:
+def recorded_shape(found: Checkpoint) -> LlamaConfig:
     """The shape of the model in a run's checkpoint.
 
     Raises:
@@ -81,7 +81,7 @@ def recorded_shape(found: Found) -> LlamaConfig:
     return shape
 
 
-def check_state(found: Found) -> None:
+def check_state(found: Checkpoint) -> None:
     """CheckpointError unless a checkpoint's state has the parts of a run, each of its type."""
     state: dict[str, Any] = {"loader": {}, "scaler": {}, "ranks": 1, "device": "cpu", **found.state}
     for name, kind in _STATE.items():

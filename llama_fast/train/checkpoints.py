@@ -38,7 +38,7 @@ class CheckpointError(OSError):
     """A checkpoint cannot be written, or none can be read; the message names it."""
 
 
-class Found(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint whose files have the hashes they were written with.
 
     Attributes:
@@ -52,7 +52,7 @@ class Found(NamedTuple):
     state: dict[str, Any]
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints in one folder.
 
     A checkpoint is written under another name, flushed to the disk, and renamed: a process killed
@@ -66,7 +66,7 @@ class Checkpoints:
         log: called with one line about each damaged checkpoint that is passed over.
 
     Example:
-        >>> checkpoints = Checkpoints("run/checkpoints", keep_last=3)
+        >>> checkpoints = CheckpointManager("run/checkpoints", keep_last=3)
         >>> checkpoints.save(100, {"model.weight": weight}, {"lr": 1e-3}, asynchronous=True)
         >>> checkpoints.wait()
         >>> found = checkpoints.latest()
@@ -263,7 +263,7 @@ class Checkpoints:
         matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
         return sorted(((int(m[1]), path) for m, path in matches if m), reverse=True)
 
-    def latest(self) -> Found | None:
+    def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None if there is none at all.
 
         Raises:
@@ -281,7 +281,7 @@ class Checkpoints:
         if step == _DAMAGED:
             raise CheckpointError(f"{self.folder}: expected a whole checkpoint, all are damaged")
         path = self._path(step)
-        return Found(step, path, read_json(path / STATE, error=CheckpointError, links=False))
+        return Checkpoint(step, path, read_json(path / STATE, error=CheckpointError, links=False))
 
     def _newest_whole(self) -> int:
         """The step of the newest checkpoint without a fault, _NONE or _DAMAGED."""
@@ -317,7 +317,7 @@ class Checkpoints:
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{MANIFEST}: {error}"
 
-    def load(self, found: Found, tensors: dict[str, Tensor]) -> None:
+    def load(self, found: Checkpoint, tensors: dict[str, Tensor]) -> None:
         """Fill `tensors`, each rank its own part of them, with what was saved under their names.
 
         Raises:
@@ -331,7 +331,7 @@ class Checkpoints:
         except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
             raise CheckpointError(f"{found.path}: could not be read ({_reason(error)})") from error
 
-    def _load(self, found: Found, tensors: dict[str, Tensor]) -> None:
+    def _load(self, found: Checkpoint, tensors: dict[str, Tensor]) -> None:
         reader = dcp.HuggingFaceStorageReader(str(found.path))
         saved = reader.read_metadata().state_dict_metadata
         for name, tensor in tensors.items():

@@ -32,7 +32,7 @@ _SHEETS: dict[tuple[str, ...], tuple[float, float, float]] = {
 }
 
 
-class Peak(NamedTuple):
+class PeakFlops(NamedTuple):
     """A rate that a step is compared with.
 
     Attributes:
@@ -81,7 +81,7 @@ def training_flops(config: LlamaConfig, tokens: int, targets: int, pairs: int) -
     return 6 * (c.num_layers * layer * tokens + c.vocab_size * c.embed_dim * targets) + attention
 
 
-def data_sheet(name: str, precision: str, *, tf32: bool = False) -> Peak | None:
+def data_sheet(name: str, precision: str, *, tf32: bool = False) -> PeakFlops | None:
     """The rate that NVIDIA gives for a GPU; None for one that is not known.
 
     Args:
@@ -92,15 +92,15 @@ def data_sheet(name: str, precision: str, *, tf32: bool = False) -> Peak | None:
     for words, (half, rounded, full) in _SHEETS.items():
         if set(words) <= set(re.split(r"[ -]", name)):
             if precision != "float32":
-                return Peak(half, f"data sheet of {name}, 16 bit")
+                return PeakFlops(half, f"data sheet of {name}, 16 bit")
             if tf32:
-                return Peak(rounded, f"data sheet of {name}, TF32")
-            return Peak(full, f"data sheet of {name}, float32")
+                return PeakFlops(rounded, f"data sheet of {name}, TF32")
+            return PeakFlops(full, f"data sheet of {name}, float32")
     return None
 
 
 @cache
-def peak_flops(device: torch.device, precision: str) -> Peak:
+def peak_flops(device: torch.device, precision: str) -> PeakFlops:
     """The rate of a device in a precision: NVIDIA's data sheet, or else measured.
 
     Args:
@@ -112,7 +112,7 @@ def peak_flops(device: torch.device, precision: str) -> Peak:
         sheet = data_sheet(torch.cuda.get_device_name(device), precision, tf32=not exact)
         if sheet is not None:
             return sheet
-    return Peak(measured_flops(device, precision), f"torch.mm measured here, {precision}")
+    return PeakFlops(measured_flops(device, precision), f"torch.mm measured here, {precision}")
 
 
 def measured_flops(device: torch.device, precision: str, seconds: float = 0.15) -> float:

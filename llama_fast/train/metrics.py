@@ -21,7 +21,7 @@ MEASURED = ("seconds", "memory", "mfu", "joules")
 
 
 @dataclass(frozen=True)
-class Step:
+class StepMetrics:
     """One step of the optimizer.
 
     Attributes:
@@ -93,7 +93,7 @@ class MetricsFile:
         OSError: it can't be written.
     """
 
-    def __init__(self, path: Path, keep_steps: int, row: type[Any] = Step) -> None:
+    def __init__(self, path: Path, keep_steps: int, row: type[Any] = StepMetrics) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         names = [field.name for field in fields(row)]
@@ -133,9 +133,9 @@ def _rows(path: Path, names: list[str]) -> list[list[str]]:
     return [row for row in rows if len(row) == len(names) and row[0].isdigit()]
 
 
-def read_metrics(path: Path) -> list[Step]:
+def read_metrics(path: Path) -> list[StepMetrics]:
     """The steps in a ``metrics.csv``; see :func:`read_rows`."""
-    return read_rows(path, Step)
+    return read_rows(path, StepMetrics)
 
 
 def read_rows(path: Path, row: type[Row]) -> list[Row]:

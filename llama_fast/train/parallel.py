@@ -52,7 +52,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-class Parallel:
+class ParallelContext:
     """This process's part in a run.
 
     Args:

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from llama_fast.models import LlamaConfig, load
 from llama_fast.train.build import new_shape
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.flops import Peak, data_sheet, training_flops
+from llama_fast.train.flops import PeakFlops, data_sheet, training_flops
 from llama_fast.train.parallel import check_divides
-from llama_fast.train.plan_memory import Mesh, memory
+from llama_fast.train.plan_memory import MeshShape, memory
 from llama_fast.train.plan_traffic import Traffic, traffic
 
 
-class Gpu(NamedTuple):
+class GpuSpec(NamedTuple):
     """A kind of GPU.
 
     Attributes:
@@ -39,14 +39,14 @@ GiB = 1 << 30
 # Memory as torch.cuda.mem_get_info gives it, about; links of NVIDIA's data sheets, halved for one
 # way.
 GPUS = {
-    "a100": Gpu("A100", 79 * GiB, 300e9),
-    "a100-40gb": Gpu("A100", 39 * GiB, 300e9),
-    "h100": Gpu("H100", 79 * GiB, 450e9),
-    "h100-pcie": Gpu("H100 PCIe", 79 * GiB, 64e9),
-    "h200": Gpu("H200", 139 * GiB, 450e9),
-    "b200": Gpu("B200", 178 * GiB, 900e9),
-    "l40s": Gpu("L40S", 44 * GiB, 32e9),
-    "l4": Gpu("L4", 22 * GiB, 32e9),
+    "a100": GpuSpec("A100", 79 * GiB, 300e9),
+    "a100-40gb": GpuSpec("A100", 39 * GiB, 300e9),
+    "h100": GpuSpec("H100", 79 * GiB, 450e9),
+    "h100-pcie": GpuSpec("H100 PCIe", 79 * GiB, 64e9),
+    "h200": GpuSpec("H200", 139 * GiB, 450e9),
+    "b200": GpuSpec("B200", 178 * GiB, 900e9),
+    "l40s": GpuSpec("L40S", 44 * GiB, 32e9),
+    "l4": GpuSpec("L4", 22 * GiB, 32e9),
 }
 # The CUDA context, NCCL's buffers and the libraries' workspaces; an estimate, as is the share of
 # the rest that the allocator cannot use for being in pieces.
@@ -54,7 +54,7 @@ RESERVED, FRAGMENTED = 2 * GiB, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What a run needs.
 
     Attributes:
@@ -70,9 +70,9 @@ class Plan:
 
     model: LlamaConfig
     config: TrainConfig
-    mesh: Mesh
-    gpu: Gpu
-    peak: Peak
+    mesh: MeshShape
+    gpu: GpuSpec
+    peak: PeakFlops
     mfu: float
     memory: dict[str, int]
     traffic: list[Traffic]
@@ -139,7 +139,7 @@ class Plan:
         }
 
 
-def mesh_of(config: TrainConfig, gpus: int) -> Mesh:
+def mesh_of(config: TrainConfig, gpus: int) -> MeshShape:
     """The mesh of a run on so many GPUs.
 
     Raises:
@@ -153,7 +153,7 @@ def mesh_of(config: TrainConfig, gpus: int) -> Mesh:
             f"--gpus: expected a product of parallel.replicate {p.replicate or 'auto'}, shard "
             f"{p.shard}, context {p.context} and tensor {p.tensor}, got {gpus}"
         )
-    return Mesh(copies, p.shard, p.context, p.tensor)
+    return MeshShape(copies, p.shard, p.context, p.tensor)
 
 
 def model_of(config: TrainConfig, vocab_size: int | None) -> LlamaConfig:
@@ -187,7 +187,7 @@ def plan(
     mfu: float = 0.4,
     gpus_per_host: int = 8,
     network: float = 50e9,
-) -> Plan:
+) -> TrainingPlan:
     """Estimate a run.
 
     Args:
@@ -226,7 +226,7 @@ def plan(
     spans = {"tensor": mesh.tensor, "context": inner, "shard": inner * mesh.shard,
              "replicate": mesh.ranks}  # fmt: skip
     links = {d: kind.link if span <= gpus_per_host else network for d, span in spans.items()}
-    return Plan(
+    return TrainingPlan(
         model=model,
         config=config,
         mesh=mesh,
@@ -245,10 +245,10 @@ class Advice(NamedTuple):
     """A change of settings, in words, and the plan with it."""
 
     change: str
-    plan: Plan
+    plan: TrainingPlan
 
 
-def advice(found: Plan, **options: Any) -> list[Advice]:
+def advice(found: TrainingPlan, **options: Any) -> list[Advice]:
     """Changes that make a run need less memory, one at a time and then together.
 
     Args:

@@ -22,7 +22,7 @@ CHUNK_ROWS = 4096  # of the logits that the GPU's fused loss holds; kernels/line
 CPU_LEAST, CPU_MOST = 16 << 20, 512 << 20
 
 
-class Mesh(NamedTuple):
+class MeshShape(NamedTuple):
     """The mesh of processes: `parallel` of a configuration with `replicate` worked out."""
 
     replicate: int
@@ -47,7 +47,7 @@ class Mesh(NamedTuple):
 
     @property
     def uses_fsdp(self) -> bool:
-        """As :class:`llama_fast.train.parallel.Parallel` decides it."""
+        """As :class:`llama_fast.train.parallel.ParallelContext` decides it."""
         return self.shard > 1 or (self.tensor > 1 and self.averaged > 1)
 
     @property
@@ -61,7 +61,7 @@ class Mesh(NamedTuple):
         return self.shard * self.context if self.uses_fsdp else 1
 
 
-class Weights(NamedTuple):
+class WeightCounts(NamedTuple):
     """Numbers of one process's weights.
 
     Attributes:
@@ -75,7 +75,7 @@ class Weights(NamedTuple):
     held: int
 
 
-def weights_of(model: LlamaConfig, mesh: Mesh) -> Weights:
+def weights_of(model: LlamaConfig, mesh: MeshShape) -> WeightCounts:
     """Of the first process, which has the most where parts are uneven."""
 
     def padded(shapes: Iterator[tuple[int, int]]) -> int:
@@ -83,17 +83,17 @@ def weights_of(model: LlamaConfig, mesh: Mesh) -> Weights:
 
     block, root = padded(_block_shapes(model, mesh)), padded(_root_shapes(model, mesh))
     held = model.num_layers * block + root
-    return Weights(block * mesh.shards, root * mesh.shards, held)
+    return WeightCounts(block * mesh.shards, root * mesh.shards, held)
 
 
-def _block_shapes(model: LlamaConfig, mesh: Mesh) -> Iterator[tuple[int, int]]:
+def _block_shapes(model: LlamaConfig, mesh: MeshShape) -> Iterator[tuple[int, int]]:
     E, D, t = model.embed_dim, model.head_dim, mesh.tensor
     heads, kv, width = model.num_heads * D // t, model.num_kv_heads * D // t, model.ffn_dim // t
     yield from ((heads, E), (kv, E), (kv, E), (E, heads), (width, E), (width, E), (E, width))
     yield from ((E, 1), (E, 1))  # norms, which every tensor parallel process has
 
 
-def _root_shapes(model: LlamaConfig, mesh: Mesh) -> Iterator[tuple[int, int]]:
+def _root_shapes(model: LlamaConfig, mesh: MeshShape) -> Iterator[tuple[int, int]]:
     rows, E = model.vocab_size // mesh.tensor, model.embed_dim
     yield from ((rows, E),) * (1 if model.tie_embeddings else 2)
     yield E, 1
@@ -104,12 +104,12 @@ def item_size(config: TrainConfig) -> int:
     return FLOAT if config.precision == "float32" else 2
 
 
-def tokens_of(config: TrainConfig, mesh: Mesh) -> int:
+def tokens_of(config: TrainConfig, mesh: MeshShape) -> int:
     """Of a micro-batch on one process."""
     return -(-config.data.micro_batch_size * config.data.seq_len // mesh.context)
 
 
-class Block(NamedTuple):
+class BlockMemory(NamedTuple):
     """Bytes of a block.
 
     Attributes:
@@ -123,7 +123,7 @@ class Block(NamedTuple):
     working: int
 
 
-def block_bytes(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Block:
+def block_bytes(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> BlockMemory:
     """Activations of a block: what its operations save for the backward pass.
 
     The sum that the blocks add to and its gradient are float32, the operands of products are in
@@ -140,17 +140,17 @@ def block_bytes(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Block:
     everything = 2 * FLOAT * (E + 1) + a * (normed + E + 3 * F) + attention
     working = FLOAT * E + a * (E + 3 * F)  # gradients of x, of gate and up and their product
     if config.activation_checkpointing == "none":
-        return Block(N * everything, 0, N * working)
+        return BlockMemory(N * everything, 0, N * working)
     kept = FLOAT * E  # the input
     if config.activation_checkpointing == "selective":  # and the products, and attention
         products = a * (heads + 2 * kv + 2 * E + 2 * F)
         kept += products + a * heads + logs
-        return Block(N * kept, N * (everything - attention - a * 2 * F + a * (heads + 2 * kv)),
-                     N * working)  # fmt: skip
-    return Block(N * kept, N * everything, N * working)
+        recomputed = everything - attention - a * 2 * F + a * (heads + 2 * kv)
+        return BlockMemory(N * kept, N * recomputed, N * working)
+    return BlockMemory(N * kept, N * everything, N * working)
 
 
-class Loss(NamedTuple):
+class LossMemory(NamedTuple):
     """Bytes of the fused loss.
 
     Attributes:
@@ -162,7 +162,7 @@ class Loss(NamedTuple):
     kept: int
 
 
-def loss_bytes(model: LlamaConfig, config: TrainConfig, mesh: Mesh, device: str) -> Loss:
+def loss_bytes(model: LlamaConfig, config: TrainConfig, mesh: MeshShape, device: str) -> LossMemory:
     """Logits of a few rows at a time, and the gradients of hidden states and head."""
     a, N = item_size(config), tokens_of(config, mesh)
     E, V = model.embed_dim, model.vocab_size // mesh.tensor
@@ -172,18 +172,18 @@ def loss_bytes(model: LlamaConfig, config: TrainConfig, mesh: Mesh, device: str)
     if mesh.tensor > 1:  # the chunked form, in float32
         rows = min(N, rows_per_chunk(V, FLOAT))
         working = FLOAT * (rows * (V + 3 * E) + (WIDEN_ELEMENTS if a < FLOAT else 0))
-        return Loss(working, hidden + FLOAT * (N * E + V * E))
+        return LossMemory(working, hidden + FLOAT * (N * E + V * E))
     kept = hidden + g * (N * E + V * E)
     if device == "cpu":
         torchs = 3 * N * V * a
-        return Loss(min(max(CPU_LEAST, torchs // 11), CPU_MOST), kept)
+        return LossMemory(min(max(CPU_LEAST, torchs // 11), CPU_MOST), kept)
     rows = min(N, CHUNK_ROWS)
     # The head's gradient is summed in float32, next to which stands the one that is returned.
-    return Loss(a * rows * (V + E) + FLOAT * rows * E + FLOAT * V * E, kept)
+    return LossMemory(a * rows * (V + E) + FLOAT * rows * E + FLOAT * V * E, kept)
 
 
 def memory(
-    model: LlamaConfig, config: TrainConfig, mesh: Mesh, device: str = "cuda"
+    model: LlamaConfig, config: TrainConfig, mesh: MeshShape, device: str = "cuda"
 ) -> dict[str, int]:
     """Bytes of each kind at the moment of a step at which they are the most.
 
@@ -207,7 +207,7 @@ def memory(
 
 
 def _moments(
-    model: LlamaConfig, config: TrainConfig, mesh: Mesh, device: str
+    model: LlamaConfig, config: TrainConfig, mesh: MeshShape, device: str
 ) -> Iterator[dict[str, int]]:
     """What is there besides weights and moments, at each of five moments."""
     weights, layers = weights_of(model, mesh), model.num_layers

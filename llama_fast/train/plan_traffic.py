@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from llama_fast.models import LlamaConfig
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.plan_memory import FLOAT, Mesh, item_size, tokens_of, weights_of
+from llama_fast.train.plan_memory import FLOAT, MeshShape, item_size, tokens_of, weights_of
 
 
 class Traffic(NamedTuple):
@@ -41,14 +41,14 @@ class Traffic(NamedTuple):
         return passes * self.payload * (self.size - 1) // self.size
 
 
-def traffic(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> list[Traffic]:
+def traffic(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> list[Traffic]:
     """Everything that is sent in an optimizer step, by all of its micro-batches."""
     return [
         found for found in _all(model, config, mesh) if found.size > 1 and found.payload > 0
     ]  # fmt: skip
 
 
-def _all(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Iterator[Traffic]:
+def _all(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> Iterator[Traffic]:
     weights, layers, times = (
         weights_of(model, mesh),
         model.num_layers,
@@ -74,7 +74,7 @@ def _all(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Iterator[Traffi
 
 
 def _ring(
-    model: LlamaConfig, mesh: Mesh, a: int, N: int, again: bool, times: int
+    model: LlamaConfig, mesh: MeshShape, a: int, N: int, again: bool, times: int
 ) -> Iterator[Traffic]:
     """Keys and values go once around, less the last step; their gradients go home."""
     kv = 2 * N * (model.num_kv_heads // mesh.tensor) * model.head_dim
@@ -87,7 +87,7 @@ def _ring(
 
 
 def _tensor(
-    model: LlamaConfig, mesh: Mesh, a: int, N: int, again: bool, times: int
+    model: LlamaConfig, mesh: MeshShape, a: int, N: int, again: bool, times: int
 ) -> Iterator[Traffic]:
     """Sums over the parts of heads, width and vocabulary, each of (N,E).
 

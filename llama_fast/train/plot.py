@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter
 
 from llama_fast._plot_style import INK, SERIES, style_axes
 from llama_fast.data import DataError
-from llama_fast.train.metrics import Step, read_metrics
+from llama_fast.train.metrics import StepMetrics, read_metrics
 
 Array = npt.NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def smoothed(values: Array, share: int = 40) -> Array:
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
-def _read(folder: Path) -> list[Step]:
+def _read(folder: Path) -> list[StepMetrics]:
     path = folder / "metrics.csv"
     if not path.is_file():
         raise FileNotFoundError(f"run: expected the folder of a run, there is no {path}")
@@ -104,7 +104,7 @@ def _read(folder: Path) -> list[Step]:
     return steps
 
 
-def _positions(steps: list[Step], x: X) -> Array:
+def _positions(steps: list[StepMetrics], x: X) -> Array:
     if x == "step":
         return np.array([s.step for s in steps], dtype=np.float64)
     if x == "tokens":

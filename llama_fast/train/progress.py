@@ -15,12 +15,12 @@ from rich.text import Text
 
 from llama_fast._format import duration
 from llama_fast._terminal import console as new_console
-from llama_fast.train.metrics import Step
+from llama_fast.train.metrics import StepMetrics
 
 WINDOW = 50  # steps that speed and time left follow: a single slow one does not move them
 
 
-class Pace:
+class ThroughputMeter:
     """Speed and time left, from the last steps.
 
     Args:
@@ -29,11 +29,11 @@ class Pace:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self._last: deque[Step] = deque(maxlen=WINDOW)
+        self._last: deque[StepMetrics] = deque(maxlen=WINDOW)
         self._training = 0.0
         self._begin = time.perf_counter()
 
-    def add(self, step: Step, now: float | None = None) -> None:
+    def add(self, step: StepMetrics, now: float | None = None) -> None:
         """A step that ended `now` (of ``time.perf_counter``)."""
         self._last.append(step)
         self._training += step.seconds
@@ -68,7 +68,7 @@ class Pace:
         return median(s.seconds for s in self._last) * left * others
 
 
-class Bar:
+class ProgressDisplay:
     """Two lines that stay at the bottom of a terminal; what is printed meanwhile goes above them.
 
     Args:
@@ -90,7 +90,7 @@ class Bar:
         )
         self._live.start()
 
-    def update(self, step: Step, pace: Pace) -> None:
+    def update(self, step: StepMetrics, pace: ThroughputMeter) -> None:
         """Show a step."""
         self._bar.update(step.step)
         line = Table.grid(padding=(0, 1), expand=True)
@@ -121,7 +121,7 @@ class Bar:
         self._live.stop()
 
 
-def bar(steps: int, done: int) -> Bar | None:
-    """A :class:`Bar` if standard error is a terminal that can show one."""
+def progress_display(steps: int, done: int) -> ProgressDisplay | None:
+    """A :class:`ProgressDisplay` if standard error is a terminal that can show one."""
     console = new_console(stderr=True)
-    return Bar(steps, done, console) if console.is_interactive else None
+    return ProgressDisplay(steps, done, console) if console.is_interactive else None

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llama_fast.train.checkpoints import Found
+from llama_fast.train.checkpoints import Checkpoint
 from llama_fast.train.config import TrainConfig
 
 # What a resumed run may change; anything else would make another run of it.
@@ -18,7 +18,9 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 
-def check_same(found: Found, config: TrainConfig, ranks: int, log: Callable[[str], object]) -> None:
+def check_same(
+    found: Checkpoint, config: TrainConfig, ranks: int, log: Callable[[str], object]
+) -> None:
     """See that a checkpoint is of the run that `config` describes.
 
     Args:
@@ -45,7 +47,7 @@ def check_same(found: Found, config: TrainConfig, ranks: int, log: Callable[[str
         )
 
 
-def _may_change(name: str, found: Found, config: TrainConfig, ranks: int) -> bool:
+def _may_change(name: str, found: Checkpoint, config: TrainConfig, ranks: int) -> bool:
     if name == "data.micro_batch_size":  # on other ranks the same batch may take another one
         return bool(found.state["ranks"] != ranks)
     if name == "steps":  # more of them may leave the learning rates of those done as they were

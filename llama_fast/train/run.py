@@ -25,17 +25,17 @@ from llama_fast.data.loader import IGNORE
 from llama_fast.models import LLaMA, LlamaConfig
 from llama_fast.train.activation_checkpointing import checkpoint_activations
 from llama_fast.train.build import make_model, make_optimizer, new_shape, recorded_shape
-from llama_fast.train.checkpoints import Checkpoints, Found
+from llama_fast.train.checkpoints import Checkpoint, CheckpointManager
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import attention_pairs
-from llama_fast.train.metrics import Step
+from llama_fast.train.metrics import StepMetrics
 from llama_fast.train.out_of_memory import explain, is_out_of_memory
-from llama_fast.train.parallel import Parallel, clip_gradients
+from llama_fast.train.parallel import ParallelContext, clip_gradients
 from llama_fast.train.resume import check_same
-from llama_fast.train.watch import Watch
+from llama_fast.train.run_logger import RunLogger
 
 
-class Run:
+class TrainingRun:
     """A model, its data and its optimizer, in the state of the newest checkpoint if there is one.
 
     Args:
@@ -54,13 +54,13 @@ class Run:
         MemoryError: the model and its optimizer do not fit; says which settings would help.
 
     Example:
-        >>> Run(TrainConfig(out="run", steps=100, data=DataOptions(train="shards"))).train()
+        >>> TrainingRun(TrainConfig(out="run", steps=100, data=DataOptions(train="shards"))).train()
     """
 
     def __init__(self, config: TrainConfig, log: Callable[[str], object] = print) -> None:
         self.config, self.log, self.step = config, log, 0
         self.device = device_of(config.device)
-        self.parallel = Parallel(config.parallel, self.device)
+        self.parallel = ParallelContext(config.parallel, self.device)
         if self.parallel.rank != 0:  # one voice is enough
             self.log = log = _silent
         if self.parallel.ranks > 1 and config.precision == "float16":
@@ -82,7 +82,9 @@ class Run:
         self.loader = self._loader(self.shards, shuffle=True)
         shape = new_shape(config, self.shards.vocab_size)
         out = Path(config.out)
-        self.checkpoints = Checkpoints(out / "checkpoints", keep_last=config.keep_last, log=log)
+        self.checkpoints = CheckpointManager(
+            out / "checkpoints", keep_last=config.keep_last, log=log
+        )
         self.checkpoints.by_first_rank(lambda: hold(out))
         found = self.checkpoints.latest()
         if found is not None:
@@ -95,7 +97,7 @@ class Run:
                 raise
             raise MemoryError(explain(error, config, shape, step=None)) from error
 
-    def _build(self, shape: LlamaConfig | None, found: Found | None) -> None:
+    def _build(self, shape: LlamaConfig | None, found: Checkpoint | None) -> None:
         """Make all that takes memory: new, or as it is in a checkpoint."""
         config = self.config
 
@@ -139,7 +141,7 @@ class Run:
             shuffle=shuffle,
         )
 
-    def train(self) -> Step | None:
+    def train(self) -> StepMetrics | None:
         """Go on to the last step; returns what that was, None if there was none left to do.
 
         Raises:
@@ -155,7 +157,7 @@ class Run:
             return None
         self.model.train()
         try:
-            with Watch(self) as watch:
+            with RunLogger(self) as watch:
                 while self.step < config.steps:
                     last = watch.measure(self._train_step)
                     due = self.step == config.steps
@@ -169,7 +171,7 @@ class Run:
             self.checkpoints.wait()
         return last
 
-    def _train_step(self) -> Step:
+    def _train_step(self) -> StepMetrics:
         begin = time.perf_counter()
         total, tokens, targets, pairs = self.make_gradients()
         lr = self.config.optimizer.lr * self.lr_schedule(self.step)
@@ -191,7 +193,7 @@ class Run:
         self._update_average()
         self.step += 1
         seconds = time.perf_counter() - begin
-        return Step(self.step, tokens, targets, total, norm, lr, seconds, pairs=pairs)
+        return StepMetrics(self.step, tokens, targets, total, norm, lr, seconds, pairs=pairs)
 
     def make_gradients(self) -> tuple[float, int, int, int]:
         """Of the next step's loss, in the weights' `grad`, times the scaler's factor.
@@ -322,7 +324,7 @@ class Run:
         if self.device.type == "cuda":
             yield f"random.cuda.{rank}", torch.cuda.get_rng_state(self.device)
 
-    def _restore(self, found: Found) -> None:
+    def _restore(self, found: Checkpoint) -> None:
         tensors = {name: tensor.detach() for name, tensor in self._tensors()}
         random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
         if self.parallel.rank < found.state["ranks"]:  # else drawn anew: there are more processes

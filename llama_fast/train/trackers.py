@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from llama_fast.train.metrics import Step, written
+from llama_fast.train.metrics import StepMetrics, written
 
 ReportTo = Literal["none", "wandb", "trackio"]
 PROJECT = "llama_fast"
@@ -124,7 +124,7 @@ def _import(package: str, remedy: str, setting: str = "") -> Any:
         ) from None
 
 
-def scalars(step: Step) -> dict[str, float]:
+def scalars(step: StepMetrics) -> dict[str, float]:
     """The numbers of a step under the names that trackers show; those it lacks are left out."""
     per_token = None if step.joules is None else step.joules / step.tokens
     found = {

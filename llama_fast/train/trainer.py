@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochResult:
     """What one pass over the data gave.
 
     Attributes:
@@ -65,13 +65,15 @@ class Trainer:
         self.log = log
         self.on_step = on_step
 
-    def train(self, dataloader: Iterable[tuple[Tensor, Tensor]], num_epochs: int) -> list[Epoch]:
+    def train(
+        self, dataloader: Iterable[tuple[Tensor, Tensor]], num_epochs: int
+    ) -> list[EpochResult]:
         """Pass ``num_epochs`` times over pairs of tokens and targets, both (B,S) int64.
 
         The model is in training mode meanwhile and then as before.
 
         Returns:
-            One :class:`Epoch` an epoch.
+            One :class:`EpochResult` an epoch.
 
         Raises:
             ValueError: the dataloader is empty.
@@ -79,7 +81,7 @@ class Trainer:
         """
         if num_epochs < 0:
             raise ValueError(f"num_epochs: expected a number >= 0, got {num_epochs}")
-        history: list[Epoch] = []
+        history: list[EpochResult] = []
         was_training = self.model.training
         self.model.train()
         try:
@@ -95,7 +97,9 @@ class Trainer:
             self.model.train(was_training)
         return history
 
-    def _train_epoch(self, dataloader: Iterable[tuple[Tensor, Tensor]], first_step: int) -> Epoch:
+    def _train_epoch(
+        self, dataloader: Iterable[tuple[Tensor, Tensor]], first_step: int
+    ) -> EpochResult:
         device = next(self.model.parameters()).device
         losses, total, tokens_seen = [], 0.0, 0
         start = time.perf_counter()
@@ -120,7 +124,7 @@ class Trainer:
                 self.on_step(step, value)
         if not losses:
             raise ValueError("dataloader: expected at least one batch, got none")
-        return Epoch(total / tokens_seen, losses, tokens_seen, time.perf_counter() - start)
+        return EpochResult(total / tokens_seen, losses, tokens_seen, time.perf_counter() - start)
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         if self.criterion is None:

@@ -12,14 +12,14 @@ from llama_fast.cli.main import main
 from llama_fast.data import ShardWriter
 from llama_fast.models import Llama3RopeScaling, LlamaConfig, load
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 from tests.paths import shared_data
 
 STORIES = "checkpoints/stories260k/stories260K.bin"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     """Two steps, with a moving average of the weights, on chats in bytes."""
     folder = tmp_path_factory.mktemp("run")
     identity = {"path": "byte", "chat_template": "{{ messages }}"}
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         for i in range(30):
             writer.add(list(range(i, i + 60)))
     changes: dict[str, int | float | bool] = {"num_layers": 1, "tie_embeddings": True}
-    found = Run(
+    found = TrainingRun(
         TrainConfig(
             out=str(folder / "run"), steps=2, device="cpu",
             model=ModelOptions(preset="debug", overrides=changes),
@@ -41,7 +41,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
-def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run, to: str) -> None:
+def test_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: TrainingRun, to: str
+) -> None:
     out = str(tmp_path / "out")
     assert main(["export", run.config.out, "--to", to, "--out", out]) == 0
     said = capsys.readouterr().out
@@ -57,7 +59,7 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run, to:
     assert tokenizer.chat_template == "{{ messages }}"
 
 
-def test_the_average_of_a_run(tmp_path: Path, run: Run) -> None:
+def test_the_average_of_a_run(tmp_path: Path, run: TrainingRun) -> None:
     out = str(tmp_path / "out")
     arguments = ["--to", "hf", "--out", out, "--average", "--dtype", "bfloat16"]
     assert main(["export", run.config.out, *arguments]) == 0
@@ -68,18 +70,18 @@ def test_the_average_of_a_run(tmp_path: Path, run: Run) -> None:
         assert not torch.equal(weight, run.model.get_parameter(name)), name
 
 
-def test_a_run_with_scaled_rope(tmp_path: Path, run: Run) -> None:
+def test_a_run_with_scaled_rope(tmp_path: Path, run: TrainingRun) -> None:
     """The configuration in a run's checkpoint is JSON; the scaling comes out of it."""
     import dataclasses
 
     from llama_fast.models import LLaMA
-    from llama_fast.train.checkpoints import Checkpoints
+    from llama_fast.train.checkpoints import CheckpointManager
 
     config = LlamaConfig(257, 16, 2, 1, ffn_dim=16, rope_scaling=Llama3RopeScaling(8.0))
     model = LLaMA(config)
     state = {"model": dataclasses.asdict(config), "config": dataclasses.asdict(run.config)}
     weights = {f"model.{n}": w.detach() for n, w in model.named_parameters()}
-    Checkpoints(tmp_path / "run" / "checkpoints").save(1, weights, state)
+    CheckpointManager(tmp_path / "run" / "checkpoints").save(1, weights, state)
     out = str(tmp_path / "out")
     assert main(["export", str(tmp_path / "run"), "--to", "hf", "--out", out]) == 0
     assert load(out)[0].config == config
@@ -127,7 +129,7 @@ def test_a_tokenizer_model_beside_tokenizer_json(tmp_path: Path) -> None:
 def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    run: Run,
+    run: TrainingRun,
     arguments: list[str],
     message: str,
 ) -> None:
@@ -141,14 +143,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (plain / "checkpoints").symlink_to(Path(run.config.out) / "checkpoints")
     if "{run}" in arguments:  # the same run, had it kept no average
         (plain / "checkpoints").unlink()
-        from llama_fast.train.checkpoints import Checkpoints
+        from llama_fast.train.checkpoints import CheckpointManager
 
-        found = Checkpoints(Path(run.config.out) / "checkpoints").latest()
+        found = CheckpointManager(Path(run.config.out) / "checkpoints").latest()
         assert found is not None
         state = json.loads(json.dumps(found.state))
         state["config"]["optimizer"]["ema_decay"] = None
         weights = {f"model.{n}": w.detach() for n, w in run.model.named_parameters()}
-        Checkpoints(plain / "checkpoints").save(2, weights, state)
+        CheckpointManager(plain / "checkpoints").save(2, weights, state)
     places = {
         "stories": shared_data(STORIES), "run": plain, "large": tmp_path / "large",
         "llama2": shared_data("tokenizers/llama2/tokenizer.model"),

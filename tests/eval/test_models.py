@@ -11,7 +11,7 @@ from llama_fast.cli.main import main
 from llama_fast.data import DataError, ShardWriter, TokenShards
 from llama_fast.eval.models import load_model
 from llama_fast.train.config import DataOptions, TrainConfig
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 
 
 def write(folder: Path, text: str) -> str:
@@ -27,7 +27,9 @@ def test_other_data_in_the_place_of_the_runs(
     shards, out = tmp_path / "shards", tmp_path / "run"
     learned = write(shards, "To be, or not to be, that is the question.")
     data = DataOptions(train=str(shards), seq_len=32, micro_batch_size=2)
-    Run(TrainConfig(out=str(out), steps=1, device="cpu", data=data), log=lambda line: None).train()
+    TrainingRun(
+        TrainConfig(out=str(out), steps=1, device="cpu", data=data), log=lambda line: None
+    ).train()
     assert load_model(out)[1].vocab_size == 257
     shutil.rmtree(shards)
     other = write(shards, "Whether 'tis nobler in the mind to suffer the slings and arrows")

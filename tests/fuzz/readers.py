@@ -239,7 +239,7 @@ def _run() -> dict[str, bytes]:
     """A checkpoint of a run: name -> content."""
     import dataclasses
 
-    from llama_fast.train.checkpoints import Checkpoints
+    from llama_fast.train.checkpoints import CheckpointManager
     from llama_fast.train.config import TrainConfig
 
     model = _model()
@@ -254,7 +254,7 @@ def _run() -> dict[str, bytes]:
     }
     weights = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:
-        Checkpoints(folder).save(1, weights, state)
+        CheckpointManager(folder).save(1, weights, state)
         return {file.name: file.read_bytes() for file in (Path(folder) / "step-00000001").iterdir()}
 
 

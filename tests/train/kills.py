@@ -16,7 +16,7 @@ import torch
 import torch._dynamo  # the optimizer imports it
 
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 
 
 def config(out: Path, shards: str) -> TrainConfig:
@@ -41,7 +41,7 @@ def run(folder: Path, shards: str, kill_after: float | None) -> float:
         code = 1
         try:
             torch.set_num_threads(1)
-            Run(config(folder, shards), log=lambda line: None).train()
+            TrainingRun(config(folder, shards), log=lambda line: None).train()
             code = 0
         finally:
             os._exit(code)

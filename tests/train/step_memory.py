@@ -21,7 +21,7 @@ import torch
 from llama_fast._memory import peak_rss, reset_peak_rss, rss
 from llama_fast.data import ShardWriter
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 
 VOCAB_SIZE = 4096
 # glibc gives blocks of this size and more back when they are freed; below, they may stay.
@@ -61,7 +61,7 @@ def write_shards(folder: Path) -> None:
 
 def _measure(settings: TrainConfig) -> int:
     tiny = ModelOptions(preset="debug", overrides={"num_layers": 1})
-    rehearsal = Run(dataclasses.replace(settings, model=tiny), log=lambda line: None)
+    rehearsal = TrainingRun(dataclasses.replace(settings, model=tiny), log=lambda line: None)
     rehearsal._train_step()
     del rehearsal
     gc.collect()
@@ -69,7 +69,7 @@ def _measure(settings: TrainConfig) -> int:
     before = rss()
     if not reset_peak_rss():
         raise RuntimeError("/proc/self/clear_refs cannot be written")
-    run = Run(settings, log=lambda line: None)
+    run = TrainingRun(settings, log=lambda line: None)
     dict(run._tensors())  # makes the moments, as if a step had been before
     run._train_step()
     return peak_rss() - before

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from llama_fast._reading import file_sha256
-from llama_fast.train.checkpoints import CheckpointError, Checkpoints, Found
+from llama_fast.train.checkpoints import Checkpoint, CheckpointError, CheckpointManager
 
 
 def tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def bits(found: dict[str, Tensor]) -> dict[str, bytes]:
             for k, v in found.items()}  # fmt: skip
 
 
-def loaded(checkpoints: Checkpoints, found: Found | None) -> dict[str, Tensor]:
+def loaded(checkpoints: CheckpointManager, found: Checkpoint | None) -> dict[str, Tensor]:
     assert found is not None
     empty = {name: torch.zeros_like(tensor) for name, tensor in tensors().items()}
     checkpoints.load(found, empty)
@@ -52,27 +52,27 @@ def loaded(checkpoints: Checkpoints, found: Found | None) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_comes_back_bit_for_bit(tmp_path: Path, asynchronous: bool) -> None:
-    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints = CheckpointManager(tmp_path / "c")
     assert checkpoints.latest() is None
     mine = tensors(3)
     expected = bits(mine)
     checkpoints.save(7, mine, {"lr": 0.1, "place": {"row": 3}}, asynchronous=asynchronous)
     for tensor in mine.values():
         tensor.zero_()  # training goes on
-    found = Checkpoints(tmp_path / "c").latest() if not asynchronous else checkpoints.latest()
+    found = CheckpointManager(tmp_path / "c").latest() if not asynchronous else checkpoints.latest()
     assert found is not None and (found.step, found.state) == (7, {"lr": 0.1, "place": {"row": 3}})
     assert bits(loaded(checkpoints, found)) == expected
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    checkpoints = CheckpointManager(tmp_path, keep_last=2)
     for step in (100_000_000, 5, 9, 100):
         checkpoints.save(step, tensors(), {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000100", "step-100000000"]
 
 
 def test_the_one_just_written_is_kept(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    checkpoints = CheckpointManager(tmp_path, keep_last=1)
     for step in (9, 5):  # of a run that went on from before step 9
         checkpoints.save(step, tensors(), {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
@@ -81,9 +81,9 @@ def test_the_one_just_written_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 1, 2])
 def test_damaged_ones_do_not_take_the_place_of_whole_ones(tmp_path: Path, keep: int) -> None:
     for step in (100, 200):
-        Checkpoints(tmp_path).save(step, tensors(step), {})
+        CheckpointManager(tmp_path).save(step, tensors(step), {})
     (tmp_path / "step-00000200" / "state.json").write_text("")
-    checkpoints = Checkpoints(tmp_path, keep_last=keep, log=lambda line: None)
+    checkpoints = CheckpointManager(tmp_path, keep_last=keep, log=lambda line: None)
     found = checkpoints.latest()
     assert found is not None and found.step == 100
     checkpoints.save(150, tensors(150), {})
@@ -98,7 +98,7 @@ def test_damaged_ones_do_not_take_the_place_of_whole_ones(tmp_path: Path, keep: 
 
 
 def test_a_step_again_replaces_it(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointManager(tmp_path)
     for seed in (1, 2):
         checkpoints.save(4, tensors(seed), {"seed": seed})
     found = checkpoints.latest()
@@ -110,9 +110,9 @@ def test_a_step_again_replaces_it(tmp_path: Path) -> None:
 def test_one_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that fails for a moment does not make a whole checkpoint a damaged one."""
     for step in (100, 200):
-        Checkpoints(tmp_path).save(step, tensors(step), {})
+        CheckpointManager(tmp_path).save(step, tensors(step), {})
     said: list[str] = []
-    checkpoints = Checkpoints(tmp_path, keep_last=2, log=said.append)
+    checkpoints = CheckpointManager(tmp_path, keep_last=2, log=said.append)
 
     def fails(path: Path) -> str:
         if "step-00000200" in str(path):
@@ -142,7 +142,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(
     tmp_path: Path, pattern: str, damage: object
 ) -> None:
     said: list[str] = []
-    checkpoints = Checkpoints(tmp_path, log=said.append)
+    checkpoints = CheckpointManager(tmp_path, log=said.append)
     for step in (1, 2):
         checkpoints.save(step, tensors(step), {})
     (file,) = (tmp_path / "step-00000002").glob(pattern)
@@ -159,7 +159,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_full_disk_loses_nothing(tmp_path: Path, asynchronous: bool) -> None:
     """A limit on the size of files stands for the full disk: writing ends with an OSError."""
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(1, tensors(1), {})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -176,9 +176,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, asynchronous: bool) -> None:
 
 SAVE_FOR_EVER = """
 import itertools, sys
-from llama_fast.train.checkpoints import Checkpoints
+from llama_fast.train.checkpoints import CheckpointManager
 from tests.train.test_checkpoints import tensors
-checkpoints = Checkpoints(sys.argv[1], keep_last=2)
+checkpoints = CheckpointManager(sys.argv[1], keep_last=2)
 for step in itertools.count(1):
     checkpoints.save(step, tensors(step), {"step": step}, asynchronous=bool(step % 2))
     print(step, flush=True)
@@ -198,7 +198,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         rest, _ = child.communicate()
         last = [last, *rest.splitlines()][-1]
-        checkpoints = Checkpoints(folder, keep_last=2, log=pytest.fail)
+        checkpoints = CheckpointManager(folder, keep_last=2, log=pytest.fail)
         found = checkpoints.latest()
         # An asynchronous save says its step before it is complete.
         assert found is not None and found.step >= int(last) - 1
@@ -214,7 +214,7 @@ def rank_saves(rank: int, ranks: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (ranks,))
     whole = torch.arange(24.0).reshape(6, 4) / 7
     said: list[str] = []
-    checkpoints = Checkpoints(f"{folder}/c", log=said.append)
+    checkpoints = CheckpointManager(f"{folder}/c", log=said.append)
     if ranks == 2:
         shard = distribute_tensor(whole, mesh, [Shard(0)])
         checkpoints.save(1, {"w": shard}, {"ranks": 2}, asynchronous=True)
@@ -240,7 +240,7 @@ def test_another_number_of_ranks(tmp_path: Path) -> None:
     mp.spawn(rank_saves, (2, str(tmp_path)), nprocs=2)
     (tmp_path / "c/step-00000002/state.json").unlink()
     mp.spawn(rank_saves, (3, str(tmp_path)), nprocs=3)
-    checkpoints = Checkpoints(tmp_path / "c", log=lambda line: None)
+    checkpoints = CheckpointManager(tmp_path / "c", log=lambda line: None)
     found, whole = checkpoints.latest(), torch.zeros(6, 4)
     assert found is not None
     checkpoints.load(found, {"w": whole})
@@ -248,9 +248,9 @@ def test_another_number_of_ranks(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match="keep: expected a number >= 0, got -1"):
-        Checkpoints(tmp_path, keep_last=-1)
+    checkpoints = CheckpointManager(tmp_path)
+    with pytest.raises(ValueError, match="keep_last: expected a number >= 0, got -1"):
+        CheckpointManager(tmp_path, keep_last=-1)
     with pytest.raises(ValueError, match="step: expected a number >= 0, got -1"):
         checkpoints.save(-1, {}, {})
     with pytest.raises(TypeError, match="not JSON serializable"):
@@ -270,7 +270,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_a_thread_that_cannot_start_loses_nothing(tmp_path: Path) -> None:
     """Short of memory there is no room for its stack: the checkpoint is written without it."""
-    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints = CheckpointManager(tmp_path / "c")
     before = threading.stack_size(1 << 46)  # more than there are addresses
     try:
         with pytest.raises(RuntimeError, match="can't start new thread"):

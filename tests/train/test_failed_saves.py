@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from llama_fast.train.checkpoints import CheckpointError
 from llama_fast.train.config import DataOptions, OptimizerOptions, ParallelOptions, TrainConfig
-from llama_fast.train.metrics import Step, read_metrics
-from llama_fast.train.run import Run
+from llama_fast.train.metrics import StepMetrics, read_metrics
+from llama_fast.train.run import TrainingRun
 from tests.ranks import on_ranks
 
 
@@ -47,7 +47,7 @@ def small_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def fail_first_save(run: Run) -> None:
+def fail_first_save(run: TrainingRun) -> None:
     save = run.save
 
     def fail() -> None:
@@ -75,23 +75,23 @@ def last_bits(out: Path) -> dict[str, list[bytes]]:
 
 def test_room_again(folder: Path) -> None:
     """Step 10 could not be written, step 11 is: nothing is lost, and the run goes on from there."""
-    run = Run(config(folder, "failed"), log=lambda line: None)
+    run = TrainingRun(config(folder, "failed"), log=lambda line: None)
     fail_first_save(run)
     with pytest.raises(CheckpointError, match=r"step-00000010: could not .*011 was written since"):
         run.train()
     assert run.step == 11 and steps(folder / "failed") == ["step-00000011"]
     for name in ("failed", "whole"):
-        Run(config(folder, name), log=lambda line: None).train()
+        TrainingRun(config(folder, name), log=lambda line: None).train()
     assert last_bits(folder / "failed") == last_bits(folder / "whole")
     found, whole = (read_metrics(folder / name / "metrics.csv") for name in ("failed", "whole"))
     assert [(s.step, s.loss) for s in found] == [(s.step, s.loss) for s in whole]
 
 
 def test_still_no_room(folder: Path) -> None:
-    run = Run(config(folder, "failed"), log=lambda line: None)
+    run = TrainingRun(config(folder, "failed"), log=lambda line: None)
     take_step = run._train_step
 
-    def after_the_save() -> Step:
+    def after_the_save() -> StepMetrics:
         if run.step == 10:  # a slow disk would end the save in a later step
             assert run.checkpoints._thread is not None
             run.checkpoints._thread.join()
@@ -105,7 +105,7 @@ def test_still_no_room(folder: Path) -> None:
 
 
 def test_no_room_at_the_end(folder: Path) -> None:
-    run = Run(config(folder, "failed"), log=lambda line: None)
+    run = TrainingRun(config(folder, "failed"), log=lambda line: None)
     while run.step < 29:
         run._train_step()
     with small_files(), pytest.raises(CheckpointError, match=r"step-00000030: could not be"):
@@ -114,14 +114,14 @@ def test_no_room_at_the_end(folder: Path) -> None:
 
 def rank_fails(rank: int, folder: Path) -> None:
     """The disk of rank 0 alone is full: both processes end in the same step, with its state."""
-    run = Run(config(folder, "failed", shard=2), log=lambda line: None)
+    run = TrainingRun(config(folder, "failed", shard=2), log=lambda line: None)
     if rank == 0:
         fail_first_save(run)
     with pytest.raises(CheckpointError, match=r"step-00000010: could not .* was written since"):
         run.train()
     (folder / f"ended{rank}").write_text(json.dumps([run.step, steps(folder / "failed")]))
     for name in ("failed", "whole"):
-        Run(config(folder, name, shard=2), log=lambda line: None).train()
+        TrainingRun(config(folder, name, shard=2), log=lambda line: None).train()
 
 
 def test_on_two_processes(folder: Path) -> None:

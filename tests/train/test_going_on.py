@@ -19,7 +19,7 @@ from llama_fast._lock import hold
 from llama_fast.cli.main import main as cli
 from llama_fast.models import LLaMA, LlamaConfig, save
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 from tests.paths import REPOSITORY
 from tests.ranks import on_ranks
 
@@ -35,13 +35,13 @@ def make(out: Path, shards: str, **changes: object) -> TrainConfig:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def weights(run: Run) -> Tensor:
+def weights(run: TrainingRun) -> Tensor:
     return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
 
 def stop_after(config: TrainConfig, steps: int) -> None:
     """Like a kill after so many steps, the checkpoints before them written."""
-    run = Run(config, log=lambda line: None)
+    run = TrainingRun(config, log=lambda line: None)
     take = run._train_step
 
     def step() -> object:
@@ -64,7 +64,7 @@ def test_the_weights_to_begin_with_are_read_once(tmp_path: Path, shards: str) ->
     options = OptimizerOptions(ema_decay=0.9)
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     config = make(out, shards, model=begin, optimizer=options)
-    expected = Run(dataclasses.replace(config, out=str(whole)), log=lambda line: None)
+    expected = TrainingRun(dataclasses.replace(config, out=str(whole)), log=lambda line: None)
     assert expected.model.config.rope_factors == shape.rope_factors
     expected.train()
     stop_after(config, 5)
@@ -73,24 +73,25 @@ def test_the_weights_to_begin_with_are_read_once(tmp_path: Path, shards: str) ->
     (out / "checkpoints/step-00000004/state.json").write_text("")
     said: list[str] = []
     moved = dataclasses.replace(config, model=ModelOptions(init_from="moved.gguf"))
-    again = Run(moved, log=said.append)
+    again = TrainingRun(moved, log=said.append)
     assert again.step == 2 and again.model.config == expected.model.config
     assert any("weights.gguf, now moved.gguf; the run goes on from its checkp" in s for s in said)
     again.train()
     assert torch.equal(weights(again), weights(expected))
     with pytest.raises(ValueError, match=r"another configuration: model.init_from \(was 'moved.g"):
-        Run(make(out, shards, optimizer=options), log=lambda line: None)
+        TrainingRun(make(out, shards, optimizer=options), log=lambda line: None)
     shutil.rmtree(out / "checkpoints")
     with pytest.raises(FileNotFoundError, match=r"weights\.gguf"):
-        Run(config, log=lambda line: None)
+        TrainingRun(config, log=lambda line: None)
 
 
 RUN = """
 import sys, time
 from llama_fast.train.config import DataOptions, TrainConfig
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 data = DataOptions(train=sys.argv[2], seq_len=32, micro_batch_size=2, num_workers=1)
-run = Run(TrainConfig(out=sys.argv[1], steps=6, device="cpu", data=data), log=lambda line: None)
+config = TrainConfig(out=sys.argv[1], steps=6, device="cpu", data=data)
+run = TrainingRun(config, log=lambda line: None)
 run._train_step()  # its worker is there from now on
 print("ready", flush=True)
 time.sleep(600)
@@ -118,15 +119,15 @@ def test_one_run_at_a_time(tmp_path: Path, shards: str, capsys: pytest.CaptureFi
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
-    first = Run(make(out, shards), log=lambda line: None)
+    first = TrainingRun(make(out, shards), log=lambda line: None)
     first.train()
-    assert Run(make(out, shards), log=lambda line: None).step == 6  # this process may again
+    assert TrainingRun(make(out, shards), log=lambda line: None).step == 6  # this process may again
 
 
 def rank_is_refused(rank: int, folder: Path, shards: str) -> None:
     reason = "is in use by another run" if rank == 0 else "rank 0 failed, and says why"
     with pytest.raises(OSError, match=reason):
-        Run(make(folder / "run", shards), log=lambda line: None)
+        TrainingRun(make(folder / "run", shards), log=lambda line: None)
 
 
 def test_all_processes_of_a_second_run_end(tmp_path: Path, shards: str) -> None:
@@ -141,4 +142,4 @@ def test_a_file_system_without_locks(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    assert Run(make(tmp_path / "run", shards), log=lambda line: None).train() is not None
+    assert TrainingRun(make(tmp_path / "run", shards), log=lambda line: None).train() is not None

@@ -18,7 +18,7 @@ from llama_fast.data.loader import IGNORE
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.metrics import read_metrics
 from llama_fast.train.parallel import clip_gradients
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 from tests.paths import shared_data
 
 
@@ -33,7 +33,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def make(out: Path, shards: str, **changes: Any) -> Run:
+def make(out: Path, shards: str, **changes: Any) -> TrainingRun:
     config = TrainConfig(
         out=str(out),
         steps=8,
@@ -41,7 +41,7 @@ def make(out: Path, shards: str, **changes: Any) -> Run:
         data=DataOptions(train=shards, seq_len=64, micro_batch_size=4),
         optimizer=OptimizerOptions(lr=3e-3),
     )
-    return Run(dataclasses.replace(config, **changes), log=lambda line: None)
+    return TrainingRun(dataclasses.replace(config, **changes), log=lambda line: None)
 
 
 class Calls(TorchDispatchMode):

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from llama_fast.data import ShardWriter
 from llama_fast.train.benchmarks import Benchmarks, Row
-from llama_fast.train.checkpoints import Checkpoints
+from llama_fast.train.checkpoints import CheckpointManager
 from llama_fast.train.config import (
     DataOptions,
     ModelOptions,
@@ -23,7 +23,7 @@ from llama_fast.train.config import (
     TrainConfig,
 )
 from llama_fast.train.metrics import read_metrics, read_rows
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 from tests.paths import shared_data
 from tests.ranks import on_ranks
 
@@ -75,14 +75,14 @@ def full(tensor: Tensor) -> Tensor:
     return tensor if whole is None else whole()
 
 
-def gradients(run: Run) -> tuple[float, dict[str, Tensor]]:
+def gradients(run: TrainingRun) -> tuple[float, dict[str, Tensor]]:
     loss = run.make_gradients()[0]
     found = {n: full(p.grad).clone() for n, p in run.model.named_parameters() if p.grad is not None}
     run.optimizer.zero_grad()
     return loss, found
 
 
-def in_float64(run: Run) -> tuple[float, Tensor]:
+def in_float64(run: TrainingRun) -> tuple[float, Tensor]:
     """The first step's loss and gradient."""
     run.model.double()
     loss, found = gradients(run)
@@ -92,8 +92,10 @@ def in_float64(run: Run) -> tuple[float, Tensor]:
 def on_rank(rank: int, folder: Path, world: int, cases: list[tuple[str, dict[str, Any]]]) -> None:
     for mode, changes in cases:
         name = f"{world}-{mode}-{changes.get('tied', True)}"
-        loss, found = gradients(Run(config(folder, f"{name}-gradients", world, mode, **changes)))
-        run = Run(config(folder, name, world, mode, **changes))
+        loss, found = gradients(
+            TrainingRun(config(folder, f"{name}-gradients", world, mode, **changes))
+        )
+        run = TrainingRun(config(folder, name, world, mode, **changes))
         run.train()
         weights = get_model_state_dict(run.model, options=StateDictOptions(full_state_dict=True))
         if rank == 0:
@@ -105,9 +107,9 @@ def alone(folder: Path) -> dict[bool, tuple[Any, ...]]:
     """Of one process, with and without tied embeddings."""
     found = {}
     for tied in (True, False):
-        exact = in_float64(Run(config(folder, f"exact-{tied}", tied=tied)))
-        mine = gradients(Run(config(folder, f"gradients-{tied}", tied=tied)))
-        run = Run(config(folder, f"alone-{tied}", tied=tied))
+        exact = in_float64(TrainingRun(config(folder, f"exact-{tied}", tied=tied)))
+        mine = gradients(TrainingRun(config(folder, f"gradients-{tied}", tied=tied)))
+        run = TrainingRun(config(folder, f"alone-{tied}", tied=tied))
         run.train()
         found[tied] = (*exact, *mine, run.model.state_dict())
     return found
@@ -136,7 +138,9 @@ def test_equals_one_process(
         tied = changes.get("tied", True)
         name = f"{world}-{mode}-{tied}"
         compare(tmp_path / name, folder / f"alone-{tied}", alone[tied])
-        resumed = Run(config(tmp_path, name, tied=tied, steps=STEPS + 1), log=lambda line: None)
+        resumed = TrainingRun(
+            config(tmp_path, name, tied=tied, steps=STEPS + 1), log=lambda line: None
+        )
         _, _, weights = torch.load(tmp_path / f"{name}.pt")
         assert resumed.step == STEPS
         for key, weight in resumed.model.state_dict().items():
@@ -156,15 +160,15 @@ def goes_on_rank(rank: int, folder: Path, questions: str) -> None:
             now.eval_every, now.benchmarks = 4, [questions]
             now.model.overrides.update(vocab_size=258, p_dropout=dropout)
             now.data.num_workers = int(mode == "shard")  # each one takes seconds to start here
-            run = Run(now, log=lambda line: None)
+            run = TrainingRun(now, log=lambda line: None)
             if name == "stopped":
                 stop_in_step(run, 3)
-                run = Run(now, log=lambda line: None)
+                run = TrainingRun(now, log=lambda line: None)
                 assert run.step == 2
             run.train()
 
 
-def stop_in_step(run: Run, number: int) -> None:
+def stop_in_step(run: TrainingRun, number: int) -> None:
     make_gradients = run.make_gradients
 
     def stopped() -> tuple[float, int, int, int]:
@@ -210,10 +214,10 @@ def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
         assert scores == read_rows(stopped / "benchmarks.csv", Row)
         # As one process: the checkpoint is put together again.
         alone = config(tmp_path, f"{mode}-stopped", steps=4)
-        saved = Checkpoints(stopped / "checkpoints").latest()
+        saved = CheckpointManager(stopped / "checkpoints").latest()
         assert saved is not None
         alone.model.overrides = saved.state["config"]["model"]["overrides"]
-        run = Run(alone, log=lambda line: None)
+        run = TrainingRun(alone, log=lambda line: None)
         asked = Benchmarks([str(questions)], run.shards, alone.questions, alone.seed, 256)
         assert asked.ask(run.model, 4) == scores
 

@@ -27,18 +27,18 @@ from llama_fast.train.config import (
     TrainConfig,
 )
 from llama_fast.train.flops import training_flops
-from llama_fast.train.plan import GPUS, Plan, advice, mesh_of, model_of, plan
-from llama_fast.train.plan_memory import Mesh, block_bytes, memory, weights_of
+from llama_fast.train.plan import GPUS, TrainingPlan, advice, mesh_of, model_of, plan
+from llama_fast.train.plan_memory import MeshShape, block_bytes, memory, weights_of
 from llama_fast.train.plan_traffic import traffic
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 from tests.paths import REPOSITORY
 from tests.ranks import on_ranks
 from tests.train import step_memory
 
-ALONE = Mesh(1, 1, 1, 1)
+ALONE = MeshShape(1, 1, 1, 1)
 
 
-def config(folder: Path, name: str = "run", mesh: Mesh = ALONE, **changes: Any) -> TrainConfig:
+def config(folder: Path, name: str = "run", mesh: MeshShape = ALONE, **changes: Any) -> TrainConfig:
     """A small model; each row is one document, so that no place in it is left empty."""
     shape = {"num_layers": 2, "embed_dim": 64, "num_heads": 8, "num_kv_heads": 4, "head_dim": 8,
              "ffn_dim": 96, "tie_embeddings": changes.pop("tied", True)}  # fmt: skip
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_weights_moments_and_average_are_exactly_what_a_run_holds(folder: Path) -> None:
     settings = config(folder, "held", optimizer=OptimizerOptions(ema_decay=0.5))
-    run = Run(settings, log=lambda line: None)
+    run = TrainingRun(settings, log=lambda line: None)
     held: Counter[str] = Counter()
     for name, tensor in run._tensors():
         held[name.split(".")[0]] += tensor.nbytes if tensor.dim() else 0
@@ -145,11 +145,13 @@ class Counting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def count(rank: int, folder: Path, data: Path, cases: list[tuple[Mesh, dict[str, Any]]]) -> None:
+def count(
+    rank: int, folder: Path, data: Path, cases: list[tuple[MeshShape, dict[str, Any]]]
+) -> None:
     plain = dist.all_reduce
     for number, (mesh, changes) in enumerate(cases):
         settings = config(data, f"{folder.name}-{number}", mesh, **changes)
-        run = Run(settings, log=lambda line: None)
+        run = TrainingRun(settings, log=lambda line: None)
         run._train_step()  # DDP makes its buckets once more after the first
         counting = Counting()
 
@@ -172,12 +174,12 @@ def count(rank: int, folder: Path, data: Path, cases: list[tuple[Mesh, dict[str,
 NARROW = {"precision": "bfloat16", "activation_checkpointing": "full", "tied": False}
 KEEPING = {"precision": "bfloat16", "activation_checkpointing": "selective"}
 # Every dimension alone and beside another, every kind of checkpointing, both precisions.
-SENT: list[tuple[Mesh, dict[str, Any]]] = [
-    (Mesh(4, 1, 1, 1), {}),
-    (Mesh(2, 2, 1, 1), {}),
-    (Mesh(1, 2, 1, 2), KEEPING),
-    (Mesh(1, 1, 2, 2), NARROW),
-    (Mesh(1, 1, 1, 4), {}),
+SENT: list[tuple[MeshShape, dict[str, Any]]] = [
+    (MeshShape(4, 1, 1, 1), {}),
+    (MeshShape(2, 2, 1, 1), {}),
+    (MeshShape(1, 2, 1, 2), KEEPING),
+    (MeshShape(1, 1, 2, 2), NARROW),
+    (MeshShape(1, 1, 1, 4), {}),
 ]
 
 
@@ -221,7 +223,7 @@ def count_copies(rank: int, folder: Path, data: Path) -> None:
         settings = config(data, folder.name, SHARED, precision="bfloat16", tied=False,
                           activation_checkpointing=mode)  # fmt: skip
         settings.data.micro_batch_size = 3  # no activation has the shape of a weight
-        run = Run(settings, log=lambda line: None)
+        run = TrainingRun(settings, log=lambda line: None)
         counting = Copies({weight.shape for weight in run.model.parameters()})
         with counting:
             run._train_step()
@@ -229,7 +231,7 @@ def count_copies(rank: int, folder: Path, data: Path) -> None:
             (folder / mode).write_text(str(counting.most))
 
 
-SHARED = Mesh(1, 2, 1, 1)
+SHARED = MeshShape(1, 2, 1, 1)
 
 
 def test_few_weights_are_there_in_16_bits_at_once(folder: Path, tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def test_few_weights_are_there_in_16_bits_at_once(folder: Path, tmp_path: Path) 
 
 def test_arithmetic_is_that_of_a_run(folder: Path) -> None:
     settings = config(folder, "arithmetic")
-    run = Run(settings, log=lambda line: None)
+    run = TrainingRun(settings, log=lambda line: None)
     step = run._train_step()
     model = run.model.config
     found = plan(settings, model, gpus=1, gpu="h100", mfu=0.5)
@@ -257,7 +259,7 @@ def test_arithmetic_is_that_of_a_run(folder: Path) -> None:
     assert found.run_seconds == pytest.approx(2 * found.step_seconds)
 
 
-def of_file(name: str, gpus: int, **changes: Any) -> Plan:
+def of_file(name: str, gpus: int, **changes: Any) -> TrainingPlan:
     from llama_fast.cli.train import read_config
 
     options = [f"--{key}={value}" for key, value in changes.items()]
@@ -270,7 +272,7 @@ def test_llama_3_8b_on_64_gpus() -> None:
     found = of_file("llama3-8b-fsdp", 64)
     N = 8_030_261_248
     assert found.model.num_parameters() == N
-    assert found.mesh == Mesh(8, 8, 1, 1)
+    assert found.mesh == MeshShape(8, 8, 1, 1)
     assert found.memory["weights"] == N * 4 // 8
     assert found.memory["optimizer moments"] == N * 8 // 8
     assert found.tokens == 64 * 4 * 8192
@@ -340,4 +342,4 @@ def test_every_gpu_has_a_data_sheet() -> None:
     settings = TrainConfig(precision="bfloat16")
     for name in GPUS:
         assert plan(settings, model_of(settings, None), gpus=1, gpu=name).peak.flops > 1e14
-    assert mesh_of(settings, 6) == Mesh(6, 1, 1, 1)
+    assert mesh_of(settings, 6) == MeshShape(6, 1, 1, 1)

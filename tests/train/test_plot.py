@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from llama_fast.cli.main import main
-from llama_fast.train.metrics import MetricsFile, Step
+from llama_fast.train.metrics import MetricsFile, StepMetrics
 from llama_fast.train.plot import figure, smoothed
 
 
@@ -18,7 +18,7 @@ def run_of(folder: Path, losses: list[float]) -> Path:
     file = MetricsFile(folder / "metrics.csv", 0)
     for number, loss in enumerate(losses, 1):
         valid = loss + 0.1 if number % 10 == 0 else None
-        file.add(Step(number, 500, 500, loss, 1.0, 1e-3, 0.25, valid))
+        file.add(StepMetrics(number, 500, 500, loss, 1.0, 1e-3, 0.25, valid))
     file.close()
     return folder
 

@@ -9,15 +9,17 @@ import time
 import pytest
 from rich.console import Console
 
-from llama_fast.train.metrics import Step
-from llama_fast.train.progress import Bar, Pace, bar
+from llama_fast.train.metrics import StepMetrics
+from llama_fast.train.progress import ProgressDisplay, ThroughputMeter, progress_display
 
 
-def step(number: int, seconds: float = 0.5, joules: float | None = None) -> Step:
-    return Step(number, 1000, 1000, 2.5, 1.0, 1e-3, seconds, mfu=0.4, memory=10**9, joules=joules)
+def step(number: int, seconds: float = 0.5, joules: float | None = None) -> StepMetrics:
+    return StepMetrics(
+        number, 1000, 1000, 2.5, 1.0, 1e-3, seconds, mfu=0.4, memory=10**9, joules=joules
+    )
 
 
-def fed(pace: Pace, count: int, slow: dict[int, float]) -> list[float]:
+def fed(pace: ThroughputMeter, count: int, slow: dict[int, float]) -> list[float]:
     now, left = time.perf_counter(), []
     for number in range(1, count + 1):
         seconds = slow.get(number, 0.5)
@@ -28,8 +30,8 @@ def fed(pace: Pace, count: int, slow: dict[int, float]) -> list[float]:
 
 
 def test_one_slow_step_does_not_move_the_time_left() -> None:
-    even = fed(Pace(1000), 100, {})
-    bumpy = fed(Pace(1000), 100, {60: 30.0})
+    even = fed(ThroughputMeter(1000), 100, {})
+    bumpy = fed(ThroughputMeter(1000), 100, {60: 30.0})
     assert even[-1] == pytest.approx(450, rel=1e-3)
     assert bumpy[-1] == pytest.approx(even[-1], rel=1e-3)
     assert all(a > b for a, b in itertools.pairwise(even))
@@ -37,7 +39,7 @@ def test_one_slow_step_does_not_move_the_time_left() -> None:
 
 def test_validation_and_saving_take_their_share() -> None:
     """Ten seconds of validation every 20 steps of half a second: twice the time."""
-    pace, now = Pace(400), time.perf_counter()
+    pace, now = ThroughputMeter(400), time.perf_counter()
     for number in range(1, 201):
         now += 0.5 + (10 if number % 20 == 0 else 0)
         pace.add(step(number), now)
@@ -45,7 +47,7 @@ def test_validation_and_saving_take_their_share() -> None:
 
 
 def test_means_over_the_last_steps() -> None:
-    pace = Pace(10)
+    pace = ThroughputMeter(10)
     pace.add(step(1, 1.0, joules=30.0))
     pace.add(step(2, 3.0, joules=50.0))
     assert pace.tokens_per_second == pytest.approx(500)
@@ -59,7 +61,7 @@ def test_means_over_the_last_steps() -> None:
 def test_the_bar_fits_a_terminal(width: int) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=width, height=20, color_system=None)
-    pace, shown = Pace(200), Bar(200, 0, console)
+    pace, shown = ThroughputMeter(200), ProgressDisplay(200, 0, console)
     pace.add(step(120), time.perf_counter() + 1)
     shown.update(step(120), pace)
     shown._live.refresh()
@@ -71,4 +73,4 @@ def test_the_bar_fits_a_terminal(width: int) -> None:
 
 
 def test_no_bar_without_a_terminal() -> None:
-    assert bar(10, 0) is None
+    assert progress_display(10, 0) is None

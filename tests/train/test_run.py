@@ -18,10 +18,10 @@ from torch import Tensor
 
 from llama_fast.cli.main import main as cli
 from llama_fast.data import DataError, ShardWriter, TokenShards
-from llama_fast.train.checkpoints import Checkpoints
+from llama_fast.train.checkpoints import CheckpointManager
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.metrics import MEASURED, read_metrics
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
 from tests.paths import REPOSITORY
 from tests.train.events import curves
 from tests.train.kills import config as killed_config
@@ -33,13 +33,13 @@ def make(out: Path, shards: str, **changes: object) -> TrainConfig:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def trained(config: TrainConfig, said: list[str] | None = None) -> Run:
-    run = Run(config, log=(lambda line: None) if said is None else said.append)
+def trained(config: TrainConfig, said: list[str] | None = None) -> TrainingRun:
+    run = TrainingRun(config, log=(lambda line: None) if said is None else said.append)
     run.train()
     return run
 
 
-def weights(run: Run) -> Tensor:
+def weights(run: TrainingRun) -> Tensor:
     return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
 
@@ -80,12 +80,12 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path, shards: str) -> None
 
 def test_what_is_saved_is_all_there_is(tmp_path: Path, shards: str) -> None:
     """The test above sees no state that is saved nowhere and equal by chance: it differs here."""
-    run = Run(killed_config(tmp_path / "a", shards), log=lambda line: None)
+    run = TrainingRun(killed_config(tmp_path / "a", shards), log=lambda line: None)
     run.train()
     found = run.checkpoints.latest()
     assert found is not None
     saved = {name: torch.zeros_like(tensor) for name, tensor in run._tensors()}
-    Checkpoints(tmp_path / "a/checkpoints").load(found, saved)
+    CheckpointManager(tmp_path / "a/checkpoints").load(found, saved)
     for part in ("optimizer.exp_avg.", "optimizer.exp_avg_sq.", "average."):
         matching = [v for k, v in saved.items() if k.startswith(part)]
         assert matching and all(v.any() for v in matching)
@@ -134,7 +134,7 @@ def test_mixed_precision_keeps_float32_weights(tmp_path: Path, shards: str, prec
 
 
 def test_the_average_is_the_weights_average(tmp_path: Path, shards: str) -> None:
-    run = Run(
+    run = TrainingRun(
         make(tmp_path, shards, optimizer=OptimizerOptions(ema_decay=0.5)), log=lambda line: None
     )
     expected = run.model.norm.weight.detach().clone()
@@ -147,7 +147,7 @@ def test_the_average_is_the_weights_average(tmp_path: Path, shards: str) -> None
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, shards: str) -> None:
     config = make(tmp_path, shards, steps=9, checkpoint_every=1, keep_last=1)
-    run = Run(config, log=lambda line: None)
+    run = TrainingRun(config, log=lambda line: None)
     for _ in range(3):
         run._train_step()
     run.save()
@@ -155,7 +155,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, shards: str) -> 
         run.model.norm.weight[0] = float("nan")
     with pytest.raises(FloatingPointError, match="loss nan, gradient norm nan in step 4: expected"):
         run.train()
-    resumed = Run(config, log=lambda line: None)
+    resumed = TrainingRun(config, log=lambda line: None)
     assert resumed.step == 3 and bool(weights(resumed).isfinite().all())
     resumed.train()
     assert resumed.step == 9
@@ -165,7 +165,7 @@ def test_a_bad_step_is_left_out_if_asked(
     tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    run = Run(make(tmp_path, shards, on_nan="skip"), log=said.append)
+    run = TrainingRun(make(tmp_path, shards, on_nan="skip"), log=said.append)
     before = weights(run).clone()
     loss = run._loss
 
@@ -213,10 +213,10 @@ def test_another_configuration_is_refused(tmp_path: Path, shards: str) -> None:
     trained(make(tmp_path, shards, steps=2))
     other = make(tmp_path, shards, steps=2, optimizer=OptimizerOptions(lr=1.0))
     with pytest.raises(ValueError, match=r"out: .*optimizer.lr \(was 0.003, now 1.0\)"):
-        Run(other, log=lambda line: None)
+        TrainingRun(other, log=lambda line: None)
     said: list[str] = []
     same = make(tmp_path, shards, steps=2, log_every=1, keep_last=9)
-    assert Run(same, log=said.append).train() is None
+    assert TrainingRun(same, log=said.append).train() is None
     assert "run is complete" in said[-1]
 
 
@@ -231,7 +231,7 @@ def test_damaged_data_is_named_before_the_run(tmp_path: Path, shards: str) -> No
     content[-50] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"copy/00000.tokens.npy: missing or damaged shard"):
-        Run(make(tmp_path / "run", str(folder)))
+        TrainingRun(make(tmp_path / "run", str(folder)))
     assert not (tmp_path / "run").exists()
 
 
@@ -241,7 +241,7 @@ def test_too_little_to_validate_on_is_said_before_the_run(tmp_path: Path, shards
     config = make(tmp_path / "run", shards)
     config.data.valid = str(tmp_path / "few")
     with pytest.raises(DataError, match="few: expected at least rows x ranks"):
-        Run(config)
+        TrainingRun(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -315,5 +315,5 @@ def test_a_model_may_begin_with_given_weights(tmp_path: Path, shards: str) -> No
 
     save(first.model, tmp_path / "weights")
     options = ModelOptions(init_from=str(tmp_path / "weights"))
-    run = Run(make(tmp_path / "b", shards, model=options), log=lambda line: None)
+    run = TrainingRun(make(tmp_path / "b", shards, model=options), log=lambda line: None)
     assert torch.equal(weights(run), weights(first))

@@ -24,9 +24,9 @@ from llama_fast.train.config import DataOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.metrics import read_metrics, read_rows
 from llama_fast.train.out_of_memory import explain, is_out_of_memory
 from llama_fast.train.record import add_entry, code_sha256, entry
-from llama_fast.train.run import Run
+from llama_fast.train.run import TrainingRun
+from llama_fast.train.run_logger import RunLogger
 from llama_fast.train.trackers import scalars
-from llama_fast.train.watch import Watch
 from tests.paths import REPOSITORY, shared_data
 from tests.train.events import curves
 
@@ -39,13 +39,13 @@ def make(out: Path, shards: str, **changes: object) -> TrainConfig:
 
 def trained(config: TrainConfig) -> list[str]:
     said: list[str] = []
-    Run(config, log=said.append).train()
+    TrainingRun(config, log=said.append).train()
     return said
 
 
 def stop_after(config: TrainConfig, steps: int) -> None:
     """Like a kill: a run that ends without a checkpoint of its last step."""
-    run = Run(config, log=lambda line: None)
+    run = TrainingRun(config, log=lambda line: None)
     take, taken = run._train_step, 0
 
     def step() -> object:
@@ -202,15 +202,15 @@ PROVOKE = """
 import re, resource, sys
 from pathlib import Path
 from llama_fast.cli.main import main
-from llama_fast.train.run import Run
-take = Run._train_step
+from llama_fast.train.run import TrainingRun
+take = TrainingRun._train_step
 def step(run):
     if run.step == 2:
         size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
         limit = (size << 10) + (100 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return take(run)
-Run._train_step = step
+TrainingRun._train_step = step
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -254,10 +254,10 @@ def test_advice_fits_the_settings(tmp_path: Path) -> None:
 def test_what_a_person_sees_costs_less_than_a_twentieth(tmp_path: Path, shards: str) -> None:
     config = make(tmp_path, shards, steps=60, log_every=1)
     config.data.micro_batch_size = 32
-    run = Run(config, log=lambda line: None)
+    run = TrainingRun(config, log=lambda line: None)
     run.model.train()
     bare, around = [], []
-    with Watch(run) as watch:
+    with RunLogger(run) as watch:
         while run.step < config.steps - 1:
             begin = time.perf_counter()
             step = watch.measure(run._train_step)

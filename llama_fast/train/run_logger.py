@@ -18,15 +18,15 @@ from llama_fast.train import benchmarks, out_of_memory, progress, record
 from llama_fast.train.checkpoints import CheckpointError
 from llama_fast.train.energy import find_meter
 from llama_fast.train.flops import peak_flops, training_flops
-from llama_fast.train.metrics import MetricsFile, Step
+from llama_fast.train.metrics import MetricsFile, StepMetrics
 from llama_fast.train.profiling import Profiler
 from llama_fast.train.trackers import TensorBoard, Tracker, WandbOrTrackio, scalars
 
 if TYPE_CHECKING:
-    from llama_fast.train.run import Run
+    from llama_fast.train.run import TrainingRun
 
 
-class Watch:
+class RunLogger:
     """Measures the steps of a run, writes them down, and shows them.
 
     With `torch.distributed` every rank has one; only rank 0 writes and shows. An error that says
@@ -40,11 +40,11 @@ class Watch:
         FileNotFoundError, DataError: a file of `benchmarks` is not there, or damaged.
 
     Example:
-        >>> with Watch(run) as watch:
+        >>> with RunLogger(run) as watch:
         ...     watch.add(watch.measure(run._train_step))
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.run, self.config, self.folder = run, run.config, Path(run.config.out)
         self._is_first = run.parallel.rank == 0
         self._model = run.model.config
@@ -59,9 +59,9 @@ class Watch:
             )
         self._peak = peak_flops(run.device, self.config.precision)
         self._meter = find_meter(run.device)
-        self._pace = progress.Pace(self.config.steps)
+        self._pace = progress.ThroughputMeter(self.config.steps)
         self._trackers: list[Tracker] = []
-        self._bar: progress.Bar | None = None
+        self._bar: progress.ProgressDisplay | None = None
         self._profiler: Profiler | None = None
         self._metrics: MetricsFile | None = None
         if self._is_first:
@@ -87,9 +87,9 @@ class Watch:
         if config.profile_steps:
             cuda = run.device.type == "cuda"
             self._profiler = Profiler(self.folder, config.profile_steps, cuda, run.log)
-        self._bar = progress.bar(config.steps, run.step)
+        self._bar = progress.progress_display(config.steps, run.step)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> RunLogger:
         return self
 
     def __exit__(
@@ -118,7 +118,7 @@ class Watch:
         if text is not None:
             raise MemoryError(text) from error
 
-    def measure(self, take_step: Callable[[], Step]) -> Step:
+    def measure(self, take_step: Callable[[], StepMetrics]) -> StepMetrics:
         """Take a step; returns it with memory (this process's), MFU and energy (of all)."""
         before = math.nan if self._meter is None else self._meter.joules()
         step = take_step()
@@ -133,7 +133,7 @@ class Watch:
             joules=None if math.isnan(joules) else joules,
         )
 
-    def add(self, step: Step) -> Step:
+    def add(self, step: StepMetrics) -> StepMetrics:
         """Write a measured step down, and ask the benchmarks if it is time; returns its row."""
         due = step.step == self.config.steps
         if step.valid_loss is not None:
