@@ -11,6 +11,6 @@ def _register() -> None:
     import llama_fast.integrations.transformers  # noqa: F401  registers itself
 
 
-# attn_implementation="llama_fast" is to work after `import llama_fast`, which imports no
-# transformers, in whatever order the two come.
+# attn_implementation="llama_fast" works after `import llama_fast`, in whichever order the two are
+# imported, although `import llama_fast` does not import transformers.
 when_imported("transformers.modeling_utils", _register)

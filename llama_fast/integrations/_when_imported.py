@@ -1,4 +1,4 @@
-"""Run something once a module has been imported, without importing it for that."""
+"""Runs an action once a module has been imported, without importing it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:
-    """Call `action` after the module `name` was imported: now, if it has been, or later."""
+    """Call `action` after the module `name` is imported, at once if it already is."""
     if name in sys.modules:
         action()
     else:
@@ -20,7 +20,7 @@ def when_imported(name: str, action: Callable[[], None]) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds what the others find, and wraps the loader of one module."""
+    """Delegates to the other finders and wraps the loader of one module."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self.name, self.action = name, action
@@ -39,7 +39,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """A loader that does something more after a module ran."""
+    """A loader that runs an action after it has executed a module."""
 
     def __init__(self, loader: Any, action: Callable[[], None]) -> None:
         self.loader, self.action = loader, action
@@ -48,12 +48,12 @@ class _Loader(importlib.abc.Loader):
         return getattr(self.loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """As the loader."""
+        """As the wrapped loader."""
         module: ModuleType | None = self.loader.create_module(spec)
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """As the loader, then the action."""
+        """As the wrapped loader, then the action."""
         self.loader.exec_module(module)
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader

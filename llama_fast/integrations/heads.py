@@ -1,4 +1,4 @@
-"""Models whose loss never builds the logits: the head's part and the model's."""
+"""Forwards of a head and its model whose loss is computed without the logits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from llama_fast._torch_internals import has_hooks
-from llama_fast.integrations import watch
-from llama_fast.integrations.lazy_logits import LazyLogits, stand_for
+from llama_fast.integrations import module_state
+from llama_fast.integrations.lazy_logits import LazyLogits, lazy_logits
 from llama_fast.ops.linear import linear
 
-FLAG = "_llama_fast_is_lazy"  # of a head: whether its model is making a loss
+FLAG = "_llama_fast_is_lazy"  # attribute of a head: whether its model is computing a loss
 
 
 def head_of(model: nn.Module) -> nn.Linear | str:
-    """The head whose logits make the loss of `model`, or why its loss is left alone."""
+    """The head whose logits the loss of `model` uses, or why its loss is not replaced."""
     if "labels" not in inspect.signature(type(model).forward).parameters:
         return "its forward takes no labels"
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -35,20 +35,20 @@ def head_of(model: nn.Module) -> nn.Linear | str:
 
 
 def can_be_traced(model: nn.Module) -> bool:
-    """Whether torch.compile can follow lazy logits to the loss of `model`.
+    """Whether torch.compile can trace lazy logits to the loss of `model`.
 
-    It has its own notion of the module `torch.nn.CrossEntropyLoss` made within a forward, which
-    takes nothing but tensors.
+    It cannot where a forward creates a `torch.nn.CrossEntropyLoss`: for that module it accepts
+    tensors only.
     """
     forward = inspect.unwrap(type(model).forward)
     return "CrossEntropyLoss" not in forward.__code__.co_names
 
 
 def head_forward(head: nn.Linear, input: torch.Tensor) -> torch.Tensor | LazyLogits:
-    """The head's forward: logits, or what stands for them while the model makes its loss."""
-    hooked = has_hooks(head) or watch.is_everything_hooked()  # which expect tensors
+    """The head's forward: logits, lazy ones while its model computes a loss."""
+    hooked = has_hooks(head) or module_state.all_modules_hooked()  # hooks expect tensors
     if getattr(head, FLAG, False) and not hooked:
-        return stand_for(input, head)
+        return lazy_logits(input, head)
     return linear(input, head.weight, head.bias)
 
 
@@ -57,11 +57,11 @@ def model_forward(
 ) -> Any:
     """The model's forward; in training with labels its logits are lazy.
 
-    A wrapper of another library may hold on to it when the kernels are taken out: then the head has
-    no flag, and this does nothing.
+    A wrapper of another library may keep it after :func:`llama_fast.unpatch`. Then the head has no
+    flag, and this calls the original forward.
     """
     head = model.get_submodule(_head)
-    # No bound method, which torch.compile looks up again by its name: that finds ours.
+    # Not the bound method: torch.compile looks that up by name again and finds ours.
     forward = functools.partial(type(model).forward, model) if _before is None else _before
     lazy = hasattr(head, FLAG) and (_traced or not torch.compiler.is_compiling())
     if not (lazy and model.training and torch.is_grad_enabled()) or not _has_labels(
@@ -80,5 +80,5 @@ def _has_labels(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         return True
     if not args:
         return False
-    given = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
-    return given.get("labels") is not None
+    arguments = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+    return arguments.get("labels") is not None

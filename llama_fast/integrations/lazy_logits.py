@@ -1,11 +1,11 @@
-"""Logits that are not computed until somebody looks at them, and a loss that never does.
+"""Logits that are computed at first access, and a loss that does not need them.
 
-The head of a language model gives, in training, an object that stands for ``hidden @ weight.T``.
-What models do to logits before the loss (casts, shapes, scaling, softcap) is written down; when
-`torch.nn.functional.cross_entropy` gets them, `linear_cross_entropy` computes the loss without
-them. Everything else computes the logits and goes on with the tensor, derivatives included: what a
-model does is never changed, only when. Once computed, the tensor is what the object stands for:
-what is changed in place stays changed.
+In training the head of a language model returns an object that stands for ``hidden @ weight.T``. It
+records what models do to logits before the loss (casts, shapes, scaling, softcap). When
+`torch.nn.functional.cross_entropy` receives it, `linear_cross_entropy` computes the loss without
+the logits. Every other use computes the logits and continues with the tensor, with its gradients:
+the model computes the same, only later. From then on the object stands for that tensor, so that
+in-place changes persist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llama_fast.integrations.head_product import HeadProduct, Step
+from llama_fast.integrations.head_product import HeadProduct, TensorMethod
 from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -25,23 +25,23 @@ class LazyLogits:
     """Stands for ``cap(scale * (hidden @ weight.T + bias))`` in some shape and dtype.
 
     Attributes:
-        product: of the head.
-        hidden: (..., E), what of its hidden states these logits are made from.
-        shape: of the logits.
-        dtype: of the logits.
-        steps: what the model did to the product.
-        scale: a factor.
-        softcap: c where c * tanh(scale * x / c) stands for scale * x, or None.
-        tanh: whether tanh(scale * x) stands for it: a softcap that is not multiplied yet.
+        product: the head's product.
+        hidden: (..., E), the hidden states of these logits; a slice of the product's.
+        shape: shape of the logits.
+        dtype: dtype of the logits.
+        steps: tensor methods that the model applied to the product.
+        scale: factor on the product.
+        softcap: c if the logits are ``c * tanh(scale * x / c)``, else None.
+        tanh: whether the logits are ``tanh(scale * x)``: a softcap before its last multiplication.
         tensor: the logits, once computed.
-        version: of the tensor then.
+        version: version of the tensor when it was computed.
     """
 
     def __init__(
         self, product: HeadProduct, hidden: torch.Tensor, shape: torch.Size, dtype: torch.dtype
     ) -> None:
         self.product, self.hidden, self.shape, self.dtype = product, hidden, shape, dtype
-        self.steps: tuple[Step, ...] = ()
+        self.steps: tuple[TensorMethod, ...] = ()
         self.scale, self.softcap, self.tanh = 1.0, None, False
         self.tensor: torch.Tensor | None = None
         self.version = 0
@@ -49,10 +49,10 @@ class LazyLogits:
             product.handles.add(self)
 
     def compute(self) -> torch.Tensor:
-        """The logits, the same tensor each time.
+        """The logits; the same tensor at every call.
 
         Raises:
-            RuntimeError: what they are made from has changed since the forward pass.
+            RuntimeError: the hidden states or the weight changed since the forward pass.
         """
         if self.tensor is None:
             self.product.compute(self)
@@ -60,7 +60,7 @@ class LazyLogits:
         return self.tensor
 
     def loss(self, target: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Their cross-entropy with `target` (N,), as torch's function for (N,V) logits."""
+        """Cross-entropy with `target` (N,), equal to `F.cross_entropy` of the (N,V) logits."""
         _, weight, bias = self.product.inputs()
         hidden = self.hidden.to(self.product.dtype).reshape(-1, self.hidden.shape[-1])
         if self.scale != 1.0:
@@ -71,23 +71,23 @@ class LazyLogits:
             hidden, weight, target, linear_bias=bias, softcap=self.softcap, **options
         )
 
-        def remake(logits: torch.Tensor) -> torch.Tensor:
+        def recompute(logits: torch.Tensor) -> torch.Tensor:
             return F.cross_entropy(logits, target, **options)
 
-        return self.product.watched(loss.to(self.dtype), self.steps, remake)
+        return self.product.track_loss(loss.to(self.dtype), self.steps, recompute)
 
-    def _then(self, name: str, *arguments: Any, **changes: Any) -> LazyLogits:
-        """What a method of tensors makes of these."""
+    def _extend(self, name: str, *arguments: Any, **changes: Any) -> LazyLogits:
+        """The logits after one more tensor method, still not computed."""
         new = LazyLogits(self.product, self.hidden, self.shape, self.dtype)
         new.scale, new.softcap, new.tanh = self.scale, self.softcap, self.tanh
-        new.steps = (*self.steps, Step(name, arguments))
+        new.steps = (*self.steps, TensorMethod(name, arguments))
         for attribute, value in changes.items():
             setattr(new, attribute, value)
         return new
 
     @property
     def device(self) -> torch.device:
-        """That of the input."""
+        """Device of the hidden states."""
         return self.hidden.device
 
     @property
@@ -123,17 +123,17 @@ class LazyLogits:
         self.compute().data = value
 
     def retain_grad(self) -> None:
-        """As a tensor's; a loss that was made without the logits goes through them then."""
+        """As a tensor's; a loss computed without the logits then goes through them."""
         self.compute().retain_grad()
         self.product.want_gradient(self)
 
     def register_hook(self, hook: Callable[..., Any]) -> Any:
-        """As a tensor's; a loss that was made without the logits goes through them then."""
+        """As a tensor's; a loss computed without the logits then goes through them."""
         handle = self.compute().register_hook(hook)
         self.product.want_gradient(self)
         return handle
 
-    # What is only written down.
+    # Methods that are recorded and not computed.
 
     def size(self, dim: int | None = None) -> Any:
         """As a tensor's."""
@@ -152,7 +152,7 @@ class LazyLogits:
         if self.tensor is None and not isinstance(shape[0] if shape else None, torch.dtype):
             new = torch.empty(self.shape, device="meta").view(*shape).shape
             if new[-1:] == self.shape[-1:]:
-                return self._then("reshape", new, shape=new)
+                return self._extend("reshape", new, shape=new)
         return self.compute().view(*shape)
 
     def reshape(self, *shape: Any) -> Any:
@@ -160,20 +160,20 @@ class LazyLogits:
         return self.view(*shape) if self.tensor is None else self.tensor.reshape(*shape)
 
     def contiguous(self) -> Any:
-        """Without the gaps of a slice."""
-        return self._then("contiguous") if self.tensor is None else self.tensor.contiguous()
+        """As a tensor's."""
+        return self._extend("contiguous") if self.tensor is None else self.tensor.contiguous()
 
     def float(self) -> Any:
         """In float32."""
         return self.to(torch.float32)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """In another dtype that is no narrower; else computed."""
+        """As a tensor's; not computed for float32 and float64."""
         if len(args) == 1 and not kwargs and self.tensor is None:
             if args[0] in (self.device, self.dtype):
                 return self
             if args[0] in (torch.float32, torch.float64):
-                return self._then("to", args[0], dtype=args[0])
+                return self._extend("to", args[0], dtype=args[0])
         return self.compute().to(*args, **kwargs)
 
     def _times(self, method: str, factor: Any) -> Any:
@@ -186,19 +186,19 @@ class LazyLogits:
             if divided or factor < 0:
                 return None
             capped = {"scale": self.scale * factor, "softcap": float(factor), "tanh": False}
-            return self._then(method, factor, **capped)
+            return self._extend(method, factor, **capped)
         scale = self.scale / factor if divided else self.scale * factor
-        return self._then(method, factor, scale=scale)
+        return self._extend(method, factor, scale=scale)
 
     def __mul__(self, other: Any) -> Any:
         lazy = self._times("mul", other)
-        return torch.mul(self.compute(), _computed(other)) if lazy is None else lazy
+        return torch.mul(self.compute(), _materialize(other)) if lazy is None else lazy
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Any:
         lazy = self._times("div", other)
-        return torch.div(self.compute(), _computed(other)) if lazy is None else lazy
+        return torch.div(self.compute(), _materialize(other)) if lazy is None else lazy
 
     @classmethod
     def __torch_function__(
@@ -212,19 +212,19 @@ class LazyLogits:
         if func is torch.tanh and len(args) == 1 and not kwargs:
             x = args[0]
             if isinstance(x, cls) and not x.tanh and x.softcap is None and x.tensor is None:
-                return x._then("tanh", tanh=True)
+                return x._extend("tanh", tanh=True)
         if func is torch.autograd.grad:
             _check_inputs(*args, **kwargs)
-        return func(*_computed(args), **_computed(kwargs))
+        return func(*_materialize(args), **_materialize(kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        # What Python itself looks for, in copies for one, and what others ask whether it is there.
+        # Names that Python looks up itself, as for copies, and names that tensors do not have.
         if name.startswith("__") or not hasattr(torch.Tensor, name):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         return getattr(self.compute(), name)
 
     def __getitem__(self, index: Any) -> Any:
-        # A slice of the tokens, as in logits[:, :-1], is logits of fewer tokens.
+        # A slice of the tokens, such as logits[:, :-1], is the logits of fewer tokens.
         parts = index if isinstance(index, tuple) else (index,)
         whole = len(parts) == self.ndim or Ellipsis in parts
         if (
@@ -236,11 +236,11 @@ class LazyLogits:
         ):
             hidden = self.hidden[index]
             shape = hidden.shape[:-1] + self.shape[-1:]
-            return self._then("__getitem__", index, hidden=hidden, shape=shape)
-        return self.compute()[_computed(index)]
+            return self._extend("__getitem__", index, hidden=hidden, shape=shape)
+        return self.compute()[_materialize(index)]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.compute()[_computed(index)] = _computed(value)
+        self.compute()[_materialize(index)] = _materialize(value)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -254,24 +254,24 @@ class LazyLogits:
     def __repr__(self) -> str:
         try:
             return repr(self.compute())
-        except RuntimeError as error:  # a debugger looks, too
+        except RuntimeError as error:  # a debugger calls it, too
             return f"<{type(self).__name__} {tuple(self.shape)}: {error}>"
 
 
-def stand_for(hidden: torch.Tensor, head: nn.Linear) -> LazyLogits:
-    """What `head` makes of `hidden` (..., E), to be computed when somebody looks."""
-    kind = hidden.device.type
+def lazy_logits(hidden: torch.Tensor, head: nn.Linear) -> LazyLogits:
+    """The logits of `hidden` (..., E), computed at first access."""
+    device = hidden.device.type
     dtype = hidden.dtype
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind) if dtype != torch.float64 else dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device) if dtype != torch.float64 else dtype
     shape = hidden.shape[:-1] + head.weight.shape[:1]
     return LazyLogits(HeadProduct(hidden, head, dtype), hidden, shape, dtype)
 
 
 def _operator(name: str, in_place: bool = False) -> Callable[..., Any]:
     def method(self: LazyLogits, *args: Any) -> Any:
-        found = getattr(self.compute(), name)(*_computed(args))
-        return self if in_place and found is not NotImplemented else found
+        result = getattr(self.compute(), name)(*_materialize(args))
+        return self if in_place and result is not NotImplemented else result
 
     return method
 
@@ -290,22 +290,22 @@ for _name in _IN_PLACE.split():
 
 def _check_inputs(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> None:
     for x in inputs if isinstance(inputs, (tuple, list)) else (inputs,):
-        if isinstance(x, LazyLogits) and x.product.without:
+        if isinstance(x, LazyLogits) and x.product.loss_skipped_logits:
             raise RuntimeError(
-                "inputs: expected tensors that the loss was made from, got logits that it was made "
-                "without; use their register_hook or retain_grad, or "
+                "inputs: expected tensors that the loss was computed from, got logits that it did "
+                "not use; call their register_hook or retain_grad, or use "
                 "llama_fast.patch(model, loss=False)"
             )
 
 
-def _computed(value: Any) -> Any:
-    """`value` with lazy logits in it computed."""
+def _materialize(value: Any) -> Any:
+    """`value` with each lazy logits in it replaced by its tensor."""
     if isinstance(value, LazyLogits):
         return value.compute()
     if isinstance(value, (tuple, list)):
-        return type(value)(_computed(part) for part in value)
+        return type(value)(_materialize(part) for part in value)
     if isinstance(value, dict):
-        return {key: _computed(part) for key, part in value.items()}
+        return {key: _materialize(part) for key, part in value.items()}
     return value
 
 
@@ -319,7 +319,7 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> torch.Tensor | None:
-    """torch's function for lazy logits, or None where it has to be torch's."""
+    """`F.cross_entropy` of lazy logits, or None where the logits are needed."""
     if input.tensor is not None or input.ndim != 2 or input.tanh:
         return None
     if size_average is not None or reduce is not None:

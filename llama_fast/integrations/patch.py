@@ -1,8 +1,8 @@
-"""Put the kernels into a model, and take them out again.
+"""Replaces parts of a model by the kernels, and restores them.
 
-A module of the model gets a `forward` of its own as an attribute of the instance, beside its class
-and in front of it: parameters, state dict, hooks, class and every other model stay as they are, and
-taking the attribute away leaves nothing behind.
+A replaced module gets a `forward` as an attribute of the instance, which takes precedence over its
+class. Parameters, state dict, hooks, class and all other models are unchanged, and deleting the
+attribute leaves no trace.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from collections.abc import Callable
 
 from torch import nn
 
-from llama_fast.integrations import bystanders, forward, heads, rotary, structure, torch_modules
+from llama_fast.integrations import (
+    forward,
+    heads,
+    rotary,
+    structure,
+    torch_modules,
+    untracked_writes,
+)
 from llama_fast.integrations.report import Entry, Report
 
 
@@ -27,34 +34,35 @@ def patch(
     mlp: bool = True,
     linear: bool = True,
 ) -> Report:
-    """Put the fused kernels into a model, in place; :func:`unpatch` takes them out.
+    """Replace parts of a model by the fused kernels, in place; :func:`unpatch` restores them.
 
-    Any `torch.nn.Module`: models of transformers, alone or within others, and torch's own attention
-    and transformer layers, RMSNorm and CrossEntropyLoss. Modules are recognised by what they
-    compute and compared with our formula on random input, in evaluation and in training, before
-    they are replaced. One that is changed afterwards, by another activation, hooks or adapters, or
-    that is given a tensor subclass as DTensor, runs its own forward. Calls with
-    ``output_attentions=True`` run on the attention from before (in training with activation
-    checkpointing they are refused). A model that was patched before is patched anew.
+    `model` may be any `torch.nn.Module`: a model of transformers, alone or inside another module,
+    or torch's own attention and transformer layers, RMSNorm and CrossEntropyLoss. A module is
+    recognised by what it computes: it is compared with our formula on random input, in evaluation
+    and in training, before it is replaced. A replaced module runs its own forward again if it is
+    changed later (another activation, hooks, adapters) or receives a tensor subclass such as
+    DTensor. Calls with ``output_attentions=True`` run the attention that the model had before; in
+    training with activation checkpointing they are an error. Patching a patched model replaces the
+    earlier patch.
 
     Args:
-        model: the model; any device and dtype.
-        attention: attention layers.
-        loss: cross-entropy; in a language model of transformers, in training with `labels`, it is
-            made without the logits. These are computed when somebody looks, with the values of the
-            forward pass; where they are gone, as when the optimizer has stepped and there was
-            another forward pass, a look is a RuntimeError that says so.
-        rms_norm: RMSNorm.
-        rope: rotary positions of queries and keys.
-        mlp: gated MLPs with SiLU.
-        linear: linear maps, which decoding on a CPU then does at the speed of memory; all else is
-            torch's.
+        model: the model, on any device and in any dtype.
+        attention: whether to replace attention layers.
+        loss: whether to replace the cross-entropy. A causal language model of transformers, in
+            training with `labels`, then computes the loss without the logits. Accessing them
+            computes them from the values of the forward pass. If these are gone (the optimizer has
+            stepped and another forward pass has run), the access is a RuntimeError that says so.
+        rms_norm: whether to replace RMSNorm.
+        rope: whether to replace the rotary embedding of queries and keys.
+        mlp: whether to replace gated MLPs with SiLU.
+        linear: whether to replace linear layers in decoding on a CPU, where the kernel reads the
+            weights at memory bandwidth. All other products are torch's.
 
     Returns:
-        A :class:`Report`, to print, or to use as ``with llama_fast.patch(model):``.
+        A :class:`Report`. It prints as a table and works as ``with llama_fast.patch(model):``.
 
     Raises:
-        TypeError: `model` is no module, or an option no bool.
+        TypeError: `model` is not a module, or an option is not a bool.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -73,20 +81,22 @@ def patch(
     report = Report(model, undo=unpatch)
     simple: list[tuple[str, Callable[[nn.Module], structure.Replacement]]] = []
     if rms_norm:
-        simple.append(("rms_norm", structure.once(structure.norm_replacement)))
+        simple.append(("rms_norm", structure.cached_by_structure(structure.norm_replacement)))
     if linear:
         simple.append(("linear", structure.linear_replacement))
     if mlp:
-        simple.append(("mlp", structure.once(structure.mlp_replacement)))
+        simple.append(("mlp", structure.cached_by_structure(structure.mlp_replacement)))
     for name, module in model.named_modules():
         for part, find in simple:
-            _apply(report, name, module, part, _of_kind(find, module))
+            _apply(report, name, module, part, _find_replacement(find, module))
         if options.get(torch_modules.part_of(module) or ""):
-            _apply(report, name, module, "torch", _of_kind(torch_modules.replacement, module))
-    bystanders.watch(model)
+            _apply(
+                report, name, module, "torch", _find_replacement(torch_modules.replacement, module)
+            )
+    untracked_writes.register_model(model)
     if rope:
         _patch_rope(report, model)
-    if "transformers" in sys.modules:  # a model of theirs cannot be here otherwise
+    if "transformers" in sys.modules:  # otherwise there is no model of transformers
         from llama_fast.integrations.transformers import models
 
         if attention:
@@ -101,10 +111,10 @@ def patch(
 
 
 def unpatch(model: nn.Module) -> None:
-    """Take out all that :func:`patch` put into a model; nothing happens to one without.
+    """Undo :func:`patch`; a model that is not patched stays as it is.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -117,23 +127,23 @@ def unpatch(model: nn.Module) -> None:
         models.unpatch_attention(model)
 
 
-def _of_kind(
+def _find_replacement(
     find: Callable[[nn.Module], structure.Replacement], module: nn.Module
 ) -> structure.Replacement:
-    if "forward" in vars(module):  # hooks of other libraries; what they do is not known
+    if "forward" in vars(module):  # another library replaced it, with unknown effect
         return None
     return find(module)
 
 
 def _apply(
-    report: Report, name: str, module: nn.Module, part: str, found: structure.Replacement
+    report: Report, name: str, module: nn.Module, part: str, result: structure.Replacement
 ) -> None:
-    """Replace a module's forward by what was found for it, and write it down."""
-    if found is None:
+    """Replace a module's forward, unless `result` is a reason, and add a report entry."""
+    if result is None:
         return
-    if not isinstance(found, str):
-        forward.replace(module, found)
-    reason = found if isinstance(found, str) else ""
+    if not isinstance(result, str):
+        forward.replace(module, result)
+    reason = result if isinstance(result, str) else ""
     report.entries.append(Entry(name, type(module).__name__, part, not reason, reason))
 
 
@@ -144,19 +154,21 @@ def _patch_rope(report: Report, model: nn.Module) -> None:
         if any("inv_freq" in n for n, _ in m.named_buffers(recurse=False))
     ]
     for name, module in model.named_modules():
-        found = rotary.rotation_of(module)
-        if found is None:
+        result = rotary.rotation_of(module)
+        if result is None:
             continue
-        if isinstance(found, str):
-            _apply(report, name, module, "rope", found)
+        if isinstance(result, str):
+            _apply(report, name, module, "rope", result)
             continue
-        function, style = found
+        function, style = result
         if not tables or not all(rotary.tables_fit(m, style) for m in tables):
-            _apply(report, name, module, "rope", "its tables of angles are of another kind")
+            _apply(report, name, module, "rope", "its cosine and sine tables have another layout")
         elif "forward" in vars(module):
             _apply(report, name, module, "rope", "something else has replaced its forward")
         else:
-            rotary.rewired(type(module).forward, *found)  # torch.compile cannot make functions
+            rotary.with_our_rotation(
+                type(module).forward, *result
+            )  # torch.compile cannot create functions
             ours = functools.partial(rotary.attention_forward, _name=function, _style=style)
             _apply(report, name, module, "rope", ours)
 
@@ -164,7 +176,7 @@ def _patch_rope(report: Report, model: nn.Module) -> None:
 def _patch_loss(report: Report, name: str, model: nn.Module) -> None:
     head = heads.head_of(model)
     if isinstance(head, str):
-        if "labels" not in head:  # a part of a model has no loss
+        if "labels" not in head:  # parts of a model compute no loss
             _apply(report, name, model, "loss", head)
         return
     before = vars(model).get("forward")

@@ -1,7 +1,7 @@
-"""Copies of modules, run beside a formula in evaluation and in training, to see if they agree.
+"""Runs a copy of a module beside a formula, in evaluation and in training, and compares them.
 
-What only training shows counts as much as the values: dropout and noise, told by what is drawn from
-the random generators, and gradients that are stopped or scaled on the way.
+Training can differ where evaluation does not: dropout and noise, which show in the state of the
+random generators, and gradients that are stopped or scaled.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import nn
 
 from llama_fast._torch_internals import DropoutModule, clear_hooks
 
-# What a module computes in float32 on the way is this far from float64 at most.
-AGREEMENT = 1e-5
-DROPPED = 0.5  # often enough to be seen in any input
+# Relative. Modules that compute in float32 internally differ from float64 by less.
+TOLERANCE = 1e-5
+DROPOUT_P = 0.5  # high enough to change the output of any input
 
 Formula = Callable[[Any, torch.Tensor], Any]
 
@@ -29,77 +29,77 @@ class Probe:
     """A copy of a module in float64 on the CPU, with random weights and without hooks.
 
     Args:
-        module: of which; stays as it is.
-        x: its input.
-        apart: names of children that a formula calls as the module does: what they are is of no
-            interest, and they are run as in evaluation.
+        module: the module to copy.
+        x: its input, float64.
+        excluded: names of children that the formula calls as the module does. They always run in
+            evaluation mode.
 
     Raises:
-        Exception: whatever the module says to such input.
+        Exception: whatever the module raises for this input.
     """
 
-    def __init__(self, module: nn.Module, x: torch.Tensor, apart: tuple[str, ...] = ()) -> None:
-        self._x, self._apart = x.clone().requires_grad_(), apart
+    def __init__(self, module: nn.Module, x: torch.Tensor, excluded: tuple[str, ...] = ()) -> None:
+        self._x, self._excluded = x.clone().requires_grad_(), excluded
         self.module = _in_float64(module)
         for name, part in self.module.named_modules():
-            if isinstance(part, DropoutModule) and name.split(".")[0] not in apart:
-                part.p = DROPPED
-        self._theirs = {training: self._run(_call, training) for training in (False, True)}
+            if isinstance(part, DropoutModule) and name.split(".")[0] not in excluded:
+                part.p = DROPOUT_P
+        self._module_results = {training: self._run(_call, training) for training in (False, True)}
 
     @property
     def gives_a_tensor(self) -> bool:
-        """Whether the module does."""
-        return all(isinstance(out, torch.Tensor) for out, _ in self._theirs.values())
+        """Whether the module returns a tensor in evaluation and in training."""
+        return all(isinstance(out, torch.Tensor) for out, _ in self._module_results.values())
 
     def agrees(self, formula: Formula, training: bool) -> bool:
-        """Whether `formula` (copy, x) gives what the module gives, and draws what it draws.
+        """Whether ``formula(copy, x)`` equals the module's output and leaves the same random state.
 
-        In training also whether gradients of the input and of all weights are the same.
+        In training, also whether the gradients of the input and of all weights are the same.
         """
-        got, drawn = self._theirs[training]
-        want, ours = self._run(formula, training)
-        if drawn != ours or not close(got, want):
+        actual, random_state = self._module_results[training]
+        expected, ours = self._run(formula, training)
+        if random_state != ours or not close(actual, expected):
             return False
         if not training:
             return True
         inputs = (self._x, *self.module.parameters())
-        if not got.requires_grad:
+        if not actual.requires_grad:
             return False
-        direction = normal(*got.shape, seed=2)
-        return all(  # one by one: each is as large as a weight
-            close(*(_gradient(out, t, direction) for out in (got, want))) for t in inputs
+        direction = normal(*actual.shape, seed=2)
+        return all(  # one at a time: each is as large as a weight
+            close(*(_gradient(out, t, direction) for out in (actual, expected))) for t in inputs
         )
 
     def _run(self, formula: Formula, training: bool) -> tuple[Any, Any]:
         self.module.train(training)
-        for name in self._apart:
+        for name in self._excluded:
             getattr(self.module, name).eval()
-        with same_draws() as drawn, torch.set_grad_enabled(training):
-            return formula(self.module, self._x), drawn()
+        with fixed_random_state() as random_state, torch.set_grad_enabled(training):
+            return formula(self.module, self._x), random_state()
 
 
-def close(got: Any, want: Any) -> bool:
-    """Whether two tensors of one shape agree, relative to the largest number."""
-    if got is None or want is None:
-        return got is want
-    if not isinstance(got, torch.Tensor) or got.shape != want.shape:
+def close(actual: Any, expected: Any) -> bool:
+    """Whether two tensors have one shape and agree, relative to the largest number."""
+    if actual is None or expected is None:
+        return actual is expected
+    if not isinstance(actual, torch.Tensor) or actual.shape != expected.shape:
         return False
-    return bool((got.double() - want).abs().max() <= AGREEMENT * want.abs().max())
+    return bool((actual.double() - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 def normal(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Numbers in float64 that are the same at each call."""
+    """Standard normal float64 numbers, the same at each call."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 @contextlib.contextmanager
-def same_draws() -> Iterator[Callable[[], Any]]:
-    """Random generators in one state; gives a function of what they are in now. Then as before."""
+def fixed_random_state() -> Iterator[Callable[[], Any]]:
+    """Seed all random generators inside the block; yields a function that returns their state."""
     numpy = sys.modules.get("numpy")
-    python, numpys = random.getstate(), numpy and numpy.random.get_state()
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
 
-    def now() -> Any:
+    def current_state() -> Any:
         array = numpy and numpy.random.get_state()
         return (
             torch.get_rng_state().numpy().tobytes(),
@@ -113,11 +113,11 @@ def same_draws() -> Iterator[Callable[[], Any]]:
             random.seed(0)
             if numpy:
                 numpy.random.seed(0)
-            yield now
+            yield current_state
     finally:
-        random.setstate(python)
+        random.setstate(python_state)
         if numpy:
-            numpy.random.set_state(numpys)
+            numpy.random.set_state(numpy_state)
 
 
 def _call(module: nn.Module, x: torch.Tensor) -> Any:
@@ -131,7 +131,7 @@ def _gradient(out: torch.Tensor, t: torch.Tensor, direction: torch.Tensor) -> An
 
 def _in_float64(module: nn.Module) -> Any:
     memo: dict[int, Any] = {}
-    for parameter in module.parameters():  # the copy gets its own, whatever these hold or where
+    for parameter in module.parameters():  # the copy gets new ones, whatever the dtype and device
         memo[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=torch.float64))
     probe = copy.deepcopy(module, memo)
     for part in probe.modules():

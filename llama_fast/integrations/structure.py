@@ -1,9 +1,8 @@
-"""Modules recognised by what they compute, not by what they are called.
+"""Recognises modules by what they compute, not by their names.
 
-A module that looks like an RMSNorm or a gated MLP is copied in float64, given random weights and
-random input, and compared with our formula; only if the numbers agree is it replaced. Functions
-that turn queries and keys by their position are found in the code of attention layers and compared
-in the same way.
+A module that may be an RMSNorm or a gated MLP is copied in float64 and run with random weights on
+random input. It is replaced only if the result agrees with our formula. Functions that apply rotary
+embedding are found in the code of attention layers and compared in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import nn
 
 from llama_fast import reference
 from llama_fast._torch_internals import BatchNormModule
-from llama_fast.integrations import recompute, watch
+from llama_fast.integrations import module_state, recompute
 from llama_fast.integrations.probe import Probe, normal
 from llama_fast.ops.linear import linear
 from llama_fast.ops.rms_norm import rms_norm
@@ -28,27 +27,29 @@ from llama_fast.ops.swiglu import swiglu
 
 Replacement = Callable[..., Any] | str | None
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps", "layer_norm_epsilon")
-_IN_TRAINING = "in training it does something else: dropout, noise or other gradients"
+_DIFFERS_IN_TRAINING = "in training it differs: dropout, noise or other gradients"
 
 
-def once(find: Callable[[nn.Module], Replacement]) -> Callable[[nn.Module], Replacement]:
-    """`find`, which looks but once at modules of a model that are alike: its layers, mostly."""
+def cached_by_structure(
+    find: Callable[[nn.Module], Replacement],
+) -> Callable[[nn.Module], Replacement]:
+    """`find` with a cache for modules of equal structure, such as the layers of a model."""
     known: dict[Hashable, Replacement] = {}
 
-    def found(module: nn.Module) -> Replacement:
+    def cached(module: nn.Module) -> Replacement:
         small = len(list(itertools.islice(module.modules(), 17))) < 17  # not a whole model
-        likeness = watch.likeness(module) if small else None
-        if likeness is None:
+        key = module_state.structure_key(module) if small else None
+        if key is None:
             return find(module)
-        if likeness not in known:
-            known[likeness] = find(module)
-        return known[likeness]
+        if key not in known:
+            known[key] = find(module)
+        return known[key]
 
-    return found
+    return cached
 
 
 def norm_replacement(module: nn.Module) -> Replacement:
-    """Our forward for an RMSNorm; a reason where `module` is a norm of another kind; or None."""
+    """Our forward for an RMSNorm; a reason for another norm; None for all other modules."""
     eps_name = next((name for name in _EPS_NAMES if hasattr(module, name)), None)
     parameters = dict(module.named_parameters())
     if eps_name is None or list(module.children()) or set(parameters) - {"weight"}:
@@ -61,10 +62,10 @@ def norm_replacement(module: nn.Module) -> Replacement:
     if isinstance(module, (nn.LayerNorm, BatchNormModule, nn.GroupNorm)):
         return None
     eps = getattr(module, eps_name)
-    x = normal(5, 3, len(weight)) + 0.5  # a mean other than 0 tells a LayerNorm
+    x = normal(5, 3, len(weight)) + 0.5  # a LayerNorm would subtract the mean
     try:
         probe = Probe(module, x)
-    except Exception as error:  # whatever a module says to input that it does not know
+    except Exception as error:  # whatever the module raises for this input
         return f"its forward failed on random input: {type(error).__name__}: {error}"
     for offset in (0.0, 1.0):
 
@@ -73,10 +74,10 @@ def norm_replacement(module: nn.Module) -> Replacement:
 
         if probe.agrees(formula, training=False):
             if not probe.agrees(formula, training=True):
-                return _IN_TRAINING
+                return _DIFFERS_IN_TRAINING
             ours = functools.partial(norm_forward, eps_name=eps_name, offset=offset)
-            state = watch.state_of(module, without=(eps_name,))
-            return functools.partial(_if_as_found, _ours=ours, _state=state)
+            state = module_state.state_of(module, without=(eps_name,))
+            return functools.partial(_forward_if_unchanged, _ours=ours, _state=state)
     return "its output is not RMSNorm's"
 
 
@@ -85,32 +86,32 @@ def norm_forward(
 ) -> torch.Tensor:
     """RMSNorm over the last dimension by our kernel."""
     weight = module.weight
-    if weight.dtype != input.dtype or not watch.is_plain(weight):
-        result: torch.Tensor = type(module).forward(module, input)  # it knows what comes of these
+    if weight.dtype != input.dtype or not module_state.is_plain(weight):
+        result: torch.Tensor = type(module).forward(module, input)  # it handles such weights
         return result
     make = functools.partial(rms_norm, eps=getattr(module, eps_name), offset=offset)
-    return recompute.mark(module, make(input, weight), make, input, weight)
+    return recompute.attach_recipe(module, make(input, weight), make, input, weight)
 
 
 def linear_replacement(module: nn.Module) -> Replacement:
-    """Our forward for torch's Linear; None for everything else, subclasses too."""
+    """Our forward for torch's Linear; None for all other modules and for subclasses."""
     if type(module) is not nn.Linear:
         return None
-    state = watch.state_of(module)
-    return functools.partial(_if_as_found, _ours=linear_forward, _state=state)
+    state = module_state.state_of(module)
+    return functools.partial(_forward_if_unchanged, _ours=linear_forward, _state=state)
 
 
 def linear_forward(module: nn.Module, input: torch.Tensor) -> torch.Tensor:
-    """The linear map; by our kernel in decoding; keeps no input that is quickly made again."""
-    # In training, reentrant checkpointing computes a layer without gradients and again with them:
-    # both times to the same bits.
+    """The linear map; our kernel serves decoding, and cheap inputs are recomputed, not saved."""
+    # Reentrant checkpointing computes a layer without and again with gradients: in training one
+    # kernel serves both, so that the bits are equal.
     product = F.linear if module.training else linear
-    with recompute.instead_of(input):
+    with recompute.saving_recipe_of(input):
         return product(input, module.weight, module.bias)
 
 
 def mlp_replacement(module: nn.Module) -> Replacement:
-    """Our forward for a gated MLP with SiLU; a reason for another activation; or None."""
+    """Our forward for a gated MLP with SiLU; a reason for another one; None for all others."""
     linears = {n: m for n, m in module.named_children() if _is_linear(m)}
     others = {n: m for n, m in module.named_children() if n not in linears}
     if len(linears) not in (2, 3) or any(list(m.parameters()) for m in others.values()):
@@ -123,8 +124,8 @@ def mlp_replacement(module: nn.Module) -> Replacement:
         return None
     x = normal(7, linears[names[0][0]].in_features)
     try:
-        probe = Probe(module, x, apart=tuple(linears))
-    except Exception as error:  # whatever a module says to input that it does not know
+        probe = Probe(module, x, excluded=tuple(linears))
+    except Exception as error:  # whatever the module raises for this input
         return f"its forward failed on random input: {type(error).__name__}: {error}"
     if not probe.gives_a_tensor:
         return None
@@ -140,11 +141,15 @@ def mlp_replacement(module: nn.Module) -> Replacement:
             if probe.agrees(functools.partial(formula, product=reference.swiglu), True):
                 called = (*linears, between or "", after or "")
                 return functools.partial(
-                    _if_as_found,
+                    _forward_if_unchanged,
                     _ours=functools.partial(mlp_forward, between=between, after=after, **roles),
-                    _state=watch.state_of(module, without=called),
+                    _state=module_state.state_of(module, without=called),
                 )
-    return _IN_TRAINING if found else "its activation is not SiLU, or it does more than a gated MLP"
+    return (
+        _DIFFERS_IN_TRAINING
+        if found
+        else "its activation is not SiLU, or it does more than a gated MLP"
+    )
 
 
 def mlp_forward(
@@ -157,12 +162,12 @@ def mlp_forward(
     between: str | None = None,
     after: str | None = None,
 ) -> torch.Tensor:
-    """down(silu(gate(x)) * up(x)), the product by our kernel; with dropout where it has some."""
+    """down(silu(gate(x)) * up(x)) with the module's dropouts; our kernel computes the product."""
     dtype = _weight_dtype(module, up)
     if dtype != _weight_dtype(module, down) or (
         gate in module._modules and dtype != _weight_dtype(module, gate)
     ):
-        result: torch.Tensor = type(module).forward(module, input)  # it knows where to cast
+        result: torch.Tensor = type(module).forward(module, input)  # it casts between the dtypes
         return result
     product = functools.partial(_swiglu, module)
     return _mlp(module, input, gate, up, down, between=between, after=after, product=product)
@@ -171,16 +176,16 @@ def mlp_forward(
 def _weight_dtype(module: nn.Module, name: str) -> torch.dtype | None:
     part = module._modules[name]
     weight = part._parameters.get("weight") if part is not None else None
-    if weight is None:  # adapters name that of the layer in them
+    if weight is None:  # adapters expose the weight of the layer that they wrap
         weight = getattr(part, "weight", None)
     return getattr(weight, "dtype", None)
 
 
 def _swiglu(module: nn.Module, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """By our kernel, where it reads what adapters and hooks have made of these."""
-    if gate.dtype != up.dtype or not (watch.is_plain(gate) and watch.is_plain(up)):
+    """silu(gate) * up, by our kernel if it can read both tensors."""
+    if gate.dtype != up.dtype or not (module_state.is_plain(gate) and module_state.is_plain(up)):
         return F.silu(gate) * up
-    return recompute.mark(module, swiglu(gate, up), swiglu, gate, up, within=True)
+    return recompute.attach_recipe(module, swiglu(gate, up), swiglu, gate, up, within=True)
 
 
 def _mlp(
@@ -194,7 +199,7 @@ def _mlp(
     between: str | None = None,
     after: str | None = None,
 ) -> torch.Tensor:
-    """A gated MLP, with dropouts (names of children) between the product and `down`, and after."""
+    """A gated MLP; `between` and `after` name its dropouts before and after `down`, or are None."""
     if gate == up or gate.startswith("-"):  # both in one matrix; "-": the gate is the second half
         halves = getattr(module, up)(input).chunk(2, dim=-1)
         a, b = halves if gate == up else reversed(halves)
@@ -207,23 +212,23 @@ def _mlp(
     return out if after is None else getattr(module, after)(out)
 
 
-def _if_as_found(
-    module: nn.Module, *args: Any, _ours: Any, _state: watch.Watch, **kwargs: Any
+def _forward_if_unchanged(
+    module: nn.Module, *args: Any, _ours: Any, _state: module_state.ModuleState, **kwargs: Any
 ) -> Any:
-    """Our forward for one plain tensor; else, or if the module has changed, the module's own."""
+    """Our forward for one plain tensor; the module's own otherwise, or if the module changed."""
     if (
         len(args) == 1
         and not kwargs
-        and watch.is_plain(args[0])
-        and _state.holds(module)
-        and not (_state.parts and watch.is_everything_hooked())
+        and module_state.is_plain(args[0])
+        and _state.matches(module)
+        and not (_state.parts and module_state.all_modules_hooked())
     ):
         return _ours(module, args[0])
     return type(module).forward(module, *args, **kwargs)
 
 
 def _gate_up_down(shapes: dict[str, tuple[int, int]]) -> list[tuple[str, str, str]]:
-    """The roles that linear maps of such (out, in) can have."""
+    """(gate, up, down) assignments that are possible for linear maps of these (out, in) shapes."""
     found = []
     for down, (width, inner) in shapes.items():
         rest = [name for name in shapes if name != down]

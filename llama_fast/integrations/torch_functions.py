@@ -1,4 +1,4 @@
-"""torch's own functions on our kernels, in a block of code that stays as it is."""
+"""Routes torch's own functions to our kernels inside a block of code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NARROW = (torch.bfloat16, torch.float16)
 
 
 class _NotOurs(Exception):
-    """torch's function has to serve."""
+    """Our kernels do not cover this call; torch's function computes it."""
 
 
 def accelerate(
@@ -30,11 +30,12 @@ def accelerate(
     """Within ``with llama_fast.accelerate():`` torch's functions run on the fused kernels.
 
     The functions are `F.scaled_dot_product_attention`, `F.cross_entropy`, `F.linear_cross_entropy`
-    and `F.rms_norm` of `torch.nn.functional`, by whatever name they are called, by modules of torch
-    (`nn.MultiheadAttention`, too, calls the first) or of others, in this thread. Arguments,
-    results, dtypes and errors are torch's; what our kernels do not take (nested, sparse and meta
-    tensors, subclasses, `torch.func`) torch computes. Backward passes may run outside of the block.
-    Blocks may be nested.
+    and `F.rms_norm` of `torch.nn.functional`, under any name and from any module, torch's own
+    included (`nn.MultiheadAttention` calls the first), in the current thread. Arguments, results,
+    dtypes and errors are torch's. torch itself computes what our kernels do not cover: nested,
+    sparse and meta tensors, tensor subclasses, `torch.func`. If our kernel refuses a value that
+    torch accepts, torch computes it too, with a RuntimeWarning. Backward passes may run outside of
+    the block. Blocks may be nested.
 
     Args:
         attention: route `F.scaled_dot_product_attention`.
@@ -42,10 +43,10 @@ def accelerate(
         rms_norm: route `F.rms_norm`.
 
     Returns:
-        The context manager, for one use.
+        A context manager, to be used once.
 
     Raises:
-        TypeError: an option is no bool.
+        TypeError: an option is not a bool.
     """
     options = {"attention": attention, "loss": loss, "rms_norm": rms_norm}
     for name, value in options.items():
@@ -55,9 +56,9 @@ def accelerate(
 
 
 def accelerated(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a forward of torch's modules gives, within :func:`accelerate`.
+    """The result of a forward of torch's modules inside :func:`accelerate`.
 
-    Nested tensors have a way of their own through torch's layers, closed to functions of others.
+    torch's layers pass nested tensors to functions that cannot be routed; these run as they are.
     """
     if any(isinstance(value, torch.Tensor) and value.is_nested for value in args):
         return forward(*args, **kwargs)
@@ -71,7 +72,7 @@ class _Accelerate(TorchFunctionMode):
         self._ours = {f: ours for part in parts for f, ours in _ROUTES[part].items()}
 
     def __torch_function__(
-        self, func: Callable[..., Any], kinds: Any, args: Any = (), kwargs: Any = None
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         ours = self._ours.get(func)
@@ -107,7 +108,7 @@ def _ours_or_torchs(
 
 
 def _check(*tensors: torch.Tensor | None) -> None:
-    """_NotOurs unless all are ordinary tensors where our kernels are."""
+    """Raise _NotOurs unless all are ordinary tensors on devices that have kernels."""
     if not torch.compiler.is_compiling() and in_transform():
         raise _NotOurs
     for t in tensors:
@@ -144,18 +145,18 @@ def _attention_or_torchs(*args: Any, **kwargs: Any) -> torch.Tensor:
 def _of_modules() -> Callable[..., Any]:
     """torch's function behind `torch.nn.MultiheadAttention`, with our attention in its globals.
 
-    A mode is told of that function as a whole, and what torch calls within passes the mode by.
+    A function mode receives that function as a whole and does not see the calls inside it.
     """
     theirs = F.multi_head_attention_forward
     scope = dict(theirs.__globals__)
-    scope.pop("__name__", None)  # torch.compile would look names up in the module of that name
+    scope.pop("__name__", None)  # with it torch.compile would look globals up in that module
     scope["has_torch_function"] = lambda _: False
     scope["scaled_dot_product_attention"] = _attention_or_torchs
-    made = types.FunctionType(
+    function = types.FunctionType(
         theirs.__code__, scope, theirs.__name__, theirs.__defaults__, theirs.__closure__
     )
-    made.__kwdefaults__ = theirs.__kwdefaults__
-    return made
+    function.__kwdefaults__ = theirs.__kwdefaults__
+    return function
 
 
 _heads = _of_modules()
@@ -216,7 +217,7 @@ def _linear_loss(
 
 
 def _as_torchs(loss: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
-    """torch's losses have the dtype of the logits, under autocast float32."""
+    """The loss in torch's dtype: that of the logits, float32 under autocast."""
     if input.dtype in _NARROW and not torch.is_autocast_enabled(input.device.type):
         return loss.to(input.dtype)
     return loss
@@ -235,7 +236,7 @@ def _norm(
     if weight.dtype != input.dtype or torch.is_autocast_enabled(input.device.type):
         raise _NotOurs
     if eps is None:
-        if input.dtype in _NARROW:  # which epsilon torch takes differs between its versions
+        if input.dtype in _NARROW:  # torch's default epsilon differs between its versions
             raise _NotOurs
         eps = torch.finfo(input.dtype).eps
     rows = input.flatten(-len(shape)) if len(shape) > 1 else input

@@ -1,4 +1,4 @@
-"""torch's own modules: attention, transformer layers, losses, norms."""
+"""Replacements for torch's own modules: attention, transformer layers and losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama_fast.integrations.torch_functions import accelerated
 # torch's class -> the option of `patch` that it belongs to
 PARTS: dict[type[nn.Module], str] = {
     nn.MultiheadAttention: "attention",
-    nn.TransformerEncoder: "attention",  # it makes nested tensors for torch's layers
+    nn.TransformerEncoder: "attention",  # it creates nested tensors for torch's layers
     nn.TransformerEncoderLayer: "attention",
     nn.TransformerDecoderLayer: "attention",
     nn.CrossEntropyLoss: "loss",
@@ -22,17 +22,17 @@ if hasattr(nn, "LinearCrossEntropyLoss"):  # since torch 2.13
 
 
 def part_of(module: nn.Module) -> str | None:
-    """The option of `patch` for one of torch's modules; None for all others."""
-    return next((part for kind, part in PARTS.items() if isinstance(module, kind)), None)
+    """The option of `patch` that replaces one of torch's modules; None for other modules."""
+    return next((part for cls, part in PARTS.items() if isinstance(module, cls)), None)
 
 
 def replacement(module: nn.Module) -> Callable[..., Any] | str | None:
-    """Our forward for a module of torch; a reason for a subclass of one; or None."""
+    """Our forward for one of torch's modules; a reason for a subclass; None for all others."""
     if type(module) in PARTS:
         return accelerated_forward
     if part_of(module) is None or type(module).__module__.startswith("llama_fast."):
         return None
-    return "a subclass of torch's class: what it does is not known"
+    return "a subclass of torch's class, which may compute something else"
 
 
 def accelerated_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

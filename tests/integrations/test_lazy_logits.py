@@ -135,7 +135,7 @@ def test_values_that_are_gone_are_an_error(change: Callable[[Any], None]) -> Non
     if change is another_step:
         sgd(ours)
     change(ours)
-    with pytest.raises(RuntimeError, match=r"Look at them before .*patch\(model, loss=False\)"):
+    with pytest.raises(RuntimeError, match=r"Access them before .*patch\(model, loss=False\)"):
         out.logits.sum()
     assert "LazyLogits (2, 11, 97)" in repr(out.logits)  # for debuggers
 
@@ -153,13 +153,13 @@ def test_nothing_is_copied_where_nobody_can_look(monkeypatch: pytest.MonkeyPatch
     from llama_fast.integrations import head_product
 
     kept = []
-    keep = head_product.HeadProduct.keep
+    copy_weight = head_product.HeadProduct.copy_weight
 
-    def watched(self: Any, copies: dict[int, torch.Tensor], step: bool) -> None:
-        keep(self, copies, step)
+    def counted(self: Any, copies: dict[int, torch.Tensor], step: bool) -> None:
+        copy_weight(self, copies, step)
         kept.append(len(copies))
 
-    monkeypatch.setattr(head_product.HeadProduct, "keep", watched)
+    monkeypatch.setattr(head_product.HeadProduct, "copy_weight", counted)
     _, ours = pair()
     loss = run(ours).loss
     loss.backward()
@@ -235,14 +235,14 @@ IN_PLACE: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
 def test_in_place_after_the_loss(kind: str, edit: Callable[[Any], Any]) -> None:
     stock, ours = pair(kind, torch.float32)
-    found = []
+    result = []
     for model in (stock, ours):
         out = run(model)
         edit(out.logits)
         aux = out.logits.float().square().mean()
         (out.loss + aux).backward()
-        found.append((out.logits.detach(), out.loss, aux, gradients(model)))
-    same(found[1], found[0])
+        result.append((out.logits.detach(), out.loss, aux, gradients(model)))
+    same(result[1], result[0])
 
 
 class Edits(torch.nn.Module):
@@ -268,12 +268,12 @@ def test_in_place_before_the_loss(edit: Callable[[Any], Any]) -> None:
     stock = Edits.of(make(), edit)
     ours = copy.deepcopy(stock)
     llama_fast.patch(ours)
-    found = []
+    result = []
     for model in (stock, ours):
         loss, logits = model(input_ids=IDS, labels=IDS)
         loss.backward()
-        found.append((loss, logits + 0, gradients(model)))
-    same(found[1], found[0])
+        result.append((loss, logits + 0, gradients(model)))
+    same(result[1], result[0])
 
 
 def test_what_was_made_of_them_before_they_were_changed_stays() -> None:
@@ -300,20 +300,20 @@ def test_chameleon() -> None:
     ours = copy.deepcopy(stock)
     assert llama_fast.patch(ours).replaced("loss")
     ids = IDS.clamp(max=79)
-    found = []
+    result = []
     for model in (stock, ours):
         out = model(input_ids=ids, labels=ids, use_cache=False)
         out.loss.backward()
-        found.append((out.loss, out.logits + 0, gradients(model)))
-    assert (found[0][1] == torch.finfo(torch.float32).min).any()
-    same(found[1], found[0])
+        result.append((out.loss, out.logits + 0, gradients(model)))
+    assert (result[0][1] == torch.finfo(torch.float32).min).any()
+    same(result[1], result[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["retain_grad", "register_hook", "twice"])
 def test_their_gradient(kind: str, how: str) -> None:
     stock, ours = pair(kind)
-    found = []
+    result = []
     for model in (stock, ours):
         out = run(model)
         seen: list[torch.Tensor] = []
@@ -325,21 +325,21 @@ def test_their_gradient(kind: str, how: str) -> None:
         loss.backward(retain_graph=how == "twice")
         if how == "twice":
             loss.backward()
-        found.append((seen[0] if seen else out.logits.grad, gradients(model)))
-    assert found[0][0] is not None and found[0][0].abs().max() > 1e-4
-    same(found[1], found[0])
+        result.append((seen[0] if seen else out.logits.grad, gradients(model)))
+    assert result[0][0] is not None and result[0][0].abs().max() > 1e-4
+    same(result[1], result[0])
 
 
 def test_their_gradient_in_mixed_precision() -> None:
     stock, ours = pair(dtype=torch.float32)
-    found = []
+    result = []
     for model in (stock, ours):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = run(model)
         out.logits.retain_grad()
         out.loss.backward()
-        found.append((out.logits.grad, gradients(model)))
-    torch.testing.assert_close(found[1], found[0], rtol=2e-2, atol=2e-3)
+        result.append((out.logits.grad, gradients(model)))
+    torch.testing.assert_close(result[1], result[0], rtol=2e-2, atol=2e-3)
 
 
 def test_a_hook_that_changes_their_gradient() -> None:
@@ -390,7 +390,7 @@ def test_hooks_on_the_head(kind: str, where: str) -> None:
 def test_functions_of_their_parameters() -> None:
     """torch.func hands the model wrappers that have no memory of their own."""
     stock, ours = pair("gemma")
-    found = []
+    result = []
     for model in (stock, ours):
         parameters = dict(model.named_parameters())
 
@@ -401,18 +401,20 @@ def test_functions_of_their_parameters() -> None:
 
         def alone(given: Any, model: Any = model) -> torch.Tensor:
             inputs = {"input_ids": IDS, "labels": IDS, "use_cache": False}
-            found: torch.Tensor = torch.func.functional_call(model, given, (), inputs).loss
-            return found
+            result: torch.Tensor = torch.func.functional_call(model, given, (), inputs).loss
+            return result
 
         detached = {name: p.detach() for name, p in parameters.items()}
-        found.append([torch.func.grad(f)(p) for f in (loss, alone) for p in (parameters, detached)])
-    same(found[1], found[0])
+        result.append(
+            [torch.func.grad(f)(p) for f in (loss, alone) for p in (parameters, detached)]
+        )
+    same(result[1], result[0])
 
 
 def test_what_autograd_cannot_give_is_an_error() -> None:
     _, ours = pair()
     out = run(ours)
-    with pytest.raises(RuntimeError, match="got logits that it was made without"):
+    with pytest.raises(RuntimeError, match="got logits that it did not use"):
         torch.autograd.grad(out.loss, out.logits, allow_unused=True)
     out.logits.retain_grad()
     out.logits.mul_(2)
@@ -476,7 +478,7 @@ def test_compiled_models_notice_it_too() -> None:
         out.logits.retain_grad()
     out = run(compiled)
     sgd(ours)
-    with pytest.raises(RuntimeError, match="Look at them before"):
+    with pytest.raises(RuntimeError, match="Access them before"):
         out.logits.sum()
 
 
@@ -531,7 +533,7 @@ def sharded(rank: int, folder: Path) -> None:
             fully_shard(model, reshard_after_forward=reshard)
             optimizers.append(torch.optim.SGD(model.parameters(), lr=0.1))
         for _ in range(2):
-            found = []
+            result = []
             for model, optimizer in zip(models, optimizers, strict=True):
                 optimizer.zero_grad()
                 out = run(model)
@@ -539,8 +541,8 @@ def sharded(rank: int, folder: Path) -> None:
                 looks = rank == 0  # no collective operation may be needed
                 before = out.logits[:, 0].detach().clone() if looks and reshard else None
                 optimizer.step()
-                found.append((out.loss.detach(), before, out.logits.detach() if looks else None))
-            for got, want in zip(*reversed(found), strict=True):
+                result.append((out.loss.detach(), before, out.logits.detach() if looks else None))
+            for got, want in zip(*reversed(result), strict=True):
                 same(got, want) if want is not None else None
 
 

@@ -250,7 +250,7 @@ def test_rope_within_decorators() -> None:
 
     with_attention_forward(model, Opaque(forward))
     entry = next(e for e in llama_fast.patch(model).entries if e.part == "rope")
-    assert not entry.replaced and "decorator of an unknown kind" in entry.reason
+    assert not entry.replaced and "decorator that cannot be rebuilt" in entry.reason
     torch.testing.assert_close(model(IDS).logits, want)
 
 

@@ -6,7 +6,7 @@ import transformers
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import llama_fast
-from llama_fast.integrations import bystanders, recompute
+from llama_fast.integrations import recompute, untracked_writes
 from llama_fast.integrations.forward import Forward
 
 
@@ -59,13 +59,13 @@ def storage_of(tensor):
 def test_nothing_but_what_they_are_made_from_is_kept(model, monkeypatch):
     # Not by hooks of modules: with these nothing is made again.
     outputs = []
-    mark = recompute.mark
+    attach_recipe = recompute.attach_recipe
 
     def watched(module, made, *how, **where):
         outputs.append(storage_of(made))  # a function that names it would count as one that writes
-        return mark(module, made, *how, **where)
+        return attach_recipe(module, made, *how, **where)
 
-    monkeypatch.setattr(recompute, "mark", watched)
+    monkeypatch.setattr(recompute, "attach_recipe", watched)
 
     def kept(linear, hook=False):
         llama_fast.patch(model, linear=linear)
@@ -102,15 +102,15 @@ def recipe_and_map():
     w = torch.randn(3, 8, dtype=torch.float64, generator=generator, requires_grad=True)
 
     module = torch.nn.Identity()
-    bystanders.watch(module)
+    untracked_writes.register_model(module)
 
     def cube(t):
         return t**3
 
     def run(x, w):
         middle = x * 1.0
-        y = recompute.mark(module, cube(middle), cube, middle, within=True)
-        with recompute.instead_of(y):
+        y = recompute.attach_recipe(module, cube(middle), cube, middle, within=True)
+        with recompute.saving_recipe_of(y):
             out = torch.nn.functional.linear(y, w)
         return out, middle
 

@@ -1,7 +1,7 @@
-"""Checks of the flash-attn functions' arguments, in their names and layouts.
+"""Checks of the flash-attn functions' arguments, with their names and layouts.
 
-The ops below check again what they alone know (dtypes, devices); these come first, because there
-the layout is another and some arguments have other names.
+The ops check dtypes and devices again. These checks run first, because the ops have other layouts
+and other argument names, which their errors would show.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def host_values(t: torch.Tensor) -> bool:
-    """Whether looking at the values of `t` is allowed and costs no wait."""
+    """Whether the values of `t` can be read without a synchronisation."""
     return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -30,10 +30,7 @@ def heads(
     layouts: tuple[str, str, str],
     names: tuple[str, str, str] = ("q", "k", "v"),
 ) -> None:
-    """The last two dimensions of queries (.., H, D), keys (.., K, D) and values (.., K, Dv).
-
-    Also the number of dimensions, and that keys and values are equally many.
-    """
+    """Check the dimensions of queries (.., H, D), keys (.., K, D) and values (.., K, Dv)."""
     for name, t, layout in zip(names, (q, k, v), layouts, strict=True):
         _checks.check_float(name, t)
         _checks.check_dim(name, t, layout.split(" or ")[0].count(",") + 1, layout)
@@ -53,7 +50,7 @@ def heads(
 
 
 def packed(name: str, t: torch.Tensor, parts: int, dim: int, layout: str) -> None:
-    """`parts` tensors stacked along dimension `dim`."""
+    """Check that `t` is `parts` tensors stacked along dimension `dim`."""
     _checks.check_float(name, t)
     _checks.check_dim(name, t, layout.split(" or ")[0].count(",") + 1, layout)
     if t.shape[dim] != parts:
@@ -67,7 +64,7 @@ def options(
     softcap: float,
     alibi_slopes: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """These arguments as those of :func:`llama_fast.attention`."""
+    """These arguments, checked, under their names in :func:`llama_fast.attention`."""
     if softmax_scale is not None:
         softmax_scale = _number("softmax_scale", softmax_scale, "a finite number or None")
     softcap = _number("softcap", softcap, "a finite number, 0 for none")
@@ -95,15 +92,18 @@ def _number(name: str, value: Any, expected: str) -> Any:
 
 
 def indices(name: str, t: Any, shape: tuple[int, ...], layout: str, q: torch.Tensor) -> Any:
-    """`t` as int32, after a check that it is an int32 or int64 tensor of that shape beside `q`."""
+    """`t` as int32, checked to be int32 or int64, of `shape` and on the device of `q`."""
     _checks.check_tensor(name, t, INDEX_DTYPES, "int32 or int64")
     _checks.check_shape(name, t, shape, layout)
     _checks.check_device(name, t, "q", q)
     return t.to(torch.int32)
 
 
-def offsets(name: str, cu: Any, rows: int, most_name: str, most: int) -> int:
-    """Check the offsets of packed sequences; returns how many of `rows` they cover, if known."""
+def offsets(name: str, cu: Any, rows: int, max_name: str, max_length: int) -> int:
+    """Check the offsets of packed sequences; returns how many rows they cover.
+
+    Where the values cannot be read, that is `rows`.
+    """
     _checks.check_tensor(name, cu, INDEX_DTYPES, "int32 or int64")
     if cu.dim() != 1 or cu.numel() == 0:
         raise ValueError(f"{name}: expected shape (sequences + 1,), got {_checks.shape(cu)}")
@@ -123,10 +123,10 @@ def offsets(name: str, cu: Any, rows: int, most_name: str, most: int) -> int:
                 f"at position {i + 1}"
             )
         longest = max(longest, b - a)
-    if most < longest:
+    if max_length < longest:
         raise ValueError(
-            f"{most_name}: expected at least the length of the longest sequence in {name}, "
-            f"{longest}, got {most}"
+            f"{max_name}: expected at least the length of the longest sequence in {name}, "
+            f"{longest}, got {max_length}"
         )
     return int(values[-1])
 
@@ -134,7 +134,7 @@ def offsets(name: str, cu: Any, rows: int, most_name: str, most: int) -> int:
 def pages(
     table: torch.Tensor, first: Sequence[int], end: Sequence[int], size: int, count: int
 ) -> None:
-    """The pages of `size` keys that hold the keys [first, end) of each sequence must exist."""
+    """Check that the pages with the keys [first, end) of each sequence exist."""
     for b, row in enumerate(table.tolist()):
         for i in range(first[b] // size, -(-end[b] // size)):
             if not 0 <= row[i] < count:

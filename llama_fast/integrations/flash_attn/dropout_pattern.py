@@ -1,4 +1,4 @@
-"""What flash-attn calls S_dmask: the probabilities, with a sign where dropout struck."""
+"""flash-attn's S_dmask: the probabilities, negative where dropout removed them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from llama_fast.ops.attention import attention
 
 
-class Pattern:
-    """Repeats the dropout of an attention call; to be made right before that call.
+class DropoutPattern:
+    """Repeats the dropout of an attention call; create it right before that call.
 
-    The weights of a call with dropout are what it makes of an identity matrix for values, from the
-    same state of the random generators.
+    With an identity matrix as values, an attention call returns its weights. The dropout is the
+    same if the random generators have the same state.
     """
 
     def __init__(self, device: torch.device, dropout_p: float) -> None:
@@ -36,20 +36,23 @@ class Pattern:
         self,
         q: torch.Tensor,
         k: torch.Tensor,
-        most: tuple[int, int],
+        max_lengths: tuple[int, int],
         options: dict[str, Any],
     ) -> torch.Tensor:
-        """(B,H,S,T) for packed q (N,H,D) and k (M,K,D), `most` = (S, T); zero past the ends."""
+        """(B,H,S,T) for packed q (N,H,D) and k (M,K,D); zero behind the sequences.
+
+        `max_lengths` is (S, T).
+        """
         if self.dropout_p == 0:
             return q.new_empty(0)
         cu_q, cu_k = options["cu_seqlens_q"], options["cu_seqlens_k"]
-        _, column = _places(cu_k, k.shape[0])
-        values = torch.zeros(k.shape[0], most[1], dtype=q.dtype, device=q.device)
+        _, column = _positions(cu_k, k.shape[0])
+        values = torch.zeros(k.shape[0], max_lengths[1], dtype=q.dtype, device=q.device)
         values.scatter_(1, column.unsqueeze(1), 1)
         values = values.unsqueeze(1).expand(-1, k.shape[1], -1)
         signed = self._signed(q, k, values, options)
-        result = q.new_zeros(cu_q.numel() - 1, q.shape[1], *most)
-        sequence, row = _places(cu_q, q.shape[0])
+        result = q.new_zeros(cu_q.numel() - 1, q.shape[1], *max_lengths)
+        sequence, row = _positions(cu_q, q.shape[0])
         result[sequence, :, row] = signed
         return result
 
@@ -70,8 +73,8 @@ class Pattern:
         return torch.where(kept, probabilities, -probabilities)
 
 
-def _places(offsets: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every row of packed sequences: which sequence, and where in it."""
+def _positions(offsets: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every row of packed sequences: the sequence, and the position in it."""
     row = torch.arange(rows, device=offsets.device)
     offsets = offsets.long()
     sequence = torch.searchsorted(offsets[1:], row, right=True)

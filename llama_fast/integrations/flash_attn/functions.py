@@ -1,4 +1,4 @@
-"""flash-attn's functions on sequences of one length."""
+"""flash-attn's functions for sequences of equal length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from llama_fast.integrations.flash_attn import checks
-from llama_fast.integrations.flash_attn.dropout_pattern import Pattern
+from llama_fast.integrations.flash_attn.dropout_pattern import DropoutPattern
 from llama_fast.ops.attention import attention
 
 
@@ -25,7 +25,7 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
-    """Attention with flash-attn's layout: (B,S,H,D), read as it lies.
+    """Attention in flash-attn's layout (B,S,H,D), without a copy.
 
     Args:
         q: queries (B,S,H,D); float64, float32, bfloat16 or float16. Any strides.
@@ -38,8 +38,8 @@ def flash_attn_func(
             i + T - S + right; -1 for no bound. `causal` makes right 0.
         softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0.0 for none.
         alibi_slopes: (H,) or (B,H) float; adds ``-slope * |i + T - S - j|``. Differentiable here.
-        deterministic: has no effect, since all our kernels are.
-        return_attn_probs: also return the two below.
+        deterministic: has no effect; all kernels are deterministic.
+        return_attn_probs: also return softmax_lse and S_dmask.
 
     Returns:
         out (B,S,H,Dv); rows that see no key are zero. With `return_attn_probs` a triple
@@ -59,7 +59,7 @@ def flash_attn_func(
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if not return_attn_probs:
         return attention(q, k, v, dropout_p=dropout_p, **options).transpose(1, 2)
-    pattern = Pattern(q.device, dropout_p)
+    pattern = DropoutPattern(q.device, dropout_p)
     out, lse = attention(q, k, v, dropout_p=dropout_p, return_lse=True, **options)
     return out.transpose(1, 2), lse, pattern.dense(q, k, options)
 

@@ -1,4 +1,4 @@
-"""flash-attn's attention over a cache of keys and values."""
+"""flash-attn's attention over a key-value cache."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def flash_attn_with_kvcache(
     num_splits: int = 0,
     return_softmax_lse: bool = False,
 ) -> Any:
-    """Append new keys and values to a cache in place, and attend to all it holds then.
+    """Append new keys and values to a cache in place, then attend to the whole cache.
 
-    The cache of sequence b ends at ``cache_seqlens[b]`` before the call; T is the number of its
-    keys after it, from its left padding on. Without gradient, as in flash-attn.
+    Before the call the cache of sequence b holds ``cache_seqlens[b]`` keys. T is the number of its
+    keys after the call, without left padding. There is no gradient, as in flash-attn.
 
     Args:
         q: queries (B,S,H,D); float64, float32, bfloat16 or float16. Any strides.
@@ -49,25 +49,26 @@ def flash_attn_with_kvcache(
         k: new keys (B,N,K,D), N not necessarily S; written to the cache from `cache_seqlens` on.
         v: new values (B,N,K,Dv).
         rotary_cos: (R,r/2) with r <= D even and R at least L (of pages: pages * page), any float
-            dtype: turns the first r numbers of a head, `k` by the rows from `cache_seqlens` on, and
-            so `q` if `causal` or with a window; else all of `q` by the row `cache_seqlens`. Only
-            with `k`.
+            dtype: rotates the first r columns of each head. `k` uses the rows from `cache_seqlens`
+            on; so does `q` if `causal` or with a window, otherwise all of `q` uses the row
+            `cache_seqlens`. Only with `k`.
         rotary_sin: the same for the sine.
         cache_seqlens: int, or int32 or int64 (B,); default: the whole cache is in use. The caller
             adds N after the call. Lengths beyond the cache are an error on the CPU; on a GPU they
-            are not looked at.
-        cache_batch_idx: int32 or int64 (B,): which row of the cache each sequence has; default the
+            are not checked.
+        cache_batch_idx: int32 or int64 (B,): the cache row of each sequence; default the
             first B in order. Not with `block_table`.
-        cache_leftpad: int32 or int64 (B,): where in its row each sequence begins; default 0.
+        cache_leftpad: int32 or int64 (B,): the position in its row at which each sequence begins;
+            default 0.
         block_table: int32 or int64 (B,pages): key t of sequence b is row ``t % page`` of page
             ``block_table[b, t // page]``. Pages of any size.
         softmax_scale: multiplies q . k; default 1 / sqrt(D).
         causal: query i sees the keys j <= i + T - S.
         window_size: (left, right) around i + T - S, -1 for no bound. `causal` makes right 0.
         softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0.0 for none.
-        rotary_interleaved: True pairs the numbers 2d and 2d + 1, False d and d + r/2.
+        rotary_interleaved: True pairs the columns 2d and 2d + 1, False d and d + r/2.
         alibi_slopes: (H,) or (B,H) float; adds ``-slope * |i + T - S - j|``.
-        num_splits: has no effect: our kernels choose.
+        num_splits: has no effect; the kernels choose.
         return_softmax_lse: also return the log of the softmax's denominator.
 
     Returns:
@@ -83,13 +84,13 @@ def flash_attn_with_kvcache(
     kvcache_checks.tensors(q, k_cache, v_cache, k, v)
     options = checks.options(softmax_scale, causal, window_size, softcap, alibi_slopes)
     B, S, H = q.shape[:3]
-    if alibi_slopes is not None:  # all errors before the cache is written to
+    if alibi_slopes is not None:  # raise every error before the cache is written
         _check_slopes(alibi_slopes, q.transpose(1, 2), B)
-    held, table, pad, longest = kvcache_checks.places(
+    cache_lengths, table, pad, longest = kvcache_checks.locations(
         q, k_cache, k, cache_seqlens, cache_batch_idx, cache_leftpad, block_table, options["window"]
     )
     kvcache_checks.rotary(q, k, rotary_cos, rotary_sin, k_cache, block_table)
-    if cache_batch_idx is not None:  # a row of the cache is a page
+    if cache_batch_idx is not None:  # each cache row is one page
         table = cache_batch_idx.to(torch.int32).unsqueeze(1)
     elif table is None:
         k_cache, v_cache = k_cache[:B], v_cache[:B]
@@ -97,27 +98,27 @@ def flash_attn_with_kvcache(
 
     if k is not None and rotary_cos is not None and rotary_sin is not None:
         local = options["causal"] or options["window"] is not None
-        q, k = _turn(q, k, rotary_cos, rotary_sin, held, local, rotary_interleaved)
-    # One query stands beside the last key: there is nothing after it.
+        q, k = _apply_rotary(q, k, rotary_cos, rotary_sin, cache_lengths, local, rotary_interleaved)
+    # A single query is aligned to the last key, so causal masks nothing.
     causal = options["causal"] or S == 1
     if pad is None and causal:
         if k is not None and k.shape[1] != S:
-            held = _append(k_cache, v_cache, table, held, k, v)
+            cache_lengths = _append(k_cache, v_cache, table, cache_lengths, k, v)
             k = v = None
-        return _decode(q, k_cache, v_cache, k, v, held, table, options)
+        return _decode(q, k_cache, v_cache, k, v, cache_lengths, table, options)
     if k is not None:
-        held = _append(k_cache, v_cache, table, held, k, v)
+        cache_lengths = _append(k_cache, v_cache, table, cache_lengths, k, v)
     if pad is None and H and options["window"] is None and alibi_slopes is None:
-        # All queries see the same, as the heads of a group do.
+        # All queries see the same keys, so they can be folded into the heads of a group.
         K = k_cache.shape[2]
         folded = q.unflatten(2, (K, H // K)).transpose(1, 2).reshape(B, 1, S * H, q.shape[3])
-        result = _decode(folded, k_cache, v_cache, None, None, held, table, options)
+        result = _decode(folded, k_cache, v_cache, None, None, cache_lengths, table, options)
         out, lse = result if return_softmax_lse else (result, None)
         out = out.reshape(B, K, S, H // K, v_cache.shape[3]).transpose(1, 2).flatten(2, 3)
         if lse is None:
             return out
         return out, lse.reshape(B, K, S, H // K).transpose(2, 3).flatten(1, 2)
-    return _attend(q, k_cache, v_cache, held, table, pad, longest, options)
+    return _attend(q, k_cache, v_cache, cache_lengths, table, pad, longest, options)
 
 
 def _decode(
@@ -126,18 +127,18 @@ def _decode(
     v_cache: torch.Tensor,
     k: torch.Tensor | None,
     v: torch.Tensor | None,
-    held: torch.Tensor,
+    cache_lengths: torch.Tensor,
     table: torch.Tensor | None,
     options: dict[str, Any],
 ) -> Any:
-    """Causally, in one call over the cache where it lies; (B,S,H,D) in and out."""
+    """Causal attention over the cache in place; (B,S,H,D) in and out."""
     result = attention_decode(
         q.transpose(1, 2),
         k_cache.transpose(1, 2),
         v_cache.transpose(1, 2),
         k=None if k is None else k.transpose(1, 2),
         v=None if v is None else v.transpose(1, 2),
-        cache_seqlens=held,
+        cache_seqlens=cache_lengths,
         page_table=table,
         **{name: value for name, value in options.items() if name != "causal"},
     )
@@ -151,27 +152,27 @@ def _attend(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    held: torch.Tensor,
+    cache_lengths: torch.Tensor,
     table: torch.Tensor | None,
     pad: torch.Tensor | None,
     longest: int,
     options: dict[str, Any],
 ) -> Any:
-    """By packed attention, for any mask: what a cache holds, and beside it sequences of no queries.
+    """Attention for any mask, as packed sequences: the unused parts of the cache have no queries.
 
-    A cache that is not in pages is read where it lies; of pages, those in use are copied.
+    A cache without pages is read in place; pages in use are copied.
     """
     B, S = q.shape[:2]
     if table is not None:
         size = k_cache.shape[1]
         table = table[:, : max(1, -(-longest // size))].long().clamp(0, k_cache.shape[0] - 1)
-        size = min(size, longest)  # of a single page only what is in use
+        size = min(size, longest)  # for a single page only the part in use
         k_cache, v_cache = (c[:, :size][table].flatten(1, 2) for c in (k_cache, v_cache))
     rows = k_cache.shape[1]
-    end = held.long().clamp(0, rows)
+    end = cache_lengths.long().clamp(0, rows)
     begin = torch.zeros_like(end) if pad is None else pad.long().clamp_min(0).minimum(end)
     sequence = torch.arange(B, device=q.device).unsqueeze(1)
-    # Three sequences of each: before the padding's end, what is held, and the rest.
+    # Three packed sequences each: left padding, the keys in use, and the rest of the row.
     bounds = torch.stack([begin, end, torch.full_like(end, rows)], 1) + sequence * rows
     queries = (sequence + torch.arange(3, device=q.device).clamp_max(1)) * S
     offsets = [F.pad(t.flatten(), (1, 0)) for t in (queries, bounds)]
@@ -196,13 +197,13 @@ def _append(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     table: torch.Tensor | None,
-    held: torch.Tensor,
+    cache_lengths: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Write new keys and values behind those held; returns how many are held now."""
+    """Write new keys and values behind the old ones; returns the new lengths."""
     added, size = k.shape[1], k_cache.shape[1]
-    position = held.long().unsqueeze(1) + torch.arange(added, device=k.device)
+    position = cache_lengths.long().unsqueeze(1) + torch.arange(added, device=k.device)
     if table is None:
         page = torch.arange(k.shape[0], device=k.device).unsqueeze(1)
     else:
@@ -210,35 +211,37 @@ def _append(
         position = position % size
     k_cache[page, position] = k
     v_cache[page, position] = v
-    return held + added
+    return cache_lengths + added
 
 
-def _turn(
+def _apply_rotary(
     q: torch.Tensor,
     k: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    held: torch.Tensor,
+    cache_lengths: torch.Tensor,
     local: bool,
     interleaved: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary embedding of queries and new keys (B,S,heads,D) from position `held` on.
+    """Rotary embedding of queries and new keys (B,S,heads,D) from position `cache_lengths` on.
 
-    All queries stand at position `held` unless `local`.
+    Without `local` all queries have position `cache_lengths`.
     """
     size = 2 * cos.shape[1]
 
     def tables(count: int, step: int) -> list[torch.Tensor]:
-        position = held.long().unsqueeze(1) + step * torch.arange(count, device=held.device)
-        position = position.clamp(0, cos.shape[0] - 1)  # invalid lengths of a GPU
+        position = cache_lengths.long().unsqueeze(1) + step * torch.arange(
+            count, device=cache_lengths.device
+        )
+        position = position.clamp(0, cos.shape[0] - 1)  # lengths on a GPU are not checked
         return [cos[position], sin[position]]
 
     def heads(x: torch.Tensor) -> torch.Tensor:
         return x[..., :size].transpose(1, 2)
 
-    def whole(turned: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        turned = turned.transpose(1, 2)
-        return turned if size == x.shape[3] else torch.cat([turned, x[..., size:]], -1)
+    def whole(rotated: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        rotated = rotated.transpose(1, 2)
+        return rotated if size == x.shape[3] else torch.cat([rotated, x[..., size:]], -1)
 
     queries, keys = heads(q), heads(k)
     at_queries, at_keys = tables(q.shape[1], int(local)), tables(k.shape[1], 1)

@@ -17,13 +17,13 @@ def tensors(
     k: torch.Tensor | None,
     v: torch.Tensor | None,
 ) -> None:
-    """Shapes, dtypes and devices of queries, cache, and new keys and values."""
+    """Check shapes, dtypes and devices of queries, cache, and new keys and values."""
     names = ("q", "k_cache", "v_cache")
     layouts = ("(B,S,H,D)", "(B,L,K,D) or (P,page,K,D)", "(B,L,K,Dv) or (P,page,K,Dv)")
     checks.heads(q, k_cache, v_cache, layouts, names)
     if (k is None) != (v is None):
-        given, missing = ("k", "v") if v is None else ("v", "k")
-        raise ValueError(f"{missing}: expected a tensor beside {given}, got None")
+        present, missing = ("k", "v") if v is None else ("v", "k")
+        raise ValueError(f"{missing}: expected a tensor beside {present}, got None")
     _checks.check_same("k_cache", k_cache, "q", q)
     _checks.check_same("v_cache", v_cache, "q", q)
     if k is None or v is None:
@@ -39,7 +39,7 @@ def tensors(
         _checks.check_shape(name, t, (q.shape[0], k.shape[1], *cache.shape[2:]), layout)
 
 
-def places(
+def locations(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     k: torch.Tensor | None,
@@ -49,11 +49,11 @@ def places(
     block_table: torch.Tensor | None,
     window: tuple[int, int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, int]:
-    """Check where the keys are.
+    """Check the arguments that locate the keys.
 
     Returns:
-        How many each sequence holds (B,), the table of pages and the left padding, in int32; and
-        the most that a sequence holds after the call, or a bound where that is not known.
+        int32 lengths of the sequences in the cache (B,), page table and left padding; and the
+        largest length after the call, or an upper bound where the lengths cannot be read.
     """
     B, S = q.shape[:2]
     count, size = k_cache.shape[:2]
@@ -77,11 +77,11 @@ def places(
         raise ValueError(f"k_cache: expected at least the batch size of q, {B}, got {count}")
     if cache_leftpad is not None:
         cache_leftpad = checks.indices("cache_leftpad", cache_leftpad, (B,), "(B,)", q)
-    held = _held(cache_seqlens, capacity, B, k, q)
+    cache_lengths = _cache_lengths(cache_seqlens, capacity, B, k, q)
 
-    if not checks.host_values(held):
-        return held, block_table, cache_leftpad, capacity
-    lengths = held.tolist()
+    if not checks.host_values(cache_lengths):
+        return cache_lengths, block_table, cache_leftpad, capacity
+    lengths = cache_lengths.tolist()
     for b, length in enumerate(lengths):
         if not 0 <= length <= capacity - added:
             beside = f" beside {added} new keys" if added else ""
@@ -104,15 +104,15 @@ def places(
                 )
     ends = [length + added for length in lengths]
     if block_table is not None:
-        # Pages that no query sees any more may be gone.
+        # Pages outside the window of all queries may be freed.
         left = -1 if window is None else window[0]
         first = [max(0, end - S - left) if left >= 0 else 0 for end in ends]
         first = [min(begin, length) for begin, length in zip(first, lengths, strict=True)]
         checks.pages(block_table, first, ends, size, count)
-    return held, block_table, cache_leftpad, max(ends, default=0)
+    return cache_lengths, block_table, cache_leftpad, max(ends, default=0)
 
 
-def _held(
+def _cache_lengths(
     cache_seqlens: Any, capacity: int, batch: int, k: torch.Tensor | None, q: torch.Tensor
 ) -> torch.Tensor:
     if cache_seqlens is None:
@@ -120,8 +120,10 @@ def _held(
             raise ValueError("cache_seqlens: expected lengths beside k, got None")
         cache_seqlens = capacity
     if isinstance(cache_seqlens, torch.Tensor):
-        held: torch.Tensor = checks.indices("cache_seqlens", cache_seqlens, (batch,), "(B,)", q)
-        return held
+        cache_lengths: torch.Tensor = checks.indices(
+            "cache_seqlens", cache_seqlens, (batch,), "(B,)", q
+        )
+        return cache_lengths
     if isinstance(cache_seqlens, bool) or not isinstance(cache_seqlens, int | torch.SymInt):
         raise TypeError(
             f"cache_seqlens: expected an int or a tensor of int32 or int64, got {cache_seqlens!r}"
@@ -137,12 +139,12 @@ def rotary(
     k_cache: torch.Tensor,
     block_table: torch.Tensor | None,
 ) -> None:
-    """Tables (R,r/2) that reach over the cache."""
+    """Check that the rotary tables (R,r/2) cover the cache."""
     if cos is None and sin is None:
         return
     if cos is None or sin is None:
-        given, missing = ("cos", "sin") if sin is None else ("sin", "cos")
-        raise ValueError(f"rotary_{missing}: expected a tensor beside rotary_{given}, got None")
+        present, missing = ("cos", "sin") if sin is None else ("sin", "cos")
+        raise ValueError(f"rotary_{missing}: expected a tensor beside rotary_{present}, got None")
     for name, table in (("rotary_cos", cos), ("rotary_sin", sin)):
         _checks.check_float(name, table)
         _checks.check_dim(name, table, 2, "(R,r/2)")

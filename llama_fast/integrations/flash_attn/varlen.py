@@ -1,4 +1,4 @@
-"""flash-attn's functions on packed sequences."""
+"""flash-attn's functions for packed sequences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from llama_fast.integrations.flash_attn import checks
-from llama_fast.integrations.flash_attn.dropout_pattern import Pattern
+from llama_fast.integrations.flash_attn.dropout_pattern import DropoutPattern
 from llama_fast.ops import _checks
 from llama_fast.ops.attention import attention
 from llama_fast.ops.attention_decode import attention_decode
@@ -36,20 +36,20 @@ def flash_attn_varlen_func(
     return_attn_probs: bool = False,
     block_table: torch.Tensor | None = None,
 ) -> Any:
-    """Attention of sequences of any lengths, packed one behind the other.
+    """Attention of packed sequences of any lengths.
 
-    S and T are the lengths of a sequence's queries and keys; either may be 0.
+    S and T are the numbers of queries and keys of a sequence; either may be 0.
 
     Args:
         q: queries (N,H,D); float64, float32, bfloat16 or float16. Any strides.
         k: keys (M,K,D) with H a multiple of K, or with `block_table` pages (P,page,K,D).
         v: values (M,K,Dv), or pages (P,page,K,Dv).
         cu_seqlens_q: int32 or int64 (sequences + 1,): offsets of the sequences in `q`. Rows of `q`
-            behind the last one give zeros (on a GPU: anything).
+            behind the last sequence return zeros (on a GPU their content is undefined).
         cu_seqlens_k: the same for the keys; with `block_table` only their differences matter.
         max_seqlen_q: length of the longest query sequence, or more.
         max_seqlen_k: the same for the keys.
-        dropout_p: as in :func:`flash_attn_func`, and so all others below.
+        dropout_p: as in :func:`flash_attn_func`, like all arguments below.
         softmax_scale: default 1 / sqrt(D).
         causal: query i of a sequence sees its keys j <= i + T - S.
         window_size: (left, right) around i + T - S, -1 for no bound.
@@ -58,9 +58,9 @@ def flash_attn_varlen_func(
         deterministic: has no effect.
         return_attn_probs: also return softmax_lse and S_dmask.
         block_table: int32 or int64 (sequences, pages): key t of sequence b is row ``t % page`` of
-            page ``block_table[b, t // page]``. Pages of any size. Read in place where all
-            sequences have one number of queries that see all keys before them, and no gradient is
-            asked for; else the keys in use are copied, and get gradients.
+            page ``block_table[b, t // page]``. Pages of any size. They are read in place if
+            all sequences have equally many queries, which see all keys before them, and no gradient
+            is needed. Otherwise the keys in use are copied and differentiable.
 
     Returns:
         out (N,H,Dv). With `return_attn_probs` a triple (out, softmax_lse, S_dmask), softmax_lse
@@ -79,11 +79,14 @@ def flash_attn_varlen_func(
         else ("(N,H,D)", "(P,page,K,D)", "(P,page,K,Dv)"),
     )
     options = checks.options(softmax_scale, causal, window_size, softcap, alibi_slopes)
-    most = (_most("max_seqlen_q", max_seqlen_q), _most("max_seqlen_k", max_seqlen_k))
-    held = k.shape[0] if block_table is None else sys.maxsize
+    max_lengths = (
+        _max_length("max_seqlen_q", max_seqlen_q),
+        _max_length("max_seqlen_k", max_seqlen_k),
+    )
+    num_keys = k.shape[0] if block_table is None else sys.maxsize
     rows = q.shape[0]
-    used_q = checks.offsets("cu_seqlens_q", cu_seqlens_q, rows, "max_seqlen_q", most[0])
-    used_k = checks.offsets("cu_seqlens_k", cu_seqlens_k, held, "max_seqlen_k", most[1])
+    used_q = checks.offsets("cu_seqlens_q", cu_seqlens_q, rows, "max_seqlen_q", max_lengths[0])
+    used_k = checks.offsets("cu_seqlens_k", cu_seqlens_k, num_keys, "max_seqlen_k", max_lengths[1])
     if cu_seqlens_k.shape != cu_seqlens_q.shape:
         raise ValueError(
             f"cu_seqlens_k: expected as many offsets as cu_seqlens_q, {cu_seqlens_q.numel()}, "
@@ -96,17 +99,19 @@ def flash_attn_varlen_func(
         k, v = k[:used_k], v[:used_k]
     else:
         block_table = _check_table(block_table, k, cu_seqlens_k, q)
-        if dropout_p == 0 and _decodes(q, k, v, cu_seqlens_q, most[0], options):
+        if dropout_p == 0 and _decodes(q, k, v, cu_seqlens_q, max_lengths[0], options):
             options["return_lse"] = bool(return_attn_probs)
-            return _with_tail(_decode(q, k, v, cu_seqlens_k, block_table, most[0], options), rows)
-        k, v = _gathered(k, v, cu_seqlens_k, block_table, most[1])
+            return _with_tail(
+                _decode(q, k, v, cu_seqlens_k, block_table, max_lengths[0], options), rows
+            )
+        k, v = _gathered(k, v, cu_seqlens_k, block_table, max_lengths[1])
 
     options |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     if not return_attn_probs:
         return _with_tail(attention(q, k, v, dropout_p=dropout_p, **options), rows)
-    pattern = Pattern(q.device, dropout_p)
+    pattern = DropoutPattern(q.device, dropout_p)
     out, lse = attention(q, k, v, dropout_p=dropout_p, return_lse=True, **options)
-    return _with_tail((out, lse.transpose(0, 1), pattern.varlen(q, k, most, options)), rows)
+    return _with_tail((out, lse.transpose(0, 1), pattern.varlen(q, k, max_lengths, options)), rows)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -124,8 +129,8 @@ def flash_attn_varlen_qkvpacked_func(
 ) -> Any:
     """:func:`flash_attn_varlen_func` of queries, keys and values in one tensor (N,3,H,D)."""
     checks.packed("qkv", qkv, 3, 1, "(N,3,H,D)")
-    most = _most("max_seqlen", max_seqlen)
-    checks.offsets("cu_seqlens", cu_seqlens, qkv.shape[0], "max_seqlen", most)
+    max_length = _max_length("max_seqlen", max_seqlen)
+    checks.offsets("cu_seqlens", cu_seqlens, qkv.shape[0], "max_seqlen", max_length)
     q, k, v = qkv.unbind(1)
     return flash_attn_varlen_func(
         q,
@@ -133,8 +138,8 @@ def flash_attn_varlen_qkvpacked_func(
         v,
         cu_seqlens,
         cu_seqlens,
-        most,
-        most,
+        max_length,
+        max_length,
         dropout_p,
         softmax_scale,
         causal,
@@ -184,8 +189,8 @@ def flash_attn_varlen_kvpacked_func(
     )
 
 
-def _most(name: str, value: Any) -> int:
-    """A length, which may come as a tensor with one element."""
+def _max_length(name: str, value: Any) -> int:
+    """`value` as an int of at least 0; it may be a tensor with one element."""
     if isinstance(value, torch.SymInt):
         return value
     try:
@@ -209,7 +214,7 @@ def _with_tail(result: Any, rows: int) -> Any:
     return out, F.pad(result[1], (0, missing), value=-math.inf), result[2]
 
 
-# --- keys in pages ---------------------------------------------------------------------------
+# --- paged keys ------------------------------------------------------------------------------
 
 
 def _check_table(
@@ -244,17 +249,17 @@ def _decodes(
     k: torch.Tensor,
     v: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
-    most: int,
+    max_length: int,
     options: dict[str, Any],
 ) -> bool:
-    """Whether attention over a cache serves, which reads the pages where they are."""
+    """Whether `attention_decode` can serve, which reads pages in place."""
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (q, k, v, options["alibi_slopes"])
     ):
         return False
-    # None is longer than `most`: where they make up so many together, all are as long.
-    uniform = most > 0 and most * (cu_seqlens_q.numel() - 1) == q.shape[0]
-    return uniform and (options["causal"] or most == 1)
+    # No sequence is longer than `max_length`; if the total is the maximum, all have that length.
+    uniform = max_length > 0 and max_length * (cu_seqlens_q.numel() - 1) == q.shape[0]
+    return uniform and (options["causal"] or max_length == 1)
 
 
 def _decode(
@@ -286,15 +291,15 @@ def _gathered(
     v: torch.Tensor,
     cu_seqlens_k: torch.Tensor,
     table: torch.Tensor,
-    most: int,
+    max_length: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of all sequences, packed."""
     page = k.shape[1]
     lengths = cu_seqlens_k.diff().unsqueeze(1)
-    position = torch.arange(min(most, page * table.shape[1]), device=k.device).expand(
+    position = torch.arange(min(max_length, page * table.shape[1]), device=k.device).expand(
         lengths.shape[0], -1
     )
-    held = position < lengths
-    pages = table.long().gather(1, position // page)[held]
-    rows = (position % page)[held]
+    in_use = position < lengths
+    pages = table.long().gather(1, position // page)[in_use]
+    rows = (position % page)[in_use]
     return k[pages, rows], v[pages, rows]

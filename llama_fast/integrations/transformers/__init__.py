@@ -1,8 +1,9 @@
-"""Our kernels in transformers' models.
+"""Our kernels in models of transformers.
+
+Importing this module registers the attention implementation "llama_fast"; `import llama_fast` does
+so when transformers is imported:
 
     AutoModelForCausalLM.from_pretrained(..., attn_implementation="llama_fast")
-
-works once this module was imported; `import llama_fast` sees to it.
 """
 
 from llama_fast.integrations.transformers.attention import NAME, register

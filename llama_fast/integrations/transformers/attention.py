@@ -1,4 +1,4 @@
-"""`attn_implementation="llama_fast"`: our attention under transformers' attention interface."""
+"""`attn_implementation="llama_fast"`: our attention behind transformers' attention interface."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 
-from llama_fast.integrations import watch
+from llama_fast.integrations import module_state
 from llama_fast.integrations.transformers.masks import Mask, mask_function
 from llama_fast.ops.attention import attention
 
 NAME = "llama_fast"
 _logger = logging.get_logger(__name__)
-# Tensors that attention layers hand on although no implementation but a few needs them.
-_NO_MATTER = {
+# Tensors that attention layers pass to every implementation and that ours does not need.
+_IGNORED_TENSORS = {
     "position_ids", "cache_position", "position_embeddings", "cu_seq_lens_q", "cu_seq_lens_k",
     "max_length_q", "max_length_k", "seq_idx", "encoder_hidden_states", "inputs_embeds",
     "input_ids", "num_items_in_batch", "attention_mask", "token_type_ids", "labels",
@@ -27,7 +27,7 @@ _NO_MATTER = {
 
 
 def register() -> None:
-    """Make the name known to transformers; models choose it, none is changed by this."""
+    """Register the implementation with transformers; no model changes by this alone."""
     AttentionInterface.register(NAME, attention_function)
     AttentionMaskInterface.register(NAME, mask_function)
 
@@ -58,16 +58,17 @@ def attention_function(
             takes part) or float (added); or (B,T), nonzero where a key takes part; or None.
         dropout: probability of dropping a weight.
         scaling: multiplies q . k; default 1 / sqrt(D).
-        is_causal: whether queries see no later keys; counts where there is no mask. Default: what
-            the module says of itself, True if nothing.
+        is_causal: whether queries see no later keys; used without a mask only. Default: the
+            module's attribute of that name, else True.
         softcap: c > 0 turns each scaled product x into c * tanh(x / c).
         s_aux: (H,) sinks, one more logit per head that carries no value.
         position_bias: broadcastable to (B,H,S,T), added to the scaled products.
-        sliding_window: said by the mask already.
-        **options: what else layers hand on.
+        sliding_window: not used, because the mask contains it.
+        **options: other arguments of the layers.
 
     Returns:
-        (B,S,H,Dv), and None for the weights, which are never computed; `output_attentions` warns.
+        (B,S,H,Dv), and None in place of the weights, which are not computed; with
+        `output_attentions` a warning says so.
 
     Raises:
         TypeError: a mask or bias of integers.
@@ -76,14 +77,14 @@ def attention_function(
     _check(module, options)
     for name, t in (("attention_mask", attention_mask), ("position_bias", position_bias)):
         _check_mask(name, t, query, key)
-    if not all(map(watch.is_plain, (query, key, value))):
-        return _theirs(
+    if not all(map(module_state.is_plain, (query, key, value))):
+        return _sdpa(
             module, query, key, value, attention_mask, softcap=softcap, s_aux=s_aux,
             dropout=dropout, scaling=scaling, is_causal=is_causal, position_bias=position_bias,
         )  # fmt: skip
     B, _, S, _ = query.shape
     T = key.shape[2]
-    if key.dtype != query.dtype or value.dtype != query.dtype:  # a cache in another precision
+    if key.dtype != query.dtype or value.dtype != query.dtype:  # the cache has another dtype
         key, value = key.to(query.dtype), value.to(query.dtype)
     arguments: dict[str, Any] = {"scale": scaling, "softcap": softcap, "dropout_p": dropout}
     if s_aux is not None:
@@ -104,14 +105,14 @@ def attention_function(
             key, value = key[:, :, : mask.keys], value[:, :, : mask.keys]
             bias = None if bias is None else bias[..., : mask.keys]
             arguments |= {"causal": mask.causal, "key_padding_mask": mask.padding}
-            # The op lets window[1] keys after a query's own be seen; causal forbids them anyway.
+            # window[1] keys ahead of the query are allowed by the window and masked by causal.
             arguments["window"] = mask.window
             attention_mask = None
     elif attention_mask is None:
         if is_causal is None:
             is_causal = getattr(module, "is_causal", True)
         if is_causal and S > 1:
-            # As "sdpa" has it: counted from the first key. More keys are an empty static cache's.
+            # Aligned to the first key, as "sdpa" does. Keys beyond S are unused static cache.
             key, value = key[:, :, :S], value[:, :, :S]
             bias = None if bias is None else bias[..., :S]
             arguments["causal"] = True
@@ -127,14 +128,14 @@ def attention_function(
 
 
 def _check(module: torch.nn.Module, options: dict[str, Any]) -> None:
-    """ValueError where something was asked for that would be lost."""
+    """Raise ValueError for an argument whose effect would be lost."""
     for name, value in options.items():
         if name == "cache" and value is not None:
             raise ValueError(
                 f"attn_implementation: expected one for a paged cache (continuous batching), got "
                 f"'{NAME}', which has none; use 'sdpa'"
             )
-        if isinstance(value, torch.Tensor) and name not in _NO_MATTER:
+        if isinstance(value, torch.Tensor) and name not in _IGNORED_TENSORS:
             raise ValueError(
                 f"attn_implementation: expected one that knows the argument {name!r} of "
                 f"{type(module).__name__}, got '{NAME}'; leave attention out of the patch"
@@ -147,7 +148,7 @@ def _check(module: torch.nn.Module, options: dict[str, Any]) -> None:
 
 
 def _check_mask(name: str, mask: Any, query: torch.Tensor, key: torch.Tensor) -> None:
-    """TypeError for integers, which may be meant as flags, as stock has it."""
+    """Raise TypeError for integer masks, as torch does; they may be meant as flags."""
     if not isinstance(mask, torch.Tensor) or mask.is_floating_point() or mask.dtype == torch.bool:
         return
     if name != "attention_mask" or mask.shape != (query.shape[0], key.shape[2]):
@@ -157,7 +158,7 @@ def _check_mask(name: str, mask: Any, query: torch.Tensor, key: torch.Tensor) ->
         )
 
 
-def _theirs(
+def _sdpa(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -168,7 +169,7 @@ def _theirs(
     s_aux: torch.Tensor | None,
     **options: Any,
 ) -> Any:
-    """Attention of DTensors and other tensors that our kernels cannot read."""
+    """torch's attention, for DTensors and other tensors that our kernels cannot read."""
     if softcap is not None or s_aux is not None:
         raise ValueError(
             f"attn_implementation: expected one that knows {type(query).__name__} and softcap or "
@@ -177,16 +178,16 @@ def _theirs(
     if isinstance(attention_mask, Mask):
         attention_mask = attention_mask.dense()
     options = {name: option for name, option in options.items() if option is not None}
-    # Of torch's ways on a CPU, DTensors know only this.
-    only = sdpa_kernel(SDPBackend.MATH) if query.device.type == "cpu" else nullcontext()
-    with only:
+    # The only one of torch's CPU implementations that supports DTensors.
+    backend = sdpa_kernel(SDPBackend.MATH) if query.device.type == "cpu" else nullcontext()
+    with backend:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
 def _packed(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Mask, arguments: Any
 ) -> torch.Tensor:
-    """Attention within documents that lie one after the other in the rows."""
+    """Attention inside the documents that are packed into the rows."""
     B, _, S, _ = query.shape
     q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
     out = attention(
@@ -203,7 +204,7 @@ def _packed(
 
 
 def _with_bias(mask: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Both in one tensor."""
+    """Mask and bias as one tensor."""
     if bias is None:
         return mask
     if mask.dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""transformers' AutoModelForCausalLM, with the kernels in it."""
+"""transformers' AutoModelForCausalLM that returns patched models."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PARTS = ("attention", "loss", "rms_norm", "rope", "mlp", "linear")
 
 
 class AutoModelForCausalLM:
-    """Makes models as `transformers.AutoModelForCausalLM` does and puts the kernels into them.
+    """`transformers.AutoModelForCausalLM`, followed by :func:`llama_fast.patch`.
 
-    The arguments are transformers'; those of :func:`llama_fast.patch` may stand among them. Python
-    that a repository brings runs only with ``trust_remote_code=True``: nobody is asked about it.
+    Takes the arguments of both. Python code of a repository runs only with
+    ``trust_remote_code=True``; there is no interactive question.
 
     Example:
         >>> model = llama_fast.AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
@@ -24,15 +24,15 @@ class AutoModelForCausalLM:
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> transformers.PreTrainedModel:
         """`transformers.AutoModelForCausalLM.from_pretrained`, patched."""
-        return _made(transformers.AutoModelForCausalLM.from_pretrained, args, kwargs)
+        return _patched(transformers.AutoModelForCausalLM.from_pretrained, args, kwargs)
 
     @classmethod
     def from_config(cls, *args: Any, **kwargs: Any) -> transformers.PreTrainedModel:
         """`transformers.AutoModelForCausalLM.from_config`, patched."""
-        return _made(transformers.AutoModelForCausalLM.from_config, args, kwargs)
+        return _patched(transformers.AutoModelForCausalLM.from_config, args, kwargs)
 
 
-def _made(make: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _patched(make: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parts = {name: kwargs.pop(name) for name in _PARTS if name in kwargs}
     model = make(*args, **{"trust_remote_code": False, **kwargs})
     patch(model, **parts)

@@ -1,7 +1,7 @@
-"""A model of transformers, patched or not, under the scorer and the generating engine.
+"""Runs a model of transformers, patched or not, in the scorer and the generation engine.
 
-Its attention layers ask transformers' interface for an implementation; while a step runs, they get
-one that reads and writes the pages of the step. Nothing of the model is changed after the call.
+Its attention layers get their implementation from transformers' attention interface. During a step
+that is one that reads and writes the pages of the step; after the call it is the one from before.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class TransformersDecoder:
     """See :class:`llama_fast.generate.decoder.Decoder`.
 
     Args:
-        model: a causal language model whose every layer keeps a state of keys and values alone.
+        model: a causal language model whose layers have no state but keys and values.
 
     Raises:
-        TypeError: no model of transformers.
-        ValueError: layers without transformers' attention interface, of another kind, or of several
-            sizes, or logits that are no product with the head.
+        TypeError: `model` is not a model of transformers.
+        ValueError: layers that are not attention or do not use transformers' attention interface,
+            or logits that are not the product with the head.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -75,7 +75,7 @@ class TransformersDecoder:
         return self._rotary.group(length)
 
     def hidden_states(self, tokens: Tensor, *, step: Step) -> Tensor:
-        """What the head reads (1,N,E) after each of `tokens` (1,N)."""
+        """The head's input (1,N,E) after each of `tokens` (1,N)."""
         with self._attending(step), self._rotary.fixed(step.length):
             found = self._base(
                 input_ids=tokens,
@@ -89,7 +89,7 @@ class TransformersDecoder:
 
     @contextlib.contextmanager
     def _attending(self, step: Step) -> Iterator[None]:
-        """Have the layers use `attention_function`; afterwards what they used before."""
+        """Select `attention_function` in all layers inside the block."""
         configs = {
             id(config): config
             for module in self.model.modules()
@@ -120,23 +120,24 @@ def attention_function(
     llama_fast_step: Step | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a layer over what a step holds: (1,H,N,D), (1,K,N,D) to (1,N,H,D)."""
+    """Attention of a layer over the cache of a step: (1,H,N,D), (1,K,N,D) to (1,N,H,D)."""
     if llama_fast_step is None:
         raise ValueError(
-            f"model: expected {type(module).__name__} to hand on what it does not know, it did not"
+            f"model: expected {type(module).__name__} to pass unknown arguments to its attention "
+            "function, it did not"
         )
-    given = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
+    arguments = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
     if sliding_window is not None:
-        given["window"] = sliding_window
+        arguments["window"] = sliding_window
     layer: int = module.layer_idx
     out = llama_fast_step.attend(
-        layer, query, key, value, **{k: v for k, v in given.items() if v is not None}
+        layer, query, key, value, **{k: v for k, v in arguments.items() if v is not None}
     )
     return out.transpose(1, 2), None
 
 
 def _no_mask(*args: Any, **options: Any) -> None:
-    """The step knows what each query sees."""
+    """No mask: the step determines which keys each query sees."""
 
 
 AttentionInterface.register(NAME, attention_function)

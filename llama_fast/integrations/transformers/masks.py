@@ -1,9 +1,9 @@
-"""What transformers asks of a mask, kept in words instead of as a (B,1,S,T) tensor.
+"""Attention masks of transformers, as options of our op instead of a (B,1,S,T) tensor.
 
 transformers builds the mask of a forward pass once, through a function that each attention
-implementation registers (`AttentionMaskInterface`). Ours returns None where plain causal attention
-says it all, a :class:`Mask` where a window, padding or packed documents are all there is to it, and
-else the boolean tensor that "sdpa" gets.
+implementation registers (`AttentionMaskInterface`). Ours returns None for plain causal attention, a
+:class:`Mask` if the mask consists of a window, padding or packed documents, and otherwise the
+boolean tensor that "sdpa" gets.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from transformers import masking_utils
 
 @dataclass(eq=False)
 class Mask:
-    """Who sees whom, in the terms of :func:`llama_fast.attention`.
+    """A mask as options of :func:`llama_fast.attention`.
 
-    Any other use, an index, an operator or a torch function, turns it into the boolean tensor
-    (B,1,S,T), True where a query sees a key: a model that edits its mask gets what it expects.
+    Indexing, operators and torch functions use the boolean tensor (B,1,S,T), True where a query
+    sees a key, so that models may edit their masks.
 
     Attributes:
         causal: query i of S sees the first ``T - S + i + 1`` keys.
         window: of keys, None or (left, right) as in `llama_fast.attention`.
         padding: None or bool (B,T), True where a key is padding.
-        cu_seqlens: None or int32, where documents begin in the B*S tokens, and the end.
-        keys: T, the number of keys from the first on; a cache may hold places beyond.
-        make: gives the tensor.
-        size: its shape.
+        cu_seqlens: None or int32: offsets of the documents in the B*S tokens, and B*S.
+        keys: T, the number of keys in use; a static cache may be longer.
+        make: computes the tensor.
+        mask_shape: its shape.
     """
 
     causal: bool
@@ -39,17 +39,17 @@ class Mask:
     cu_seqlens: torch.Tensor | None
     keys: int
     make: Callable[[], torch.Tensor]
-    size: tuple[int, int, int, int]
+    mask_shape: tuple[int, int, int, int]
     _tensor: torch.Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def shape(self) -> torch.Size:
         """(B,1,S,T)."""
-        return torch.Size(self.size)
+        return torch.Size(self.mask_shape)
 
     @property
     def ndim(self) -> int:
-        """4, as a tensor would say."""
+        """4, the number of dimensions."""
         return 4
 
     def dense(self) -> torch.Tensor:
@@ -59,7 +59,7 @@ class Mask:
         return self._tensor
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python itself looks for, in copies for one
+        if name.startswith("__"):  # names that Python looks up itself, as for copies
             raise AttributeError(name)
         return getattr(self.dense(), name)
 
@@ -74,7 +74,7 @@ class Mask:
 
 
 def _with_tensors(value: Any) -> Any:
-    """`value` with each mask in it turned into its tensor."""
+    """`value` with each mask in it replaced by its tensor."""
     if isinstance(value, Mask):
         return value.dense()
     if isinstance(value, (tuple, list)):
@@ -114,23 +114,23 @@ def mask_function(
 
     Args:
         batch_size: B.
-        q_length: S. transformers before 5.4 gives `cache_position` (S,) instead, in `options`.
+        q_length: S. transformers before 5.4 passes `cache_position` (S,) in `options` instead.
         kv_length: T.
-        q_offset: place of the first query.
-        kv_offset: place of the first key.
-        mask_function: transformers' description of who sees whom, by index.
-        attention_mask: bool (B, places), False for padding, or None.
-        local_size: of a window or a chunk that `mask_function` has.
-        allow_is_causal_skip: False where `mask_function` is more than it began as.
-        allow_is_bidirectional_skip: whether nothing but padding is masked, or a window.
-        use_vmap: whether a function of the user's is part of it.
-        config: the model's.
-        **options: what else transformers tells a mask function.
+        q_offset: position of the first query.
+        kv_offset: position of the first key.
+        mask_function: transformers' predicate over (batch, head, query, key) indices.
+        attention_mask: bool (B, positions), False for padding, or None.
+        local_size: size of a window or chunk in `mask_function`.
+        allow_is_causal_skip: False if the model added something to the causal mask.
+        allow_is_bidirectional_skip: whether the mask is at most padding and a window.
+        use_vmap: whether `mask_function` contains a function of the user.
+        config: the model's configuration.
+        **options: other arguments of transformers.
 
     Returns:
         None, a :class:`Mask`, or a bool tensor (B,1,S,T).
     """
-    if isinstance(attention_mask, Mask):  # made before the forward pass, for generation
+    if isinstance(attention_mask, Mask):  # generation made it before the forward pass
         return attention_mask
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() != 2:
         return attention_mask
@@ -141,7 +141,7 @@ def mask_function(
         q_offset = position[0]
 
     def dense() -> torch.Tensor:
-        found = masking_utils.sdpa_mask(
+        result = masking_utils.sdpa_mask(
             batch_size=batch_size,
             kv_length=kv_length,
             kv_offset=kv_offset,
@@ -155,15 +155,15 @@ def mask_function(
             **where,
             **options,
         )
-        assert isinstance(found, torch.Tensor)
-        return found
+        assert isinstance(result, torch.Tensor)
+        return result
 
     pattern = _pattern(mask_function, local_size, config, use_vmap)
     if pattern is None or (isinstance(q_offset, torch.Tensor) and torch.compiler.is_compiling()):
         return dense()
     causal, window, packed = pattern
     keys = kv_length
-    if causal:  # places of the cache beyond the last query are empty yet
+    if causal:  # the cache beyond the last query is still empty
         keys = int(q_offset) + q_length - kv_offset
         if keys > kv_length:
             return dense()
@@ -178,40 +178,40 @@ def mask_function(
         if causal and keys == kv_length and q_length in (1, keys):
             return None
     cu_seqlens = None if packed is None else _starts(packed)
-    if attention_mask is not None:  # `dense` may be asked for after its owner has changed it
+    if attention_mask is not None:  # `dense` may run after the caller has changed it
         attention_mask = attention_mask.clone()
-    size = (batch_size, 1, q_length, kv_length)
-    return Mask(causal, window, padding, cu_seqlens, keys, dense, size)
+    mask_shape = (batch_size, 1, q_length, kv_length)
+    return Mask(causal, window, padding, cu_seqlens, keys, dense, mask_shape)
 
 
 def _pattern(
     function: Callable[..., Any], local_size: int | None, config: Any, use_vmap: bool
 ) -> tuple[bool, tuple[int, int] | None, torch.Tensor | None] | None:
-    """(causal, window, ids (B,S) of packed documents) if that is all `function` says, or None."""
+    """(causal, window, document ids (B,S)) if `function` consists of these, else None."""
     if use_vmap:
         return None
     if function is masking_utils.causal_mask_function:
         return True, None, None
     if function is masking_utils.bidirectional_mask_function:
         return False, None, None
-    if torch.compiler.is_compiling():  # which does not see what a function holds
+    if torch.compiler.is_compiling():  # closures cannot be inspected there
         return None
     causal, windows, packed = None, [], []
     for part in _parts(function):
-        kind = part.__qualname__.removesuffix(".<locals>.inner_mask")
-        held = dict(zip(part.__code__.co_freevars, part.__closure__ or (), strict=True))
+        name = part.__qualname__.removesuffix(".<locals>.inner_mask")
+        closure = dict(zip(part.__code__.co_freevars, part.__closure__ or (), strict=True))
         if part is masking_utils.causal_mask_function:
             causal = True
         elif part is masking_utils.bidirectional_mask_function:
             causal = causal or False
         elif part.__module__ != masking_utils.__name__:
             return None
-        elif kind == "sliding_window_overlay":
-            windows.append((held["sliding_window"].cell_contents - 1, 0))
-        elif kind == "sliding_window_bidirectional_overlay":
-            windows.append((held["sliding_window"].cell_contents,) * 2)
-        elif kind == "packed_sequence_mask_function":
-            packed.append(held["packed_sequence_mask"].cell_contents)
+        elif name == "sliding_window_overlay":
+            windows.append((closure["sliding_window"].cell_contents - 1, 0))
+        elif name == "sliding_window_bidirectional_overlay":
+            windows.append((closure["sliding_window"].cell_contents,) * 2)
+        elif name == "packed_sequence_mask_function":
+            packed.append(closure["packed_sequence_mask"].cell_contents)
         else:
             return None
     if causal is None or len(windows) > 1 or len(packed) > 1:
@@ -220,19 +220,19 @@ def _pattern(
 
 
 def _parts(function: Callable[..., Any]) -> list[Any]:
-    """The functions whose conjunction `function` is; positions within documents count as places."""
+    """The functions that `function` combines by "and"; remapped positions count as positions."""
     if function.__module__ == masking_utils.__name__ and function.__closure__:
         if function.__qualname__ == "and_masks.<locals>.and_mask":
-            held = function.__closure__[0].cell_contents
-            return [part for each in held for part in _parts(each)]
+            closure = function.__closure__[0].cell_contents
+            return [part for item in closure for part in _parts(item)]
         if function.__qualname__.startswith("remap_positions_for_packed_sequence."):
-            held = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
-            return _parts(held["mask_function"].cell_contents)
+            closure = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+            return _parts(closure["mask_function"].cell_contents)
     return [function]
 
 
 def _padding(kept: torch.Tensor | None, first: int, keys: int) -> torch.Tensor | None:
-    """(B,keys), True for padding, from what transformers keeps; None where there is none."""
+    """(B,keys), True for padding, from transformers' mask; None without padding."""
     if kept is None:
         return None
     kept = kept[:, first : first + keys]
@@ -243,7 +243,7 @@ def _padding(kept: torch.Tensor | None, first: int, keys: int) -> torch.Tensor |
 
 
 def _starts(ids: torch.Tensor) -> torch.Tensor:
-    """Where a document begins in the B*S tokens, and the end; a row begins one."""
+    """Offsets of the documents in the B*S tokens, and B*S; each row starts a document."""
     begins = torch.ones_like(ids, dtype=torch.bool)
     begins[:, 1:] = ids[:, 1:] != ids[:, :-1]
     starts = begins.flatten().nonzero().flatten()

@@ -1,4 +1,4 @@
-"""Models of transformers: whose attention is ours, instance by instance."""
+"""Selects our attention for single instances of transformers' models."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ _BEFORE = "_llama_fast_attention_before"
 
 
 def pretrained(model: nn.Module) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The models of transformers in a module, itself among them."""
+    """(name, model) of the models of transformers in a module, including itself."""
     for name, module in model.named_modules():
         if isinstance(module, PreTrainedModel):
             yield name, module
 
 
 def patch_attention(model: nn.Module) -> list[Entry]:
-    """Have our attention serve in every layer that goes through transformers' interface."""
+    """Select our attention in every layer that uses transformers' attention interface."""
     models = [m for _, m in pretrained(model)]
-    _own_configs(model)
+    _copy_configs(model)
     for m in models:
         if not m._can_set_attn_implementation() or m.config._attn_implementation == NAME:
             continue
         if not m.config.output_attentions:
             setattr(m, _BEFORE, m.config._attn_implementation)
-    _choose(model, ours=True)
+    _select_attention(model, ours=True)
     return list(_entries(model))
 
 
 def return_weights(model: PreTrainedModel) -> None:
-    """Have calls with ``output_attentions=True`` give what the model gave before the patch.
+    """Make calls with ``output_attentions=True`` run the attention from before the patch.
 
-    They run as a whole on the implementation from before, as stock's "eager": our attention has no
-    weights, and masks belong to an implementation.
+    The whole call runs on it (transformers' "eager", for example): our attention returns no
+    weights, and each implementation has its own masks.
     """
     if not hasattr(model, _BEFORE):
         return
-    found = vars(model).get("forward")
-    inner = found if isinstance(found, forward.Forward) else None
+    current = vars(model).get("forward")
+    inner = current if isinstance(current, forward.Forward) else None
     forward.replace(
         model,
         functools.partial(
             _forward_with_weights,
             _inner=inner and functools.partial(inner.func, **inner.keywords),
-            _before=None if inner else found,
+            _before=None if inner else current,
         ),
     )
 
@@ -65,26 +65,26 @@ def _forward_with_weights(
 ) -> Any:
     if _inner is not None:
         call = functools.partial(_inner, model)
-    else:  # no bound method, which torch.compile looks up again by its name: that finds ours
+    else:  # not the bound method: torch.compile looks that up by name and finds ours
         call = functools.partial(type(model).forward, model) if _before is None else _before
-    # After unpatching a wrapper of another library may still hold on to this.
-    if not hasattr(model, _BEFORE) or not _asks_for_weights(model, args, kwargs):
+    # A wrapper of another library may keep this function after unpatch.
+    if not hasattr(model, _BEFORE) or not _wants_weights(model, args, kwargs):
         return call(*args, **kwargs)
     if model.training and torch.is_grad_enabled() and _is_checkpointed(model):
         raise ValueError(
-            "output_attentions: expected False in a patched model with activation checkpointing, "
-            "whose backward pass runs layers again, by our attention; got True; use "
+            "output_attentions: expected False in a patched model with activation checkpointing "
+            "(its backward pass would recompute layers with our attention), got True; use "
             "llama_fast.patch(model, attention=False)"
         )
     before = getattr(model, _BEFORE)
     for name, mask in kwargs.items():
         if name.endswith("attention_mask"):
             kwargs[name] = _mask_for(before, mask, model.dtype)
-    _choose(model, ours=False)
+    _select_attention(model, ours=False)
     try:
         return call(*args, **kwargs)
     finally:
-        _choose(model, ours=True)
+        _select_attention(model, ours=True)
 
 
 def _is_checkpointed(model: nn.Module) -> bool:
@@ -92,30 +92,28 @@ def _is_checkpointed(model: nn.Module) -> bool:
 
 
 def _mask_for(before: str, mask: Any, dtype: torch.dtype) -> Any:
-    """A mask that generation had made by our mask function, as another implementation reads it."""
-    if isinstance(mask, dict):  # by the kind of layer
-        if any(
-            one is None for one in mask.values()
-        ):  # nothing is padded: the model makes its masks anew
+    """A mask that generation made with our mask function, in the form of `before`."""
+    if isinstance(mask, dict):  # by layer type
+        if any(one is None for one in mask.values()):  # no padding: the model makes its own masks
             return None
-        return {kind: _mask_for(before, one, dtype) for kind, one in mask.items()}
+        return {layer: _mask_for(before, one, dtype) for layer, one in mask.items()}
     if not isinstance(mask, Mask):
         return mask
-    seen = mask.dense()
+    visible = mask.dense()
     if before != "eager":
-        return seen
-    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        return visible
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def _asks_for_weights(model: PreTrainedModel, args: tuple[Any, ...], kwargs: Any) -> bool:
+def _wants_weights(model: PreTrainedModel, args: tuple[Any, ...], kwargs: Any) -> bool:
     if not args or "output_attentions" in kwargs:
         return bool(kwargs.get("output_attentions"))
     parameters = list(inspect.signature(type(model).forward).parameters)[1:]
     return bool(dict(zip(parameters, args, strict=False)).get("output_attentions"))
 
 
-def _choose(model: nn.Module, ours: bool) -> None:
-    """Have every patched model in `model` use our attention, or what it used before."""
+def _select_attention(model: nn.Module, ours: bool) -> None:
+    """Select our attention, or the one from before, in every patched model in `model`."""
     for _, m in pretrained(model):
         before = getattr(m, _BEFORE, None)
         if before is not None:
@@ -123,7 +121,7 @@ def _choose(model: nn.Module, ours: bool) -> None:
 
 
 def unpatch_attention(model: nn.Module) -> None:
-    """Have what was chosen before serve again."""
+    """Select the attention from before the patch again."""
     for _, m in pretrained(model):
         before = getattr(m, _BEFORE, None)
         if before is not None:
@@ -131,8 +129,8 @@ def unpatch_attention(model: nn.Module) -> None:
             m.config._attn_implementation_internal = before
 
 
-def _own_configs(model: nn.Module) -> None:
-    """Give the modules configs of their own: one object may serve several models."""
+def _copy_configs(model: nn.Module) -> None:
+    """Give the modules their own configs: several models may share one object."""
     memo: dict[int, object] = {}
     for module in model.modules():
         for name, value in list(vars(module).items()):
@@ -141,21 +139,21 @@ def _own_configs(model: nn.Module) -> None:
 
 
 def _entries(model: nn.Module) -> Iterator[Entry]:
-    """The layers that compute attention."""
+    """A report entry for each layer that computes attention."""
     for name, module in model.named_modules():
-        kind = type(module)
+        cls = type(module)
         config = getattr(module, "config", None)
-        uses = "ALL_ATTENTION_FUNCTIONS" in getattr(
-            getattr(inspect.unwrap(kind.forward), "__code__", None), "co_names", ()
+        uses_interface = "ALL_ATTENTION_FUNCTIONS" in getattr(
+            getattr(inspect.unwrap(cls.forward), "__code__", None), "co_names", ()
         )
-        if uses:
+        if uses_interface:
             ours = getattr(config, "_attn_implementation", None) == NAME
-            reason = "" if ours else "its model does not let the implementation be chosen"
+            reason = "" if ours else "its model does not support a choice of the implementation"
             if not ours and getattr(config, "output_attentions", False):
                 reason = "its configuration asks for attention weights (output_attentions)"
-            yield Entry(name, kind.__name__, "attention", ours, reason)
-        elif kind.__name__.endswith("Attention") and not any(
+            yield Entry(name, cls.__name__, "attention", ours, reason)
+        elif cls.__name__.endswith("Attention") and not any(
             type(m).__name__.endswith("Attention") for m in module.children()
         ):
             reason = "it computes attention itself, not through transformers' interface"
-            yield Entry(name, kind.__name__, "attention", False, reason)
+            yield Entry(name, cls.__name__, "attention", False, reason)

@@ -1,8 +1,8 @@
-"""Rotary factors that follow from a sequence's length, chosen for each request.
+"""Rotary factors that depend on a sequence's length, selected per request.
 
-LongRoPE (Phi-3) has other factors for sequences beyond the original context, dynamic NTK others for
-each length. transformers takes the longest position of a whole pass for the length: requests that
-are packed into one pass, or split over several, would get the factors of others.
+LongRoPE (Phi-3) has a second set of factors for sequences beyond the original context; dynamic NTK
+has different factors for each length. transformers takes the largest position of a forward pass as
+the length. Requests that share a pass, or are split over several, would get wrong factors.
 """
 
 from __future__ import annotations
@@ -16,57 +16,61 @@ from torch import nn
 
 
 class RotaryLength:
-    """The modules of a model whose tables follow from the length.
+    """The rotary modules of a model whose tables depend on the sequence length.
 
     Args:
-        model: of transformers.
+        model: a model of transformers.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._modules: list[nn.Module] = []
-        self._switches: set[int] = set()  # lengths beyond which the factors are others
-        self._each = False  # whether those of each length beyond are others again
+        self._limits: set[int] = set()  # lengths at which the factors change
+        self._varies_with_length = False  # dynamic NTK: beyond a limit
         for module in model.modules():
-            kinds = getattr(module, "rope_type", None)
-            by_layer = kinds if isinstance(kinds, dict) else {None: kinds}
-            changing = {layer: str(kind) for layer, kind in by_layer.items() if _changes(kind)}
-            for layer, kind in changing.items():
-                if "dynamic" in kind:
-                    self._each = True
-                    self._switches.add(int(module.original_max_seq_len))
+            rope_types = getattr(module, "rope_type", None)
+            by_layer = rope_types if isinstance(rope_types, dict) else {None: rope_types}
+            dynamic = {
+                layer: str(rope_type)
+                for layer, rope_type in by_layer.items()
+                if _depends_on_length(rope_type)
+            }
+            for layer, rope_type in dynamic.items():
+                if "dynamic" in rope_type:
+                    self._varies_with_length = True
+                    self._limits.add(int(module.original_max_seq_len))
                 else:
-                    found: Any = module.config.rope_parameters
-                    found = found if layer is None else found[layer]
-                    self._switches.add(int(found["original_max_position_embeddings"]))
-            if changing:
+                    parameters: Any = module.config.rope_parameters
+                    parameters = parameters if layer is None else parameters[layer]
+                    self._limits.add(int(parameters["original_max_position_embeddings"]))
+            if dynamic:
                 self._modules.append(module)
 
     def group(self, length: int) -> int:
-        """A length of the same factors as a sequence of `length` tokens; 0 for a short one."""
-        passed = [switch for switch in self._switches if length > switch]
-        if not passed:
+        """A length with the same factors as a sequence of `length` tokens; 0 for a short one."""
+        exceeded = [limit for limit in self._limits if length > limit]
+        if not exceeded:
             return 0
-        return length if self._each else max(passed) + 1
+        return length if self._varies_with_length else max(exceeded) + 1
 
     @contextlib.contextmanager
     def fixed(self, length: int) -> Iterator[None]:
-        """Inside, tables are those of a sequence of `length` tokens, whichever positions they are
-        asked for; with 0, those of a short one."""
+        """Inside the block all tables are those of a sequence of `length` tokens (0: a short one),
+        for any positions."""
         with contextlib.ExitStack() as hooks:
             for module in self._modules:
-                before = module.register_forward_pre_hook(_Longer(length), with_kwargs=True)
-                after = module.register_forward_hook(_cut)
+                before = module.register_forward_pre_hook(_AppendPosition(length), with_kwargs=True)
+                after = module.register_forward_hook(_drop_last_position)
                 hooks.callback(after.remove)
                 hooks.callback(before.remove)
             yield
 
 
-def _changes(kind: Any) -> bool:
-    return isinstance(kind, str) and ("dynamic" in kind or kind == "longrope")
+def _depends_on_length(rope_type: Any) -> bool:
+    return isinstance(rope_type, str) and ("dynamic" in rope_type or rope_type == "longrope")
 
 
-class _Longer:
-    """Before a module's forward: one more position, which makes the sequence as long as said."""
+class _AppendPosition:
+    """A forward pre-hook that appends a position, which sets the length of the sequence."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -74,20 +78,20 @@ class _Longer:
     def __call__(
         self, module: Any, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given, options = list(args), dict(kwargs)
-        where: Any = options if "position_ids" in options else given
+        positional, options = list(args), dict(kwargs)
+        where: Any = options if "position_ids" in options else positional
         name: Any = "position_ids" if where is options else 1
         positions = where[name]
         last = positions.new_full((*positions.shape[:-1], 1), max(self.length - 1, 0))
-        # Dynamic NTK keeps the factors of the longest sequence until it sees a short one.
+        # Dynamic NTK keeps the factors of the longest sequence until a short one resets them.
         where[name] = torch.zeros_like(last)
-        module.forward(*given, **options)
+        module.forward(*positional, **options)
         where[name] = torch.cat((positions, last), -1)
-        return tuple(given), options
+        return tuple(positional), options
 
 
-def _cut(module: nn.Module, args: Any, tables: Any) -> Any:
-    """After it: the tables (..., S + 1, D) without that position."""
+def _drop_last_position(module: nn.Module, args: Any, tables: Any) -> Any:
+    """A forward hook: the tables (..., S + 1, D) without the appended position."""
     if isinstance(tables, torch.Tensor):
         return tables[..., :-1, :]
     return tuple(table[..., :-1, :] for table in tables)

@@ -1,7 +1,7 @@
-"""What a module's forward depends on, noted when ours takes its place and compared at every call.
+"""The attributes that a module's forward reads: recorded when ours replaces it, compared per call.
 
-Activations get replaced, hooks get registered and dropout gets switched on after a model was
-patched. Whatever a module's own forward would do differently then, ours must not hide.
+After a model is patched, users replace activations, register hooks or switch dropout on. Where the
+module's own forward would then behave differently, ours must not run.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
 
 
 @dataclass(frozen=True)
-class Watch:
-    """The state of one module that its forward reads.
+class ModuleState:
+    """The attributes of one module that its forward reads, and their values.
 
     Attributes:
         forward: the function `forward` of the module's class.
-        values: (name, value) of attributes: numbers, flags, functions.
-        settings: (name, attribute, value) of attributes of other objects, as configurations.
+        values: (name, value) of attributes that are numbers, flags or functions.
+        settings: (name, attribute, value) of attributes of other objects, such as configurations.
         parts: (name, state) of child modules that our forward does not call.
     """
 
     forward: Any
     values: tuple[tuple[str, Any], ...]
     settings: tuple[tuple[str, str, Any], ...]
-    parts: tuple[tuple[str, Watch], ...]
+    parts: tuple[tuple[str, ModuleState], ...]
 
-    def holds(self, module: Any) -> bool:
-        """Whether `module`, its hooks apart, would still do what it did."""
+    def matches(self, module: Any) -> bool:
+        """Whether `module` would still compute the same; its own hooks are not considered."""
         if type(module).forward is not self.forward:
             return False
         for name, value in self.values:
@@ -47,37 +47,37 @@ class Watch:
         for name, attribute, value in self.settings:
             if not _same(getattr(getattr(module, name, None), attribute, None), value):
                 return False
-        for name, watch in self.parts:
+        for name, state in self.parts:
             part = module._modules.get(name)
-            if part is None or is_hooked(part) or not watch.holds(part):
+            if part is None or is_hooked(part) or not state.matches(part):
                 return False
         return True
 
 
-def state_of(module: nn.Module, without: tuple[str, ...] = ()) -> Watch:
-    """What `module` depends on now, attributes and children named in `without` apart."""
-    kind = _kind(module)
+def state_of(module: nn.Module, without: tuple[str, ...] = ()) -> ModuleState:
+    """What the forward of `module` depends on now, except attributes and children in `without`."""
+    cls: Any = type(module)
     values, settings = [], []
-    for name in sorted(_names_read(kind) - {"training", *without}):
-        held = name in vars(module)
-        if not held and isinstance(
-            inspect.getattr_static(kind, name, None), (property, types.NoneType)
+    for name in sorted(_names_read(cls) - {"training", *without}):
+        on_instance = name in vars(module)
+        if not on_instance and isinstance(
+            inspect.getattr_static(cls, name, None), (property, types.NoneType)
         ):
             continue
         value = getattr(module, name)
-        if isinstance(value, _SCALARS) or (callable(value) and held):
+        if isinstance(value, _SCALARS) or (callable(value) and on_instance):
             values.append((name, value))
-        elif held and not isinstance(value, torch.Tensor):
-            for attribute in sorted(_names_read(kind)):
-                found = getattr(value, attribute, None)
-                if found is not None and isinstance(found, _SCALARS):
-                    settings.append((name, attribute, found))
+        elif on_instance and not isinstance(value, torch.Tensor):
+            for attribute in sorted(_names_read(cls)):
+                current = getattr(value, attribute, None)
+                if current is not None and isinstance(current, _SCALARS):
+                    settings.append((name, attribute, current))
     parts = [(n, state_of(m)) for n, m in module.named_children() if n not in without]
-    return Watch(kind.forward, tuple(values), tuple(settings), tuple(parts))
+    return ModuleState(cls.forward, tuple(values), tuple(settings), tuple(parts))
 
 
-def likeness(module: nn.Module) -> Hashable | None:
-    """The same for modules that do the same but for the numbers in their weights; None: unknown."""
+def structure_key(module: nn.Module) -> Hashable | None:
+    """A key that is equal for modules that differ in their weights only; None if unknown."""
     if next(module.buffers(), None) is not None:
         return None
     objects = [
@@ -101,17 +101,17 @@ def likeness(module: nn.Module) -> Hashable | None:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether `module` has hooks, or somebody has put another forward in its place."""
+    """Whether `module` has hooks or a forward of its own on the instance."""
     return has_hooks(module) or "forward" in vars(module)
 
 
-def is_everything_hooked() -> bool:
-    """Whether somebody is told of the calls of all modules."""
+def all_modules_hooked() -> bool:
+    """Whether hooks are registered for all modules; False inside torch.compile."""
     return not torch.compiler.is_compiling() and has_global_hooks()
 
 
 def is_plain(x: Any) -> bool:
-    """Whether `x` is a tensor that our kernels read: no DTensor, none of another subclass."""
+    """Whether `x` is a tensor that our kernels can read: not a DTensor or another subclass."""
     if type(x) in (torch.Tensor, nn.Parameter):
         return True
     return isinstance(x, torch.Tensor) and is_fake(x)
@@ -121,22 +121,22 @@ def _kind(module: nn.Module) -> Any:
     return type(module)
 
 
-def _same(found: Any, value: Any) -> bool:
-    return found is value or (type(found) is type(value) and found == value)
+def _same(current: Any, value: Any) -> bool:
+    return current is value or (type(current) is type(value) and current == value)
 
 
 @functools.cache
-def _names_read(kind: Any) -> frozenset[str]:
-    """Names that the forward of a class reads, and the methods that it may call."""
+def _names_read(cls: Any) -> frozenset[str]:
+    """Names that the forward of a class, or a method that it may call, reads."""
     names: set[str] = set()
     pending = ["forward"]
     while pending:
-        method = getattr(kind, pending.pop(), None)
+        method = getattr(cls, pending.pop(), None)
         method = method.fget if isinstance(method, property) else method
         code = getattr(inspect.unwrap(method) if callable(method) else None, "__code__", None)
         for name in set(_names(code)) - names if code is not None else ():
             names.add(name)
-            if isinstance(inspect.getattr_static(kind, name, None), (types.FunctionType, property)):
+            if isinstance(inspect.getattr_static(cls, name, None), (types.FunctionType, property)):
                 pending.append(name)
     return frozenset(name for name in names if not name.startswith("__"))
 
