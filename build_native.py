@@ -51,6 +51,9 @@ X86_ISAS = {
     "amx_bf16": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"],
 }
 
+# Sources of csrc/cpu that call the kernels of the instruction set in use and hold none themselves.
+COMPILED_ONCE = ("attention_cache.cpp", "decode_layers.cpp", "dispatch.cpp")
+
 CXX_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden"]
 # GCC 12 warns of uninitialised variables in its own AVX-512 headers.
 CXX_FLAGS += ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -63,6 +66,9 @@ if SANITIZE:
     # The last flag keeps fused multiply-adds, which -O1 leaves out: same roundings, same tests.
     OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fexpensive-optimizations"]
     OPTIMIZE += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+# Sources of csrc/glue that the CUDA operators need too.
+SHARED_GLUE = ("memory", "output_cache", "scratch", "tensors")
 
 # The architectures of A100, H100 (with its wgmma and TMA instructions) and B200.
 CUDA_ARCHITECTURES = ("80", "90a", "100")
@@ -298,9 +304,10 @@ class NativeBuild:
         command = [*self.tools.cxx, *self.flags]
         sources = [CSRC / "ops.cpp", *sorted((CSRC / "glue").glob("*.cpp"))]
         objects = [ninja_file.compile([*command, *torch_flags], s) for s in sources]
-        dispatch = CSRC / "cpu" / "dispatch.cpp"
-        objects.append(ninja_file.compile([*command, *have], dispatch))
-        kernels = [s for s in sorted((CSRC / "cpu").glob("*.cpp")) if s != dispatch]
+        sources = sorted((CSRC / "cpu").glob("*.cpp"))
+        once = [s for s in sources if s.name in COMPILED_ONCE]
+        objects += [ninja_file.compile([*command, *have], s) for s in once]
+        kernels = [s for s in sources if s not in once]
         # Of an inline function that several objects hold, the linker keeps the first copy. It has
         # to be one that every processor runs: objects for newer instruction sets come last.
         for isa, isa_flags in isas.items():
@@ -349,7 +356,9 @@ class NativeBuild:
         kernels = [*command, "-x", "c++"]
         objects += [ninja_file.compile(kernels, s) for s in sorted(folder.glob("*.cu"))]
         glue = [*command, *torch_flags]
-        objects += [ninja_file.compile(glue, s) for s in sorted((folder / "glue").glob("*.cpp"))]
+        shared = [CSRC / "glue" / f"{n}.cpp" for n in SHARED_GLUE]
+        sources = [*sorted((folder / "glue").glob("*.cpp")), *shared]
+        objects += [ninja_file.compile(glue, s) for s in sources]
         if sys.platform == "linux":
             link_flags += ["-ldl", "-Wl,-z,defs"]
         ninja_file.link(self.tools.cxx, EMULATED, objects, link_flags)

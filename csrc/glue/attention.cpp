@@ -188,7 +188,7 @@ void expect_like(const char* name, const Tensor& t, const Tensor& q, ScalarType 
 
 // (B,H,S), or packed (N,H).
 Tensor new_rows(const Tensor& q) {
-  return new_tensor(q.sizes().data(), q.dim() - 1, wide_type(q.scalar_type()));
+  return new_tensor(q, q.sizes().data(), q.dim() - 1, wide_type(q.scalar_type()));
 }
 
 }  // namespace
@@ -231,7 +231,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
           (!(grad_mask & kSinks) || sinks.has_value()),
       "llama_fast::attention_backward: grad_mask asks for the gradient of a tensor that "
       "is not there, or not floating point");
-  const auto none = [&] { return no_tensor(q.scalar_type()); };
+  const auto none = [&] { return no_tensor(q, q.scalar_type()); };
   const auto gradient = [&](int64_t bit, const Tensor& t) {
     return grad_mask & bit ? new_like_heads(t, t.scalar_type()) : none();
   };
@@ -255,18 +255,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   Tensor grad_bias = none(), grad_alibi = none(), grad_sinks = none();
   if (grad_mask & kBias) {
     const bool summed = bias->size(2) == 1 || bias->size(3) == 1;
-    grad_bias = new_zeros({args.batch, args.heads, bias->size(2), bias->size(3)},
+    grad_bias = new_zeros(q, {args.batch, args.heads, bias->size(2), bias->size(3)},
                           summed ? ScalarType::Double : type);
     args.grad_bias = broadcast4(grad_bias);
     args.grad_bias.stride_batch = grad_bias.stride(0);
     args.grad_bias.stride_head = grad_bias.stride(1);
   }
   if (grad_mask & kAlibi) {
-    grad_alibi = new_zeros({args.batch, args.heads}, ScalarType::Double);
+    grad_alibi = new_zeros(q, {args.batch, args.heads}, ScalarType::Double);
     args.grad_alibi = static_cast<double*>(grad_alibi.data_ptr());
   }
   if (grad_mask & kSinks) {
-    grad_sinks = new_zeros({args.batch, args.heads}, ScalarType::Double);
+    grad_sinks = new_zeros(q, {args.batch, args.heads}, ScalarType::Double);
     args.grad_sinks = static_cast<double*>(grad_sinks.data_ptr());
   }
   kernels().attention_backward(args);

@@ -98,15 +98,15 @@ struct Call {
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(Call& call, const Tensor& input, bool stats,
                                                        void (*kernel)(CrossEntropyArgs&)) {
   CrossEntropyArgs& a = call.args;
-  const int64_t none = 0;
   const bool per_token = a.reduction == Reduction::none;
   const int64_t loss_dims = per_token ? a.token_dims : 0;
   const ScalarType type = wide_type(input.scalar_type());
-  Tensor loss = new_tensor(a.token_sizes, loss_dims, type);
-  Tensor lse = new_tensor(a.token_sizes, a.token_dims, ScalarType::Double);
-  Tensor z_loss = stats ? new_tensor(a.token_sizes, loss_dims, type) : new_tensor(&none, 1, type);
-  Tensor argmax = stats ? new_tensor(a.token_sizes, a.token_dims, ScalarType::Long)
-                        : new_tensor(&none, 1, ScalarType::Long);
+  Tensor loss = new_tensor(input, a.token_sizes, loss_dims, type);
+  Tensor lse = new_tensor(input, a.token_sizes, a.token_dims, ScalarType::Double);
+  Tensor z_loss =
+      stats ? new_tensor(input, a.token_sizes, loss_dims, type) : no_tensor(input, type);
+  Tensor argmax = stats ? new_tensor(input, a.token_sizes, a.token_dims, ScalarType::Long)
+                        : no_tensor(input, ScalarType::Long);
   a.loss = loss.data_ptr();
   a.lse = static_cast<double*>(lse.data_ptr());
   if (stats) {
@@ -159,7 +159,7 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
   a.lse = static_cast<double*>(lse.data_ptr());
 
   Tensor grad = input.is_contiguous()
-                    ? new_tensor(input.sizes().data(), input.dim(), input.scalar_type())
+                    ? new_tensor(input, input.sizes().data(), input.dim(), input.scalar_type())
                     : with_idle_memory([&] { return torch::stable::empty_like(input); });
   a.grad = call.rows(grad, call.strides[2]);
   kernels().cross_entropy_backward(a);

@@ -22,7 +22,7 @@ Tensor linear(Tensor input, Tensor weight, OptionalTensor bias) {
   int64_t sizes[kMaxDims];
   std::copy_n(input.sizes().data(), input.dim(), sizes);
   sizes[input.dim() - 1] = weight.size(0);
-  Tensor out = new_tensor(sizes, input.dim(), input.scalar_type());
+  Tensor out = new_tensor(input, sizes, input.dim(), input.scalar_type());
   LinearArgs a{};
   a.dtype = dtype_of(input);
   a.inner = weight.size(1);

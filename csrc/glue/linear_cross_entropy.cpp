@@ -74,10 +74,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   a.grad_loss = optional(grad_loss, per_token ? a.tokens : 1, grad_kept, "grad_loss");
   a.grad_lse = optional(grad_lse, a.tokens, grad_lse_kept, "grad_lse must have shape (N,)");
 
-  const auto losses = [&] { return per_token ? new_tensor({a.tokens}, acc) : new_tensor({}, acc); };
+  const auto losses = [&] {
+    return per_token ? new_tensor(input, {a.tokens}, acc) : new_tensor(input, {}, acc);
+  };
   Tensor loss = losses(), z_part = losses();
-  Tensor lse = new_tensor({a.tokens}, acc);
-  Tensor argmax = new_tensor({stats ? a.tokens : 0}, ScalarType::Long);
+  Tensor lse = new_tensor(input, {a.tokens}, acc);
+  Tensor argmax = new_tensor(input, {stats ? a.tokens : 0}, ScalarType::Long);
   a.loss = loss.data_ptr();
   a.z_loss_out = z_part.data_ptr();
   a.lse = lse.data_ptr();
@@ -86,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const ScalarType out = a.dtype == DType::f16 ? ScalarType::Float : input.scalar_type();
   const auto gradient = [&](int64_t bit, std::initializer_list<int64_t> sizes, ScalarType type,
                             void** data) {
-    if (!(grad_mask >> bit & 1)) return no_tensor(type);
-    Tensor t = new_tensor(sizes, type);
+    if (!(grad_mask >> bit & 1)) return no_tensor(input, type);
+    Tensor t = new_tensor(input, sizes.begin(), static_cast<int64_t>(sizes.size()), type);
     *data = t.data_ptr();
     return t;
   };

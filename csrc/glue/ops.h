@@ -80,8 +80,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
 
 // --- helpers shared by the glue files ------------------------------------------------------
 
+using torch::headeronly::ScalarType;
+
 inline DType dtype_of(const Tensor& t) {
-  using torch::headeronly::ScalarType;
   switch (t.scalar_type()) {
     case ScalarType::Double:
       return DType::f64;
@@ -93,6 +94,19 @@ inline DType dtype_of(const Tensor& t) {
       return DType::f16;
     default:
       STD_TORCH_CHECK(false, "expected float64, float32, bfloat16 or float16");
+  }
+}
+
+inline ScalarType scalar_type_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return ScalarType::Double;
+    case DType::f32:
+      return ScalarType::Float;
+    case DType::bf16:
+      return ScalarType::BFloat16;
+    default:
+      return ScalarType::Half;
   }
 }
 

@@ -32,7 +32,7 @@ Tensor swiglu(Tensor gate, Tensor up) {
   check(gate, up);
   gate = with_rows(gate);
   up = with_rows(up);
-  Tensor out = new_tensor(gate.sizes().data(), gate.dim(), gate.scalar_type());
+  Tensor out = new_tensor(gate, gate.sizes().data(), gate.dim(), gate.scalar_type());
   SwigluArgs a{};
   RowsOf rows(gate);
   rows.add(gate, a.gate);
@@ -52,8 +52,8 @@ std::tuple<Tensor, Tensor> swiglu_backward(Tensor grad_out, Tensor gate, Tensor 
   up = with_rows(up);
   grad_out = with_rows(grad_out);
   const auto gradient = [&](bool wanted) {
-    return wanted ? new_tensor(gate.sizes().data(), gate.dim(), gate.scalar_type())
-                  : no_tensor(gate.scalar_type());
+    return wanted ? new_tensor(gate, gate.sizes().data(), gate.dim(), gate.scalar_type())
+                  : no_tensor(gate, gate.scalar_type());
   };
   Tensor grad_gate = gradient(grad_mask & 1), grad_up = gradient(grad_mask & 2);
   SwigluArgs a{};

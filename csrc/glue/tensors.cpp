@@ -28,21 +28,6 @@ FromBlob from_blob() {
   return function;
 }
 
-int32_t shim_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return aoti_torch_dtype_float64();
-    case ScalarType::Float:
-      return aoti_torch_dtype_float32();
-    case ScalarType::BFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case ScalarType::Half:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_int64();
-  }
-}
-
 // The size of a tensor; an error where no memory is that large.
 size_t tensor_bytes(const int64_t* sizes, int64_t dims, ScalarType type) {
   const bool narrow = type == ScalarType::BFloat16 || type == ScalarType::Half;
@@ -60,7 +45,13 @@ size_t tensor_bytes(const int64_t* sizes, int64_t dims, ScalarType type) {
       ("of shape (" + shape + ")"));
 }
 
-// As new_strided; no tensor where there is not enough memory.
+int32_t device_type_of(const Tensor& t) {
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type;
+}
+
+// As new_strided, on the CPU; no tensor where there is not enough memory.
 std::optional<Tensor> try_new(const int64_t* sizes, const int64_t* strides, int64_t dims,
                               ScalarType type, size_t bytes) {
   AtenTensorHandle handle;
@@ -92,7 +83,30 @@ std::optional<Tensor> try_new(const int64_t* sizes, const int64_t* strides, int6
 
 }  // namespace
 
-Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type) {
+int32_t shim_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    default:
+      return aoti_torch_dtype_int64();
+  }
+}
+
+Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dims,
+                   ScalarType type) {
+  const int32_t device_type = device_type_of(like);
+  if (device_type != aoti_torch_device_type_cpu()) {
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        dims, sizes, strides, shim_type(type), device_type, like.get_device_index(), &handle));
+    return Tensor(handle);
+  }
   const size_t bytes = tensor_bytes(sizes, dims, type);
   std::optional<Tensor> made = try_new(sizes, strides, dims, type, bytes);
   if (!made) {
@@ -103,8 +117,9 @@ Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, S
   return *made;
 }
 
-Tensor new_zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
-  Tensor t = new_tensor(sizes, type);
+Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  Tensor t = new_tensor(like, sizes, type);
+  if (device_type_of(t) != aoti_torch_device_type_cpu()) return torch::stable::zero_(t);
   std::memset(t.data_ptr(), 0,
               tensor_bytes(sizes.begin(), static_cast<int64_t>(sizes.size()), type));
   return t;
@@ -112,7 +127,7 @@ Tensor new_zeros(std::initializer_list<int64_t> sizes, ScalarType type) {
 
 Tensor as_contiguous(const Tensor& t) {
   if (t.is_contiguous()) return t;
-  Tensor copy = new_tensor(t.sizes().data(), t.dim(), t.scalar_type());
+  Tensor copy = new_tensor(t, t.sizes().data(), t.dim(), t.scalar_type());
   torch::stable::copy_(copy, t);
   return copy;
 }

@@ -1,4 +1,5 @@
-// New tensors, and tensors as rows for the ops that work row by row.
+// New tensors, and tensors as rows for the ops that work row by row. CPU and GPU alike: a new
+// tensor lies on the device of the one that it is made `like`.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -13,8 +14,6 @@
 
 namespace llama_fast {
 
-using torch::headeronly::ScalarType;
-
 constexpr int64_t kMaxDims = 64;  // torch's own limit
 
 // The type that `type` is computed in.
@@ -22,27 +21,45 @@ inline ScalarType wide_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// A new CPU tensor of a floating type or int64; its memory comes from glue/output_cache.h if it is
-// large. Where memory runs out, std::runtime_error says so.
-Tensor new_strided(const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType type);
+// `type` as the number that torch's C functions take; of a floating type or int64.
+int32_t shim_type(ScalarType type);
+
+// A new tensor of a floating type or int64. On the CPU its memory comes from glue/output_cache.h if
+// it is large. Where memory runs out, std::runtime_error says so.
+Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dims,
+                   ScalarType type);
 
 // Contiguous.
-inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType type) {
+inline Tensor new_tensor(const Tensor& like, const int64_t* sizes, int64_t dims, ScalarType type) {
   int64_t strides[kMaxDims];
   uint64_t stride = 1;  // may overflow, where new_strided() throws
   for (int64_t d = dims - 1; d >= 0; --d) {
     strides[d] = static_cast<int64_t>(stride);
     stride *= sizes[d] > 1 ? static_cast<uint64_t>(sizes[d]) : 1;
   }
-  return new_strided(sizes, strides, dims, type);
+  return new_strided(like, sizes, strides, dims, type);
 }
 
-inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
-  return new_tensor(sizes.begin(), static_cast<int64_t>(sizes.size()), type);
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes,
+                         ScalarType type) {
+  return new_tensor(like, sizes.begin(), static_cast<int64_t>(sizes.size()), type);
 }
 
 // Contiguous, of zeros.
-Tensor new_zeros(std::initializer_list<int64_t> sizes, ScalarType type);
+Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type);
+
+// Working memory of a kernel beside thread_scratch(), 64-byte aligned; nothing for zero bytes.
+class WorkingMemory {
+ public:
+  WorkingMemory(const Tensor& like, size_t bytes) {
+    if (bytes > 0)
+      tensor_ = new_tensor(like, {static_cast<int64_t>((bytes + 7) / 8)}, ScalarType::Long);
+  }
+  void* data() const { return tensor_.has_value() ? tensor_->data_ptr() : nullptr; }
+
+ private:
+  OptionalTensor tensor_;
+};
 
 // Throws where a tensor, expanded as it may be, has more elements than any memory: sizes within
 // this can be multiplied by what a kernel works on at a time without overflow.
@@ -62,10 +79,7 @@ void expect_countable(const Tensors&... tensors) {
 }
 
 // For what is not wanted, or not there.
-inline Tensor no_tensor(ScalarType type) {
-  const int64_t none = 0;
-  return new_tensor(&none, 1, type);
-}
+inline Tensor no_tensor(const Tensor& like, ScalarType type) { return new_tensor(like, {0}, type); }
 
 // The shape of t, but `last` in its last dimension, and the order of its heads: a (B,H,S,D) view of
 // (B,S,H,D) stays one. Everything else is contiguous. `empty_like_heads` in ops/_autograd.py says
@@ -74,11 +88,11 @@ inline Tensor new_like_heads(const Tensor& t, ScalarType type, int64_t last) {
   int64_t sizes[kMaxDims];
   std::copy_n(t.sizes().data(), t.dim(), sizes);
   if (t.dim() > 0) sizes[t.dim() - 1] = last;
-  if (t.dim() != 4 || t.stride(1) >= t.stride(2)) return new_tensor(sizes, t.dim(), type);
+  if (t.dim() != 4 || t.stride(1) >= t.stride(2)) return new_tensor(t, sizes, t.dim(), type);
   const auto at_least_one = [](int64_t size) { return size > 1 ? size : 1; };
   const int64_t head = at_least_one(last), position = head * at_least_one(sizes[1]);
   const int64_t strides[] = {position * at_least_one(sizes[2]), head, position, 1};
-  return new_strided(sizes, strides, 4, type);
+  return new_strided(t, sizes, strides, 4, type);
 }
 
 inline Tensor new_like_heads(const Tensor& t, ScalarType type) {

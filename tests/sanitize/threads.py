@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from build_native import CSRC, CXX_FLAGS, X86_ISAS, BuildFile, Toolchain  # noqa: E402
+from build_native import COMPILED_ONCE, CSRC, CXX_FLAGS, X86_ISAS, BuildFile, Toolchain  # noqa: E402
 
 FLAGS = [*CXX_FLAGS, "-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=thread", f"-I{CSRC}"]
 GLUE = ("memory", "output_cache", "scratch")  # what knows nothing of torch
@@ -26,13 +26,13 @@ def build(tools: Toolchain, isas: dict[str, list[str]], folder: Path) -> Path:
     ninja_file = BuildFile(folder)
     command = [*tools.cxx, *FLAGS]
     have = [f"-DLLAMA_FAST_HAVE_{name.upper()}=1" for name in isas]
-    dispatch = CSRC / "cpu" / "dispatch.cpp"
-    objects = [ninja_file.compile([*command, *have], dispatch)]
+    sources = sorted((CSRC / "cpu").glob("*.cpp"))
+    once = [s for s in sources if s.name in COMPILED_ONCE]
+    objects = [ninja_file.compile([*command, *have], s) for s in once]
     objects += [ninja_file.compile(command, CSRC / "glue" / f"{name}.cpp") for name in GLUE]
     for isa, flags in isas.items():
         kernels = [*command, *flags, f"-DLLAMA_FAST_ISA={isa}"]
-        sources = sorted((CSRC / "cpu").glob("*.cpp"))
-        objects += [ninja_file.compile(kernels, s, f".{isa}") for s in sources if s != dispatch]
+        objects += [ninja_file.compile(kernels, s, f".{isa}") for s in sources if s not in once]
     failed = ninja_file.run(tools.ninja, objects)
     if any(failed.values()):
         raise SystemExit(f"could not compile: {failed}")

@@ -1,8 +1,8 @@
-// Attention over a cache: tensors to kernel arguments. Arguments were checked by
-// ops/attention_decode.py; the checks here only keep a direct call of the operator from reading
-// outside its tensors. Lengths and pages are looked at by the kernels.
-#include "cuda/attention_decode.h"
+// Attention over a cache of keys and values on a GPU: tensors to kernel arguments. The kernels
+// check lengths and pages.
+#include "glue/attention_decode.h"
 
+#include "cuda/attention_decode.h"
 #include "cuda/attention_decode_plan.h"
 #include "cuda/glue/ops.h"
 #include "cuda/glue/tensors.h"
@@ -10,10 +10,6 @@
 namespace llama_fast {
 namespace cuda {
 namespace {
-
-void fits(bool ok) {
-  STD_TORCH_CHECK(ok, "llama_fast::attention_decode: shapes or dtypes of the arguments do not fit");
-}
 
 // Whether every row lies in one piece that begins at a multiple of 16 bytes.
 bool aligned(const Tensor& t) {
@@ -31,36 +27,9 @@ Tensor with_aligned_rows(const Tensor& t) {
   return copy;
 }
 
-Tensor4 heads_of(const Tensor& t) {
-  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
-
-Tensor as_floats(const Tensor& t) {
-  return torch::stable::contiguous(as_type(t, ScalarType::Float));
-}
-
-void check(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const OptionalTensor& k,
-           const OptionalTensor& v, const Tensor& seqlens, const OptionalTensor& table) {
-  fits(q.dim() == 4 && k_cache.dim() == 4 && v_cache.dim() == 4 && seqlens.dim() == 1);
-  fits(dtype_of(k_cache) == dtype_of(q) && dtype_of(v_cache) == dtype_of(q));
-  const int64_t batch = q.size(0), kv_heads = k_cache.size(1);
-  fits(k_cache.size(3) == q.size(3));
-  for (int64_t d = 0; d < 3; ++d) fits(k_cache.size(d) == v_cache.size(d));
-  fits(kv_heads > 0 ? q.size(1) % kv_heads == 0 : q.size(1) == 0);
-  fits(seqlens.size(0) == batch && seqlens.scalar_type() == ScalarType::Int);
-  fits(k.has_value() == v.has_value());
-  if (k.has_value())
-    for (const Tensor& added : {*k, *v}) {
-      fits(added.dim() == 4 && dtype_of(added) == dtype_of(q));
-      fits(added.size(0) == batch && added.size(1) == kv_heads && added.size(2) == q.size(2) &&
-           added.size(3) == q.size(3));
-    }
-  if (table.has_value()) {
-    fits(table->dim() == 2 && table->size(0) == batch && table->scalar_type() == ScalarType::Int);
-  } else {
-    fits(k_cache.size(0) == batch);
-  }
-  fits(k_cache.size(0) <= INT32_MAX && k_cache.size(2) <= INT32_MAX);
+void expect_servable(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache) {
+  STD_TORCH_CHECK(k_cache.size(0) <= INT32_MAX && k_cache.size(2) <= INT32_MAX,
+                  "llama_fast::attention_decode: k_cache: expected sizes below 2^31");
   const char* refusal =
       decode_refusal(dtype_of(q), q.size(3), v_cache.size(3), aligned(k_cache) && aligned(v_cache));
   STD_TORCH_CHECK(refusal == nullptr, "llama_fast::attention_decode: CUDA kernel: ", refusal);
@@ -75,7 +44,9 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
                                             int64_t window_left, double scale, double softcap) {
   const OnDeviceOf device(q, k_cache, v_cache, k, v, cache_seqlens, page_table, alibi_slopes,
                           sinks);
-  check(q, k_cache, v_cache, k, v, cache_seqlens, page_table);
+  expect_decode_arguments(q, k_cache, v_cache, k, v, cache_seqlens, page_table, alibi_slopes,
+                          sinks);
+  expect_servable(q, k_cache, v_cache);
   AttentionDecodeArgs a{};
   a.dtype = dtype_of(q);
   a.batch = q.size(0);
@@ -112,15 +83,12 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
     a.table_stride_page = page_table->stride(1);
   }
   if (alibi_slopes.has_value()) {
-    fits(alibi_slopes->dim() == 2 && alibi_slopes->size(1) == a.heads &&
-         (alibi_slopes->size(0) == 1 || alibi_slopes->size(0) == a.batch));
-    *alibi_slopes = as_floats(*alibi_slopes);
+    *alibi_slopes = contiguous_as(*alibi_slopes, ScalarType::Float);
     a.alibi = static_cast<const float*>(alibi_slopes->data_ptr());
     a.alibi_stride_batch = alibi_slopes->size(0) == 1 ? 0 : a.heads;
   }
   if (sinks.has_value()) {
-    fits(sinks->dim() == 1 && sinks->size(0) == a.heads);
-    *sinks = as_floats(*sinks);
+    *sinks = contiguous_as(*sinks, ScalarType::Float);
     a.sinks = static_cast<const float*>(sinks->data_ptr());
   }
   // A window as wide as all there is limits nothing, and so the kernels compute with 32 bits.

@@ -6,21 +6,6 @@ namespace llama_fast {
 namespace cuda {
 namespace {
 
-int32_t shim_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return aoti_torch_dtype_float64();
-    case ScalarType::Float:
-      return aoti_torch_dtype_float32();
-    case ScalarType::BFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case ScalarType::Half:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_int64();
-  }
-}
-
 // Looked up at run time: a torch without CUDA has no such function, and the library loads there.
 void* current_stream(int device) {
   using GetStream = AOTITorchError (*)(int32_t device, void** stream);
@@ -37,16 +22,6 @@ void* current_stream(int device) {
 }
 
 }  // namespace
-
-Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dims,
-                   ScalarType type) {
-  AtenTensorHandle handle;
-  int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, sizes, strides, shim_type(type), device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
-}
 
 OnDeviceOf::OnDeviceOf(const Tensor& t) : queue_{0, nullptr} {
 #ifdef LLAMA_FAST_EMULATION
