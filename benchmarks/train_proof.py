@@ -118,10 +118,10 @@ def bits_per_byte(run: TrainingRun, folder: Path, held_out: bytes) -> float:
     out. The end of the text is predicted too, and its bits counted.
     """
     shards = TokenShards(folder / "valid")
-    loader = PackedLoader(shards, capacity=run.config.data.seq_len, rows=1, shuffle=False)
+    loader = PackedLoader(shards, seq_len=run.config.data.seq_len, batch_size=1, shuffle=False)
     run.model.eval()
     nats = 0.0
-    for _ in range(loader.steps_left()):
+    for _ in range(loader.batches_left()):
         batch = next(loader)
         nats += run.model.loss(
             batch.tokens, batch.targets, cu_seqlens=batch.cu_seqlens, reduction="sum"

@@ -73,7 +73,7 @@ class Task:
     def batches(self) -> PackedLoader:
         """The batches that `llama-fast train` gets."""
         shards = TokenShards(Path(self.folder) / "shards")
-        return PackedLoader(shards, capacity=self.length, rows=self.rows, seed=0)
+        return PackedLoader(shards, seq_len=self.length, batch_size=self.rows, seed=0)
 
     def sequences(self, batch: Batch) -> Tensor:
         """(rows, length + 1) of a batch whose documents fill a row each."""

@@ -171,7 +171,9 @@ def test_checkpoints_that_are_a_link_to_another_runs(tmp_path: Path) -> None:
     (tmp_path / "got").mkdir()
     (tmp_path / "got/checkpoints").symlink_to(tmp_path / "mine/checkpoints")
     with pytest.raises(OSError, match="expected a folder, got a link to"):
-        CheckpointManager(tmp_path / "got/checkpoints", keep_last=1).save(2, {"w": torch.zeros(2)}, {})
+        CheckpointManager(tmp_path / "got/checkpoints", keep_last=1).save(
+            2, {"w": torch.zeros(2)}, {}
+        )
     assert mine.latest() is not None
 
 

@@ -1,4 +1,4 @@
-"""Packed batches out of token shards, in an order that a few numbers fix."""
+"""Batches of packed sequences, in an order that the seed alone determines."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch.utils.data import DataLoader, Dataset
 from llama_fast._host import cu_seqlens
 from llama_fast._reading import checked_int
 from llama_fast.data.documents import DataError
-from llama_fast.data.packing import Rows, pack_epoch
+from llama_fast.data.packing import PackingPlan, pack_epoch
 from llama_fast.data.shards import TokenShards
 
 IGNORE = -100
 
 
 class Batch(NamedTuple):
-    """Sequences one after the other; no token attends to another sequence.
+    """Segments of documents, concatenated; a token attends to its own segment only.
 
     Attributes:
         tokens: (1,N) int64.
-        targets: (1,N) int64, the token that follows each; -100 where it is not to be learned.
-        cu_seqlens: (sequences + 1,) int32, where each sequence begins, and N.
+        targets: (1,N) int64, the next token of each; -100 where there is no loss.
+        cu_seqlens: (segments + 1,) int32, where each segment begins, and N.
     """
 
     tokens: Tensor
@@ -34,24 +34,34 @@ class Batch(NamedTuple):
     cu_seqlens: Tensor
 
 
-class PackedRows(Dataset[Batch]):
-    """The batches of one epoch: batch i has the rows [i * rows, (i + 1) * rows)."""
+class PackedDataset(Dataset[Batch]):
+    """The batches of one epoch.
 
-    def __init__(self, shards: TokenShards, plan: Rows, rows: int) -> None:
-        self.shards, self.plan, self.rows = shards, plan, rows
+    Args:
+        shards: the documents.
+        plan: packing of the epoch.
+        batch_size: sequences in a batch; batch i has those from i * batch_size on.
+    """
+
+    def __init__(self, shards: TokenShards, plan: PackingPlan, batch_size: int) -> None:
+        self.shards, self.plan, self.batch_size = shards, plan, batch_size
 
     def __len__(self) -> int:
-        """Full batches; what is left over at the end of an epoch makes none."""
-        return len(self.plan) // self.rows
+        """Number of full batches; an incomplete last one is dropped."""
+        return len(self.plan) // self.batch_size
 
     def __getitem__(self, index: int) -> Batch:
-        """Batch number `index`, read from the shards."""
-        first, last = self.plan.first[[index * self.rows, (index + 1) * self.rows]]
+        """Read batch `index` from the shards.
+
+        Raises:
+            DataError: a shard is damaged.
+        """
+        first, last = self.plan.first[[index * self.batch_size, (index + 1) * self.batch_size]]
         tokens, targets = [], []
-        for piece in range(first, last):
-            start = int(self.plan.start[piece])
-            stop = start + int(self.plan.length[piece]) + 1
-            ids, answer = self.shards.read(int(self.plan.document[piece]), start, stop)
+        for segment in range(first, last):
+            start = int(self.plan.start[segment])
+            stop = start + int(self.plan.length[segment]) + 1
+            ids, answer = self.shards.read(int(self.plan.document[segment]), start, stop)
             tokens.append(ids[:-1])
             targets.append(np.where(answer[1:], ids[1:], IGNORE))
         offsets = cu_seqlens(self.plan.length[first:last])
@@ -63,37 +73,37 @@ class PackedRows(Dataset[Batch]):
 
 
 @dataclass
-class Place:
-    """Where in the data a run stands: the next row of an epoch. This is all the state there is.
+class DataPosition:
+    """Position of a run in its data: the next sequence of an epoch.
 
-    Rows are counted over all ranks, so a run may go on with another number of them.
+    Sequences are counted over all ranks, so a run can be resumed with another number of ranks.
     """
 
     epoch: int = 0
-    row: int = 0
+    sequence: int = 0
 
 
 class PackedLoader:
-    """Batches of packed documents, epoch after epoch, without end.
+    """Endless iterator over batches of packed documents, epoch after epoch.
 
-    The batches depend on the shards, `capacity`, `seed` and the place alone: not on the number of
-    workers, nor on where a run was interrupted. Ranks share out the rows of each step.
+    The batches depend on the shards, `seq_len`, `seed` and the position alone: not on the number of
+    workers, nor on where a run was interrupted.
 
     Args:
         shards: the documents.
-        capacity: the most predictions of a row, which is the longest sequence too.
-        rows: rows of a batch.
-        seed: of the order.
-        workers: processes that read ahead; 0 reads in this one.
-        rank, ranks: which share of each step's rows this process gets.
+        seq_len: length of a packed sequence, the maximum number of predictions in it.
+        batch_size: sequences in a batch of one rank.
+        seed: of the order of the data.
+        num_workers: processes that prefetch batches; 0 reads in this process.
+        rank, world_size: this process's index among those that share the data, and their number.
         shuffle: False keeps the documents in their order.
 
     Raises:
-        ValueError: numbers that make no sense.
-        DataError: less data than one step takes.
+        ValueError: an argument is out of its range.
+        DataError: there is less data than one batch of each rank takes.
 
     Example:
-        >>> loader = PackedLoader(TokenShards("shards"), capacity=1024, rows=4, seed=0)
+        >>> loader = PackedLoader(TokenShards("shards"), seq_len=1024, batch_size=4, seed=0)
         >>> batch = next(loader)
         >>> state = loader.state_dict()   # the next batch after load_state_dict(state) is the same
     """
@@ -102,28 +112,34 @@ class PackedLoader:
         self,
         shards: TokenShards,
         *,
-        capacity: int,
-        rows: int,
+        seq_len: int,
+        batch_size: int,
         seed: int = 0,
-        workers: int = 0,
+        num_workers: int = 0,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         shuffle: bool = True,
     ) -> None:
-        for name, value, least in (("rows", rows, 1), ("workers", workers, 0), ("ranks", ranks, 1)):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if not 0 <= rank < ranks:
-            raise ValueError(f"rank: expected one in [0, {ranks}), got {rank}")
-        self.shards, self.capacity, self.rows, self.seed = shards, capacity, rows, seed
-        self.workers, self.rank, self.ranks, self.shuffle = workers, rank, ranks, shuffle
-        self.place = Place()
-        self._epoch: tuple[int, Rows] | None = None
-        self._ahead: Iterator[Batch] | None = None
-        if len(self._plan()) < rows * ranks:
+        for name, value, minimum in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("world_size", world_size, 1),
+        ):
+            if value < minimum:
+                raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected one in [0, {world_size}), got {rank}")
+        self.shards, self.seq_len, self.batch_size, self.seed = shards, seq_len, batch_size, seed
+        self.num_workers, self.shuffle = num_workers, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.position = DataPosition()
+        self._epoch: tuple[int, PackingPlan] | None = None
+        self._prefetched: Iterator[Batch] | None = None
+        if len(self._plan()) < batch_size * world_size:
             raise DataError(
-                f"{shards.folder}: expected at least rows x ranks = {rows * ranks} rows of "
-                f"{capacity} tokens for one step, got {len(self._plan())}"
+                f"{shards.folder}: expected at least {batch_size * world_size} sequences of "
+                f"{seq_len} tokens (batch size {batch_size} on {world_size} ranks), got "
+                f"{len(self._plan())}"
             )
 
     def __iter__(self) -> PackedLoader:
@@ -133,76 +149,78 @@ class PackedLoader:
         """The next batch of this rank.
 
         Raises:
-            DataError: a damaged shard.
+            DataError: a shard is damaged.
         """
-        if self.steps_left() < 1:
-            self.place = Place(self.place.epoch + 1, 0)
-            self._ahead = None
-        if self._ahead is None:
-            self._ahead = self._read_ahead()
+        if self.batches_left() < 1:
+            self.position = DataPosition(self.position.epoch + 1, 0)
+            self._prefetched = None
+        if self._prefetched is None:
+            self._prefetched = self._prefetch()
         try:
-            batch = next(self._ahead)
+            batch = next(self._prefetched)
         except DataError as error:
-            # Of a worker, torch hands on the whole traceback as a message; the error is its end.
+            # torch passes a worker's whole traceback on as the message; the error itself is last.
             raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from None
-        self.place.row += self.rows * self.ranks
+        self.position.sequence += self.batch_size * self.world_size
         return batch
 
-    def _plan(self) -> Rows:
-        if self._epoch is None or self._epoch[0] != self.place.epoch:
+    def _plan(self) -> PackingPlan:
+        """Packing of the current epoch."""
+        if self._epoch is None or self._epoch[0] != self.position.epoch:
             plan = pack_epoch(
                 self.shards.lengths,
-                self.capacity,
+                self.seq_len,
                 seed=self.seed,
-                epoch=self.place.epoch,
+                epoch=self.position.epoch,
                 shuffle=self.shuffle,
             )
-            self._epoch = (self.place.epoch, plan)
+            self._epoch = (self.position.epoch, plan)
         return self._epoch[1]
 
-    def steps_left(self) -> int:
-        """Steps left in this epoch."""
-        return (len(self._plan()) - self.place.row) // (self.rows * self.ranks)
+    def batches_left(self) -> int:
+        """Number of batches that each rank still gets in this epoch."""
+        sequences = len(self._plan()) - self.position.sequence
+        return sequences // (self.batch_size * self.world_size)
 
-    def _read_ahead(self) -> Iterator[Batch]:
-        plan, begin = self._plan(), self.place.row
-        # Another number of ranks may have left the place anywhere, so batches count from it.
-        rest = Rows(plan.document, plan.start, plan.length, plan.first[begin:])
-        mine = range(self.rank, self.steps_left() * self.ranks, self.ranks)
+    def _prefetch(self) -> Iterator[Batch]:
+        plan, begin = self._plan(), self.position.sequence
+        # Batches are counted from the position: another number of ranks may have left it anywhere.
+        rest = PackingPlan(plan.document, plan.start, plan.length, plan.first[begin:])
+        own_batches = range(self.rank, self.batches_left() * self.world_size, self.world_size)
         loader: Any = DataLoader(
-            PackedRows(self.shards, rest, self.rows),
+            PackedDataset(self.shards, rest, self.batch_size),
             batch_size=None,
-            sampler=mine,
-            num_workers=self.workers,
-            generator=torch.Generator(),  # or it draws from torch's own, which is the model's
+            sampler=own_batches,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # without it torch's own generator, the model's, is used
         )
         return iter(loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next batch depends on; plain numbers and strings."""
+        """Everything that determines the next batch; plain numbers and strings."""
         return {
-            **asdict(self.place),
+            **asdict(self.position),
             "seed": self.seed,
-            "capacity": self.capacity,
+            "seq_len": self.seq_len,
             "shuffle": self.shuffle,
             "content_sha256": self.shards.content_sha256,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state of :meth:`state_dict`.
 
         Raises:
-            ValueError: it is of other data, or of another seed, capacity or order; the place
-                would mean other batches here.
+            ValueError: the state is of other data, or of another `seed`, `seq_len` or `shuffle`:
+                its position would mean other batches here.
         """
-        for name, mine in self.state_dict().items():
-            if name not in ("epoch", "row") and state.get(name) != mine:
+        for name, own in self.state_dict().items():
+            if name not in ("epoch", "sequence") and state.get(name) != own:
                 raise ValueError(
-                    f"{name}: expected {mine!r} as in this run, got {state.get(name)!r}"
+                    f"{name}: expected {own!r} as in this run, got {state.get(name)!r}"
                 )
-        place = (
+        epoch, sequence = (
             checked_int(state.get(name), name, minimum=0, maximum=1 << 62)
-            for name in ("epoch", "row")
+            for name in ("epoch", "sequence")
         )
-        self.place = Place(*place)
-        self._ahead = None
+        self.position = DataPosition(epoch, sequence)
+        self._prefetched = None

@@ -1,10 +1,10 @@
-"""Which documents go together into which row of an epoch, without padding.
+"""Packing of documents into sequences of fixed length, without padding.
 
-A prediction is a token given those before it in its document: n tokens make n - 1. Documents are
-cut into pieces of at most `capacity` predictions, and pieces are put together by best-fit
-decreasing (Ding et al. 2024, "Fewer truncations improve language modeling", arXiv:2404.10830), so
-nearly every row is full and a document is cut only where it is longer than a row. Every prediction
-of the data is made exactly once an epoch.
+A prediction is a token given the tokens before it in its document: n tokens make n - 1 predictions.
+Documents are cut into segments of at most `seq_len` predictions, and segments are packed into
+sequences by best-fit decreasing (Ding et al. 2024, "Fewer truncations improve language modeling",
+arXiv:2404.10830). Nearly every sequence is full, a document is cut only if it is longer than a
+sequence, and each prediction is made exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import numpy.typing as npt
 
 from llama_fast._host import pack_sequences
 
-WINDOW = 4096  # pieces packed at a time: best-fit gains nothing with more, and takes n log n
+# Segments packed at a time. Best-fit packs no better with more of them, and takes n log n time.
+WINDOW = 4096
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of an epoch. Row r has the pieces ``first[r]`` to ``first[r + 1]``.
+class PackingPlan:
+    """Which segments make up each sequence of an epoch.
+
+    Sequence i consists of the segments ``first[i]`` to ``first[i + 1] - 1``.
 
     Attributes:
-        document: (pieces,) int64.
-        start: (pieces,) int64, the piece's first token within its document.
-        length: (pieces,) int64, predictions of it; it reads one token more.
-        first: (rows + 1,) int64.
+        document: (segments,) int64, the document that each segment is cut from.
+        start: (segments,) int64, position of the segment's first token in its document.
+        length: (segments,) int64, predictions in the segment; it reads one more token.
+        first: (sequences + 1,) int64, index of each sequence's first segment.
     """
 
     document: npt.NDArray[np.int64]
@@ -36,50 +39,52 @@ class Rows:
     first: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Number of sequences."""
         return len(self.first) - 1
 
 
 def pack_epoch(
-    lengths: npt.NDArray[np.int64], capacity: int, *, seed: int, epoch: int, shuffle: bool = True
-) -> Rows:
-    """Rows of at most `capacity` predictions, a function of the arguments alone.
+    lengths: npt.NDArray[np.int64], seq_len: int, *, seed: int, epoch: int, shuffle: bool = True
+) -> PackingPlan:
+    """Pack the documents of one epoch; the result depends on the arguments alone.
 
     Args:
-        lengths: (documents,) tokens of each; those of one token predict nothing and are left out.
-        capacity: the most predictions of a row.
-        seed, epoch: fix the order of documents and of rows; each epoch has its own.
-        shuffle: False keeps documents and rows in their order.
+        lengths: (documents,) number of tokens in each. Documents of one token are left out: they
+            have no predictions.
+        seq_len: maximum number of predictions in a sequence.
+        seed, epoch: determine the order of documents and sequences.
+        shuffle: False keeps documents and sequences in their order.
 
     Raises:
-        ValueError: a capacity below 1, a negative seed or epoch, or nothing to predict.
+        ValueError: `seq_len` is below 1, `seed` or `epoch` is negative, or there are no
+            predictions.
     """
-    if capacity < 1:
-        raise ValueError(f"capacity: expected at least 1, got {capacity}")
+    if seq_len < 1:
+        raise ValueError(f"seq_len: expected at least 1, got {seq_len}")
     if seed < 0 or epoch < 0:
         raise ValueError(f"seed, epoch: expected numbers >= 0, got {seed} and {epoch}")
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
     order = generator.permutation(len(lengths)) if shuffle else np.arange(len(lengths))
     predictions = lengths[order] - 1
-    pieces = -(-predictions // capacity)  # of each document; none if it predicts nothing
-    if not pieces.sum():
+    segments = -(-predictions // seq_len)  # of each document; 0 for one without predictions
+    if not segments.sum():
         raise ValueError("lengths: expected a document of at least 2 tokens, got none")
-    document = np.repeat(order, pieces)
-    # Number of a piece within its document: counts up, from 0 again at each document.
-    number = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    start = number * capacity
-    length = np.minimum(np.repeat(predictions, pieces) - start, capacity)
+    document = np.repeat(order, segments)
+    # Index of each segment within its document: counts up, from 0 at each document.
+    index = np.arange(len(document)) - np.repeat(np.cumsum(segments) - segments, segments)
+    start = index * seq_len
+    length = np.minimum(np.repeat(predictions, segments) - start, seq_len)
 
-    row = np.empty(len(document), dtype=np.int64)
-    rows = 0
+    sequence = np.empty(len(document), dtype=np.int64)
+    count = 0
     for begin in range(0, len(document), WINDOW):
-        part = slice(begin, begin + WINDOW)
-        bins, count = pack_sequences(length[part], capacity)
-        row[part] = bins + rows
-        rows += count
+        window = slice(begin, begin + WINDOW)
+        bins, num_bins = pack_sequences(length[window], seq_len)
+        sequence[window] = bins + count
+        count += num_bins
     if shuffle:
-        row = generator.permutation(rows)[row]
-    by_row = np.argsort(row, kind="stable")
-    first = np.zeros(rows + 1, dtype=np.int64)
-    np.cumsum(np.bincount(row, minlength=rows), out=first[1:])
-    return Rows(document[by_row], start[by_row], length[by_row], first)
+        sequence = generator.permutation(count)[sequence]
+    by_sequence = np.argsort(sequence, kind="stable")
+    first = np.zeros(count + 1, dtype=np.int64)
+    np.cumsum(np.bincount(sequence, minlength=count), out=first[1:])
+    return PackingPlan(document[by_sequence], start[by_sequence], length[by_sequence], first)

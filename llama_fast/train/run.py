@@ -132,12 +132,12 @@ class TrainingRun:
         data = self.config.data
         return PackedLoader(
             shards,
-            capacity=data.seq_len,
-            rows=data.micro_batch_size,
+            seq_len=data.seq_len,
+            batch_size=data.micro_batch_size,
             seed=self.config.seed,
-            workers=data.num_workers if shuffle else 0,
+            num_workers=data.num_workers if shuffle else 0,
             rank=self.parallel.data_rank,
-            ranks=self.parallel.data_ranks,
+            world_size=self.parallel.data_ranks,
             shuffle=shuffle,
         )
 
@@ -266,9 +266,12 @@ class TrainingRun:
         loader, total, targets = self._loader(self.valid, shuffle=False), 0.0, 0
         self.model.eval()
         try:
-            while loader.place.epoch == 0 and loader.steps_left() and (
-                loader.place.row < self.config.valid_batches * self.config.data.micro_batch_size
-            ):  # fmt: skip
+            max_sequences = self.config.valid_batches * self.config.data.micro_batch_size
+            while (
+                loader.position.epoch == 0
+                and loader.batches_left()
+                and loader.position.sequence < max_sequences
+            ):
                 batch = next(loader)
                 total += self._loss_of(batch).item()
                 targets += int((batch.targets != IGNORE).sum())

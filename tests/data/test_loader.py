@@ -37,7 +37,7 @@ def take(loader: PackedLoader, count: int) -> list[Batch]:
 
 
 def test_a_batch_is_whole_sequences_and_what_follows_them(shards: TokenShards) -> None:
-    batch = next(PackedLoader(shards, capacity=64, rows=3))
+    batch = next(PackedLoader(shards, seq_len=64, batch_size=3))
     assert batch.tokens.shape == batch.targets.shape == (1, int(batch.cu_seqlens[-1]))
     assert torch.equal(batch.targets, batch.tokens + 1)  # tokens count up within a document
     starts = batch.cu_seqlens[1:-1].long()
@@ -46,39 +46,43 @@ def test_a_batch_is_whole_sequences_and_what_follows_them(shards: TokenShards) -
 
 
 def test_an_epoch_has_every_prediction_once(shards: TokenShards) -> None:
-    loader = PackedLoader(shards, capacity=64, rows=1)
+    loader = PackedLoader(shards, seq_len=64, batch_size=1)
     seen: list[int] = []
-    while loader.place.epoch == 0 and loader.steps_left():
+    while loader.position.epoch == 0 and loader.batches_left():
         seen += next(loader).tokens[0].tolist()
     everything = set(range(shards.num_tokens)) - set((np.cumsum(shards.lengths) - 1).tolist())
     assert len(seen) == len(everything) and set(seen) == everything
 
 
 def test_workers_change_nothing(shards: TokenShards) -> None:
-    alone = PackedLoader(shards, capacity=64, rows=2, seed=1)
-    helped = PackedLoader(shards, capacity=64, rows=2, seed=1, workers=2)
+    alone = PackedLoader(shards, seq_len=64, batch_size=2, seed=1)
+    helped = PackedLoader(shards, seq_len=64, batch_size=2, seed=1, num_workers=2)
     assert same(take(alone, 90), take(helped, 90))  # more than an epoch
-    assert alone.place.epoch == helped.place.epoch == 1
+    assert alone.position.epoch == helped.position.epoch == 1
 
 
 @pytest.mark.parametrize("done", [0, 1, 7, 67, 68, 69, 75])
 def test_goes_on_as_if_never_interrupted(shards: TokenShards, done: int) -> None:
-    whole = PackedLoader(shards, capacity=64, rows=2, seed=2, workers=2)
+    whole = PackedLoader(shards, seq_len=64, batch_size=2, seed=2, num_workers=2)
     take(whole, done)
     state = json.loads(json.dumps(whole.state_dict()))
-    resumed = PackedLoader(shards, capacity=64, rows=2, seed=2)
+    resumed = PackedLoader(shards, seq_len=64, batch_size=2, seed=2)
     resumed.load_state_dict(state)
     assert same(take(whole, 5), take(resumed, 5))
 
 
 def test_ranks_share_what_one_process_reads(shards: TokenShards) -> None:
     """Also when their number changes on the way: 4 ranks of 1 row are 1 rank of 4 rows."""
-    one = PackedLoader(shards, capacity=64, rows=4)
-    four = [PackedLoader(shards, capacity=64, rows=1, rank=rank, ranks=4) for rank in range(4)]
+    one = PackedLoader(shards, seq_len=64, batch_size=4)
+    four = [
+        PackedLoader(shards, seq_len=64, batch_size=1, rank=rank, world_size=4) for rank in range(4)
+    ]
     for _ in range(3):
         tokens = torch.cat([next(loader).tokens for loader in four], dim=1)
         assert torch.equal(next(one).tokens, tokens)
-    two = [PackedLoader(shards, capacity=64, rows=2, rank=rank, ranks=2) for rank in range(2)]
+    two = [
+        PackedLoader(shards, seq_len=64, batch_size=2, rank=rank, world_size=2) for rank in range(2)
+    ]
     for loader in two:
         loader.load_state_dict(four[0].state_dict())
     assert torch.equal(next(one).tokens, torch.cat([next(r).tokens for r in two], dim=1))
@@ -86,14 +90,14 @@ def test_ranks_share_what_one_process_reads(shards: TokenShards) -> None:
 
 def test_reading_leaves_torchs_random_numbers_alone(shards: TokenShards) -> None:
     before = torch.get_rng_state()
-    take(PackedLoader(shards, capacity=64, rows=2, workers=1), 2)
+    take(PackedLoader(shards, seq_len=64, batch_size=2, num_workers=1), 2)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_tokens_that_are_no_answers_are_not_targets(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "s", vocab_size=9, tokenizer={}, with_answers=True) as writer:
         writer.add([1, 2, 3, 4], [False, False, True, True])
-    batch = next(PackedLoader(TokenShards(tmp_path / "s"), capacity=8, rows=1))
+    batch = next(PackedLoader(TokenShards(tmp_path / "s"), seq_len=8, batch_size=1))
     assert batch.tokens.tolist() == [[1, 2, 3]] and batch.targets.tolist() == [[-100, 3, 4]]
 
 
@@ -101,7 +105,7 @@ def test_tokens_that_are_no_answers_are_not_targets(tmp_path: Path) -> None:
 def test_damage_that_comes_later_is_one_line(tmp_path: Path, workers: int) -> None:
     with ShardWriter(tmp_path / "s", vocab_size=9, tokenizer={}) as writer:
         writer.add([1, 2, 3, 4])
-    loader = PackedLoader(TokenShards(tmp_path / "s"), capacity=8, rows=1, workers=workers)
+    loader = PackedLoader(TokenShards(tmp_path / "s"), seq_len=8, batch_size=1, num_workers=workers)
     tokens = np.load(tmp_path / "s/00000.tokens.npy", mmap_mode="r+")
     tokens[1] = 5000
     tokens.flush()
@@ -111,14 +115,16 @@ def test_damage_that_comes_later_is_one_line(tmp_path: Path, workers: int) -> No
 
 
 def test_refusals(shards: TokenShards) -> None:
-    with pytest.raises(ValueError, match="rows: expected at least 1, got 0"):
-        PackedLoader(shards, capacity=64, rows=0)
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        PackedLoader(shards, seq_len=64, batch_size=0)
     with pytest.raises(ValueError, match=r"rank: expected one in \[0, 2\), got 2"):
-        PackedLoader(shards, capacity=64, rows=1, rank=2, ranks=2)
-    with pytest.raises(DataError, match="expected at least rows x ranks = 999 rows"):
-        PackedLoader(shards, capacity=64, rows=999)
-    state = PackedLoader(shards, capacity=64, rows=1).state_dict()
-    with pytest.raises(ValueError, match="capacity: expected 32 as in this run, got 64"):
-        PackedLoader(shards, capacity=32, rows=1).load_state_dict(state)
+        PackedLoader(shards, seq_len=64, batch_size=1, rank=2, world_size=2)
+    with pytest.raises(DataError, match="expected at least 999 sequences of 64 tokens"):
+        PackedLoader(shards, seq_len=64, batch_size=999)
+    state = PackedLoader(shards, seq_len=64, batch_size=1).state_dict()
+    with pytest.raises(ValueError, match="seq_len: expected 32 as in this run, got 64"):
+        PackedLoader(shards, seq_len=32, batch_size=1).load_state_dict(state)
     with pytest.raises(ValueError, match="content_sha256: expected"):
-        PackedLoader(shards, capacity=64, rows=1).load_state_dict({**state, "content_sha256": "0"})
+        PackedLoader(shards, seq_len=64, batch_size=1).load_state_dict(
+            {**state, "content_sha256": "0"}
+        )

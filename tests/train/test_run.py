@@ -240,7 +240,7 @@ def test_too_little_to_validate_on_is_said_before_the_run(tmp_path: Path, shards
         writer.add([1, 2, 3])
     config = make(tmp_path / "run", shards)
     config.data.valid = str(tmp_path / "few")
-    with pytest.raises(DataError, match="few: expected at least rows x ranks"):
+    with pytest.raises(DataError, match="few: expected at least 4 sequences of 64"):
         TrainingRun(config)
     assert not (tmp_path / "run").exists()
 
