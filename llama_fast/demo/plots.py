@@ -13,7 +13,7 @@ from llama_fast._plot_style import GREY, INK, LLAMA_FAST, TORCH, style_axes
 from llama_fast._write import save_picture
 from llama_fast.demo.finetune import Comparison
 from llama_fast.demo.kernels import Check
-from llama_fast.demo.score import Score
+from llama_fast.eval.multiple_choice import Score
 
 __all__ = ["accuracy", "kernel_errors", "loss_curves", "speed_and_memory"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from llama_fast.demo.answer import EXPECTED, Answer, Logits
 from llama_fast.demo.finetune import Comparison
 from llama_fast.demo.kernels import Check
-from llama_fast.demo.score import Score
+from llama_fast.eval.multiple_choice import Score
 
 __all__ = ["Results", "fastest"]
 

@@ -24,6 +24,7 @@ from llama_fast.data import Batch, PackedLoader, TokenShards
 from llama_fast.data.loader import IGNORE
 from llama_fast.models import LLaMA, LlamaConfig
 from llama_fast.train.activation_checkpointing import checkpoint_activations
+from llama_fast.train.benchmarks import BenchmarkScorer
 from llama_fast.train.build import make_model, make_optimizer, new_shape, recorded_shape
 from llama_fast.train.checkpoints import Checkpoint, CheckpointManager
 from llama_fast.train.config import TrainConfig
@@ -141,10 +142,16 @@ class TrainingRun:
             shuffle=shuffle,
         )
 
-    def train(self) -> StepMetrics | None:
+    def train(self, score_benchmarks: BenchmarkScorer | None = None) -> StepMetrics | None:
         """Go on to the last step; returns what that was, None if there was none left to do.
 
+        Args:
+            score_benchmarks: scores the model on the configuration's `benchmarks`, every
+                `eval_every` steps and after the last one; ``llama-fast train`` takes that of
+                :mod:`llama_fast.eval`.
+
         Raises:
+            ValueError: `benchmarks` in the configuration, and nothing to score them.
             FloatingPointError: a loss or gradient is no finite number, and `on_nan` is "stop". The
                 newest checkpoint is from before it.
             CheckpointError: a checkpoint could not be written. It is raised in the next step; the
@@ -152,12 +159,14 @@ class TrainingRun:
             MemoryError: a step did not fit; says which settings would help.
         """
         config, last = self.config, None
+        if config.benchmarks and score_benchmarks is None:
+            raise ValueError("score_benchmarks: expected a scorer of config.benchmarks, got None")
         if self.step >= config.steps:
             self.log(f"step {self.step}: the run is complete")
             return None
         self.model.train()
         try:
-            with RunLogger(self) as watch:
+            with RunLogger(self, score_benchmarks) as watch:
                 while self.step < config.steps:
                     last = watch.measure(self._train_step)
                     due = self.step == config.steps

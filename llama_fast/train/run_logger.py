@@ -14,7 +14,8 @@ import torch
 
 from llama_fast._format import duration
 from llama_fast._memory import peak_rss
-from llama_fast.train import benchmarks, out_of_memory, progress, record
+from llama_fast.train import out_of_memory, progress, record
+from llama_fast.train.benchmarks import BenchmarkScore, BenchmarkScorer
 from llama_fast.train.checkpoints import CheckpointError
 from llama_fast.train.energy import find_meter
 from llama_fast.train.flops import peak_flops, training_flops
@@ -34,29 +35,21 @@ class RunLogger:
 
     Args:
         run: ready for its next step.
+        score_benchmarks: called every `eval_every` steps and after the last one.
 
     Raises:
         ImportError: TensorBoard or what `report_to` names is not installed.
-        FileNotFoundError, DataError: a file of `benchmarks` is not there, or damaged.
 
     Example:
         >>> with RunLogger(run) as watch:
         ...     watch.add(watch.measure(run._train_step))
     """
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, score_benchmarks: BenchmarkScorer | None = None) -> None:
         self.run, self.config, self.folder = run, run.config, Path(run.config.out)
         self._is_first = run.parallel.rank == 0
         self._model = run.model.config
-        self._benchmarks = None
-        if self.config.benchmarks:
-            self._benchmarks = benchmarks.Benchmarks(
-                self.config.benchmarks,
-                run.shards,
-                self.config.num_questions,
-                self.config.seed,
-                self._model.max_seq_len,
-            )
+        self._score_benchmarks = score_benchmarks
         self._peak = peak_flops(run.device, self.config.precision)
         self._meter = find_meter(run.device)
         self._pace = progress.ThroughputMeter(self.config.steps)
@@ -76,9 +69,9 @@ class RunLogger:
         if config.report_to != "none":
             shown = dataclasses.asdict(config)
             self._trackers.append(WandbOrTrackio(config.report_to, self.folder, run_id, shown))
-        if self._benchmarks is not None:
+        if self._score_benchmarks is not None:
             path = self.folder / "benchmarks.csv"
-            self._scores = MetricsFile(path, run.step, benchmarks.Row)
+            self._scores = MetricsFile(path, run.step, BenchmarkScore)
         run.log(
             f"{self._model.num_parameters() / 1e6:.1f} M weights on {run.device.type}; MFU: share "
             f"of {self._peak}; energy: "
@@ -113,7 +106,7 @@ class RunLogger:
             self._profiler.close()
         for tracker in self._trackers:
             tracker.close()
-        if self._benchmarks is not None and self._is_first:
+        if self._score_benchmarks is not None and self._is_first:
             self._scores.close()
         if text is not None:
             raise MemoryError(text) from error
@@ -134,7 +127,7 @@ class RunLogger:
         )
 
     def add(self, step: StepMetrics) -> StepMetrics:
-        """Write a measured step down, and ask the benchmarks if it is time; returns its row."""
+        """Write a measured step down, and score the benchmarks if it is time; returns its row."""
         due = step.step == self.config.steps
         if step.valid_loss is not None:
             # A loss above 709 nats has no perplexity that a float could hold.
@@ -142,8 +135,8 @@ class RunLogger:
             step = dataclasses.replace(
                 step, perplexity=math.inf if huge else math.exp(step.valid_loss)
             )
-        if self._benchmarks is not None and (due or step.step % self.config.eval_every == 0):
-            self._ask(self._benchmarks, step.step)
+        if self._score_benchmarks is not None and (due or step.step % self.config.eval_every == 0):
+            self._add_scores(self._score_benchmarks, step.step)
         if self._metrics is None:
             return step
         self._metrics.add(step)
@@ -159,11 +152,11 @@ class RunLogger:
             self._profiler.step()
         return step
 
-    def _ask(self, questions: benchmarks.Benchmarks, step: int) -> None:
+    def _add_scores(self, score_benchmarks: BenchmarkScorer, step: int) -> None:
         model = self.run.parallel.whole(self.run.model)
         if model is None:
             return
-        rows = questions.ask(model, step)
+        rows = score_benchmarks(model, step)
         for row in rows:
             self._scores.add(row)
             self.run.log(f"step {step}/{self.config.steps}: {row}")

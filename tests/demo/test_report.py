@@ -14,7 +14,7 @@ from llama_fast.demo.finetune import Comparison, Run
 from llama_fast.demo.finetune_side import Settings
 from llama_fast.demo.kernels import Check
 from llama_fast.demo.results import Results, fastest
-from llama_fast.demo.score import Score
+from llama_fast.eval.multiple_choice import Score
 
 SETTINGS = Settings("m.gguf", "data", "auto", 3, 2, 100, 1e-5, "float32", 0, 2)
 RUNS = [

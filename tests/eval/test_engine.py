@@ -155,3 +155,48 @@ def test_16_bits_are_summed_in_float32(real: tuple[LLaMA, Pairs], dtype: torch.d
     logits = hidden[0, len(context) - 1 :].double() @ small.head_weight.double().T
     logprobs = logits.log_softmax(-1).gather(1, torch.tensor(continuation).unsqueeze(1))
     assert found.logprob == pytest.approx(logprobs.sum().item(), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def small() -> LLaMA:
+    torch.manual_seed(0)
+    model = LLaMA(vocab_size=128, embed_dim=32, num_heads=4, num_layers=2, num_kv_heads=2)
+    with torch.no_grad():  # far from uniform, so that a wrong position shows
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model.eval()
+
+
+def pairs_of(prefix: int, ends: list[tuple[int, int]]) -> Pairs:
+    """Requests with ``prefix`` tokens in common, then (length, number scored) of their own."""
+    pairs = []
+    for first, (length, scored) in enumerate(ends):
+        tokens = [*range(3, 3 + prefix), *((7 * first + 5 * t) % 128 for t in range(length))]
+        pairs.append((tokens[:-scored], tokens[-scored:]))
+    return pairs
+
+
+SHAPES = {
+    "choices of one question": pairs_of(20, [(5, 4), (9, 8), (1, 1), (30, 30)]),
+    "one request": pairs_of(5, [(3, 3)]),
+    "nothing in common": pairs_of(0, [(5, 1), (40, 39), (2, 1), (17, 6)]),
+    "scored from within the common part": pairs_of(12, [(4, 10), (6, 6)]),
+    "two tokens in all": pairs_of(1, [(1, 1), (1, 1)]),
+    "two choices alike": pairs_of(6, [(4, 4)]) * 2,
+}
+
+
+@pytest.mark.parametrize("pairs", SHAPES.values(), ids=SHAPES.keys())
+def test_likelihoods_are_those_of_each_request_alone(small: LLaMA, pairs: Pairs) -> None:
+    result = Scorer(small).score(pairs)
+    expected = one_by_one(small, pairs, torch.float32)
+    # Every position's loss is a float32 near 5 with a few roundings; they add up.
+    longest = max(len(continuation) for _, continuation in pairs)
+    tolerance = longest * 5 * 4 * torch.finfo(torch.float32).eps
+    assert [a.logprob for a in result] == pytest.approx([b[0] for b in expected], abs=tolerance)
+    assert [a.greedy for a in result] == [b[1] for b in expected]
+
+
+def test_the_model_tells_choices_apart(small: LLaMA) -> None:
+    values = [a.logprob for a in Scorer(small).score(SHAPES["choices of one question"])]
+    assert max(values) - min(values) > 10

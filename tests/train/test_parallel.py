@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from llama_fast.cli.train import benchmark_scorer
 from llama_fast.data import ShardWriter
-from llama_fast.train.benchmarks import Benchmarks, Row
+from llama_fast.train.benchmarks import BenchmarkScore
 from llama_fast.train.checkpoints import CheckpointManager
 from llama_fast.train.config import (
     DataOptions,
@@ -165,7 +166,7 @@ def goes_on_rank(rank: int, folder: Path, questions: str) -> None:
                 stop_in_step(run, 3)
                 run = TrainingRun(now, log=lambda line: None)
                 assert run.step == 2
-            run.train()
+            run.train(benchmark_scorer(run))
 
 
 def stop_in_step(run: TrainingRun, number: int) -> None:
@@ -178,7 +179,7 @@ def stop_in_step(run: TrainingRun, number: int) -> None:
 
     run.make_gradients = stopped  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        run.train()
+        run.train(benchmark_scorer(run))
 
 
 def saved_parts(out: Path) -> dict[str, list[bytes]]:
@@ -209,17 +210,18 @@ def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
     for mode in MODES[2]:
         whole, stopped = (tmp_path / f"{mode}-{name}" for name in ("whole", "stopped"))
         assert saved_parts(stopped) == saved_parts(whole), mode
-        scores = read_rows(whole / "benchmarks.csv", Row)
+        scores = read_rows(whole / "benchmarks.csv", BenchmarkScore)
         assert [row.step for row in scores] == [4]
-        assert scores == read_rows(stopped / "benchmarks.csv", Row)
+        assert scores == read_rows(stopped / "benchmarks.csv", BenchmarkScore)
         # As one process: the checkpoint is put together again.
         alone = config(tmp_path, f"{mode}-stopped", steps=4)
+        alone.benchmarks = [str(questions)]
         saved = CheckpointManager(stopped / "checkpoints").latest()
         assert saved is not None
         alone.model.overrides = saved.state["config"]["model"]["overrides"]
         run = TrainingRun(alone, log=lambda line: None)
-        asked = Benchmarks([str(questions)], run.shards, alone.questions, alone.seed, 256)
-        assert asked.ask(run.model, 4) == scores
+        score_benchmarks = benchmark_scorer(run)
+        assert score_benchmarks is not None and score_benchmarks(run.model, 4) == scores
 
 
 def compare(ours_in: Path, alone_in: Path, alone: tuple[Any, ...]) -> None:

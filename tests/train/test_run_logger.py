@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from llama_fast.cli.main import main as cli
+from llama_fast.cli.train import benchmark_scorer
 from llama_fast.data import DataError, TokenShards
 from llama_fast.models import LlamaConfig
-from llama_fast.train.benchmarks import Row, read_questions
+from llama_fast.train.benchmarks import BenchmarkScore
 from llama_fast.train.config import DataOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.metrics import read_metrics, read_rows
 from llama_fast.train.out_of_memory import explain, is_out_of_memory
@@ -39,7 +40,8 @@ def make(out: Path, shards: str, **changes: object) -> TrainConfig:
 
 def trained(config: TrainConfig) -> list[str]:
     said: list[str] = []
-    TrainingRun(config, log=said.append).train()
+    run = TrainingRun(config, log=said.append)
+    run.train(benchmark_scorer(run))
     return said
 
 
@@ -57,7 +59,7 @@ def stop_after(config: TrainConfig, steps: int) -> None:
 
     run._train_step = step  # type: ignore[assignment, method-assign]
     with pytest.raises(KeyboardInterrupt):
-        run.train()
+        run.train(benchmark_scorer(run))
 
 
 def test_tensorboard_has_each_step_once_over_a_resume(tmp_path: Path, shards: str) -> None:
@@ -132,7 +134,7 @@ def test_benchmarks_are_asked_while_training(tmp_path: Path, shards: str) -> Non
     config = make(out, shards, steps=60, benchmarks=[str(file)], eval_every=20, checkpoint_every=25)
     stop_after(config, 45)
     said = trained(config)
-    scores = read_rows(out / "benchmarks.csv", Row)
+    scores = read_rows(out / "benchmarks.csv", BenchmarkScore)
     assert [row.step for row in scores] == [20, 40, 60]
     assert {(row.benchmark, row.questions, row.chance) for row in scores} == {("forwards", 40, 0.5)}
     assert scores[-1].accuracy > 0.8
@@ -142,37 +144,6 @@ def test_benchmarks_are_asked_while_training(tmp_path: Path, shards: str) -> Non
     trained(make(tmp_path / "silent", shards, steps=60))
     a, b = (read_metrics(p / "metrics.csv") for p in (out, tmp_path / "silent"))
     assert [s.loss for s in a] == [s.loss for s in b]
-
-
-def test_questions_of_the_hub_are_understood(tmp_path: Path) -> None:
-    path = shared_data("hub/allenai/openbookqa/main/validation.jsonl")
-    questions = read_questions(path)
-    assert len(questions) == 500
-    first = json.loads(path.read_text().splitlines()[0])
-    assert questions[0].context == f"Question: {first['question_stem']}\nAnswer:"
-    assert (
-        questions[0].choices[questions[0].gold]
-        == dict(zip(first["choices"]["label"], first["choices"]["text"], strict=True))[
-            first["answerKey"]
-        ]
-    )
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"context": "a", "choices": ["b", "c"], "gold": 2}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl:1: expected context, choices and gold"):
-        read_questions(bad)
-    bad.write_text('\n{"context": "a"\n')
-    with pytest.raises(DataError, match=r"bad.jsonl:2: not JSON"):
-        read_questions(bad)
-
-
-def test_empty_lines_between_questions_are_passed_over(tmp_path: Path) -> None:
-    row = '{"context": "a", "choices": ["b", "c"], "gold": 1}\n'
-    file = tmp_path / "some.jsonl"
-    file.write_text(f"\n{row}\n  \n{row}\n")
-    assert [question.id for question in read_questions(file)] == ["some-1", "some-2"]
-    file.write_text("\n\n")
-    with pytest.raises(DataError, match="expected questions, the file is empty"):
-        read_questions(file)
 
 
 def test_questions_that_do_not_fit_are_named_at_the_start(tmp_path: Path, shards: str) -> None:

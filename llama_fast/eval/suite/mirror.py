@@ -15,8 +15,8 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from llama_fast.data.benchmark_tables import read_table
 from llama_fast.data.fetch import FetchError, benchmark_path
-from llama_fast.demo.questions import read_table
 from llama_fast.eval.suite.jsonl import read_uniform_rows
 from llama_fast.eval.suite.raw import READERS, TOXIGEN
 

@@ -4,8 +4,8 @@ import re
 import pytest
 import torch
 
-from llama_fast.demo.questions import Question
-from llama_fast.demo.score import log_likelihoods, score, split_tokens, summarise
+from llama_fast.data.multiple_choice import MultipleChoice
+from llama_fast.eval.multiple_choice import encode_choice, score, summarize
 from llama_fast.models import LLaMA
 from llama_fast.tokenizers import Tokenizer
 
@@ -45,44 +45,9 @@ def by_hand(model: LLaMA, tokens: list[int], scored: int) -> float:
     return sum(log_p[t - 1, tokens[t]].item() for t in range(len(tokens) - scored, len(tokens)))
 
 
-def rows_of(prefix: int, ends: list[tuple[int, int]]) -> list[tuple[list[int], int]]:
-    """Rows with ``prefix`` tokens in common, then (length, number scored) of their own."""
-    rows = []
-    for first, (length, scored) in enumerate(ends):
-        end = [(7 * first + 5 * t) % 128 for t in range(length)]
-        rows.append((list(range(3, 3 + prefix)) + end, scored))
-    return rows
-
-
-ROWS = {
-    "choices of one question": rows_of(20, [(5, 4), (9, 8), (1, 1), (30, 30)]),
-    "one row": rows_of(5, [(3, 3)]),
-    "nothing in common": rows_of(0, [(5, 1), (40, 39), (2, 1), (17, 6)]),
-    "scored from within the common part": rows_of(12, [(4, 10), (6, 6)]),
-    "two tokens in all": rows_of(1, [(1, 1), (1, 1)]),
-    "two choices alike": rows_of(6, [(4, 4)]) * 2,
-}
-
-
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
-def test_log_likelihoods_are_those_of_each_row_alone(
-    model: LLaMA, rows: list[tuple[list[int], int]]
-) -> None:
-    got = log_likelihoods(model, rows)
-    want = [by_hand(model, tokens, scored) for tokens, scored in rows]
-    # Every position's loss is a float32 near 5 with a few roundings; they add up.
-    most = max(scored for _, scored in rows)
-    assert got == pytest.approx(want, abs=most * 5 * 4 * torch.finfo(torch.float32).eps)
-
-
-def test_the_model_tells_rows_apart(model: LLaMA) -> None:
-    got = log_likelihoods(model, ROWS["choices of one question"])
-    assert max(got) - min(got) > 10
-
-
 def test_progress_counts_every_question(model: LLaMA) -> None:
     calls = []
-    questions = [Question(str(i), "abc", ("x", "yz"), 0) for i in range(3)]
+    questions = [MultipleChoice(str(i), "abc", ("x", "yz"), 0) for i in range(3)]
     score(model, Characters(), "toy", questions, lambda *call: calls.append(call))
     assert calls == [(1, 3, "toy"), (2, 3, "toy"), (3, 3, "toy")]
 
@@ -95,11 +60,11 @@ def test_summary_by_hand() -> None:
     c: -3/3 > -8/2, -8/4, -9/1, -9/1: the first wins either way.   gold: first
     """
     questions = [
-        Question("a", "q", ("s", "lon"), 1),
-        Question("b", "q", ("ab", "abc"), 1),
-        Question("c", "q", ("abc", "ab", "abcd", "x", "y"), 0),
+        MultipleChoice("a", "q", ("s", "lon"), 1),
+        MultipleChoice("b", "q", ("ab", "abc"), 1),
+        MultipleChoice("c", "q", ("abc", "ab", "abcd", "x", "y"), 0),
     ]
-    got = summarise("toy", questions, [[-4.0, -6.0], [-2.0, -9.0], [-3.0, -8.0, -8.0, -9.0, -9.0]])
+    got = summarize("toy", questions, [[-4.0, -6.0], [-2.0, -9.0], [-3.0, -8.0, -8.0, -9.0, -9.0]])
     assert got.count == 3
     assert got.accuracy == pytest.approx(2 / 3)
     assert got.raw_accuracy == pytest.approx(1 / 3)
@@ -109,8 +74,8 @@ def test_summary_by_hand() -> None:
 
 def test_standard_error_is_that_of_the_sample() -> None:
     right = [1.0] * 7 + [0.0] * 13
-    questions = [Question(str(i), "q", ("a", "b"), 0) for i in range(20)]
-    got = summarise("toy", questions, [[r, 0.5] for r in right])
+    questions = [MultipleChoice(str(i), "q", ("a", "b"), 0) for i in range(20)]
+    got = summarize("toy", questions, [[r, 0.5] for r in right])
     values = torch.tensor(right, dtype=torch.float64)
     assert got.accuracy == pytest.approx(0.35)
     assert got.stderr == pytest.approx(values.std().item() / math.sqrt(20))
@@ -118,8 +83,8 @@ def test_standard_error_is_that_of_the_sample() -> None:
 
 def test_score_puts_the_parts_together(model: LLaMA) -> None:
     questions = [
-        Question("a", "the first", ("stone", "x", "water and more"), 2),
-        Question("b", "q", ("one", "two"), 0),
+        MultipleChoice("a", "the first", ("stone", "x", "water and more"), 2),
+        MultipleChoice("b", "q", ("one", "two"), 0),
     ]
     got = score(model, Characters(), "toy", questions)
     likelihoods = []
@@ -130,23 +95,23 @@ def test_score_puts_the_parts_together(model: LLaMA) -> None:
             tokens = Characters().encode(question.context + " " + choice)
             rows.append(by_hand(model, tokens, len(tokens) - len(context)))
         likelihoods.append(rows)
-    want = summarise("toy", questions, likelihoods)
+    want = summarize("toy", questions, likelihoods)
     assert got == want
 
 
-def test_split_scores_the_space_and_the_choice() -> None:
-    assert split_tokens(Characters(), "ab", "cd") == ([97, 98, 32, 99, 100], 3)
+def test_the_space_belongs_to_the_choice() -> None:
+    assert encode_choice(Characters(), "ab", "cd") == ([97, 98], [32, 99, 100])
 
 
 def test_errors(model: LLaMA) -> None:
     with pytest.raises(ValueError, match="context: expected text of at least one token, got ''"):
-        split_tokens(Characters(), "", "x")
+        encode_choice(Characters(), "", "x")
     with pytest.raises(ValueError, match="questions: expected at least one"):
-        summarise("toy", [], [])
+        summarize("toy", [], [])
     with pytest.raises(ValueError, match="expected 2 for question a, got 1"):
-        summarise("toy", [Question("a", "q", ("x", "y"), 0)], [[-1.0]])
+        summarize("toy", [MultipleChoice("a", "q", ("x", "y"), 0)], [[-1.0]])
 
 
 def test_one_question_has_no_standard_error() -> None:
-    got = summarise("toy", [Question("a", "q", ("x", "y"), 0)], [[-1.0, -2.0]])
+    got = summarize("toy", [MultipleChoice("a", "q", ("x", "y"), 0)], [[-1.0, -2.0]])
     assert (got.accuracy, math.isnan(got.stderr)) == (1.0, True)

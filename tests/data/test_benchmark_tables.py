@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from llama_fast.demo.questions import (
-    Question,
-    arc,
-    boolq_passages,
-    hellaswag,
-    read_table,
-    sample,
-)
+from llama_fast.data.benchmark_tables import arc, boolq_passages, hellaswag, read_table
+from llama_fast.data.multiple_choice import MultipleChoice
+from tests.paths import benchmark_data
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Path:
+    return benchmark_data()
 
 
 def requests_of_olmo(root: Path, task: str) -> list[tuple[str, str, int]]:
@@ -27,7 +27,7 @@ def requests_of_olmo(root: Path, task: str) -> list[tuple[str, str, int]]:
     ]
 
 
-def requests_of_ours(questions: list[Question]) -> list[tuple[str, str, int]]:
+def requests_of_ours(questions: list[MultipleChoice]) -> list[tuple[str, str, int]]:
     return [(q.context, " " + choice, q.gold) for q in questions for choice in q.choices]
 
 
@@ -69,15 +69,6 @@ def test_boolq_passages(benchmarks: Path) -> None:
     passages = boolq_passages(benchmarks)
     assert len(passages) == len(set(passages)) == 2938
     assert passages[0].startswith("All biomass goes through")
-
-
-def test_sample_is_a_seeded_draw() -> None:
-    questions = [Question(str(i), "context", ("a", "b"), 0) for i in range(100)]
-    first = sample(questions, 10, seed=1)
-    assert first == sample(questions, 10, seed=1) != sample(questions, 10, seed=2)
-    assert len(set(first)) == 10
-    assert first != questions[:10]
-    assert sorted(sample(questions, 1000), key=lambda q: int(q.id)) == questions
 
 
 def test_missing_split_names_those_there_are(benchmarks: Path) -> None:

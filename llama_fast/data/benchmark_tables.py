@@ -1,45 +1,34 @@
-"""Reads the benchmark files and words the questions as the usual evaluation harnesses do.
+"""Tables of the fetched benchmark package, worded as the usual evaluation harnesses word them.
 
-Prompts: HellaSwag is "<activity>: <context>" followed by each ending, after the WikiHow markup is
-cleaned away; ARC is "Question: <question>\\nAnswer:" followed by each answer's text. This is the
-wording of EleutherAI's lm-evaluation-harness and of AI2's OLMo evaluation.
+A HellaSwag prompt is "<activity>: <context>" followed by each ending, after the WikiHow markup is
+removed; an ARC prompt is "Question: <question>\\nAnswer:" followed by the text of each answer. This
+is the wording of EleutherAI's lm-evaluation-harness and of AI2's OLMo evaluation.
 """
 
-import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llama_fast.data.multiple_choice import MultipleChoice, arc_prompt
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Question", "arc", "boolq_passages", "hellaswag", "read_table", "sample"]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A multiple-choice question: which of ``choices`` goes on from ``context`` with a space?
-
-    Attributes:
-        id: the data set's own name of the question.
-        context: prompt, without white space at its end.
-        choices: the answers' texts.
-        gold: index of the right choice.
-    """
-
-    id: str
-    context: str
-    choices: tuple[str, ...]
-    gold: int
+__all__ = ["arc", "boolq_passages", "hellaswag", "read_table"]
 
 
 def read_table(root: Path, dataset: str, config: str, split: str = "validation") -> "pyarrow.Table":
-    """The Arrow table of one split below ``fetch.benchmark_path()``.
+    """The Arrow table of one split below ``root``.
+
+    Args:
+        root: :func:`llama_fast.data.fetch.benchmark_path`.
+        dataset: name of the data set, such as "ai2_arc".
+        config: name of its configuration, such as "ARC-Easy".
+        split: "train", "validation" or "test".
 
     Raises:
-        FileNotFoundError: there is no such data set, configuration or split; names those there are.
+        FileNotFoundError: no such data set, configuration or split; the message names those there
+            are.
         ValueError: the file is not an Arrow stream.
     """
     import pyarrow
@@ -57,24 +46,24 @@ def read_table(root: Path, dataset: str, config: str, split: str = "validation")
         raise ValueError(f"{path} is not an Arrow stream: {error}") from error
 
 
-def hellaswag(root: Path) -> list[Question]:
+def hellaswag(root: Path) -> list[MultipleChoice]:
     """The 10,042 questions of HellaSwag's validation split (Zellers et al. 2019)."""
     questions = []
     for row in read_table(root, "hellaswag", "none").to_pylist():
         context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
         choices = tuple(_without_markup(ending) for ending in row["endings"])
-        name = str(row["ind"])
-        questions.append(Question(name, _without_markup(context), choices, int(row["label"])))
+        name, gold = str(row["ind"]), int(row["label"])
+        questions.append(MultipleChoice(name, _without_markup(context), choices, gold))
     return questions
 
 
-def arc(root: Path, config: str = "ARC-Easy") -> list[Question]:
+def arc(root: Path, config: str = "ARC-Easy") -> list[MultipleChoice]:
     """The validation questions of "ARC-Easy" (570) or "ARC-Challenge" (299), Clark et al. 2018."""
     questions = []
     for row in read_table(root, "ai2_arc", config).to_pylist():
         gold = row["choices"]["label"].index(row["answerKey"])
-        context = f"Question: {row['question']}\nAnswer:"
-        questions.append(Question(row["id"], context, tuple(row["choices"]["text"]), gold))
+        choices = tuple(row["choices"]["text"])
+        questions.append(MultipleChoice(row["id"], arc_prompt(row["question"]), choices, gold))
     return questions
 
 
@@ -84,15 +73,7 @@ def boolq_passages(root: Path) -> list[str]:
     return list(dict.fromkeys(passages))
 
 
-def sample(questions: Sequence[Question], count: int, seed: int = 0) -> list[Question]:
-    """``count`` of the questions drawn without replacement; all of them if there are fewer.
-
-    Drawn, because the files are ordered by source: their first rows are not like the rest.
-    """
-    return random.Random(seed).sample(list(questions), min(count, len(questions)))
-
-
 def _without_markup(text: str) -> str:
-    """Cleans a WikiHow text: headings become sentences, other bracketed marks go."""
+    """A WikiHow text without markup: headings become sentences, other bracketed marks go."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
