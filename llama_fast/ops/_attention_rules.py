@@ -2,114 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
 import torch
 
 from llama_fast import reference
 from llama_fast.ops._autograd import differentiable, empty_like_heads, loop_over_vmap
 from llama_fast.ops.backends.library import library
+from llama_fast.reference import AttentionOptions
+from llama_fast.reference._dtypes import wide_dtype
+
+# The fields of AttentionOptions that are tensors stand first.
+TENSORS = AttentionOptions._fields.index("causal")
+# The inputs that have a gradient, in the order in which attention_backward returns them.
+_DIFFERENTIABLE = ("q", "k", "v", "bias", "alibi_slopes", "sinks")
+_INPUTS = ("q", "k", "v", *AttentionOptions._fields)
+_POSITIONS = tuple(_INPUTS.index(name) for name in _DIFFERENTIABLE)
+
+OptionalTensor: TypeAlias = torch.Tensor | None
 
 
-def _accumulate_dtype(t: torch.Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
+def _differentiable_inputs(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
+) -> tuple[OptionalTensor, ...]:
+    return q, k, v, options.bias, options.alibi_slopes, options.sinks
 
 
 @torch.library.register_fake("llama_fast::attention", lib=library)
-def _attention_fake(q, k, v, *options):  # type: ignore[no-untyped-def]
+def _attention_fake(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *options: Any
+) -> tuple[torch.Tensor, ...]:
     out = empty_like_heads(q, last=v.shape[-1])
-    lse = q.new_empty(q.shape[:-1], dtype=_accumulate_dtype(q))
+    lse = q.new_empty(q.shape[:-1], dtype=wide_dtype(q.dtype))
     return out, lse, torch.empty_like(lse)
 
 
 @torch.library.register_fake("llama_fast::attention_backward", lib=library)
-def _attention_backward_fake(grad_out, grad_lse, q, k, v, out, lse, lse_low, *options):  # type: ignore[no-untyped-def]
-    bias, _, alibi_slopes, sinks = options[:4]
-    grad_mask = options[-1]
+def _attention_backward_fake(
+    grad_out: torch.Tensor,
+    grad_lse: OptionalTensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    lse_low: torch.Tensor,
+    *options_and_mask: Any,
+) -> tuple[torch.Tensor, ...]:
+    *options, grad_mask = options_and_mask
 
-    def grad(bit: int, t: torch.Tensor | None) -> torch.Tensor:
+    def grad(bit: int, t: OptionalTensor) -> torch.Tensor:
         if not grad_mask & (1 << bit) or t is None:
             return q.new_empty(0)
         return empty_like_heads(t) if bit < 3 else t.new_empty(t.shape)
 
-    return tuple(grad(bit, t) for bit, t in enumerate((q, k, v, bias, alibi_slopes, sinks)))
+    inputs = _differentiable_inputs(q, k, v, AttentionOptions(*options))
+    return tuple(grad(bit, t) for bit, t in enumerate(inputs))
 
 
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, bias, padding, slopes, sinks, cu_q, cu_k, seed = inputs[:10]
-    # A loader may reuse the memory of these, and lse does not hold for other ones.
-    shared = cu_k is cu_q
-    padding, cu_q, cu_k = (None if t is None else t.clone() for t in (padding, cu_q, cu_k))
-    cu_k = cu_q if shared else cu_k
-    tensors = (bias, padding, slopes, sinks, cu_q, cu_k, seed)
-    ctx.save_for_backward(q, k, v, *output, *tensors)
-    ctx.options = inputs[10:]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    q, k, v, *rest = inputs
+    options = AttentionOptions(*rest)
+    if options.key_padding_mask is not None or options.cu_seqlens_q is not None:
+        options = _with_own_masks(options)
+    ctx.save_for_backward(q, k, v, *output, *options[:TENSORS])
+    ctx.scalars = options[TENSORS:]
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_out, grad_lse, _):  # type: ignore[no-untyped-def]
-    q, k, v, out, lse, lse_low, *tensors = ctx.saved_tensors
-    bias, _, alibi_slopes, sinks, *_ = tensors
-    nothing = (None,) * 16
+def _with_own_masks(options: AttentionOptions) -> AttentionOptions:
+    """Copies of the tensors that say what is seen: lse belongs to their values in the forward.
+
+    A data loader may have overwritten the caller's when the backward runs.
+    """
+    padding, cu_q, cu_k = (
+        None if t is None else t.clone()
+        for t in (options.key_padding_mask, options.cu_seqlens_q, options.cu_seqlens_k)
+    )
+    if options.cu_seqlens_k is options.cu_seqlens_q:
+        cu_k = cu_q
+    return options._replace(key_padding_mask=padding, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
+
+
+def _backward(
+    ctx: Any, grad_out: OptionalTensor, grad_lse: OptionalTensor, _: None
+) -> tuple[OptionalTensor, ...]:
+    result: list[OptionalTensor] = [None] * len(_INPUTS)
     if grad_out is None and grad_lse is None:
-        return nothing
+        return tuple(result)
     needs = ctx.needs_input_grad
-    wanted = (*needs[:3], needs[3], needs[5], needs[6])
-    differentiable = (q, k, v, bias, alibi_slopes, sinks)
+    q, k, v, out, lse, lse_low, *tensors = ctx.saved_tensors
+    options = AttentionOptions(*tensors, *ctx.scalars)
+    needs_grad = [needs[i] for i in _POSITIONS]
+    inputs = _differentiable_inputs(q, k, v, options)
     if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (*differentiable, grad_out, grad_lse)
+        t is not None and t.requires_grad for t in (*inputs, grad_out, grad_lse)
     ):
-        grads = _differentiable_backward(
-            ctx.options, differentiable, wanted, grad_out, grad_lse, tensors
-        )
+        grads = _differentiable_backward(inputs, options, needs_grad, grad_out, grad_lse)
     else:
         if grad_out is None:
             grad_out = torch.zeros_like(out)
         # One bit a gradient, in the order that the operator returns them.
-        mask = sum(1 << bit for bit, want in enumerate(wanted) if want)
-        made = torch.ops.llama_fast.attention_backward(
-            grad_out, grad_lse, q, k, v, out, lse, lse_low, *tensors, *ctx.options, mask
+        mask = sum(1 << bit for bit, needed in enumerate(needs_grad) if needed)
+        grads = torch.ops.llama_fast.attention_backward(
+            grad_out, grad_lse, q, k, v, out, lse, lse_low, *options, mask
         )
-        grads = [g if want else None for g, want in zip(made, wanted, strict=True)]
-    grad_q, grad_k, grad_v, grad_bias, grad_alibi, grad_sinks = grads
-    return (grad_q, grad_k, grad_v, grad_bias, None, grad_alibi, grad_sinks, *nothing[7:])
+    for i, grad, needed in zip(_POSITIONS, grads, needs_grad, strict=True):
+        result[i] = grad if needed else None
+    return tuple(result)
 
 
-def _differentiable_backward(options, inputs, wanted, grad_out, grad_lse, tensors):  # type: ignore[no-untyped-def]
-    """The backward through the reference, by torch.func, so that every transform may be about it:
-    for second derivatives, which are rare."""
-    _, key_padding_mask, _, _, cu_seqlens_q, cu_seqlens_k, seed = tensors
-    causal, left, right, scale, softcap, dropout_p = options
-    asked = [g is not None for g in (grad_out, grad_lse)]
+def _differentiable_backward(
+    inputs: tuple[OptionalTensor, ...],
+    options: AttentionOptions,
+    needs_grad: Sequence[bool],
+    grad_out: OptionalTensor,
+    grad_lse: OptionalTensor,
+) -> list[OptionalTensor]:
+    """The backward through the reference, by torch.func, so that it can be transformed again.
 
-    def forward(*chosen):  # type: ignore[no-untyped-def]
-        given = iter(chosen)
-        q, k, v, bias, alibi_slopes, sinks = (
-            next(given) if want else t for t, want in zip(inputs, wanted, strict=True)
+    For second derivatives, which are rare.
+    """
+
+    def forward(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaf = iter(leaves)
+        q, k, v, bias, slopes, sinks = (
+            next(leaf) if needed else t for t, needed in zip(inputs, needs_grad, strict=True)
         )
-        outputs = reference.attention(
-            q,
-            k,
-            v,
-            causal=causal,
-            window=(left, right),
-            scale=scale,
-            softcap=softcap or None,
-            bias=bias,
-            key_padding_mask=key_padding_mask,
-            alibi_slopes=alibi_slopes,
-            sinks=sinks,
-            cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_k,
-            dropout_p=dropout_p,
-            dropout_seed=seed,
-            return_lse=True,
-        )
-        return tuple(o for o, ask in zip(outputs, asked, strict=True) if ask)
+        own = options._replace(bias=bias, alibi_slopes=slopes, sinks=sinks)
+        outputs = reference.attention(q, k, v, own)
+        return tuple(o for o, g in zip(outputs, (grad_out, grad_lse), strict=True) if g is not None)
 
-    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
+    leaves = [t for t, needed in zip(inputs, needs_grad, strict=True) if needed]
     upstream = tuple(g for g in (grad_out, grad_lse) if g is not None)
-    made = iter(torch.func.vjp(forward, *chosen)[1](upstream))
-    return [next(made) if want else None for want in wanted]
+    grads = iter(torch.func.vjp(forward, *leaves)[1](upstream))
+    return [next(grads) if needed else None for needed in needs_grad]
 
 
 call_attention = differentiable("attention", _setup_context, _backward)

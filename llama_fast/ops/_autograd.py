@@ -8,6 +8,7 @@ eager calls and torch.func run the same rule as an ordinary `torch.autograd.Func
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +46,14 @@ def needs_plain_torch() -> bool:
     if in_forward_ad():
         return True
     return in_transform() if torch.compiler.is_compiling() else in_transform_other_than_grad()
+
+
+def without_autocast(t: torch.Tensor) -> AbstractContextManager[object]:
+    """Inside, torch.autocast is off on the device of `t`: it would round inside a formula."""
+    device = t.device.type
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def nested_transforms() -> bool:

@@ -6,29 +6,69 @@ among the blocks of a GPU: Dao et al., "Flash-Decoding" (2023).
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 
 from llama_fast import reference
 from llama_fast._torch_internals import in_forward_ad, is_wrapped
+from llama_fast.ops import _attention_checks as checks
 from llama_fast.ops import _checks, stock
-from llama_fast.ops._autograd import empty_like_heads, needs_plain_torch
+from llama_fast.ops._attention_checks import Window
+from llama_fast.ops._autograd import empty_like_heads, needs_plain_torch, without_autocast
 from llama_fast.ops._subclasses import overridable
-from llama_fast.ops.attention import (
-    Window,
-    _check_slopes,
-    _default_scale,
-    _numbers,
-    _window_sides,
-)
 from llama_fast.ops.backends import cuda
 from llama_fast.ops.backends.choice import choose
 from llama_fast.ops.backends.current import chosen
 from llama_fast.ops.backends.library import library
+from llama_fast.reference import AttentionDecodeOptions
+from llama_fast.reference._dtypes import wide_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Required, Unpack
 
 
+class _Keywords(TypedDict, total=False):
+    """The keyword arguments of `attention_decode` that do not change what it returns."""
+
+    k: torch.Tensor | None
+    v: torch.Tensor | None
+    cache_seqlens: Required[torch.Tensor]
+    page_table: torch.Tensor | None
+    scale: float | None
+    softcap: float | None
+    window: Window
+    alibi_slopes: torch.Tensor | None
+    sinks: torch.Tensor | None
+
+
+@overload
+def attention_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[_Keywords],
+) -> torch.Tensor: ...
+@overload
+def attention_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[_Keywords],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def attention_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    return_lse: bool,
+    **options: Unpack[_Keywords],
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
 @overridable
 def attention_decode(
     q: torch.Tensor,
@@ -45,7 +85,7 @@ def attention_decode(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     return_lse: bool = False,
-) -> Any:
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Append new keys and values to a cache and attend to all it holds, in one call.
 
     Sequence b holds ``cache_seqlens[b]`` keys before the call and T_b after it: S more where `k`
@@ -94,15 +134,12 @@ def attention_decode(
     q, k, v = _autocast(q, k_cache), _autocast(k, k_cache), _autocast(v, k_cache)
     _check_tensors(q, k_cache, v_cache, k, v)
     _check_places(q, k_cache, cache_seqlens, page_table)
-    scale, softcap, _ = _numbers(scale, softcap, 0.0)
-    batch, heads = q.shape[:2]
+    scale, softcap = checks.check_scale(scale, q.shape[3]), checks.check_softcap(softcap)
     if alibi_slopes is not None:
-        alibi_slopes = _check_slopes(alibi_slopes, q, batch)
+        alibi_slopes = checks.check_slopes(alibi_slopes, q, q.shape[0])
     if sinks is not None:
-        _checks.check_float("sinks", sinks)
-        _checks.check_shape("sinks", sinks, (heads,), "(H,)")
-        _checks.check_device("sinks", sinks, "q", q)
-    left = _window_sides(window, True)[0]
+        checks.check_sinks(sinks, q)
+    left = checks.check_window(window, True)[0]
     _check_values(q, k_cache, k, cache_seqlens, page_table, left)
     _check_inference(q=q, k_cache=k_cache, v_cache=v_cache, k=k, v=v)
 
@@ -111,47 +148,24 @@ def attention_decode(
         reason = _cuda_refusal(q, k_cache, v_cache)
         if reason is not None:
             raise ValueError(f"backend 'cuda' of attention_decode: {reason}")
+    options = AttentionDecodeOptions(page_table, alibi_slopes, sinks, left, scale, softcap)
+    inputs = (q, k_cache, v_cache, k, v, cache_seqlens)
     if backend in ("cpu", "triton", "cuda"):
-        out, lse = torch.ops.llama_fast.attention_decode(
-            q,
-            k_cache,
-            v_cache,
-            k,
-            v,
-            cache_seqlens,
-            page_table,
-            alibi_slopes,
-            sinks,
-            left,
-            _default_scale(q, scale),
-            softcap or 0.0,
-        )
-        return (out, lse) if return_lse else out
-    options: dict[str, Any] = {
-        "k": k,
-        "v": v,
-        "cache_seqlens": cache_seqlens,
-        "page_table": page_table,
-        "scale": scale,
-        "softcap": softcap,
-        "window": None if window is None else (left, 0),
-        "alibi_slopes": alibi_slopes,
-        "sinks": sinks,
-        "return_lse": return_lse,
-    }
-    if backend == "torch":
-        return stock.attention_decode(q, k_cache, v_cache, **options)
-    device = q.device.type
-    known = torch.amp.is_autocast_available(device)
-    # Autocast would round inside the formula.
-    with torch.autocast(device, enabled=False) if known else nullcontext():
-        return reference.attention_decode(q, k_cache, v_cache, **options)
+        out, lse = torch.ops.llama_fast.attention_decode(*inputs, *options)
+    elif backend == "torch":
+        return stock.attention_decode(*inputs, options, return_lse=return_lse)
+    else:
+        with without_autocast(q):
+            out, lse = reference.attention_decode(*inputs, options)
+    return (out, lse) if return_lse else out
 
 
 @torch.library.register_fake("llama_fast::attention_decode", lib=library)
-def _attention_decode_fake(q, k_cache, v_cache, *options):  # type: ignore[no-untyped-def]
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return empty_like_heads(q, last=v_cache.shape[-1]), q.new_empty(q.shape[:-1], dtype=wide)
+def _attention_decode_fake(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *others: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    lse = q.new_empty(q.shape[:-1], dtype=wide_dtype(q.dtype))
+    return empty_like_heads(q, last=v_cache.shape[-1]), lse
 
 
 def _cuda_refusal(
@@ -203,19 +217,9 @@ def _check_tensors(
         _checks.check_float(name, t)
         _checks.check_dim(name, t, 4, layouts[name])
         _checks.check_same(name, t, "q", q)
-    B, H, S, D = q.shape
+    B, _, S, D = q.shape
     K = k_cache.shape[1]
-    if k_cache.shape[3] != D:
-        raise ValueError(f"k_cache: expected the head size of q, {D}, got {k_cache.shape[3]}")
-    if k_cache.shape[:3] != v_cache.shape[:3]:
-        raise ValueError(
-            f"v_cache: expected the shape of k_cache but for the last dimension, "
-            f"{_checks.shape(k_cache)}, got {_checks.shape(v_cache)}"
-        )
-    if (K == 0 and H != 0) or (K != 0 and H % K != 0):
-        raise ValueError(
-            f"k_cache: expected a number of heads that divides the {H} heads of q, got {K}"
-        )
+    checks.check_key_shapes("k_cache", k_cache, "v_cache", v_cache, q)
     if (k is None) != (v is None):
         given, missing = ("k", "v") if v is None else ("v", "k")
         raise ValueError(f"{missing}: expected a tensor beside {given}, got None")

@@ -20,6 +20,8 @@ from torch import Tensor
 from llama_fast.ops._autograd import with_backend
 from llama_fast.ops.backends.choice import choose
 from llama_fast.ops.backends.current import current
+from llama_fast.reference import AttentionOptions
+from llama_fast.reference._dtypes import wide_dtype
 
 
 class Block(NamedTuple):
@@ -136,7 +138,7 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, ring: Ring) -> Tensor:
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, ring: Ring) -> Tensor:
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(q.dtype)
         out = torch.zeros(q.shape, dtype=wide, device=q.device)
         # In float64: the sum of two exponentials in float32 would lose what lse_low is there for.
         lse = torch.full(q.shape[:2], -math.inf, dtype=torch.float64, device=q.device)
@@ -191,8 +193,8 @@ class _RingAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_kv[0].to(k.dtype), grad_kv[1].to(v.dtype), None
 
 
-def _options(q: Tensor, block: Block) -> tuple[Any, ...]:
-    """From `bias` on, what the operator is called with."""
+def _options(q: Tensor, block: Block) -> AttentionOptions:
+    """The options of the operator for one block."""
     if block.cu_seqlens is not None:
         cu_q = cu_k = block.cu_seqlens
     else:
@@ -200,10 +202,12 @@ def _options(q: Tensor, block: Block) -> tuple[Any, ...]:
             torch.tensor([0, s.stop - s.start], dtype=torch.int32, device=q.device)
             for s in (block.q, block.k)
         )
-    causal = block.cu_seqlens is not None
-    right = 0 if causal else -1
-    scale = 1 / math.sqrt(q.shape[-1])
-    return (None, None, None, None, cu_q, cu_k, None, causal, -1, right, scale, 0.0, 0.0)
+    return AttentionOptions(
+        cu_seqlens_q=cu_q,
+        cu_seqlens_k=cu_k,
+        causal=block.cu_seqlens is not None,
+        scale=1 / math.sqrt(q.shape[-1]),
+    )
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

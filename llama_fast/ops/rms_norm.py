@@ -20,6 +20,7 @@ from llama_fast.ops._checks import (
 from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.backends.choice import choose
 from llama_fast.ops.backends.library import library
+from llama_fast.reference._dtypes import wide_dtype
 
 
 @overridable
@@ -77,10 +78,6 @@ def rms_norm(
     return y if residual is None else (y, x)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("llama_fast::rms_norm", lib=library)
 def _shapes(
     input: torch.Tensor,
@@ -94,7 +91,7 @@ def _shapes(
     else:
         dtype = torch.promote_types(input.dtype, residual.dtype)
         x = empty_like_heads(input, dtype)
-    return empty_like_heads(input), x, input.new_empty(input.shape[:-1], dtype=_wide(dtype))
+    return empty_like_heads(input), x, input.new_empty(input.shape[:-1], dtype=wide_dtype(dtype))
 
 
 @torch.library.register_fake("llama_fast::rms_norm_backward", lib=library)

@@ -13,6 +13,7 @@ from llama_fast.ops._checks import check_device, check_dim, check_float, check_s
 from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.backends.choice import choose
 from llama_fast.ops.backends.library import library
+from llama_fast.reference._dtypes import wide_dtype
 
 
 @overridable
@@ -118,7 +119,7 @@ def _table_gradients(
     x: torch.Tensor, grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of cos and sin in x' = x cos + (x turned by 90 degrees) sin: rare, plain torch."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x.dtype)
     numbers = [
         (t[..., 0::2], t[..., 1::2]) if interleaved else t.chunk(2, dim=-1)
         for t in (x.to(wide), grad.to(wide))

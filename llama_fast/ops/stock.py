@@ -6,13 +6,12 @@ does not have is a ValueError that names it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
-from llama_fast import reference
-from llama_fast.reference.attention import NEG_INF, window_bounds
+from llama_fast.reference import AttentionDecodeOptions, AttentionOptions
+from llama_fast.reference.attention import NEG_INF
+from llama_fast.reference.attention_decode import for_each_sequence
 
 
 def _refuse(op: str, function: str, options: dict[str, object]) -> None:
@@ -29,18 +28,8 @@ def attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    options: AttentionOptions,
     *,
-    causal: bool = False,
-    window: int | tuple[int, int] | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    bias: torch.Tensor | None = None,
-    key_padding_mask: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-    cu_seqlens_q: torch.Tensor | None = None,
-    cu_seqlens_k: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
     return_lse: bool = False,
 ) -> torch.Tensor:
     """`F.scaled_dot_product_attention`; masks and ALiBi become its attn_mask, packing a loop.
@@ -48,74 +37,60 @@ def attention(
     Raises:
         ValueError: softcap, sinks or return_lse, which it lacks.
     """
-    _refuse(
-        "attention",
-        "scaled_dot_product_attention",
-        {
-            "softcap": softcap,
-            "sinks": None if sinks is None else "a tensor",
-            "return_lse": return_lse,
-        },
-    )
-    options: dict[str, Any] = {
-        "causal": causal,
-        "window": window,
-        "scale": scale,
-        "dropout_p": dropout_p,
-    }
-    if cu_seqlens_q is None:
-        return _sdpa(q, k, v, bias, key_padding_mask, alibi_slopes, **options)
-    q_ends = cu_seqlens_q.tolist()
-    k_ends = q_ends if cu_seqlens_k is None else cu_seqlens_k.tolist()
+    _refuse_attention(options.softcap, options.sinks, return_lse)
+    if options.cu_seqlens_q is None or options.cu_seqlens_k is None:
+        return _sdpa(q, k, v, options)
+    q_ends, k_ends = options.cu_seqlens_q.tolist(), options.cu_seqlens_k.tolist()
     out = []
     for b in range(len(q_ends) - 1):
         rows, columns = slice(q_ends[b], q_ends[b + 1]), slice(k_ends[b], k_ends[b + 1])
-        slopes = None if alibi_slopes is None else alibi_slopes.expand(len(q_ends) - 1, -1)[b]
-        one_q, one_k, one_v = (
+        slopes = options.alibi_slopes
+        if slopes is not None:
+            slopes = slopes.expand(len(q_ends) - 1, -1)[b : b + 1]
+        own = options._replace(alibi_slopes=slopes, cu_seqlens_q=None, cu_seqlens_k=None)
+        own_q, own_k, own_v = (
             x.transpose(0, 1).unsqueeze(0) for x in (q[rows], k[columns], v[columns])
         )
-        one = _sdpa(one_q, one_k, one_v, None, None, slopes, **options)
-        out.append(one.squeeze(0).transpose(0, 1))
+        out.append(_sdpa(own_q, own_k, own_v, own).squeeze(0).transpose(0, 1))
     return torch.cat(out) if out else q.new_empty(*q.shape[:2], v.shape[-1])
 
 
+def _refuse_attention(softcap: float, sinks: torch.Tensor | None, return_lse: bool) -> None:
+    options: dict[str, object] = {
+        "softcap": softcap,
+        "sinks": None if sinks is None else "a tensor",
+        "return_lse": return_lse,
+    }
+    _refuse("attention", "scaled_dot_product_attention", options)
+
+
 def _sdpa(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    bias: torch.Tensor | None,
-    key_padding_mask: torch.Tensor | None,
-    alibi_slopes: torch.Tensor | None,
-    *,
-    causal: bool,
-    window: int | tuple[int, int] | None,
-    scale: float | None,
-    dropout_p: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
 ) -> torch.Tensor:
     """One call of torch's function on (B,H,S,D), with every option folded into its mask."""
     (B, H, S), T = q.shape[:3], k.shape[2]
-    top_left = causal and S == T  # torch's own causal mask is aligned top-left
-    plain = window is None and all(x is None for x in (bias, key_padding_mask, alibi_slopes))
+    bias, padding, slopes = options.bias, options.key_padding_mask, options.alibi_slopes
+    left, right = options.window
+    # torch's own causal mask is aligned top-left.
+    needs_window = left >= 0 or (right >= 0 and not (options.causal and S == T))
     mask = None
-    if not plain or (causal and not top_left):
+    if needs_window or not all(t is None for t in (bias, padding, slopes)):
         row = torch.arange(S, device=q.device).unsqueeze(1) + (T - S)
         distance = row - torch.arange(T, device=q.device)
-        left, right = window_bounds(window, causal)
         mask = torch.ones(S, T, dtype=torch.bool, device=q.device)
         if left >= 0:
             mask = mask & (distance <= left)
         if right >= 0:
             mask = mask & (distance >= -right)
-        if key_padding_mask is not None:
-            mask = mask & ~key_padding_mask.view(B, 1, 1, T)
+        if padding is not None:
+            mask = mask & ~padding.view(B, 1, 1, T)
         added = None
         if bias is not None and bias.dtype == torch.bool:
             mask = mask & bias
         elif bias is not None:
             added = bias.to(q.dtype)
-        if alibi_slopes is not None:
-            slopes = alibi_slopes.to(q.dtype).reshape(-1, H, 1, 1)
-            alibi = -slopes * distance.abs()
+        if slopes is not None:
+            alibi = -slopes.to(q.dtype).reshape(-1, H, 1, 1) * distance.abs()
             added = alibi if added is None else added + alibi
         if added is not None:
             mask = added.masked_fill(~mask, NEG_INF)
@@ -124,20 +99,33 @@ def _sdpa(
         k,
         v,
         attn_mask=mask,
-        dropout_p=dropout_p,
-        is_causal=mask is None and causal,
-        scale=scale,
+        dropout_p=options.dropout_p,
+        is_causal=mask is None and options.causal,
+        scale=options.scale,
         enable_gqa=k.shape[1] != H,
     )
 
 
-def attention_decode(*args: torch.Tensor, **options: Any) -> torch.Tensor:
+def attention_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
+    cache_seqlens: torch.Tensor,
+    options: AttentionDecodeOptions,
+    *,
+    return_lse: bool = False,
+) -> torch.Tensor:
     """`attention`, sequence by sequence over what the cache holds.
 
     Raises:
         ValueError: softcap, sinks or return_lse, which torch's function lacks.
     """
-    return reference.attention_decode(*args, attend=attention, **options)
+    _refuse_attention(options.softcap, options.sinks, return_lse)
+    caches = (k_cache, v_cache)
+    results = for_each_sequence(attention, q, caches, (k, v), cache_seqlens, options)
+    return torch.cat(results) if results else q.new_empty(0, *q.shape[1:3], v_cache.shape[-1])
 
 
 def cross_entropy(

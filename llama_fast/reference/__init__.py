@@ -1,13 +1,12 @@
 """The mathematics of every op in plain PyTorch: the specification, and the last-resort backend.
 
-Each function takes the keyword arguments of the public op of the same name (``attention`` also
-``dropout_seed``, ``attention_decode`` also ``attend``), works for any dtype on any device, is
-differentiated by autograd and checks nothing: the checks live in ``llama_fast.ops``. 16-bit input
-is computed in float32.
+Each function works for any dtype on any device, is differentiated by autograd and checks nothing:
+the checks live in ``llama_fast.ops``. 16-bit input is computed in float32. An op with many options
+takes them as one NamedTuple, which every backend of it takes.
 """
 
-from .attention import attention
-from .attention_decode import attention_decode
+from .attention import AttentionOptions, attention
+from .attention_decode import AttentionDecodeOptions, attention_decode
 from .cross_entropy import Stats, cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
 from .rms_norm import rms_norm
@@ -15,6 +14,8 @@ from .rope import rope
 from .swiglu import swiglu
 
 __all__ = [
+    "AttentionDecodeOptions",
+    "AttentionOptions",
     "Stats",
     "attention",
     "attention_decode",

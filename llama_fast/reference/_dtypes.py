@@ -1,8 +1,13 @@
-"""The precision the reference computes in."""
+"""The precision that every backend computes in."""
 
 import torch
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and log-sum-exps: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """float64 for float64 input, float32 for everything else."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    """The dtype in which the reference computes on `tensor`."""
+    return wide_dtype(tensor.dtype)

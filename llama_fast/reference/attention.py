@@ -12,7 +12,7 @@ Vaswani et al. 2017 (arXiv:1706.03762); grouped-query attention: Ainslie et al. 
 (arXiv:2408.00118); sinks: the gpt-oss model card (arXiv:2508.10925).
 """
 
-import math
+from typing import NamedTuple
 
 import torch
 
@@ -23,44 +23,72 @@ from .philox import attention_keep_mask
 NEG_INF = float("-inf")
 
 
-def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    causal: bool = False,
-    window: int | tuple[int, int] | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    bias: torch.Tensor | None = None,
-    key_padding_mask: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-    cu_seqlens_q: torch.Tensor | None = None,
-    cu_seqlens_k: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    return_lse: bool = False,
-    dropout_seed: torch.Tensor | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention with the whole S x T score matrix in memory; see ``llama_fast.attention``.
+class AttentionOptions(NamedTuple):
+    """The options of attention, in the order in which the operator takes them after q, k and v.
 
-    q (B,H,S,D), k (B,K,T,D), v (B,K,T,Dv) -> (B,H,S,Dv). Packed: q (N,H,D), k (M,K,D),
-    v (M,K,Dv) -> (N,H,Dv), computed as one N x M problem whose sequences do not see each other.
-    ``dropout_seed`` is an int64 tensor with one element, needed when ``dropout_p`` > 0.
+    ``torch.ops.llama_fast.attention(q, k, v, *options)`` calls the operator;
+    ``AttentionOptions(*arguments[3:])`` gives its arguments their names back. No default changes
+    anything: ``AttentionOptions()`` is softmax(q k') v.
+
+    Attributes:
+        bias: bool or float, four dimensions that broadcast to (B,H,S,T). bool: True takes part;
+            float: added to the scores. None for packed sequences.
+        key_padding_mask: bool (B,T), True for keys to ignore. None for packed sequences.
+        alibi_slopes: float (1,H) or (B,H); B is the number of sequences if packed.
+        sinks: float (H,), one more logit a head in the softmax, without a value.
+        cu_seqlens_q: int32 or int64 (sequences + 1,), offsets of packed query sequences, from 0 to
+            N. Not None: q, k and v are packed.
+        cu_seqlens_k: the same for the keys, from 0 to M; there if `cu_seqlens_q` is.
+        dropout_seed: int64 (1,) on the CPU; there if `dropout_p` > 0.
+        causal: a query sees no key after its own position; `window_right` does not matter then.
+        window_left: number of keys seen before the query's own position i + T - S; -1 for all.
+        window_right: number of keys seen after it; -1 for all.
+        scale: factor of q . k.
+        softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0 for none.
+        dropout_p: probability of dropping an attention weight, in [0, 1].
+    """
+
+    bias: torch.Tensor | None = None
+    key_padding_mask: torch.Tensor | None = None
+    alibi_slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    cu_seqlens_q: torch.Tensor | None = None
+    cu_seqlens_k: torch.Tensor | None = None
+    dropout_seed: torch.Tensor | None = None
+    causal: bool = False
+    window_left: int = -1
+    window_right: int = -1
+    scale: float = 1.0
+    softcap: float = 0.0
+    dropout_p: float = 0.0
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Number of keys seen (before, after) the query's own position; -1 for all."""
+        return self.window_left, 0 if self.causal else self.window_right
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse) with the whole S x T score matrix in memory; see ``llama_fast.attention``.
+
+    q (B,H,S,D), k (B,K,T,D), v (B,K,T,Dv) -> out (B,H,S,Dv), lse (B,H,S). Packed: q (N,H,D),
+    k (M,K,D), v (M,K,Dv) -> (N,H,Dv), (N,H), computed as one N x M problem whose sequences do not
+    see each other.
     """
     dtype = compute_dtype(q)
-    packed = cu_seqlens_q is not None
+    packed = options.cu_seqlens_q is not None
     if packed:
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    B, H, S, D = q.shape
+    B, H, S, _ = q.shape
     T = k.shape[2]
 
     # Positions inside a sequence. row: (S, 1), column: (1, T); off and sequence follow the rows.
     row = torch.arange(S, device=q.device).unsqueeze(1)
     column = torch.arange(T, device=q.device).unsqueeze(0)
-    if cu_seqlens_q is not None:
-        cu_q = cu_seqlens_q.long()
-        cu_k = cu_q if cu_seqlens_k is None else cu_seqlens_k.long()
+    if options.cu_seqlens_q is not None and options.cu_seqlens_k is not None:
+        cu_q, cu_k = options.cu_seqlens_q.long(), options.cu_seqlens_k.long()
         sequence_q = torch.searchsorted(cu_q[1:], row, right=True)
         sequence_k = torch.searchsorted(cu_k[1:], column, right=True)
         off = (cu_k.diff() - cu_q.diff())[sequence_q]
@@ -73,43 +101,44 @@ def attention(
         stream_batch = torch.arange(B, device=q.device).view(B, 1, 1, 1)
 
     distance = row + off - column  # how far the key lies behind the query
-    left, right = window_bounds(window, causal)
+    left, right = options.window
     if left >= 0:
         visible = visible & (distance <= left)
     if right >= 0:
         visible = visible & (distance >= -right)
     visible = visible.expand(B, 1, S, T)
-    if key_padding_mask is not None:
-        visible = visible & ~key_padding_mask.view(B, 1, 1, T)
+    if options.key_padding_mask is not None:
+        visible = visible & ~options.key_padding_mask.view(B, 1, 1, T)
 
     k, v = (x.to(dtype).repeat_interleave(H // max(x.shape[1], 1), dim=1) for x in (k, v))
-    scale = 1 / math.sqrt(max(D, 1)) if scale is None else scale
-    scores = (q.to(dtype) * scale) @ k.transpose(-1, -2)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if bias is not None:
-        if bias.dtype == torch.bool:
-            visible = visible & bias
+    scores = (q.to(dtype) * options.scale) @ k.transpose(-1, -2)
+    if options.softcap > 0:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    if options.bias is not None:
+        if options.bias.dtype == torch.bool:
+            visible = visible & options.bias
         else:
-            scores = scores + bias.to(dtype)
-    if alibi_slopes is not None:
-        slopes = alibi_slopes.to(dtype).view(-1, H, 1)
+            scores = scores + options.bias.to(dtype)
+    if options.alibi_slopes is not None:
+        slopes = options.alibi_slopes.to(dtype).view(-1, H, 1)
         if packed:  # a slope for every head and row: (1, H, S)
             slopes = slopes.expand(cu_q.numel() - 1, H, 1)[sequence_q.view(S), :, 0].T.unsqueeze(0)
         scores = scores - slopes.unsqueeze(-1) * distance.abs()
     scores = scores.masked_fill(~visible, NEG_INF)
-    if sinks is not None:  # a last column that takes probability and has no value
-        scores = torch.cat([scores, sinks.to(dtype).view(1, H, 1, 1).expand(B, H, S, 1)], dim=-1)
+    if options.sinks is not None:  # a last column that takes probability and has no value
+        sinks = options.sinks.to(dtype).view(1, H, 1, 1).expand(B, H, S, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
 
     keep = None
-    if dropout_p > 0:
+    if options.dropout_p > 0:
+        assert options.dropout_seed is not None
         stream = stream_batch * H + torch.arange(H, device=q.device).view(1, H, 1, 1)
-        keep = attention_keep_mask(dropout_seed, dropout_p, stream, row, column)
-    out, lse = weighted_values(scores, v, keep, dropout_p)
+        keep = attention_keep_mask(options.dropout_seed, options.dropout_p, stream, row, column)
+    out, lse = weighted_values(scores, v, keep, options.dropout_p)
     out = out.to(q.dtype)
     if packed:
         out, lse = out.squeeze(0).transpose(0, 1), lse.squeeze(0).transpose(0, 1)
-    return (out, lse) if return_lse else out
+    return out, lse
 
 
 def weighted_values(
@@ -125,18 +154,3 @@ def weighted_values(
         survivors = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
         probabilities = probabilities.masked_fill(~keep, 0) * survivors
     return probabilities @ v, lse
-
-
-def window_bounds(window: int | tuple[int, int] | None, causal: bool) -> tuple[int, int]:
-    """(left, right): a query sees keys from ``left`` behind it to ``right`` ahead; -1 = no bound.
-
-    An int w means the w keys up to and including the query's own position, and as many after it
-    when not causal.
-    """
-    if window is None:
-        left, right = -1, -1
-    elif isinstance(window, int):
-        left, right = window - 1, window - 1
-    else:
-        left, right = window
-    return left, (0 if causal else right)

@@ -7,60 +7,92 @@ b is row ``t % page`` of page ``page_table[b, t // page]``.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from .attention import attention, window_bounds
+from ._dtypes import wide_dtype
+from .attention import AttentionOptions, attention
+
+_Result = TypeVar("_Result")
+
+
+class AttentionDecodeOptions(NamedTuple):
+    """The options of attention over a cache, in the order of the operator, whose last they are.
+
+    ``torch.ops.llama_fast.attention_decode(q, k_cache, v_cache, k, v, cache_seqlens, *options)``
+    calls the operator. No default changes anything.
+
+    Attributes:
+        page_table: int32 (B, pages), which page holds which keys of a sequence; None where the
+            cache is contiguous.
+        alibi_slopes: float (1,H) or (B,H).
+        sinks: float (H,), one more logit a head in the softmax, without a value.
+        window_left: number of keys seen before the query's own; -1 for all.
+        scale: factor of q . k.
+        softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0 for none.
+    """
+
+    page_table: torch.Tensor | None = None
+    alibi_slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    window_left: int = -1
+    scale: float = 1.0
+    softcap: float = 0.0
 
 
 def attention_decode(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    *,
-    k: torch.Tensor | None = None,
-    v: torch.Tensor | None = None,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
     cache_seqlens: torch.Tensor,
-    page_table: torch.Tensor | None = None,
-    window: int | tuple[int, int] | None = None,
-    alibi_slopes: torch.Tensor | None = None,
-    return_lse: bool = False,
-    attend: Callable[..., Any] = attention,
-    **options: Any,
-) -> Any:
-    """Sequence by sequence; see ``llama_fast.attention_decode``.
+    options: AttentionDecodeOptions,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, lse), sequence by sequence; see ``llama_fast.attention_decode``."""
+    caches = (k_cache, v_cache)
+    results = for_each_sequence(attention, q, caches, (k, v), cache_seqlens, options)
+    if not results:
+        out = q.new_empty(0, *q.shape[1:3], v_cache.shape[-1])
+        return out, q.new_empty(0, *q.shape[1:3], dtype=wide_dtype(q.dtype))
+    outs, lses = zip(*results, strict=True)
+    return torch.cat(outs), torch.cat(lses)
 
-    ``attend`` is the attention function that serves each of them; ``options`` are its own.
-    """
+
+def for_each_sequence(
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionOptions], _Result],
+    q: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor],
+    new: tuple[torch.Tensor | None, torch.Tensor | None],
+    cache_seqlens: torch.Tensor,
+    options: AttentionDecodeOptions,
+) -> list[_Result]:
+    """Write what is new into the caches and call `attend` for each sequence; its results."""
     B, H, S = q.shape[:3]
-    added = 0 if k is None else k.shape[2]
-    left = window_bounds(window, True)[0]
+    table, left = options.page_table, options.window_left
+    added = 0 if new[0] is None else new[0].shape[2]
     results = []
     for b, held in enumerate(cache_seqlens.tolist()):
         total = held + added
-        if k is not None and v is not None:
-            place = _place(k_cache, page_table, b, held, total)
-            k_cache[place] = k[b].transpose(0, 1)
-            v_cache[place] = v[b].transpose(0, 1)
+        for cache, t in zip(caches, new, strict=True):
+            if t is not None:
+                cache[_place(cache, table, b, held, total)] = t[b].transpose(0, 1)
         # Pages that no query sees any more may be gone.
         first = max(0, total - S - left) if left >= 0 else 0
-        place = _place(k_cache, page_table, b, first, total)
-        keys, values = (cache[place].transpose(0, 1).unsqueeze(0) for cache in (k_cache, v_cache))
-        if alibi_slopes is not None:
-            options["alibi_slopes"] = alibi_slopes.expand(B, H)[b]
-        options |= {"causal": True, "window": window}
-        if return_lse:
-            options["return_lse"] = True
-        results.append(attend(q[b : b + 1], keys, values, **options))
-    if not results:
-        out = q.new_empty(0, H, S, v_cache.shape[-1])
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        return (out, q.new_empty(0, H, S, dtype=dtype)) if return_lse else out
-    if return_lse:
-        outs, lses = zip(*results, strict=True)
-        return torch.cat(outs), torch.cat(lses)
-    return torch.cat(results)
+        place = _place(caches[0], table, b, first, total)
+        keys, values = (cache[place].transpose(0, 1).unsqueeze(0) for cache in caches)
+        slopes = options.alibi_slopes
+        own = AttentionOptions(
+            alibi_slopes=None if slopes is None else slopes.expand(B, H)[b : b + 1],
+            sinks=options.sinks,
+            causal=True,
+            window_left=left,
+            scale=options.scale,
+            softcap=options.softcap,
+        )
+        results.append(attend(q[b : b + 1], keys, values, own))
+    return results
 
 
 def _place(

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import llama_fast
-from tests.ops.criterion import DTYPES, Results, check
+from llama_fast.reference import AttentionDecodeOptions
+from tests.ops.criterion import DTYPES, Results, check, served_by
 
 OP = "attention_decode"
 NOWHERE = 2**31 - 1
@@ -215,7 +216,7 @@ def test_sequences_share_pages(kernel: str) -> None:
     arguments = arguments_of(case)
     arguments["page_table"][1, :2] = arguments["page_table"][0, :2]
     out = llama_fast.attention_decode(**arguments)
-    expected = llama_fast.reference.attention_decode(**arguments)
+    expected = served_by("reference", OP)(**arguments)
     torch.testing.assert_close(out, expected, rtol=1e-2, atol=1e-2)
 
 
@@ -241,8 +242,9 @@ def test_runs_give_the_same_bits(kernel: str) -> None:
 
 def operator_arguments(case: Case, dtype: torch.dtype = torch.bfloat16) -> list[Any]:
     a = arguments_of(case, dtype)
-    names = ("q", "k_cache", "v_cache", "k", "v", "cache_seqlens", "page_table")
-    return [*(a.get(name) for name in names), None, None, window_left(case), 0.1, 0.0]
+    names = ("q", "k_cache", "v_cache", "k", "v", "cache_seqlens")
+    options = AttentionDecodeOptions(a.get("page_table"), window_left=window_left(case), scale=0.1)
+    return [*(a.get(name) for name in names), *options]
 
 
 BAD = {

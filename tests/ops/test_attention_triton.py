@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import llama_fast
-from llama_fast import reference
+from llama_fast.reference import AttentionOptions
 from tests.ops.conftest import DEVICES, in_force
+from tests.ops.criterion import served_by
 
 OP = "attention"
 pytestmark = pytest.mark.skipif(
@@ -81,8 +82,13 @@ def test_bad_offsets_read_nothing_outside(
     monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
     monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
     q, k, v, grad = (inside(torch.randn(12, 2, 16)) for _ in range(4))
-    cu = [torch.tensor(offsets) for offsets in (offsets_q, offsets_k)]
-    options = (None, None, None, None, *cu, None, True, 4, -1, 0.25, 0.0, 0.0)
+    options = AttentionOptions(
+        cu_seqlens_q=torch.tensor(offsets_q),
+        cu_seqlens_k=torch.tensor(offsets_k),
+        causal=True,
+        window_left=4,
+        scale=0.25,
+    )
     results = torch.ops.llama_fast.attention(q, k, v, *options)
     assert all(result[result != -torch.inf].isfinite().all() for result in results)
     inputs = (grad, None, q, k, v, *map(inside, results))
@@ -94,7 +100,7 @@ def test_bad_offsets_read_nothing_outside(
 def test_absurd_windows(window: tuple[int, int]) -> None:
     q, k, v = (torch.randn(1, 2, 9, 16) for _ in range(3))
     out = llama_fast.attention(q, k, v, window=window)
-    torch.testing.assert_close(out, reference.attention(q, k, v, window=window))
+    torch.testing.assert_close(out, served_by("reference", OP)(q, k, v, window=window))
 
 
 @pytest.mark.parametrize("T", (256, 700, 1031))

@@ -10,6 +10,7 @@ import torch
 import torch._dynamo
 
 import llama_fast
+from llama_fast.reference import AttentionOptions
 from tests.ops.calls import CALLS, CLASS_WEIGHT, CU_SEQLENS, TARGET, Call, total
 
 pytestmark = pytest.mark.compile
@@ -171,16 +172,19 @@ def attention_arguments(packed: bool, everything: bool, grad: bool) -> tuple[Any
         [(5, 4, 8), (5, 2, 8), (5, 2, 3)] if packed else [(2, 4, 5, 8), (2, 2, 6, 8), (2, 2, 6, 3)]
     )
     q, k, v = (torch.randn(s, requires_grad=grad) for s in shapes)
-    bias = padding = slopes = sinks = seed = None
-    cu = CU_SEQLENS if packed else None
+    options = AttentionOptions(causal=True, window_left=4, scale=0.3, softcap=2.0)
+    if packed:
+        options = options._replace(cu_seqlens_q=CU_SEQLENS, cu_seqlens_k=CU_SEQLENS)
     if everything:
         slopes, sinks = (torch.rand(s, requires_grad=grad) for s in ((1, 4), (4,)))
-        seed = torch.tensor([77])
-        if not packed:
-            bias = torch.randn(1, 4, 5, 6, requires_grad=grad)
-            padding = torch.zeros(2, 6, dtype=torch.bool)
-    dropout = 0.2 if everything else 0.0
-    return (q, k, v, bias, padding, slopes, sinks, cu, cu, seed, True, 4, -1, 0.3, 2.0, dropout)
+        options = options._replace(
+            alibi_slopes=slopes, sinks=sinks, dropout_seed=torch.tensor([77]), dropout_p=0.2
+        )
+    if everything and not packed:
+        bias = torch.randn(1, 4, 5, 6, requires_grad=grad)
+        padding = torch.zeros(2, 6, dtype=torch.bool)
+        options = options._replace(bias=bias, key_padding_mask=padding)
+    return (q, k, v, *options)
 
 
 @pytest.mark.parametrize("grad", (False, True), ids=["", "grad"])

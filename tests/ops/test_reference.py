@@ -5,13 +5,15 @@ roundings: assert_close's own bounds for that dtype.
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from llama_fast import reference
-from llama_fast.ops import stock
+from llama_fast.reference import AttentionOptions
+from tests.ops.criterion import served_by
 
 Tensor = torch.Tensor
 
@@ -50,16 +52,52 @@ def test_attention_is_its_definition(S: int, T: int) -> None:
     q, k, v = normal(2, 4, S, 6), normal(2, 2, T, 6), normal(2, 2, T, 3)
     bias, slopes, sinks = normal(2, 4, S, T), normal(4).abs(), normal(4)
     padding = torch.rand(2, T) < 0.3
-    ours = reference.attention(
-        q, k, v, window=(2, 1), scale=0.4, softcap=1.5, bias=bias, key_padding_mask=padding,
-        alibi_slopes=slopes, sinks=sinks, return_lse=True,
-    )  # fmt: skip
+    options = AttentionOptions(
+        bias, padding, slopes, sinks, window_left=2, window_right=1, scale=0.4, softcap=1.5
+    )
+    ours = reference.attention(q, k, v, options)
     loops = attention_by_loops(
         q, k, v, scale=0.4, softcap=1.5, left=2, right=1, bias=bias, padding=padding,
         slopes=slopes, sinks=sinks,
     )  # fmt: skip
     for a, b in zip(ours, loops, strict=True):
         torch.testing.assert_close(a, b)
+
+
+# The window that each option stands for, in the words of its definition: query i at position p
+# sees the keys from p - left to p + right.
+WINDOWS = {
+    "nothing": ({}, (99, 99)),
+    "causal": ({"causal": True}, (99, 0)),
+    "width": ({"window": 3}, (2, 2)),
+    "causal width": ({"causal": True, "window": 3}, (2, 0)),
+    "pair": ({"window": (1, 4)}, (1, 4)),
+    "causal pair": ({"causal": True, "window": (1, 4)}, (1, 0)),
+    "unlimited left": ({"window": (-1, 2)}, (99, 2)),
+    "unlimited right": ({"window": (2, -1)}, (2, 99)),
+}
+
+
+@pytest.mark.parametrize(("options", "sides"), WINDOWS.values(), ids=WINDOWS.keys())
+@pytest.mark.parametrize(("S", "T"), [(5, 5), (3, 7), (6, 4)], ids=str)
+def test_windows_are_their_definitions(
+    S: int, T: int, options: dict[str, Any], sides: tuple[int, int]
+) -> None:
+    """Keys that weigh the same: every visible one has the weight 1 / (number of visible ones)."""
+    q, k, v = normal(1, 1, S, 2), torch.zeros(1, 1, T, 2).double(), torch.eye(T).double()
+    weights = served_by("reference", "attention")(q, k, v[None, None], **options)[0, 0]
+    for i in range(S):
+        p = i + T - S
+        visible = torch.tensor([p - sides[0] <= j <= p + sides[1] for j in range(T)]).double()
+        torch.testing.assert_close(weights[i], visible / max(visible.sum().item(), 1))
+
+
+def test_no_default_of_the_options_changes_anything() -> None:
+    q, k, v = normal(2, 4, 5, 6), normal(2, 4, 7, 6), normal(2, 4, 7, 3)
+    scores = q @ k.transpose(-1, -2)
+    out, lse = reference.attention(q, k, v, AttentionOptions())
+    torch.testing.assert_close(out, scores.softmax(-1) @ v)
+    torch.testing.assert_close(lse, scores.logsumexp(-1))
 
 
 OPTIONS = {
@@ -79,9 +117,14 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_attention_equals_torch(options: dict[str, object]) -> None:
     q, k, v = normal(2, 4, 6, 8), normal(2, 2, 9, 8), normal(2, 2, 9, 5)
-    torch.testing.assert_close(
-        reference.attention(q, k, v, **options), stock.attention(q, k, v, **options)
+    assert_reference_equals_torch(q, k, v, **options)
+
+
+def assert_reference_equals_torch(*tensors: Tensor, **options: object) -> None:
+    ours, torchs = (
+        served_by(backend, "attention")(*tensors, **options) for backend in ("reference", "torch")
     )
+    torch.testing.assert_close(ours, torchs)
 
 
 @pytest.mark.parametrize("causal", (False, True))
@@ -93,9 +136,7 @@ def test_packed_attention_equals_torch(causal: bool) -> None:
         "causal": causal,
         "alibi_slopes": normal(3, 4).abs(),
     }
-    torch.testing.assert_close(
-        reference.attention(q, k, v, **options), stock.attention(q, k, v, **options)
-    )
+    assert_reference_equals_torch(q, k, v, **options)
 
 
 @pytest.mark.parametrize("probabilities", (False, True), ids=["indices", "probabilities"])

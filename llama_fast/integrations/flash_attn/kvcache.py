@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from llama_fast.integrations.flash_attn import checks, kvcache_checks
-from llama_fast.ops.attention import _check_slopes, attention
+from llama_fast.ops._attention_checks import check_slopes
+from llama_fast.ops.attention import attention
 from llama_fast.ops.attention_decode import _autocast, attention_decode
 from llama_fast.ops.rope import rope
 
@@ -85,7 +86,7 @@ def flash_attn_with_kvcache(
     options = checks.options(softmax_scale, causal, window_size, softcap, alibi_slopes)
     B, S, H = q.shape[:3]
     if alibi_slopes is not None:  # raise every error before the cache is written
-        _check_slopes(alibi_slopes, q.transpose(1, 2), B)
+        check_slopes(alibi_slopes, q.transpose(1, 2), B)
     cache_lengths, table, pad, longest = kvcache_checks.locations(
         q, k_cache, k, cache_seqlens, cache_batch_idx, cache_leftpad, block_table, options["window"]
     )
