@@ -36,8 +36,7 @@ def canary(args: argparse.Namespace) -> int:
     from llama_fast._screen import Screen
     from llama_fast.data.canaries import read_canaries
     from llama_fast.eval.canary import ENUMERATE, SAMPLE, measure
-    from llama_fast.eval.models import load_model
-    from llama_fast.eval.sources import locate
+    from llama_fast.models.loading import load_model
 
     if args.samples is not None and args.samples < 0:
         raise ValueError(f"samples: expected a number >= 0, got {args.samples}")
@@ -45,7 +44,7 @@ def canary(args: argparse.Namespace) -> int:
     sample = args.samples or None
     if args.samples is None and planted.space > ENUMERATE:
         sample = SAMPLE
-    model, tokenizer = load_model(locate(args.model), args.tokenizer)
+    model, tokenizer = load_model(args.model, args.tokenizer)
     screen = Screen()
     with screen.bar("Scoring candidates", "texts") as progress:
         report = measure(

@@ -125,8 +125,8 @@ def evaluate_model(args: argparse.Namespace) -> int:
     from llama_fast.eval.report.final_table import suite_table, task_table
     from llama_fast.eval.report.html import write_page
     from llama_fast.eval.report.suites import metric_keys
-    from llama_fast.eval.sources import locate
     from llama_fast.eval.suite import suite, summarise
+    from llama_fast.models.loading import locate
 
     names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
     preset = None if args.suite is None else suite(args.suite).name

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from llama_fast.models import LLaMA, load, save
+from llama_fast.models import LLaMA, save
+from llama_fast.models.loading import is_run, locate, read_model
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 
 HELP = "write a model for transformers, Meta's code or llama.cpp"
@@ -71,19 +72,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer | None]:
-    own: Tokenizer | None
-    if (args.model / "checkpoints").is_dir():
-        from llama_fast.eval.models import load_run
-
-        with_tokenizer = args.tokenizer is None
-        model, own = load_run(args.model, with_tokenizer=with_tokenizer, average=args.average)
-    elif args.average:
+    path = locate(args.model)
+    if args.average and not is_run(path):
         raise ValueError(f"--average: expected the folder of a training run, got {args.model}")
-    else:
-        model, own = load(args.model)
-        original = args.model / "tokenizer.model"
-        if args.to != "hf" and original.is_file():
-            own = _unless_extended(own, original)
+    model, own = read_model(path, with_tokenizer=args.tokenizer is None, average=args.average)
+    original = path / "tokenizer.model"
+    if args.to != "hf" and original.is_file():
+        own = _unless_extended(own, original)
     if args.tokenizer == "none":
         return model, None
     tokenizer = own if args.tokenizer is None else load_tokenizer(args.tokenizer)

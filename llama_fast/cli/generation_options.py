@@ -91,7 +91,7 @@ def load(args: argparse.Namespace) -> Any:
     import torch
 
     from llama_fast._device import device_of
-    from llama_fast.eval.models import load_model
+    from llama_fast.models.loading import load_model
 
     if args.max_new_tokens < 1:
         raise ValueError(f"max-new-tokens: expected a number >= 1, got {args.max_new_tokens}")

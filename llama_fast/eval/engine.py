@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from llama_fast.eval.trie import Node, Tokens, build
-from llama_fast.generate.decoder import Decoder
 from llama_fast.generate.paged_cache import PackedStep, PagedCache, Row
+from llama_fast.models.decoder import Decoder
 from llama_fast.ops import linear_cross_entropy
 
 NO_SLOTS = np.zeros(0, dtype=np.int64)

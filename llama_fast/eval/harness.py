@@ -28,7 +28,6 @@ from lm_eval.utils import (
 
 from llama_fast.data.chat import ChatTemplate, end_ids
 from llama_fast.eval.engine import Likelihood, Scorer
-from llama_fast.eval.models import check_vocabulary
 from llama_fast.eval.request_cache import (
     RequestCache,
     fingerprint,
@@ -36,10 +35,12 @@ from llama_fast.eval.request_cache import (
     settings_of,
     vocabulary_of,
 )
-from llama_fast.generate.decoder import Decoder, decoder_of
 from llama_fast.generate.engine import Engine
 from llama_fast.generate.requests import GenerationRequest, GenerationResult
 from llama_fast.generate.sampling import SamplingOptions
+from llama_fast.integrations.any_model import decoder_of
+from llama_fast.models.decoder import Decoder
+from llama_fast.models.loading import check_vocabulary
 
 # What a task's generation settings may hold besides lengths and stops.
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
@@ -53,8 +54,8 @@ class HarnessModel(TemplateLM):
     """A model that answers the harness's requests.
 
     Args:
-        pretrained: what :func:`llama_fast.eval.sources.load_any` reads: own checkpoint, Hugging
-            Face folder or hub name, GGUF, Meta, llama2.c; or a model, of transformers too.
+        pretrained: what :func:`llama_fast.integrations.any_model.load_any` reads: own checkpoint,
+            Hugging Face folder or hub name, GGUF, Meta, llama2.c; or a model, of transformers too.
         tokenizer: file or folder, or of transformers; None: the model's own.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored.
         device: "cpu", "cuda", or None: a GPU if there is one.
@@ -86,7 +87,7 @@ class HarnessModel(TemplateLM):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        from llama_fast.eval.sources import load_any
+        from llama_fast.integrations.any_model import load_any
 
         trusted = trust_remote_code is True  # and no text that happens to be true
         model, self.words = load_any(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._lock import hold
+from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.eval.earlier import joined, take_over
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import write_run
@@ -23,7 +24,6 @@ from llama_fast.eval.request_cache import CacheError, vocabulary_of
 from llama_fast.eval.scenarios import SCENARIOS, scenario_groups, scenario_tasks
 from llama_fast.eval.suite import load_tasks
 from llama_fast.eval.suite.loading import LoadedTasks
-from llama_fast.train.out_of_memory import is_out_of_memory
 
 log = logging.getLogger("llama_fast")
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_fast.models.decoder import Decoder
 from llama_fast.ops.linear import linear
 from llama_fast.tokenizers import Tokenizer
 
-from .decoder import Decoder
 from .fast_decode import FastDecode
 from .memory import most_pages
 from .paged_cache import DecodeStep, PackedStep, PagedCache, Row

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama_fast.models import LLaMA, Llama3RopeScaling, LlamaConfig, load
-from llama_fast.train.checkpoints import STATE, Checkpoint, CheckpointError
+from llama_fast.models import LLaMA, LlamaConfig, load
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.parallel import kind_of
 
@@ -53,59 +52,6 @@ def _check_vocabulary(name: str, shape: LlamaConfig, vocab_size: int | None) -> 
             f"{name}: expected a vocabulary of at least the data's {vocab_size} tokens, got "
             f"{shape.vocab_size}"
         )
-
-
-def recorded_shape(found: Checkpoint) -> LlamaConfig:
-    """The shape of the model in a run's checkpoint.
-
-    Raises:
-        CheckpointError: none that can be built, or one of more weights than its files hold: nothing
-            is allocated for a number that somebody wrote.
-    """
-    check_state(found)
-    where, fields = found.path / STATE, dict(found.state["model"])
-    try:
-        if fields.get("rope_scaling") is not None:
-            fields["rope_scaling"] = Llama3RopeScaling(**fields["rope_scaling"])
-        if fields.get("rope_factors") is not None:
-            fields["rope_factors"] = tuple(fields["rope_factors"])
-        shape = LlamaConfig(**fields)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: not a Llama model that can be built: {error}") from None
-    held = sum(file.stat().st_size for file in found.path.glob("*.safetensors"))
-    if shape.num_parameters() > held:  # each takes a byte at least
-        raise CheckpointError(
-            f"{where}: expected a model that the {held:,} bytes of tensors beside it can hold, got "
-            f"one of {shape.num_parameters():,} weights"
-        )
-    return shape
-
-
-def check_state(found: Checkpoint) -> None:
-    """CheckpointError unless a checkpoint's state has the parts of a run, each of its type."""
-    state: dict[str, Any] = {"loader": {}, "scaler": {}, "ranks": 1, "device": "cpu", **found.state}
-    for name, kind in _STATE.items():
-        value: Any = state
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise CheckpointError(
-                f"{found.path / STATE}: expected {kind.__name__} for {name!r}, got {value!r:.80}"
-            )
-
-
-# What stands where in a checkpoint's state.
-_STATE: dict[str, type] = {
-    "model": dict,
-    "config": dict,
-    "config.data": dict,
-    "config.data.train": str,
-    "config.optimizer": dict,
-    "loader": dict,
-    "scaler": dict,
-    "ranks": int,
-    "device": str,
-}
 
 
 def make_model(config: TrainConfig, vocab_size: int) -> LLaMA:

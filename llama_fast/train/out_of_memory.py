@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import re
 
-import torch
-
 from llama_fast.models import LlamaConfig
 from llama_fast.train.config import TrainConfig
 
-# What PyTorch and C++ say in a plain RuntimeError when the CPU's memory is used up, and errors that
-# repeat what another one said.
-_SIGNS = re.compile(
-    r"can't allocate memory|not enough memory|bad_alloc|Cannot allocate memory|out of memory"
-    r"|Storage size calculation overflowed"
-)
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?(?:bytes|[KMGT]iB))")
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that memory was used up, on a GPU or the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, (RuntimeError, OSError)) and bool(_SIGNS.search(str(error)))
 
 
 def explain(
@@ -31,7 +16,7 @@ def explain(
     """One line: what a run tried to hold, and which of its settings would make that less.
 
     Args:
-        error: that :func:`is_out_of_memory`.
+        error: that :func:`llama_fast._out_of_memory.is_out_of_memory` knows.
         config: of the run.
         model: its model; None: not known yet.
         step: steps done; None: the run was still being made ready.

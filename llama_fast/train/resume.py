@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llama_fast.train.checkpoints import Checkpoint
+from llama_fast.models.checkpoints.training import Checkpoint
 from llama_fast.train.config import TrainConfig
 
 # What a resumed run may change; anything else would make another run of it.

@@ -20,17 +20,19 @@ from torch import Tensor
 
 from llama_fast._device import device_of
 from llama_fast._lock import hold
+from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.data import Batch, PackedLoader, TokenShards
 from llama_fast.data.loader import IGNORE
 from llama_fast.models import LLaMA, LlamaConfig
+from llama_fast.models.checkpoints.training import Checkpoint, recorded_shape
 from llama_fast.train.activation_checkpointing import checkpoint_activations
 from llama_fast.train.benchmarks import BenchmarkScorer
-from llama_fast.train.build import make_model, make_optimizer, new_shape, recorded_shape
-from llama_fast.train.checkpoints import Checkpoint, CheckpointManager
+from llama_fast.train.build import make_model, make_optimizer, new_shape
+from llama_fast.train.checkpoints import CheckpointManager
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import attention_pairs
 from llama_fast.train.metrics import StepMetrics
-from llama_fast.train.out_of_memory import explain, is_out_of_memory
+from llama_fast.train.out_of_memory import explain
 from llama_fast.train.parallel import ParallelContext, clip_gradients
 from llama_fast.train.resume import check_same
 from llama_fast.train.run_logger import RunLogger

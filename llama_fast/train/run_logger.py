@@ -14,9 +14,10 @@ import torch
 
 from llama_fast._format import duration
 from llama_fast._memory import peak_rss
+from llama_fast._out_of_memory import is_out_of_memory
+from llama_fast.models.checkpoints.training import CheckpointError
 from llama_fast.train import out_of_memory, progress, record
 from llama_fast.train.benchmarks import BenchmarkScore, BenchmarkScorer
-from llama_fast.train.checkpoints import CheckpointError
 from llama_fast.train.energy import find_meter
 from llama_fast.train.flops import peak_flops, training_flops
 from llama_fast.train.metrics import MetricsFile, StepMetrics
@@ -94,7 +95,7 @@ class RunLogger:
         text = None
         # Of a checkpoint that could not be written, the error names it and says why.
         of_step = None if isinstance(error, CheckpointError) else error
-        if of_step is not None and out_of_memory.is_out_of_memory(of_step):
+        if of_step is not None and is_out_of_memory(of_step):
             text = out_of_memory.explain(of_step, self.config, self._model, self.run.step)
             # The failed step's tensors hang on its frames: what follows may need the memory.
             traceback.clear_frames(trace)

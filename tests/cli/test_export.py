@@ -113,7 +113,7 @@ def test_a_tokenizer_model_beside_tokenizer_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no", "--to", "hf"], "path: no such file or folder: no"),
+        (["no", "--to", "hf"], "model: no such file or folder: no"),
         (["{stories}", "--to", "hf", "--average"], "--average: expected the folder of a training"),
         (
             ["{stories}", "--to", "gguf", "--tokenizer", "{llama2}"],

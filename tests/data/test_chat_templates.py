@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llama_fast.data import ChatTemplate, DataError
 from llama_fast.data.chat import end_ids, end_of_turn
-from llama_fast.eval.sources import tokenizer_of
+from llama_fast.models.loading import as_tokenizer
 from llama_fast.tokenizers.bpe import FastTokenizer
 from tests.data.chat_templates import SPECIAL, TEMPLATES
 
@@ -34,7 +34,7 @@ def pair() -> tuple[FastTokenizer, PreTrainedTokenizerFast]:
         made.add_special_tokens([AddedToken(name, special=True, rstrip=strips)])
     made.add_tokens([AddedToken(name, normalized=False) for name in ("<think>", "</think>")])
     theirs = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
-    ours = tokenizer_of(theirs)
+    ours = as_tokenizer(theirs)
     assert isinstance(ours, FastTokenizer)
     return ours, theirs
 

@@ -13,10 +13,10 @@ import torch
 from llama_fast.cli.main import main
 from llama_fast.data.canaries import draw
 from llama_fast.eval.canary import exact_exposure, fitted_exposure, log_perplexities, measure
-from llama_fast.eval.models import load_model
 from llama_fast.models import LLaMA
+from llama_fast.models.checkpoints.training import CheckpointError
+from llama_fast.models.loading import load_model
 from llama_fast.tokenizers import ByteTokenizer
-from llama_fast.train.checkpoints import CheckpointError
 from tests.paths import shared_data
 
 

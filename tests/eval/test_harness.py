@@ -180,7 +180,7 @@ def tiny(kind: str, **changes: Any) -> torch.nn.Module:
 @pytest.mark.parametrize("patch", [False, True])
 def test_other_architectures(kind: str, changes: dict[str, Any], patch: bool) -> None:
     from llama_fast.eval.engine import Scorer
-    from llama_fast.generate.decoder import decoder_of
+    from llama_fast.integrations.any_model import decoder_of
 
     model = tiny(kind, **changes)
     generator = torch.Generator().manual_seed(1)
@@ -212,7 +212,7 @@ def test_other_architectures(kind: str, changes: dict[str, Any], patch: bool) ->
     ],
 )
 def test_models_that_are_refused(kind: str, changes: dict[str, Any], message: str) -> None:
-    from llama_fast.generate.decoder import decoder_of
+    from llama_fast.integrations.any_model import decoder_of
 
     with pytest.raises(ValueError, match=message):
         decoder_of(tiny(kind, **changes))

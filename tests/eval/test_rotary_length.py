@@ -11,7 +11,7 @@ import torch
 import llama_fast
 from llama_fast.eval.engine import Likelihood, Scorer
 from llama_fast.generate import Engine, GenerationRequest
-from llama_fast.generate.decoder import decoder_of
+from llama_fast.integrations.any_model import decoder_of
 from tests.eval.test_harness import tiny
 
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 24,

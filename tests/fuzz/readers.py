@@ -259,7 +259,7 @@ def _run() -> dict[str, bytes]:
 
 
 def _read_run(folder: Path, content: bytes, name: str) -> object:
-    from llama_fast.eval.models import load_run
+    from llama_fast.models.loading import load_run
     from llama_fast.train.record import add_entry
 
     place = folder / "checkpoints" / "step-00000001"

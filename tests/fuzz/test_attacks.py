@@ -26,9 +26,9 @@ from llama_fast.data.canaries import plant
 from llama_fast.data.chat import ChatTemplate
 from llama_fast.data.documents import read_documents
 from llama_fast.data.secrets import KINDS, find_secrets
-from llama_fast.eval.models import load_run
 from llama_fast.eval.scenarios.sql import extract_query, is_ordered, normalize_query
 from llama_fast.models import load
+from llama_fast.models.loading import load_run
 from llama_fast.tokenizers import ByteTokenizer, load_tokenizer
 from llama_fast.tokenizers.ranks import LONG_RUN, LONGEST_RUN
 from llama_fast.tokenizers.spm import NORMAL, serialise

@@ -79,7 +79,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 LIMITED = """
 import resource, torch, llama_fast
-from llama_fast.train.out_of_memory import is_out_of_memory
+from llama_fast._out_of_memory import is_out_of_memory
 MIB = 1 << 20
 def output(mib):
     x = torch.ones(256).expand(mib * 1024, 256)  # only the result takes memory

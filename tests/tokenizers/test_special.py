@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llama_fast.eval.sources import tokenizer_of
+from llama_fast.models.loading import as_tokenizer
 from llama_fast.tokenizers import Tokenizer, TokenizerError, from_gguf, load_tokenizer
 from llama_fast.tokenizers.bpe import FastTokenizer
 from llama_fast.tokenizers.save import as_backend, save_huggingface
@@ -197,7 +197,7 @@ def test_truncation_padding_and_dropout_are_switched_off(tmp_path: Path) -> None
     theirs = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="!")
     theirs([text, text], truncation=True, padding=True, max_length=4)
     before = theirs.backend_tokenizer.to_str()
-    for ours in (load_tokenizer(tmp_path), tokenizer_of(theirs)):
+    for ours in (load_tokenizer(tmp_path), as_tokenizer(theirs)):
         for special in (False, True):
             for _ in range(3):
                 assert ours.encode(text, special=special) == clean.encode(text, special=special)
@@ -212,12 +212,12 @@ def test_truncation_padding_and_dropout_are_switched_off(tmp_path: Path) -> None
 
 def test_a_tokenizer_of_transformers_is_a_copy() -> None:
     theirs = copy.deepcopy(PAIRS["bytes"][1])
-    ours = tokenizer_of(theirs)
+    ours = as_tokenizer(theirs)
     before = ours.encode("ab <new> ab", special=True)
     theirs.add_tokens(["<new>"], special_tokens=True)
     theirs(["ab"], truncation=True, max_length=1)
     assert ours.encode("ab <new> ab", special=True) == before
-    assert tokenizer_of(theirs).encode("<new>", special=True) == theirs("<new>").input_ids
+    assert as_tokenizer(theirs).encode("<new>", special=True) == theirs("<new>").input_ids
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
@@ -247,7 +247,7 @@ def test_what_the_post_processor_puts_before_a_text(
     known = [(name, made.token_to_id(name)) for name in names]
     made.post_processor = processors.TemplateProcessing(single=single, special_tokens=known)
     theirs = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos)
-    ours = tokenizer_of(theirs)
+    ours = as_tokenizer(theirs)
     for text in ("ab", "", "<one>"):
         assert ours.begin(ours.encode(text, special=True)) == theirs(text).input_ids
     assert ours.begin(theirs("ab").input_ids) == theirs("ab").input_ids
@@ -273,7 +273,7 @@ def test_a_begin_token_is_what_the_post_processor_says(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    for ours in (load_tokenizer(tmp_path), tokenizer_of(theirs)):
+    for ours in (load_tokenizer(tmp_path), as_tokenizer(theirs)):
         assert ours.add_bos == (theirs("ab").input_ids[:1] == [begin]) == processor
         assert ours.begin(ours.encode("ab")) == theirs("ab").input_ids
     for wanted in (True, False):  # a written file says what the tokenizer is asked to do

@@ -120,7 +120,7 @@ def test_one_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
         return file_sha256(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("llama_fast.train.checkpoints.file_sha256", fails)
+        patch.setattr("llama_fast.models.checkpoints.training.file_sha256", fails)
         found = checkpoints.latest()
     assert found is not None and found.step == 100
     assert "cannot be read: [Errno 5] Input/output error" in said[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama_fast.train.checkpoints import CheckpointError
+from llama_fast.models.checkpoints.training import CheckpointError
 from llama_fast.train.config import DataOptions, OptimizerOptions, ParallelOptions, TrainConfig
 from llama_fast.train.metrics import StepMetrics, read_metrics
 from llama_fast.train.run import TrainingRun

@@ -16,6 +16,7 @@ from statistics import median
 import pytest
 import torch
 
+from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.cli.main import main as cli
 from llama_fast.cli.train import benchmark_scorer
 from llama_fast.data import DataError, TokenShards
@@ -23,7 +24,7 @@ from llama_fast.models import LlamaConfig
 from llama_fast.train.benchmarks import BenchmarkScore
 from llama_fast.train.config import DataOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.metrics import read_metrics, read_rows
-from llama_fast.train.out_of_memory import explain, is_out_of_memory
+from llama_fast.train.out_of_memory import explain
 from llama_fast.train.record import add_entry, code_sha256, entry
 from llama_fast.train.run import TrainingRun
 from llama_fast.train.run_logger import RunLogger

@@ -77,7 +77,7 @@ class ToxigenGeneration(OwnTask):
     @cached_property
     def classifier(self) -> tuple[Any, Any] | None:
         """Tokenizer and model; None where they cannot be had."""
-        from llama_fast.eval.sources import check_transformers
+        from llama_fast.integrations.any_model import check_transformers
 
         check_transformers()
         from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -21,7 +21,7 @@ NAME = "llama_fast_step"
 
 
 class TransformersDecoder:
-    """See :class:`llama_fast.generate.decoder.Decoder`.
+    """See :class:`llama_fast.models.decoder.Decoder`.
 
     Args:
         model: a causal language model whose layers have no state but keys and values.
@@ -71,7 +71,7 @@ class TransformersDecoder:
         )
 
     def rope_group(self, length: int) -> int:
-        """See :class:`llama_fast.generate.decoder.Decoder`."""
+        """See :class:`llama_fast.models.decoder.Decoder`."""
         return self._rotary.group(length)
 
     def hidden_states(self, tokens: Tensor, *, step: Step) -> Tensor:

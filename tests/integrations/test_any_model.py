@@ -15,8 +15,9 @@ from llama_fast.cli.generate import _request
 from llama_fast.cli.generation_options import add_sampling_options
 from llama_fast.data.chat import TEMPLATES, ChatTemplate, end_ids
 from llama_fast.eval.harness import HarnessModel
-from llama_fast.eval.sources import load_any, tokenizer_of
+from llama_fast.integrations.any_model import load_any
 from llama_fast.models import LLaMA, LlamaConfig, save
+from llama_fast.models.loading import as_tokenizer
 from llama_fast.tokenizers import ByteTokenizer, TokenizerError, from_gguf, load_tokenizer
 from llama_fast.tokenizers.save import gguf_fields
 from tests.paths import shared_data, smollm2
@@ -81,7 +82,7 @@ def test_a_tokenizer_of_transformers(tmp_path: Path) -> None:
     _, own = llama_fast.models.load(smollm2())
     save(LLaMA(LlamaConfig.preset("debug")), tmp_path / "m", own)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "m")
-    words = tokenizer_of(theirs)
+    words = as_tokenizer(theirs)
     assert (words.bos_id, words.eos_id, words.add_bos) == (own.bos_id, own.eos_id, False)
     text = "Hi <|im_start|> 12 é"
     theirs([text, text], truncation=True, max_length=2)  # a state that stays in its backend
@@ -120,7 +121,7 @@ def test_a_text_ends_with_any_of_the_models_end_tokens(tmp_path: Path) -> None:
                           ('{"eos_token_id": 1.5}', "eos_token_id: expected an id")):  # fmt: skip
         (tmp_path / "m" / "generation_config.json").write_text(text)
         with pytest.raises(TokenizerError, match=f"generation_config.json: {message}"):
-            tokenizer_of(tmp_path / "m")
+            as_tokenizer(tmp_path / "m")
 
 
 @pytest.mark.parametrize("form", ["meta", "gguf", "template"])

@@ -13,8 +13,8 @@ import transformers
 import llama_fast
 from llama_fast.cli.main import main
 from llama_fast.eval.harness import HarnessModel
-from llama_fast.eval.sources import check_transformers, load_any
 from llama_fast.eval.suite.toxigen import ToxigenGeneration
+from llama_fast.integrations.any_model import check_transformers, load_any
 from llama_fast.models.checkpoints.common import CheckpointError
 
 CODE = """

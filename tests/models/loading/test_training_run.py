@@ -9,7 +9,7 @@ import pytest
 
 from llama_fast.cli.main import main
 from llama_fast.data import DataError, ShardWriter, TokenShards
-from llama_fast.eval.models import load_model
+from llama_fast.models.loading import load_model
 from llama_fast.train.config import DataOptions, TrainConfig
 from llama_fast.train.run import TrainingRun
 

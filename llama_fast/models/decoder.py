@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from llama_fast.models import LLaMA
 from llama_fast.models.llama import Step
 
 
@@ -39,17 +38,3 @@ class Decoder(Protocol):
     def hidden_states(self, tokens: Tensor, *, step: Step) -> Tensor:
         """What the head reads (1,N,E) after each of `tokens` (1,N)."""
         ...
-
-
-def decoder_of(model: nn.Module) -> Decoder:
-    """A model as a decoder, in evaluation mode: ours, or one of transformers.
-
-    Raises:
-        TypeError: it is neither.
-        ValueError: one of transformers whose layers are not attention and feed-forward alone.
-    """
-    if isinstance(model, LLaMA):
-        return model.eval()
-    from llama_fast.integrations.transformers.decoder import TransformersDecoder
-
-    return TransformersDecoder(model)

@@ -1,8 +1,7 @@
-"""Models to evaluate, wherever they come from: files, the hub, transformers, or at hand already."""
+"""Models of any architecture: ours, or those that transformers loads and this package patches."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama_fast._device import device_of
 from llama_fast._inside import inside
 from llama_fast._reading import read_json
-from llama_fast.eval.models import load_model
+from llama_fast.models import LLaMA
+from llama_fast.models.decoder import Decoder
+from llama_fast.models.loading import as_tokenizer, load_model, locate
 from llama_fast.tokenizers import Tokenizer
 
-# What of a hub's repository is fetched. None of it is Python, and weights are safetensors, which
-# hold no code; templates run in a sandbox. config.json may name Python (`auto_map`), see `CODE`.
-_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
-CODE = "*.py"  # fetched and run only if a person says so
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+__all__ = ["check_transformers", "decoder_of", "load_any"]
 
 
 def load_any(
@@ -33,9 +31,9 @@ def load_any(
     """A model in evaluation mode, and its tokenizer.
 
     Args:
-        source: what :func:`load_model` reads; the name of a model on the hub; a :class:`LLaMA`, or
-            a language model of transformers. A folder of another architecture than Llama's is
-            loaded by transformers and patched.
+        source: a :class:`LLaMA`, or a language model of transformers; or a path or name that
+            :func:`llama_fast.models.loading.load_model` reads. A folder of another architecture
+            than Llama's is loaded by transformers and patched.
         tokenizer: file or folder; or a :class:`Tokenizer`, or a fast one of transformers; None: the
             one that comes with the source.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored.
@@ -47,67 +45,38 @@ def load_any(
         ValueError: another dtype or device, or no tokenizer; or the model needs Python of its own
             and `trust_remote_code` is false.
     """
-    kind = _dtype(dtype)
+    stored_dtype = _dtype(dtype)
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise ValueError("tokenizer: expected one beside a model that is at hand, got None")
-        its = tokenizer_of(tokenizer)
+        its = as_tokenizer(tokenizer)
         if its is not tokenizer:
             settings = getattr(source, "generation_config", None)
             its.end_also_at(getattr(settings, "eos_token_id", None))
         return source.eval(), its
     path = locate(source, trust_remote_code=trust_remote_code)
-    words = None if tokenizer is None else tokenizer_of(tokenizer)
+    words = None if tokenizer is None else as_tokenizer(tokenizer)
     model: nn.Module
     if _architecture(path) not in (None, "llama"):
-        model, own = _with_transformers(path, kind, words, trust_remote_code), None
+        model, own = _with_transformers(path, stored_dtype, words, trust_remote_code), None
     else:
-        model, own = load_model(path, words, kind)
-    words = words or own or tokenizer_of(path)
-    return model.to(_device(device)), words
+        model, own = load_model(path, words, stored_dtype)
+    words = words or own or as_tokenizer(path)
+    return model.to(device_of(device or "auto")), words
 
 
-def locate(source: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Path:
-    """The file or folder itself, or where the hub's model of that name was put.
-
-    Args:
-        source: path or name.
-        trust_remote_code: fetch the repository's Python as well.
+def decoder_of(model: nn.Module) -> Decoder:
+    """A model as a decoder, in evaluation mode: ours, or one of transformers.
 
     Raises:
-        FileNotFoundError: neither is there.
+        TypeError: it is neither.
+        ValueError: one of transformers whose layers are not attention and feed-forward alone.
     """
-    path = Path(source)
-    return path if path.exists() else _from_hub(str(source), trust_remote_code)
+    if isinstance(model, LLaMA):
+        return model.eval()
+    from llama_fast.integrations.transformers.decoder import TransformersDecoder
 
-
-def tokenizer_of(given: Any) -> Tokenizer:
-    """A tokenizer of ours: itself, of a file or folder, or around a fast one of transformers.
-
-    Raises:
-        ValueError, FileNotFoundError: it is none of these.
-    """
-    from llama_fast.tokenizers import load_tokenizer
-
-    if isinstance(given, Tokenizer):
-        return given
-    if isinstance(given, (str, os.PathLike)):
-        return load_tokenizer(given)
-    backend = getattr(given, "backend_tokenizer", None)
-    if backend is None:
-        raise ValueError(
-            "tokenizer: expected a file, a folder, a Tokenizer or a fast tokenizer of "
-            f"transformers, got {type(given).__name__}"
-        )
-    from llama_fast.tokenizers import default_template
-    from llama_fast.tokenizers.bpe import FastTokenizer
-
-    # A copy, for ours switches settings off that the given one may need.
-    found = FastTokenizer(
-        type(backend).from_str(backend.to_str()), given.bos_token_id, given.eos_token_id
-    )
-    found.chat_template = default_template(given.chat_template)
-    return found
+    return TransformersDecoder(model)
 
 
 def _dtype(name: str) -> torch.dtype | None:
@@ -116,27 +85,6 @@ def _dtype(name: str) -> torch.dtype | None:
     if name not in known:
         raise ValueError(f"dtype: expected one of {', '.join(known)}, got {name!r}")
     return known[name]
-
-
-def _device(name: str | None) -> torch.device:
-    from llama_fast._device import device_of
-
-    return device_of(name or "auto")
-
-
-def _from_hub(name: str, trust_remote_code: bool) -> Path:
-    if not _HUB_NAME.fullmatch(name):
-        raise FileNotFoundError(f"model: no such file or folder: {name}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        files = [*_FILES, CODE] if trust_remote_code else _FILES
-        return Path(snapshot_download(name, allow_patterns=files))
-    except Exception as error:  # the hub's client has a dozen classes of them
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(
-            f"model: {name} is no file or folder, and the hub does not give it: {reason}"
-        ) from None
 
 
 def _architecture(path: Path) -> str | None:
@@ -162,7 +110,7 @@ def _with_transformers(
     from llama_fast.models.checkpoints.huggingface import shards_of
 
     if words is None:
-        tokenizer_of(path)  # says what is missing before a large model is read
+        as_tokenizer(path)  # says what is missing before a large model is read
     config = read_json(path / "config.json")
     for index in path.glob("*.safetensors.index.json"):
         shards_of(index)  # says which name leads out of the folder

@@ -1,0 +1,240 @@
+"""Reading the checkpoints of a training run.
+
+    FOLDER/step-00000200/shard-00001-model-00001-of-00001.safetensors   tensors of each rank
+    FOLDER/step-00000200/state.json                                     everything else
+    FOLDER/step-00000200/manifest.json                                  sha256 of the files above
+
+Tensors are in the safetensors format of `torch.distributed.checkpoint`, so they can be read on
+another number of ranks than wrote them. No file is a pickle. :mod:`llama_fast.train.checkpoints`
+writes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from llama_fast._inside import inside
+from llama_fast._reading import file_sha256, read_json
+from llama_fast.models.config import Llama3RopeScaling, LlamaConfig
+
+MANIFEST, STATE = "manifest.json", "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_NONE, _DAMAGED = -1, -2  # in the place of a step
+
+
+class CheckpointError(OSError):
+    """A checkpoint cannot be written, or none can be read; the message names it."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint whose files have the hashes they were written with.
+
+    Attributes:
+        step: after which it was taken.
+        path: its folder.
+        state: what was saved beside the tensors.
+    """
+
+    step: int
+    path: Path
+    state: dict[str, Any]
+
+
+class CheckpointReader:
+    """The checkpoints in one folder, to be read.
+
+    With `torch.distributed` every rank calls every method, and all get the same checkpoint.
+
+    Args:
+        folder: of the checkpoints, ``OUT/checkpoints`` of a run; it may not exist yet.
+        log: called with one line about each damaged checkpoint that is passed over.
+
+    Example:
+        >>> checkpoints = CheckpointReader("run/checkpoints")
+        >>> found = checkpoints.latest()
+        >>> checkpoints.load(found, {"model.weight": weight})   # in place
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], log: Callable[[str], object] = warnings.warn
+    ) -> None:
+        self.folder, self.log = Path(folder), log
+        self._damaged: set[Path] = set()
+        # A group of its own: a save in the background may not meet the model's communication.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+    @property
+    def _is_first(self) -> bool:
+        return self._group is None or dist.get_rank() == 0
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08}"
+
+    def _all(self) -> list[tuple[int, Path]]:
+        """(step, folder) of those that claim to be complete, the newest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
+        return sorted(((int(m[1]), path) for m, path in matches if m), reverse=True)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None if there is none at all.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all are damaged.
+        """
+        # One rank reads and compares it all, and the others go by what it found.
+        step = self._newest_whole() if self._is_first else _NONE
+        if self._group is not None:
+            said = torch.tensor(step)
+            dist.broadcast(said, src=0, group=self._group)
+            step = int(said)
+        if step == _NONE:
+            return None
+        if step == _DAMAGED:
+            raise CheckpointError(f"{self.folder}: expected a whole checkpoint, all are damaged")
+        path = self._path(step)
+        return Checkpoint(step, path, read_json(path / STATE, error=CheckpointError, links=False))
+
+    def _newest_whole(self) -> int:
+        """The step of the newest checkpoint without a fault, _NONE or _DAMAGED."""
+        everything = self._all()
+        self._damaged.clear()
+        for step, path in everything:
+            try:
+                wrong = self._fault(path)
+            except OSError as error:  # of a file system that may give it another time
+                wrong = f"cannot be read: {error}"
+            else:
+                if wrong is None:
+                    return step
+                self._damaged.add(path)
+            self.log(f"{path}: damaged checkpoint ({wrong}); using the one before it")
+        return _DAMAGED if everything else _NONE
+
+    @staticmethod
+    def _fault(path: Path) -> str | None:
+        """What is wrong with a checkpoint, None if nothing is. OSError: it cannot be read."""
+        try:
+            manifest = read_json(path / MANIFEST, links=False)
+            for file in path.glob("*.safetensors"):  # all of them are read
+                if file.name not in manifest:
+                    return f"{file.name} is not in {MANIFEST}"
+            for name, entry in manifest.items():
+                file = inside(path, name, MANIFEST)
+                if not file.is_file():
+                    return f"{name} is missing"
+                if file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
+                    return f"{name} does not have its sha256"
+            return None if STATE in manifest else f"{STATE} is missing"
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{MANIFEST}: {error}"
+
+    def load(self, found: Checkpoint, tensors: dict[str, Tensor]) -> None:
+        """Fill `tensors`, each rank its own part of them, with what was saved under their names.
+
+        Raises:
+            CheckpointError: a name or a shape that the checkpoint does not have, or it cannot be
+                read.
+        """
+        try:
+            self._load(found, tensors)
+        except (CheckpointError, MemoryError):
+            raise
+        except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+            raise CheckpointError(
+                f"{found.path}: could not be read ({reason_of(error)})"
+            ) from error
+
+    def _load(self, found: Checkpoint, tensors: dict[str, Tensor]) -> None:
+        reader = dcp.HuggingFaceStorageReader(str(found.path))
+        saved = reader.read_metadata().state_dict_metadata
+        for name, tensor in tensors.items():
+            if name not in saved:
+                raise CheckpointError(f"{found.path}: expected a tensor {name!r}, there is none")
+            if saved[name].size != tensor.shape:
+                raise CheckpointError(
+                    f"{found.path}: {name}: expected shape {tuple(tensor.shape)}, got "
+                    f"{tuple(saved[name].size)}"
+                )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(
+                dict(tensors),
+                storage_reader=dcp.HuggingFaceStorageReader(str(found.path)),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    failures = getattr(error, "failures", None)  # the cause at each rank, with a traceback
+    cause = next(iter(failures.values()))[0] if failures else error
+    text = " ".join(str(cause).split())[:300]
+    if not text and isinstance(cause, MemoryError):
+        return "out of memory"
+    return text or type(cause).__name__
+
+
+def recorded_shape(found: Checkpoint) -> LlamaConfig:
+    """The shape of the model in a run's checkpoint.
+
+    Raises:
+        CheckpointError: none that can be built, or one of more weights than its files hold: nothing
+            is allocated for a number that somebody wrote.
+    """
+    check_state(found)
+    where, fields = found.path / STATE, dict(found.state["model"])
+    try:
+        if fields.get("rope_scaling") is not None:
+            fields["rope_scaling"] = Llama3RopeScaling(**fields["rope_scaling"])
+        if fields.get("rope_factors") is not None:
+            fields["rope_factors"] = tuple(fields["rope_factors"])
+        shape = LlamaConfig(**fields)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{where}: not a Llama model that can be built: {error}") from None
+    held = sum(file.stat().st_size for file in found.path.glob("*.safetensors"))
+    if shape.num_parameters() > held:  # each takes a byte at least
+        raise CheckpointError(
+            f"{where}: expected a model that the {held:,} bytes of tensors beside it can hold, got "
+            f"one of {shape.num_parameters():,} weights"
+        )
+    return shape
+
+
+def check_state(found: Checkpoint) -> None:
+    """CheckpointError unless a checkpoint's state has the parts of a run, each of its type."""
+    state: dict[str, Any] = {"loader": {}, "scaler": {}, "ranks": 1, "device": "cpu", **found.state}
+    for name, kind in _STATE.items():
+        value: Any = state
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise CheckpointError(
+                f"{found.path / STATE}: expected {kind.__name__} for {name!r}, got {value!r:.80}"
+            )
+
+
+# What stands where in a checkpoint's state.
+_STATE: dict[str, type] = {
+    "model": dict,
+    "config": dict,
+    "config.data": dict,
+    "config.data.train": str,
+    "config.optimizer": dict,
+    "loader": dict,
+    "scaler": dict,
+    "ranks": int,
+    "device": str,
+}

@@ -1,0 +1,40 @@
+"""Tokenizers given beside a model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from llama_fast.tokenizers import Tokenizer, default_template, load_tokenizer
+
+__all__ = ["as_tokenizer"]
+
+
+def as_tokenizer(given: Any) -> Tokenizer:
+    """A tokenizer of this package, from whatever stands for one.
+
+    Args:
+        given: a :class:`Tokenizer`, which is returned; a file or folder, which is read; or a fast
+            tokenizer of transformers, of which a copy is wrapped.
+
+    Raises:
+        ValueError, FileNotFoundError: it is none of these.
+    """
+    if isinstance(given, Tokenizer):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return load_tokenizer(given)
+    backend = getattr(given, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            "tokenizer: expected a file, a folder, a Tokenizer or a fast tokenizer of "
+            f"transformers, got {type(given).__name__}"
+        )
+    from llama_fast.tokenizers.bpe import FastTokenizer
+
+    # A copy, for ours switches settings off that the given one may need.
+    tokenizer = FastTokenizer(
+        type(backend).from_str(backend.to_str()), given.bos_token_id, given.eos_token_id
+    )
+    tokenizer.chat_template = default_template(given.chat_template)
+    return tokenizer

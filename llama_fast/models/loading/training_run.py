@@ -1,0 +1,72 @@
+"""The model of a training run: its tokenizer is that of the data it was trained on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llama_fast.data import DataError, TokenShards
+from llama_fast.data.tokenizer import tokenizer_of
+from llama_fast.tokenizers import Tokenizer
+
+from ..checkpoints import training
+from ..llama import LLaMA
+
+__all__ = ["is_run", "load_run"]
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the folder of a training run that has written a checkpoint."""
+    return (Path(path) / "checkpoints").is_dir()
+
+
+def load_run(
+    path: str | os.PathLike[str], *, with_tokenizer: bool = True, average: bool = False
+) -> tuple[LLaMA, Tokenizer | None]:
+    """The newest whole checkpoint of a training run, in evaluation mode on the CPU.
+
+    Args:
+        path: folder of the run (`out`).
+        with_tokenizer: that of the run's training data, which has to be where it was, unchanged.
+        average: the moving average of the weights instead of the weights.
+
+    Raises:
+        CheckpointError: there is none, or all are damaged.
+        ValueError: no average was kept, or the data is not there.
+        DataError: other data is there now.
+    """
+    folder = Path(path) / "checkpoints"
+    checkpoints = training.CheckpointReader(folder)
+    found = checkpoints.latest()
+    if found is None:
+        raise training.CheckpointError(f"{folder}: expected a checkpoint, there is none")
+    shape = training.recorded_shape(found)
+    if average and found.state["config"]["optimizer"].get("ema_decay") is None:
+        raise ValueError(
+            f"average: expected a run with optimizer.ema_decay, {path} kept no average"
+        )
+    model = LLaMA(shape)
+    part = "average" if average else "model"
+    weights = {f"{part}.{name}": weight.detach() for name, weight in model.named_parameters()}
+    checkpoints.load(found, weights)
+    return model.eval(), _tokenizer_of_run(found) if with_tokenizer else None
+
+
+def _tokenizer_of_run(found: training.Checkpoint) -> Tokenizer:
+    shards = Path(found.state["config"]["data"]["train"])
+    if not shards.is_dir():
+        raise ValueError(f"tokenizer: expected one, for the run's data is not at {shards}")
+    data = TokenShards(shards)
+    # Other data may be of another tokenizer, whose ids would mean other words to the model.
+    learned = found.state.get("loader", {}).get("content_sha256", data.content_sha256)
+    if data.content_sha256 != learned:
+        raise DataError(
+            f"{shards}: expected the data of {found.path}, content_sha256 {learned}, got other "
+            f"data, {data.content_sha256}; say the model's tokenizer (--tokenizer PATH)"
+        )
+    tokenizer = tokenizer_of(data)
+    source = data.tokenizer.get("chat_template", tokenizer.chat_template)
+    if source is not None and not isinstance(source, str):
+        raise DataError(f"{shards}: expected the chat template's source, got {source!r:.80}")
+    tokenizer.chat_template = source
+    return tokenizer
