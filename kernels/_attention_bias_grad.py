@@ -1,33 +1,33 @@
 """The gradient of a bias that is added to the scores of attention: ds = p (dp - delta).
 
-It is summed over the dimensions in which the bias is broadcast. A kernel of its own makes the
-scores once more: the other gradients need not carry this one's weight, and each number has one
-program that adds it up, in one order.
+It is summed over the dimensions in which the bias is broadcast. A separate kernel recomputes the
+scores, so that the other gradients do not pay for this one, and each number is summed by one
+program, in one order.
 """
 
 import triton
 import triton.language as tl
 from llama_fast.kernels._attention_tile import (
-    kept,
-    keys_seen,
-    load_sums,
+    dot,
+    dropout_keep,
+    from_bits,
+    load_row_stats,
     load_tile,
-    number,
     probabilities,
-    product_of,
+    visible_keys,
 )
 
 
 @triton.jit
 def bias_grad_kernel(
-    q, k, v, grad_out, lse, lse_low, delta, grad_bias, masks, numbers, S, T, left, right,
+    q, k, v, grad_out, lse, lse_low, delta, grad_bias, masks, scalars, S, T, left, right,
     batches, heads, SUM_ROWS: tl.constexpr, SUM_COLUMNS: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
     """One tile of the gradient, summed over `batches` batch entries and `heads` heads.
 
     Programs: the tiles of a head's gradient (one where rows or columns are summed), for each head
-    and batch entry that are not summed. With SUM_ROWS the tile is summed over all queries, with
+    and batch entry that is not summed. With SUM_ROWS the tile is summed over all queries, with
     SUM_COLUMNS over all keys.
     """
     tiles_q = tl.cdiv(S, P.M)
@@ -49,30 +49,30 @@ def bias_grad_kernel(
         h = first_head + n // columns // rows % heads
         b = first_batch + n // columns // rows // heads
         last = tl.minimum(i0 + P.M, S) - 1
-        begin, end, _, _ = keys_seen(i0, last, S, T, left, right, P)
+        begin, end, _, _ = visible_keys(i0, last, S, T, left, right, P)
         if (begin < j0 + P.N) & (end > j0):
-            acc += score_grads(q, k, v, grad_out, lse, lse_low, delta, masks, numbers, b, h, i0, j0,
+            acc += score_grads(q, k, v, grad_out, lse, lse_low, delta, masks, scalars, b, h, i0, j0,
                                S, T, left, right, P)  # fmt: skip
-    place = grad_bias.ptr + (entry // head_entries).to(tl.int64) * grad_bias.batch
-    place += (entry % head_entries).to(tl.int64) * grad_bias.head
+    pointer = grad_bias.ptr + (entry // head_entries).to(tl.int64) * grad_bias.batch
+    pointer += (entry % head_entries).to(tl.int64) * grad_bias.head
     i = q_tile * P.M + tl.arange(0, P.M)
     j = k_tile * P.N + tl.arange(0, P.N)
     dtype: tl.constexpr = grad_bias.ptr.dtype.element_ty
     if SUM_ROWS and SUM_COLUMNS:
-        tl.store(place, tl.sum(tl.sum(acc, 1), 0).to(dtype))
+        tl.store(pointer, tl.sum(tl.sum(acc, 1), 0).to(dtype))
     elif SUM_ROWS:
-        tl.store(place + j * grad_bias.col, tl.sum(acc, 0).to(dtype), mask=j < T)
+        tl.store(pointer + j * grad_bias.col, tl.sum(acc, 0).to(dtype), mask=j < T)
     elif SUM_COLUMNS:
-        tl.store(place + i * grad_bias.row, tl.sum(acc, 1).to(dtype), mask=i < S)
+        tl.store(pointer + i * grad_bias.row, tl.sum(acc, 1).to(dtype), mask=i < S)
     else:
-        places = place + i.to(tl.int64)[:, None] * grad_bias.row + j[None, :] * grad_bias.col
-        tl.store(places, acc.to(dtype), mask=(i < S)[:, None] & (j < T)[None, :])
+        pointers = pointer + i.to(tl.int64)[:, None] * grad_bias.row + j[None, :] * grad_bias.col
+        tl.store(pointers, acc.to(dtype), mask=(i < S)[:, None] & (j < T)[None, :])
 
 
 @triton.jit
-def score_grads(q, k, v, grad_out, lse, lse_low, delta, masks, numbers, b, h, i0, j0, S, T, left,
+def score_grads(q, k, v, grad_out, lse, lse_low, delta, masks, scalars, b, h, i0, j0, S, T, left,
                 right, P: tl.constexpr):  # fmt: skip
-    """ds of one tile, as it reaches the bias."""
+    """ds of one tile: the gradient of the bias before it is summed."""
     kv_head = h // (P.H // P.K)
     i = i0 + tl.arange(0, P.M)[:, None]
     j = j0 + tl.arange(0, P.N)[None, :]
@@ -80,18 +80,18 @@ def score_grads(q, k, v, grad_out, lse, lse_low, delta, masks, numbers, b, h, i0
     column = j0.to(tl.int64)
     queries = load_tile(q, b, h, row, S - i0, P.M, P.D, P.BLOCK_D, True, P)
     keys = load_tile(k, b, kv_head, column, T - j0, P.N, P.D, P.BLOCK_D, True, P)
-    s = product_of(queries, keys.T, P.M, P.N, P)
+    s = dot(queries, keys.T, P.M, P.N, P)
     do = load_tile(grad_out, b, h, row, S - i0, P.M, P.DV, P.BLOCK_DV, True, P)
     values = load_tile(v, b, kv_head, column, T - j0, P.N, P.DV, P.BLOCK_DV, True, P)
-    dp = product_of(do, values.T, P.M, P.N, P)
-    total, low, d = load_sums(lse, lse_low, delta, b, h, row, S - i0, P.M, P)
+    dp = dot(do, values.T, P.M, P.N, P)
+    total, low, d = load_row_stats(lse, lse_low, delta, b, h, row, S - i0, P.M, P)
     slope = 0.0
     if P.ALIBI:
         slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + h * masks.slopes.head)
         slope = slope.to(P.ACC)
     p, _ = probabilities(s, i, j, b, h, i < S, total[:, None], low[:, None], slope, S, T, left,
-                         right, masks, numbers, True, P)  # fmt: skip
+                         right, masks, scalars, True, P)  # fmt: skip
     if P.DROPOUT:
-        keep = kept(masks.seed, numbers.keep, b * P.H + h, i, j0, P.M, P.N)
-        dp = tl.where(keep, dp * number(numbers.survivors, P), 0.0)
+        keep = dropout_keep(masks.seed, scalars.min_kept, b * P.H + h, i, j0, P.M, P.N)
+        dp = tl.where(keep, dp * from_bits(scalars.keep_scale, P), 0.0)
     return p * (dp - d[:, None])

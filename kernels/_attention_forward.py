@@ -1,44 +1,50 @@
-"""Attention forward in Triton: one program for each tile of queries, which walks over its keys.
+"""Attention forward in Triton: one program for each tile of queries, which loops over its keys.
 
 The running maximum and sum of softmax are those of Milakov and Gimelshein (arXiv:1805.02867), the
-tiling that of FlashAttention (Dao et al., arXiv:2205.14135 and 2307.08691). Few queries are read
-by programs of their own shares of the keys, as in flash decoding; `combine_kernel` adds those up.
+tiling that of FlashAttention (Dao et al., arXiv:2205.14135 and 2307.08691). Where
+there are few queries the keys are split among programs, as in flash decoding, and `combine_kernel`
+merges the splits.
 """
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from llama_fast.kernels._attention_plan import Masks, strided_heads, strided_rows
 from llama_fast.kernels._attention_tile import (
     INF,
     LN2,
-    finish_scores,
+    dot,
+    dot_add,
+    dropout_keep,
+    exp_scores,
+    from_bits,
     in_window,
-    kept,
-    keys_seen,
+    is_padding,
     load_step,
-    number,
-    padded,
-    power,
-    product,
-    product_of,
-    sequence,
-    tile_steps,
+    locate_tile,
+    loop_bounds,
+    modify_scores,
+    visible_keys,
 )
+from llama_fast.kernels._launch import launch
 from llama_fast.kernels._math import divide
 
 
 @triton.jit
 def forward_kernel(
-    q, k, v, out, lse, lse_low, masks, numbers, batch, S, T, left, right, section,
+    q, k, v, out, lse, lse_low, masks, scalars, batch, S, T, left, right, section,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Rows of out, lse and lse_low for one tile of queries and one share of their keys.
+    """Rows of out, lse and lse_low for one tile of queries and one split of their keys.
 
     S and T are the lengths, or the rows of packed tensors. Axis 0 of the grid: tiles of all heads;
-    axis 1: shares of the keys; the results of share n go to batch entry n * batch + b.
+    axis 1: splits of the keys; the results of split n go to batch entry n * batch + b.
     """
     program = tl.program_id(0)
     HEADS: tl.constexpr = P.H // P.GROUP
-    b, unit_head, tile, q_first, k_first, S, T = sequence(
+    b, unit_head, tile, q_first, k_first, S, T = locate_tile(
         program, masks, batch, S, T, section, HEADS, True, P.RIGHT, P
     )
     if P.PACKED and tile * P.M >= S:
@@ -71,26 +77,26 @@ def forward_kernel(
 
     first = tile * P.M // P.GROUP
     last = tl.minimum((tile * P.M + P.M - 1) // P.GROUP, S - 1)
-    begin, end, all_begin, all_end = keys_seen(first, last, S, T, left, right, P)
-    start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.N)
-    share = (stop - start + P.N - 1) // P.N
-    share = (share + tl.num_programs(1) - 1) // tl.num_programs(1) * P.N
-    start = tl.minimum(start + tl.program_id(1) * share, stop)
-    stop = tl.minimum(start + share, stop)
+    begin, end, all_begin, all_end = visible_keys(first, last, S, T, left, right, P)
+    start, free, bound, stop = loop_bounds(begin, end, all_begin, all_end, P.N)
+    size = (stop - start + P.N - 1) // P.N
+    size = (size + tl.num_programs(1) - 1) // tl.num_programs(1) * P.N
+    start = tl.minimum(start + tl.program_id(1) * size, stop)
+    stop = tl.minimum(start + size, stop)
     free = tl.minimum(tl.maximum(free, start), stop)
     bound = tl.minimum(tl.maximum(bound, start), stop)
 
     if P.LEFT:
         acc, l, m = attend(acc, l, m, q_tile, k, v, b, head, kv_head, i, row_ok, slope, k_first,
-                           S, T, left, right, masks, numbers, start, free, True, P)  # fmt: skip
+                           S, T, left, right, masks, scalars, start, free, True, P)  # fmt: skip
     acc, l, m = attend(acc, l, m, q_tile, k, v, b, head, kv_head, i, row_ok, slope, k_first,
-                       S, T, left, right, masks, numbers, free, bound, False, P)  # fmt: skip
+                       S, T, left, right, masks, scalars, free, bound, False, P)  # fmt: skip
     acc, l, m = attend(acc, l, m, q_tile, k, v, b, head, kv_head, i, row_ok, slope, k_first,
-                       S, T, left, right, masks, numbers, bound, stop, True, P)  # fmt: skip
+                       S, T, left, right, masks, scalars, bound, stop, True, P)  # fmt: skip
 
     acc = divide(acc, tl.where(l == 0, 1.0, l)[:, None])
     if P.DROPOUT:
-        acc *= number(numbers.survivors, P)
+        acc *= from_bits(scalars.keep_scale, P)
     b += tl.program_id(1) * batch
     c = tl.arange(0, P.BLOCK_DV)[None, :]
     offsets = b.to(tl.int64) * out.batch + head.to(tl.int64) * out.head + (q_first + i) * out.row
@@ -106,49 +112,49 @@ def forward_kernel(
 
 @triton.jit
 def attend(acc, l, m, q, k, v, b, head, kv_head, i, row_ok, slope, k_first, S, T, left, right,
-           masks, numbers, begin, end, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """Take the keys begin..end into the sums: acc = sum p v, l = sum p, m = the largest score."""
-    scale = number(numbers.scale, P) * P.UNIT
+           masks, scalars, begin, end, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """Add the keys begin..end to the sums: acc = sum p v, l = sum p, m = the largest score."""
+    scale = from_bits(scalars.scale, P) * P.UNIT
     rows = i[:, None]
     for j0 in tl.range(begin, end, P.N, warp_specialize=P.WARP_SPECIALIZE):
         j = j0 + tl.arange(0, P.N)[None, :]
         keys = load_step(k, b, kv_head, k_first + j0, T - j0, P.N, P.D, P.BLOCK_D, MASKED, P)
-        s = product_of(q, keys.T, P.M, P.N, P)
+        s = dot(q, keys.T, P.M, P.N, P)
         if P.PLAIN:
             if MASKED:
                 s = tl.where(in_window(rows, j, S, T, left, right, P), s, -INF)
             if P.PADDING:
-                s = tl.where(padded(masks.padding, b, j, T), -INF, s)
+                s = tl.where(is_padding(masks.padding, b, j, T), -INF, s)
             top = tl.maximum(m, tl.max(s, 1) * scale)
             base = tl.where(top == -INF, 0.0, top)
-            p = power(s * scale - base[:, None], P)
+            p = exp_scores(s * scale - base[:, None], P)
         else:
             where = head[:, None] if P.GROUP > 1 else head
-            s, _ = finish_scores(s, rows, j, b, where, row_ok[:, None], slope, S, T, left, right,
-                                 masks, numbers, MASKED, P)  # fmt: skip
+            s, _ = modify_scores(s, rows, j, b, where, row_ok[:, None], slope, S, T, left, right,
+                                 masks, scalars, MASKED, P)  # fmt: skip
             top = tl.maximum(m, tl.max(s, 1))
             base = tl.where(top == -INF, 0.0, top)
-            p = power(s - base[:, None], P)
-        alpha = power(m - base, P)
+            p = exp_scores(s - base[:, None], P)
+        alpha = exp_scores(m - base, P)
         l = l * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
         if P.DROPOUT:
             stream = b * P.H + head
             stream = stream[:, None] if P.GROUP > 1 else stream
-            keep = kept(masks.seed, numbers.keep, stream, rows, j0, P.M, P.N)
+            keep = dropout_keep(masks.seed, scalars.min_kept, stream, rows, j0, P.M, P.N)
             p = tl.where(keep, p, 0.0)
         values = load_step(v, b, kv_head, k_first + j0, T - j0, P.N, P.DV, P.BLOCK_DV, MASKED, P)
-        acc = product(p.to(values.dtype), values, acc, P)
+        acc = dot_add(p.to(values.dtype), values, acc, P)
         m = top
     return acc, l, m
 
 
 @triton.jit
 def log_sum(m, l, P: tl.constexpr):
-    """log(sum of powers) of scores, natural, in two parts; -inf where nothing was seen.
+    """log(sum of powers) of scores, natural, in two parts; -inf where no key is visible.
 
-    The second part is what the first one's rounding lost (Knuth's two-sum): where scores are in
-    the thousands the backward pass needs it. 16-bit inputs have no use for it.
+    The second part is the rounding error of the first (Knuth's two-sum), which the backward pass
+    needs where scores are in the thousands. 16-bit inputs do not need it.
     """
     log = tl.log(l)
     if P.BASE2:
@@ -165,7 +171,7 @@ def log_sum(m, l, P: tl.constexpr):
 def combine_kernel(
     parts, part_lse, part_low, out, lse, lse_low, masks, batch, splits, S, P: tl.constexpr
 ):
-    """Row i of (b, h) from its shares: weighted by exp(lse of the share - lse of all)."""
+    """Row i of (b, h) from its splits: weighted by exp(lse of the split - lse of all)."""
     i = tl.program_id(0) % S
     h = tl.program_id(0) // S % P.H
     b = tl.program_id(0) // S // P.H
@@ -180,8 +186,8 @@ def combine_kernel(
         entry = (n * batch + b).to(tl.int64)
         offset = entry * part_lse.batch + h * part_lse.head + i * part_lse.row
         one, low = tl.load(part_lse.ptr + offset), tl.load(part_low.ptr + offset)
-        place = parts.ptr + entry * parts.batch + h * parts.head + i * parts.row
-        values = tl.load(place + c * parts.col, mask=c < P.DV, other=0)
+        pointer = parts.ptr + entry * parts.batch + h * parts.head + i * parts.row
+        values = tl.load(pointer + c * parts.col, mask=c < P.DV, other=0)
         top = tl.maximum(m, one)
         base = tl.where(top == -INF, 0.0, top)
         alpha, weight = tl.exp(m - base), tl.exp(one - base + low)
@@ -189,10 +195,35 @@ def combine_kernel(
         l = l * alpha + weight
         m = top
     acc = divide(acc, tl.zeros_like(acc) + tl.where(l == 0, 1.0, l))
-    place = out.ptr + b.to(tl.int64) * out.batch + h.to(tl.int64) * out.head
-    place += i.to(tl.int64) * out.row
-    tl.store(place + c.to(P.OFFSET) * out.col, acc.to(out.ptr.dtype.element_ty), mask=c < P.DV)
+    pointer = out.ptr + b.to(tl.int64) * out.batch + h.to(tl.int64) * out.head
+    pointer += i.to(tl.int64) * out.row
+    tl.store(pointer + c.to(P.OFFSET) * out.col, acc.to(out.ptr.dtype.element_ty), mask=c < P.DV)
     total, rest = log_sum(m, l, P)
     offset = b.to(tl.int64) * lse.batch + h.to(tl.int64) * lse.head + i.to(tl.int64) * lse.row
     tl.store(lse.ptr + offset, total)
     tl.store(lse_low.ptr + offset, rest)
+
+
+def combine_splits(
+    parts: tuple[torch.Tensor, ...],
+    results: tuple[torch.Tensor, ...],
+    masks: Masks,
+    splits: int,
+    plan: Any,
+) -> None:
+    """Fill results (out, lse, lse_low) from those of the splits, which follow each other by batch.
+
+    `plan` is that of the kernel that computed the splits.
+    """
+    (out, lse, lse_low), (B, H, S) = results, results[1].shape
+    arguments = (
+        strided_heads(parts[0]),
+        *map(strided_rows, parts[1:]),
+        strided_heads(out),
+        *map(strided_rows, (lse, lse_low)),
+        masks,
+        B,
+        splits,
+        S,
+    )
+    launch(combine_kernel, (B * H * S,), arguments, {"P": plan, "num_warps": 4})

@@ -1,31 +1,31 @@
 """The gradients of attention that belong to queries: dq, and those of the slopes and sinks.
 
-With p = exp(score - lse) made again tile by tile, and delta = rowsum(do o) - dlse:
+With p = exp(score - lse) recomputed tile by tile, and delta = rowsum(do o) - dlse:
 
     dp = do v',   ds = p (dp - delta),   dq = scale ds k      (Dao et al., arXiv:2205.14135, B.2)
     dslope = - sum ds |i + T - S - j|,   dsink = - sum exp(sink - lse) delta
 
-One program makes the gradient of one tile of queries, so nothing is added by two of them.
+One program computes the gradient of one tile of queries, so no two programs add to one number.
 """
 
 import triton
 import triton.language as tl
 from llama_fast.kernels._attention_tile import (
     INF,
-    kept,
-    keys_seen,
+    dot,
+    dot_add,
+    dropout_keep,
+    from_bits,
+    load_row_stats,
     load_rows,
     load_step,
-    load_sums,
     load_tile,
-    number,
+    locate_tile,
+    loop_bounds,
     offset_at,
     probabilities,
-    product,
-    product_of,
-    sequence,
     store_tile,
-    tile_steps,
+    visible_keys,
 )
 
 
@@ -48,7 +48,7 @@ def delta_kernel(
         d = tl.sum(o.to(P.ACC) * do.to(P.ACC), 1)
     else:
         # By the same product as dp: where one key has all the weight, they have to cancel.
-        dots = product_of(do, o.T, P.M, P.M, P)
+        dots = dot(do, o.T, P.M, P.M, P)
         d = tl.sum(tl.where(r[:, None] == r[None, :], dots, 0.0), 1)
     if grad_lse.ptr is not None:
         d -= load_rows(grad_lse, b, h, row, rows, 0, P.M, P).to(P.ACC)
@@ -64,12 +64,12 @@ def delta_kernel(
 
 @triton.jit
 def query_grad_kernel(
-    q, k, v, grad_out, lse, lse_low, delta, grad_q, slope_parts, masks, numbers, batch, S, T,
+    q, k, v, grad_out, lse, lse_low, delta, grad_q, slope_parts, masks, scalars, batch, S, T,
     left, right, section, P: tl.constexpr,
 ):  # fmt: skip
     """dq of one tile of queries, and what the tile adds to its slope's gradient."""
     program = tl.program_id(0)
-    b, h, tile, q_first, k_first, S, T = sequence(
+    b, h, tile, q_first, k_first, S, T = locate_tile(
         program, masks, batch, S, T, section, P.H, True, P.RIGHT, P
     )
     first = tile * P.M
@@ -79,7 +79,7 @@ def query_grad_kernel(
     row = q_first + first
     q_tile = load_tile(q, b, h, row, S - first, P.M, P.D, P.BLOCK_D, True, P)
     do_tile = load_tile(grad_out, b, h, row, S - first, P.M, P.DV, P.BLOCK_DV, True, P)
-    total, low, d = load_sums(lse, lse_low, delta, b, h, row, S - first, P.M, P)
+    total, low, d = load_row_stats(lse, lse_low, delta, b, h, row, S - first, P.M, P)
     slope = 0.0
     if P.ALIBI:
         slope = tl.load(masks.slopes.ptr + b * masks.slopes.batch + h * masks.slopes.head)
@@ -88,35 +88,35 @@ def query_grad_kernel(
     dq = tl.full([P.M, P.BLOCK_D], 0, P.ACC)
     dslope = tl.full([P.M], 0, P.ACC)
     last = tl.minimum(first + P.M, S) - 1
-    begin, end, all_begin, all_end = keys_seen(first, last, S, T, left, right, P)
-    start, free, bound, stop = tile_steps(begin, end, all_begin, all_end, P.N)
-    WANT_SLOPE: tl.constexpr = slope_parts is not None
+    begin, end, all_begin, all_end = visible_keys(first, last, S, T, left, right, P)
+    start, free, bound, stop = loop_bounds(begin, end, all_begin, all_end, P.N)
+    NEED_SLOPE: tl.constexpr = slope_parts is not None
     if P.LEFT:
-        dq, dslope = over_keys(
+        dq, dslope = sum_over_keys(
             dq, dslope, q_tile, do_tile, k, v, total, low, d, b, h, kv_head, first, slope, k_first,
-            S, T, left, right, masks, numbers, start, free, WANT_SLOPE, True, P,
+            S, T, left, right, masks, scalars, start, free, NEED_SLOPE, True, P,
         )  # fmt: skip
-    dq, dslope = over_keys(
+    dq, dslope = sum_over_keys(
         dq, dslope, q_tile, do_tile, k, v, total, low, d, b, h, kv_head, first, slope, k_first,
-        S, T, left, right, masks, numbers, free, bound, WANT_SLOPE, False, P,
+        S, T, left, right, masks, scalars, free, bound, NEED_SLOPE, False, P,
     )  # fmt: skip
-    dq, dslope = over_keys(
+    dq, dslope = sum_over_keys(
         dq, dslope, q_tile, do_tile, k, v, total, low, d, b, h, kv_head, first, slope, k_first,
-        S, T, left, right, masks, numbers, bound, stop, WANT_SLOPE, True, P,
+        S, T, left, right, masks, scalars, bound, stop, NEED_SLOPE, True, P,
     )  # fmt: skip
 
     if grad_q.ptr is not None:
-        dq *= number(numbers.scale, P)
+        dq *= from_bits(scalars.scale, P)
         store_tile(grad_q, b, h, row, S - first, dq, P.M, P.D, P.BLOCK_D, P)
-    if WANT_SLOPE:
-        place = program if P.PACKED else (b * P.H + h) * tl.cdiv(S, P.M) + tile
-        tl.store(slope_parts + place, -tl.sum(dslope, 0))
+    if NEED_SLOPE:
+        pointer = program if P.PACKED else (b * P.H + h) * tl.cdiv(S, P.M) + tile
+        tl.store(slope_parts + pointer, -tl.sum(dslope, 0))
 
 
 @triton.jit
-def over_keys(
+def sum_over_keys(
     dq, dslope, q, do, k, v, total, low, d, b, h, kv_head, first, slope, k_first, S, T, left,
-    right, masks, numbers, begin, end, WANT_SLOPE: tl.constexpr, MASKED: tl.constexpr,
+    right, masks, scalars, begin, end, NEED_SLOPE: tl.constexpr, MASKED: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
     """Add the keys begin..end to the gradients of a tile of queries."""
@@ -126,21 +126,21 @@ def over_keys(
         row = k_first + j0
         keys = load_step(k, b, kv_head, row, T - j0, P.N, P.D, P.BLOCK_D, MASKED, P)
         values = load_step(v, b, kv_head, row, T - j0, P.N, P.DV, P.BLOCK_DV, MASKED, P)
-        s = product_of(q, keys.T, P.M, P.N, P)
-        dp = product_of(do, values.T, P.M, P.N, P)
+        s = dot(q, keys.T, P.M, P.N, P)
+        dp = dot(do, values.T, P.M, P.N, P)
         p, derivative = probabilities(
             s, i, j, b, h, i < S, total[:, None], low[:, None], slope, S, T, left, right, masks,
-            numbers, MASKED, P,
+            scalars, MASKED, P,
         )  # fmt: skip
         if P.DROPOUT:
-            keep = kept(masks.seed, numbers.keep, b * P.H + h, i, j0, P.M, P.N)
-            dp = tl.where(keep, dp * number(numbers.survivors, P), 0.0)
+            keep = dropout_keep(masks.seed, scalars.min_kept, b * P.H + h, i, j0, P.M, P.N)
+            dp = tl.where(keep, dp * from_bits(scalars.keep_scale, P), 0.0)
         ds = p * (dp - d[:, None])
-        if WANT_SLOPE:
+        if NEED_SLOPE:
             dslope += tl.sum(ds * tl.abs(i + (T - S) - j).to(P.ACC), 1)
         if P.SOFTCAP:
             ds *= derivative
-        dq = product(ds.to(keys.dtype), keys, dq, P)
+        dq = dot_add(ds.to(keys.dtype), keys, dq, P)
     return dq, dslope
 
 

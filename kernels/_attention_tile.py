@@ -2,8 +2,7 @@
 
 Every kernel works on tiles of queries by keys. A tile is described by the position `i` of its
 queries and `j` of its keys inside their sequence, two index tensors that broadcast against each
-other: (queries, 1) and (1, keys), or (1, queries) and (keys, 1) where the kernel wants the
-transposed tile.
+other: (queries, 1) and (1, keys), or (1, queries) and (keys, 1) for a transposed tile.
 
 `P` is the `Plan` of the call (see `_attention_plan.py`): all that the code is specialised for.
 """
@@ -18,20 +17,20 @@ INF = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def number(bits, P: tl.constexpr):
+def from_bits(bits, P: tl.constexpr):
     """A double passed as its bits: Triton would pass a Python float as a float32."""
     return bits.to(tl.int64).to(tl.float64, bitcast=True).to(P.ACC)
 
 
 @triton.jit
-def power(x, P: tl.constexpr):
-    """exp of scores. 16-bit inputs take the cheaper power of two, with log2(e) in the scale."""
+def exp_scores(x, P: tl.constexpr):
+    """exp of scores; for 16-bit inputs the cheaper power of two, with log2(e) in the scale."""
     return tl.exp2(x) if P.BASE2 else tl.exp(x)
 
 
 @triton.jit
 def offset_at(cu, index, rows):
-    """One offset of packed sequences, inside the tensor whatever was passed."""
+    """One offset of packed sequences, clamped so that it never leads outside the tensor."""
     return tl.minimum(tl.maximum(tl.load(cu + index).to(tl.int64), 0), rows)
 
 
@@ -39,7 +38,7 @@ def offset_at(cu, index, rows):
 def find_sequence(cu, sequences, rows, tile, BLOCK: tl.constexpr):
     """The packed sequence that `tile` belongs to, and the tile's number in it.
 
-    The tiles of sequence b are numbered from cu[b] // BLOCK + b on. That leaves enough numbers for
+    The tiles of sequence b are numbered from cu[b] // BLOCK + b on. That leaves enough scalars for
     each sequence (some unused) and needs no sum over the sequences before it.
     """
     low = 0
@@ -112,11 +111,12 @@ def store_tile(x, batch, head, row, rows, value, ROWS: tl.constexpr, SIZE: tl.co
 
 
 @triton.jit
-def sequence(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERIES: tl.constexpr,
+def locate_tile(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERIES: tl.constexpr,
              FLIP: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """What a program works on: (sequence, head, tile), the first rows and the lengths of q and k.
+    """The (sequence, head, tile) of a program, and first rows and lengths of its queries and keys.
 
-    Tiles are of queries (QUERIES) or keys. Of packed tensors S and T are all rows.
+    Tiles are of queries (QUERIES) or keys. For packed tensors S and T are the rows of all
+    sequences.
     """
     if P.PACKED:
         if QUERIES:
@@ -145,7 +145,7 @@ def load_rows(x, batch, head, row, rows, other, ROWS: tl.constexpr, P: tl.conste
 
 
 @triton.jit
-def product(a, b, acc, P: tl.constexpr):
+def dot_add(a, b, acc, P: tl.constexpr):
     """acc + a b in the accumulator's precision; float32 is not rounded to tf32 unless allowed."""
     if INTERPRETED and a.dtype == tl.bfloat16:  # whose bits the interpreter would multiply
         a, b = a.to(tl.float32), b.to(tl.float32)
@@ -153,14 +153,14 @@ def product(a, b, acc, P: tl.constexpr):
 
 
 @triton.jit
-def product_of(a, b, ROWS: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr):
-    """A product that starts from zero."""
-    return product(a, b, tl.full([ROWS, COLUMNS], 0, P.ACC), P)
+def dot(a, b, ROWS: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr):
+    """a b in the accumulator's precision."""
+    return dot_add(a, b, tl.full([ROWS, COLUMNS], 0, P.ACC), P)
 
 
 @triton.jit
-def keys_seen(first, last, S, T, left, right, P: tl.constexpr):
-    """What the queries first..last see: (begin, end) of any of them, (begin, end) of them all."""
+def visible_keys(first, last, S, T, left, right, P: tl.constexpr):
+    """Keys that the queries first..last see: (begin, end) for any of them, then for all of them."""
     begin, end, all_begin, all_end = 0, T, 0, T
     if P.LEFT:
         begin = tl.maximum(0, first + (T - S) - left)
@@ -172,8 +172,8 @@ def keys_seen(first, last, S, T, left, right, P: tl.constexpr):
 
 
 @triton.jit
-def queries_seeing(first, last, S, T, left, right, P: tl.constexpr):
-    """The same the other way round: the queries that see any, and all, of the keys first..last."""
+def visible_queries(first, last, S, T, left, right, P: tl.constexpr):
+    """Queries that see the keys first..last: (begin, end) for any of them, then for all of them."""
     begin, end, all_begin, all_end = 0, S, 0, S
     if P.RIGHT:
         begin = tl.maximum(0, first - (T - S) - right)
@@ -185,8 +185,8 @@ def queries_seeing(first, last, S, T, left, right, P: tl.constexpr):
 
 
 @triton.jit
-def tile_steps(begin, end, all_begin, all_end, BLOCK: tl.constexpr):
-    """Bounds of three loops in steps of BLOCK: a masked one, one that needs no mask, a masked one.
+def loop_bounds(begin, end, all_begin, all_end, BLOCK: tl.constexpr):
+    """Bounds of three loops in steps of BLOCK: one with a mask, one without, one with a mask.
 
     All are multiples of BLOCK, in order; loop n runs from bound n to bound n + 1.
     """
@@ -198,7 +198,7 @@ def tile_steps(begin, end, all_begin, all_end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def capped(x, limit, P: tl.constexpr):
+def apply_softcap(x, limit, P: tl.constexpr):
     """(limit * tanh(x / limit), its derivative)."""
     if P.NARROW:
         e = tl.exp(-2.0 * tl.abs(x / limit))
@@ -210,17 +210,17 @@ def capped(x, limit, P: tl.constexpr):
 
 
 @triton.jit
-def finish_scores(s, i, j, batch, head, row_ok, slope, S, T, left, right, masks, numbers,
+def modify_scores(s, i, j, batch, head, row_ok, slope, S, T, left, right, masks, scalars,
                   MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """Products q . k to scores (times `P.UNIT`), -inf where not seen; and the softcap's derivative.
+    """(scores times `P.UNIT`, derivative of the softcap) from products q . k; -inf where not seen.
 
-    `batch` and `head` say where bias and padding are read, `slope` is of ALiBi. Without MASKED all
-    queries of the tile see all its keys as far as window and length go.
+    `batch` and `head` say where bias and padding are read, `slope` is ALiBi's. Without MASKED,
+    window and length let all queries of the tile see all its keys.
     """
-    x = s * number(numbers.scale, P)
+    x = s * from_bits(scalars.scale, P)
     derivative = 1.0
     if P.SOFTCAP:
-        x, derivative = capped(x, number(numbers.softcap, P), P)
+        x, derivative = apply_softcap(x, from_bits(scalars.softcap, P), P)
     if P.BIAS == "float":
         b = tl.load(bias_pointers(masks.bias, i, j, batch, head), mask=row_ok & (j < T), other=0)
         x += b.to(P.ACC)
@@ -233,7 +233,7 @@ def finish_scores(s, i, j, batch, head, row_ok, slope, S, T, left, right, masks,
         b = tl.load(bias_pointers(masks.bias, i, j, batch, head), mask=row_ok & (j < T), other=1)
         x = tl.where(b != 0, x, -INF)
     if P.PADDING:
-        x = tl.where(padded(masks.padding, batch, j, T), -INF, x)
+        x = tl.where(is_padding(masks.padding, batch, j, T), -INF, x)
     return x, derivative
 
 
@@ -250,30 +250,32 @@ def in_window(i, j, S, T, left, right, P: tl.constexpr):
 
 @triton.jit
 def probabilities(s, i, j, batch, head, row_ok, lse, lse_low, slope, S, T, left, right, masks,
-                  numbers, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """Products q . k to probabilities, made again from the log-sum-exp; the softcap's derivative.
+                  scalars, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
+    """(probabilities, derivative of the softcap) from products q . k and the log-sum-exp.
 
-    `lse` is in units of `P.UNIT`, and inf for queries that are not there or see nothing.
+    `lse` is multiplied by `P.UNIT`, and inf for queries that do not exist or see no key.
     """
     derivative = 1.0
     if P.PLAIN:
         if MASKED:
             s = tl.where(in_window(i, j, S, T, left, right, P), s, -INF)
         if P.PADDING:
-            s = tl.where(padded(masks.padding, batch, j, T), -INF, s)
-        s = s * (number(numbers.scale, P) * P.UNIT) - lse
+            s = tl.where(is_padding(masks.padding, batch, j, T), -INF, s)
+        s = s * (from_bits(scalars.scale, P) * P.UNIT) - lse
     else:
-        s, derivative = finish_scores(s, i, j, batch, head, row_ok, slope, S, T, left, right,
-                                      masks, numbers, MASKED, P)  # fmt: skip
+        s, derivative = modify_scores(s, i, j, batch, head, row_ok, slope, S, T, left, right,
+                                      masks, scalars, MASKED, P)  # fmt: skip
         s -= lse
     if not P.BASE2:
         s -= lse_low
-    return power(s, P), derivative
+    return exp_scores(s, P), derivative
 
 
 @triton.jit
-def load_sums(lse, lse_low, delta, batch, head, row, rows, ROWS: tl.constexpr, P: tl.constexpr):
-    """What the backward pass knows of ROWS queries, ready for `probabilities`."""
+def load_row_stats(
+    lse, lse_low, delta, batch, head, row, rows, ROWS: tl.constexpr, P: tl.constexpr
+):
+    """(lse, its rounding error, delta) of ROWS queries, as `probabilities` takes them."""
     total = load_rows(lse, batch, head, row, rows, INF, ROWS, P)
     low = load_rows(lse_low, batch, head, row, rows, 0, ROWS, P)
     total = tl.where(total == -INF, INF, total * P.UNIT)
@@ -281,15 +283,15 @@ def load_sums(lse, lse_low, delta, batch, head, row, rows, ROWS: tl.constexpr, P
 
 
 @triton.jit
-def padded(padding, batch, j, T):
-    """Whether key j is one to ignore."""
-    place = padding.ptr + batch.to(tl.int64) * padding.batch + j.to(tl.int64) * padding.col
-    return tl.load(place, mask=j < T, other=0) != 0
+def is_padding(padding, batch, j, T):
+    """Whether the padding mask hides key j."""
+    pointer = padding.ptr + batch.to(tl.int64) * padding.batch + j.to(tl.int64) * padding.col
+    return tl.load(pointer, mask=j < T, other=0) != 0
 
 
 @triton.jit
 def bias_pointers(bias, i, j, batch, head):
-    """Where the bias of queries i and keys j stands."""
+    """Pointers to the bias of queries i and keys j."""
     row = (
         batch.to(tl.int64) * bias.batch + head.to(tl.int64) * bias.head + i.to(tl.int64) * bias.row
     )
@@ -297,7 +299,7 @@ def bias_pointers(bias, i, j, batch, head):
 
 
 @triton.jit
-def kept(seed, threshold, stream, i, j, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+def dropout_keep(seed, threshold, stream, i, j, QUERIES: tl.constexpr, KEYS: tl.constexpr):
     """(QUERIES, KEYS) True where dropout keeps a weight; i (QUERIES, 1), j: the tile's first key.
 
     The bits of `reference/philox.py`: four keys share a counter, and the word is the key's number

@@ -1,6 +1,6 @@
-"""How the attention kernels are cut into programs: a rule for each architecture and head size.
+"""How the attention kernels are divided into programs, by architecture and head size.
 
-The numbers are the largest tiles that leave no register spilled and fit the shared memory
+The numbers are the largest tiles that spill no register and fit in shared memory
 (`make gpu-compile` shows both).
 """
 
@@ -8,150 +8,157 @@ from __future__ import annotations
 
 import torch
 from llama_fast.kernels._attention_plan import (
-    SMALLEST_DOT,
-    Problem,
+    MIN_DOT_SIZE,
+    AttentionProblem,
     Tiling,
-    describable,
-    power_of_two,
+    dot_size,
+    supports_descriptor,
 )
 from llama_fast.kernels._launch import Gpu
 
 Tensors = tuple[torch.Tensor, ...]
 
 CACHE_BYTES = 32 << 20  # of the second-level cache, for keys and values
-FEW_ROWS = 64  # up to here the queries of all heads of a group share one tile
-SHORTEST_SHARE = 256  # keys
+MAX_SHARED_ROWS = 64  # up to here the queries of all heads of a group share one tile
+MIN_SPLIT_KEYS = 256  # of one split of the keys
 
 
-def shared_heads(problem: Problem) -> int:
-    """Heads of a group that share a tile of queries: all where they have few queries, or one."""
-    few = problem.queries * problem.group <= FEW_ROWS and not problem.packed
+def heads_per_tile(problem: AttentionProblem) -> int:
+    """Heads of a group that share a tile of queries: all if there are few queries, else one."""
+    few = problem.queries * problem.group <= MAX_SHARED_ROWS and not problem.packed
     return problem.group if few else 1
 
 
-def heads_together(problem: Problem, group: int) -> int:
-    """Groups of `group` query heads whose keys and values stay in the cache together."""
+def section_size(problem: AttentionProblem, group: int) -> int:
+    """Groups of `group` query heads whose keys and values fit in the cache together."""
     numbers = problem.keys * (problem.head_size + problem.value_size)
     kv_heads = CACHE_BYTES // max(1, numbers * problem.dtype.itemsize)
     return max(1, kv_heads) * problem.group // group
 
 
-def key_shares(problem: Problem, gpu: Gpu, programs: int, keys: int) -> int:
-    """Shares into which the keys of each tile are cut, to occupy the device."""
+def key_splits(problem: AttentionProblem, gpu: Gpu, programs: int, keys: int) -> int:
+    """Into how many splits the keys of each tile are divided, to occupy the GPU."""
     if problem.packed or 2 * programs > gpu.processors:
         return 1
-    most = problem.keys // max(SHORTEST_SHARE, keys)
-    return max(1, min(most, 2 * gpu.processors // programs))
+    max_splits = problem.keys // max(MIN_SPLIT_KEYS, keys)
+    return max(1, min(max_splits, 2 * gpu.processors // programs))
 
 
 _SIZES = (64, 128, 256, 512)
-# (M, N, warps, stages) by the larger head size: for scores that are bare products, read through
-# tensor descriptors or through addresses, for scores with anything added ("rich"), for float32
-# ("wide") and for float64 ("double"). What differs on one architecture stands beside it.
+# (M, N, warps, stages) by the larger head size. For 16-bit inputs: scores that are plain products,
+# read through tensor descriptors ("descriptors") or pointers ("plain"), and scores with anything
+# more ("modified"). An architecture's own numbers have its name after the key.
 _FORWARD = {
     "descriptors": {
         64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2), 512: (32, 32, 8, 2),
     },
-    "bare": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2), 512: (32, 32, 8, 1)},
-    "rich": {64: (64, 32, 4, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1), 512: (32, 16, 8, 1)},
-    "bare 80": {64: (64, 32, 4, 2), 128: (64, 64, 4, 2)},
-    "rich 80": {64: (32, 32, 4, 2)},
-    "bare 100": {64: (64, 64, 4, 2)},
-    "wide": {64: (64, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 32, 8, 1), 512: (16, 16, 8, 1)},
-    "double": dict.fromkeys(_SIZES, (16, 32, 8, 1)),
+    "plain": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2), 512: (32, 32, 8, 1)},
+    "modified": {64: (64, 32, 4, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1), 512: (32, 16, 8, 1)},
+    "plain 80": {64: (64, 32, 4, 2), 128: (64, 64, 4, 2)},
+    "modified 80": {64: (32, 32, 4, 2)},
+    "plain 100": {64: (64, 64, 4, 2)},
+    "float32": {64: (64, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 32, 8, 1), 512: (16, 16, 8, 1)},
+    "float64": dict.fromkeys(_SIZES, (16, 32, 8, 1)),
 }  # fmt: skip
 _QUERY_GRAD = {
     "descriptors": {
         64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (128, 16, 8, 2), 512: (32, 32, 8, 1),
     },
-    "bare": {64: (128, 64, 8, 2), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1), 512: (32, 16, 8, 1)},
-    "rich": {64: (64, 32, 8, 2), 128: (32, 32, 8, 1), 256: (32, 32, 8, 1), 512: (16, 16, 8, 1)},
-    "rich 80": {64: (32, 32, 4, 2)},
+    "plain": {64: (128, 64, 8, 2), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1), 512: (32, 16, 8, 1)},
+    "modified": {64: (64, 32, 8, 2), 128: (32, 32, 8, 1), 256: (32, 32, 8, 1), 512: (16, 16, 8, 1)},
+    "modified 80": {64: (32, 32, 4, 2)},
     "descriptors 100": {128: (64, 64, 8, 2)},
-    "wide": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
-    "double": dict.fromkeys(_SIZES, (16, 16, 8, 1)),
+    "float32": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
+    "float64": dict.fromkeys(_SIZES, (16, 16, 8, 1)),
 }  # fmt: skip
 _KEY_GRAD = {
     "descriptors": {
         64: (64, 128, 8, 3), 128: (32, 64, 8, 2), 256: (16, 64, 8, 2), 512: (16, 32, 8, 1),
     },
-    "bare": {64: (32, 128, 8, 1), 128: (16, 128, 8, 2), 256: (16, 32, 4, 2), 512: (16, 32, 8, 1)},
-    "rich": {64: (32, 32, 4, 1), 128: (32, 32, 4, 1), 256: (16, 16, 4, 1), 512: (16, 16, 8, 1)},
-    "bare 80": {64: (16, 64, 4, 2), 128: (16, 64, 4, 2)},
-    "rich 80": {64: (16, 32, 4, 1), 128: (16, 32, 4, 1)},
+    "plain": {64: (32, 128, 8, 1), 128: (16, 128, 8, 2), 256: (16, 32, 4, 2), 512: (16, 32, 8, 1)},
+    "modified": {64: (32, 32, 4, 1), 128: (32, 32, 4, 1), 256: (16, 16, 4, 1), 512: (16, 16, 8, 1)},
+    "plain 80": {64: (16, 64, 4, 2), 128: (16, 64, 4, 2)},
+    "modified 80": {64: (16, 32, 4, 1), 128: (16, 32, 4, 1)},
     "descriptors 100": {64: (32, 128, 8, 2), 128: (32, 128, 8, 1), 256: (16, 64, 8, 1)},
-    "bare 100": {64: (32, 128, 8, 2), 128: (16, 32, 8, 2), 256: (16, 32, 8, 2)},
-    "wide 100": {64: (16, 16, 8, 1)},
-    "wide": {64: (16, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
-    "double": dict.fromkeys(_SIZES, (16, 32, 8, 1)),
+    "plain 100": {64: (32, 128, 8, 2), 128: (16, 32, 8, 2), 256: (16, 32, 8, 2)},
+    "float32 100": {64: (16, 16, 8, 1)},
+    "float32": {64: (16, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)},
+    "float64": dict.fromkeys(_SIZES, (16, 32, 8, 1)),
 }  # fmt: skip
 
 
 def _tilings(
-    table: dict[str, dict[int, tuple[int, ...]]], problem: Problem, gpu: Gpu, steps: Tensors
+    table: dict[str, dict[int, tuple[int, ...]]],
+    problem: AttentionProblem,
+    gpu: Gpu,
+    operands: Tensors,
 ) -> list[Tiling]:
-    """The table's entry for a problem whose loops read `steps`."""
+    """The table's entry for a problem whose loops read `operands`, then its alternatives."""
     size = next(n for n in _SIZES if n >= block_size(problem))
 
-    def tiling(kind: str) -> Tiling:
-        return Tiling(*table.get(f"{kind} {gpu.arch}", {}).get(size, table[kind][size]))
+    def tiling(key: str) -> Tiling:
+        return Tiling(*table.get(f"{key} {gpu.arch}", {}).get(size, table[key][size]))
 
     if problem.dtype.itemsize > 2:
-        return [tiling("wide" if problem.dtype.itemsize == 4 else "double")]
-    if problem.rich:
-        return [tiling("rich")]
-    bare = tiling("bare")
-    if gpu.arch < 90 or not all(map(describable, steps)):
-        return [bare]
+        return [tiling("float32" if problem.dtype.itemsize == 4 else "float64")]
+    if problem.modifies_scores:
+        return [tiling("modified")]
+    plain = tiling("plain")
+    if gpu.arch < 90 or not all(map(supports_descriptor, operands)):
+        return [plain]
     first = tiling("descriptors")._replace(tma=True)
-    # On sm_90 Triton 3.9 makes the same code with warp specialisation as without.
+    # On sm_90 Triton 3.9 generates the same code with warp specialisation as without.
     if gpu.arch >= 100:
-        return [first, bare, first._replace(specialize=True)]
+        return [first, plain, first._replace(specialize=True)]
     deeper = [first._replace(stages=first.stages + 1)] if size <= 128 else []
-    return [first, bare, *deeper]
+    return [first, plain, *deeper]
 
 
-def forward_tilings(problem: Problem, gpu: Gpu, rows: int, steps: Tensors) -> list[Tiling]:
-    """The forward kernel's tiling for `rows` queries a head, and alternatives to it.
+def forward_tilings(
+    problem: AttentionProblem, gpu: Gpu, rows: int, operands: Tensors
+) -> list[Tiling]:
+    """The forward kernel's tiling for `rows` queries a head, then alternatives to it.
 
-    `steps` are the tensors that its loop reads, here and below.
+    `operands` are the tensors that its loop reads, here and below.
     """
-    found = _tilings(_FORWARD, problem, gpu, steps)
-    few = power_of_two(rows)
-    # Packed keys go through addresses, which take registers: more warps share a step of them.
-    keep = problem.packed
-    return [t._replace(M=few, warps=t.warps if keep else 4) if few < t.M else t for t in found]
+    tilings = _tilings(_FORWARD, problem, gpu, operands)
+    max_rows = dot_size(rows)
+    # Packed keys are read through pointers, which take registers: that needs all the warps.
+    return [
+        t._replace(M=max_rows, warps=t.warps if problem.packed else 4) if max_rows < t.M else t
+        for t in tilings
+    ]
 
 
-def query_grad_tilings(problem: Problem, gpu: Gpu, steps: Tensors) -> list[Tiling]:
+def query_grad_tilings(problem: AttentionProblem, gpu: Gpu, operands: Tensors) -> list[Tiling]:
     """The same for the gradients of queries."""
-    return _tilings(_QUERY_GRAD, problem, gpu, steps)
+    return _tilings(_QUERY_GRAD, problem, gpu, operands)
 
 
-def key_grad_tilings(problem: Problem, gpu: Gpu, steps: Tensors) -> list[Tiling]:
+def key_grad_tilings(problem: AttentionProblem, gpu: Gpu, operands: Tensors) -> list[Tiling]:
     """The same for the gradients of keys."""
-    return _tilings(_KEY_GRAD, problem, gpu, steps)
+    return _tilings(_KEY_GRAD, problem, gpu, operands)
 
 
-def block_size(problem: Problem) -> int:
+def block_size(problem: AttentionProblem) -> int:
     """The larger head size."""
-    return max(power_of_two(problem.head_size), power_of_two(problem.value_size))
+    return max(dot_size(problem.head_size), dot_size(problem.value_size))
 
 
-def keys_and_values_apart(problem: Problem, gpu: Gpu, tiling: Tiling) -> bool:
-    """Whether dk and dv are made by kernels of their own: both do not fit the registers."""
-    most = 128 if tiling.tma and gpu.arch < 100 else 64
-    return block_size(problem) > most or problem.dtype.itemsize == 8
+def separate_key_value_grads(problem: AttentionProblem, gpu: Gpu, tiling: Tiling) -> bool:
+    """Whether dk and dv are computed by one launch each: together they do not fit in registers."""
+    max_size = 128 if tiling.tma and gpu.arch < 100 else 64
+    return block_size(problem) > max_size or problem.dtype.itemsize == 8
 
 
-def row_tiling(problem: Problem) -> Tiling:
-    """The tiling for sums over the numbers of a row, in float32 made by products of rows."""
+def row_tiling(problem: AttentionProblem) -> Tiling:
+    """The tiling for sums over a row, which are matrix products for float32 and float64."""
     if problem.dtype.itemsize > 2:
-        return Tiling(SMALLEST_DOT, SMALLEST_DOT)
-    return Tiling(max(1, 4096 // power_of_two(problem.value_size)), SMALLEST_DOT)
+        return Tiling(MIN_DOT_SIZE, MIN_DOT_SIZE)
+    return Tiling(max(1, 4096 // dot_size(problem.value_size)), MIN_DOT_SIZE)
 
 
-def bias_grad_tiling(problem: Problem, gpu: Gpu) -> Tiling:
+def bias_grad_tiling(problem: AttentionProblem, gpu: Gpu) -> Tiling:
     """The tiling for the gradient of a bias."""
     size = min(64, 4096 // block_size(problem)) // (1 if problem.dtype.itemsize == 2 else 2)
-    return Tiling(max(SMALLEST_DOT, size), max(SMALLEST_DOT, size), warps=8)
+    return Tiling(max(MIN_DOT_SIZE, size), max(MIN_DOT_SIZE, size), warps=8)

@@ -1,11 +1,11 @@
-"""Compiles every kernel in every configuration for GPUs that need not be there.
+"""Compile every kernel in every configuration, for GPUs that need not be present.
 
     python kernels/_compile.py [OP...] [--arch 90]        (`make gpu-compile`)
 
-The launchers run on meta tensors and write their launches down (see _launch.py). Each is compiled
-for sm_80, sm_90 and sm_100, and what the assembler says of registers, spills and shared memory is
-printed. It is an error when a kernel does not compile, when it wants more shared memory than a
-block can have, or when a default configuration (not merely an alternative for autotuning) spills.
+The launchers run on meta tensors and record their launches (see _launch.py). Each is compiled for
+sm_80, sm_90 and sm_100, and its registers, spills and shared memory are printed. It is an error if
+a kernel does not compile, if it needs more shared memory than a block can have, or if a default
+configuration (one that is not only an alternative for autotuning) spills.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_fast.kernels._launch import Launch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.pop("TRITON_INTERPRET", None)  # compiled, not interpreted
@@ -40,8 +43,8 @@ _TYPES = {
     "torch.int8": "i8",
     "torch.bool": "i1",
 }
-# Where an argument stands: its index, and in a tuple the index there.
-Place = tuple[int, ...]
+# The position of an argument: its index, then for an element of a tuple the index in the tuple.
+Position = tuple[int, ...]
 _NOT_CONSTEXPR = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 
 
@@ -50,10 +53,11 @@ class Job:
     """One compilation: where the kernel is, the types of its arguments, its options."""
 
     op: str
+    module: str
     kernel: str
     signature: tuple[tuple[str, Any], ...]
-    constants: tuple[tuple[Place, Any], ...]
-    divisible: tuple[Place, ...]
+    constants: tuple[tuple[Position, Any], ...]
+    divisible: tuple[Position, ...]
     options: tuple[tuple[str, Any], ...]
     arch: int
     alternative: bool
@@ -62,9 +66,9 @@ class Job:
         """For the table."""
         types = ",".join(dict.fromkeys(t[1:] for t in _flat(self.signature) if t[0] == "*"))
         constants: dict[str, Any] = {}
-        for place, value in self.constants:
-            if len(place) == 1:
-                name = self.signature[place[0]][0]
+        for position, value in self.constants:
+            if len(position) == 1:
+                name = self.signature[position[0]][0]
                 constants |= vars(value) if is_dataclass(value) else {name: value}
         shown = {k: v for k, v in constants.items() if isinstance(v, (bool, int)) and k.isupper()}
         flags = " ".join(k if v is True else f"{k}={v}" for k, v in shown.items() if v is not False)
@@ -83,7 +87,7 @@ def _flat(signature: Any) -> Iterator[str]:
 
 @dataclass
 class Report:
-    """What came of a job: resources, or an error."""
+    """The result of a job: resources, or an error."""
 
     job: Job
     registers: int = 0
@@ -92,14 +96,14 @@ class Report:
     error: str = ""
 
     def failure(self) -> str:
-        """Why this is not acceptable, or "" when it is."""
+        """Why the result is not acceptable, or "" if it is."""
         if self.error:
             return self.error
         limit = SHARED_BYTES[self.job.arch]
         if self.shared_bytes > limit:
             return f"{self.shared_bytes} bytes of shared memory, sm_{self.job.arch} has {limit}"
-        # The assembler sets a loop bound or two aside, outside of loops, to stay below a number of
-        # registers that lets more blocks run at once. Out of registers, it is another matter.
+        # The assembler may spill a loop bound or two outside of loops to stay below a number of
+        # registers that lets more blocks run at once. Running out of registers is a failure.
         by_choice = self.spilled_bytes <= 16 and self.registers <= 128
         if self.spilled_bytes and not by_choice and not self.job.alternative:
             return f"{self.spilled_bytes} bytes spilled in a default configuration"
@@ -112,7 +116,7 @@ def ops() -> list[str]:
 
 
 def jobs(op: str, arch: int) -> Iterator[Job]:
-    """What the launchers of `op` choose on a GPU of this kind, each once."""
+    """The configurations that the launchers of `op` choose for an architecture, each once."""
     from llama_fast.kernels import _launch
 
     module = importlib.import_module(f"llama_fast.kernels.{op}")
@@ -120,24 +124,25 @@ def jobs(op: str, arch: int) -> Iterator[Job]:
     with _launch.recording(arch) as launches:
         for example in module.examples():
             example()
-    # Defaults first: what is also an alternative elsewhere has to be good enough for a default.
-    for made in sorted(launches, key=lambda one: one.alternative):
-        job = _job(op, made, arch)
+    # Defaults first: a default that is also an alternative elsewhere is checked as a default.
+    for recorded in sorted(launches, key=lambda launch: launch.alternative):
+        job = _job(op, recorded, arch)
         key = (job.kernel, job.signature, job.constants, job.options, job.divisible)
         if key not in seen:
             seen.add(key)
             yield job
 
 
-def _job(op: str, made: Any, arch: int) -> Job:
+def _job(op: str, recorded: Launch, arch: int) -> Job:
     """A launch as Triton's launcher would specialise it."""
     from triton.runtime.jit import mangle_type
 
-    constexprs = {k: v for k, v in made.options.items() if k not in _NOT_CONSTEXPR}
-    constants: list[tuple[Place, Any]] = []
-    divisible: list[Place] = []
+    kernel = recorded.kernel
+    constexprs = {k: v for k, v in recorded.options.items() if k not in _NOT_CONSTEXPR}
+    constants: list[tuple[Position, Any]] = []
+    divisible: list[Position] = []
 
-    def specialise(path: Place, value: Any) -> Any:
+    def specialise(path: Position, value: Any) -> Any:
         """The type of an argument; of a tuple the types of its elements."""
         if isinstance(value, tuple):
             parts = [specialise((*path, i), each) for i, each in enumerate(value)]
@@ -159,18 +164,20 @@ def _job(op: str, made: Any, arch: int) -> Job:
         return "i32" if -(2**31) <= value < 2**31 else "i64"
 
     signature = []
-    for i, name in enumerate(made.kernel.arg_names):
-        if made.kernel.params[i].is_constexpr != (name in constexprs):
-            raise TypeError(f"{op}.{made.kernel.__name__}: constexpr in one place only: {name}")
+    for i, name in enumerate(kernel.arg_names):
+        if kernel.params[i].is_constexpr != (name in constexprs):
+            raise TypeError(
+                f"{op}.{kernel.__name__}: constexpr in the kernel or the options: {name}"
+            )
         if name in constexprs:
             constants.append(((i,), constexprs[name]))
             signature.append((name, "constexpr"))
         else:
-            signature.append((name, specialise((i,), made.arguments[name])))
-    options = tuple((k, v) for k, v in made.options.items() if k in _NOT_CONSTEXPR)
+            signature.append((name, specialise((i,), recorded.arguments[name])))
+    options = tuple((k, v) for k, v in recorded.options.items() if k in _NOT_CONSTEXPR)
     return Job(
-        op, made.kernel.__name__, tuple(signature), tuple(constants), tuple(divisible), options,
-        arch, made.alternative,
+        op, kernel.__module__, kernel.__name__, tuple(signature), tuple(constants),
+        tuple(divisible), options, arch, recorded.alternative,
     )  # fmt: skip
 
 
@@ -180,58 +187,55 @@ def compile_one(job: Job) -> Report:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = _find(job)
+    kernel = getattr(importlib.import_module(job.module), job.kernel)
     source = ASTSource(
         kernel,
         dict(job.signature),
         dict(job.constants),
-        {place: [["tt.divisibility", 16]] for place in job.divisible},
+        {position: [["tt.divisibility", 16]] for position in job.divisible},
     )
     try:
-        made = triton.compile(
+        compiled = triton.compile(
             source, target=GPUTarget("cuda", job.arch, 32), options=dict(job.options)
         )
-        registers, spilled = _resources(made.asm["cubin"])
-    except Exception as error:  # whatever the compiler threw belongs into the report
+        registers, spilled = _resources(compiled.asm["cubin"])
+    except Exception as error:  # any error of the compiler goes into the report
         return Report(job, error=f"{type(error).__name__}: {error}")
-    return Report(job, registers, spilled, made.metadata.shared)
-
-
-def _find(job: Job) -> Any:
-    """The kernel of a job: in the op's file, or in one that it imports from."""
-    module = importlib.import_module(f"llama_fast.kernels.{job.op}")
-    return getattr(module, job.kernel)
+    return Report(job, registers, spilled, compiled.metadata.shared)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers of a thread, bytes of local memory that it spills to)."""
+    """(registers of a thread, bytes that it spills to local memory)."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run(
+        output = subprocess.run(
             [knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
-    if found is None:
-        raise RuntimeError(f"cuobjdump says nothing of resources: {told}")
-    registers, stack, local = map(int, found.groups())
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", output)
+    if match is None:
+        raise RuntimeError(f"cuobjdump: no line about resources in its output: {output}")
+    registers, stack, local = map(int, match.groups())
     return registers, stack + local
 
 
 def main() -> int:
-    """Compile everything; 1 when something is not acceptable."""
+    """Compile everything; returns 1 if a result is not acceptable."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("op", nargs="*", help="only these (default: all that have kernels)")
     parser.add_argument("--arch", type=int, action="append", choices=SHARED_BYTES, default=None)
-    parser.add_argument("--defaults", action="store_true", help="nothing for autotuning alone")
+    parser.add_argument(
+        "--defaults", action="store_true", help="leave out alternatives for autotuning"
+    )
     parser.add_argument("--quiet", action="store_true", help="print failures and the summary only")
     arguments = parser.parse_args()
 
-    import llama_fast.ops  # noqa: F401  finds the kernels of a checkout
+    from llama_fast._beside import find_beside
 
+    find_beside("kernels")
     begin = time.monotonic()
     todo = [
         job

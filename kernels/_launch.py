@@ -1,8 +1,8 @@
-"""How every kernel is launched, and what a launcher may ask about the GPU.
+"""Launching a kernel, and what the launchers share: facts about the GPU, layouts, types.
 
-A launcher computes its grid and configuration and calls `launch`. With `recording`, nothing runs:
-the launches are written down for a GPU that need not be there, which is how `make gpu-compile`
-gets to know them (see _compile.py).
+A launcher computes its grid and configuration and calls `launch`. Within `recording` nothing runs:
+the launches are recorded, for a GPU that need not be present. `make gpu-compile` gets its list of
+configurations that way (see _compile.py).
 
 Environment:
     LLAMA_FAST_AUTOTUNE  1: time the alternatives of a launch at its first call, keep the fastest
@@ -14,12 +14,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import triton
 
-# Said aloud because its default changes with Triton's version; fewer roundings, and faster.
+# Set because its default differs between versions of Triton: fewer roundings, and faster.
 _ALWAYS = {"enable_fp_fusion": True}
 AUTOTUNE = os.environ.get("LLAMA_FAST_AUTOTUNE") == "1"
 
@@ -31,7 +32,7 @@ Grid = Callable[[Options], tuple[int, ...]] | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the rules for configurations look at.
+    """The properties of a GPU that configurations depend on.
 
     arch: 80 for sm_80 (A100), 90 for sm_90 (H100, H200), 100 for sm_100 (B200).
     processors: number of streaming multiprocessors.
@@ -48,7 +49,7 @@ PROCESSORS = {80: 108, 90: 132, 100: 148}
 
 @dataclass
 class Launch:
-    """One launch that was written down: tensors and numbers by argument name, then the options.
+    """One recorded launch: tensors and numbers by argument name, then the options.
 
     alternative: only autotuning would choose these options.
     """
@@ -60,18 +61,18 @@ class Launch:
 
 
 _recording: tuple[Gpu, list[Launch]] | None = None
-_known: dict[torch.device, Gpu] = {}
-_tuned: dict[tuple[Any, ...], Options] = {}
+_gpus: dict[torch.device, Gpu] = {}
+_fastest_options: dict[tuple[Any, ...], Options] = {}
 
 
 @contextmanager
 def recording(arch: int) -> Iterator[list[Launch]]:
     """Inside, `launch` appends to the list instead of running; tensors may be meta tensors."""
     global _recording
-    made: list[Launch] = []
-    _recording = Gpu(arch, PROCESSORS[arch]), made
+    launches: list[Launch] = []
+    _recording = Gpu(arch, PROCESSORS[arch]), launches
     try:
-        yield made
+        yield launches
     finally:
         _recording = None
 
@@ -82,12 +83,11 @@ def gpu(t: torch.Tensor) -> Gpu:
         return _recording[0]
     if not t.is_cuda:
         return _INTERPRETER
-    found = _known.get(t.device)
-    if found is None:
+    if t.device not in _gpus:
         properties = torch.cuda.get_device_properties(t.device)
-        found = Gpu(properties.major * 10 + properties.minor, properties.multi_processor_count)
-        _known[t.device] = found
-    return found
+        arch = properties.major * 10 + properties.minor
+        _gpus[t.device] = Gpu(arch, properties.multi_processor_count)
+    return _gpus[t.device]
 
 
 def launch(
@@ -98,61 +98,58 @@ def launch(
     *alternatives: Options,
     repeatable: bool = True,
 ) -> None:
-    """Run `kernel` on every program of `grid`; nothing where the grid is empty.
+    """Run `kernel` for every program of `grid`; do nothing if the grid is empty.
 
     Args:
         kernel: a `triton.jit` function.
         grid: the number of programs by axis, or a function of the options that gives it.
-        arguments: everything that is no constexpr, in the kernel's order; or a function of the
-            options that gives it.
+        arguments: the arguments that are not constexpr, in the kernel's order; or a function of
+            the options that gives them.
         options: the constexpr arguments by name, and num_warps, num_stages, maxnreg.
         alternatives: more options, which LLAMA_FAST_AUTOTUNE=1 compares with the first.
-        repeatable: whether launching twice does the same as once: others cannot be timed.
+        repeatable: whether a second launch changes nothing: only such kernels can be timed.
     """
     if _recording is not None:
-        for i, chosen in enumerate((options, *alternatives)):
-            given = arguments(chosen) if callable(arguments) else arguments
-            named = dict(zip(kernel.arg_names, given, strict=False))
-            _recording[1].append(Launch(kernel, named, chosen | _ALWAYS, alternative=i > 0))
+        for i, choice in enumerate((options, *alternatives)):
+            values = arguments(choice) if callable(arguments) else arguments
+            named = dict(zip(kernel.arg_names, values, strict=False))
+            _recording[1].append(Launch(kernel, named, choice | _ALWAYS, alternative=i > 0))
         return
     if AUTOTUNE and alternatives and repeatable:
         options = _fastest(kernel, grid, arguments, (options, *alternatives))
     programs = grid(options) if callable(grid) else grid
     if 0 not in programs:
-        given = arguments(options) if callable(arguments) else arguments
-        kernel[programs](*given, **options, **_ALWAYS)
+        values = arguments(options) if callable(arguments) else arguments
+        kernel[programs](*values, **options, **_ALWAYS)
 
 
 def _fastest(
-    kernel: Any, grid: Grid, arguments: Sequence[Any], choices: tuple[Options, ...]
+    kernel: Any, grid: Grid, arguments: Arguments, choices: tuple[Options, ...]
 ) -> Options:
     """The choice that ran fastest for such arguments; timed at the first call."""
-    key = (
-        kernel,
-        _kind(tuple(arguments(choices[0]) if callable(arguments) else arguments)),
-        *map(str, choices),
-    )
-    if key not in _tuned:
+    values = arguments(choices[0]) if callable(arguments) else arguments
+    key = (kernel, _tuning_key(tuple(values)), *map(str, choices))
+    if key not in _fastest_options:
         times = [
             triton.testing.do_bench(
-                lambda choice=choice: launch(kernel, grid, arguments, choice), return_mode="median"
+                partial(launch, kernel, grid, arguments, choice), return_mode="median"
             )
             for choice in choices
         ]
-        _tuned[key] = choices[times.index(min(times))]
-    return _tuned[key]
+        _fastest_options[key] = choices[times.index(min(times))]
+    return _fastest_options[key]
 
 
-def _kind(argument: Any) -> Any:
-    """What of an argument may change which options are fastest."""
+def _tuning_key(argument: Any) -> Any:
+    """The properties of an argument on which the fastest options may depend."""
     if isinstance(argument, torch.Tensor):
         return argument.dtype, argument.shape
     if isinstance(argument, tuple):
-        return tuple(map(_kind, argument))
+        return tuple(map(_tuning_key, argument))
     return argument if isinstance(argument, int) else None
 
 
-def rows_of(t: torch.Tensor) -> torch.Tensor:
+def as_rows(t: torch.Tensor) -> torch.Tensor:
     """`t` (..., E) as (rows, E) whose rows are contiguous: a view where the strides allow it."""
     flat = t.reshape(-1, t.shape[-1]) if t.numel() else t.new_empty(0, max(t.shape[-1], 1))
     return flat if flat.stride(1) == 1 or flat.shape[1] <= 1 else flat.contiguous()
@@ -166,21 +163,16 @@ def has_heads_inside(t: torch.Tensor) -> bool:
 def new_like_heads(t: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """An empty tensor of the shape of `t` and the order of its heads, otherwise contiguous.
 
-    `empty_like_heads` in llama_fast/ops/_autograd.py, the operators' shape rule, says the same.
+    Keep in step with `empty_like_heads` in llama_fast/ops/_autograd.py, the operators' shape rule.
     """
     if has_heads_inside(t):
         return t.transpose(1, 2).new_empty(t.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
     return t.new_empty(t.shape, dtype=dtype)
 
 
-def wide_type(dtype: torch.dtype) -> torch.dtype:
-    """The type that values of `dtype` are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def warps(elements: int, most: int = 32) -> int:
-    """Warps for a block of so many elements: 16 for each thread, at most `most` warps."""
-    return max(1, min(most, elements // 512))
+def warps(elements: int, max_warps: int = 32) -> int:
+    """Warps for a block of `elements`: 16 elements a thread, at most `max_warps` warps."""
+    return max(1, min(max_warps, elements // 512))
 
 
 def accumulator(dtype: torch.dtype) -> Any:

@@ -1,31 +1,34 @@
 """Attention in Triton, forward and backward: the launchers of the kernels in _attention_*.py.
 
 The tiling is that of FlashAttention (Dao et al., arXiv:2205.14135 and 2307.08691), the running
-maximum and sum of softmax those of Milakov and Gimelshein (arXiv:1805.02867). No kernel adds to
-memory that another program adds to, so results are the same at every run.
+maximum and sum of softmax those of Milakov and Gimelshein (arXiv:1805.02867). No two programs add
+to the same memory, so results are the same at every run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+import triton
 from llama_fast.kernels import _attention_tuning as tuning
 from llama_fast.kernels._attention_bias_grad import bias_grad_kernel
-from llama_fast.kernels._attention_forward import combine_kernel, forward_kernel
+from llama_fast.kernels._attention_forward import combine_splits, forward_kernel
 from llama_fast.kernels._attention_key_grad import key_grad_kernel
 from llama_fast.kernels._attention_plan import (
+    AttentionProblem,
     Plan,
-    Problem,
+    StridedTensor,
     Tiling,
-    broadcast,
-    describe,
-    heads_of,
-    in_steps,
-    rows_of,
-    wide,
+    loop_operand,
+    make_problem,
+    needs_int64_offsets,
+    strided_bias,
+    strided_heads,
+    strided_rows,
 )
 from llama_fast.kernels._attention_query_grad import (
     delta_kernel,
@@ -34,87 +37,99 @@ from llama_fast.kernels._attention_query_grad import (
 )
 from llama_fast.kernels._launch import Options, gpu, launch
 
+from llama_fast.reference import AttentionOptions
+from llama_fast.reference._dtypes import wide_dtype
+
 Tensors = tuple[torch.Tensor, ...]
-# Bits of `grad_mask`: which gradients the backward makes.
+# Bits of `grad_mask`: which gradients the backward computes.
 Q, K, V, BIAS, SLOPES, SINKS = 1, 2, 4, 8, 16, 32
 K_AND_V = K | V
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *options: Any) -> Tensors:
     """The operator llama_fast::attention: out, lse, lse_low."""
-    problem = describe(q, k, v, *options)
+    problem = make_problem(q, k, v, AttentionOptions(*options))
     out = _like_heads(q, problem.value_size)
-    lse = q.new_empty(q.shape[:-1], dtype=problem.accumulate)
-    lse_low = torch.empty_like(lse)
+    lse = q.new_empty(q.shape[:-1], dtype=problem.sum_dtype)
+    results = (out, lse, torch.empty_like(lse))
     if lse.numel() == 0:
-        return out, lse, lse_low
-    group = tuning.shared_heads(problem)
-    tilings = tuning.forward_tilings(problem, gpu(q), problem.queries * group, (k, v))
-    far = wide(q, k, v, out)
-    choices = _options([problem.plan(t, far, GROUP=group) for t in tilings], tilings)
+        return results
+    group = tuning.heads_per_tile(problem)
+    rows = problem.queries * group
+    tilings = tuning.forward_tilings(problem, gpu(q), rows, (k, v))
+    int64_offsets = needs_int64_offsets(q, k, v, out)
+    choices = _choices([problem.plan(t, int64_offsets, group) for t in tilings], tilings)
     plan = choices[0]["P"]
-    tiles = problem.programs(problem.queries * group, plan.M, problem.heads // group)
-    shares = tuning.key_shares(problem, gpu(q), tiles, plan.N)
-    if shares > 1:
-        _in_shares(problem, choices[0], (tiles, shares), (q, k, v), (out, lse, lse_low))
-        return out, lse, lse_low
+    tiles = problem.programs(rows, plan.M, problem.heads // group)
+    splits = tuning.key_splits(problem, gpu(q), tiles, plan.N)
+    if splits > 1:
+        _split_forward(problem, choices[0], (tiles, splits), (q, k, v), results)
+        return results
 
-    def arguments(options: Options) -> Sequence[Any]:
-        plan = options["P"]
-        return (
-            heads_of(q),
-            in_steps(k, plan.N, plan),
-            in_steps(v, plan.N, plan),
-            heads_of(out),
-            rows_of(lse),
-            rows_of(lse_low),
-            *problem.arguments,
-            tuning.heads_together(problem, group),
-        )
+    def grid(choice: Options) -> tuple[int, ...]:
+        return (problem.programs(rows, choice["P"].M, problem.heads // group), 1)
 
-    def grid(options: Options) -> tuple[int, ...]:
-        rows = problem.queries * group
-        return (problem.programs(rows, options["P"].M, problem.heads // group), 1)
-
+    arguments = partial(_forward_arguments, problem, (q, k, v), results)
     launch(forward_kernel, grid, arguments, *choices)
-    return out, lse, lse_low
+    return results
 
 
-def _in_shares(
-    problem: Problem, options: Options, grid: tuple[int, int], inputs: Tensors, results: Tensors
-) -> None:
-    """The forward pass with the keys of each tile in shares, whose results are put together."""
-    q, k, v = inputs
-    out, lse, lse_low = results
-    plan, shares = options["P"], grid[1]
-    B, H, S, DV = out.shape
-    parts = out.new_empty(shares * B, H, S, DV, dtype=problem.accumulate)
-    part_lse, part_low = parts.new_empty(2, shares * B, H, S)
-    arguments = (
-        heads_of(q),
-        in_steps(k, plan.N, plan),
-        in_steps(v, plan.N, plan),
-        heads_of(parts),
-        rows_of(part_lse),
-        rows_of(part_low),
+def _forward_arguments(
+    problem: AttentionProblem, inputs: Tensors, results: Tensors, choice: Options
+) -> Sequence[Any]:
+    (q, k, v), (out, lse, lse_low) = inputs, results
+    plan = choice["P"]
+    return (
+        strided_heads(q),
+        *(loop_operand(t, plan.N, plan) for t in (k, v)),
+        strided_heads(out),
+        *map(strided_rows, (lse, lse_low)),
         *problem.arguments,
-        tuning.heads_together(problem, plan.GROUP),
+        tuning.section_size(problem, plan.GROUP),
     )
-    launch(forward_kernel, grid, arguments, options | {"P": replace(plan, SINKS=False)})
-    arguments = (
-        heads_of(parts),
-        rows_of(part_lse),
-        rows_of(part_low),
-        heads_of(out),
-        rows_of(lse),
-        rows_of(lse_low),
-        problem.masks,
-        B,
-        shares,
-        S,
-    )
-    natural = replace(plan, BASE2=False)  # log-sum-exps are
-    launch(combine_kernel, (B * H * S,), arguments, {"P": natural, "num_warps": 4})
+
+
+def _split_forward(
+    problem: AttentionProblem,
+    choice: Options,
+    grid: tuple[int, int],
+    inputs: Tensors,
+    results: Tensors,
+) -> None:
+    """The forward pass with the keys of each tile in splits, whose results are then combined."""
+    plan, splits = choice["P"], grid[1]
+    B, H, S, DV = results[0].shape
+    out = results[0].new_empty(splits * B, H, S, DV, dtype=problem.sum_dtype)
+    lse, lse_low = out.new_empty(2, splits * B, H, S)
+    parts = (out, lse, lse_low)
+    own = choice | {"P": replace(plan, SINKS=False)}
+    launch(forward_kernel, grid, _forward_arguments(problem, inputs, parts, choice), own)
+    # Log-sum-exps are natural logarithms.
+    combine_splits(parts, results, problem.masks, splits, replace(plan, BASE2=False))
+
+
+class _Backward(NamedTuple):
+    """The tensors of a backward pass, as its launches share them."""
+
+    problem: AttentionProblem
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    grad_out: torch.Tensor
+    lse: torch.Tensor
+    lse_low: torch.Tensor
+    delta: torch.Tensor
+    int64_offsets: bool
+
+    @property
+    def row_stats(self) -> tuple[StridedTensor, ...]:
+        """What the kernels read for each row of scores beside q, k, v and grad_out."""
+        return tuple(map(strided_rows, (self.lse, self.lse_low, self.delta)))
+
+    def choices(self, tilings: Sequence[Tiling]) -> list[Options]:
+        """The options of a launch with each tiling."""
+        plans = [self.problem.plan(t, self.int64_offsets) for t in tilings]
+        return _choices(plans, tilings)
 
 
 def attention_backward(
@@ -126,108 +141,95 @@ def attention_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     lse_low: torch.Tensor,
-    *options: Any,
+    *options_and_mask: Any,
 ) -> Tensors:
-    """The operator llama_fast::attention_backward: gradients of q, k, v, bias, slopes, sinks."""
-    *options, mask = options  # type: ignore[assignment]
-    problem = describe(q, k, v, *options)
-    bias, _, slopes, sinks, *_ = options
+    """The operator llama_fast::attention_backward: gradients of q, k, v, bias, slopes, sinks.
+
+    Those that `grad_mask`, the last argument, does not name are empty.
+    """
+    options = AttentionOptions(*options_and_mask[:-1])
+    mask: int = options_and_mask[-1]
     grad_q, grad_k, grad_v = (
         torch.empty_like(t) if mask & bit else None for bit, t in ((Q, q), (K, k), (V, v))
     )
-    delta = torch.empty_like(lse)
-    far = wide(q, k, v, out, grad_out)
-    given = (grad_out, lse, lse_low, delta)
-    sink_parts = _row_products(problem, out, grad_lse, given, mask)
-    slope_parts = None
+    int64_offsets = needs_int64_offsets(q, k, v, out, grad_out)
+    problem, delta = make_problem(q, k, v, options), torch.empty_like(lse)
+    call = _Backward(problem, q, k, v, grad_out, lse, lse_low, delta, int64_offsets)
+    sink_parts = _fill_delta(call, out, grad_lse, bool(mask & SINKS))
+    slope_parts = grad_bias = None
     if mask & (Q | SLOPES):
-        slope_parts = _query_grads(problem, (q, k, v), given, grad_q, mask, far)
+        slope_parts = _query_grads(call, grad_q, bool(mask & SLOPES))
     if mask & K_AND_V:
-        _key_grads(problem, (q, k, v), given, grad_k, grad_v, far)
-    none = q.new_empty(0)
-    return (
-        none if grad_q is None else grad_q,
-        none if grad_k is None else grad_k,
-        none if grad_v is None else grad_v,
-        _bias_grad(problem, (q, k, v), given, bias, far) if mask & BIAS else none,
-        none if slope_parts is None else _summed(slope_parts, slopes),
-        none if sink_parts is None else _summed(sink_parts, sinks),
+        _key_grads(call, grad_k, grad_v)
+    if mask & BIAS and options.bias is not None:
+        grad_bias = _bias_grad(call, options.bias)
+    grads = (
+        grad_q,
+        grad_k,
+        grad_v,
+        grad_bias,
+        _sum_to(slope_parts, options.alibi_slopes),
+        _sum_to(sink_parts, options.sinks),
     )
+    empty = q.new_empty(0)
+    return tuple(empty if grad is None else grad for grad in grads)
 
 
-def _row_products(
-    problem: Problem,
-    out: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    given: Tensors,
-    mask: int,
+def _fill_delta(
+    call: _Backward, out: torch.Tensor, grad_lse: torch.Tensor | None, needs_sinks: bool
 ) -> torch.Tensor | None:
-    """Fill delta; what the rows of each head add to the gradient of its sink, (B,H), if wanted."""
-    grad_out, lse, lse_low, delta = given
+    """Compute delta; returns the gradient of each head's sink by batch entry, (B,H), or None."""
+    problem = call.problem
     tiling = tuning.row_tiling(problem)
     plan = problem.plan(tiling, True)  # grad_lse may have any strides
-    # Packed sequences are as good as one here: their rows do not meet.
+    # Rows do not depend on each other, so packed sequences count as one here.
     batch = 1 if problem.packed else problem.batch
-    tiles = -(-problem.queries // plan.M)
+    tiles = triton.cdiv(problem.queries, plan.M)
     programs = batch * problem.heads * tiles
-    sink_parts = lse.new_empty(programs) if mask & SINKS else None
+    sink_parts = call.lse.new_empty(programs) if needs_sinks else None
     arguments = (
-        heads_of(out),
-        heads_of(grad_out),
-        rows_of(lse),
-        rows_of(lse_low),
-        rows_of(grad_lse),
-        rows_of(delta),
+        *map(strided_heads, (out, call.grad_out)),
+        *map(strided_rows, (call.lse, call.lse_low, grad_lse, call.delta)),
         sink_parts,
         problem.masks,
         problem.queries,
     )
-    launch(delta_kernel, (programs,), arguments, *_options([plan], [tiling]))
+    launch(delta_kernel, (programs,), arguments, *_choices([plan], [tiling]))
     if sink_parts is None:
         return None
     return sink_parts.view(batch, problem.heads, tiles).sum(-1, dtype=torch.float64)
 
 
 def _query_grads(
-    problem: Problem,
-    inputs: Tensors,
-    given: Tensors,
-    grad_q: torch.Tensor | None,
-    mask: int,
-    far: bool,
+    call: _Backward, grad_q: torch.Tensor | None, needs_slopes: bool
 ) -> torch.Tensor | None:
-    """Fill grad_q; the gradient of the slope of each head, (B,H), if wanted."""
-    q, k, v = inputs
-    grad_out, lse, lse_low, delta = given
-    tilings = tuning.query_grad_tilings(problem, gpu(q), (k, v))
-    if not mask & SLOPES:
-        slope_parts = None
-    elif not lse.numel():
+    """Compute grad_q; returns the gradient of each head's slope by batch entry, (B,H), or None."""
+    problem, lse = call.problem, call.lse
+    tilings = tuning.query_grad_tilings(problem, gpu(call.q), (call.k, call.v))
+    slope_parts = None
+    if needs_slopes and not lse.numel():
         return lse.new_zeros(problem.batch, problem.heads)
-    else:  # whose layout depends on the tiles
+    if needs_slopes:  # the layout of slope_parts depends on the tiles
         tilings = tilings[:1]
         slope_parts = lse.new_empty(problem.programs(problem.queries, tilings[0].M, problem.heads))
 
-    def arguments(options: Options) -> Sequence[Any]:
-        plan = options["P"]
+    def arguments(choice: Options) -> Sequence[Any]:
+        plan = choice["P"]
         return (
-            heads_of(q),
-            in_steps(k, plan.N, plan),
-            in_steps(v, plan.N, plan),
-            heads_of(grad_out),
-            rows_of(lse),
-            rows_of(lse_low),
-            rows_of(delta),
-            heads_of(grad_q),
+            strided_heads(call.q),
+            *(loop_operand(t, plan.N, plan) for t in (call.k, call.v)),
+            strided_heads(call.grad_out),
+            *call.row_stats,
+            strided_heads(grad_q),
             slope_parts,
             *problem.arguments,
-            tuning.heads_together(problem, 1),
+            tuning.section_size(problem, 1),
         )
 
-    def grid(options: Options) -> tuple[int, ...]:
-        return (problem.programs(problem.queries, options["P"].M, problem.heads),)
+    def grid(choice: Options) -> tuple[int, ...]:
+        return (problem.programs(problem.queries, choice["P"].M, problem.heads),)
 
-    choices = _options([problem.plan(t, far) for t in tilings], tilings)
+    choices = call.choices(tilings)
     launch(query_grad_kernel, grid, arguments, *choices)
     if slope_parts is None:
         return None
@@ -239,83 +241,66 @@ def _query_grads(
     return sums
 
 
-def _key_grads(
-    problem: Problem,
-    inputs: Tensors,
-    given: Tensors,
-    grad_k: torch.Tensor | None,
-    grad_v: torch.Tensor | None,
-    far: bool,
-) -> None:
-    """Fill grad_k and grad_v."""
-    q, k, v = inputs
-    grad_out, lse, lse_low, delta = given
-    tilings = tuning.key_grad_tilings(problem, gpu(q), (q, grad_out))
+def _key_grads(call: _Backward, grad_k: torch.Tensor | None, grad_v: torch.Tensor | None) -> None:
+    """Compute grad_k and grad_v."""
+    problem = call.problem
+    tilings = tuning.key_grad_tilings(problem, gpu(call.q), (call.q, call.grad_out))
     both = grad_k is not None and grad_v is not None
-    if both and tuning.keys_and_values_apart(problem, gpu(q), tilings[0]):
-        _key_grads(problem, inputs, given, grad_k, None, far)
-        _key_grads(problem, inputs, given, None, grad_v, far)
+    if both and tuning.separate_key_value_grads(problem, gpu(call.q), tilings[0]):
+        _key_grads(call, grad_k, None)
+        _key_grads(call, None, grad_v)
         return
 
-    def arguments(options: Options) -> Sequence[Any]:
-        plan = options["P"]
+    def arguments(choice: Options) -> Sequence[Any]:
+        plan = choice["P"]
         return (
-            in_steps(q, plan.M, plan),
-            heads_of(k),
-            heads_of(v),
-            in_steps(grad_out, plan.M, plan),
-            rows_of(lse),
-            rows_of(lse_low),
-            rows_of(delta),
-            heads_of(grad_k),
-            heads_of(grad_v),
+            loop_operand(call.q, plan.M, plan),
+            *map(strided_heads, (call.k, call.v)),
+            loop_operand(call.grad_out, plan.M, plan),
+            *call.row_stats,
+            *map(strided_heads, (grad_k, grad_v)),
             *problem.arguments,
-            tuning.heads_together(problem, problem.group),
+            tuning.section_size(problem, problem.group),
         )
 
-    def grid(options: Options) -> tuple[int, ...]:
-        return (problem.programs(problem.keys, options["P"].N, problem.kv_heads),)
+    def grid(choice: Options) -> tuple[int, ...]:
+        return (problem.programs(problem.keys, choice["P"].N, problem.kv_heads),)
 
-    choices = _options([problem.plan(t, far) for t in tilings], tilings)
-    launch(key_grad_kernel, grid, arguments, *choices)
+    launch(key_grad_kernel, grid, arguments, *call.choices(tilings))
 
 
-def _bias_grad(
-    problem: Problem, inputs: Tensors, given: Tensors, bias: torch.Tensor, far: bool
-) -> torch.Tensor:
+def _bias_grad(call: _Backward, bias: torch.Tensor) -> torch.Tensor:
     """The gradient of the bias, in its shape and dtype."""
+    problem = call.problem
     B, H, S, T = bias.shape
-    # A gradient with all queries and keys is summed over batch and heads where it is made. Others
-    # are small, and made for each head: there would be too few programs otherwise.
+    # A gradient with all queries and keys is summed over batch and heads by its program. Others
+    # are small and computed for each head, as there would be too few programs otherwise.
     whole = S > 1 and T > 1
     batches = problem.batch if whole and B == 1 else 1
     heads = problem.heads if whole and H == 1 else 1
     sizes = (problem.batch // max(batches, 1), problem.heads // max(heads, 1), S, T)
-    grad_out, lse, lse_low, delta = given
-    grad = lse.new_empty(sizes)
-    tiling = tuning.bias_grad_tiling(problem, gpu(bias))
-    plan = problem.plan(tiling, far)
-    tiles = (1 if S == 1 else -(-S // plan.M)) * (1 if T == 1 else -(-T // plan.N))
+    grad = call.lse.new_empty(sizes)
+    (choice,) = call.choices([tuning.bias_grad_tiling(problem, gpu(bias))])
+    plan = choice["P"]
+    tiles = (1 if S == 1 else triton.cdiv(S, plan.M)) * (1 if T == 1 else triton.cdiv(T, plan.N))
     arguments = (
-        *map(heads_of, inputs),
-        heads_of(grad_out),
-        rows_of(lse),
-        rows_of(lse_low),
-        rows_of(delta),
-        broadcast(grad),
+        *map(strided_heads, (call.q, call.k, call.v, call.grad_out)),
+        *call.row_stats,
+        strided_bias(grad),
         *problem.arguments[:2],
         *problem.arguments[3:],
         batches,
         heads,
     )
-    (options,) = _options([plan], [tiling])
-    options |= {"SUM_ROWS": S == 1, "SUM_COLUMNS": T == 1}
-    launch(bias_grad_kernel, (tiles * sizes[0] * sizes[1],), arguments, options)
-    return _summed(grad, bias)
+    choice |= {"SUM_ROWS": S == 1, "SUM_COLUMNS": T == 1}
+    launch(bias_grad_kernel, (tiles * sizes[0] * sizes[1],), arguments, choice)
+    return _sum_to(grad, bias)
 
 
-def _summed(grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`grad` summed over the dimensions that `like` lacks or has once, in its dtype."""
+def _sum_to(grad: torch.Tensor | None, like: torch.Tensor | None) -> Any:
+    """`grad` summed over the dimensions that `like` lacks or has once, in its dtype; or None."""
+    if grad is None or like is None:
+        return None
     grad = grad.view(-1, *grad.shape[grad.dim() - like.dim() :])
     shared = [0] + [d + 1 for d, n in enumerate(like.shape) if n == 1 and grad.shape[d + 1] != 1]
     if shared == [0] and grad.shape[0] == 1:
@@ -323,8 +308,8 @@ def _summed(grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return grad.sum(shared, keepdim=True, dtype=torch.float64)[0].to(like.dtype)
 
 
-def _options(plans: Sequence[Plan], tilings: Sequence[Tiling]) -> list[Options]:
-    """What is launched for these plans, the default first."""
+def _choices(plans: Sequence[Plan], tilings: Sequence[Tiling]) -> list[Options]:
+    """The options of a launch with each of these plans, the default first."""
     return [
         {"P": plan, "num_warps": tiling.warps, "num_stages": tiling.stages}
         for plan, tiling in zip(plans, tilings, strict=True)
@@ -342,14 +327,14 @@ def _like_heads(q: torch.Tensor, size: int) -> torch.Tensor:
 def examples() -> Iterator[Callable[[], object]]:
     """Calls that reach every configuration."""
     for D in (64, 128, 256, 512):
-        for features in ("causal", "packed", "rich"):
-            yield lambda a=(torch.bfloat16, D, features): _example(*a)
+        for features in ("causal", "packed", "all"):
+            yield partial(_example, torch.bfloat16, D, features)
     for D in (64, 128):
-        for features in ("packed", "rich"):
-            yield lambda a=(torch.float32, D, features): _example(*a)
+        for features in ("packed", "all"):
+            yield partial(_example, torch.float32, D, features)
     for dtype, D, features in (
-        (torch.float32, 512, "rich"),
-        (torch.float64, 64, "causal"),  # for checks of derivatives: with everything on, it spills
+        (torch.float32, 512, "all"),
+        (torch.float64, 64, "causal"),  # for gradcheck: with all features on, it spills
         (torch.float32, 64, ""),
         (torch.bfloat16, 128, ""),
         (torch.bfloat16, 64, "window"),
@@ -357,10 +342,10 @@ def examples() -> Iterator[Callable[[], object]]:
         (torch.bfloat16, 96, "causal"),
         (torch.float16, 128, "causal"),
     ):
-        yield lambda a=(dtype, D, features): _example(*a)
+        yield partial(_example, dtype, D, features)
     for D in (64, 128, 256, 512):
         for queries in (1, 16):  # few: heads of a group share a tile
-            yield lambda a=(D, queries): _example(torch.bfloat16, a[0], "causal", a[1])
+            yield partial(_example, torch.bfloat16, D, "causal", queries)
 
 
 def _example(dtype: torch.dtype, D: int, features: str, queries: int = 4096) -> None:
@@ -371,24 +356,26 @@ def _example(dtype: torch.dtype, D: int, features: str, queries: int = 4096) -> 
         return torch.empty(shape, dtype=of, device="meta")
 
     q, k, v = (empty(B, n, h, D).transpose(1, 2) for n, h in ((queries, H), (T, K), (T, K)))
-    bias = padding = slopes = sinks = cu = seed = None
+    options = AttentionOptions(causal=features != "", scale=D**-0.5)
     mask = Q | K_AND_V
     if features == "packed":
         q, k, v = (t.transpose(1, 2)[0] for t in (q, k, v))
         cu = empty(9, of=torch.int32)
-    if features == "rich":
-        single = torch.float64 if dtype == torch.float64 else torch.float32
-        bias, padding = empty(B, H, queries, T, of=single), empty(B, T, of=torch.bool)
-        slopes, sinks = empty(1, H), empty(H)
-        # With dropout on top of all this, heads of 512 spill 16 bytes on sm_80.
-        seed = empty(1, of=torch.int64) if D < 512 else None
+        options = options._replace(cu_seqlens_q=cu, cu_seqlens_k=cu)
+    if features in ("window", "all"):
+        options = options._replace(window_left=1000, window_right=1000)
+    if features == "all":
+        options = options._replace(
+            bias=empty(B, H, queries, T, of=wide_dtype(dtype)),
+            key_padding_mask=empty(B, T, of=torch.bool),
+            alibi_slopes=empty(1, H),
+            sinks=empty(H),
+            softcap=10.0,
+        )
         mask |= BIAS | SLOPES | SINKS
-    side = 1000 if features in ("window", "rich") else -1
-    options = (
-        *(bias, padding, slopes, sinks, cu, cu, seed),
-        *(features != "", side, side, D**-0.5, 10.0 if features == "rich" else 0.0),
-        0.1 if seed is not None else 0.0,
-    )
+    if features == "all" and D < 512:
+        # With dropout on top of all this, heads of 512 spill 16 bytes on sm_80.
+        options = options._replace(dropout_seed=empty(1, of=torch.int64), dropout_p=0.1)
     out, lse, lse_low = attention(q, k, v, *options)
     if queries == T:
         attention_backward(out, lse, q, k, v, out, lse, lse_low, *options, mask)

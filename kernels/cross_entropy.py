@@ -22,7 +22,9 @@ from llama_fast.kernels._cross_entropy_kernels import (
     _reduce,
     _totals,
 )
-from llama_fast.kernels._launch import Options, accumulator, gpu, launch, warps, wide_type
+from llama_fast.kernels._launch import Options, accumulator, gpu, launch, warps
+
+from llama_fast.reference._dtypes import wide_dtype
 
 NONE, MEAN, SUM = range(3)
 # The longest row, in bytes as float32, that stays in registers; what is taken at once of a longer.
@@ -95,7 +97,7 @@ def problem(
     probabilities, probability_strides = (None, strides) if by_index else _strided(target)
     classes = input.shape[_class_dim(input)]
     if weight is not None:
-        weight = weight.to(wide_type(input.dtype)).contiguous()
+        weight = weight.to(wide_dtype(input.dtype)).contiguous()
     options = {
         "SMOOTHING": label_smoothing,
         "SOFTCAP": softcap,
@@ -151,7 +153,7 @@ def loss_of_rows(p: Problem, stats: bool) -> Rows:
     splits = triton.cdiv(p.classes, split) if split else 1
     partial = None
     if splits > 1:
-        kind = wide_type(p.logits.dtype)
+        kind = wide_dtype(p.logits.dtype)
         partial = p.logits.new_empty((7, p.tokens, splits), dtype=kind)
     arguments = (
         p.logits, p.target, p.weight, p.probabilities, *rows, partial, p.classes, split, p.inner,
@@ -201,7 +203,7 @@ def _upstream(p: Problem, grad_loss: torch.Tensor | None) -> tuple[torch.Tensor 
 def _may_keep(p: Problem, stats: bool) -> bool:
     """Whether a row stays in registers, beside what else is computed of it."""
     longest = LONGEST_ROW // 2 if stats or p.options["SPREAD"] else LONGEST_ROW
-    return p.classes * wide_type(p.logits.dtype).itemsize <= longest
+    return p.classes * wide_dtype(p.logits.dtype).itemsize <= longest
 
 
 def loss_and_gradient(
@@ -239,7 +241,7 @@ def reduced(
     p: Problem, found: Rows, divisors: torch.Tensor | None, reduction: int, stats: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, z-loss) of the operator from those of each row; the latter empty without `stats`."""
-    dtype, with_z = wide_type(p.logits.dtype), p.options["Z_LOSS"] != 0
+    dtype, with_z = wide_dtype(p.logits.dtype), p.options["Z_LOSS"] != 0
     if reduction == NONE:
         loss = (found.losses + found.z_losses if with_z else found.losses).to(dtype)
         return loss, found.z_losses.to(dtype) if stats else loss.new_empty(0)

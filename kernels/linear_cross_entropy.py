@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from llama_fast.kernels import cross_entropy as rows
-from llama_fast.kernels._launch import wide_type
+
+from llama_fast.reference._dtypes import wide_dtype
 
 NONE, MEAN, SUM = range(3)
 CHUNK_ROWS = 4096
@@ -45,7 +46,7 @@ class _Count:
 
 def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """a @ b in float32 or wider, added to `out` where it is given."""
-    wide = wide_type(a.dtype)
+    wide = wide_dtype(a.dtype)
     if a.dtype == wide:
         return a @ b if out is None else out.addmm_(a, b)
     if not a.is_cuda:  # torch has the product of two dtypes on the GPU only
@@ -78,7 +79,7 @@ def _sweep(
     grad_mask: int,
     grad_lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    wide = wide_type(input.dtype)
+    wide = wide_dtype(input.dtype)
     N, V = input.shape[0], linear_weight.shape[0]
     wanted = [bool(grad_mask & 1 << i) for i in range(3)]
     if weight is not None:

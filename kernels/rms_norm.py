@@ -16,15 +16,16 @@ import triton.language as tl
 from llama_fast.kernels._launch import (
     Options,
     accumulator,
+    as_rows,
     gpu,
     has_heads_inside,
     launch,
     new_like_heads,
-    rows_of,
     warps,
-    wide_type,
 )
 from llama_fast.kernels._math import divide, reciprocal_root
+
+from llama_fast.reference._dtypes import wide_dtype
 
 # The longest row in bytes, as float32, that stays in registers (of the backward: with the sums for
 # the weight), and the piece of a longer one that is taken at once.
@@ -267,7 +268,7 @@ def _add_partials(
 
 def _options(features: int, dtype: torch.dtype, elements: int, longest: int) -> Options:
     """Whole rows, several to a program where they are short."""
-    whole = features * wide_type(dtype).itemsize <= longest
+    whole = features * wide_dtype(dtype).itemsize <= longest
     block = max(128, triton.next_power_of_2(features)) if whole else PIECE
     rows = max(1, elements // block)
     return {
@@ -294,15 +295,15 @@ def rms_norm(
     y = new_like_heads(input)
     heads = has_heads_inside(input)
     inner = input.transpose(1, 2) if heads else input
-    rstd = inner.new_empty(inner.shape[:-1], dtype=wide_type(x_type))
+    rstd = inner.new_empty(inner.shape[:-1], dtype=wide_dtype(x_type))
     if input.numel() == 0:
         return y, x, rstd.fill_(torch.nan)  # an empty row has no mean
 
-    flat = rows_of(inner)
+    flat = as_rows(inner)
     rows, features = flat.shape
     added = flat
     if residual is not None:
-        added = rows_of(residual.transpose(1, 2) if heads else residual)
+        added = as_rows(residual.transpose(1, 2) if heads else residual)
     options = _options(features, x_type, 2048, LONGEST_ROW) | {
         "EPS": eps,
         "OFFSET": offset,
@@ -334,7 +335,7 @@ def rms_norm_backward(
 
     heads = has_heads_inside(x)
     tensors = (grad_y, x if grad_x is None else grad_x, x)
-    d, more, flat = (rows_of(t.transpose(1, 2) if heads else t) for t in tensors)
+    d, more, flat = (as_rows(t.transpose(1, 2) if heads else t) for t in tensors)
     rstd = (rstd.transpose(1, 2) if heads else rstd).contiguous()
     rows, features = flat.shape
     acc, add = accumulator(x.dtype), grad_x is not None
@@ -348,7 +349,7 @@ def rms_norm_backward(
     if not whole:
         options |= {"ROWS": 4, "BLOCK": 1024}
     parts = min(triton.cdiv(rows, options["ROWS"]), (4 if whole else 1) * gpu(x).processors)
-    partial = x.new_empty((parts, features) if want_weight else 0, dtype=wide_type(x.dtype))
+    partial = x.new_empty((parts, features) if want_weight else 0, dtype=wide_dtype(x.dtype))
     if whole:
         flags |= {"WANT_X": want_x, "WANT_WEIGHT": want_weight}
         arguments = (d, more, flat, weight, rstd, dx, partial, rows, features, *strides)
@@ -376,7 +377,7 @@ def examples() -> Iterator[Callable[[], object]]:
         some = dtype in (torch.bfloat16, torch.float32)
         for width in (*(128 << i for i in range(9)), 4100) if some else (1024, 4096, 8192):
             x = torch.empty(64, width, dtype=dtype, device="meta")
-            rstd = torch.empty(64, dtype=wide_type(dtype), device="meta")
+            rstd = torch.empty(64, dtype=wide_dtype(dtype), device="meta")
             for residual in (None, x):
                 yield lambda x=x, r=residual: rms_norm(x, x[0], r, 1e-6, 0.0)
                 for mask in (1, 2, 3) if width == 4096 else (3,):

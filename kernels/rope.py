@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._launch import Options, accumulator, launch, new_like_heads, wide_type
+from llama_fast.kernels._launch import Options, accumulator, launch, new_like_heads
+
+from llama_fast.reference._dtypes import wide_dtype
 
 HEADS = 4  # that a program turns at most
 
@@ -172,7 +174,7 @@ def examples() -> Iterator[Callable[[], object]]:
                 torch.empty(2, S, heads, D, dtype=dtype, device="meta").transpose(1, 2)
                 for heads in (H, K)
             )
-            table = torch.empty(S, D // 2, dtype=wide_type(dtype), device="meta")
+            table = torch.empty(S, D // 2, dtype=wide_dtype(dtype), device="meta")
             for interleaved in (False, True):
                 for inverse in (False, True) if (S, H, D) == (4096, 32, 128) else (False,):
                     yield lambda q=q, k=k, t=table, a=interleaved, b=inverse: rope(q, k, t, t, a, b)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._launch import Options, accumulator, launch, rows_of
+from llama_fast.kernels._launch import Options, accumulator, as_rows, launch
 from llama_fast.kernels._math import divide, exp
 
 
@@ -72,7 +72,7 @@ def _rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """(rows, columns) of each: a single row where nothing lies between the rows of any."""
     if all(t.is_contiguous() for t in tensors):
         return [t.view(1, -1) for t in tensors]
-    return [rows_of(t) for t in tensors]
+    return [as_rows(t) for t in tensors]
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

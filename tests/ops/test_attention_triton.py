@@ -48,13 +48,13 @@ def test_few_heads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_descriptors_and_addresses_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors that a tensor descriptor cannot stand for are read otherwise, that is all."""
     from llama_fast.kernels import _attention_tuning as tuning
-    from llama_fast.kernels._attention_plan import describable
+    from llama_fast.kernels._attention_plan import supports_descriptor
 
     for table in (tuning._FORWARD, tuning._QUERY_GRAD, tuning._KEY_GRAD):
-        monkeypatch.setitem(table, "bare", table["descriptors"])
+        monkeypatch.setitem(table, "plain", table["descriptors"])
     q, k, v = (torch.randn(2, h, 150, 40).bfloat16() for h in (4, 2, 2))
     odd = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in (q, k, v)]
-    assert all(map(describable, (q, k, v))) and not any(map(describable, odd))
+    assert all(map(supports_descriptor, (q, k, v))) and not any(map(supports_descriptor, odd))
     results = []
     for tensors in ((q, k, v), odd):
         leaves = [t.detach().requires_grad_() for t in tensors]
@@ -104,14 +104,14 @@ def test_absurd_windows(window: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("T", (256, 700, 1031))
-def test_shares_of_the_keys_add_up(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One query: its keys are shared out, or not, with the same result."""
+def test_splits_of_the_keys_add_up(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query: the result is the same whether or not its keys are split."""
     from llama_fast.kernels import _attention_tuning
 
     q, k, v = (torch.randn(1, h, n, 32) for h, n in ((4, 1), (2, T), (2, T)))
     options = {"window": (600, 0), "sinks": torch.randn(4), "return_lse": True}
     found = llama_fast.attention(q, k, v, **options)
-    monkeypatch.setattr(_attention_tuning, "key_shares", lambda *_: 1)
+    monkeypatch.setattr(_attention_tuning, "key_splits", lambda *_: 1)
     for a, b in zip(found, llama_fast.attention(q, k, v, **options), strict=True):
         torch.testing.assert_close(a, b)
 
