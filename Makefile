@@ -22,13 +22,14 @@ wheel_env := build/wheel-venv
 triton_oldest := build/triton-3.6.0
 transformers_oldest := build/transformers-5.5.0
 litgpt := build/litgpt-0.5.13
+docs_env := build/docs-venv
 audit  := build/audit-venv
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-triton test-cuda test-transformers-oldest audit gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean
+.PHONY: help demo test docs fuzz test-triton test-cuda test-transformers-oldest audit gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -69,6 +70,11 @@ test-transformers-oldest: $(installed) $(built)  ## run the drop-in's tests with
 	$(py) -m pip install --quiet --target $(transformers_oldest).part transformers==5.5.0 && \
 	rm -rf $(transformers_oldest).part/numpy* && mv $(transformers_oldest).part $(transformers_oldest); }
 	PYTHONPATH=$(transformers_oldest) $(pytest) tests/integrations -k "not flash_attn" $(ARGS)
+
+# In an environment of its own, which needs neither torch nor the package: docstrings are read, not
+# imported. A broken link or anchor, or a missing docstring, is an error.
+docs: $(docs_env)/.installed  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(docs_env)/bin/mkdocs build $(ARGS)
 
 # Asks the advisory service of PyPI about each package of .venv, so it needs the network and is not
 # among what .ci/run does without: run it before a release. pip-audit is beside .venv, not in it.
@@ -180,6 +186,12 @@ $(built): $(native) | $(VENV)/.torch
 
 $(installed): pyproject.toml setup.py | $(built)
 	$(py) -m pip install --no-build-isolation --editable '.[test]' $(TORCH)
+	@touch $@
+
+# The packages of the extra `docs` alone: the package itself would bring torch.
+$(docs_env)/.installed: pyproject.toml
+	test -x $(docs_env)/bin/pip || $(PYTHON) -m venv $(docs_env)
+	$(docs_env)/bin/python -m pip install --quiet $$(sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	@touch $@
 
 $(VENV)/.dev: $(installed)
