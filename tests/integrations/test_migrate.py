@@ -1,4 +1,4 @@
-"""docs/migrate.md: its examples run, its names exist, and its claims about numbers hold."""
+"""docs/migrate.md: its names exist, and its claims about numbers hold (tests/docs runs its code)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,7 @@ import llama_fast
 from tests.paths import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "migrate.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 CALLS = sorted(set(re.findall(r"llama_fast\.(\w+)\(", PAGE)))
-
-
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_examples_run(number: int) -> None:
-    if "transformers" in EXAMPLES[number]:
-        pytest.importorskip("transformers")
-    exec(EXAMPLES[number], {})
 
 
 @pytest.mark.parametrize("name", CALLS)
