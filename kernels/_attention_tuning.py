@@ -88,7 +88,7 @@ _KEY_GRAD = {
 
 
 def _tilings(
-    table: dict[str, dict[int, tuple[int, ...]]],
+    table: dict[str, dict[int, tuple[int, int, int, int]]],
     problem: AttentionProblem,
     gpu: Gpu,
     operands: Tensors,

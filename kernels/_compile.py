@@ -224,7 +224,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 def main() -> int:
     """Compile everything; returns 1 if a result is not acceptable."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("op", nargs="*", help="only these (default: all that have kernels)")
     parser.add_argument("--arch", type=int, action="append", choices=SHARED_BYTES, default=None)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Arithmetic that the kernels share: rounded correctly where Triton's own takes a shortcut."""
+"""Arithmetic that the kernels share, rounded correctly where Triton's own is approximate."""
 
 import triton
 import triton.language as tl
@@ -35,7 +35,7 @@ def reciprocal_root(x):
 
 @triton.jit
 def tanh(x, EXACT: tl.constexpr):
-    """tanh; EXACT: to float32's last digits near zero too, where 1 - e^-2x cancels."""
+    """tanh; EXACT: accurate to float32's precision near zero too, where 1 - e^-2x cancels."""
     size = tl.abs(x)
     t = exp(-2.0 * size)
     result = divide(1.0 - t, 1.0 + t)

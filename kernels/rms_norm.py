@@ -3,12 +3,13 @@
     x = input + residual     r = 1 / sqrt(mean(x^2) + eps)     y = x r (offset + w)
     dx = r (g - x r^2 mean(g x)) + grad_x,  g = dy (offset + w)     dw = sum over rows of dy x r
 
-A program keeps whole rows in registers, so memory is read once; rows too long for that are swept
-twice. For dw every program adds its rows up in order, and a second kernel adds up the programs:
-no atomics, the same bits at every run.
+A program keeps whole rows in registers, so memory is read once; rows that are too long are read
+twice. For dw every program sums its rows in order, and a second kernel sums over the programs:
+without atomics the result is the same at every run.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import triton
@@ -27,26 +28,17 @@ from llama_fast.kernels._math import divide, reciprocal_root
 
 from llama_fast.reference._dtypes import wide_dtype
 
-# The longest row in bytes, as float32, that stays in registers (of the backward: with the sums for
-# the weight), and the piece of a longer one that is taken at once.
-LONGEST_ROW, LONGEST_BACKWARD, PIECE = 65536, 32768, 4096
+# The longest row, in bytes of float32, that stays in registers; in the backward with the sums for
+# the weight. Of longer rows LONG_ROW_BLOCK numbers are read at a time.
+MAX_ROW_BYTES, MAX_BACKWARD_ROW_BYTES, LONG_ROW_BLOCK = 65536, 32768, 4096
 
 
 @triton.jit
-def _take(
-    input,
-    residual,
-    x,
-    row,
-    column,
-    rows,
-    features,
-    input_stride,
-    residual_stride,
-    ACC: tl.constexpr,
-    ADD: tl.constexpr,
-):
-    """Some columns of x, which are stored where they are a sum."""
+def _load_x(
+    input, residual, x, row, column, rows, features, input_stride, residual_stride,
+    ACC: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """Some columns of x; with ADD they are also stored."""
     mask = (row < rows) & (column < features)
     value = tl.load(input + row * input_stride + column, mask, other=0.0)
     if ADD:
@@ -57,19 +49,10 @@ def _take(
 
 
 @triton.jit
-def _give(
-    y,
-    weight,
-    value,
-    r,
-    row,
-    column,
-    rows,
-    features,
-    weight_stride,
-    OFFSET: tl.constexpr,
+def _store_y(
+    y, weight, value, r, row, column, rows, features, weight_stride, OFFSET: tl.constexpr,
     ACC: tl.constexpr,
-):
+):  # fmt: skip
     """Store some columns of y."""
     w = tl.load(weight + column * weight_stride, column < features, other=0.0).to(ACC)
     mask = (row < rows) & (column < features)
@@ -78,41 +61,26 @@ def _give(
 
 @triton.jit
 def _forward(
-    input,
-    residual,
-    weight,
-    y,
-    x,
-    rstd,
-    rows,
-    features,
-    input_stride,
-    residual_stride,
-    weight_stride,
-    EPS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    ACC: tl.constexpr,
-    ADD: tl.constexpr,
-    WHOLE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    input, residual, weight, y, x, rstd, rows, features, input_stride, residual_stride,
+    weight_stride, EPS: tl.constexpr, OFFSET: tl.constexpr, ACC: tl.constexpr, ADD: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     # A tensor rather than a number: interpreted, float64 has to stay float64.
     count = tl.full([ROWS, 1], 1, ACC) * features
     if WHOLE:
-        value = _take(
+        value = _load_x(
             input, residual, x, row, columns, rows, features, input_stride, residual_stride,
             ACC, ADD,
         )  # fmt: skip
         squares = tl.sum(value * value, axis=1)[:, None]
         r = reciprocal_root(divide(squares, count) + EPS)
-        _give(y, weight, value, r, row, columns, rows, features, weight_stride, OFFSET, ACC)
+        _store_y(y, weight, value, r, row, columns, rows, features, weight_stride, OFFSET, ACC)
     else:
         partial = tl.zeros([ROWS, BLOCK], ACC)
         for start in range(0, features, BLOCK):
-            value = _take(
+            value = _load_x(
                 input, residual, x, row, start + columns, rows, features, input_stride,
                 residual_stride, ACC, ADD,
             )  # fmt: skip
@@ -120,38 +88,21 @@ def _forward(
         squares = tl.sum(partial, axis=1)[:, None]
         r = reciprocal_root(divide(squares, count) + EPS)
         for start in range(0, features, BLOCK):
-            value = _take(
+            value = _load_x(
                 input, residual, x, row, start + columns, rows, features, input_stride,
                 residual_stride, ACC, ADD,
             )  # fmt: skip
             column = start + columns
-            _give(y, weight, value, r, row, column, rows, features, weight_stride, OFFSET, ACC)
+            _store_y(y, weight, value, r, row, column, rows, features, weight_stride, OFFSET, ACC)
     tl.store(rstd + row, r, row < rows)
 
 
 @triton.jit
 def _backward(
-    grad_y,
-    grad_x,
-    x,
-    weight,
-    rstd,
-    dx,
-    partial,
-    rows,
-    features,
-    grad_y_stride,
-    grad_x_stride,
-    x_stride,
-    weight_stride,
-    OFFSET: tl.constexpr,
-    ACC: tl.constexpr,
-    ADD: tl.constexpr,
-    WANT_X: tl.constexpr,
-    WANT_WEIGHT: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    grad_y, grad_x, x, weight, rstd, dx, partial, rows, features, grad_y_stride, grad_x_stride,
+    x_stride, weight_stride, OFFSET: tl.constexpr, ACC: tl.constexpr, ADD: tl.constexpr,
+    NEEDS_X: tl.constexpr, NEEDS_WEIGHT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     column = tl.arange(0, BLOCK)[None, :]
     weight_sum = tl.zeros([ROWS, BLOCK], ACC)
     count = tl.full([ROWS, 1], 1, ACC) * features
@@ -161,10 +112,10 @@ def _backward(
         r = tl.load(rstd + row, row < rows, other=0.0).to(ACC)
         d = tl.load(grad_y + row * grad_y_stride + column, mask, other=0.0).to(ACC)
         normed = tl.load(x + row * x_stride + column, mask, other=0.0).to(ACC) * r
-        if WANT_WEIGHT:
+        if NEEDS_WEIGHT:
             weight_sum += d * normed
-        if WANT_X:
-            # Read again for every row: it is in the cache, and registers are scarce.
+        if NEEDS_X:
+            # Loaded again for every row: it is in the cache, and registers are scarce.
             w = tl.load(weight + column * weight_stride, column < features, other=0.0).to(ACC)
             g = d * (OFFSET + w)
             mean = divide(tl.sum(g * normed, axis=1)[:, None], count)
@@ -173,30 +124,17 @@ def _backward(
                 more = tl.load(grad_x + row * grad_x_stride + column, mask, other=0.0)
                 gradient += more.to(ACC)
             tl.store(dx + row * features + column, gradient, mask)
-    if WANT_WEIGHT:
+    if NEEDS_WEIGHT:
         place = partial + tl.program_id(0).to(tl.int64) * features + column
         tl.store(place, tl.sum(weight_sum, axis=0)[None, :], column < features)
 
 
 @triton.jit
 def _backward_long(
-    grad_y,
-    grad_x,
-    x,
-    weight,
-    rstd,
-    dx,
-    features,
-    grad_y_stride,
-    grad_x_stride,
-    x_stride,
-    weight_stride,
-    OFFSET: tl.constexpr,
-    ACC: tl.constexpr,
-    ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """dx of one row that is too long to keep."""
+    grad_y, grad_x, x, weight, rstd, dx, features, grad_y_stride, grad_x_stride, x_stride,
+    weight_stride, OFFSET: tl.constexpr, ACC: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dx of one row that does not fit in registers."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     r = tl.load(rstd + row).to(ACC)
@@ -222,19 +160,10 @@ def _backward_long(
 
 @triton.jit
 def _weight_sums(
-    grad_y,
-    x,
-    rstd,
-    partial,
-    rows,
-    features,
-    grad_y_stride,
-    x_stride,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """dw of some rows and a strip of columns, where rows are too long to keep."""
+    grad_y, x, rstd, partial, rows, features, grad_y_stride, x_stride, ACC: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dw of some rows and columns, where rows do not fit in registers."""
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     weight_sum = tl.zeros([ROWS, BLOCK], ACC)
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
@@ -249,14 +178,8 @@ def _weight_sums(
 
 @triton.jit
 def _add_partials(
-    partial,
-    dweight,
-    parts,
-    features,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    partial, dweight, parts, features, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
     total = tl.zeros([ROWS, BLOCK], ACC)
     for start in range(0, parts, ROWS):
@@ -266,10 +189,10 @@ def _add_partials(
     tl.store(dweight + column, tl.sum(total, axis=0)[None, :], column < features)
 
 
-def _options(features: int, dtype: torch.dtype, elements: int, longest: int) -> Options:
-    """Whole rows, several to a program where they are short."""
-    whole = features * wide_dtype(dtype).itemsize <= longest
-    block = max(128, triton.next_power_of_2(features)) if whole else PIECE
+def _options(features: int, dtype: torch.dtype, elements: int, max_row_bytes: int) -> Options:
+    """Whole rows in a program, several if they are short, unless they exceed `max_row_bytes`."""
+    whole = features * wide_dtype(dtype).itemsize <= max_row_bytes
+    block = max(128, triton.next_power_of_2(features)) if whole else LONG_ROW_BLOCK
     rows = max(1, elements // block)
     return {
         "ACC": accumulator(dtype),
@@ -286,7 +209,7 @@ def rms_norm(
     eps: float,
     offset: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The operator llama_fast::rms_norm."""
+    """The operator llama_fast::rms_norm: y, x (empty without a residual), rstd."""
     if residual is None:
         x_type, x = input.dtype, input.new_empty(0)
     else:
@@ -304,7 +227,7 @@ def rms_norm(
     added = flat
     if residual is not None:
         added = as_rows(residual.transpose(1, 2) if heads else residual)
-    options = _options(features, x_type, 2048, LONGEST_ROW) | {
+    options = _options(features, x_type, 2048, MAX_ROW_BYTES) | {
         "EPS": eps,
         "OFFSET": offset,
         "ADD": residual is not None,
@@ -326,47 +249,48 @@ def rms_norm_backward(
     offset: float,
     grad_mask: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operator llama_fast::rms_norm_backward."""
-    want_x, want_weight = bool(grad_mask & 1), bool(grad_mask & 2)
-    dx = new_like_heads(x) if want_x else x.new_empty(0)
-    dweight = weight.new_empty(weight.shape if want_weight else 0)
+    """The operator llama_fast::rms_norm_backward: dx and dweight, empty if not in `grad_mask`."""
+    needs_x, needs_weight = bool(grad_mask & 1), bool(grad_mask & 2)
+    dx = new_like_heads(x) if needs_x else x.new_empty(0)
+    dweight = weight.new_empty(weight.shape if needs_weight else 0)
     if x.numel() == 0:
         return dx, dweight.zero_()
 
     heads = has_heads_inside(x)
     tensors = (grad_y, x if grad_x is None else grad_x, x)
-    d, more, flat = (as_rows(t.transpose(1, 2) if heads else t) for t in tensors)
+    dy, dx_added, flat = (as_rows(t.transpose(1, 2) if heads else t) for t in tensors)
     rstd = (rstd.transpose(1, 2) if heads else rstd).contiguous()
     rows, features = flat.shape
     acc, add = accumulator(x.dtype), grad_x is not None
-    strides = (d.stride(0), more.stride(0), flat.stride(0), weight.stride(0))
+    strides = (dy.stride(0), dx_added.stride(0), flat.stride(0), weight.stride(0))
     flags = {"OFFSET": offset, "ADD": add}
     wide = x.dtype == torch.float64
-    options = _options(features, x.dtype, 512 if wide else 1024, LONGEST_BACKWARD)
+    options = _options(features, x.dtype, 512 if wide else 1024, MAX_BACKWARD_ROW_BYTES)
     if not wide:
         options["num_warps"] = warps(options["ROWS"] * options["BLOCK"] // 2)  # more registers each
     whole = options["BLOCK"] >= features
     if not whole:
         options |= {"ROWS": 4, "BLOCK": 1024}
     parts = min(triton.cdiv(rows, options["ROWS"]), (4 if whole else 1) * gpu(x).processors)
-    partial = x.new_empty((parts, features) if want_weight else 0, dtype=wide_dtype(x.dtype))
+    partial_sums = x.new_empty((parts, features) if needs_weight else 0, dtype=wide_dtype(x.dtype))
+    inputs = (dy, dx_added, flat, weight, rstd, dx)
     if whole:
-        flags |= {"WANT_X": want_x, "WANT_WEIGHT": want_weight}
-        arguments = (d, more, flat, weight, rstd, dx, partial, rows, features, *strides)
-        launch(_backward, (parts,), arguments, options | flags)
-    else:
-        if want_x:
-            arguments = (d, more, flat, weight, rstd, dx, features, *strides)
-            long = {"ACC": acc, "BLOCK": PIECE, "num_warps": warps(PIECE)}
-            launch(_backward_long, (rows,), arguments, long | flags)
-        if want_weight:
-            arguments = (d, flat, rstd, partial, rows, features, d.stride(0), flat.stride(0))
-            options["num_warps"] = 8
-            launch(_weight_sums, (parts, triton.cdiv(features, 1024)), arguments, options)
-    if want_weight:
+        flags |= {"NEEDS_X": needs_x, "NEEDS_WEIGHT": needs_weight}
+        launch(
+            _backward, (parts,), (*inputs, partial_sums, rows, features, *strides), options | flags
+        )
+    if not whole and needs_x:
+        long = {"ACC": acc, "BLOCK": LONG_ROW_BLOCK, "num_warps": warps(LONG_ROW_BLOCK)}
+        launch(_backward_long, (rows,), (*inputs, features, *strides), long | flags)
+    if not whole and needs_weight:
+        sizes = (rows, features, dy.stride(0), flat.stride(0))
+        options["num_warps"] = 8
+        columns = triton.cdiv(features, 1024)
+        launch(_weight_sums, (parts, columns), (dy, flat, rstd, partial_sums, *sizes), options)
+    if needs_weight:
         options = {"ACC": acc, "ROWS": 32, "BLOCK": 32, "num_warps": 4}
-        arguments = (partial, dweight, parts, features)
-        launch(_add_partials, (triton.cdiv(features, 32),), arguments, options)
+        sums = (partial_sums, dweight, parts, features)
+        launch(_add_partials, (triton.cdiv(features, 32),), sums, options)
     return dx, dweight
 
 
@@ -379,8 +303,7 @@ def examples() -> Iterator[Callable[[], object]]:
             x = torch.empty(64, width, dtype=dtype, device="meta")
             rstd = torch.empty(64, dtype=wide_dtype(dtype), device="meta")
             for residual in (None, x):
-                yield lambda x=x, r=residual: rms_norm(x, x[0], r, 1e-6, 0.0)
+                yield partial(rms_norm, x, x[0], residual, 1e-6, 0.0)
                 for mask in (1, 2, 3) if width == 4096 else (3,):
-                    yield lambda x=x, r=residual, rstd=rstd, mask=mask: rms_norm_backward(
-                        x, r, x, x[0], rstd, 1e-6, 0.0, mask
-                    )
+                    inputs = (x, residual, x, x[0], rstd)
+                    yield partial(rms_norm_backward, *inputs, 1e-6, 0.0, mask)

@@ -2,10 +2,11 @@
 
     a' = a cos - b sin        b' = b cos + a sin
 
-A program turns some heads at some positions; it reads their cosines and sines once.
+A program rotates some heads at some positions; it reads their cosines and sines once.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import triton
@@ -14,26 +15,15 @@ from llama_fast.kernels._launch import Options, accumulator, launch, new_like_he
 
 from llama_fast.reference._dtypes import wide_dtype
 
-HEADS = 4  # that a program turns at most
+MAX_HEADS = 4  # that a program rotates
 
 
 @triton.jit
-def _turn(
-    x,
-    out,
-    x_strides,
-    out_strides,
-    cos,
-    sin,
-    batch,
-    head,
-    position,
-    limit,
-    pairs,
-    INTERLEAVED: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    """Turn one head at the positions of a program that are below `limit`."""
+def _rotate(
+    x, out, x_strides, out_strides, cos, sin, batch, head, position, limit, pairs,
+    INTERLEAVED: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """Rotate one head at the positions of a program that are below `limit`."""
     exists = position < limit
     source = x + batch * x_strides[0] + head * x_strides[1] + position * x_strides[2]
     target = out + batch * out_strides[0] + head * out_strides[1] + position * out_strides[2]
@@ -43,8 +33,8 @@ def _turn(
         mask = exists & (both < 2 * pairs)
         numbers = tl.load(source + both, mask, other=0.0).to(cos.dtype)
         a, b = tl.split(tl.reshape(numbers, [numbers.shape[0], PAIRS, 2]))
-        turned = tl.join(a * cos - b * sin, b * cos + a * sin)
-        tl.store(target + both, tl.reshape(turned, [numbers.shape[0], 2 * PAIRS]), mask)
+        rotated = tl.join(a * cos - b * sin, b * cos + a * sin)
+        tl.store(target + both, tl.reshape(rotated, [numbers.shape[0], 2 * PAIRS]), mask)
     else:
         pair = tl.arange(0, PAIRS)[None, :]
         mask = exists & (pair < pairs)
@@ -56,39 +46,21 @@ def _turn(
 
 @triton.jit
 def _rope(
-    q,
-    k,
-    cos,
-    sin,
-    q_out,
-    k_out,
-    q_heads,
-    k_heads,
-    positions,
-    pairs,
-    q_strides,
-    k_strides,
-    q_out_strides,
-    k_out_strides,
-    cos_strides,
-    sin_strides,
-    ACC: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    INVERSE: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    PAIRS: tl.constexpr,
+    q, k, cos, sin, q_out, k_out, q_heads, k_heads, positions, pairs, q_strides, k_strides,
+    q_out_strides, k_out_strides, cos_strides, sin_strides, ACC: tl.constexpr,
+    INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr, POSITIONS: tl.constexpr, PAIRS: tl.constexpr,
     HEADS: tl.constexpr,
-):
+):  # fmt: skip
     blocks = tl.cdiv(positions, POSITIONS)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     position = (tl.program_id(0) % blocks) * POSITIONS + tl.arange(0, POSITIONS)[:, None]
     position = position.to(tl.int64)
     pair = tl.arange(0, PAIRS)[None, :]
     mask = (position < positions) & (pair < pairs)
-    place = batch * cos_strides[0] + position * cos_strides[1] + pair
-    c = tl.load(cos + place, mask, other=0.0).to(ACC)
-    place = batch * sin_strides[0] + position * sin_strides[1] + pair
-    s = tl.load(sin + place, mask, other=0.0).to(ACC)
+    offset = batch * cos_strides[0] + position * cos_strides[1] + pair
+    c = tl.load(cos + offset, mask, other=0.0).to(ACC)
+    offset = batch * sin_strides[0] + position * sin_strides[1] + pair
+    s = tl.load(sin + offset, mask, other=0.0).to(ACC)
     if INVERSE:
         s = -s
 
@@ -98,33 +70,34 @@ def _rope(
         if group < q_groups:
             head = (group * HEADS + i).to(tl.int64)
             limit = tl.where(head < q_heads, positions, 0)
-            _turn(
+            _rotate(
                 q, q_out, q_strides, q_out_strides, c, s, batch, head, position, limit, pairs,
                 INTERLEAVED, PAIRS,
             )  # fmt: skip
         else:
             head = ((group - q_groups) * HEADS + i).to(tl.int64)
             limit = tl.where(head < k_heads, positions, 0)
-            _turn(
+            _rotate(
                 k, k_out, k_strides, k_out_strides, c, s, batch, head, position, limit, pairs,
                 INTERLEAVED, PAIRS,
             )  # fmt: skip
 
 
-def _options(positions: int, pairs: int, most_heads: int, q: torch.Tensor) -> Options:
-    """2048 numbers of a head for 128 threads: 16 each, where there are so many."""
+def _options(positions: int, pairs: int, heads: int, q: torch.Tensor) -> Options:
+    """At most 2048 numbers of a head for 128 threads, which are 16 each."""
     block = triton.next_power_of_2(pairs)
     rows = min(max(1, 1024 // block), triton.next_power_of_2(positions))
     return {
         "ACC": accumulator(q.dtype),
         "POSITIONS": rows,
         "PAIRS": block,
-        "HEADS": min(HEADS, triton.next_power_of_2(most_heads)),
+        "HEADS": min(MAX_HEADS, triton.next_power_of_2(heads)),
         "num_warps": max(1, min(4, rows * block // 256)),
     }
 
 
-def _with_rows(t: torch.Tensor) -> torch.Tensor:
+def _with_contiguous_rows(t: torch.Tensor) -> torch.Tensor:
+    """`t`, or a copy if the last dimension is strided."""
     return t if t.stride(-1) == 1 or t.shape[-1] <= 1 else t.contiguous()
 
 
@@ -136,16 +109,16 @@ def rope(
     interleaved: bool,
     inverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operator llama_fast::rope."""
+    """The operator llama_fast::rope: q and k, rotated."""
     q_out, k_out = new_like_heads(q), new_like_heads(k)
     B, q_heads, S, D = q.shape
     k_heads = k.shape[1]
     if B * S * D * (q_heads + k_heads) == 0:
         return q_out, k_out
-    q, k = _with_rows(q), _with_rows(k)
+    q, k = _with_contiguous_rows(q), _with_contiguous_rows(k)
     tables = []
     for table in (cos, sin):
-        table = _with_rows(table)
+        table = _with_contiguous_rows(table)
         tables.append((table, (table.stride(0) if table.dim() == 3 else 0, table.stride(-2))))
     (cos, cos_strides), (sin, sin_strides) = tables
     options = _options(S, D // 2, max(q_heads, k_heads), q)
@@ -177,4 +150,4 @@ def examples() -> Iterator[Callable[[], object]]:
             table = torch.empty(S, D // 2, dtype=wide_dtype(dtype), device="meta")
             for interleaved in (False, True):
                 for inverse in (False, True) if (S, H, D) == (4096, 32, 128) else (False,):
-                    yield lambda q=q, k=k, t=table, a=interleaved, b=inverse: rope(q, k, t, t, a, b)
+                    yield partial(rope, q, k, table, table, interleaved, inverse)

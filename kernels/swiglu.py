@@ -4,6 +4,7 @@ s = 1 / (1 + e^-g)        out = g s u        dgate = dout u s (1 + g (1 - s))   
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import triton
@@ -13,7 +14,7 @@ from llama_fast.kernels._math import divide, exp
 
 
 @triton.jit
-def _place(columns, BLOCK: tl.constexpr):
+def _position(columns, BLOCK: tl.constexpr):
     """The row of this program, its columns, and which of them exist."""
     blocks = tl.cdiv(columns, BLOCK)
     program = tl.program_id(0)
@@ -26,39 +27,28 @@ def _place(columns, BLOCK: tl.constexpr):
 def _forward(
     gate, up, out, columns, gate_stride, up_stride, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):
-    row, column, mask = _place(columns, BLOCK)
+    row, column, mask = _position(columns, BLOCK)
     g = tl.load(gate + row * gate_stride + column, mask, other=0.0).to(ACC)
     u = tl.load(up + row * up_stride + column, mask, other=0.0).to(ACC)
-    # Not g * s: of a gate of -inf torch makes -inf / inf = NaN as well.
+    # Not g * s: at a gate of -inf the result is -inf / inf = NaN, as torch's.
     silu = divide(g, 1.0 + exp(-g))
     tl.store(out + row * columns + column, silu * u, mask)
 
 
 @triton.jit
 def _backward(
-    grad_out,
-    gate,
-    up,
-    grad_gate,
-    grad_up,
-    columns,
-    grad_stride,
-    gate_stride,
-    up_stride,
-    ACC: tl.constexpr,
-    WANT_GATE: tl.constexpr,
-    WANT_UP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row, column, mask = _place(columns, BLOCK)
+    grad_out, gate, up, grad_gate, grad_up, columns, grad_stride, gate_stride, up_stride,
+    ACC: tl.constexpr, NEEDS_GATE: tl.constexpr, NEEDS_UP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, column, mask = _position(columns, BLOCK)
     d = tl.load(grad_out + row * grad_stride + column, mask, other=0.0).to(ACC)
     g = tl.load(gate + row * gate_stride + column, mask, other=0.0).to(ACC)
     one = tl.full([BLOCK], 1.0, ACC)
     s = divide(one, 1.0 + exp(-g))
-    if WANT_GATE:
+    if NEEDS_GATE:
         u = tl.load(up + row * up_stride + column, mask, other=0.0).to(ACC)
         tl.store(grad_gate + row * columns + column, d * u * (s * (1.0 + g * (1.0 - s))), mask)
-    if WANT_UP:
+    if NEEDS_UP:
         tl.store(grad_up + row * columns + column, d * (g * s), mask)
 
 
@@ -69,14 +59,14 @@ def _options(columns: int, t: torch.Tensor) -> Options:
 
 
 def _rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """(rows, columns) of each: a single row where nothing lies between the rows of any."""
+    """Each as (rows, columns): a single row if all are contiguous."""
     if all(t.is_contiguous() for t in tensors):
         return [t.view(1, -1) for t in tensors]
     return [as_rows(t) for t in tensors]
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """The operator llama_fast::swiglu."""
+    """The operator llama_fast::swiglu: silu(gate) * up."""
     out = gate.new_empty(gate.shape)
     gate, up = _rows(gate, up)
     rows, columns = gate.shape
@@ -90,13 +80,13 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def swiglu_backward(
     grad_out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, grad_mask: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operator llama_fast::swiglu_backward."""
-    want_gate, want_up = bool(grad_mask & 1), bool(grad_mask & 2)
-    grad_gate = gate.new_empty(gate.shape if want_gate else 0)
-    grad_up = gate.new_empty(gate.shape if want_up else 0)
+    """The operator llama_fast::swiglu_backward: gradients of gate and up, empty if not needed."""
+    needs_gate, needs_up = bool(grad_mask & 1), bool(grad_mask & 2)
+    grad_gate = gate.new_empty(gate.shape if needs_gate else 0)
+    grad_up = gate.new_empty(gate.shape if needs_up else 0)
     grad_out, gate, up = _rows(grad_out, gate, up)
     rows, columns = gate.shape
-    options = _options(columns, gate) | {"WANT_GATE": want_gate, "WANT_UP": want_up}
+    options = _options(columns, gate) | {"NEEDS_GATE": needs_gate, "NEEDS_UP": needs_up}
     programs = rows * triton.cdiv(columns, options["BLOCK"])
     strides = (grad_out.stride(0), gate.stride(0), up.stride(0))
     arguments = (grad_out, gate, up, grad_gate, grad_up, columns, *strides)
@@ -112,6 +102,6 @@ def examples() -> Iterator[Callable[[], object]]:
         for width in (16, 100, 256, 512, 1024, 2048, 11008) if some else (100, 11008):
             both = torch.empty(1024, 2 * width, dtype=dtype, device="meta")
             gate, up = both.chunk(2, dim=-1)
-            yield lambda gate=gate, up=up: swiglu(gate, up)
+            yield partial(swiglu, gate, up)
             for mask in (1, 2, 3) if width == 11008 else (3,):
-                yield lambda gate=gate, up=up, mask=mask: swiglu_backward(gate, gate, up, mask)
+                yield partial(swiglu_backward, gate, gate, up, mask)
