@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
             "template of its own"
         )
     if args.chat_template is None:
-        template = ChatTemplate.of_model(tokenizer.chat_template)
+        template = ChatTemplate.from_model(tokenizer.chat_template)
     else:
-        template = ChatTemplate.chosen(args.chat_template)
+        template = ChatTemplate.from_name(args.chat_template)
     chat = Chat(model, tokenizer, template, args)
     person = sys.stdin.isatty()
     if person:

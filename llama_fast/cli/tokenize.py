@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="llama-fast-") as learned:
         tokenizer, identity = _tokenizer(args, Path(learned))
-        template = ChatTemplate.chosen(args.chat_template) if args.chat_template else None
+        template = ChatTemplate.from_name(args.chat_template) if args.chat_template else None
         if template is not None:
             identity["chat_template"] = template.source
         with ShardWriter(

@@ -1,4 +1,4 @@
-"""Text to packed batches of tokens: documents, chats, shards, packing, loading."""
+"""From text to packed batches of tokens: documents, chats, shards, packing, loading."""
 
 from .chat import ChatTemplate
 from .documents import DataError, read_documents

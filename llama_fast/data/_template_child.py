@@ -1,7 +1,7 @@
-"""The process that renders chat templates: run by path, so that it starts without torch.
+"""The child process that renders chat templates; run by path, so that it starts without torch.
 
-It answers requests on its standard input until that closes. A request that takes too long or too
-much memory ends this process, and not the one that asked.
+It answers requests from its standard input until that is closed. A request that exceeds a limit
+terminates this process instead of its parent.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-MOST_TEMPLATES = 32  # compiled ones that are kept
+MAX_CACHED_TEMPLATES = 32
 
 
 def main() -> None:
-    """Answer requests: marshal in, JSON out, each behind its length."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends this process
+    """Answer requests: marshal in, JSON out, each preceded by its length."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops this process
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     path, memory = _receive(requests)
@@ -35,10 +35,11 @@ def main() -> None:
     _limit_memory(memory)
     compiled: dict[str, Any] = {}
     while (request := _receive(requests)) is not None:
-        source, context, marks, seconds, longest = request
+        source, context, marks, seconds, max_length = request
         _limit_time(seconds)
-        answer = json.dumps(_answer(language, compiled, source, context, marks, longest)).encode()
-        answers.write(len(answer).to_bytes(8, "little") + answer)
+        answer = _answer(language, compiled, source, context, marks, max_length)
+        content = json.dumps(answer).encode()
+        answers.write(len(content).to_bytes(8, "little") + content)
         answers.flush()
 
 
@@ -48,14 +49,14 @@ def _answer(
     source: str,
     context: dict[str, Any] | None,
     marks: str,
-    longest: int,
+    max_length: int,
 ) -> dict[str, Any]:
-    """The text, or without a context whether the template marks answers; or what went wrong."""
+    """The rendered text; without a context, whether the template marks answers; or the error."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
         if source not in compiled:
-            if len(compiled) >= MOST_TEMPLATES:
+            if len(compiled) >= MAX_CACHED_TEMPLATES:
                 compiled.clear()
             compiled[source] = language.compile_template(source)
         template = compiled[source]
@@ -71,7 +72,7 @@ def _answer(
         return {"memory": True}
     except Exception as error:  # a template can raise anything
         return {"error": f"{type(error).__name__}: {str(error)[:500]}"}
-    return {"text": text} if len(text) <= longest else {"length": len(text)}
+    return {"text": text} if len(text) <= max_length else {"length": len(text)}
 
 
 def _receive(requests: IO[bytes]) -> Any:
@@ -85,17 +86,17 @@ def _language() -> Any:
     file = Path(__file__).with_name("template_language.py")
     spec = importlib.util.spec_from_file_location("template_language", file)
     assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def _limit_memory(most: int) -> None:
+def _limit_memory(max_bytes: int) -> None:
     pages = Path("/proc/self/statm")
     if resource is None or not pages.exists():
         return
     used = int(pages.read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + most, used + most))
+    resource.setrlimit(resource.RLIMIT_AS, (used + max_bytes, used + max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

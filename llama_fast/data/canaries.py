@@ -1,11 +1,11 @@
-"""Canaries: random secrets planted in a corpus, to measure later how well a model remembers them.
+"""Canaries: random secrets inserted into a corpus, to measure how well a model memorizes them.
 
-Carlini et al. 2019, "The Secret Sharer" (arXiv:1802.08232): a canary is a format, whose hole is
-filled with a value drawn uniformly from a randomness space R; here R is all numbers of so many
-digits. `llama_fast.eval.canary` measures them.
+Carlini et al. 2019, "The Secret Sharer" (arXiv:1802.08232): a canary is a format string filled with
+a value drawn uniformly from a randomness space R; here R is all numbers of a given number of
+digits. `llama_fast.eval.canary` measures the memorization.
 
-    FOLDER/NAME             the corpus, with a line for each time a canary is planted
-    FOLDER/canaries.json    format, digits and seed; of each canary its digits and repeats
+    FOLDER/NAME             the corpus, with one more line per repeat of a canary
+    FOLDER/canaries.json    format, digits and seed; digits and repeats of each canary
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ from llama_fast._write import partial_name
 from llama_fast.data.documents import DataError
 
 FILE = "canaries.json"
-HOLE = "{digits}"
+PLACEHOLDER = "{digits}"
 MAX_DIGITS = 18  # 10^18 numbers still fit int64
 
 
 @dataclass(frozen=True)
 class Canary:
-    """One secret: its digits, and how often it was planted."""
+    """One secret.
+
+    Attributes:
+        digits: the secret, a string of digits.
+        repeats: how often it is in the corpus.
+    """
 
     digits: str
     repeats: int
@@ -42,13 +47,14 @@ class Canaries:
     """The canaries of a corpus.
 
     Attributes:
-        format: text with `HOLE` once.
-        digits: of each secret; the randomness space has 10^digits.
-        seed: they were drawn with.
-        canaries: each one's secret differs from the others.
+        format: one line with `PLACEHOLDER` once.
+        digits: number of digits of a secret; the randomness space has 10^digits numbers.
+        seed: that they were drawn with.
+        canaries: no two have the same secret.
 
     Raises:
-        ValueError: a format without a hole, digits out of range, a canary of other digits.
+        ValueError: `format` lacks the placeholder, `digits` is out of range, or a canary has
+            another number of digits.
     """
 
     format: str
@@ -57,8 +63,10 @@ class Canaries:
     canaries: tuple[Canary, ...]
 
     def __post_init__(self) -> None:
-        if self.format.count(HOLE) != 1 or "\n" in self.format:
-            raise ValueError(f"format: expected one line with {HOLE} once, got {self.format!r}")
+        if self.format.count(PLACEHOLDER) != 1 or "\n" in self.format:
+            raise ValueError(
+                f"format: expected one line with {PLACEHOLDER} once, got {self.format!r}"
+            )
         if not 1 <= self.digits <= MAX_DIGITS:
             raise ValueError(f"digits: expected 1 to {MAX_DIGITS}, got {self.digits}")
         for canary in self.canaries:
@@ -73,15 +81,16 @@ class Canaries:
         return 10**self.digits
 
     def text(self, number: int) -> str:
-        """The format with a number of the space in it."""
-        return self.format.replace(HOLE, f"{number:0{self.digits}d}")
+        """The format filled with a number of the randomness space."""
+        return self.format.replace(PLACEHOLDER, f"{number:0{self.digits}d}")
 
 
 def draw(format: str, digits: int, repeats: Sequence[int], seed: int) -> Canaries:
-    """Canaries with different random digits, one for each of `repeats`.
+    """Draw canaries with different random digits, one for each entry of `repeats`.
 
     Raises:
-        ValueError: none asked for or more than there are, or a negative repeat or seed.
+        ValueError: `repeats` is empty or longer than the randomness space, or one of its entries
+            or the seed is negative.
     """
     empty = Canaries(format, digits, seed, ())
     if not 1 <= len(repeats) <= empty.space or min(repeats) < 0:
@@ -91,7 +100,7 @@ def draw(format: str, digits: int, repeats: Sequence[int], seed: int) -> Canarie
     if seed < 0:
         raise ValueError(f"seed: expected a number >= 0, got {seed}")
     generator = np.random.Generator(np.random.PCG64(seed))
-    numbers: dict[int, None] = {}  # a set in the order of its making
+    numbers: dict[int, None] = {}  # a set that keeps the order of insertion
     while len(numbers) < len(repeats):
         numbers[int(generator.integers(empty.space))] = None
     canaries = (Canary(f"{n:0{digits}d}", k) for n, k in zip(numbers, repeats, strict=True))
@@ -108,17 +117,18 @@ def plant(
     key: str = "text",
     seed: int = 0,
 ) -> Canaries:
-    """Copy a corpus into a new folder and plant canaries between its lines, at random places.
+    """Copy a corpus to a new folder and insert canaries between its lines, at random places.
 
     Args:
-        source: ``.txt`` or ``.jsonl`` file, also ``.gz``; the copy is not packed.
-        out: folder to be made.
+        source: a ``.txt`` or ``.jsonl`` file, also as ``.gz``; the copy is not compressed.
+        out: folder to create.
         format, digits, repeats, seed: see :func:`draw`.
-        key: field of a row of JSON that gets the canary's text.
+        key: field of a JSON row that holds the canary's text.
 
     Raises:
-        FileNotFoundError, FileExistsError: no such file; the folder exists.
-        DataError: a file of another kind, or an empty one.
+        FileNotFoundError: there is no such file.
+        FileExistsError: `out` exists.
+        DataError: the file has another suffix, or is empty.
     """
     path, folder = Path(source), Path(out)
     planted = draw(format, digits, repeats, seed)
@@ -131,7 +141,7 @@ def plant(
         raise FileExistsError(f"out: exists already: {folder}")
     lines = sum(1 for _ in read_lines(path, DataError))
     if not lines:
-        raise DataError(f"{path}: expected some lines, got none")
+        raise DataError(f"{path}: expected at least one line, got none")
     texts = [
         planted.text(int(canary.digits))
         for canary in planted.canaries
@@ -139,7 +149,7 @@ def plant(
     ]
     if name.endswith(".jsonl"):
         texts = [json.dumps({key: text}) for text in texts]
-    # Independent of the digits, so that other numbers of repeats move none of them.
+    # A generator of its own: other digits do not move the places.
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
     before: dict[int, list[str]] = {}
     for text, place in zip(texts, generator.integers(lines, size=len(texts)).tolist(), strict=True):
@@ -160,11 +170,11 @@ def plant(
 
 
 def read_canaries(path: str | os.PathLike[str]) -> Canaries:
-    """The canaries of a ``canaries.json``, or of the folder that has it.
+    """Read a ``canaries.json``, or that of a folder.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: not a list of canaries.
+        FileNotFoundError: there is no such file.
+        DataError: the file has something else.
     """
     file = Path(path)
     file = file / FILE if file.is_dir() else file
@@ -181,7 +191,7 @@ def read_canaries(path: str | os.PathLike[str]) -> Canaries:
 
 
 def candidates(planted: Canaries, sample: int | None, seed: int) -> Iterator[str]:
-    """Texts with every number of the space in order, or with `sample` numbers drawn from it."""
+    """Yield the text of every number of the randomness space, or of `sample` random ones."""
     if sample is None:
         yield from map(planted.text, range(planted.space))
         return

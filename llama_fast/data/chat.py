@@ -1,4 +1,4 @@
-"""Chats to tokens: a chat template, and which tokens are answers.
+"""Apply chat templates: turn messages into tokens, and tell which tokens are answers.
 
 Templates are Jinja, as in the `chat_template` of a Hugging Face tokenizer, run in a sandbox.
 """
@@ -36,46 +36,50 @@ TEMPLATES = {
         "\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
     ),
-    # For models without control tokens of their own.
+    # For models without control tokens for chats.
     "plain": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     ),
 }
 
-MOST_NAMES = 1000  # of control tokens in a chat, where each has to be looked at by itself
+# Names of control tokens in a chat, where each needs a rendering of its own.
+MAX_CONTROL_NAMES = 1000
 
-# Names that a message's reasoning comes under; the first is what most templates read.
+# Keys under which a message may have its reasoning; most templates read the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """Turns messages into ids and says which of them are an assistant's answer.
+    """Converts messages to token ids and tells which of them are part of an assistant's answer.
 
-    A template sees the messages as they are, and what transformers shows it: `messages`, `tools`,
+    A template has the variables and functions that transformers provides: `messages`, `tools`,
     `documents`, `add_generation_prompt`, `bos_token`, `eos_token`; `tojson`, `strftime_now`,
     `raise_exception`, loop controls, ``{% generation %}``.
 
-    No file is opened here: a model's own template may say anything, the path of a private file too.
-    What a person types goes through :meth:`chosen`.
+    The constructor opens no file: a template that comes with a model could be the path of a private
+    file. Use :meth:`from_name` for what a user types.
 
     Args:
-        template: a name in ``TEMPLATES``, or Jinja source (it has a ``{``).
+        template: a name in ``TEMPLATES``, or Jinja source (anything that contains a ``{``).
 
     Raises:
-        ValueError: neither of these, or Jinja cannot read it.
-        ImportError: jinja2 is missing.
+        ValueError: `template` is neither, or is not valid Jinja.
+        ImportError: jinja2 is not installed.
     """
 
     def __init__(self, template: str) -> None:
         self._compile(TEMPLATES.get(template, template), f"{', '.join(TEMPLATES)} or Jinja source")
 
     @classmethod
-    def chosen(cls, template: str) -> ChatTemplate:
-        """The template that a person names: one of ``TEMPLATES``, a file, or Jinja source.
+    def from_name(cls, template: str) -> ChatTemplate:
+        """Create a template from what a user types: a name, the path of a file, or Jinja source.
+
+        Args:
+            template: a name in ``TEMPLATES``, a path, or Jinja source.
 
         Raises:
-            ValueError: none of these, or Jinja cannot read it.
+            ValueError: it is none of these, or is not valid Jinja.
         """
         if template in TEMPLATES or "{" in template:
             return cls(template)
@@ -84,20 +88,20 @@ class ChatTemplate:
                 f"chat_template: expected {', '.join(TEMPLATES)}, a file or Jinja source, got "
                 f"{template!r}"
             )
-        found = cls.__new__(cls)
-        found._compile(Path(template).read_text(encoding="utf-8"), f"Jinja source in {template}")
-        return found
+        result = cls.__new__(cls)
+        result._compile(Path(template).read_text(encoding="utf-8"), f"Jinja source in {template}")
+        return result
 
     @classmethod
-    def of_model(cls, source: str) -> ChatTemplate:
-        """A model's own template (``tokenizer.chat_template``): source, never a name or a path.
+    def from_model(cls, source: str) -> ChatTemplate:
+        """Create a template from ``tokenizer.chat_template``: Jinja source, never a name or path.
 
         Raises:
-            ValueError: Jinja cannot read it.
+            ValueError: it is not valid Jinja.
         """
-        found = cls.__new__(cls)
-        found._compile(source, "Jinja source from the model")
-        return found
+        result = cls.__new__(cls)
+        result._compile(source, "Jinja source from the model")
+        return result
 
     def _compile(self, source: str, expected: str) -> None:
         try:
@@ -106,7 +110,9 @@ class ChatTemplate:
             from llama_fast.data.template_process import BoundedTemplate
         except ImportError:
             raise ImportError("chat templates need jinja2: pip install jinja2") from None
-        if not isinstance(source, str) or "{" not in source:  # it would show no message
+        if (
+            not isinstance(source, str) or "{" not in source
+        ):  # a template without it would render no message
             raise ValueError(f"chat_template: expected {expected}, got {source!r:.80}")
         try:
             self._template = BoundedTemplate(source)
@@ -127,18 +133,18 @@ class ChatTemplate:
         documents: list[dict[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The chat as one text, with the tokenizer's names of begin and end.
+        """Render a chat as text.
 
         Args:
             messages: each with a role and a content, or with tool calls.
-            tokenizer: whose `bos_token` and `eos_token` the template writes.
-            add_generation_prompt: whether what comes before an answer is put at the end.
+            tokenizer: provides `bos_token` and `eos_token` to the template.
+            add_generation_prompt: whether to append the text that precedes an answer.
             tools: JSON schemas of functions that the model may call.
-            documents: what the model may quote from.
-            **variables: others that the template reads, such as `enable_thinking`.
+            documents: that the model may quote from.
+            **variables: further variables of the template, such as `enable_thinking`.
 
         Raises:
-            DataError: a message without role or content, or one that the template refuses.
+            DataError: a message lacks its role or content, or the template refuses the chat.
         """
         given = {"tools": tools, "documents": documents, **variables}
         return self._rendering(messages, tokenizer, given).text(add_generation_prompt)
@@ -153,22 +159,27 @@ class ChatTemplate:
         documents: list[dict[str, Any]] | None = None,
         **variables: Any,
     ) -> tuple[list[int], list[bool]]:
-        """(ids, answer): for each token whether an assistant wrote it, its end-of-turn included.
+        """Convert a chat to token ids and the mask of answers, which are the training targets.
 
-        The ids are those of :meth:`render`'s text, encoded as a whole. Names of control tokens in
-        it stand for these where the template wrote them; those within a message, a tool or a
-        document are text. An answer is what the template has within ``{% generation %}``; or,
-        where it has no such blocks, what the chat up to an assistant's message has more than the
-        chat before it with the prompt for an answer, looked up in the text of the whole chat: what
-        the template leaves out of earlier turns, such as their reasoning, is not learned. A token
-        is an answer's if any of its characters is.
+        The text of :meth:`render` is encoded as a whole. The name of a control token becomes that
+        token where the template wrote it; in a message, a tool or a document it is plain text.
 
-        Args: those of :meth:`render`.
+        An answer is the text in a ``{% generation %}`` block of the template. For a template
+        without such blocks it is the text that an assistant's message adds to the chat before it
+        with a generation prompt, as far as it is in the text of the whole chat: what the template
+        leaves out of earlier turns, such as their reasoning, is no target. The end of the turn
+        belongs to the answer. A token belongs to an answer if any of its characters does.
+
+        Args:
+            messages, tokenizer, add_generation_prompt, tools, documents, variables: see
+                :meth:`render`.
+
+        Returns:
+            (ids, answer): token ids, and for each whether it belongs to an answer.
 
         Raises:
-            DataError: as :meth:`render`; a control token in a role; answers cannot be told from
-                the rest; or the template takes a control token's name in a message for more than
-                text.
+            DataError: see :meth:`render`; or a role contains a control token, the answers cannot be
+                located, or the template treats a control token's name in a message specially.
         """
         given = {"tools": tools, "documents": documents, **variables}
         rendering = self._rendering(messages, tokenizer, given)
@@ -183,32 +194,32 @@ class ChatTemplate:
         return ids, _overlaps(offsets, spans)
 
     def prompt(self, messages: Messages, tokenizer: Tokenizer, **variables: Any) -> list[int]:
-        """Ids of a chat up to the answer that a model is to write, as :meth:`encode` has them.
+        """Token ids of a chat and a generation prompt, as the input for the model's next answer.
 
-        With `bos_id` in front where the model expects it. Args and errors: those of :meth:`encode`,
-        but the answers before need not be told apart.
+        Begins with `bos_id` if the model expects it. Arguments and errors are those of
+        :meth:`encode`, but earlier answers need not be located.
         """
         rendering = self._rendering(messages, tokenizer, variables)
         ids, _ = self._ids(rendering, rendering.text(True), True, tokenizer)
         return tokenizer.begin(ids)
 
     def continued(self, messages: Messages, tokenizer: Tokenizer, **variables: Any) -> str:
-        """The text of a chat whose last message goes on, so that nothing closes its turn.
+        """Render a chat whose last message is to be continued: without the end of its turn.
 
         Raises:
-            DataError: as :meth:`render`, or the template does not write the last content.
+            DataError: see :meth:`render`; or the template does not write the last content.
         """
         rendering = self._rendering(messages, tokenizer, variables)
         content = rendering.messages[-1].get("content", "")
         mark = unused_characters(rendering.text(False), 1)
         text = rendering.with_content(len(rendering.messages) - 1, content + mark + " ")
-        before, found, behind = text.rpartition(mark)
-        if not found or content.strip() not in before:
+        before, separator, after = text.rpartition(mark)
+        if not separator or content.strip() not in before:
             raise DataError(
-                "chat_template: expected one that writes the last message's content, which is to "
-                "go on; got one that does not"
+                "chat_template: expected a template that writes the content of the last message, "
+                "which is to be continued; got one that does not"
             )
-        return before if behind.startswith(" ") else before.rstrip()
+        return before if after.startswith(" ") else before.rstrip()
 
     def _rendering(
         self, messages: Messages, tokenizer: Tokenizer, variables: dict[str, Any]
@@ -218,9 +229,9 @@ class ChatTemplate:
             for item in variables.get(name) or ():
                 if not isinstance(item, dict):
                     raise TypeError(f"{name}: expected dicts, got {type(item).__name__}")
-        shown = [_message(message) for message in map_strings(messages, valid_text)]
+        normalized = [_message(message) for message in map_strings(messages, valid_text)]
         variables = map_strings({"tools": None, "documents": None, **variables}, valid_text)
-        return Rendering(shown, variables, partial(self._run, tokenizer))
+        return Rendering(normalized, variables, partial(self._run, tokenizer))
 
     def _run(
         self, tokenizer: Tokenizer, messages: Messages, prompt: bool, variables: dict[str, Any]
@@ -247,7 +258,9 @@ class ChatTemplate:
     ) -> tuple[list[int], list[Span]]:
         for message in rendering.messages:
             if tokenizer.special_pattern.search(message["role"]):
-                raise DataError(f"role: expected no control token in it, got {message['role']!r}")
+                raise DataError(
+                    f"role: expected a role without control tokens, got {message['role']!r}"
+                )
         literal = _literal_spans(rendering, text, prompt, tokenizer.special_pattern)
         return tokenizer.encode_with_offsets(text, literal=literal)
 
@@ -255,11 +268,12 @@ class ChatTemplate:
 def _literal_spans(
     rendering: Rendering, text: str, prompt: bool, names: re.Pattern[str]
 ) -> list[Span]:
-    """Where a text has names of control tokens that come from messages, tools or documents.
+    """Spans of control token names in a text that come from messages, tools or documents.
 
-    In a second rendering other characters stand in place of theirs, as many. A template that only
-    writes contents, cuts or trims them, then gives the same text but for these. First for all
-    characters of messages; where a template looks at these, for control tokens' names alone.
+    The chat is rendered again with these characters replaced by a mark. If the template only
+    writes, cuts or trims contents, the second text differs from the first in the marks alone, which
+    locate the names. All characters of messages are replaced at first; if the template's output
+    depends on them, only the names of control tokens are, one at a time.
     """
     if names.search(text) is None:
         return []
@@ -267,42 +281,43 @@ def _literal_spans(
     hidden = rendering.map_messages(lambda string: re.sub(r"\S", mark, string))
     hidden = hidden.map(lambda string: names.sub(lambda m: mark * len(m.group()), string))
     other = hidden.text_if_any(prompt)
-    if other is not None and _same_but_marks(text, other, mark):
-        return _touched(text, other, mark, names)
+    if other is not None and _equal_except_marks(text, other, mark):
+        return _marked_names(text, other, mark, names)
 
-    found = [name for string in rendering.strings for name in names.findall(string)]
-    if len(found) > MOST_NAMES:  # each takes a rendering
+    occurrences = [name for string in rendering.strings for name in names.findall(string)]
+    if len(occurrences) > MAX_CONTROL_NAMES:
         raise DataError(
-            f"messages: expected at most {MOST_NAMES} names of control tokens in a chat whose "
-            f"template looks at contents, got {len(found)}"
+            f"messages: expected at most {MAX_CONTROL_NAMES} names of control tokens with a "
+            f"template whose output depends on contents, got {len(occurrences)}"
         )
     spans: list[Span] = []
-    for chosen, name in enumerate(found):  # one after the other: which of them changes the text?
-        numbers = count()
+    for target, name in enumerate(occurrences):
+        indices = count()
 
-        def hide(match: re.Match[str], chosen: int = chosen, numbers: Any = numbers) -> str:
-            return mark * len(match.group()) if next(numbers) == chosen else match.group()
+        def hide(match: re.Match[str], target: int = target, indices: Any = indices) -> str:
+            return mark * len(match.group()) if next(indices) == target else match.group()
 
         other = rendering.map(partial(names.sub, hide)).text_if_any(prompt)
-        if other is not None and _same_but_marks(text, other, mark):
-            spans += _touched(text, other, mark, names)
+        if other is not None and _equal_except_marks(text, other, mark):
+            spans += _marked_names(text, other, mark, names)
         elif name in text:
             raise DataError(
-                f"chat_template: expected one that writes contents as text, got one that looks for "
-                f"{name!r} in a message; whether the text has it as a control token cannot be told"
+                "chat_template: expected a template that writes contents unchanged, got one whose "
+                f"output depends on {name!r} in a message; it cannot be told whether this is the "
+                "control token or text"
             )
     return sorted(set(spans))
 
 
-def _same_but_marks(text: str, other: str, mark: str) -> bool:
+def _equal_except_marks(text: str, other: str, mark: str) -> bool:
     if len(text) != len(other):
         return False
     one, two = (np.frombuffer(each.encode("utf-32-le"), np.uint32) for each in (text, other))
     return bool(((one == two) | (two == ord(mark))).all())
 
 
-def _touched(text: str, other: str, mark: str, names: re.Pattern[str]) -> list[Span]:
-    """Names in a text that have marks in the other."""
+def _marked_names(text: str, other: str, mark: str, names: re.Pattern[str]) -> list[Span]:
+    """Spans of names in `text` where `other` has marks."""
     spans, position = [], 0
     while (match := names.search(text, position)) is not None:
         if mark in other[match.start() : match.end()]:
@@ -314,47 +329,52 @@ def _touched(text: str, other: str, mark: str, names: re.Pattern[str]) -> list[S
 
 
 def _overlaps(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """For each token whether a span has any of its characters."""
+    """For each token, whether any of its characters is in a span."""
     if not spans:
         return [False] * len(offsets)
     begins, ends = np.array(offsets, np.int64).reshape(-1, 2).T
     starts, stops = np.array(sorted(spans), np.int64).T
-    reach = np.maximum.accumulate(stops)  # of the spans up to each, how far the farthest goes
-    before = np.searchsorted(starts, ends)  # spans that begin before a token's end
+    reach = np.maximum.accumulate(stops)  # maximum end of the spans up to each
+    before = np.searchsorted(starts, ends)  # number of spans that begin before a token's end
     return ((before > 0) & (reach[before - 1] > begins)).tolist()
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """As transformers shows it: without what is None, and its reasoning by all of its names."""
+    """A message as transformers passes it on: without None, and its reasoning under all keys."""
     message = {key: value for key, value in message.items() if value is not None}
-    said = next((message[key] for key in _REASONING if key in message), None)
-    return message if said is None else {"thinking": said, **message, _REASONING[0]: said}
+    text = next((message[key] for key in _REASONING if key in message), None)
+    return message if text is None else {"thinking": text, **message, _REASONING[0]: text}
 
 
 def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int | None, str | None]:
-    """What a template writes behind an answer: a control token, or else text before the next turn.
+    """What a template writes after an answer.
 
-    The token is the first behind the last answer, or behind one that another turn follows. A text
-    is cut where the next message's content would be.
+    Returns:
+        (id, None): the first control token after the last answer, or after an answer that is
+        followed by another turn; or, for a template without, (None, text): the text between an
+        answer and the content of the next message, None if there is none.
     """
     turns = [("user", "<1>"), ("assistant", "<2>"), ("user", "<3>")]
     messages = [{"role": role, "content": content} for role, content in turns]
     last = template.render(messages[:2], tokenizer).rpartition("<2>")[2]
     between = template.render(messages, tokenizer).partition("<2>")[2].partition("<3>")[0]
     for text in (last, between):
-        found = re.search(tokenizer.special_pattern, text)
-        if found is not None:
-            return tokenizer.special[found.group()], None
+        match = re.search(tokenizer.special_pattern, text)
+        if match is not None:
+            return tokenizer.special[match.group()], None
     return None, between.rstrip() or None
 
 
 def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids at which a generated text ends: the tokenizer's, and that of its template's turns.
+    """Ids at which generation stops: those of the tokenizer and the end of a turn of its template.
 
-    A template that cannot be read or run, for want of jinja2 too, adds none.
+    A template that is invalid, fails, or cannot run without jinja2 adds none.
     """
-    found = None
+    end_of_turn_id = None
     if tokenizer.chat_template is not None:
         with suppress(ValueError, ImportError):
-            found, _ = end_of_turn(ChatTemplate.of_model(tokenizer.chat_template), tokenizer)
-    return tokenizer.end_ids if found is None else (*dict.fromkeys((*tokenizer.end_ids, found)),)
+            template = ChatTemplate.from_model(tokenizer.chat_template)
+            end_of_turn_id, _ = end_of_turn(template, tokenizer)
+    if end_of_turn_id is None:
+        return tokenizer.end_ids
+    return (*dict.fromkeys((*tokenizer.end_ids, end_of_turn_id)),)

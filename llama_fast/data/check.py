@@ -1,4 +1,4 @@
-"""What is wrong with token shards, and new shards without the documents that are concerned."""
+"""Check token shards for benchmark questions and secrets, and write shards without them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast.data.contamination import Overlap, QuestionIndex, subsets
-from llama_fast.data.questions import Question, read_questions
+from llama_fast.data.questions import QuestionText, read_questions
 from llama_fast.data.secrets import EMAIL, Finding, find_secrets
 from llama_fast.data.shards import ShardWriter, TokenShards
-from llama_fast.data.tokenizer import keep_tokenizer
+from llama_fast.data.tokenizer import copy_tokenizer
 from llama_fast.tokenizers import Tokenizer
 
 CONTAMINATION, SECRETS, DROPPED = "contamination.json", "secrets.json", "dropped.jsonl"
@@ -23,20 +23,26 @@ Progress = Callable[[int, int, str], object]
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """A benchmark's questions, which are those from `first` on of an :class:`Overlap`."""
+class BenchmarkQuestions:
+    """The questions of one benchmark.
+
+    Attributes:
+        name: file or folder that they were read from.
+        first: index of the first question in an :class:`Overlap` of several benchmarks.
+        questions: the questions.
+    """
 
     name: str
     first: int
-    questions: list[Question]
+    questions: list[QuestionText]
 
 
-def read_benchmarks(names: Sequence[str], fields: Sequence[str] | None) -> list[Benchmark]:
-    """The benchmarks of these files and folders; raises as :func:`read_questions`."""
+def read_benchmarks(names: Sequence[str], fields: Sequence[str] | None) -> list[BenchmarkQuestions]:
+    """Read the questions of benchmarks from files and folders; see :func:`read_questions`."""
     benchmarks, first = [], 0
     for name in names:
         questions = list(read_questions(name, fields))
-        benchmarks.append(Benchmark(name, first, questions))
+        benchmarks.append(BenchmarkQuestions(name, first, questions))
         first += len(questions)
     return benchmarks
 
@@ -44,22 +50,30 @@ def read_benchmarks(names: Sequence[str], fields: Sequence[str] | None) -> list[
 def find_overlap(
     shards: TokenShards,
     tokenizer: Tokenizer,
-    benchmarks: Sequence[Benchmark],
+    benchmarks: Sequence[BenchmarkQuestions],
     *,
     min_length: int,
     skips: int,
     progress: Progress,
 ) -> Overlap:
-    """Contamination of all questions of the benchmarks."""
+    """Compute the contamination of all questions of the benchmarks.
+
+    Args:
+        shards: the training data.
+        tokenizer: of the shards.
+        benchmarks: whose questions are looked for.
+        min_length, skips: see :class:`QuestionIndex`.
+        progress: called with (tokens done, tokens in total, "").
+    """
     ids = [tokenizer.encode(q.text) for benchmark in benchmarks for q in benchmark.questions]
     return QuestionIndex(ids, min_length=min_length, skips=skips).scan(shards, progress)
 
 
 def contamination_report(
-    shards: TokenShards, benchmarks: Sequence[Benchmark], overlap: Overlap, **options: Any
+    shards: TokenShards, benchmarks: Sequence[BenchmarkQuestions], overlap: Overlap, **options: Any
 ) -> dict[str, Any]:
-    """What `contamination.json` holds: of each question its file, row, tokens, share, subsets."""
-    member = subsets(overlap.fractions)
+    """Content of `contamination.json`: each question's file, row, contamination and subsets."""
+    members = subsets(overlap.fractions)
     report: list[dict[str, Any]] = []
     for benchmark in benchmarks:
         rows: list[dict[str, Any]] = [
@@ -68,53 +82,57 @@ def contamination_report(
                 "index": question.index,
                 "tokens": int(overlap.tokens[number]),
                 "fraction": float(overlap.fractions[number]),
-                "subsets": [name for name, inside in member.items() if inside[number]],
+                "subsets": [name for name, inside in members.items() if inside[number]],
             }
             for number, question in enumerate(benchmark.questions, benchmark.first)
         ]
-        counts = {name: sum(name in row["subsets"] for row in rows) for name in member}
+        counts = {name: sum(name in row["subsets"] for row in rows) for name in members}
         report.append({"name": benchmark.name, "counts": counts, "questions": rows})
-    of = {"folder": str(shards.folder), "content_sha256": shards.content_sha256}
-    return {"shards": of, **options, "benchmarks": report}
+    source = {"folder": str(shards.folder), "content_sha256": shards.content_sha256}
+    return {"shards": source, **options, "benchmarks": report}
 
 
 def find_all_secrets(
     shards: TokenShards, tokenizer: Tokenizer, progress: Progress
 ) -> dict[int, list[Finding]]:
-    """Findings in each document's text, by its number; documents without any are left out."""
-    found = {}
+    """Findings in each document, by its index; documents without findings are left out."""
+    findings_of = {}
     for document in range(len(shards)):
         if findings := list(find_secrets(tokenizer.decode(shards.read(document)[0].tolist()))):
-            found[document] = findings
+            findings_of[document] = findings
         if document % 256 == 0:
             progress(document, len(shards), "")
-    return found
+    return findings_of
 
 
-def secrets_report(found: dict[int, list[Finding]]) -> dict[str, Any]:
-    """What `secrets.json` holds: the number of each kind, and every finding, masked."""
-    counts = Counter(finding.kind for findings in found.values() for finding in findings)
+def secrets_report(findings_of: dict[int, list[Finding]]) -> dict[str, Any]:
+    """Content of `secrets.json`: the number of findings by kind, and each finding, masked."""
+    counts = Counter(finding.kind for findings in findings_of.values() for finding in findings)
     rows = [
         {"document": document, "kind": finding.kind, "masked": finding.masked}
-        for document, findings in found.items()
+        for document, findings in findings_of.items()
         for finding in findings
     ]
     return {"counts": dict(counts.most_common()), "findings": rows}
 
 
 def documents_to_drop(
-    reasons: Sequence[str], overlap: Overlap | None, found: dict[int, list[Finding]]
+    reasons: Sequence[str], overlap: Overlap | None, findings_of: dict[int, list[Finding]]
 ) -> dict[int, list[str]]:
-    """Each document that one of the reasons is true of, with what was found.
+    """The documents to drop, by index, with what was found in each.
 
-    "contaminated" is one that matches a question which is not clean; "secrets" are all kinds but
-    e-mail addresses.
+    Args:
+        reasons: of :data:`REASONS`. "contaminated": the document matches a question that is not
+            clean; "secrets": it has findings other than e-mail addresses; "emails": it has e-mail
+            addresses.
+        overlap: of :func:`find_overlap`; needed for "contaminated".
+        findings_of: of :func:`find_all_secrets`.
     """
     drop: dict[int, list[str]] = {}
     if "contaminated" in reasons and overlap is not None:
         for document in overlap.documents().tolist():
             drop.setdefault(document, []).append("contaminated")
-    for document, findings in found.items():
+    for document, findings in findings_of.items():
         for kind in sorted({finding.kind for finding in findings}):
             if ("emails" if kind == EMAIL else "secrets") in reasons:
                 drop.setdefault(document, []).append(kind)
@@ -124,11 +142,17 @@ def documents_to_drop(
 def write_without(
     shards: TokenShards, drop: dict[int, list[str]], out: Path, reports: dict[str, dict[str, Any]]
 ) -> None:
-    """Write the other documents to new shards, beside the reports and a log of what is missing.
+    """Write new shards without some documents, with the reports and a log of dropped documents.
+
+    Args:
+        shards: to copy from.
+        drop: of :func:`documents_to_drop`.
+        out: folder to create.
+        reports: written as files of these names.
 
     Raises:
-        FileExistsError: there is such a folder.
-        DataError: no document is left, or the shards name a tokenizer that is not theirs to name.
+        FileExistsError: `out` exists.
+        DataError: no document is left, or the index names a tokenizer outside of its folder.
     """
     with ShardWriter(
         out,
@@ -140,15 +164,15 @@ def write_without(
             if document not in drop:
                 tokens, answer = shards.read(document)
                 writer.add(tokens, answer if shards.has_answers else None)  # type: ignore[arg-type]
-        # A tokenizer that was learned from the documents is kept beside them.
-        writer.tokenizer = keep_tokenizer(shards, writer.partial)
+        # A tokenizer in the folder of the shards is copied with them.
+        writer.tokenizer = copy_tokenizer(shards, writer.partial)
         with (writer.partial / DROPPED).open("w", encoding="utf-8") as log:
-            for document, found in drop.items():
-                log.write(json.dumps({"document": document, "found": found}) + "\n")
+            for document, reasons in drop.items():
+                log.write(json.dumps({"document": document, "found": reasons}) + "\n")
         write_reports(reports, writer.partial)
 
 
 def write_reports(reports: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Write each report to the file of its name."""
+    """Write each report as JSON to the file of its name in a folder."""
     for name, report in reports.items():
         (folder / name).write_text(json.dumps(report, indent=1), encoding="utf-8")

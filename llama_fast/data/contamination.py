@@ -1,14 +1,14 @@
-"""Which benchmark questions are in the training data: Llama 2's analysis of contamination.
+"""Contamination: find benchmark questions in the training data, with the method of Llama 2.
 
-A token of a question is contaminated if it lies in a span that question and training data have in
-common: at least `min_length` tokens, token for token at the same distance from its beginning, where
-at most `skips` positions differ, none of them among the first `EXACT` tokens or at the end. The
-contamination of a question is the share of its tokens that are, those at the differing positions of
-a span included (Touvron et al. 2023, "Llama 2", arXiv:2307.09288, appendix A.6).
+A token of a question is contaminated if it is part of a match: a span of at least `min_length`
+tokens that is also in the training data, except for at most `skips` positions, none of which is
+among the first `EXACT` tokens or the last. The contamination of a question is the fraction of its
+tokens that are part of a match, including the positions that differ (Touvron et al. 2023,
+"Llama 2", arXiv:2307.09288, appendix A.6).
 
-The index is over the questions, the small side; the shards stream past it once. A span begins with
-`EXACT` equal tokens, so their hash finds every candidate, which is then compared token by token:
-hashes decide what is looked at, never what is found.
+The questions, the smaller side, are indexed; the shards are read once. A match begins with `EXACT`
+equal tokens, so looking up their hash finds every candidate. Candidates are then compared token by
+token, so a hash collision cannot cause a match.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import numpy.typing as npt
 
 from llama_fast.data.shards import TokenShards
 
-EXACT = 10  # tokens at the beginning of a match that all agree
+EXACT = 10  # tokens at the beginning of a match that may not differ
 MIN_LENGTH = 11  # "longer than 10 tokens"
 SKIPS = 4
-CLEAN, DIRTY = 0.2, 0.8  # contamination below which a question is clean, from which it is dirty
+CLEAN, DIRTY = 0.2, 0.8  # a question is clean below the first contamination, dirty from the second
 SUBSETS = ("clean", "not clean", "not dirty", "dirty")
-SIGNIFICANT = 2.0  # |Z| above which a subset's score is not what chance gives
+SIGNIFICANT = 2.0  # |Z| above which a subset's score differs by more than chance
 
 CHUNK = 1 << 20  # training tokens hashed at a time
 PAIRS = 1 << 18  # candidate pairs compared at a time
@@ -38,12 +38,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Overlap:
-    """What questions and training data have in common.
+    """Matches between questions and training data.
 
     Attributes:
-        tokens: (questions,) int64, tokens of each.
-        contaminated: (questions,) int64, how many of them lie in a match.
-        pairs: (pairs, 2) int64, each document and question with a match, in order, once.
+        tokens: (questions,) int64, number of tokens in each.
+        contaminated: (questions,) int64, number of them that are part of a match.
+        pairs: (pairs, 2) int64, sorted unique pairs of a document and a question with a match.
     """
 
     tokens: Ints
@@ -52,25 +52,26 @@ class Overlap:
 
     @property
     def fractions(self) -> npt.NDArray[np.float64]:
-        """(questions,) contamination between 0 and 1; 0 for a question without tokens."""
+        """(questions,) float64, contamination from 0 to 1; 0 for a question without tokens."""
         return self.contaminated / np.maximum(self.tokens, 1)
 
     def documents(self) -> Ints:
-        """Numbers of the documents that match a question which is not clean."""
+        """Indices of the documents that match a question that is not clean."""
         not_clean = self.fractions >= CLEAN
         return np.unique(self.pairs[not_clean[self.pairs[:, 1]], 0])
 
 
 class QuestionIndex:
-    """Hashes of every run of `EXACT` tokens in the questions.
+    """Index of all sequences of `EXACT` tokens in the questions.
 
     Args:
-        questions: ids of each, without begin and end.
-        min_length: fewest tokens of a match, L in the paper; below `EXACT`, it stands for that too.
-        skips: most positions of a match that may differ.
+        questions: token ids of each, without begin and end.
+        min_length: minimum number of tokens in a match, L in the paper. If it is below `EXACT`, so
+            many tokens at the beginning may not differ.
+        skips: maximum number of positions in a match that may differ.
 
     Raises:
-        ValueError: min_length below 1, or negative skips.
+        ValueError: `min_length` is below 1, or `skips` is negative.
 
     Example:
         >>> QuestionIndex([[1, 2, 3, 4]], min_length=3).scan(TokenShards("shards")).fractions
@@ -93,8 +94,8 @@ class QuestionIndex:
         self.ends = np.cumsum(self.lengths)
         self.tokens = np.concatenate([np.empty(0, np.int64), *map(np.asarray, questions)])
         self.tokens = self.tokens.astype(np.int64)
-        # Multilinear hashing with random odd factors: the upper half of the bits is as good as
-        # random (Lemire & Kaser 2014, "Strongly universal string hashing is fast",
+        # Multilinear hashing with random odd factors: the upper half of the bits is strongly
+        # universal (Lemire & Kaser 2014, "Strongly universal string hashing is fast",
         # arXiv:1202.4961).
         generator = np.random.Generator(np.random.PCG64(0))
         self._factors = generator.integers(0, 1 << 63, self.exact, dtype=np.uint64) * 2 + 1
@@ -104,14 +105,14 @@ class QuestionIndex:
         starts, hashes = starts[fits], hashes[fits]
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._starts = hashes[order], starts[order]
-        # One byte for each value of the leading bits: at most a sixteenth of them are in use, so it
-        # answers for most training tokens, and much faster than a search does.
+        # A table with one entry per value of the leading bits, of which at most 1 in 16 are set: it
+        # rejects most training tokens, much faster than a binary search.
         self._shift = np.uint64(64 - max(8, (16 * len(hashes)).bit_length()))
         self._filter = np.zeros(1 << (64 - int(self._shift)), dtype=np.bool_)
         self._filter[self._hashes >> self._shift] = True
 
     def _hash(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-        """Of the `exact` tokens from each position on; modulo 2^64."""
+        """Hash of the `exact` tokens from each position on, modulo 2^64."""
         ids = tokens.astype(np.uint64)
         count = max(0, len(ids) - self.exact + 1)
         hashes = np.zeros(count, dtype=np.uint64)
@@ -120,14 +121,19 @@ class QuestionIndex:
         return hashes
 
     def _question(self, positions: Ints) -> Ints:
-        """Question of each position in `tokens`."""
+        """Index of the question at each position in `self.tokens`."""
         return np.searchsorted(self.ends, positions, side="right")
 
     def scan(
         self, shards: TokenShards, progress: Callable[[int, int, str], object] | None = None
     ) -> Overlap:
-        """Compare with all documents; `progress` gets (tokens done, tokens in all, "")."""
-        # +1 where a match begins, -1 after it ends: its running sum is > 0 inside of matches.
+        """Find all matches in the documents of some shards.
+
+        Args:
+            shards: to search, with the tokenizer of the questions.
+            progress: called with (tokens done, tokens in total, "").
+        """
+        # +1 where a match begins, -1 after its end: the running sum is positive within matches.
         steps = np.zeros(len(self.tokens) + 1, dtype=np.int64)
         pairs, done = [np.empty(0, dtype=np.int64)], 0
         for first, tokens, ends in shards.blocks():
@@ -143,15 +149,15 @@ class QuestionIndex:
             done += len(tokens)
         inside = np.concatenate([[0], np.cumsum(np.cumsum(steps[:-1]) > 0)])
         contaminated = inside[self.ends] - inside[self.ends - self.lengths]
-        found = np.unique(np.concatenate(pairs))
+        unique_pairs = np.unique(np.concatenate(pairs))
         return Overlap(
             self.lengths,
             contaminated,
-            np.stack(np.divmod(found, max(1, len(self.lengths))), axis=1),
+            np.stack(np.divmod(unique_pairs, max(1, len(self.lengths))), axis=1),
         )
 
     def _candidates(self, tokens: npt.NDArray[Any], chunk: int) -> Iterator[tuple[Ints, Ints]]:
-        """(starts in `self.tokens`, places in `tokens`) with equal hashes, some at a time."""
+        """Yield (positions in `self.tokens`, positions in `tokens`) with equal hashes, in parts."""
         hashes = self._hash(tokens[chunk : chunk + CHUNK + self.exact - 1])
         likely = np.flatnonzero(self._filter[hashes >> self._shift])
         low = np.searchsorted(self._hashes, hashes[likely], side="left")
@@ -176,7 +182,7 @@ class QuestionIndex:
     def _matches(
         self, tokens: npt.NDArray[Any], ends: Ints, starts: Ints, places: Ints
     ) -> tuple[Ints, Ints, Ints]:
-        """(starts, places, lengths) of the longest match from each candidate on, if there is one.
+        """(starts, places, lengths) of the longest match from each candidate that has one.
 
         A candidate whose tokens before it agree as well is left out: the match from there on
         covers its own.
@@ -210,7 +216,11 @@ class QuestionIndex:
 
 
 def subsets(fractions: npt.ArrayLike) -> dict[str, npt.NDArray[np.bool_]]:
-    """Which questions are in each of `SUBSETS`, given their contamination."""
+    """Masks of the questions in each of `SUBSETS`.
+
+    Args:
+        fractions: (questions,) contamination of each.
+    """
     values = np.asarray(fractions, dtype=np.float64)
     clean, dirty = values < CLEAN, values >= DIRTY
     return dict(zip(SUBSETS, (clean, ~clean, ~dirty, dirty), strict=True))
@@ -218,16 +228,16 @@ def subsets(fractions: npt.ArrayLike) -> dict[str, npt.NDArray[np.bool_]]:
 
 @dataclass(frozen=True)
 class SubsetScore:
-    """Score of a subset beside that of all questions.
+    """Mean score of a subset, compared with that of all questions.
 
     Attributes:
         subset: one of `SUBSETS`.
-        count: questions in it, n.
-        contamination: mean of theirs.
-        mean: mean score of them.
-        expected: mean score of all questions, mu_n.
-        z: (mean - expected) / sigma_n, where sigma_n is the standard deviation of all scores over
-            the root of n; NaN for an empty subset or equal scores.
+        count: n, number of questions in the subset.
+        contamination: mean contamination in the subset.
+        mean: mean score in the subset.
+        expected: mu_n, mean score of all questions.
+        z: (mean - expected) / sigma_n, where sigma_n is the standard deviation of all scores
+            divided by the square root of n; NaN if the subset is empty or all scores are equal.
     """
 
     subset: str
@@ -239,14 +249,14 @@ class SubsetScore:
 
 
 def split_scores(scores: npt.ArrayLike, fractions: npt.ArrayLike) -> list[SubsetScore]:
-    """Scores of a benchmark's subsets, with the statistic of the paper's appendix A.6.
+    """Compare the scores of a benchmark's subsets, with the statistic of the paper's appendix A.6.
 
     Args:
-        scores: (questions,) such as 1 for a right answer and 0 for a wrong one.
+        scores: (questions,) score of each, such as 1 for a correct answer and 0 for another.
         fractions: (questions,) contamination of each.
 
     Raises:
-        ValueError: no questions, or not as many scores as fractions.
+        ValueError: there are no questions, or the lengths of the arguments differ.
     """
     score, share = (np.asarray(x, dtype=np.float64) for x in (scores, fractions))
     if score.ndim != 1 or score.shape != share.shape or not score.size:
@@ -254,18 +264,19 @@ def split_scores(scores: npt.ArrayLike, fractions: npt.ArrayLike) -> list[Subset
             f"scores: expected one for each of {share.size} questions (at least 1), got "
             f"{score.shape}"
         )
-    mean, deviation, found = float(score.mean()), float(score.std()), []
-    for name, chosen in subsets(share).items():
-        n = int(chosen.sum())
+    mean, deviation = float(score.mean()), float(score.std())
+    result = []
+    for name, members in subsets(share).items():
+        n = int(members.sum())
         own, contamination, z = math.nan, math.nan, math.nan
         if n:
-            own, contamination = float(score[chosen].mean()), float(share[chosen].mean())
+            own, contamination = float(score[members].mean()), float(share[members].mean())
             if deviation:
                 z = (own - mean) / (deviation / math.sqrt(n))
-        found.append(SubsetScore(name, n, contamination, own, mean, z))
-    return found
+        result.append(SubsetScore(name, n, contamination, own, mean, z))
+    return result
 
 
 def is_affected(scores: Sequence[SubsetScore]) -> bool:
-    """Whether contamination changed the score: |Z| > 2 in all four subsets."""
+    """Whether contamination affects the score by the paper's criterion: |Z| > 2 in all subsets."""
     return all(abs(score.z) > SIGNIFICANT for score in scores)

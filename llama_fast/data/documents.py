@@ -1,4 +1,4 @@
-"""Documents out of text, JSON lines, Parquet and Hugging Face datasets, one after the other."""
+"""Read documents from text files, JSON Lines, Parquet and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from llama_fast._reading import (
 Messages = list[dict[str, Any]]
 Document = str | Messages
 
-HUB = "hf:"  # marks the name of a dataset on the hub
-KINDS = (".txt", ".jsonl", ".parquet")
+HUB = "hf:"  # prefix of the name of a dataset on the hub
+SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 class DataError(ValueError):
-    """Training data cannot be read; the message names the file and the place."""
+    """Training data cannot be read; the message names the file and the line or row."""
 
 
 def read_documents(
@@ -37,24 +37,28 @@ def read_documents(
     encoding: str = "utf-8",
     follow_links: bool = False,
 ) -> Iterator[Document]:
-    """Yield the documents of a file, a folder or a dataset, in a fixed order.
+    """Yield the documents of a file, a folder or a dataset, always in the same order.
 
     Args:
-        source: ``.txt``, ``.jsonl`` (either also as ``.gz``) or ``.parquet``; a folder, whose files
-            of these kinds are read in the order of their names, or one that
-            ``datasets.save_to_disk`` wrote; or ``hf:NAME``, ``hf:NAME:CONFIG``,
-            ``hf:NAME:CONFIG:SPLIT`` (default: the default configuration, ``train``).
-        key: field of a row that holds the document: a text, or a list of chat messages. Rows that
-            have "messages" and no `key` are chats.
-        separator: what divides the documents of a text file, such as ``<|endoftext|>``; None makes
-            each file one document. Empty documents are left out.
+        source: a ``.txt`` or ``.jsonl`` file (or one of these compressed as ``.gz``), a
+            ``.parquet`` file, a folder of such files (read in alphabetical order), a folder that
+            ``datasets.save_to_disk`` wrote, or ``hf:NAME``, ``hf:NAME:CONFIG`` or
+            ``hf:NAME:CONFIG:SPLIT`` (default: the default configuration, split ``train``).
+        key: field of a row that holds the document: a string, or a list of chat messages. A row
+            without this field but with "messages" is a chat.
+        separator: string between the documents of a text file, such as ``<|endoftext|>``; None
+            makes each file one document. Empty documents are skipped.
         encoding: of text files, such as ``latin-1``.
-        follow_links: read what links in a folder lead to outside of it; without, they are an error,
-            for a folder of somebody else's could name private files.
+        follow_links: whether to read files outside a folder that symbolic links in it lead to. By
+            default they are an error: a folder from a stranger could link to private files.
+
+    Yields:
+        A string, or the list of messages of a chat.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: a file of another kind, a broken line, a row without the field, such a link.
+        FileNotFoundError: there is no such file or folder.
+        DataError: a file has another suffix, a line is not JSON, a row lacks the field, or a link
+            leads out of the folder.
     """
     name = os.fspath(source)
     if name.startswith(HUB):
@@ -67,24 +71,24 @@ def read_documents(
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             yield from _rows(name, _saved(path), key)
             return
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in KINDS)
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
         if not files:
-            raise DataError(f"{path}: expected files of the kinds {', '.join(KINDS)}, found none")
+            raise DataError(f"{path}: expected {', '.join(SUFFIXES)} files, found none")
         for file in files:
             if not follow_links:
                 _check_link(path, file)
             yield from read_documents(file, key=key, separator=separator, encoding=encoding)
         return
-    kind = _kind(path)
-    if kind == ".txt":
+    suffix = _suffix(path)
+    if suffix == ".txt":
         yield from _texts(path, separator, encoding)
-    elif kind == ".jsonl":
+    elif suffix == ".jsonl":
         rows = (row for _, row in read_json_lines(path, error=DataError))
         yield from _rows(name, rows, key)
-    elif kind == ".parquet":
+    elif suffix == ".parquet":
         yield from _rows(name, _parquet(path), key)
     else:
-        raise DataError(f"{path}: expected one of {', '.join(KINDS)} (or .txt.gz, .jsonl.gz)")
+        raise DataError(f"{path}: expected one of {', '.join(SUFFIXES)} (or .txt.gz, .jsonl.gz)")
 
 
 def _check_link(folder: Path, file: Path) -> None:
@@ -94,27 +98,28 @@ def _check_link(folder: Path, file: Path) -> None:
         raise DataError(f"{error} (--follow-links, follow_links=True, reads it)") from None
 
 
-def _kind(path: Path) -> str:
+def _suffix(path: Path) -> str:
+    """Suffix of a file's name, without ``.gz``."""
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
     try:
         with open_binary(path) as file:
-            most = limit("text")
-            packed = path.suffix == ".gz"
-            content = read_at_most(file, most) if packed else file.read()
-            if packed and len(content) > most:
+            max_bytes = limit("text")
+            is_compressed = path.suffix == ".gz"
+            content = read_at_most(file, max_bytes) if is_compressed else file.read()
+            if is_compressed and len(content) > max_bytes:
                 raise DataError(
-                    f"{path}: expected at most {most:,} bytes, unpacked, got more; "
+                    f"{path}: expected at most {max_bytes:,} bytes after decompression, got more; "
                     f"{raise_it('text')}"
                 )
             text = content.decode(encoding)
     except LookupError:
-        raise DataError(f"encoding: expected the name of one, got {encoding!r}") from None
+        raise DataError(f"encoding: expected the name of an encoding, got {encoding!r}") from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: expected {encoding}, got other bytes at {error.start} (another encoding?)"
+            f"{path}: expected {encoding}, got an invalid byte at {error.start} (another encoding?)"
         ) from None
     except DAMAGED_GZIP as error:
         raise DataError(f"{path}: damaged gzip file: {error}") from None
@@ -144,7 +149,7 @@ def _datasets() -> Any:
 
 
 def _check_saved(path: Path) -> None:
-    """See that what ``datasets.save_to_disk`` wrote names no file but its own."""
+    """Raise DataError if a folder of ``datasets.save_to_disk`` names a file outside of it."""
     try:
         if (path / "dataset_dict.json").exists():
             file = inside(path, "dataset_dict.json", path)
@@ -158,7 +163,7 @@ def _check_saved(path: Path) -> None:
             for entry in read_json(file)["_data_files"]:
                 inside(path, entry["filename"], file)
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise DataError(f"{path}: not a data set of datasets.save_to_disk: {error}") from None
+        raise DataError(f"{path}: not a dataset of datasets.save_to_disk: {error}") from None
 
 
 def _saved(path: Path) -> Any:
@@ -192,7 +197,7 @@ def _rows(name: str, rows: Iterator[dict[str, Any]], key: str) -> Iterator[Docum
             check_messages(document, f"{name}, row {number}")
         elif not isinstance(document, str):
             raise DataError(
-                f"{name}, row {number}: expected a text or a list of messages in {field!r}, got "
+                f"{name}, row {number}: expected a string or a list of messages in {field!r}, got "
                 f"{type(document).__name__}"
             )
         if document:
@@ -200,9 +205,16 @@ def _rows(name: str, rows: Iterator[dict[str, Any]], key: str) -> Iterator[Docum
 
 
 def check_messages(messages: list[Any], where: str) -> None:
-    """Raise :class:`DataError` unless each message has a role and a content, both texts.
+    """Check that each message has a role and a content, both strings.
 
-    A message with "tool_calls" may have no content.
+    A message with "tool_calls" may lack the content.
+
+    Args:
+        messages: of a chat.
+        where: prefix of the error message, such as the file and the row.
+
+    Raises:
+        DataError: a message lacks one of them.
     """
     for number, message in enumerate(messages):
         fields = message if isinstance(message, dict) else {}
@@ -211,6 +223,6 @@ def check_messages(messages: list[Any], where: str) -> None:
             content = ""
         if not (isinstance(fields.get("role"), str) and isinstance(content, str)):
             raise DataError(
-                f"{where}: expected message {number} to have the texts 'role' and 'content', got "
+                f"{where}: expected message {number} to have strings 'role' and 'content', got "
                 f"{message!r:.80}"
             )

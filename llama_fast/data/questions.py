@@ -1,4 +1,4 @@
-"""Questions of benchmarks as text, out of JSON lines."""
+"""Read the text of benchmark questions from JSON Lines, to look for it in training data."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llama_fast.data.documents import DataError
 
 
 @dataclass(frozen=True)
-class Question:
-    """A row of a benchmark.
+class QuestionText:
+    """The text of one row of a benchmark.
 
     Attributes:
-        file: it stands in.
-        index: of the row, from 0.
-        text: its fields, each on a line of its own.
+        file: that has the row.
+        index: of the row in the file, from 0.
+        text: its fields, one per line.
     """
 
     file: Path
@@ -29,17 +29,18 @@ class Question:
 
 def read_questions(
     source: str | os.PathLike[str], fields: Sequence[str] | None = None
-) -> Iterator[Question]:
-    """Yield the rows of a ``.jsonl`` file, or of all below a folder in the order of their names.
+) -> Iterator[QuestionText]:
+    """Yield the rows of a ``.jsonl`` file, or of all such files in a folder, alphabetically.
 
     Args:
-        source: file (also ``.jsonl.gz``) or folder.
-        fields: which make up the text, in this order; None takes all but identifiers (``id`` and
-            names that end in ``_id``). Texts in lists and objects count, numbers do not.
+        source: a ``.jsonl`` or ``.jsonl.gz`` file, or a folder.
+        fields: the fields that make up the text, in this order; None uses all but identifiers
+            (``id`` and names that end in ``_id``). Strings in lists and objects are included,
+            numbers are not.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        DataError: no JSON lines, a broken line, a row without a field of `fields`.
+        FileNotFoundError: there is no such file or folder.
+        DataError: a file is not JSON Lines, or a row lacks one of `fields`.
     """
     path = Path(source)
     if not path.exists():
@@ -58,7 +59,7 @@ def read_questions(
                         f"{place}: expected a field {missing[0]!r}, got {', '.join(row)}"
                     )
             text = "\n".join(text for name in names for text in _texts(row[name]))
-            yield Question(file, index, text)
+            yield QuestionText(file, index, text)
 
 
 def _texts(value: Any) -> Iterator[str]:

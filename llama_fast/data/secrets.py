@@ -1,6 +1,6 @@
-"""E-mail addresses and common kinds of secrets in a text, by their published formats.
+"""Find e-mail addresses and common kinds of secrets in a text, by their published formats.
 
-A finding is masked: what is kept of a value is at most the part that all of its kind begin with.
+Findings are masked: at most the prefix that all values of a kind share is kept.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _CARD = "credit card"
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of value.
+class SecretPattern:
+    """How values of one kind are found and masked.
 
     Attributes:
-        pattern: finds it; its group "value", where it has one, is the value.
-        needs: text without which the pattern can't match; found much faster than the pattern.
-        shown: characters at the beginning that say nothing but the kind.
+        pattern: matches a value; if it has a group "value", that group is the value.
+        needs: a string that every match contains; searching for it first is much faster.
+        shown: length of the prefix that all values of the kind share.
     """
 
     pattern: re.Pattern[str]
@@ -28,40 +28,42 @@ class Kind:
     shown: int = 0
 
 
-def _kind(pattern: str, needs: str = "", shown: int = 0) -> Kind:
-    return Kind(re.compile(pattern), needs, shown)
+def _pattern(pattern: str, needs: str = "", shown: int = 0) -> SecretPattern:
+    return SecretPattern(re.compile(pattern), needs, shown)
 
 
-KINDS = {
-    EMAIL: _kind(
+PATTERNS = {
+    EMAIL: _pattern(
         r"(?<![\w.%+-])[A-Za-z0-9][\w.%+-]{0,63}@"
         r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w-])",
         needs="@",
     ),
-    "AWS access key": _kind(r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])", "IA", 4),
-    "GitHub token": _kind(
+    "AWS access key": _pattern(
+        r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])", "IA", 4
+    ),
+    "GitHub token": _pattern(
         r"(?<!\w)(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_\w{82})(?!\w)", "_", 4
     ),
-    "Slack token": _kind(r"(?<!\w)xox[abeoprs]-[A-Za-z0-9-]{16,}", "xox", 4),
-    "Stripe key": _kind(r"(?<![A-Za-z0-9])[sr]k_(?:live|test)_[A-Za-z0-9]{16,}(?!\w)", "k_", 8),
-    "OpenAI key": _kind(
+    "Slack token": _pattern(r"(?<!\w)xox[abeoprs]-[A-Za-z0-9-]{16,}", "xox", 4),
+    "Stripe key": _pattern(r"(?<![A-Za-z0-9])[sr]k_(?:live|test)_[A-Za-z0-9]{16,}(?!\w)", "k_", 8),
+    "OpenAI key": _pattern(
         r"(?<![\w-])sk-(?:[A-Za-z0-9]{48}|(?:proj|svcacct|admin)-[\w-]{40,})(?![\w-])", "sk-", 3
     ),
-    "Anthropic key": _kind(r"(?<![\w-])sk-ant-[\w-]{40,}", "sk-ant-", 7),
-    "Hugging Face token": _kind(r"(?<!\w)hf_[A-Za-z0-9]{34,}(?!\w)", "hf_", 3),
-    "Google API key": _kind(r"(?<!\w)AIza[\w-]{35}(?![\w-])", "AIza", 4),
-    "JSON web token": _kind(r"(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}", "eyJ", 3),
-    "private key": _kind(
+    "Anthropic key": _pattern(r"(?<![\w-])sk-ant-[\w-]{40,}", "sk-ant-", 7),
+    "Hugging Face token": _pattern(r"(?<!\w)hf_[A-Za-z0-9]{34,}(?!\w)", "hf_", 3),
+    "Google API key": _pattern(r"(?<!\w)AIza[\w-]{35}(?![\w-])", "AIza", 4),
+    "JSON web token": _pattern(r"(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}", "eyJ", 3),
+    "private key": _pattern(
         r"-----BEGIN (?:[A-Z]+ ){0,2}PRIVATE KEY(?: BLOCK)?-----", "PRIVATE KEY", 10
     ),
-    # Of Visa, Mastercard, Discover, JCB, Diners Club, American Express (ISO/IEC 7812 prefixes), in
-    # one piece or in the groups that stand on the card.
-    _CARD: _kind(
+    # Visa, Mastercard, Discover, JCB, Diners Club, American Express (ISO/IEC 7812 prefixes), as one
+    # number or in the groups printed on the card.
+    _CARD: _pattern(
         r"(?<![\w.-])(?=4|5[1-5]|2[2-7]|6|3[04-9])"
         r"(?:\d{13,19}|\d{4}(?P<gap>[ -])\d{4}(?P=gap)\d{4}(?P=gap)\d{4}|\d{4}[ -]\d{6}[ -]\d{4,5})"
         r"(?!\w|[.-]\d)"
     ),
-    "password": _kind(
+    "password": _pattern(
         r"(?i:password|passwd|pwd|secret|api_?key|access_?token|auth_?token)[\"']?\s{0,8}[:=]\s{0,8}"
         r"(?P<quote>[\"'])(?P<value>(?!\*|<|\$|%|\{|your)[^\"'\n]{6,128})(?P=quote)"
     ),
@@ -70,11 +72,11 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """A value of one of `KINDS`, masked.
+    """A masked value.
 
     Attributes:
-        kind: its name.
-        masked: how it begins, as far as that is no secret, and how long it is.
+        kind: a key of `PATTERNS`.
+        masked: the prefix that all values of the kind share, and the length.
     """
 
     kind: str
@@ -82,18 +84,18 @@ class Finding:
 
 
 def find_secrets(text: str) -> Iterator[Finding]:
-    """Yield what there is of each kind, one kind after the other."""
-    for name, kind in KINDS.items():
-        if kind.needs not in text:
+    """Yield the findings in a text, ordered by kind."""
+    for kind, secret in PATTERNS.items():
+        if secret.needs not in text:
             continue
-        for match in kind.pattern.finditer(text):
+        for match in secret.pattern.finditer(text):
             value = match["value"] if "value" in match.re.groupindex else match[0]
-            if name != _CARD or is_card_number(value):
-                yield Finding(name, f"{value[: kind.shown]}... ({len(value)} characters)")
+            if kind != _CARD or is_card_number(value):
+                yield Finding(kind, f"{value[: secret.shown]}... ({len(value)} characters)")
 
 
 def is_card_number(text: str) -> bool:
-    """Whether the digits of a text are 13 to 19 and their last is Luhn's check digit.
+    """Whether a text has 13 to 19 digits and the last is the Luhn check digit of the others.
 
     Source: ISO/IEC 7812-1, annex B.
     """

@@ -1,11 +1,11 @@
-"""Tokenised documents on disk: memory-mapped NumPy arrays, an index, and their hashes.
+"""Tokenized documents on disk: memory-mapped NumPy arrays and an index with their hashes.
 
-    FOLDER/index.json        tokenizer, counts, sha256 of every file and of the whole
-    FOLDER/00000.tokens.npy  ids of the documents one after the other, uint16 or uint32
-    FOLDER/00000.ends.npy    where each document ends, int64
-    FOLDER/00000.answer.npy  only with chats: bool for each token, True = it is to be learned
+    FOLDER/index.json        tokenizer, counts, sha256 of each file and of all together
+    FOLDER/00000.tokens.npy  token ids of all documents, concatenated; uint16 or uint32
+    FOLDER/00000.ends.npy    end of each document in the tokens; int64
+    FOLDER/00000.answer.npy  for chats only: for each token, whether it is a target; bool
 
-Arrays are read with `allow_pickle=False`, and files in the folder alone.
+Arrays are read with `allow_pickle=False`. No file outside the folder is read.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ PARTS = ("tokens", "ends", "answer")
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One shard's entry in the index.
+class ShardEntry:
+    """The entry of one shard in the index.
 
     Attributes:
-        name: of its files.
-        documents, tokens: how many.
-        sha256: of each of its files, by part.
+        name: prefix of the names of its files.
+        documents, tokens: number of documents and tokens.
+        sha256: hash of each file, by part (:data:`PARTS`).
     """
 
     name: str
@@ -50,17 +50,23 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes documents to a folder that appears when all of it is there, or not at all.
+    """Writes documents to a new folder of token shards.
+
+    The folder gets its name when it is complete; after an exception there is none.
 
     Args:
-        folder: to be made; must not exist.
-        vocab_size: of the tokenizer; ids up to 65,536 take two bytes, more take four.
-        tokenizer: whatever identifies the tokenizer, as JSON; kept in the index.
-        shard_tokens: a shard is closed when it holds this many.
-        with_answers: whether each document comes with a mask of the tokens to be learned.
+        folder: to create; must not exist.
+        vocab_size: of the tokenizer. Ids take two bytes up to 65,536 tokens, four above.
+        tokenizer: JSON that identifies the tokenizer; stored in the index.
+        shard_tokens: a shard is complete when it has at least this many tokens.
+        with_answers: whether each document comes with a mask of the tokens that are targets.
 
     Attributes:
-        partial: the folder as long as it is being written; it takes `folder`'s name at the end.
+        partial: the folder while it is being written; renamed to `folder` at the end.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        ValueError: `shard_tokens` is not positive.
 
     Example:
         >>> with ShardWriter("shards", vocab_size=257, tokenizer={"kind": "byte"}) as writer:
@@ -85,7 +91,7 @@ class ShardWriter:
         self.vocab_size, self.tokenizer = vocab_size, tokenizer
         self.shard_tokens, self.with_answers = shard_tokens, with_answers
         self.partial = partial_name(self.folder)
-        self._shards: list[Shard] = []
+        self._shards: list[ShardEntry] = []
         self._clear()
 
     def __enter__(self) -> ShardWriter:
@@ -105,14 +111,19 @@ class ShardWriter:
         self._ends: list[int] = []
 
     def add(self, ids: Sequence[int], answer: Sequence[bool] | None = None) -> None:
-        """Add a document, its begin and end tokens included.
+        """Add a document.
+
+        Args:
+            ids: its tokens, including those for its begin and end.
+            answer: for each token whether it is a target; with `with_answers` only.
 
         Raises:
-            ValueError: no ids, ids outside the vocabulary, a mask of another length.
+            ValueError: `ids` is empty or has ids outside the vocabulary; `answer` has another
+                length, is missing, or is not expected.
         """
         tokens = np.asarray(ids, dtype=np.int64)
         if tokens.size == 0 or tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            raise ValueError(f"ids: expected some, all in [0, {self.vocab_size})")
+            raise ValueError(f"ids: expected at least one, all in [0, {self.vocab_size})")
         if (answer is not None) != self.with_answers:
             raise ValueError(f"answer: expected {'a mask' if self.with_answers else 'None'}")
         if answer is not None:
@@ -137,7 +148,7 @@ class ShardWriter:
             path = self.partial / f"{name}.{part}.npy"
             np.save(path, array, allow_pickle=False)
             hashes[part] = file_sha256(path)
-        self._shards.append(Shard(name, len(self._ends), self._ends[-1], hashes))
+        self._shards.append(ShardEntry(name, len(self._ends), self._ends[-1], hashes))
         self._clear()
 
     def _finish(self) -> None:
@@ -156,27 +167,27 @@ class ShardWriter:
         self.partial.rename(self.folder)
 
 
-def content_hash(shards: Iterable[Shard]) -> str:
-    """One hash over those of all files, in their order."""
+def content_hash(shards: Iterable[ShardEntry]) -> str:
+    """SHA-256 over the hashes of all files, in order."""
     lines = (f"{shard.name} {part} {shard.sha256[part]}" for shard in shards for part in PARTS
              if part in shard.sha256)  # fmt: skip
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class TokenShards:
-    """Documents of one folder, read from the mapped files as they are asked for.
+    """The documents in a folder of token shards, read from memory-mapped files on demand.
 
     Args:
         folder: written by :class:`ShardWriter`.
-        verify: compare every file with its hash, which reads all of them.
+        verify: whether to compare every file with its hash, which reads all of them.
 
     Attributes:
-        lengths: (documents,) int64, tokens of each.
+        lengths: (documents,) int64, number of tokens in each.
         vocab_size, tokenizer, content_sha256: as in the index.
 
     Raises:
-        FileNotFoundError: no such folder.
-        DataError: the index or a file is missing, damaged, or does not fit the others.
+        FileNotFoundError: there is no such folder.
+        DataError: the index or a file is missing, damaged, or contradicts the others.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, verify: bool = False) -> None:
@@ -192,7 +203,7 @@ class TokenShards:
             self.vocab_size = checked_int(vocab_size, f"{path}: vocab_size", maximum=1 << 32)
             self.tokenizer: dict[str, Any] = dict(index["tokenizer"])
             self.content_sha256 = str(index["content_sha256"])
-            self.shards = [Shard(**entry) for entry in index["shards"]]
+            self.shards = [ShardEntry(**entry) for entry in index["shards"]]
             for shard in self.shards:
                 if not {"tokens", "ends"} <= set(shard.sha256) <= set(PARTS):
                     raise ValueError(f"shard {shard.name!r} of the parts {list(shard.sha256)}")
@@ -203,7 +214,7 @@ class TokenShards:
                 raise
             raise DataError(f"{path}: not an index of token shards: {error!r}") from None
         if content_hash(self.shards) != self.content_sha256:
-            raise DataError(f"{path}: its hashes do not agree: the file was changed")
+            raise DataError(f"{path}: the hashes do not match content_sha256: the file was changed")
         if verify:
             self.verify()
         self._arrays = [self._open(shard) for shard in self.shards]
@@ -212,51 +223,52 @@ class TokenShards:
         self._first = np.cumsum([0] + [len(e) for e in ends])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as the place of the files: another process maps them itself."""
+        """Pickle the path alone: another process maps the files itself."""
         return _reopen, (type(self), str(self.folder.absolute()), self.content_sha256)
 
-    def _open(self, shard: Shard) -> dict[str, npt.NDArray[Any]]:
+    def _open(self, shard: ShardEntry) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {}
         for part in shard.sha256:
             path = self._file(shard, part)
             try:
                 arrays[part] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except Exception as error:  # NumPy parses a header as Python, with all its errors
+            except Exception as error:  # NumPy parses the header as Python: any error is possible
                 raise DataError(f"{path}: missing or damaged shard: {error}") from None
-            if not isinstance(arrays[part], np.ndarray):  # a zip archive of some
+            if not isinstance(arrays[part], np.ndarray):  # a zip archive of arrays
                 raise DataError(f"{path}: damaged shard: expected one array")
-        wanted = {"tokens": "u", "ends": "i", "answer": "b"}
+        dtype_kinds = {"tokens": "u", "ends": "i", "answer": "b"}
         for part, array in arrays.items():
-            if array.ndim != 1 or array.dtype.kind != wanted[part]:
+            if array.ndim != 1 or array.dtype.kind != dtype_kinds[part]:
                 raise DataError(
-                    f"{self.folder / shard.name}.{part}.npy: damaged shard: expected one row of "
-                    f"dtype kind {wanted[part]!r}, got {array.dtype} of shape {array.shape}"
+                    f"{self.folder / shard.name}.{part}.npy: damaged shard: expected one "
+                    f"dimension and dtype kind {dtype_kinds[part]!r}, got {array.dtype} of shape "
+                    f"{array.shape}"
                 )
         ends = arrays["ends"]
-        fits = (
+        is_consistent = (
             len(ends) == shard.documents > 0
             and len(arrays["tokens"]) == shard.tokens == int(ends[-1])
             and bool(np.all(np.diff(ends, prepend=0) > 0))
             and len(arrays.get("answer", arrays["tokens"])) == shard.tokens
         )
-        if not fits:
-            raise DataError(f"{self.folder / shard.name}.*.npy: damaged shard: sizes do not fit")
+        if not is_consistent:
+            raise DataError(f"{self.folder / shard.name}.*.npy: damaged shard: sizes do not match")
         return arrays
 
-    def _file(self, shard: Shard, part: str) -> Path:
+    def _file(self, shard: ShardEntry, part: str) -> Path:
         return inside(self.folder, f"{shard.name}.{part}.npy", self.folder / INDEX, DataError)
 
     def verify(self) -> None:
-        """Read every file and compare it with its hash.
+        """Compare every file with its hash.
 
         Raises:
-            DataError: names the first file that is missing or was changed.
+            DataError: a file is missing or was changed; names the first.
         """
         for shard in self.shards:
             for part, expected in shard.sha256.items():
                 path = self._file(shard, part)
                 if not path.is_file() or file_sha256(path) != expected:
-                    raise DataError(f"{path}: missing or damaged shard: not the sha256 it had")
+                    raise DataError(f"{path}: missing or damaged shard: its sha256 has changed")
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -264,41 +276,48 @@ class TokenShards:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents."""
+        """Number of tokens in all documents."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def has_answers(self) -> bool:
-        """Whether each document comes with a mask of the tokens to be learned."""
+        """Whether documents have masks of the tokens that are targets."""
         return any("answer" in shard.sha256 for shard in self.shards)
 
     def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int64]]]:
-        """(its first document's number, tokens, ends) of each shard, mapped from its files."""
+        """Yield (index of the first document, tokens, ends) of each shard, memory-mapped."""
         for first, arrays in zip(self._first.tolist(), self._arrays, strict=False):
             yield first, arrays["tokens"], arrays["ends"]
 
     def read(
         self, document: int, start: int = 0, stop: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """(tokens, answer) of a document or a part of it; without a mask all tokens are answers.
+        """Read the tokens `start` to `stop` of a document.
+
+        Args:
+            document: index of the document.
+            start, stop: range of tokens; None reads to the end.
+
+        Returns:
+            (tokens, answer): ids, and whether each is a target; all are if there is no mask.
 
         Raises:
-            IndexError: no such document.
-            DataError: an id outside the vocabulary: the file is damaged.
+            IndexError: there is no such document.
+            DataError: an id is outside the vocabulary: the file is damaged.
         """
         if not 0 <= document < len(self):
             raise IndexError(f"document: expected one in [0, {len(self)}), got {document}")
-        which = int(np.searchsorted(self._first, document, side="right")) - 1
-        arrays = self._arrays[which]
-        local = document - int(self._first[which])
-        begin = int(arrays["ends"][local - 1]) if local else 0
+        shard = int(np.searchsorted(self._first, document, side="right")) - 1
+        arrays = self._arrays[shard]
+        index = document - int(self._first[shard])
+        begin = int(arrays["ends"][index - 1]) if index else 0
         length = int(self.lengths[document])
         stop = length if stop is None else min(stop, length)
         part = slice(begin + start, begin + stop)
         tokens = np.asarray(arrays["tokens"][part], dtype=np.int64)
         if tokens.size and tokens.max() >= self.vocab_size:
             raise DataError(
-                f"{self.folder / self.shards[which].name}.tokens.npy: damaged shard: document "
+                f"{self.folder / self.shards[shard].name}.tokens.npy: damaged shard: document "
                 f"{document} has the id {tokens.max()}, expected ids below {self.vocab_size}"
             )
         if "answer" not in arrays:
@@ -306,11 +325,11 @@ class TokenShards:
         return tokens, np.asarray(arrays["answer"][part])
 
 
-def _reopen(kind: type[TokenShards], folder: str, content_sha256: str) -> TokenShards:
-    shards = kind(folder)
+def _reopen(cls: type[TokenShards], folder: str, content_sha256: str) -> TokenShards:
+    shards = cls(folder)
     if shards.content_sha256 != content_sha256:
         raise DataError(
-            f"{folder}: expected the shards that were pickled, of content_sha256 {content_sha256}, "
-            f"got others, {shards.content_sha256}"
+            f"{folder}: expected the shards that were pickled, with content_sha256 "
+            f"{content_sha256}, got {shards.content_sha256}"
         )
     return shards

@@ -1,4 +1,4 @@
-"""The Jinja of chat templates, as transformers offers it to them, in a sandbox."""
+"""Jinja for chat templates, with the functions that transformers provides, in a sandbox."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# What is written before and behind each {% generation %} block: two characters, or nothing.
+# Two characters that are written before and after each {% generation %} block, or nothing.
 generation_marks: ContextVar[str] = ContextVar("generation_marks", default="")
 
 
 class _Generation(Extension):
-    """``{% generation %} ... {% endgeneration %}``: what an assistant wrote."""
+    """``{% generation %} ... {% endgeneration %}``: marks what an assistant wrote."""
 
     tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
     used = False
@@ -34,7 +34,11 @@ class _Generation(Extension):
 
 
 def compile_template(source: str) -> Template:
-    """A template of a tokenizer. Raises jinja2.TemplateSyntaxError."""
+    """Compile a chat template.
+
+    Raises:
+        jinja2.TemplateSyntaxError: `source` is not valid Jinja.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -46,8 +50,8 @@ def compile_template(source: str) -> Template:
 
 def marks_answers(template: Template) -> bool:
     """Whether a template has ``{% generation %}`` blocks."""
-    found = template.environment.extensions[_Generation.identifier]
-    return isinstance(found, _Generation) and found.used
+    extension = template.environment.extensions[_Generation.identifier]
+    return isinstance(extension, _Generation) and extension.used
 
 
 def _to_json(
@@ -57,7 +61,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter of that name writes HTML and sorts keys."""
+    """``tojson`` as in transformers; that of Jinja escapes HTML and sorts keys."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -68,5 +72,5 @@ def _to_json(
 
 
 def _refuse(message: Any) -> NoReturn:
-    """What templates call ``raise_exception``."""
+    """``raise_exception`` of templates."""
     raise TemplateError(str(message))

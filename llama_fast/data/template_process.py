@@ -1,7 +1,7 @@
-"""Rendering chat templates in a process of their own, which can be stopped.
+"""Render chat templates in a child process that can be stopped.
 
-A template is a program: it may loop without end or write without end, within one call of a library
-that nothing interrupts. Jinja's sandbox keeps it from files, not from that.
+A template is a program: it may loop or write forever within one library call, which cannot be
+interrupted from Python. Jinja's sandbox prevents access to files, not this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHILD = Path(__file__).with_name("_template_child.py")
 
 
 class BoundedTemplate:
-    """A template whose renderings have limits: of time, of memory, and of the text's length.
+    """A template with limits on CPU time, memory and length of a rendering.
 
     Args:
         source: Jinja.
@@ -36,8 +36,8 @@ class BoundedTemplate:
         marks_answers: whether it has ``{% generation %}`` blocks.
 
     Raises:
-        jinja2.TemplateSyntaxError: Jinja cannot read it.
-        jinja2.TemplateError: to compile it takes more than the limits.
+        jinja2.TemplateSyntaxError: `source` is not valid Jinja.
+        jinja2.TemplateError: compiling it exceeds a limit.
     """
 
     def __init__(self, source: str) -> None:
@@ -45,14 +45,17 @@ class BoundedTemplate:
         self.marks_answers = bool(_ask(source, None)["marks"])
 
     def render(self, context: dict[str, Any]) -> str:
-        """The text.
+        """Render the template.
+
+        Args:
+            context: the template's variables.
 
         Raises:
-            jinja2.TemplateError: the template failed, or took more than the limits.
+            jinja2.TemplateError: the template failed, or exceeded a limit.
         """
         try:
             marshal.dumps(context)
-        except ValueError:  # objects of the caller's own, which have to stay here
+        except ValueError:  # objects that cannot be sent to another process
             return str(compile_template(self.source).render(context))
         return str(_ask(self.source, context)["text"])
 
@@ -71,28 +74,28 @@ def _ask(source: str, context: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _too_much(name: str, unit: str) -> str:
-    return f"expected at most {limit(name):,} {unit}, took more; {raise_it(name)}"
+    return f"expected at most {limit(name):,} {unit}, used more; {raise_it(name)}"
 
 
 class _Process:
-    """A child that renders, started again after it was stopped."""
+    """The child process that renders; restarted after it was stopped."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.child: subprocess.Popen[bytes] | None = None
 
     def ask(self, source: str, context: dict[str, Any] | None) -> dict[str, Any]:
-        seconds, longest = limit("template-seconds"), limit("template-text")
+        seconds, max_length = limit("template-seconds"), limit("template-text")
         with self.lock:
             try:
                 child = self.child or self._start()
-                _send(child, (source, context, generation_marks.get(), seconds, longest))
+                _send(child, (source, context, generation_marks.get(), seconds, max_length))
                 answer = _receive(child)
             except BaseException as error:
                 status = self._stop()
                 if isinstance(error, (EOFError, BrokenPipeError)):
                     raise TemplateError(_reason(status)) from None
-                raise  # an interrupt: the answer would be taken for the next one's
+                raise  # an interrupt: the next request would get this request's answer
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -110,7 +113,7 @@ class _Process:
         if child is None:
             return 0
         for pipe in (child.stdout, child.stdin):
-            with contextlib.suppress(OSError):  # what was not sent yet
+            with contextlib.suppress(OSError):  # unsent data
                 pipe.close()  # type: ignore[union-attr]
         child.kill()
         return child.wait()
@@ -120,7 +123,7 @@ def _reason(status: int) -> str:
     if status == -getattr(signal, "SIGXCPU", 0):
         return _too_much("template-seconds", "s of CPU time")
     return (
-        f"{_too_much('template-memory', 'bytes of memory')} (the process that renders it ended "
+        f"{_too_much('template-memory', 'bytes of memory')} (the rendering process ended "
         f"with status {status})"
     )
 
@@ -138,19 +141,19 @@ def _receive(child: subprocess.Popen[bytes]) -> dict[str, Any]:
     if len(header) < 8:
         raise EOFError
     content = child.stdout.read(int.from_bytes(header, "little"))
-    found = json.loads(content)
-    if not isinstance(found, dict):
+    answer = json.loads(content)
+    if not isinstance(answer, dict):
         raise EOFError
-    return found
+    return answer
 
 
 _processes: dict[int, _Process] = {}
 
 
 def _process() -> _Process:
-    """This process's child: one that a fork has in common with its parent would mix answers up."""
+    """This process's child. A fork needs its own: a shared one would mix up the answers."""
     owner = os.getpid()
     if owner not in _processes:
-        _processes[owner] = found = _Process()
-        atexit.register(lambda: found._stop() if os.getpid() == owner else None)
+        _processes[owner] = process = _Process()
+        atexit.register(lambda: process._stop() if os.getpid() == owner else None)
     return _processes[owner]

@@ -1,4 +1,4 @@
-"""The tokenizer that token shards were written with."""
+"""Load and copy the tokenizer that token shards were written with."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from llama_fast.data.documents import DataError
 from llama_fast.data.shards import INDEX, TokenShards
 from llama_fast.tokenizers import SETTINGS, Tokenizer, load_tokenizer, tokenizer_file
 
-FOLDER = "tokenizer"  # of a tokenizer that shards keep beside them
+FOLDER = "tokenizer"  # subfolder of a shard folder that holds its tokenizer
 
 
 def tokenizer_of(shards: TokenShards) -> Tokenizer:
     """Load the tokenizer that the shards' index names.
 
     Raises:
-        DataError: the index names none, or a file outside the folder whose hash it does not know;
-            the tokenizer is gone, or it is another one by now.
+        DataError: the index names no tokenizer, or a file outside the folder without its hash; the
+            tokenizer does not exist, or has changed.
     """
     path = _file(shards)
     if path is None:
@@ -29,7 +29,7 @@ def tokenizer_of(shards: TokenShards) -> Tokenizer:
     if expected is None and Path(shards.tokenizer["path"]).is_absolute():
         raise DataError(f"{shards.folder / INDEX}: expected the sha256 of {path}, got none")
     if expected is not None and file_sha256(path) != expected:
-        raise DataError(f"{path}: expected the tokenizer of {shards.folder}, it was changed since")
+        raise DataError(f"{path}: expected the tokenizer of {shards.folder}, the file has changed")
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size != shards.vocab_size:
         raise DataError(
@@ -39,23 +39,23 @@ def tokenizer_of(shards: TokenShards) -> Tokenizer:
     return tokenizer
 
 
-def keep_tokenizer(shards: TokenShards, folder: Path) -> dict[str, Any]:
-    """Put a tokenizer that lies beside the shards into a new folder of shards too.
+def copy_tokenizer(shards: TokenShards, folder: Path) -> dict[str, Any]:
+    """Copy a tokenizer from the folder of token shards to a folder of new shards.
 
-    Known files alone are copied, to names of our own: an index may name anything.
+    Only known files are copied, under fixed names: an index from a stranger may name any file.
 
     Args:
-        shards: with the tokenizer.
+        shards: whose tokenizer is copied, if it is in their folder.
         folder: of the new shards.
 
     Returns:
-        What the new index says of it.
+        The "tokenizer" entry of the new index.
 
     Raises:
-        DataError: the index names a file outside its folder, or one that is gone.
+        DataError: the index names a file outside its folder, or one that does not exist.
     """
-    named = shards.tokenizer.get("path")
-    if not isinstance(named, str) or Path(named).is_absolute():
+    path_in_index = shards.tokenizer.get("path")
+    if not isinstance(path_in_index, str) or Path(path_in_index).is_absolute():
         return shards.tokenizer
     path = _file(shards)
     if path is None:
@@ -63,26 +63,28 @@ def keep_tokenizer(shards: TokenShards, folder: Path) -> dict[str, Any]:
     name = {".gguf": "tokenizer.gguf", ".bin": "tok.bin"}.get(path.suffix, FOLDER + path.suffix)
     (folder / FOLDER).mkdir()
     shutil.copyfile(path, folder / FOLDER / name)
-    beside = path.parent.relative_to(shards.folder)
+    parent = path.parent.relative_to(shards.folder)
     for other in SETTINGS:
-        source = inside(shards.folder, (beside / other).as_posix(), shards.folder, DataError)
+        source = inside(shards.folder, (parent / other).as_posix(), shards.folder, DataError)
         if source.is_file():
             shutil.copyfile(source, folder / FOLDER / other)
-    named = f"{FOLDER}/{name}" if path.suffix == ".gguf" else FOLDER
-    return {**shards.tokenizer, "path": named}
+    new_path = f"{FOLDER}/{name}" if path.suffix == ".gguf" else FOLDER
+    return {**shards.tokenizer, "path": new_path}
 
 
 def _file(shards: TokenShards) -> Path | None:
-    """The tokenizer's file, None for bytes. A relative path is that of a file beside the shards."""
+    """Path of the tokenizer's file, None for bytes. Relative paths are relative to the shards."""
     name = shards.tokenizer.get("path")
     if not isinstance(name, str):
-        raise DataError(f"{shards.folder}: expected the path of a tokenizer in its index, got none")
+        raise DataError(f"{shards.folder}: expected the path of a tokenizer in the index, got none")
     if name == "byte":
         return None
     try:
-        path = tokenizer_file(shards.folder / name)  # an absolute path stays as it is
+        path = tokenizer_file(shards.folder / name)  # `/` keeps an absolute `name` as it is
     except FileNotFoundError:
-        raise DataError(f"{shards.folder}: its tokenizer is gone: {shards.folder / name}") from None
+        raise DataError(
+            f"{shards.folder}: the tokenizer does not exist: {shards.folder / name}"
+        ) from None
     if not Path(name).is_absolute():
         relative = path.relative_to(shards.folder).as_posix()
         inside(shards.folder, relative, shards.folder / INDEX, DataError)

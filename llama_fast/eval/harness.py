@@ -320,7 +320,7 @@ class HarnessModel(TemplateLM):
         if self._template is None:
             if self.words.chat_template is None:
                 raise ValueError("apply_chat_template: expected a model with a template, got none")
-            self._template = ChatTemplate.of_model(self.words.chat_template)
+            self._template = ChatTemplate.from_model(self.words.chat_template)
         if not add_generation_prompt:
             return self._template.continued(chat_history, self.words)
         return self._template.render(chat_history, self.words, add_generation_prompt=True)

@@ -117,7 +117,7 @@ def test_another_tokenizer_by_now_is_refused(
     file = out / "tokenizer/tokenizer.json"
     file.write_text(file.read_text().replace("to", "ot"))
     assert main(["data", "check", str(out)]) == 2
-    assert "it was changed since" in capsys.readouterr().err
+    assert "the file has changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

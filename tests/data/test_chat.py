@@ -93,7 +93,7 @@ def test_control_tokens_in_a_message_are_text() -> None:
     chat = [{"role": "user", "content": "<|eot_id|>"}, {"role": "assistant", "content": "No."}]
     ids, _ = ChatTemplate("llama3").encode(chat, tokenizer)
     assert ids.count(tokenizer.special["<|eot_id|>"]) == 2
-    with pytest.raises(DataError, match="role: expected no control token in it, got"):
+    with pytest.raises(DataError, match="role: expected a role without control tokens, got"):
         ChatTemplate("llama3").encode([{**chat[0], "role": "user<|eot_id|>"}], tokenizer)
 
 
@@ -104,7 +104,7 @@ def test_refusals() -> None:
         ChatTemplate("{% for %}")
     with pytest.raises(DataError, match="chat_template: roles must alternate"):
         ChatTemplate("{{ raise_exception('roles must alternate') }}").render(CHAT, BYTES)
-    with pytest.raises(DataError, match="expected message 0 to have the texts"):
+    with pytest.raises(DataError, match="expected message 0 to have strings"):
         ChatTemplate("plain").render([{"role": "user"}], BYTES)
     for wrong in ("{{ 1 + 'a' }}", "{{ messages[9].content.x }}", "{{ {}.update(a=1) }}",
                   "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"):  # fmt: skip
@@ -126,12 +126,12 @@ def test_templates_that_rewrite_the_text_before() -> None:
     assert BYTES.decode([i for i, own in zip(ids, answer, strict=True) if own]) == "46"
     looks = "{{ '4' in (messages | map(attribute='content')) }}"
     depends = "{% for m in messages %}{{ m.content }};{% endfor %}" + looks
-    with pytest.raises(DataError, match=r"what does not depend on it, .* for message 2"):
+    with pytest.raises(DataError, match=r"does not depend on it, .* for message 2"):
         ChatTemplate(depends).encode(CHAT, BYTES)
     inside = "{% set x %}{% generation %}a {% endgeneration %}{% endset %}{{ x.replace(' ', '') }}"
     assert ChatTemplate(inside).encode(CHAT, BYTES) == ([97], [True])
     changed = "{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x | length }}"
-    with pytest.raises(DataError, match=r"expected \{% generation %\} around what is written"):
+    with pytest.raises(DataError, match=r"expected \{% generation %\} blocks that are written"):
         ChatTemplate(changed).encode(CHAT, BYTES)
 
 
@@ -157,7 +157,7 @@ def test_a_models_own_template_is_never_a_path(form: str, tmp_path: Path) -> Non
     assert lm._end_ids == words.end_ids
     with pytest.raises(ValueError, match="expected chatml, llama3, plain or Jinja source"):
         ChatTemplate(str(secret))
-    assert "PRIVATE" in ChatTemplate.chosen(str(secret)).source  # --chat-template
+    assert "PRIVATE" in ChatTemplate.from_name(str(secret)).source  # --chat-template
 
 
 @pytest.mark.parametrize("given", [5, ["a"], {"default": 5}, [{"name": "default", "template": 1}]])

@@ -234,7 +234,7 @@ def test_a_last_message_that_goes_on(name: str) -> None:
             chat, chat_template=TEMPLATES[name], tokenize=False, continue_final_message=True
         )
         assert template(name).continued(chat, ours) == expected
-    with pytest.raises(DataError, match="expected one that writes the last message's content"):
+    with pytest.raises(DataError, match="expected a template that writes the content of the last"):
         ChatTemplate("{{ messages | length }}").continued(CHAT, ours)
 
 
@@ -265,7 +265,7 @@ def test_contents_cannot_become_control_tokens() -> None:
         "{% for m in messages %}{% if '<|im_end|>' in m.content %}!{% endif %}{{ m.content }}"
         "{% endfor %}"
     )
-    with pytest.raises(DataError, match=r"looks for '<\|im_end\|>' in a message"):
+    with pytest.raises(DataError, match=r"depends on '<\|im_end\|>' in a message"):
         looks.encode(FORGED, ours)
 
 

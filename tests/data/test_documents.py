@@ -47,7 +47,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
 
 def test_real_files() -> None:
     dickens = shared_data("corpora/dickens.txt.gz")
-    with pytest.raises(DataError, match="expected utf-8, got other bytes at 166668"):
+    with pytest.raises(DataError, match="expected utf-8, got an invalid byte at 166668"):
         list(read_documents(dickens))
     (text,) = read_documents(dickens, encoding="latin-1")
     assert isinstance(text, str) and len(text) == 10_192_446
@@ -70,10 +70,10 @@ DAMAGED = gzip.compress(b"abc" * 999, mtime=0)[:10] + b"\xff" * 20
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl:2: expected a JSON object"),
         ("a.jsonl", b'{"words": "a"}\n', "a.jsonl, row 1: expected a field 'text', got words"),
-        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, row 1: expected a text or a list"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, row 1: expected a string or a list"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "a.jsonl, row 1: expected message 0"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
-        ("a.txt", b"abc\xff", "a.txt: expected utf-8, got other bytes at 3"),
+        ("a.txt", b"abc\xff", "a.txt: expected utf-8, got an invalid byte at 3"),
         ("a.txt.gz", gzip.compress(b"abc" * 999, mtime=0)[:-9], "a.txt.gz: damaged gzip"),
         ("a.txt.gz", DAMAGED, "a.txt.gz: damaged gzip"),
         ("a.jsonl.gz", DAMAGED, "a.jsonl.gz:1: damaged gzip"),

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from llama_fast.data.secrets import KINDS, find_secrets, is_card_number
+from llama_fast.data.secrets import PATTERNS, find_secrets, is_card_number
 from tests.paths import shared_data
 
 
@@ -124,4 +124,4 @@ def test_no_text_takes_long(text: str) -> None:
 
 
 def test_each_kind_has_a_test() -> None:
-    assert {kind for kind, _ in SECRETS} | {"password"} == set(KINDS)
+    assert {kind for kind, _ in SECRETS} | {"password"} == set(PATTERNS)

@@ -86,7 +86,7 @@ def test_one_changed_byte_is_found(tmp_path: Path, part: str) -> None:
     content = bytearray(path.read_bytes())
     content[-8] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"00001.*{part}.npy: missing or damaged|do not fit"):
+    with pytest.raises(DataError, match=f"00001.*{part}.npy: missing or damaged|do not match"):
         TokenShards(tmp_path / "s", verify=True)
 
 
@@ -102,7 +102,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["sha256"]["tokens"] = "0" * 64
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match="hashes do not agree"):
+    with pytest.raises(DataError, match="hashes do not match"):
         TokenShards(folder)
     (folder / "index.json").write_text("{")
     with pytest.raises(DataError, match="not JSON"):
@@ -137,7 +137,7 @@ def test_refusals(tmp_path: Path) -> None:
         ShardWriter(tmp_path, vocab_size=9, tokenizer={})
     with pytest.raises(ValueError, match="shard_tokens: expected a positive"):
         ShardWriter(tmp_path / "s", vocab_size=9, tokenizer={}, shard_tokens=0)
-    with pytest.raises(ValueError, match=r"ids: expected some, all in \[0, 9\)"):
+    with pytest.raises(ValueError, match=r"ids: expected at least one, all in \[0, 9\)"):
         write(tmp_path / "s", [[9]], vocab_size=9)
     with pytest.raises(DataError, match="expected at least one document"):
         write(tmp_path / "s", [])

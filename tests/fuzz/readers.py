@@ -180,14 +180,14 @@ def _shards() -> dict[str, bytes]:
 
 
 def _read_shards(folder: Path, name: str, content: bytes) -> object:
-    from llama_fast.data.shards import Shard, TokenShards, content_hash
+    from llama_fast.data.shards import ShardEntry, TokenShards, content_hash
     from llama_fast.data.tokenizer import tokenizer_of
 
     for file, rest in {**_shards(), name: content}.items():
         (folder / file).write_bytes(rest)
     try:  # past its own hash
         index = json.loads(content)
-        index["content_sha256"] = content_hash([Shard(**entry) for entry in index["shards"]])
+        index["content_sha256"] = content_hash([ShardEntry(**entry) for entry in index["shards"]])
         (folder / name).write_text(json.dumps(index))
     except Exception:
         pass
@@ -230,7 +230,7 @@ def _yaml(path: Path) -> object:
 
 def _configs() -> list[bytes]:
     folder = Path(__file__).resolve().parents[2] / "configs"
-    aliases = b"model: &m\n  preset: debug\n  changes: &c {num_layers: 2}\ndata:\n  rows: 2\n"
+    aliases = b"model: &m\n  preset: debug\n  overrides: &c {num_layers: 2}\ndata:\n  num_workers: 2\n"
     return [path.read_bytes() for path in sorted(folder.glob("*.yaml"))] + [aliases]
 
 

@@ -25,7 +25,7 @@ from llama_fast.cli.train import read_config
 from llama_fast.data.canaries import plant
 from llama_fast.data.chat import ChatTemplate
 from llama_fast.data.documents import read_documents
-from llama_fast.data.secrets import KINDS, find_secrets
+from llama_fast.data.secrets import PATTERNS, find_secrets
 from llama_fast.eval.scenarios.sql import extract_query, is_ordered, normalize_query
 from llama_fast.models import load
 from llama_fast.models.loading import load_run
@@ -53,12 +53,12 @@ def scan(text: str) -> None:
     list(find_secrets(text))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PATTERNS)
 def test_secrets_are_looked_for_in_linear_time(kind: str) -> None:
     def search() -> None:
         for beginning in BEGINNINGS:
-            text = beginning * (MB // 4 // len(beginning)) + KINDS[kind].needs
-            assert sum(1 for _ in KINDS[kind].pattern.finditer(text)) <= len(text)
+            text = beginning * (MB // 4 // len(beginning)) + PATTERNS[kind].needs
+            assert sum(1 for _ in PATTERNS[kind].pattern.finditer(text)) <= len(text)
 
     assert outcome(search, seconds=30) is None
 
@@ -202,7 +202,7 @@ def test_a_limit_is_raised_by_its_flag(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"a" * (2 * MB), 1, mtime=0))
     monkeypatch.setenv("LLAMA_FAST_LIMITS", "text=1M")
-    assert "expected at most 1,048,576 bytes, unpacked" in error_of(
+    assert "expected at most 1,048,576 bytes after decompression" in error_of(
         lambda: list(read_documents(path))
     )
     monkeypatch.setenv("LLAMA_FAST_LIMITS", "text=1M,text=2M")
@@ -261,11 +261,11 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
         (LOOPS, "expected at most 1 s of CPU time"),
         ("{{ 7 ** (7 ** (9 + messages | length)) }}", "expected at most 1 s of CPU time"),
         ("{{ 7 ** (7 ** 9) }}", "expected at most 1 s of CPU time"),  # computed when it is compiled
-        ("{{ 'a' * (10 ** 11 + messages | length) }}", "bytes of memory, took more"),
+        ("{{ 'a' * (10 ** 11 + messages | length) }}", "bytes of memory, used more"),
         ("{{ 'a' * (10 ** 8 + messages | length) }}", "expected at most 67,108,864 characters"),
-        ("{{ messages[0].content.center(10 ** 12) }}", "bytes of memory, took more"),
+        ("{{ messages[0].content.center(10 ** 12) }}", "bytes of memory, used more"),
         ("{{ '%999999999999d' % messages | length }}", "memory"),
-        ("{{ messages | tojson(indent=10 ** 10) }}", "bytes of memory, took more"),
+        ("{{ messages | tojson(indent=10 ** 10) }}", "bytes of memory, used more"),
         ("{{ lipsum(n=10 ** 8) }}", "expected at most 1 s of CPU time"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "RecursionError"),
@@ -304,7 +304,7 @@ def test_a_training_configuration_of_aliases(tmp_path: Path) -> None:
     assert "levels, got more" in read("model: " + "[" * 900 + "]" * 900)
     assert "of at most 10000 characters" in read("seed: 1" + ":1" * 200_000)
     assert "expected at most 1,048,576 bytes" in read("#" * (2 * MB))
-    path.write_text("data: &d {rows: 2}\nmodel: {preset: debug}\n")
+    path.write_text("data: &d {micro_batch_size: 2}\nmodel: {preset: debug}\n")
     assert read_config([str(path)]).data.micro_batch_size == 2
 
 
