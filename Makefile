@@ -105,7 +105,7 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(csrc)
 
-bench: $(installed) $(built)  ## time every op and rival with pytest-benchmark
+bench: $(installed) $(built)  ## time every op and baseline with pytest-benchmark
 	$(py) -m pytest benchmarks --benchmark-only $(ARGS)
 
 bench-cpu: $(installed) $(built)  ## measure the suite: table, plots and JSON in benchmarks/results

@@ -1,4 +1,4 @@
-"""`make bench`: attention, forward alone and with backward, ours beside its rivals."""
+"""`make bench`: attention, forward alone and with backward, ours beside its baselines."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from benchmarks.cases import Case
-from benchmarks.peers import Peer
+from benchmarks.implementation import Implementation
 from benchmarks.pytest_step import matrix, run_rounds
 
 
-@pytest.mark.parametrize(("case", "peer"), matrix("attention"))
-def test_attention(benchmark: Any, case: Case, peer: Peer) -> None:
-    run_rounds(benchmark, case, peer)
+@pytest.mark.parametrize(("case", "implementation"), matrix("attention"))
+def test_attention(benchmark: Any, case: Case, implementation: Implementation) -> None:
+    run_rounds(benchmark, case, implementation)

@@ -34,7 +34,7 @@ class Case:
         dtype: a key of `DTYPES`.
         mode: FORWARD, BACKWARD or STEP.
         reason: why this case is here.
-        options: what `variant` means to `problem` and the peers.
+        options: what `variant` means to `problem` and the implementations.
     """
 
     op: str

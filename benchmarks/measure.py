@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from .cases import BACKWARD, STEP, Case
-from .peers import OURS, Peer, Unsupported
+from .implementation import OURS, Implementation, Unsupported
 from .problem import Problem, problem
 from .results import Side
 
 WARM = 2.0  # seconds; a first call as long as that needs no second one to warm up
-# A rival whose step takes longer than SLOW seconds and than twice the fastest rival's decides
+# A baseline whose step takes longer than SLOW seconds and than twice the fastest baseline's decides
 # nothing: it gets FEW rounds.
 SLOW, FEW = 2.0, 3
 SAMPLE = 2e-3  # seconds; a shorter step is repeated until a sample takes as long
@@ -42,19 +42,20 @@ class Step:
     """One side of one case, ready to run again and again.
 
     Raises:
-        Unsupported: the peer does not do this case; the message is empty where it never would.
+        Unsupported: the implementation does not cover this case; the message is empty where it
+            never would.
     """
 
-    def __init__(self, case: Case, peer: Peer, tensors: Problem) -> None:
-        build = peer.build.get(case.op)
+    def __init__(self, case: Case, implementation: Implementation, tensors: Problem) -> None:
+        build = implementation.build.get(case.op)
         run = build(case, tensors) if build else None
         if run is None:
             raise Unsupported("")
-        self.case, self.peer, self._run = case, peer, run
+        self.case, self.implementation, self._run = case, implementation, run
         self._leaves, self._grads = tensors.leaves, tensors.grads
         self._sets = itertools.cycle(tensors.sets)
         self._first = tensors.sets[0]
-        overwrites = case.options.get("inplace") or case.op in peer.overwrites
+        overwrites = case.options.get("inplace") or case.op in implementation.overwrites
         self._untouched = tensors.untouched if overwrites else {}
 
     @property
@@ -82,7 +83,7 @@ class Step:
 
 
 def _first_tensors(result: tuple[Any, tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
-    """The first output and the gradient of the data, which is enough to see a wrong rival."""
+    """The first output and the gradient of the data, which is enough to see a wrong baseline."""
     out, grads = result
     return [(out if isinstance(out, torch.Tensor) else out[0]).detach(), *grads[:1]]
 
@@ -117,33 +118,33 @@ def one_line(error: BaseException) -> str:
 
 def measure(
     case: Case,
-    peers: list[Peer],
+    implementations: list[Implementation],
     rounds: int,
     device: str,
     progress: Callable[[int, str], None] = lambda done, what: None,
 ) -> list[Side]:
-    """Time every peer on `case`.
+    """Time every implementation on `case`.
 
     Args:
         case: what.
-        peers: who; ours first, the others are compared with its result.
-        rounds: samples of each; fewer of a rival that is slow by far (see `SLOW`).
+        implementations: who; ours first, the others are compared with its result.
+        rounds: samples of each; fewer of a baseline that is slow by far (see `SLOW`).
         device: "cpu" or "cuda".
         progress: called with rounds done (warm-up included) and who is at work.
 
     Returns:
-        One `Side` for each peer that has the op, in the order of `peers`.
+        One `Side` for each implementation that has the op, in the order of `implementations`.
     """
     torch.compiler.reset()  # shapes of the last case would make the next one dynamic
     tensors = problem(case, device)
     sides: list[Side] = []
     steps: list[tuple[Side, Step, float]] = []  # and the seconds of one step
     ours: list[torch.Tensor] | None = None
-    for peer in peers:
-        side = Side(peer.name)
-        progress(0, peer.name)
+    for implementation in implementations:
+        side = Side(implementation.name)
+        progress(0, implementation.name)
         try:
-            step = Step(case, peer, tensors)
+            step = Step(case, implementation, tensors)
             begin = time.perf_counter()
             got = _first_tensors(step())
             side.first_ms = 1e3 * (time.perf_counter() - begin)
@@ -153,7 +154,7 @@ def measure(
             del got
             step.restore()
             once = side.first_ms / 1e3
-            if peer.compiled or once < WARM:
+            if implementation.compiled or once < WARM:
                 once = seconds(step, 1, device)
                 step.restore()
             if step.repeatable:
@@ -162,22 +163,22 @@ def measure(
             if not str(error):
                 continue
             side.reason = str(error)
-        except Exception as error:  # a rival that fails is a finding, not the end
+        except Exception as error:  # a baseline that fails is a finding, not the end
             side.reason = one_line(error)
         else:
             steps.append((side, step, once))
         sides.append(side)
     del ours
-    best = min((once for side, _, once in steps if side.peer != OURS), default=0.0)
+    best = min((once for side, _, once in steps if side.implementation != OURS), default=0.0)
     gc.collect()
     gc.disable()
     try:
         for turn in range(rounds):
             for index in range(len(steps)):
                 side, step, once = steps[(index + turn) % len(steps)]
-                if turn >= FEW and side.peer != OURS and once > max(SLOW, 2 * best):
+                if turn >= FEW and side.implementation != OURS and once > max(SLOW, 2 * best):
                     continue
-                progress(turn + 1, side.peer)
+                progress(turn + 1, side.implementation)
                 side.samples_ms.append(1e3 * seconds(step, side.repeat, device))
                 step.restore()
     finally:

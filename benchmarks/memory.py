@@ -19,9 +19,10 @@ from typing import Any
 
 from llama_fast._memory import peak_rss, reset_peak_rss, rss
 
+from .baselines import all_implementations
 from .cases import Case
 from .child import Child
-from .peers import Peer, all_peers
+from .implementation import Implementation
 
 # glibc keeps what is freed below a threshold that grows with use; a fixed one gives all large
 # blocks back, so that what is resident is in use.
@@ -40,8 +41,11 @@ def unavailable() -> str | None:
 class Worker:
     """Answers `extra_bytes` until it is closed."""
 
-    def __init__(self, threads: int, peers: list[Peer]) -> None:
-        settings = {"threads": threads, "peers": [peer.name for peer in peers]}
+    def __init__(self, threads: int, implementations: list[Implementation]) -> None:
+        settings = {
+            "threads": threads,
+            "implementations": [implementation.name for implementation in implementations],
+        }
         self._child = Child("memory", settings, ENVIRONMENT)
         self._child.ask({})  # until it has imported everything: not while something is timed
 
@@ -49,24 +53,30 @@ class Worker:
         """Ends the process."""
         self._child.close()
 
-    def extra_bytes(self, case: Case, peer: Peer) -> tuple[int | None, str | None]:
+    def extra_bytes(
+        self, case: Case, implementation: Implementation
+    ) -> tuple[int | None, str | None]:
         """(bytes, None), or (None, why not)."""
         try:
-            answer = self._child.ask({"case": asdict(case), "peer": peer.name})
+            answer = self._child.ask({"case": asdict(case), "implementation": implementation.name})
         except RuntimeError as error:
             return None, str(error).splitlines()[-1]
         return answer.get("bytes"), answer.get("error")
 
 
-def _step(case: Case, peer: Peer) -> int:
+def _step(case: Case, implementation: Implementation) -> int:
     """Bytes that one step takes; runs in the forked child."""
     from .measure import Step
     from .problem import problem
 
-    step = Step(case, peer, problem(case))
+    step = Step(case, implementation, problem(case))
     # Compiling takes memory, too. What is compiled keeps nothing from one call to the next, so the
     # case itself may be the rehearsal; our own kernels keep scratch, which has to count.
-    rehearsal = step if peer.compiled else Step(case.small(), peer, problem(case.small()))
+    rehearsal = (
+        step
+        if implementation.compiled
+        else Step(case.small(), implementation, problem(case.small()))
+    )
     rehearsal()
     rehearsal.restore()
     gc.collect()
@@ -78,14 +88,14 @@ def _step(case: Case, peer: Peer) -> int:
     return max(0, peak_rss() - before)
 
 
-def _in_child(case: Case, peer: Peer) -> dict[str, Any]:
+def _in_child(case: Case, implementation: Implementation) -> dict[str, Any]:
     """The answer of a forked child, or how it died."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(read)
         try:
-            answer: dict[str, Any] = {"bytes": _step(case, peer)}
+            answer: dict[str, Any] = {"bytes": _step(case, implementation)}
         except BaseException as error:
             answer = {"error": f"{type(error).__name__}: {str(error)[:160]}"}
         os.write(write, json.dumps(answer).encode())
@@ -106,16 +116,16 @@ def serve(settings: dict[str, Any]) -> None:
     from .child import answers
 
     torch.set_num_threads(settings["threads"])
-    known = all_peers()
+    known = all_implementations()
     # Once here rather than in every child.
-    if any(known[name].compiled for name in settings["peers"]):
+    if any(known[name].compiled for name in settings["implementations"]):
         importlib.import_module("torch._inductor.compile_fx")
-    if any("transformers" in known[name].needs for name in settings["peers"]):
+    if any("transformers" in known[name].needs for name in settings["implementations"]):
         importlib.import_module("transformers.models.llama.modeling_llama")
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         if not question:
             return {}
-        return _in_child(Case(**question["case"]), known[question["peer"]])
+        return _in_child(Case(**question["case"]), known[question["implementation"]])
 
     answers(answer)

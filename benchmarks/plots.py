@@ -15,7 +15,7 @@ from llama_fast._plot_style import GREY, INK, LLAMA_FAST, TORCH, style_axes
 from llama_fast._write import save_picture
 
 from .cases import STEP, percent
-from .peers import OURS
+from .implementation import OURS
 from .report import PASS, SHORT, milliseconds, size, times
 from .results import Result, Results
 
@@ -95,11 +95,11 @@ def _legend(figure: Figure, names: list[str], filled: str) -> None:
 
 
 def _dots(panel: Axes, y: float, values: dict[str, float]) -> None:
-    """The rivals of a row, a little apart in height, so that equal ones show."""
+    """The baselines of a row, a little apart in height, so that equal ones show."""
     step = 0.36 / max(1, len(values) - 1)
     top = y - step * (len(values) - 1) / 2
-    for index, (peer, value) in enumerate(values.items()):
-        colour = COLOUR.get(peer, GREY)
+    for index, (implementation, value) in enumerate(values.items()):
+        colour = COLOUR.get(implementation, GREY)
         at = value, top + index * step
         panel.scatter(*at, 34, colour, edgecolors="white", linewidths=0.7, zorder=3)
 
@@ -113,7 +113,7 @@ def _figure(panel: Axes, y: float, text: str) -> None:
 
 
 def _present(rows: list[Result], ours: bool = True) -> list[str]:
-    names = dict.fromkeys(side.peer for result in rows for side in result.measured)
+    names = dict.fromkeys(side.implementation for result in rows for side in result.measured)
     return [name for name in COLOUR if name in names and (ours or name != OURS)]
 
 
@@ -129,27 +129,27 @@ def _log_ticks(axes: Axes, low: float, high: float, text: Callable[[float], str]
 
 
 def speedup(results: Results, path: Path) -> bool:
-    """How many times longer each rival takes; the bar ends at the fastest one."""
-    rows = [r for r in results.results if r.ours and r.rivals]
+    """How many times longer each baseline takes; the bar ends at the fastest one."""
+    rows = [r for r in results.results if r.ours and r.baselines]
     if not rows:
         return False
     figure, panels = _panels(rows)
-    ratios = [r.ratio(side) or 1.0 for r in rows for side in r.rivals]
+    ratios = [r.ratio(side) or 1.0 for r in rows for side in r.baselines]
     low, high = min(0.8, *(0.8 * x for x in ratios)), max(2.0, *(1.6 * x for x in ratios))
     for panel, group in panels:
         for y, result in enumerate(group):
-            best = result.ratio(result.rivals[0]) or 1.0
+            best = result.ratio(result.baselines[0]) or 1.0
             panel.barh(
                 y, best - 1, 0.62, left=1, color=LLAMA_FAST if best >= 1 else TORCH, alpha=0.85
             )
-            _dots(panel, y, {s.peer: result.ratio(s) or 1.0 for s in result.rivals})
+            _dots(panel, y, {s.implementation: result.ratio(s) or 1.0 for s in result.baselines})
             _figure(panel, y, times(best))
         panel.axvline(1, color=INK, linewidth=1)
         _log_ticks(panel, low, high, lambda value: f"{value:g}×")
     _legend(figure, _present(rows, ours=False), "")
     figure.suptitle(
-        "Time of the rivals, in multiples of llama_fast's (right is better)\n"
-        "the bar ends at the fastest rival",
+        "Time of the baselines, in multiples of llama_fast's (right is better)\n"
+        "the bar ends at the fastest baseline",
         color=INK,
         weight="bold",
         size=11,
@@ -159,7 +159,7 @@ def speedup(results: Results, path: Path) -> bool:
 
 
 def limits(results: Results, path: Path) -> bool:
-    """Share of the measured limit of the machine: ours as a bar, the rivals as dots."""
+    """Share of the measured limit of the machine: ours as a bar, the baselines as dots."""
     rows = [
         r for r in results.results
         if r.ours and percent(r.case, r.ours.median_ms / 1e3, results.limits)
@@ -171,7 +171,8 @@ def limits(results: Results, path: Path) -> bool:
     for panel, group in panels:
         for y, result in enumerate(group):
             shares = {
-                side.peer: percent(result.case, side.median_ms / 1e3, results.limits) or 0.0
+                side.implementation: percent(result.case, side.median_ms / 1e3, results.limits)
+                or 0.0
                 for side in result.measured
             }
             top = max(top, *shares.values())
@@ -197,7 +198,7 @@ def limits(results: Results, path: Path) -> bool:
 def memory(results: Results, path: Path) -> bool:
     """Memory that a step takes on top of its inputs."""
     rows = [r for r in results.results if r.ours and r.ours.extra_bytes]
-    rows = [r for r in rows if any(side.extra_bytes for side in r.rivals)]
+    rows = [r for r in rows if any(side.extra_bytes for side in r.baselines)]
     if not rows:
         return False
     figure, panels = _panels(rows)
@@ -205,7 +206,11 @@ def memory(results: Results, path: Path) -> bool:
     low = 10 ** math.floor(math.log10(min(everything)))
     for panel, group in panels:
         for y, result in enumerate(group):
-            _dots(panel, y, {s.peer: s.extra_bytes / 1e6 for s in result.rivals if s.extra_bytes})
+            _dots(
+                panel,
+                y,
+                {s.implementation: s.extra_bytes / 1e6 for s in result.baselines if s.extra_bytes},
+            )
             assert result.ours and result.ours.extra_bytes
             value = result.ours.extra_bytes / 1e6
             panel.barh(y, value - low, 0.62, left=low, color=LLAMA_FAST, alpha=0.85)
@@ -238,7 +243,7 @@ def window(results: Results, path: Path) -> bool:
         for name in _present(chosen):
             points = [
                 (r.case.sizes["S"], side.median_ms)
-                for r in chosen for side in r.measured if side.peer == name
+                for r in chosen for side in r.measured if side.implementation == name
             ]  # fmt: skip
             width, order = (2.6, 3) if name == OURS else (1.6, 2)
             panel.plot(*zip(*points, strict=True), color=COLOUR.get(name, GREY), linewidth=width,

@@ -18,9 +18,9 @@ class Problem:
     Attributes:
         sets: arguments of the op by name. Several sets are used in turn (decoding: one a layer).
         leaves: names of the arguments whose gradients are wanted, the first being the data.
-        extra: what peers make their masks from; not an argument of the op.
+        extra: what implementations make their masks from; not an argument of the op.
         grads: upstream gradients of the outputs; None for a scalar loss.
-        untouched: copies of the arguments that some peers overwrite.
+        untouched: copies of the arguments that some implementations overwrite.
     """
 
     sets: list[Tensors]

@@ -8,30 +8,31 @@ from typing import Any
 import pytest
 import torch
 
+from .baselines import choose
 from .cases import Case, cases
+from .implementation import Implementation, Unsupported
 from .measure import Step
-from .peers import Peer, Unsupported, choose
 from .problem import problem
 
 
 def matrix(op: str) -> list[Any]:
-    """Every case of `op` with every peer that has the op and is present."""
+    """Every case of `op` with every implementation that has the op and is present."""
     present, _ = choose([], "cpu")
     quick = os.environ.get("BENCH_QUICK") == "1"
     return [
-        pytest.param(case, peer, id=f"{case.title} {case.dtype} {case.mode} {peer.name}")
+        pytest.param(case, side, id=f"{case.title} {case.dtype} {case.mode} {side.name}")
         for case in cases("cpu", [op], quick=quick)
-        for peer in present
-        if op in peer.build
+        for side in present
+        if op in side.build
     ]
 
 
-def run_rounds(benchmark: Any, case: Case, peer: Peer) -> None:
-    """Nine rounds of `peer` on `case`, after a warm-up; skipped where it does not do the case."""
+def run_rounds(benchmark: Any, case: Case, implementation: Implementation) -> None:
+    """Run nine rounds of an implementation on a case, after a warm-up; skip what it lacks."""
     torch.compiler.reset()
     try:
-        step = Step(case, peer, problem(case))
+        step = Step(case, implementation, problem(case))
     except Unsupported as error:
-        pytest.skip(str(error) or f"{peer.name} has no such case")
+        pytest.skip(str(error) or f"{implementation.name} has no such case")
     benchmark.group = f"{case.op} {case.title} {case.dtype} {case.mode}"
     benchmark.pedantic(step, setup=step.restore, rounds=9, warmup_rounds=2)

@@ -13,7 +13,7 @@ from rich.table import Table
 from llama_fast import info
 
 from .cases import FORWARD, percent
-from .peers import OURS
+from .implementation import OURS
 from .results import Result, Results, Side
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
@@ -83,13 +83,13 @@ def share(results: Results, result: Result, side: Side) -> str:
 
 
 def summary(results: Results, result: Result) -> str:
-    """A case in a few words, with rich's markup: our time and the fastest rival."""
-    ours, rivals = result.ours, result.rivals
+    """A case in a few words, with rich's markup: our time and the fastest baseline."""
+    ours, baselines = result.ours, result.baselines
     if ours is None:
         return "[bold red]not measured[/]"
     text = f"[green]{milliseconds(ours.median_ms)}[/], {share(results, result, ours)} of limit"
-    if rivals:
-        text += f", [bold]{times(result.ratio(rivals[0]))}[/] {rivals[0].peer}"
+    if baselines:
+        text += f", [bold]{times(result.ratio(baselines[0]))}[/] {baselines[0].implementation}"
     return text
 
 
@@ -118,26 +118,26 @@ def header(results: Results) -> list[str]:
 
 
 def notes(results: Results) -> list[str]:
-    """Peers that took no part and sides that failed or disagreed, a line each."""
+    """Implementations that took no part and sides that failed or disagreed, a line each."""
     lines = [f"{name} is missing: {why}" for name, why in results.missing.items()]
     failed: dict[tuple[str, str], list[str]] = {}
     for result in results.results:
         for side in result.sides:
             if side.reason:
-                failed.setdefault((side.peer, side.reason), []).append(result.case.name)
+                failed.setdefault((side.implementation, side.reason), []).append(result.case.name)
             if side.samples_ms and len(side.samples_ms) < results.settings["rounds"]:
                 lines.append(
-                    f"{side.peer} has {len(side.samples_ms)} rounds on {result.case.name}: "
-                    "over twice as slow as the fastest rival"
+                    f"{side.implementation} has {len(side.samples_ms)} rounds on "
+                    f"{result.case.name}: over twice as slow as the fastest baseline"
                 )
             if side.difference is not None and not side.difference < DISAGREE:
                 lines.append(
-                    f"{side.peer} differs from {OURS} by {side.difference:.2g} "
+                    f"{side.implementation} differs from {OURS} by {side.difference:.2g} "
                     f"(relative) on {result.case.name}"
                 )
-    for (peer, reason), names in failed.items():
+    for (implementation, reason), names in failed.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(f"{peer} not measured on {names[0]}{more}: {reason}")
+        lines.append(f"{implementation} not measured on {names[0]}{more}: {reason}")
     reasons = {side.extra_reason for r in results.results for side in r.sides if side.extra_reason}
     lines += [f"memory not measured: {reason}" for reason in sorted(reasons)]
     return lines
@@ -163,21 +163,23 @@ def tables(results: Results) -> Iterator[Table]:
 def _rows(table: Table, results: Results, result: Result) -> None:
     case = result.case
     first = (case.title, f"{SHORT[case.dtype]} {PASS[case.mode]}")
-    sides = [side for side in (result.ours, *result.rivals) if side]
+    sides = [side for side in (result.ours, *result.baselines) if side]
     for side in sides or [Side("not measured")]:
         cells: list[Any] = ["–"] * (5 if len(table.columns) == 8 else 4)
         if side.samples_ms:
             rate = result.tokens_per_second(side)
             cells = [
                 milliseconds(side.median_ms),
-                "" if side.peer == OURS else times(result.ratio(side)),
+                "" if side.implementation == OURS else times(result.ratio(side)),
                 share(results, result, side),
                 *([f"{rate:,.0f}"] if rate else []),
                 "" if case.mode == FORWARD else size(side.extra_bytes),
             ]
-        fastest = result.rivals and side is result.rivals[0]
-        style = "green" if side.peer == OURS else "bold" if fastest else "dim"
-        table.add_row(*first, side.peer, *cells, style=style, end_section=side is sides[-1])
+        fastest = result.baselines and side is result.baselines[0]
+        style = "green" if side.implementation == OURS else "bold" if fastest else "dim"
+        table.add_row(
+            *first, side.implementation, *cells, style=style, end_section=side is sides[-1]
+        )
         first = ("", "")
 
 
@@ -191,16 +193,18 @@ def markdown(results: Results) -> str:
         "",
     ]
     lines += [f"`{results.settings['command']}`, {results.seconds:.0f} s.", ""]
+    columns = "op | case | dtype, pass | llama_fast | of limit | memory"
     lines += [
-        "| op | case | dtype, pass | llama_fast | of limit | memory | rivals (× ours) and memory |",
+        f"| {columns} | baselines (× ours) and memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results.results:
         case, ours = result.case, result.ours
-        rivals = ", ".join(
-            f"{side.peer} {milliseconds(side.median_ms)} (**{times(result.ratio(side))}**)"
+        baselines = ", ".join(
+            f"{side.implementation} {milliseconds(side.median_ms)} "
+            f"(**{times(result.ratio(side))}**)"
             + (f" {size(side.extra_bytes)}" if side.extra_bytes is not None else "")
-            for side in result.rivals
+            for side in result.baselines
         )
         row = [case.op, case.title, f"{SHORT[case.dtype]} {PASS[case.mode]}"]
         if ours:
@@ -209,6 +213,6 @@ def markdown(results: Results) -> str:
             row += [shown, share(results, result, ours), size(ours.extra_bytes)]
         else:
             row += ["–", "–", "–"]
-        lines.append(f"| {' | '.join([*row, rivals or '–'])} |")
+        lines.append(f"| {' | '.join([*row, baselines or '–'])} |")
     lines += ["", *(f"- {line}" for line in notes(results)), ""]
     return "\n".join(lines)

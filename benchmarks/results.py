@@ -11,17 +11,17 @@ from typing import Any
 from llama_fast._write import write_whole
 
 from .cases import STEP, Case, percent
-from .peers import OURS
+from .implementation import OURS
 
 FORMAT = 1
 
 
 @dataclass
 class Side:
-    """One peer on one case.
+    """One implementation on one case.
 
     Attributes:
-        peer: its name.
+        implementation: its name.
         samples_ms: milliseconds of one step, a number a round.
         repeat: steps that a sample is the mean of (short steps only).
         first_ms: the first call of all, compilation included.
@@ -31,7 +31,7 @@ class Side:
         reason: why there are no samples.
     """
 
-    peer: str
+    implementation: str
     samples_ms: list[float] = field(default_factory=list)
     repeat: int = 1
     first_ms: float | None = None
@@ -63,7 +63,7 @@ class Result:
     @property
     def ours(self) -> Side | None:
         """Our side, where it has samples."""
-        return next((s for s in self.measured if s.peer == OURS), None)
+        return next((s for s in self.measured if s.implementation == OURS), None)
 
     @property
     def measured(self) -> list[Side]:
@@ -71,10 +71,10 @@ class Result:
         return [side for side in self.sides if side.samples_ms]
 
     @property
-    def rivals(self) -> list[Side]:
+    def baselines(self) -> list[Side]:
         """Measured sides but ours, the fastest first."""
-        rivals = [side for side in self.measured if side.peer != OURS]
-        return sorted(rivals, key=lambda side: side.median_ms)
+        baselines = [side for side in self.measured if side.implementation != OURS]
+        return sorted(baselines, key=lambda side: side.median_ms)
 
     def ratio(self, side: Side) -> float | None:
         """How many times longer `side` takes than ours."""
@@ -115,8 +115,8 @@ class Results:
         settings: device, rounds, quick, threads, huge_pages, command.
         machine: `llama_fast.info.collect()`.
         limits: "gemm <dtype>" in FLOP/s, "read" and "copy" in bytes/s.
-        missing: peer -> why it took no part.
-        peers: peer -> what it is.
+        missing: implementation -> why it took no part.
+        implementations: implementation -> what it is.
         results: one a case.
         seconds: the whole run.
     """
@@ -125,7 +125,7 @@ class Results:
     machine: dict[str, Any]
     limits: dict[str, float]
     missing: dict[str, str]
-    peers: dict[str, str]
+    implementations: dict[str, str]
     results: list[Result] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -136,7 +136,7 @@ class Results:
             "settings": self.settings,
             "machine": self.machine,
             "limits": self.limits,
-            "peers": self.peers,
+            "implementations": self.implementations,
             "missing": self.missing,
             "seconds": self.seconds,
             "results": [result.as_dict(self.limits) for result in self.results],
@@ -161,5 +161,5 @@ def read(path: Path) -> Results:
         names = Side.__dataclass_fields__
         sides = [Side(**{n: x for n, x in row.items() if n in names}) for row in one["sides"]]
         results.append(Result(case, sides))
-    rest = ("settings", "machine", "limits", "missing", "peers", "seconds")
+    rest = ("settings", "machine", "limits", "missing", "implementations", "seconds")
     return Results(**{name: whole[name] for name in rest}, results=results)

@@ -66,7 +66,7 @@ for backend in {"triton", "cuda"} & set(available["attention_decode"]):
 MEMCHECK
 fi
 "$python" -m llama_fast bench --device cuda --out "$out" "$@" 2>&1 | tee "$out/bench.log"
-# The CUDA kernels in the place of Triton's, beside the same rivals.
+# The CUDA kernels in the place of Triton's, beside the same baselines.
 cuda_ops=$("$python" -c "import llama_fast as f; a = f.backends().available
 print(','.join(op for op in a if 'cuda' in a[op]))")
 if [ -n "$cuda_ops" ]; then

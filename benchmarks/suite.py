@@ -12,9 +12,9 @@ from llama_fast import info
 
 from . import memory
 from .cases import BACKWARD, STEP, Case
+from .implementation import Implementation
 from .limits import measure_limits
 from .measure import Step, measure
-from .peers import Peer
 from .problem import problem
 from .results import Result, Results, Side
 from .training import measure_training
@@ -50,10 +50,14 @@ class Suite:
     """A run; `results` holds what is measured so far."""
 
     def __init__(
-        self, settings: Settings, cases: list[Case], peers: list[Peer], missing: dict[str, str]
+        self,
+        settings: Settings,
+        cases: list[Case],
+        implementations: list[Implementation],
+        missing: dict[str, str],
     ) -> None:
-        self._settings, self._cases, self._peers = settings, cases, peers
-        what = {peer.name: peer.what for peer in peers}
+        self._settings, self._cases, self._implementations = settings, cases, implementations
+        what = {implementation.name: implementation.what for implementation in implementations}
         self.results = Results(vars(settings).copy(), info.collect(), {}, missing, what)
 
     def run(self, bar: Bar, done: Callable[[Result], None] = lambda result: None) -> None:
@@ -75,7 +79,7 @@ class Suite:
                 result = Result(case, self._sides(case, progress))
                 if case.mode == BACKWARD and self._settings.memory:
                     for side in result.measured:
-                        progress(per_case - 1, f"memory of {side.peer}")
+                        progress(per_case - 1, f"memory of {side.implementation}")
                         self._memory(case, side, worker, no_worker)
                 self.results.results.append(result)
                 self.results.seconds = time.perf_counter() - began
@@ -87,8 +91,10 @@ class Suite:
     def _sides(self, case: Case, progress: Callable[[int, str], None]) -> list[Side]:
         s = self._settings
         if case.mode == STEP:
-            return measure_training(case, self._peers, s.rounds, s.device, s.threads, progress)
-        return measure(case, self._peers, s.rounds, s.device, progress)
+            return measure_training(
+                case, self._implementations, s.rounds, s.device, s.threads, progress
+            )
+        return measure(case, self._implementations, s.rounds, s.device, progress)
 
     def _worker(self) -> tuple[memory.Worker | None, str | None]:
         """The process that measures memory if one is needed, or why there is none."""
@@ -99,25 +105,26 @@ class Suite:
         if reason is not None:
             return None, reason
         try:
-            return memory.Worker(self._settings.threads, self._peers), None
+            return memory.Worker(self._settings.threads, self._implementations), None
         except RuntimeError as error:
             return None, str(error).splitlines()[-1]
 
     def _memory(
         self, case: Case, side: Side, worker: memory.Worker | None, no_worker: str | None
     ) -> None:
-        peer = next(peer for peer in self._peers if peer.name == side.peer)
+        by_name = {implementation.name: implementation for implementation in self._implementations}
+        implementation = by_name[side.implementation]
         if worker:
-            side.extra_bytes, side.extra_reason = worker.extra_bytes(case, peer)
+            side.extra_bytes, side.extra_reason = worker.extra_bytes(case, implementation)
         elif no_worker:
             side.extra_reason = no_worker
         else:
-            side.extra_bytes = cuda_extra_bytes(case, peer)
+            side.extra_bytes = cuda_extra_bytes(case, implementation)
 
 
-def cuda_extra_bytes(case: Case, peer: Peer) -> int:
+def cuda_extra_bytes(case: Case, implementation: Implementation) -> int:
     """Memory that a step takes on the GPU at its peak, on top of its inputs."""
-    step = Step(case, peer, problem(case, "cuda"))
+    step = Step(case, implementation, problem(case, "cuda"))
     for _ in range(2):  # (the first compiles and tunes)
         step.restore()
         torch.cuda.synchronize()

@@ -12,21 +12,22 @@ from typing import Any
 
 from llama_fast._memory import peak_rss, reset_peak_rss, rss
 
+from .baselines import all_implementations
 from .cases import Case
 from .child import Child
-from .peers import Peer, all_peers
+from .implementation import Implementation
 from .results import Side
 
 
 def measure_training(
     case: Case,
-    peers: list[Peer],
+    implementations: list[Implementation],
     rounds: int,
     device: str,
     threads: int,
     progress: Callable[[int, str], None] = lambda done, what: None,
 ) -> list[Side]:
-    """Time every peer that trains, and its peak memory on top of what Python and torch take.
+    """Time every implementation that trains; measure its peak memory beyond Python and torch.
 
     Arguments and result as `measure.measure`.
     """
@@ -35,15 +36,17 @@ def measure_training(
     losses: list[float] = []
     settings = {"case": asdict(case), "device": device, "threads": threads}
     try:
-        for peer in peers:
-            if case.op not in peer.build:
+        for implementation in implementations:
+            if case.op not in implementation.build:
                 continue
-            side = Side(peer.name)
+            side = Side(implementation.name)
             sides.append(side)
-            progress(0, peer.name)
+            progress(0, implementation.name)
             # A model has many kernels to compile, and its process is long done when it is timed.
             environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
-            child = Child("training", settings | {"peer": peer.name}, environment)
+            child = Child(
+                "training", settings | {"implementation": implementation.name}, environment
+            )
             try:
                 ready = child.ask({})
             except RuntimeError as error:
@@ -62,7 +65,7 @@ def measure_training(
         for turn in range(rounds):
             for index in range(len(running)):
                 side, child = running[(index + turn) % len(running)]
-                progress(turn + 1, side.peer)
+                progress(turn + 1, side.implementation)
                 side.samples_ms.append(child.ask({})["ms"])
         for side, child in running:
             last = child.ask({"memory": True})
@@ -101,7 +104,9 @@ def serve(settings: dict[str, Any]) -> None:
             return timed()
         try:
             torch.manual_seed(0)
-            state["step"] = Step(case, all_peers()[settings["peer"]], problem(case, device))
+            state["step"] = Step(
+                case, all_implementations()[settings["implementation"]], problem(case, device)
+            )
             first = timed()
             timed()
         except Exception as error:

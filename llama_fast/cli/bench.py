@@ -18,7 +18,7 @@ from typing import Any
 from llama_fast._beside import find_beside
 from llama_fast._write import write_whole
 
-HELP = "measure every op beside its rivals and the machine's own limits"
+HELP = "measure every op beside its baselines and the machine's own limits"
 
 # Read by torch once, at its first large allocation: it has to be there before torch starts.
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--case", default="", metavar="WORDS", help="only cases whose name has all these words"
     )
     parser.add_argument(
-        "--peers", action="append", default=[], metavar="NAME", help="only these rivals"
+        "--baselines", action="append", default=[], metavar="NAME", help="only these baselines"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, help="samples of each side (default 9; quick: 3)")
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure nothing: table, markdown and plots again from an earlier run's file",
     )
     parser.add_argument(
-        "--list", action="store_true", help="list cases and peers, and measure nothing"
+        "--list", action="store_true", help="list cases and implementations, and measure nothing"
     )
 
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         0; 1 if a case of ours failed.
 
     Raises:
-        ValueError: an unknown op, case or peer; "cuda" without a GPU; rounds below 1.
+        ValueError: an unknown op, case or implementation; "cuda" without a GPU; rounds below 1.
     """
     try:
         for package in ("matplotlib", "rich"):
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     # torch.compile's own processes would start up while something is timed.
     os.environ[COMPILE_THREADS] = "1"
     chosen = suite("cases").cases(args.device, _names(args.op), args.case, args.quick)
-    present, missing = suite("peers").choose(_names(args.peers), args.device)
+    present, missing = suite("baselines").choose(_names(args.baselines), args.device)
     if args.list:
         _list(chosen, present, missing)
         return 0
@@ -143,9 +143,9 @@ def _list(chosen: list[Any], present: list[Any], missing: dict[str, str]) -> Non
     print("cases")
     for case in chosen:
         print(f"  {case.name}\n      {case.reason}")
-    print("peers")
-    for peer in present:
-        print(f"  {peer.name:<24}{peer.what}")
+    print("implementations")
+    for implementation in present:
+        print(f"  {implementation.name:<24}{implementation.what}")
     for name, reason in missing.items():
         print(f"  {name:<24}missing: {reason}")
 

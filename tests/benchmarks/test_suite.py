@@ -14,7 +14,7 @@ from llama_fast.cli.bench import suite
 
 cases_ = suite("cases")
 measure = suite("measure")
-peers_ = suite("peers")
+baselines_ = suite("baselines")
 problem_ = suite("problem")
 report = suite("report")
 results_ = suite("results")
@@ -25,8 +25,8 @@ QUICK = {case.name: case for case in cases_.cases("cpu", quick=True)}
 
 
 def pairs_by_counting(case) -> int:  # type: ignore[no-untyped-def]
-    """Query-key pairs that the mask of the rival lets through."""
-    from_torch = suite("peers_torch")
+    """Query-key pairs that the mask of the baseline lets through."""
+    from_torch = suite("baselines_torch")
     tensors = problem_.problem(case)
     mask = from_torch.mask_of(case, tensors)
     B, S, T = (case.sizes[n] for n in "BST")
@@ -61,36 +61,38 @@ def test_work_of_decoding_is_reading_the_cache(case) -> None:  # type: ignore[no
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_every_peer_computes_what_we_compute(name: str) -> None:
+def test_every_implementation_computes_what_we_compute(name: str) -> None:
     case = QUICK[name]
-    present, _ = peers_.choose([], "cpu")
+    present, _ = baselines_.choose([], "cpu")
     if case.op == "llama_training":
         pytest.skip("weights are drawn at random")
-    eager = [peer for peer in present if not peer.compiled]
+    eager = [implementation for implementation in present if not implementation.compiled]
     sides = measure.measure(case, eager, 1, "cpu")
-    assert sides[0].peer == "llama_fast" and len(sides) > 1
+    assert sides[0].implementation == "llama_fast" and len(sides) > 1
     for side in sides:
         if side.reason is None:
             limit = 1e-4 if case.dtype == "float32" else report.DISAGREE
             assert side.difference < limit, side
         else:
-            assert "nested" in side.reason or "F.linear_cross_entropy" in side.peer, side
+            assert "nested" in side.reason or "F.linear_cross_entropy" in side.implementation, side
 
 
 def test_the_band_of_the_hand_written_window_fits_any_length() -> None:
     case = next(c for c in ATTENTION if "window" in c.options)
     odd = cases_.replace(case, sizes=case.sizes | {"S": 61, "T": 61})  # no multiple of 16
-    present, _ = peers_.choose(["torch", "torch-by-hand"], "cpu")
+    present, _ = baselines_.choose(["torch", "torch-by-hand"], "cpu")
     sides = measure.measure(odd, present, 1, "cpu")
     assert len(sides) == 3
     assert all(side.difference < report.DISAGREE for side in sides)
 
 
-def test_a_wrong_rival_is_reported() -> None:
+def test_a_wrong_baseline_is_reported() -> None:
     case = next(c for c in QUICK.values() if c.op == "swiglu")
-    wrong = peers_.Peer("wrong", "", {"swiglu": lambda case, problem: lambda gate, up: gate * up})
-    broken = peers_.Peer("broken", "", {"swiglu": lambda case, problem: 1 / 0})
-    ours = peers_.choose(["llama_fast"], "cpu")[0]
+    wrong = baselines_.Implementation(
+        "wrong", "", {"swiglu": lambda case, problem: lambda gate, up: gate * up}
+    )
+    broken = baselines_.Implementation("broken", "", {"swiglu": lambda case, problem: 1 / 0})
+    ours = baselines_.choose(["llama_fast"], "cpu")[0]
     sides = measure.measure(case, [*ours, wrong, broken], 2, "cpu")
     found = results_.Results(
         {"rounds": 2}, {}, {}, {"gone": "not here"}, {}, [results_.Result(case, sides)]
@@ -102,7 +104,7 @@ def test_a_wrong_rival_is_reported() -> None:
     assert not sides[2].samples_ms and len(sides[1].samples_ms) == 2
 
 
-def test_a_rival_that_is_slow_by_far_gets_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_is_slow_by_far_gets_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(c for c in QUICK.values() if c.op == "swiglu" and c.dtype == "float32")
 
     def slow(case, problem):  # type: ignore[no-untyped-def]
@@ -113,8 +115,10 @@ def test_a_rival_that_is_slow_by_far_gets_few_rounds(monkeypatch: pytest.MonkeyP
         return run
 
     monkeypatch.setattr(measure, "SLOW", 0.02)
-    three, _ = peers_.choose(["torch", "llama_fast"], "cpu")
-    sides = measure.measure(case, [*three, peers_.Peer("slow", "", {"swiglu": slow})], 5, "cpu")
+    three, _ = baselines_.choose(["torch", "llama_fast"], "cpu")
+    sides = measure.measure(
+        case, [*three, baselines_.Implementation("slow", "", {"swiglu": slow})], 5, "cpu"
+    )
     assert [len(side.samples_ms) for side in sides] == [5, 5, measure.FEW]
     found = results_.Results({"rounds": 5}, {}, {}, {}, {}, [results_.Result(case, sides)])
     assert any("slow has 3 rounds" in line for line in report.notes(found))
@@ -124,7 +128,7 @@ def test_overwritten_logits_are_put_back() -> None:
     case = next(c for c in QUICK.values() if c.options.get("inplace"))
     tensors = problem_.problem(case)
     before = tensors.sets[0]["logits"].detach().clone()
-    step = measure.Step(case, peers_.choose(["llama_fast"], "cpu")[0][0], tensors)
+    step = measure.Step(case, baselines_.choose(["llama_fast"], "cpu")[0][0], tensors)
     step()
     assert not torch.equal(tensors.sets[0]["logits"], before)
     step.restore()
@@ -136,7 +140,7 @@ def test_overwritten_logits_are_put_back() -> None:
 def test_memory_of_a_known_step() -> None:
     memory = suite("memory")
     assert memory.unavailable() is None
-    by_name = peers_.all_peers()
+    by_name = baselines_.all_implementations()
     worker = memory.Worker(torch.get_num_threads(), [by_name["torch"]])
     try:
         case = next(c for c in cases_.cases("cpu", ["swiglu"]) if c.dtype == "float32")
@@ -169,7 +173,7 @@ def test_results_survive_json(tmp_path: Path) -> None:
     again = results_.read(tmp_path / "a.json")
     assert again == found
     result = again.results[0]
-    assert result.ours.median_ms == 2.0 and result.ratio(result.rivals[0]) == 2.5
+    assert result.ours.median_ms == 2.0 and result.ratio(result.baselines[0]) == 2.5
     assert result.ours.quartiles() == (1.5, 2.5)
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(ValueError, match=r"b\.json"):
@@ -177,14 +181,14 @@ def test_results_survive_json(tmp_path: Path) -> None:
 
 
 def test_choose_names_what_is_there() -> None:
-    with pytest.raises(ValueError, match=r"--peers.*torch-by-hand.*got 'torhc'"):
-        peers_.choose(["torhc"], "cpu")
+    with pytest.raises(ValueError, match=r"--baselines.*torch-by-hand.*got 'torhc'"):
+        baselines_.choose(["torhc"], "cpu")
     with pytest.raises(ValueError, match=r"--op.*rms_norm.*got 'rmsnorm'"):
         cases_.cases("cpu", ["rmsnorm"])
     with pytest.raises(ValueError, match=r"--case.*'no such'"):
         cases_.cases("cpu", words="no such")
-    present, missing = peers_.choose(["flash-attn", "torch"], "cpu")
-    assert [peer.name for peer in present] == ["llama_fast", "torch"]
+    present, missing = baselines_.choose(["flash-attn", "torch"], "cpu")
+    assert [implementation.name for implementation in present] == ["llama_fast", "torch"]
     assert missing == {"flash-attn": "runs on cuda only"}
 
 

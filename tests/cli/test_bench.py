@@ -28,7 +28,7 @@ def bench(*arguments: str, expect: int = 0, **environment: str) -> subprocess.Co
 
 def test_measures_and_writes_everything(tmp_path: Path) -> None:
     done = bench(
-        *("--quick", "--op", "swiglu", "--op=cross_entropy", "--peers", "torch,quack"),
+        *("--quick", "--op", "swiglu", "--op=cross_entropy", "--baselines", "torch,quack"),
         *("--case", "float32", "--out", str(tmp_path)),
         THP_MEM_ALLOC_ENABLE="1",  # (without it the command starts itself again, as below)
     )
@@ -42,7 +42,7 @@ def test_measures_and_writes_everything(tmp_path: Path) -> None:
     ops = [result["case"]["op"] for result in found["results"]]
     assert set(ops) == {"swiglu", "cross_entropy"}
     for result in found["results"]:
-        names = [side["peer"] for side in result["sides"]]
+        names = [side["implementation"] for side in result["sides"]]
         assert names == ["llama_fast", "torch"]
         for side in result["sides"]:
             assert side["reason"] is None and len(side["samples_ms"]) == 3
@@ -64,7 +64,7 @@ def test_measures_and_writes_everything(tmp_path: Path) -> None:
 
 def test_trains_a_side_in_a_process_of_its_own(tmp_path: Path) -> None:
     bench(
-        *("--quick", "--op", "llama_training", "--peers", "transformers", "--case", "float32"),
+        *("--quick", "--op", "llama_training", "--baselines", "transformers", "--case", "float32"),
         *("--rounds", "2", "--huge-pages", "off", "--out", str(tmp_path)),
         THP_MEM_ALLOC_ENABLE="1",
     )
@@ -72,7 +72,7 @@ def test_trains_a_side_in_a_process_of_its_own(tmp_path: Path) -> None:
     found = json.loads(path.read_text())
     assert found["settings"]["huge_pages"] is False
     (result,) = found["results"]
-    assert [side["peer"] for side in result["sides"]] == ["llama_fast", "transformers"]
+    assert [side["implementation"] for side in result["sides"]] == ["llama_fast", "transformers"]
     for side in result["sides"]:
         assert side["tokens_per_second"] > 0 and side["difference"] < 0.05
         assert side["extra_bytes"] is not None or side["extra_reason"]
@@ -85,7 +85,7 @@ def test_trains_a_side_in_a_process_of_its_own(tmp_path: Path) -> None:
             ["--op", "atention"],
             "--op: expected names among attention, attention_decode, cross_entropy",
         ),
-        (["--peers", "torch,torhc"], "--peers: expected names among llama_fast, torch"),
+        (["--baselines", "torch,torhc"], "--baselines: expected names among llama_fast, torch"),
         (["--case", "S=3"], "--case: expected words"),
         (["--rounds", "0"], "--rounds: expected a number >= 1, got 0"),
     ],
@@ -105,7 +105,7 @@ def test_cuda_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_list_measures_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "--list", "--op", "rope", "--peers", "torch,flash-attn"]) == 0
+    assert cli.main(["bench", "--list", "--op", "rope", "--baselines", "torch,flash-attn"]) == 0
     text = capsys.readouterr().out
     assert "rope B=4 H=16 S=1024 D=64 bfloat16 forward+backward" in text
     assert "missing: runs on cuda only" in text

@@ -1,4 +1,4 @@
-"""Rivals on a GPU. Every import waits until a case asks for it; a missing package is a reason."""
+"""Baselines on a GPU. A package is imported when a case needs it; a missing one is reported."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from .baselines_torch import EPS, _full_tables
 from .cases import Case
-from .peers import Peer, Run, Unsupported
-from .peers_torch import EPS, _full_tables
+from .implementation import Implementation, Run, Unsupported
 from .problem import Problem
 
 
@@ -126,15 +126,15 @@ def _quack_rms_norm(case: Case, problem: Problem) -> Run:
     )
 
 
-PEERS = (
-    Peer(
+BASELINES = (
+    Implementation(
         "flash-attn",
         "flash-attention 2",
         {"attention": _flash_attn, "attention_decode": _flash_attn_decode},
         needs=("flash_attn",),
         device="cuda",
     ),
-    Peer(
+    Implementation(
         "liger-kernel",
         "Liger-Kernel's functions",
         {
@@ -148,14 +148,14 @@ PEERS = (
         device="cuda",
         overwrites=("cross_entropy",),
     ),
-    Peer(
+    Implementation(
         "cut-cross-entropy",
         "Apple's cut-cross-entropy",
         {"linear_cross_entropy": _cut_cross_entropy},
         needs=("cut_cross_entropy",),
         device="cuda",
     ),
-    Peer(
+    Implementation(
         "quack",
         "quack's CuTe kernels",
         {

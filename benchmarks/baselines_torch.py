@@ -1,4 +1,4 @@
-"""Rivals that run anywhere: torch itself, torch.compile, FlexAttention, transformers, zentorch."""
+"""Baselines that run anywhere: torch, torch.compile, FlexAttention, transformers, zentorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .cases import DTYPES, Case
-from .peers import Builder, Peer, Run, Unsupported, optimizer_step
+from .implementation import Builder, Implementation, Run, Unsupported, optimizer_step
 from .problem import Problem
 
 EPS = 1e-5
@@ -222,7 +222,7 @@ def naive_linear_cross_entropy(
 def _torch_linear_cross_entropy(case: Case, problem: Problem) -> Run:
     if not hasattr(F, "linear_cross_entropy"):
         raise Unsupported(f"torch {torch.__version__} has none (2.13 and later do)")
-    # Its default is the naive way, which is the peer "torch"; the options ask for chunks.
+    # Its default is the naive way, which is the implementation "torch"; the options ask for chunks.
     options = torch.nn.LinearCrossEntropyOptions()
 
     def run(input: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -334,7 +334,7 @@ EAGER: dict[str, Builder] = {
     "rope": _torch_rope,
     "swiglu": _torch_swiglu,
 }
-# Compiled from the formula: what the compiler fuses is the rival, not one more call of a kernel.
+# Compiled from the formula: what the compiler fuses is the baseline, not one more call of a kernel.
 _FORMULAS = {op: build for op, build in EAGER.items() if "attention" not in op} | {
     "rms_norm": lambda case, problem: _rms_norm_formula
 }
@@ -350,36 +350,36 @@ def _compiled(builders: dict[str, Builder], backend: str = "inductor") -> dict[s
     return {op: one(build) for op, build in builders.items()}
 
 
-PEERS = (
-    Peer(
+BASELINES = (
+    Implementation(
         "torch",
         "torch's functions: SDPA with a mask where one is needed, F.cross_entropy, F.rms_norm, …",
         EAGER,
     ),
-    Peer(
+    Implementation(
         "torch-by-hand",
         "SDPA as an expert calls it: per document, in blocks of the window, heads folded",
         {"attention": _sdpa_by_hand, "attention_decode": _sdpa_decode_by_hand},
     ),
-    Peer("torch-nested", "SDPA on nested tensors", {"attention": _nested}),
-    Peer(
+    Implementation("torch-nested", "SDPA on nested tensors", {"attention": _nested}),
+    Implementation(
         "flex-attention",
         "torch's FlexAttention, compiled, for windows and packed documents",
         {"attention": _flex},
         compiled=True,
     ),
-    Peer(
+    Implementation(
         "F.linear_cross_entropy",
         "torch's own, in chunks",
         {"linear_cross_entropy": _torch_linear_cross_entropy},
     ),
-    Peer(
+    Implementation(
         "torch.compile",
         "the formula, or transformers' model, through torch.compile",
         _compiled(_FORMULAS) | {"llama_training": _transformers_training(True)},
         compiled=True,
     ),
-    Peer(
+    Implementation(
         "transformers",
         "LlamaRMSNorm, apply_rotary_pos_emb, LlamaMLP's activation, LlamaForCausalLM (SDPA)",
         {
@@ -390,7 +390,7 @@ PEERS = (
         },
         needs=("transformers",),
     ),
-    Peer(
+    Implementation(
         "zentorch",
         "the same functions through torch.compile(backend='zentorch')",
         _compiled(EAGER, "zentorch"),
