@@ -17,7 +17,7 @@ from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.eval.earlier import joined, take_over
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import write_run
-from llama_fast.eval.report.compare import some
+from llama_fast.eval.report.compare import join_names
 from llama_fast.eval.report.scores import score_of
 from llama_fast.eval.report.table import LiveTable
 from llama_fast.eval.request_cache import CacheError, vocabulary_of
@@ -175,7 +175,7 @@ def evaluate_tasks(
         for name, task in tasks.items():
             table.start_task(name, counts[name])
             try:
-                found = evaluate(
+                result = evaluate(
                     lm,
                     {"tasks": {name: task}, "groups": {}, "group_map": {}},
                     limit=limits.of(name),
@@ -197,7 +197,7 @@ def evaluate_tasks(
                 outcome.not_scored[name] = _reason(error)
                 table.fail(name, outcome.not_scored[name])
                 continue
-            row, key = found["results"][name], keys.get(name)
+            row, key = result["results"][name], keys.get(name)
             if score_of(row, key) is None:
                 outcome.not_scored[name] = notes.pop(name, "no question has a score")
             outcome.notes = of_folder + by_text(notes)
@@ -208,8 +208,8 @@ def evaluate_tasks(
                 "not_scored": outcome.not_scored,
                 "notes": "; ".join(outcome.notes) or None,
             }
-            write_run(out, found, joined(facts, earlier, own), add=True)
-            _merge(outcome.results, found)
+            write_run(out, result, joined(facts, earlier, own), add=True)
+            _merge(outcome.results, result)
             table.finish(name, row, key)
     _add_groups(outcome.results, loaded)
     if outcome.results:
@@ -246,7 +246,7 @@ def by_text(notes: Mapping[str, str]) -> list[str]:
     tasks: dict[str, list[str]] = {}
     for task, text in notes.items():
         tasks.setdefault(text, []).append(task)
-    return [f"{some(names, 3)}: {text}" for text, names in tasks.items()]
+    return [f"{join_names(names, 3)}: {text}" for text, names in tasks.items()]
 
 
 def _questions(task: Any, limit: int | None) -> int:
@@ -258,8 +258,8 @@ def _questions(task: Any, limit: int | None) -> int:
     return there if limit is None else min(limit, there)
 
 
-def _merge(results: dict[str, Any], found: Mapping[str, Any]) -> None:
-    for key, value in found.items():
+def _merge(results: dict[str, Any], result: Mapping[str, Any]) -> None:
+    for key, value in result.items():
         if key == "samples":
             continue
         if isinstance(value, dict):

@@ -1,10 +1,10 @@
-"""What a person gets to see of an evaluation.
+"""Output of an evaluation: files, terminal tables and an HTML page.
 
-- `results`: the files, as lm-evaluation-harness writes them.
-- `table`: progress while it runs; `final_table`: the tables at its end.
+- `results`: the files, in the format of lm-evaluation-harness.
+- `table`: progress during a run; `final_table`: the tables at its end.
 - `groups`: scores of groups of tasks.
-- `html`: one page to look at a run, or at two; `page/` is what the browser gets.
-- `compare`: is one run better than another on the same questions?
+- `html`: a page that shows one run or two; `page/` holds its styles and scripts.
+- `compare`: whether one run is better than another on the same questions.
 """
 
 from .results import Run, read_run, write_run

@@ -1,4 +1,4 @@
-"""The paired bootstrap: is one run better than another on the same questions?"""
+"""The paired bootstrap, which tests whether one run is better than another on equal questions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 10_000
-# Numbers that are drawn at once: bounds the memory of tasks with many different differences.
-AT_ONCE = 4_000_000
+# Numbers drawn at once. Bounds the memory of tasks with many distinct differences.
+MAX_DRAWS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ def resample_means(
     resamples: int = RESAMPLES,
     seed: int | Sequence[int] = 0,
 ) -> npt.NDArray[np.float64]:
-    """Means of `resamples` samples with replacement, as large as the data.
+    """Means of `resamples` samples with replacement, each as large as the data.
 
-    Drawn as multinomial counts of the values that occur, which has the same distribution as drawing
-    questions and is fast where scores are 0 or 1.
+    Drawn as multinomial counts of the distinct values, which has the same distribution as drawing
+    questions and is fast for scores of 0 or 1.
 
     Args:
-        differences: B - A, one a question; not empty.
-        resamples: how many.
-        seed: the same seed gives the same numbers.
+        differences: B - A for each question; not empty.
+        resamples: number of samples.
+        seed: seed of the random generator.
 
     Raises:
         ValueError: no differences, or `resamples` < 1.
@@ -53,7 +53,7 @@ def resample_means(
         raise ValueError(f"resamples: expected a number >= 1, got {resamples}")
     values, counts = np.unique(np.asarray(differences, dtype=np.float64), return_counts=True)
     generator = np.random.default_rng(seed)
-    n, step = len(differences), max(1, AT_ONCE // len(values))
+    n, step = len(differences), max(1, MAX_DRAWS // len(values))
     means = np.empty(resamples)
     for begin in range(0, resamples, step):
         end = min(begin + step, resamples)
@@ -64,7 +64,7 @@ def resample_means(
 def summarise_resamples(value: float, means: npt.NDArray[np.float64]) -> Difference:
     """Interval and p-value from the resampled differences (Efron & Tibshirani 1993, chapter 13).
 
-    One is added to the counts, so that p is never 0: `resamples` draws cannot show that.
+    One is added to the counts so that p is never 0, which no finite number of draws can show.
     """
     low, high = np.quantile(means, [0.025, 0.975])
     below = (np.count_nonzero(means <= 0) + 1) / (len(means) + 1)

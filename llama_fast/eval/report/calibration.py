@@ -1,4 +1,4 @@
-"""Does a model that says 70 % answer 70 % of such questions right?"""
+"""Calibration: whether questions answered with confidence p are right in a share p of cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Questions whose confidence lies in (low, high]; means are NaN-free, as no bin is empty."""
+    """Questions whose confidence lies in (low, high]; at least one."""
 
     low: float
     high: float
@@ -31,7 +31,7 @@ class Calibration:
         n: multiple-choice questions with one known right option.
         ece: expected calibration error: mean of |accuracy - confidence| over the bins, weighted by
             their questions (Guo et al. 2017, equation 3).
-        bins: those with questions in them.
+        bins: the bins that are not empty.
     """
 
     n: int
@@ -40,13 +40,13 @@ class Calibration:
 
 
 def confidences(questions: Iterable[Question]) -> list[tuple[float, bool]]:
-    """Confidence in the likeliest option, and whether it is right, a question.
+    """For each question, the confidence in the most likely option and whether it is right.
 
-    The confidence is the softmax over the options' log-probabilities as the model gives them, not
-    divided by length: it is P(option | context, one of the options). What is likeliest can differ
-    from what a metric with length normalisation picks.
+    The confidence is the softmax over the options' log-probabilities, without length
+    normalisation: P(option | context, one of the options). A metric with length normalisation may
+    pick another option.
     """
-    found = []
+    result = []
     for question in questions:
         if question.gold is None or len(question.options) < 2:
             continue
@@ -55,23 +55,23 @@ def confidences(questions: Iterable[Question]) -> list[tuple[float, bool]]:
             continue
         shares = np.exp(logprobs - logprobs.max())
         best = int(logprobs.argmax())
-        found.append((float(shares[best] / shares.sum()), best == question.gold))
-    return found
+        result.append((float(shares[best] / shares.sum()), best == question.gold))
+    return result
 
 
 def calibrate(pairs: Sequence[tuple[float, bool]], bins: int = BINS) -> Calibration | None:
-    """Put confidences into `bins` of equal width; None if there are none."""
+    """The reliability diagram with `bins` bins of equal width; None without pairs."""
     if not pairs:
         return None
     confidence = np.array([pair[0] for pair in pairs])
     right = np.array([pair[1] for pair in pairs], dtype=np.float64)
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    found, ece = [], 0.0
-    for at in range(bins):
-        inside = which == at
+    result, ece = [], 0.0
+    for i in range(bins):
+        inside = which == i
         n = int(inside.sum())
         if n:
             mean, accuracy = float(confidence[inside].mean()), float(right[inside].mean())
             ece += n / len(pairs) * abs(accuracy - mean)
-            found.append(Bin(at / bins, (at + 1) / bins, n, mean, accuracy))
-    return Calibration(len(pairs), ece, tuple(found))
+            result.append(Bin(i / bins, (i + 1) / bins, n, mean, accuracy))
+    return Calibration(len(pairs), ece, tuple(result))

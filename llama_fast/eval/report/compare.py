@@ -1,4 +1,4 @@
-"""Two runs on the same questions: differences, their intervals, and which answers changed."""
+"""Compares two runs on the same questions: differences, intervals and changed answers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from llama_fast.eval.report.suites import metric_of
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskComparison:
     """A task in both runs; means over the common questions, in percent if `percent`.
 
     Attributes:
-        task: its name, or what several together are called.
-        n: questions in common.
+        task: name of the task, or of an average over tasks.
+        n: number of common questions.
         a, b: means of the runs.
         difference: B - A.
         gained, lost: questions that B answers right and A wrong, and the reverse.
@@ -49,45 +49,47 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs A and B.
+    """The comparison of runs A and B.
 
     Attributes:
-        tasks: those that could be compared.
-        overall: the mean over all questions, and the mean over tasks; of tasks in percent, and
-            empty if there is but one.
-        notices: what was left out, and what differs.
+        a, b: the runs.
+        tasks: the tasks that could be compared.
+        overall: the mean over all questions and the mean over tasks, for tasks in percent; empty
+            for a single task.
+        notices: what was left out and what differs.
     """
 
     a: Run
     b: Run
-    tasks: tuple[Row, ...]
-    overall: tuple[Row, ...]
+    tasks: tuple[TaskComparison, ...]
+    overall: tuple[TaskComparison, ...]
     notices: tuple[str, ...]
 
 
 def compare(a: Run, b: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
     """Compare two runs question by question.
 
-    A task's questions are matched by the hash of the document, so runs may have other limits and
-    orders; only common questions count. Each task is resampled by itself, the overall means too.
+    Questions are matched by the hash of the document, so the runs may differ in limits and order;
+    only common questions count. Each task is resampled independently.
 
     Args:
         a, b: the runs.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: no task can be compared; says why.
+        ValueError: no task can be compared; the message says why.
     """
     notices: list[str] = []
     common = [task for task in a.tasks if task in b.tasks]
     for name, run, other in (("A", a, b), ("B", b, a)):
         missing = [task for task in run.tasks if task not in other.tasks]
         if missing:
-            notices.append(f"only in {name}: {some(missing)}")
+            notices.append(f"only in {name}: {join_names(missing)}")
     if not common:
         raise ValueError(
-            f"runs: expected a task that both have; A has {some(a.tasks)}, B has {some(b.tasks)}"
+            f"runs: expected a task that both have; A has {join_names(a.tasks)}, "
+            f"B has {join_names(b.tasks)}"
         )
     rows, means, unscored = [], [], []
     for task in common:
@@ -100,21 +102,21 @@ def compare(a: Run, b: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Com
         means.append(drawn)
     if not rows:
         raise ValueError(f"runs: no task can be compared: {'; '.join(notices)}")
-    shares = [at for at, row in enumerate(rows) if row.percent]
-    overall = _overall([rows[at] for at in shares], [means[at] for at in shares])
+    in_percent = [at for at, row in enumerate(rows) if row.percent]
+    overall = _overall([rows[at] for at in in_percent], [means[at] for at in in_percent])
     return Comparison(a, b, tuple(rows), overall, tuple(notices))
 
 
-def some(names: Sequence[str], most: int = 8) -> str:
-    """The first `most` of the names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "none") + more
+def join_names(names: Sequence[str], limit: int = 8) -> str:
+    """The first `limit` names, joined, and the number of further ones."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + more
 
 
 def _pair(
     a: Run, b: Run, task: str, notices: list[str]
 ) -> tuple[Score, list[tuple[Question, Question]]] | None:
-    """The task's score in A and the questions both answered; None and a notice without any."""
+    """The task's score in A and the questions that both runs answered; else None and a notice."""
     score = score_of(a.results["results"][task], metric_of(a, task))
     if score is None:
         notices.append(f"{task}: no score")
@@ -126,17 +128,17 @@ def _pair(
     if without:
         notices.append(f"{task}: no samples in {' and '.join(without)}")
         return None
-    of_a, of_b = (
+    by_key_a, by_key_b = (
         {q.key: q for q in read_questions(run, task, score) if q.score is not None}
         for run in (a, b)
     )
-    pairs = [(of_a[key], of_b[key]) for key in of_a if key in of_b]
+    pairs = [(by_key_a[key], by_key_b[key]) for key in by_key_a if key in by_key_b]
     if not pairs:
         notices.append(f"{task}: no question in common that has a score of its own")
         return None
-    if len(pairs) < max(len(of_a), len(of_b)):
+    if len(pairs) < max(len(by_key_a), len(by_key_b)):
         notices.append(
-            f"{task}: {len(of_a):,} questions in A, {len(of_b):,} in B; "
+            f"{task}: {len(by_key_a):,} questions in A, {len(by_key_b):,} in B; "
             f"the {len(pairs):,} common ones are compared"
         )
     other = sum(x.prompt_hash != y.prompt_hash for x, y in pairs)
@@ -151,16 +153,16 @@ def _row(
     pairs: Sequence[tuple[Question, Question]],
     resamples: int,
     seed: int,
-) -> tuple[Row, npt.NDArray[np.float64]]:
+) -> tuple[TaskComparison, npt.NDArray[np.float64]]:
     scale = 100.0 if score.percent else 1.0
     a = scale * np.array([x.score for x, _ in pairs], dtype=np.float64)
     b = scale * np.array([y.score for _, y in pairs], dtype=np.float64)
-    # A task's numbers do not depend on which others are compared beside it.
+    # Seeded per task, so that the numbers do not depend on the other tasks.
     drawn = resample_means(b - a, resamples, seed=(seed, zlib.crc32(task.encode())))
     gained = sum(not x.is_right and bool(y.is_right) for x, y in pairs)
     lost = sum(bool(x.is_right) and not y.is_right for x, y in pairs)
     difference = summarise_resamples(float((b - a).mean()), drawn)
-    row = Row(
+    row = TaskComparison(
         task,
         score.metric,
         score.percent,
@@ -174,11 +176,13 @@ def _row(
     return row, drawn
 
 
-def _overall(rows: Sequence[Row], means: Sequence[npt.NDArray[np.float64]]) -> tuple[Row, ...]:
+def _overall(
+    rows: Sequence[TaskComparison], means: Sequence[npt.NDArray[np.float64]]
+) -> tuple[TaskComparison, ...]:
     if len(rows) < 2:
         return ()
     questions = np.array([row.n for row in rows], dtype=np.float64)
-    found = []
+    result = []
     for name, weights in (
         ("all questions", questions / questions.sum()),
         ("mean of tasks", np.full(len(rows), 1 / len(rows))),
@@ -186,8 +190,8 @@ def _overall(rows: Sequence[Row], means: Sequence[npt.NDArray[np.float64]]) -> t
         a = float(weights @ [row.a for row in rows])
         b = float(weights @ [row.b for row in rows])
         drawn = weights @ np.stack(means)
-        found.append(
-            Row(
+        result.append(
+            TaskComparison(
                 name,
                 "",
                 True,
@@ -199,44 +203,44 @@ def _overall(rows: Sequence[Row], means: Sequence[npt.NDArray[np.float64]]) -> t
                 sum(row.lost for row in rows),
             )
         )
-    return tuple(found)
+    return tuple(result)
 
 
 def names_of(a: Run, b: Run) -> tuple[str, str]:
-    """What to call the runs: the models, or what tells them apart, or the folders."""
+    """Labels for the runs: the models' names, with what distinguishes them if these are equal."""
 
-    def words(run: Run, keys: Sequence[str]) -> str:
+    def label(run: Run, keys: Sequence[str]) -> str:
         facts: Mapping[str, Any] = run.metadata
         return " ".join([run.name, *(str(facts[key]) for key in keys if facts.get(key))])
 
     for keys in ((), ("dtype",), ("dtype", "preset")):
-        found = words(a, keys), words(b, keys)
-        if found[0] != found[1]:
-            return found
+        result = label(a, keys), label(b, keys)
+        if result[0] != result[1]:
+            return result
     folders = a.path.parent.name, b.path.parent.name
-    marks = folders if folders[0] != folders[1] else ("A", "B")
-    return f"{a.name} ({marks[0]})", f"{b.name} ({marks[1]})"
+    labels = folders if folders[0] != folders[1] else ("A", "B")
+    return f"{a.name} ({labels[0]})", f"{b.name} ({labels[1]})"
 
 
 def table(comparison: Comparison) -> Table:
-    """The comparison for a terminal."""
+    """The comparison as a table for the terminal."""
     name_a, name_b = names_of(comparison.a, comparison.b)
     title = f"A = {name_a}, B = {name_b}; B - A, paired bootstrap"
-    found = Table(title=Text(title), title_justify="left")
-    found.add_column("task", overflow="fold")
-    found.add_column("metric")
+    result = Table(title=Text(title), title_justify="left")
+    result.add_column("task", overflow="fold")
+    result.add_column("metric")
     for heading in ("n", "A", "B", "B - A", "95 % interval", "p", "won / lost"):
-        found.add_column(heading, justify="right", no_wrap=True)
+        result.add_column(heading, justify="right", no_wrap=True)
     for row in comparison.tasks:
-        found.add_row(*_cells(row))
+        result.add_row(*_cells(row))
     if comparison.overall:
-        found.add_section()
+        result.add_section()
         for row in comparison.overall:
-            found.add_row(*_cells(row))
-    return found
+            result.add_row(*_cells(row))
+    return result
 
 
-def _cells(row: Row) -> list[str | Text]:
+def _cells(row: TaskComparison) -> list[str | Text]:
     form = "{:.1f}" if row.percent else "{:.3g}"
     signed = "{:+.1f}" if row.percent else "{:+.3g}"
     d = row.difference

@@ -1,4 +1,4 @@
-"""The tables at the end of an evaluation: the suite beside the paper, and task by task."""
+"""The tables at the end of an evaluation: the suite beside the paper, and each task."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PAPER_ROWS = ("MPT 7B", "Falcon 7B", "Llama 1 7B", "Llama 2 7B")
 
 
 def suite_table(scores: Sequence[Score], rows: Sequence[str] = PAPER_ROWS) -> Group:
-    """The suite's columns, one a line, beside rows of the paper, with what to know below.
+    """The suite's columns, one per line, beside rows of the paper, with notes below.
 
     Args:
-        scores: what `llama_fast.eval.suite.summarise` returned.
+        scores: the result of `llama_fast.eval.suite.summarise`.
         rows: names of the paper's models.
 
     Raises:
@@ -71,13 +71,13 @@ def task_table(
     keys: Mapping[str, str] | None = None,
     parts: Sequence[Part] = (),
 ) -> Table:
-    """All tasks with their score, 95 % interval and questions; below them the groups.
+    """All tasks with score, 95 % interval and number of questions, then the groups.
 
     Args:
-        results: what the harness's `evaluate` returned.
-        keys: task -> `metric,filter` that is its score, where the usual choice is not meant.
-        parts: benchmarks that stand in the suite's table; the tasks of those that have several
-            (MMLU has 57) are counted below the table only, and their groups are left out.
+        results: the result of the harness's `evaluate`.
+        keys: task -> `metric,filter` of its score, where it is not the default.
+        parts: benchmarks of the suite's table. The tasks of a benchmark with several tasks (MMLU
+            has 57) are only counted below the table, and their groups are left out.
     """
     several = {task: part.name for part in parts if len(part.tasks) > 1 for task in part.tasks}
     left_out = Counter(several[task] for task in results["results"] if task in several)
@@ -87,7 +87,7 @@ def task_table(
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("questions", justify="right", no_wrap=True)
     groups = groups_of(results, keys)
-    # The harness itself lists groups among the tasks as well.
+    # The harness lists groups among the tasks, too.
     group_names = {group.name for group in groups}
     for task, row in results["results"].items():
         if task in several or task in group_names:
@@ -100,11 +100,11 @@ def task_table(
             table.add_row(name, "", "no score", n)
         else:
             table.add_row(name, Text(score.metric), str(score), n)
-    # At the end, where the eye is once the table has scrolled by.
+    # At the end, where the reader looks after the table has scrolled by.
     table.add_section()
     for group in groups:
         if all(task in several for task in group.tasks):
-            continue  # it stands in the suite's table
+            continue  # shown in the suite's table
         name = Text.assemble(group.name, (f"\n{len(group.tasks)} tasks", "not bold dim"))
         n = "" if group.questions is None else f"{group.questions:,}"
         table.add_row(name, Text(group.score.metric), str(group.score), n, style="bold")

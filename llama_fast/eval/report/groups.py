@@ -1,4 +1,4 @@
-"""Scores of groups of tasks, such as the one MMLU over its 57 subjects."""
+"""Scores of groups of tasks, such as MMLU over its 57 subjects."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from llama_fast.eval.report.scores import Score, score_of
 
 @dataclass(frozen=True)
 class Group:
-    """A group that was scored.
+    """The score of a group.
 
     Attributes:
-        name: the harness's.
-        tasks: those in it that have results, also in groups within it.
-        questions: how many it is over; None if the harness does not say.
-        score: of all its tasks together, as the group itself weighs them.
+        name: the harness's name.
+        tasks: its tasks that have results, including those of nested groups.
+        questions: number of questions; None if the harness does not report it.
+        score: the score of all tasks together, with the group's weights.
     """
 
     name: str
@@ -27,27 +27,27 @@ class Group:
 
 
 def groups_of(results: Mapping[str, Any], keys: Mapping[str, str] | None = None) -> list[Group]:
-    """The groups, in the order of their tasks, larger ones before those within them.
+    """The groups, in the order of their tasks, outer groups before nested ones.
 
     Args:
-        results: what the harness's `evaluate` returned, or results.json read back.
-        keys: task -> `metric,filter` that is its score; a group has that of its tasks.
+        results: the result of the harness's `evaluate`, or the content of results.json.
+        keys: task -> `metric,filter` of its score, which is also that of its group.
     """
     members = results.get("group_subtasks") or {}
-    found = []
+    result = []
     for name, row in (results.get("groups") or {}).items():
         tasks = tuple(task for task in _within(name, members) if task in results["results"])
         key = next((keys[task] for task in tasks if task in keys), None) if keys else None
         score = score_of(row, key if key in row else None)
         if score is not None and tasks:
             length = row.get("sample_len")
-            found.append(Group(name, tasks, length if isinstance(length, int) else None, score))
+            result.append(Group(name, tasks, length if isinstance(length, int) else None, score))
     place = {task: at for at, task in enumerate(results["results"])}
-    return sorted(found, key=lambda one: (min(place[t] for t in one.tasks), -len(one.tasks)))
+    return sorted(result, key=lambda one: (min(place[t] for t in one.tasks), -len(one.tasks)))
 
 
 def _within(name: str, members: Mapping[str, Any]) -> list[str]:
-    """The tasks of a group and of the groups within it."""
+    """The tasks of a group, including those of nested groups."""
     if not members.get(name):
         return [name]
     return list(dict.fromkeys(task for one in members[name] for task in _within(one, members)))

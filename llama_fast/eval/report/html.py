@@ -1,4 +1,4 @@
-"""One HTML file that shows a run, or two side by side; it needs no network and no other file."""
+"""Writes one HTML file that shows a run, or two side by side, without network access."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llama_fast.eval.report.results import Run
 PAGE = Path(__file__).with_name("page")
 # In the order in which they run.
 SCRIPTS = ("base.js", "groups.js", "bars.js", "calibration.js", "questions.js", "main.js")
-# Questions of a task in the page; those whose answer changed come first.
+# Questions of a task in the page; changed answers come first.
 MAX_QUESTIONS = 2_000
 
 
@@ -37,21 +37,21 @@ def write_page(
 ) -> Path:
     """Write the report of a run, or of two.
 
-    The page holds what models and data sets wrote as JSON and shows it as text only; its content
-    security policy lets nothing run but its own script, and nothing be fetched.
+    The page holds texts of models and data sets as JSON and shows them as text only. Its content
+    security policy allows its own script and no requests.
 
     Args:
-        path: the file; its folder is made.
-        run: as read. What its metadata says is shown: see :func:`~.results.write_run`.
+        path: the file; its folder is created if missing.
+        run: the run; its metadata is shown, see :func:`~.results.write_run`.
         other: a run to compare it with.
-        comparison: of the two, if it is there already.
-        max_questions: that the page shows of each task; what is left out is said in the page.
-        rows: rows of the paper that are shown at first, such as "Llama 2 7B"; the smallest two
-            Llamas if None. Others can be chosen in the page.
+        comparison: the comparison of the two, if already computed.
+        max_questions: questions of each task in the page; the page states what is left out.
+        rows: rows of the paper that are shown first, such as "Llama 2 7B"; the two smallest
+            Llama models if None. The reader can choose others.
 
     Raises:
-        OSError: the file can't be written.
-        ValueError: a row that the paper does not have; samples that are broken.
+        OSError: the file cannot be written.
+        ValueError: the paper has no such row, or samples are damaged.
     """
     path = Path(path)
     if other is not None and comparison is None:
@@ -64,10 +64,10 @@ def write_page(
 
 
 def render(title: str, data: PageData) -> str:
-    """The page as text."""
+    """The page's HTML."""
     style = (PAGE / "page.css").read_text(encoding="utf-8")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    # Bars and ticks get their places from the script, which counts as no inline style.
+    # The script positions bars and ticks, which is not an inline style.
     policy = (
         f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; "
         "base-uri 'none'; form-action 'none'"
@@ -93,7 +93,7 @@ def _digest(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that ends no script element, whatever text is in it."""
+    """JSON in which no text can end a script element."""
     text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -104,7 +104,7 @@ def _packed(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity and no NaN; the page shows them as missing."""
+    """`value` with null for infinity and NaN, which JSON lacks; the page shows them as missing."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

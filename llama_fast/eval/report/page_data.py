@@ -1,4 +1,4 @@
-"""What the page's script works on, gathered from runs."""
+"""Collects the data of the HTML page from runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from llama_fast._format import duration
 from llama_fast.eval.report.calibration import Calibration, calibrate, confidences
-from llama_fast.eval.report.compare import Comparison, Row, some
+from llama_fast.eval.report.compare import Comparison, TaskComparison, join_names
 from llama_fast.eval.report.groups import groups_of
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
@@ -20,13 +20,13 @@ from llama_fast.eval.report.suites import column_of, columns_of, metric_keys, me
 from llama_fast.eval.suite import Score as ColumnScore
 from llama_fast.eval.suite import paper_table
 
-# Characters of a text that the page shows: the end of a prompt, the beginning of an answer.
+# Characters that the page shows: the end of a prompt, the beginning of answers and options.
 PROMPT, ANSWER, OPTION = 1_500, 1_500, 600
-ROWS = ("Llama 1 7B", "Llama 2 7B")
-ALL = "all tasks"
+PAPER_ROWS = ("Llama 1 7B", "Llama 2 7B")
+ALL_TASKS = "all tasks"
 
-# Metadata with a name of its own; others keep theirs.
-NAMES = {
+# Labels of metadata keys; others are shown under their key.
+FACT_LABELS = {
     "dtype": "Numbers in",
     "preset": "Suite",
     "machine": "Machine",
@@ -36,8 +36,8 @@ NAMES = {
     "requests": "Requests",
     "tokens": "Tokens",
 }
-# Shown elsewhere, or of no use to a reader.
-ELSEWHERE = frozenset(
+# Keys that are shown elsewhere or are of no use to a reader.
+HIDDEN_FACTS = frozenset(
     {"model", "command", "earlier_commands", "not_scored", "notes", "chat_template",
      "fewshot_as_multiturn", "summary"}
 )  # fmt: skip
@@ -45,7 +45,12 @@ ELSEWHERE = frozenset(
 
 @dataclass(frozen=True)
 class PageData:
-    """Attributes: `summary`, read at once; `questions`, a list a task, unpacked when needed."""
+    """The page's data.
+
+    Attributes:
+        summary: read when the page opens.
+        questions: the questions of each task, decoded when the task is opened.
+    """
 
     summary: dict[str, Any]
     questions: list[list[dict[str, Any]]]
@@ -59,9 +64,9 @@ def collect(
     max_questions: int,
     rows: Sequence[str] | None,
 ) -> PageData:
-    """Gather it; see :func:`~.html.write_page`."""
+    """Collect the page's data; see :func:`~.html.write_page`."""
     runs = [run] if other is None else [run, other]
-    tasks = list(dict.fromkeys(task for one in runs for task in one.tasks))
+    tasks = list(dict.fromkeys(task for item in runs for task in item.tasks))
     columns = _columns(runs)
     index: list[dict[str, Any]] = []
     blocks: list[list[dict[str, Any]]] = []
@@ -69,25 +74,29 @@ def collect(
     pairs: list[list[tuple[float, bool]]] = [[] for _ in runs]
     cut = shown = 0
     for task in tasks:
-        asked = [_questions(one, task) for one in runs]
+        asked = [_questions(item, task) for item in runs]
         for at, questions in enumerate(asked):
-            found = confidences(questions or [])
-            pairs[at] += found
-            calibration += _calibration(task, at, calibrate(found))
+            result = confidences(questions or [])
+            pairs[at] += result
+            calibration += _calibration(task, at, calibrate(result))
         merged = _merge(asked)
         if merged:
-            kept = _keep(merged, max_questions)
+            selected = _select(merged, max_questions)
             block = f"block-{len(blocks)}"
-            index.append({"task": task, "block": block, "total": len(merged), "shown": len(kept)})
-            blocks.append([_entry(pair) for pair in kept])
+            index.append(
+                {"task": task, "block": block, "total": len(merged), "shown": len(selected)}
+            )
+            blocks.append([_entry(pair) for pair in selected])
             cut += sum(bool(entry["cut"]) for entry in blocks[-1])
-            shown += len(kept)
-    if len({one["task"] for one in calibration}) > 1:
-        overall = [_calibration(ALL, at, calibrate(found)) for at, found in enumerate(pairs)]
-        calibration = [one for group in overall for one in group] + calibration
-    asked_in_all = sum(int(block["total"]) for block in index)
+            shown += len(selected)
+    if len({item["task"] for item in calibration}) > 1:
+        overall = [
+            _calibration(ALL_TASKS, at, calibrate(result)) for at, result in enumerate(pairs)
+        ]
+        calibration = [item for group in overall for item in group] + calibration
+    total_questions = sum(int(block["total"]) for block in index)
     summary = {
-        "runs": [_run(one, name) for one, name in zip(runs, names, strict=True)],
+        "runs": [_run(item, name) for item, name in zip(runs, names, strict=True)],
         "paper": _paper(columns, rows),
         "columns": columns,
         "tasks": [_task(runs, task) for task in tasks],
@@ -95,7 +104,7 @@ def collect(
         "calibration": calibration,
         "compared": None if comparison is None else _compared(comparison),
         "questions": index,
-        "limits": _limits(asked_in_all, shown, cut, max_questions),
+        "limits": _limits(total_questions, shown, cut, max_questions),
     }
     return PageData(summary, blocks)
 
@@ -103,7 +112,7 @@ def collect(
 def _run(run: Run, name: str) -> dict[str, Any]:
     facts = [["Model", run.name]]
     for key, value in run.metadata.items():
-        if key in ELSEWHERE or value is None:
+        if key in HIDDEN_FACTS or value is None:
             continue
         if key == "seconds" and isinstance(value, (int, float)):
             value = duration(value)
@@ -115,8 +124,8 @@ def _run(run: Run, name: str) -> dict[str, Any]:
             value = ", ".join(f"{name} {part}" for name, part in value.items())
         elif not isinstance(value, str):
             value = json.dumps(value, ensure_ascii=False, default=str)
-        facts.append([NAMES.get(key, key.replace("_", " ").capitalize()), value])
-    asked = sum(_asked(run, task) or 0 for task in run.tasks)
+        facts.append([FACT_LABELS.get(key, key.replace("_", " ").capitalize()), value])
+    asked = sum(_num_questions(run, task) or 0 for task in run.tasks)
     facts.append(["Tasks and questions", f"{len(run.tasks):,} and {asked:,}"])
     date = run.results.get("date")
     if isinstance(date, (int, float)):
@@ -137,50 +146,50 @@ def _run(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def _asked(run: Run, task: str) -> int | None:
+def _num_questions(run: Run, task: str) -> int | None:
     n = (run.results.get("n-samples") or {}).get(task)
     return int(n["effective"]) if isinstance(n, dict) and "effective" in n else None
 
 
 def _task(runs: Sequence[Run], task: str) -> dict[str, Any]:
-    scores = [_score(one, task) for one in runs]
+    scores = [_score(item, task) for item in runs]
     known = next((score for score in scores if score is not None), None)
-    column = next((name for one in runs if (name := column_of(one, task))), None)
+    column = next((name for item in runs if (name := column_of(item, task))), None)
     return {
         "name": task,
         "column": column,
         "metric": "no score" if known is None else known.metric,
         "percent": known is not None and known.percent,
-        "asked": [_asked(one, task) for one in runs],
-        "scores": [_drawn(score) for score in scores],
+        "asked": [_num_questions(item, task) for item in runs],
+        "scores": [_interval(score) for score in scores],
     }
 
 
 def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Groups of tasks: rows as of tasks, and which tasks are in them."""
-    of_runs = []
+    """Groups of tasks: rows like those of tasks, with the tasks in each group."""
+    per_run = []
     for run in runs:
         preset = preset_of(run)
         keys = None if preset is None else metric_keys(preset)
-        of_runs.append({group.name: group for group in groups_of(run.results, keys)})
-    found = []
-    for name in dict.fromkeys(name for groups in of_runs for name in groups):
-        groups = [of_run.get(name) for of_run in of_runs]
+        per_run.append({group.name: group for group in groups_of(run.results, keys)})
+    result = []
+    for name in dict.fromkeys(name for groups in per_run for name in groups):
+        groups = [one_run.get(name) for one_run in per_run]
         known = next(group for group in groups if group is not None)
-        found.append(
+        result.append(
             {
                 "name": name,
                 "tasks": list(dict.fromkeys(t for group in groups if group for t in group.tasks)),
                 "metric": known.score.metric,
                 "percent": known.score.percent,
                 "asked": [None if group is None else group.questions for group in groups],
-                "scores": [None if group is None else _drawn(group.score) for group in groups],
+                "scores": [None if group is None else _interval(group.score) for group in groups],
             }
         )
-    return found
+    return result
 
 
-def _drawn(score: Score | None) -> dict[str, Any] | None:
+def _interval(score: Score | None) -> dict[str, Any] | None:
     return None if score is None else {"value": score.value, "half": score.half_width}
 
 
@@ -192,15 +201,15 @@ def _score(run: Run, task: str) -> Score | None:
 
 
 def _columns(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    of_runs = [{row.column: row for row in columns_of(run)} for run in runs]
-    names = dict.fromkeys(name for rows in of_runs for name in rows)
+    per_run = [{row.column: row for row in columns_of(run)} for run in runs]
+    names = dict.fromkeys(name for rows in per_run for name in rows)
     paper = paper_table()
-    found = []
+    result = []
     for name in names:
-        rows = [of_run.get(name) for of_run in of_runs]
+        rows = [one_run.get(name) for one_run in per_run]
         row = next(row for row in rows if row is not None)
         footnote = paper.footnotes.get(name)
-        found.append(
+        result.append(
             {
                 "name": name,
                 "safety": row.safety,
@@ -209,10 +218,10 @@ def _columns(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "mark": "†" if footnote else "",
                 "notes": [note for note in (footnote, row.note) if note],
                 "scores": [_column_score(row) for row in rows],
-                "paper": [{**one.scores, **one.safety}.get(name) for one in paper.rows],
+                "paper": [{**item.scores, **item.safety}.get(name) for item in paper.rows],
             }
         )
-    return found
+    return result
 
 
 def _column_score(row: ColumnScore | None) -> dict[str, Any] | None:
@@ -220,7 +229,7 @@ def _column_score(row: ColumnScore | None) -> dict[str, Any] | None:
         return None
     note = ""
     if row.missing:
-        note = f"not the whole column: without {some(row.missing, 6)}"
+        note = f"not the whole column: without {join_names(row.missing, 6)}"
     half = None if row.stderr is None else Z95 * row.stderr
     return {"value": row.value, "half": half, "note": note}
 
@@ -236,24 +245,24 @@ def _paper(columns: Sequence[Any], rows: Sequence[str] | None) -> dict[str, Any]
     return {
         "source": table.source,
         "rows": names,
-        "chosen": [names.index(name) for name in (ROWS if rows is None else rows)],
+        "chosen": [names.index(name) for name in (PAPER_ROWS if rows is None else rows)],
     }
 
 
-def _calibration(task: str, run: int, found: Calibration | None) -> list[dict[str, Any]]:
-    if found is None:
+def _calibration(task: str, run: int, result: Calibration | None) -> list[dict[str, Any]]:
+    if result is None:
         return []
     bins = [
         {
-            "low": one.low,
-            "high": one.high,
-            "n": one.n,
-            "confidence": one.confidence,
-            "accuracy": one.accuracy,
+            "low": item.low,
+            "high": item.high,
+            "n": item.n,
+            "confidence": item.confidence,
+            "accuracy": item.accuracy,
         }
-        for one in found.bins
+        for item in result.bins
     ]
-    return [{"task": task, "run": run, "n": found.n, "ece": found.ece, "bins": bins}]
+    return [{"task": task, "run": run, "n": result.n, "ece": result.ece, "bins": bins}]
 
 
 def _compared(comparison: Comparison) -> dict[str, Any]:
@@ -267,7 +276,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _difference(row: Row, is_overall: bool) -> dict[str, Any]:
+def _difference(row: TaskComparison, is_overall: bool) -> dict[str, Any]:
     return {
         "task": row.task,
         "percent": row.percent,
@@ -293,17 +302,17 @@ def _questions(run: Run, task: str) -> list[Question] | None:
 
 
 def _merge(asked: Sequence[list[Question] | None]) -> list[Pair]:
-    """The same question of each run side by side; None where a run did not ask it."""
+    """Each question with its result in every run; None where a run did not ask it."""
     by_key = [{question.key: question for question in questions or ()} for questions in asked]
     keys = dict.fromkeys(key for questions in by_key for key in questions)
     return [tuple(questions.get(key) for questions in by_key) for key in keys]
 
 
-def _keep(pairs: list[Pair], most: int) -> list[Pair]:
-    if len(pairs) <= most:
+def _select(pairs: list[Pair], limit: int) -> list[Pair]:
+    if len(pairs) <= limit:
         return pairs
     order = sorted(range(len(pairs)), key=lambda at: (not _changed(pairs[at]), at))
-    return [pairs[at] for at in sorted(order[:most])]
+    return [pairs[at] for at in sorted(order[:limit])]
 
 
 def _changed(pair: Pair) -> bool:
@@ -314,7 +323,7 @@ def _changed(pair: Pair) -> bool:
 
 
 def _entry(pair: Pair) -> dict[str, Any]:
-    question = next(one for one in pair if one is not None)
+    question = next(item for item in pair if item is not None)
     return {
         "id": question.doc_id,
         "prompt": question.prompt[-PROMPT:],
@@ -322,7 +331,7 @@ def _entry(pair: Pair) -> dict[str, Any]:
         "target": question.target[:ANSWER],
         "options": [_shorten(option.text, OPTION) for option in question.options],
         "gold": question.gold,
-        "runs": [None if one is None else _answer(one) for one in pair],
+        "runs": [None if item is None else _answer(item) for item in pair],
     }
 
 
@@ -343,22 +352,24 @@ def _answer(question: Question) -> dict[str, Any]:
     }
 
 
-def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+def _shorten(text: str, limit: int) -> str:
+    return (
+        text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
+    )
 
 
 def _limits(total: int, shown: int, cut: int, max_questions: int) -> list[str]:
-    found = []
+    result = []
     if shown < total:
-        found.append(
+        result.append(
             f"The page holds {shown:,} of the run's {total:,} questions: at most "
             f"{max_questions:,} of a task; changed answers first, then in the data set's order. "
             "All are in the samples files beside results.json. Scores, calibration and differences "
             "are over all of them."
         )
     if cut:
-        found.append(
+        result.append(
             f"Of {cut:,} prompts only the last {PROMPT:,} characters are shown; answers longer "
             f"than {ANSWER:,} and options longer than {OPTION:,} characters are cut at their end."
         )
-    return found
+    return result

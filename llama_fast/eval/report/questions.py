@@ -1,4 +1,4 @@
-"""What the harness logs of a question, in one form for the page and for comparisons."""
+"""Questions as logged by the harness, in one form for the page and for comparisons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama_fast.eval.report.scores import Score
 
 @dataclass(frozen=True)
 class Option:
-    """One answer of a multiple-choice question; `logprob` in nats, unconditional one if asked."""
+    """An option of a multiple-choice question; log-probabilities in nats."""
 
     text: str
     logprob: float
@@ -23,22 +23,21 @@ class Option:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and what a model made of it.
+    """A question and a model's answer.
 
     Attributes:
-        key: the same in every run that asked it: the document's hash, and which of its
-            repetitions in the task it is.
-        doc_id: number in the data set.
-        prompt: all that the model saw before the answer; of multiple choice what the options share.
-        prompt_hash: of the harness.
+        key: the document's hash and its repetition in the task; the same in every run.
+        doc_id: index in the data set.
+        prompt: the text before the answer; for multiple choice, the part common to the options.
+        prompt_hash: the harness's hash of the prompt.
         target: the expected answer as logged.
-        options: of multiple choice, else empty.
-        gold: number of the right option, None if not known, or if several are right.
-        picked: number of the option the score's metric picks.
-        output: text the model wrote; empty for multiple choice.
-        extracted: what the task's filter made of `output`.
-        score: the metric's value, shares from 0 to 1; None where the task only has one for all
-            questions together.
+        options: the options of a multiple-choice question, else empty.
+        gold: index of the right option; None if unknown or if several are right.
+        picked: index of the option that the score's metric selects.
+        output: the text that the model wrote; empty for multiple choice.
+        extracted: the task filter's result for `output`.
+        score: the metric's value, shares from 0 to 1; None if the metric exists only for the task
+            as a whole.
     """
 
     key: tuple[str, int]
@@ -55,24 +54,24 @@ class Question:
 
     @property
     def is_right(self) -> bool | None:
-        """Full marks; None without a score."""
+        """Whether the score is at least 1; None without a score."""
         return None if self.score is None else self.score >= 1
 
 
 def read_questions(run: Run, task: str, score: Score) -> list[Question]:
-    """The questions of a task, in the data set's order.
+    """The questions of a task, in the order of the data set.
 
     Args:
-        run: as read.
-        task: with samples in the run.
-        score: names the metric and the filter whose samples count.
+        run: the run.
+        task: a task with samples in the run.
+        score: the task's score, which names the metric and the filter.
 
     Raises:
         ValueError: a line of the samples is broken; names file and line.
     """
     delimiter = (run.results.get("configs", {}).get(task) or {}).get("target_delimiter", " ")
     seen: Counter[str] = Counter()
-    found = []
+    result = []
     for number, sample in enumerate(run.samples(task), 1):
         try:
             if sample["filter"] != score.filter:
@@ -85,8 +84,8 @@ def read_questions(run: Run, task: str, score: Score) -> list[Question]:
                 f"{run.files[task]}:{number}: expected a sample of the harness ({what})"
             ) from None
         seen[doc_hash] += 1
-        found.append(question)
-    return sorted(found, key=lambda question: question.doc_id)
+        result.append(question)
+    return sorted(result, key=lambda question: question.doc_id)
 
 
 def _question(
@@ -128,7 +127,7 @@ def _question(
 
 
 def _logprob(response: Any) -> float | None:
-    """Of `["-3.2", "False"]`: log-probability, and whether it is the greedy continuation."""
+    """The log-probability in a response such as `["-3.2", "False"]`, else None."""
     is_pair = isinstance(response, (list, tuple)) and len(response) == 2
     return float(response[0]) if is_pair and str(response[1]) in ("True", "False") else None
 
@@ -149,13 +148,13 @@ def _options(
     texts = [str(argument[1]) for argument in arguments]
     n, unconditional = len(texts), [None] * len(texts)
     if has_unconditional:
-        # The harness asks for log P(option) too, after the options themselves.
+        # The harness requests log P(option) as well, after the options.
         n //= 2
         unconditional = list(logprobs[n:])  # type: ignore[arg-type]
     contexts, texts = contexts[:n], texts[:n]
     shared = contexts[0]
     if len(set(contexts)) > 1:
-        # WinoGrande: the option is in the context, the continuation is the same.
+        # WinoGrande: the options are in the context and share one continuation.
         first, last = min(contexts), max(contexts)
         same = next((at for at, c in enumerate(first) if c != last[at]), len(first))
         shared = first[: first.rfind(" ", 0, same) + 1]
@@ -168,7 +167,7 @@ def _options(
 
 
 def _gold(target: str, options: Sequence[Option], acc: Any) -> int | None:
-    """The right option; the logged target may be its number or its text."""
+    """Index of the right option; the logged target may be its index or its text."""
     best = _argmax([option.logprob for option in options])
     candidates = [at for at, option in enumerate(options) if option.text == target]
     if target.isdigit() and int(target) < len(options):
@@ -177,7 +176,7 @@ def _gold(target: str, options: Sequence[Option], acc: Any) -> int | None:
         return candidates[0] if candidates else None
     if _is_list(target):
         return None
-    # `acc` is 1 just where the most likely option is right.
+    # `acc` is 1 if and only if the most likely option is right.
     for gold in candidates:
         if (gold == best) == (acc == 1):
             return gold

@@ -1,4 +1,4 @@
-"""A run's files, as lm-evaluation-harness writes them: results.json and samples_<task>.jsonl."""
+"""Reads and writes a run's files, results.json and samples_<task>.jsonl, as the harness does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llama_fast._write import write_whole
 
 RESULTS = "results.json"
 
-# Keys of what the harness's `evaluate` returns that hold one entry a task (or group).
+# Keys of the harness's results that hold one entry per task or group.
 BY_TASK = (
     "results",
     "groups",
@@ -32,12 +32,12 @@ BY_TASK = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was written down; samples are read when asked for.
+    """A run on disk; samples are read on demand.
 
     Attributes:
         path: the results file.
         results: its content.
-        files: task -> file of its samples; tasks whose samples were not written are not in it.
+        files: task -> file of its samples, if there is one.
     """
 
     path: Path
@@ -46,26 +46,26 @@ class Run:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What `write_run` got as `metadata`; empty if the harness itself wrote the run."""
+        """The `metadata` passed to `write_run`; empty if the harness wrote the run."""
         return dict(self.results.get("llama_fast") or {})
 
     @property
     def name(self) -> str:
-        """The model's name, else the folder's."""
+        """The model's name, else the name of the folder."""
         named = self.metadata.get("model") or self.results.get("model_name")
         return str(named or self.path.parent.name)
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks with a score, without the groups over them."""
+        """Tasks with a score, without groups."""
         groups = {name for name, of in self.results.get("group_subtasks", {}).items() if of}
         return [name for name in self.results["results"] if name not in groups]
 
     def samples(self, task: str) -> Iterator[dict[str, Any]]:
-        """The samples of a task as they stand in its file: one a question and filter.
+        """The samples in a task's file: one for each question and filter.
 
         Raises:
-            ValueError: a line is no JSON object; names file and line.
+            ValueError: a line is not a JSON object; names file and line.
         """
         for _, sample in read_json_lines(self.files[task]):
             yield sample
@@ -78,26 +78,26 @@ def write_run(
     *,
     add: bool = False,
 ) -> Path:
-    """Write what `lm_eval.evaluator.evaluate` or `simple_evaluate` returned.
+    """Write the results of `lm_eval.evaluator.evaluate` or `simple_evaluate`.
 
-    `results.json` has the keys of the harness's own file, plus `llama_fast` for `metadata`.
-    Tasks are written one after the other, each file whole or not at all, so what is finished
-    outlives a crash and a full disk. Samples are not changed (the harness's writer changes them).
+    `results.json` has the keys of the harness's own file, plus `llama_fast` for `metadata`. Tasks
+    are written one by one, each file atomically, so that finished tasks survive a crash or a full
+    disk. `results` is not modified (the harness's own writer modifies the samples).
 
     Args:
-        folder: made if it is not there.
-        results: as returned; without `samples`, only results.json is written.
+        folder: created if missing.
+        results: the return value; without `samples`, only results.json is written.
         metadata: facts for the report. Known: `model`, `dtype`, `command`, `machine`, `seconds`,
-            `truncated` (contexts), `cached` (requests), `not_scored` (name -> why), `preset`,
-            `model_source`, `chat_template`, `system_instruction`; others are shown as they are.
-        add: keep the tasks that the folder has; else results.json begins anew.
+            `truncated` (contexts), `cached` (requests), `not_scored` (name -> reason), `preset`,
+            `model_source`, `chat_template`, `system_instruction`; others are shown unchanged.
+        add: whether to keep the tasks in an existing results.json.
 
     Returns:
         The path of results.json.
 
     Raises:
-        OSError: a file could not be written; says which, and which tasks are kept.
-        ValueError: `add`, and the results.json there is damaged.
+        OSError: a file could not be written; names it, and the tasks that are kept.
+        ValueError: `add`, and the existing results.json is damaged.
     """
     from lm_eval.utils import hash_string
 
@@ -109,7 +109,7 @@ def write_run(
     facts = dict(metadata or content.get("llama_fast") or {})
     samples = results.get("samples") or {}
     kept = list(content.get("results", {}))
-    now = "results"
+    current = "results"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for key, value in results.items():
@@ -118,21 +118,23 @@ def write_run(
         content.update(_general(results, facts))
         content["llama_fast"] = facts
         for task, of_task in samples.items():
-            now = f"samples of {task}"
+            current = f"samples of {task}"
             write_whole(folder / samples_file(task), _lines(of_task))
             hashes = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in of_task)
             _merge(content, results, [task])
             content.setdefault("task_hashes", {})[task] = hash_string(hashes)
-            now = f"results of {task}"
+            current = f"results of {task}"
             write_whole(path, [_dump(content)])
             kept.append(task)
-        now = "results"
+        current = "results"
         _merge(content, results, None)
         write_whole(path, [_dump(content)])
     except OSError as error:
         have = ", ".join(dict.fromkeys(kept)) or "none"
         reason = error.strerror or str(error)
-        raise OSError(f"{folder}: cannot write the {now}: {reason}; tasks kept: {have}") from error
+        raise OSError(
+            f"{folder}: cannot write the {current}: {reason}; tasks kept: {have}"
+        ) from error
     return path
 
 
@@ -140,34 +142,34 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """Find and read a run.
 
     Args:
-        path: a folder that :func:`write_run` wrote, one that lm-eval's `--output_path` names
-            (its newest run), or a results file.
+        path: a folder written by :func:`write_run`, a folder passed to lm-eval's `--output_path`
+            (its newest run is read), or a results file.
 
     Raises:
-        FileNotFoundError: no results there.
-        ValueError: the file is not what it should be.
+        FileNotFoundError: there are no results.
+        ValueError: the file is damaged or has another format.
     """
     path = Path(path)
-    found = path
+    file_path = path
     if path.is_dir():
-        places = [path / RESULTS, *sorted(path.glob("results_*.json"), reverse=True)]
-        places += sorted(path.glob("*/results_*.json"), key=lambda p: p.name, reverse=True)
-        there = [file for file in places if file.exists()]
-        if not there:
+        candidates = [path / RESULTS, *sorted(path.glob("results_*.json"), reverse=True)]
+        candidates += sorted(path.glob("*/results_*.json"), key=lambda p: p.name, reverse=True)
+        existing = [file for file in candidates if file.exists()]
+        if not existing:
             raise FileNotFoundError(f"{path}: expected a folder with {RESULTS} of an evaluation")
-        found = there[0]
+        file_path = existing[0]
     elif not path.exists():
         raise FileNotFoundError(f"{path}: expected the folder of an evaluation, found nothing")
-    results = _load(found)
-    # The harness puts the time into both names: results_<time>.json, samples_<task>_<time>.jsonl.
-    stamp = found.stem[len("results") :]
+    results = _load(file_path)
+    # The harness adds the time to both names: results_<time>.json, samples_<task>_<time>.jsonl.
+    stamp = file_path.stem[len("results") :]
     files: dict[str, Path] = {}
     for task in results["results"]:
         name = samples_file(task).replace(".jsonl", f"{stamp}.jsonl")
-        file = inside(found.parent, name, found)
+        file = inside(file_path.parent, name, file_path)
         if file.exists():
             files[task] = file
-    return Run(found, results, files)
+    return Run(file_path, results, files)
 
 
 def samples_file(task: str) -> str:
@@ -178,14 +180,13 @@ def samples_file(task: str) -> str:
 def _load(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = read_json(path)
     wrong = f"{path}: expected the results of an evaluation as JSON, got"
-    # What stands for each task: names of groups -> tasks, numbers, settings.
     for key in BY_TASK:
-        if (found := content.get(key, {} if key != "results" else None)) is None:
+        if (value := content.get(key, {} if key != "results" else None)) is None:
             if key == "results":
                 raise ValueError(f"{wrong} none")
             continue
-        if not isinstance(found, dict):
-            raise ValueError(f"{wrong} {type(found).__name__} for {key!r}")
+        if not isinstance(value, dict):
+            raise ValueError(f"{wrong} {type(value).__name__} for {key!r}")
     for key in ("results", "configs", "n-samples"):
         for task, entry in (content.get(key) or {}).items():
             if not isinstance(entry, dict):
@@ -199,7 +200,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _general(results: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the harness's file says of model, chat template and time."""
+    """The harness's entries on model, chat template and time."""
     from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 
     config = results.get("config") or {}

@@ -1,4 +1,4 @@
-"""What the evaluation suite says of a run's tasks: columns, metrics, and the paper's rows."""
+"""Columns and metrics of a run's tasks in its preset."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from llama_fast.eval.suite import Score, suite, summarise
 
 
 def preset_of(run: Run) -> str | None:
-    """The preset that the run says it is of; None if it says none."""
+    """The preset in the run's metadata, or None."""
     preset = run.metadata.get("preset")
     return None if preset is None else str(preset)
 
 
 def metric_of(run: Run, task: str) -> str | None:
-    """`metric,filter` that is the task's score in the run's preset; None if it is not in it."""
+    """`metric,filter` of the task's score in the run's preset; None if the preset has no such task."""
     preset = preset_of(run)
     key = None if preset is None else _tasks(preset).get(task, (None, ""))[0]
-    # A task of the preset may have been run with metrics of its own.
+    # The task may have been run with other metrics.
     return key if key in run.results["results"][task] else None
 
 
 def column_of(run: Run, task: str) -> str | None:
-    """Name of the suite's column that the task belongs to."""
+    """Name of the suite's column with the task, or None."""
     preset = preset_of(run)
     return None if preset is None else _tasks(preset).get(task, (None, None))[1]
 
 
 def columns_of(run: Run) -> list[Score]:
-    """The suite's rows of the run; empty if it is of no preset."""
+    """The suite's columns for the run; empty without a preset."""
     preset = preset_of(run)
     return [] if preset is None else summarise(run.results, preset)
 
 
 def metric_keys(preset: str) -> dict[str, str]:
-    """Task -> `metric,filter` that is its score in a preset."""
+    """Task -> `metric,filter` of its score in a preset."""
     return {task: key for task, (key, _) in _tasks(preset).items()}
 
 

@@ -1,4 +1,4 @@
-"""The table on the terminal while an evaluation runs, and the one at its end."""
+"""The progress table of a running evaluation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from llama_fast._screen import PIPE_WIDTH
 from llama_fast._terminal import console as new_console
 from llama_fast.eval.report.scores import score_of
 
-# Seconds between two lines of a task where the output is no terminal.
+# Seconds between two lines of a task if the output is not a terminal.
 LINE_EVERY = 30.0
-# Finished tasks that stay in sight: MMLU alone has 57.
+# Finished tasks that stay visible: MMLU alone has 57.
 FINISHED_ROWS = 12
 
 
@@ -35,13 +35,13 @@ class _Task:
     ended: float | None = None
     score: str = ""
     failed: bool = False
-    said: float = field(default=0.0, repr=False)
+    last_line: float = field(default=0.0, repr=False)
 
     def seconds(self, now: float) -> float:
         return 0.0 if self.begun is None else (self.ended or now) - self.begun
 
     def rate(self, now: float) -> float | None:
-        """Questions a second; None before there is something to divide."""
+        """Questions per second; None before the first one."""
         seconds = self.seconds(now)
         return self.done / seconds if self.done and seconds > 0 else None
 
@@ -54,10 +54,10 @@ class LiveTable:
     """Progress of an evaluation: a table on a terminal, plain lines elsewhere.
 
     Args:
-        tasks: task -> number of questions, of those to come, so that the total's time left is
-            known from the start. Tasks not named here join when they start.
-        console: of standard output if None.
-        unit: what is counted.
+        tasks: task -> number of questions, so that the remaining time of all tasks is known from
+            the start. Other tasks are added when they start.
+        console: standard output if None.
+        unit: name of what is counted.
 
     Example:
         >>> with LiveTable({"piqa": 1838}) as table:
@@ -78,7 +78,7 @@ class LiveTable:
                 console = new_console(width=PIPE_WIDTH)
         self.console, self.unit = console, unit
         self._tasks = {name: _Task(n) for name, n in (tasks or {}).items()}
-        # The display's own thread reads while the evaluation's writes.
+        # The display's thread reads while the evaluation's thread writes.
         self._lock = threading.Lock()
         self._live: Live | None = None
 
@@ -95,49 +95,49 @@ class LiveTable:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def start_task(self, name: str, n: int) -> None:
-        """`n` questions of a task are next."""
+        """Report that a task of `n` questions starts."""
         with self._lock:
             task = self._tasks.setdefault(name, _Task(n))
             task.total, task.begun = n, time.perf_counter()
-            task.said = task.begun
-        self._say(f"{name}: {n:,} {self.unit} ...")
+            task.last_line = task.begun
+        self._print_line(f"{name}: {n:,} {self.unit} ...")
 
     def advance(self, name: str, n: int = 1) -> None:
-        """`n` more questions of a started task are done."""
+        """Report that `n` more questions of a started task are done."""
         now = time.perf_counter()
         with self._lock:
             task = self._tasks[name]
             task.done = min(task.done + n, task.total)
-            due = now - task.said >= LINE_EVERY and task.done < task.total
+            due = now - task.last_line >= LINE_EVERY and task.done < task.total
             if due:
-                task.said = now
+                task.last_line = now
             line = f"{name}: {task.done:,}/{task.total:,}, {self._speed(task, now)}"
         if due:
-            self._say(line)
+            self._print_line(line)
 
     def finish(self, name: str, metrics: Mapping[str, Any], key: str | None = None) -> None:
-        """A task is done.
+        """Report that a task is done.
 
         Args:
-            name: of the task.
+            name: name of the task.
             metrics: the harness's `results[task]`.
-            key: the metric that is its score; see :func:`~.scores.score_of`.
+            key: the metric of its score; see :func:`~.scores.score_of`.
         """
         score = score_of(metrics, key)
         text = "no score" if score is None else f"{score.metric} {score}"
         self._end(name, text, failed=False)
 
     def fail(self, name: str, reason: str) -> None:
-        """A task was not scored."""
+        """Report that a task was not scored."""
         self._end(name, f"not scored: {reason}", failed=True)
 
     def _end(self, name: str, text: str, failed: bool) -> None:
@@ -152,9 +152,9 @@ class LiveTable:
             rate = task.rate(now)
             took = duration(task.seconds(now))
         speed = "" if rate is None else f" ({_rate(rate)} {self.unit}/s, {took})"
-        self._say(f"{name}: {text}{speed}")
+        self._print_line(f"{name}: {text}{speed}")
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         if self._live is None:
             self.console.print(line, soft_wrap=True, markup=False)
 
@@ -170,7 +170,7 @@ class LiveTable:
             yield self._render(time.perf_counter(), options.max_width)
 
     def _render(self, now: float, width: int) -> Table:
-        # A narrow terminal keeps what says most: the bar goes first, then the speed.
+        # A narrow terminal drops the bar first, then the speed.
         shown = [True, width >= 100, True, width >= 76, True, True]
         name_width = 30 if width >= 100 else max(8, width - (62 if shown[3] else 48))
         table = Table(box=None, padding=(0, 1), header_style="dim")
@@ -186,7 +186,7 @@ class LiveTable:
             table.add_column(**column)
 
         def row(name: str, task: _Task, style: str | None = None) -> None:
-            # Names of a group's tasks differ at their end.
+            # The names of a group's tasks differ at the end.
             name = name if len(name) <= name_width else f"…{name[1 - name_width :]}"
             table.add_row(*compress(self._row(name, task, now), shown), style=style)
 
@@ -219,7 +219,7 @@ class LiveTable:
         count = f"{task.done:,}/{task.total:,}"
         score = Text(task.score, style=style)
         if task.begun is not None and task.ended is None and not task.done:
-            score = Text("preparing", style="dim")  # prompts of thousands of questions take a while
+            score = Text("preparing", style="dim")  # building thousands of prompts takes a while
         return Text(name), bar, count, speed, left, score
 
     def _total(self, now: float) -> _Task:

@@ -26,15 +26,14 @@ __all__ = ["SCENARIOS", "Scenario", "scenario_groups", "scenario_tasks"]
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a group of tasks measures.
+    """A group of tasks.
 
     Attributes:
-        tasks: their names.
-        metrics: what every task of the group reports; larger is better.
-        main_metric: the one to show where there is room for one.
-        perfect: the value of the metrics when every answer is right.
-        aggregation: how the group's value comes from those of its tasks: "mean", each task
-            counting the same.
+        tasks: names of the tasks.
+        metrics: metrics of every task in the group; higher is better.
+        main_metric: the metric to show where there is room for one.
+        perfect: value of the metrics if every answer is right.
+        aggregation: how the group's value follows from its tasks': "mean", unweighted.
     """
 
     tasks: tuple[str, ...]
@@ -83,15 +82,15 @@ def scenario_tasks(
     """The tasks by name, ready for ``lm_eval.evaluator.evaluate``.
 
     Args:
-        data_dir: the folder that holds ``hub/`` and ``scenarios/``. Without one, question
-            answering takes its data from the Hugging Face hub; the others need it.
-        names: of tasks or of groups; all groups if None.
-        num_fewshot: examples in a prompt; None leaves each task its own number.
+        data_dir: the folder with ``hub/`` and ``scenarios/``. Without it, question answering loads
+            its data from the Hugging Face hub; the other scenarios need it.
+        names: names of tasks or groups; all groups if None.
+        num_fewshot: examples in a prompt; None for each task's own number.
 
     Raises:
-        ValueError: an unknown name, a file whose content is not what the task expects, or more
-            examples than the data have.
-        MissingDataError: a data file that is not there.
+        ValueError: an unknown name, a file with unexpected content, or more examples than the data
+            have.
+        MissingDataError: a data file is missing.
     """
     makers = _makers()
     folder = None if data_dir is None else Path(data_dir).expanduser()
@@ -112,9 +111,9 @@ def scenario_tasks(
 
 
 def scenario_groups(tasks: Mapping[str, object]) -> dict[str, Group]:
-    """The harness's group objects for those groups whose tasks are all in `tasks`.
+    """The harness's group objects for the groups whose tasks are all in `tasks`.
 
-    A group's value is the mean of its tasks' values, each task counting the same.
+    A group's value is the unweighted mean of its tasks' values.
     """
     from lm_eval.api.group import Group
     from lm_eval.config.group import AggMetricConfig
@@ -132,7 +131,7 @@ def scenario_groups(tasks: Mapping[str, object]) -> dict[str, Group]:
 
 
 def _makers() -> dict[str, Callable[[Path | None], ScenarioTask]]:
-    """Of every task, the function from the data folder to the task."""
+    """Task name -> function from the data folder to the task."""
     # The harness takes seconds to import; SCENARIOS alone should not.
     from . import question_answering, semantic_parsing, summarization, translation
 

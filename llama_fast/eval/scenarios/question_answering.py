@@ -3,8 +3,8 @@
 Natural Questions (open): Lee et al. 2019 (arXiv:1906.00300). SQuAD: Rajpurkar et al. 2016
 (arXiv:1606.05250), whose normalisation and metrics both tasks use.
 
-The data have no training split here, so examples for the prompt come from the head of the
-validation split, and that part is not scored.
+The mirrored data have no training split, so the examples in the prompt are the first rows of the
+validation split, which are not scored.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from llama_fast.eval.suite.mirror import source
 from .task import Document, ScenarioTask, check_fields
 
 NQ_OPEN = "google-research-datasets/nq_open"
-NQ_OPEN_POOL = 100  # rows at the head that are not scored
+NQ_OPEN_POOL = 100  # first rows, which serve as examples and are not scored
 SQUAD = "lighteval/squad_v2"
 
 
 def score(doc: Document, answer: str) -> dict[str, float]:
-    """Exact match and F1 against the best of the accepted answers."""
+    """Exact match and F1, each the maximum over the accepted answers."""
     return {
         "exact_match": max(exact_match(answer, gold) for gold in doc["answers"]),
         "f1": max(token_f1(answer, gold) for gold in doc["answers"]),
@@ -32,7 +32,7 @@ def score(doc: Document, answer: str) -> dict[str, float]:
 
 
 def nq_open_task(data_dir: Path | None) -> ScenarioTask:
-    """Questions without a passage, 5 examples."""
+    """Natural Questions without a passage, with 5 examples."""
     rows = _validation(data_dir, NQ_OPEN, ("question", "answer"))
     documents: list[Document] = [
         {"question": row["question"], "answers": row["answer"], "target": row["answer"][0]}
@@ -54,10 +54,10 @@ def nq_open_task(data_dir: Path | None) -> ScenarioTask:
 
 
 def squad_task(data_dir: Path | None) -> ScenarioTask:
-    """Questions about a passage that holds the answer, 3 examples about other passages.
+    """SQuAD questions about a passage that contains the answer, with 3 examples.
 
-    Questions without an answer are left out. The examples are about the first article of the
-    file, one a passage, and no question about that article is scored.
+    Questions without an answer are left out. The examples come from the first article of the file,
+    one for each passage, and no question about that article is scored.
     """
     rows = _validation(data_dir, SQUAD, ("title", "context", "question", "answers"))
     documents: list[Document] = [
@@ -94,7 +94,7 @@ def _validation(data_dir: Path | None, path: str, fields: tuple[str, ...]) -> li
 
 
 def _one_a_passage(documents: list[Document]) -> list[Document]:
-    """The first question of every passage, then the second of every passage, and so on."""
+    """The first question of each passage, then the second of each, and so on."""
     seen: Counter[str] = Counter()
     turns = []
     for doc in documents:

@@ -1,9 +1,8 @@
 """Questions about US geography to SQL, scored with exact match and execution match.
 
 GeoQuery: Zelle and Mooney 1996, with the SQL and the two splits of Finegan-Dollak et al. 2018,
-"Improving Text-to-SQL Evaluation Methodology" (arXiv:1806.09029). In the question split a test
-question may have a query that training questions have with other values; in the query split no
-query of the test, whatever its values, is in the training part.
+"Improving Text-to-SQL Evaluation Methodology" (arXiv:1806.09029). In the question split, a test
+query may occur in the training part with other values; in the query split it may not.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ DATABASE = "geography-db.added-in-2020.sqlite"
 
 
 def geoquery_task(data_dir: Path | None, *, name: str, split: str) -> ScenarioTask:
-    """Questions of the test part of a split, 10 examples of its train part, all of other queries.
+    """The test questions of a split, with 10 training examples of distinct queries.
 
     Args:
-        data_dir: the folder that holds ``scenarios/``.
-        name: of the task.
+        data_dir: the folder with ``scenarios/``.
+        name: name of the task.
         split: "question-split" or "query-split".
     """
     folder = folder_in(data_dir, FOLDER)
     database = folder / DATABASE
     schema = read_schema(database)
     parts = read_geoquery(folder / "geography.json", split)
-    # One question for each query, so that the examples differ.
+    # One question for each query.
     examples = {doc["canonical"]: doc for doc in reversed(parts["train"])}
     return ScenarioTask(
         name,
@@ -53,7 +52,7 @@ def geoquery_task(data_dir: Path | None, *, name: str, split: str) -> ScenarioTa
         num_fewshot=10,
         description=f"Write an SQLite query that answers the question. Tables:\n{schema}\n\n",
         prompt="Question: {{question}}\nSQL:",
-        # A blank line, and not the end of a line, so that queries over several lines count.
+        # A blank line instead of the end of a line, so that a query may have several lines.
         until=["\n\n", "\nQuestion:"],
         max_gen_toks=384,
         metrics={"exact_match": "mean", "execution_match": "mean"},
@@ -65,8 +64,8 @@ def geoquery_task(data_dir: Path | None, *, name: str, split: str) -> ScenarioTa
 def score(doc: Document, answer: str, *, database: Path) -> dict[str, float]:
     """Exact and execution match of an answer.
 
-    exact_match: the query equals one of the gold queries but for case, spaces, kind of quotes and
-    a final semicolon. execution_match: it does, or it gives the same rows as the first gold query
+    exact_match: the query equals a gold query up to case, spaces, type of quotes and a final
+    semicolon. execution_match: exact_match, or it returns the same rows as the first gold query
     that runs on SQLite, in any order unless that query orders them.
     """
     query = extract_query(answer)
@@ -82,10 +81,10 @@ def score(doc: Document, answer: str, *, database: Path) -> dict[str, float]:
 
 
 def read_geoquery(path: Path, split: str) -> dict[str, list[Document]]:
-    """Part of the split to documents, values put into questions and queries.
+    """Documents by part of the split, with values substituted in questions and queries.
 
     A document has the question, the gold `queries` (the first is the `target`), and `canonical`,
-    the first with the names of the variables.
+    the first query with variable names in place of values.
     """
     parts: dict[str, list[Document]] = {"train": [], "dev": [], "test": []}
     entries = read_json(existing(path), expected_type=None)
@@ -93,9 +92,9 @@ def read_geoquery(path: Path, split: str) -> dict[str, list[Document]]:
         for entry in entries:
             for sentence in entry["sentences"]:
                 values = sentence["variables"]
-                queries = [_without_end(_put_in(sql, values)) for sql in entry["sql"]]
+                queries = [_strip_semicolon(_substitute(sql, values)) for sql in entry["sql"]]
                 document = {
-                    "question": _put_in(sentence["text"], values),
+                    "question": _substitute(sentence["text"], values),
                     "queries": queries,
                     "target": queries[0],
                     "canonical": entry["sql"][0],
@@ -109,11 +108,11 @@ def read_geoquery(path: Path, split: str) -> dict[str, list[Document]]:
 
 
 def read_schema(database: Path) -> str:
-    """One line a table, ``TABLE(COLUMN, ...)``, of an SQLite file.
+    """The tables of an SQLite file, one line ``TABLE(COLUMN, ...)`` each.
 
     Raises:
-        MissingDataError: no such file.
-        ValueError: not an SQLite file.
+        MissingDataError: there is no such file.
+        ValueError: the file is not an SQLite database.
     """
     uri = f"{existing(database).resolve().as_uri()}?mode=ro&immutable=1"
     connection = sqlite3.connect(uri, uri=True)
@@ -131,7 +130,7 @@ def read_schema(database: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _gold_rows(database: Path, queries: tuple[str, ...]) -> tuple[Rows, bool] | None:
-    """The rows of the first gold query that runs, and whether it orders them; None if none runs."""
+    """Rows of the first gold query that runs, and whether it orders them; None if none runs."""
     for query in queries:
         try:
             return run_query(database, query), is_ordered(query)
@@ -140,12 +139,12 @@ def _gold_rows(database: Path, queries: tuple[str, ...]) -> tuple[Rows, bool] | 
     return None
 
 
-def _put_in(text: str, values: dict[str, str]) -> str:
-    """`text` with values in place of the variables' names."""
+def _substitute(text: str, values: dict[str, str]) -> str:
+    """`text` with values in place of variable names."""
     return re.sub(r"\w+", lambda word: values.get(word.group(), word.group()), text)
 
 
-def _without_end(query: str) -> str:
+def _strip_semicolon(query: str) -> str:
     return query.strip().removesuffix(";").rstrip()
 
 

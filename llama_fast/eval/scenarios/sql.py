@@ -1,10 +1,9 @@
-"""Model-written SQL: cutting it out of an answer, comparing it, and running it without harm.
+"""Model-written SQL: extracts it from an answer, compares it, and runs it safely.
 
-A query runs in another process, on a read-only connection to the SQLite file, under an authoriser
-that lets through SELECT, reads of the file's own tables and a list of functions, so that there is
-no ATTACH, PRAGMA, write, extension, recursion or function that makes long values. It ends after a
-number of steps of SQLite's virtual machine, which unlike seconds is the same on every machine, at a
-limit of SQLite's memory, and with its process when the time is up.
+A query runs in another process, on a read-only connection to the SQLite file. An authoriser allows
+SELECT, reads of the file's own tables and a list of functions, and thereby excludes ATTACH, PRAGMA,
+writes, extensions, recursion and functions that create long values. The query is limited in steps
+of SQLite's virtual machine, which are the same on every machine, in memory, and in time.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ Rows = list[tuple[Any, ...]]
 
 
 class QueryError(Exception):
-    """A query that SQLite or the limits refuse; the message says why."""
+    """SQLite or a limit refused a query; the message says why."""
 
 
 def run_query(database: Path, query: str) -> Rows:
-    """The rows that a SELECT gives on an SQLite file.
+    """The rows that a SELECT returns on an SQLite file.
 
     Raises:
-        QueryError: not one valid SELECT, something that isn't allowed, or too long a run.
+        QueryError: the query is not one valid SELECT, is not allowed, or exceeds a limit.
     """
     if len(query) > MAX_LENGTH:
         raise QueryError(f"query of {len(query)} characters, the limit is {MAX_LENGTH}")
@@ -53,7 +52,7 @@ def run_query(database: Path, query: str) -> Rows:
 
 
 class _Process:
-    """The process that runs the queries: one for all, another after one that had to be ended."""
+    """The process that runs the queries; restarted after it had to be killed."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -73,7 +72,7 @@ class _Process:
             except EOFError:
                 self.end()
                 return False, "its process was ended"
-            except BaseException:  # the next answer would be to this request
+            except BaseException:  # the next read would return the answer to this request
                 self.end()
                 raise
 
@@ -95,11 +94,11 @@ class _Process:
             raise OSError("the process that runs SQL queries did not start") from None
 
     def exchange(self, request: bytes, seconds: float) -> Any:
-        """Sends a request, unless empty, and gives the answer.
+        """Send a request, unless empty, and return the answer.
 
         Raises:
-            TimeoutError: there was none in time.
-            EOFError: the process is no more.
+            TimeoutError: there was no answer in time.
+            EOFError: the process has ended.
         """
         process, deadline = self.process, time.monotonic() + seconds
         assert process is not None and process.stdin is not None and process.stdout is not None
@@ -129,17 +128,17 @@ class _Process:
 _process = _Process()
 
 
-def same_rows(found: Rows, gold: Rows, *, ordered: bool) -> bool:
-    """Whether two results have the same rows, repeats counted, and if `ordered` in the same order.
+def same_rows(rows: Rows, gold: Rows, *, ordered: bool) -> bool:
+    """Whether two results have the same rows with repetitions, if `ordered` in the same order.
 
-    Floats count as equal if 9 significant digits agree: sums depend on the order of the rows.
+    Floats are equal if 9 significant digits agree, because sums depend on the order of the rows.
     """
-    found, gold = _rounded(found), _rounded(gold)
-    return found == gold if ordered else Counter(found) == Counter(gold)
+    rows, gold = _rounded(rows), _rounded(gold)
+    return rows == gold if ordered else Counter(rows) == Counter(gold)
 
 
 def extract_query(answer: str) -> str:
-    """The first SQL statement of an answer on one line, without ``;`` and without a code fence."""
+    """The first SQL statement of an answer, on one line, without ``;`` or a code fence."""
     fenced = re.search(r"```(?:sql)?\s(.*?)(?:```|$)", answer, re.DOTALL | re.IGNORECASE)
     text = fenced.group(1) if fenced else answer
     statement = re.match(r"""(?:[^;"']|"[^"]*"|'[^']*'|["'])*""", text)
@@ -147,7 +146,7 @@ def extract_query(answer: str) -> str:
 
 
 def normalize_query(query: str) -> str:
-    """A query with one space between tokens and one kind of quotes, lower case outside of them."""
+    """A query with one space between tokens, double quotes, and lower case outside of quotes."""
     tokens = re.findall(r""""[^"]*"|'[^']*'|\w+|[<>=!|]+|[^\w\s;]""", query)
     return " ".join(f'"{t[1:-1]}"' if t[0] in "\"'" and len(t) > 1 else t.lower() for t in tokens)
 
@@ -156,7 +155,7 @@ def is_ordered(query: str) -> bool:
     """Whether a query has ORDER BY outside of parentheses, so that the order of rows matters."""
     text = re.sub(r""""[^"]*"|'[^']*'""", "", query)
     outside: list[str] = []
-    opened: list[int] = []  # one pass: a regular expression would need one for each level
+    opened: list[int] = []  # one pass; a regular expression would need one for each level
     for part in re.split(r"([()])", text):
         if part == ")" and opened:
             del outside[opened.pop() :]

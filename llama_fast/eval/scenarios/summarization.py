@@ -1,10 +1,11 @@
 """Summarisation of dialogues, scored with ROUGE against three references.
 
 DialogSum: Chen et al. 2021 (Findings of ACL, arXiv:2105.06762). ROUGE: Lin 2004. As in the paper,
-a dialogue's score is the *mean* of the F-measures against its references, on stemmed words: this
-gives the human agreement of its table (ROUGE-1 53.35, ROUGE-2 26.72) on the test references,
-while the best reference would give 59.6 and 34.1. ROUGE-L is rouge-score's, over the summary as
-one sequence; the paper's package, py-rouge, weights it otherwise and gives about 6 points more.
+a dialogue's score is the *mean* of the F-measures against its references, on stemmed words. On the
+test references this reproduces the human agreement in the paper's table (ROUGE-1 53.35, ROUGE-2
+26.72); the maximum over references would give 59.6 and 34.1. ROUGE-L is that of rouge-score, over
+the summary as one sequence; the paper's package, py-rouge, has other weights and gives about 6
+points more.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ _scorer = RougeScorer(METRICS, use_stemmer=True)
 
 
 def score(doc: Document, answer: str) -> dict[str, float]:
-    """F-measure of each ROUGE, the mean over the references."""
+    """Mean F-measure over the references, for each ROUGE metric."""
     references = doc["references"]
-    found = [_scorer.score(reference, answer) for reference in references]
+    result = [_scorer.score(reference, answer) for reference in references]
     return {
-        metric: sum(scores[metric].fmeasure for scores in found) / len(references)
+        metric: sum(scores[metric].fmeasure for scores in result) / len(references)
         for metric in METRICS
     }
 
 
 def dialogsum_task(data_dir: Path | None) -> ScenarioTask:
-    """Summaries of the test dialogues, 2 examples of dev."""
+    """Summaries of the test dialogues, with 2 examples of the dev part."""
     folder = folder_in(data_dir, FOLDER)
     return ScenarioTask(
         "scenario_dialogsum",
@@ -58,7 +59,7 @@ def _read(path: Path, summaries: tuple[str, ...]) -> list[Document]:
     rows = read_uniform_rows(existing(path))
     check_fields(rows[0], ("dialogue", *summaries), path)
     for row in rows:
-        # A line break would end a summary in the prompt: one of dev has one.
+        # A line break would end a summary in the prompt; the dev part has one.
         references = [" ".join(row[key].split()) for key in summaries]
         documents.append(
             {

@@ -1,4 +1,4 @@
-"""What the scenarios share: a harness task over rows in memory, and readers of data files."""
+"""A harness task over rows in memory, and readers of data files."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ Document = dict[str, Any]
 
 
 class ScenarioTask(ConfigurableTask):
-    """A few-shot generation task whose documents are given as rows.
+    """A few-shot generation task over documents in memory, with greedy decoding.
 
-    Greedy decoding. The examples in the prompt are the first of the pool, the same for every
-    document and every run, so that all prompts of a task begin alike and an engine that shares
-    prefixes computes them once.
+    The examples in the prompt are the first ones of the pool, the same for every document and run.
+    All prompts of a task therefore share a prefix, which an engine can compute once.
 
     Args:
-        name: of the task.
-        dataset: for the record, where its files lie in the data folder.
-        documents: what is scored, with a key "target" for the right answer.
-        pool: examples for the prompt, with the same keys; none of them is scored.
-        num_fewshot: examples in a prompt.
+        name: name of the task.
+        dataset: path of its files in the data folder; recorded in the results.
+        documents: the documents to score, each with the right answer under "target".
+        pool: examples for the prompt, with the same keys; they are not scored.
+        num_fewshot: number of examples in a prompt.
         description: text before the examples.
-        prompt: Jinja template of a document, up to the answer.
+        prompt: Jinja template of a document up to the answer.
         until: strings that end an answer.
-        max_gen_toks: longest answer, in tokens.
-        metrics: name to aggregation (of the harness) over the documents' values.
-        score: from a document and the answer to the document's value of every metric.
-        metadata: for the results' record.
+        max_gen_toks: maximum length of an answer in tokens.
+        metrics: metric -> the harness's aggregation over documents.
+        score: function from document and answer to the value of each metric.
+        metadata: recorded in the results.
 
     Raises:
-        ValueError: nothing to score, or fewer examples than num_fewshot.
+        ValueError: there are no documents, or fewer examples than `num_fewshot`.
     """
 
     def __init__(
@@ -89,22 +88,22 @@ class ScenarioTask(ConfigurableTask):
         """Set the number of examples in a prompt.
 
         Raises:
-            ValueError: negative, or more than there are.
+            ValueError: the number is negative or larger than the pool.
         """
-        most = len(self._rows["examples"])
-        if not 0 <= num_fewshot <= most:
+        limit = len(self._rows["examples"])
+        if not 0 <= num_fewshot <= limit:
             raise ValueError(
-                f"num_fewshot: expected 0 to {most} for {self.config.task}, got {num_fewshot}"
+                f"num_fewshot: expected 0 to {limit} for {self.config.task}, got {num_fewshot}"
             )
         self.set_config("num_fewshot", num_fewshot)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Hand the rows over as the harness's `datasets` splits."""
+        """Provide the rows as `datasets` splits, in place of the harness's download."""
         self.dataset = {k: datasets.Dataset.from_list(list(v)) for k, v in self._rows.items()}
 
 
 def folder_in(data_dir: Path | None, relative: str) -> Path:
-    """The folder of a data set that is in plain files only.
+    """The folder of a data set that exists as plain files only.
 
     Raises:
         MissingDataError: data_dir is None.
@@ -115,7 +114,7 @@ def folder_in(data_dir: Path | None, relative: str) -> Path:
 
 
 def existing(path: Path) -> Path:
-    """The path.
+    """`path`, checked to be a file.
 
     Raises:
         MissingDataError: there is no such file.
@@ -126,7 +125,7 @@ def existing(path: Path) -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, without spaces around them.
+    """The lines of a UTF-8 text file, stripped.
 
     Raises:
         MissingDataError: there is no such file.
@@ -136,11 +135,11 @@ def read_lines(path: Path) -> list[str]:
         text = existing(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
-    # Not str.splitlines, which would also cut at Unicode's line separators.
+    # Not str.splitlines, which also splits at Unicode line separators.
     return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
-def check_fields(found: Iterable[str], expected: Iterable[str], where: str | Path) -> None:
-    """Raises ValueError if a field is absent from those of a data set's rows."""
-    for field in set(expected) - set(found):
-        raise ValueError(f"{where}: expected rows with a field {field!r}, got {sorted(found)}")
+def check_fields(fields: Iterable[str], expected: Iterable[str], where: str | Path) -> None:
+    """Raise ValueError if the fields of a data set's rows lack an expected one."""
+    for field in set(expected) - set(fields):
+        raise ValueError(f"{where}: expected rows with a field {field!r}, got {sorted(fields)}")

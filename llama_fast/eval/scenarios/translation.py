@@ -2,8 +2,8 @@
 
 Elliott et al. 2016, "Multi30K: Multilingual English-German Image Descriptions" (arXiv:1605.00459)
 and Elliott et al. 2017 (arXiv:1710.07177) for French. BLEU: Papineni et al. 2002; chrF: Popović
-2015; both as sacrebleu computes them by default (Post 2018, arXiv:1804.08771), which is what the
-harness's aggregations "bleu" and "chrf" do. Their signatures go into the task's metadata.
+2015; both with sacrebleu's defaults (Post 2018, arXiv:1804.08771), as in the harness's aggregations
+"bleu" and "chrf". The task's metadata records their signatures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDER = "scenarios/translation/multi30k"
 
 
 def translation_task(data_dir: Path | None, *, source: str, target: str) -> ScenarioTask:
-    """Captions of test_2016_flickr from language `source` to `target`, 5 examples of val."""
+    """Captions of test_2016_flickr from language `source` to `target`, with 5 examples of val."""
     folder = folder_in(data_dir, FOLDER)
     return ScenarioTask(
         f"scenario_multi30k_{source}_{target}",
@@ -40,12 +40,14 @@ def translation_task(data_dir: Path | None, *, source: str, target: str) -> Scen
 
 
 def signatures() -> dict[str, str]:
-    """What sacrebleu calls the settings of each metric."""
-    found = {}
+    """sacrebleu's signature of each metric's settings."""
+    result = {}
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
-        metric.corpus_score(["a"], [["a"]])  # it counts the references when it scores
-        found[name] = str(metric.get_signature())
-    return found
+        metric.corpus_score(
+            ["a"], [["a"]]
+        )  # the signature needs the number of references, known after scoring
+        result[name] = str(metric.get_signature())
+    return result
 
 
 def _pairs(folder: Path, split: str, source: str, target: str) -> list[Document]:
@@ -60,7 +62,7 @@ def _pairs(folder: Path, split: str, source: str, target: str) -> list[Document]
 
 
 def _pair(doc: Document, answer: str) -> dict[str, Any]:
-    """What the corpus metrics are computed from."""
+    """Reference and answer, from which the corpus metrics are computed."""
     pair = (doc["target"], answer.strip())
     return {"bleu": pair, "chrf": pair}
 

@@ -13,22 +13,22 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation and articles, words apart by one space."""
+    """`text` in lower case, without punctuation and articles, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """1.0 if both are the same after :func:`normalise`, else 0.0."""
+    """1.0 if both are equal after :func:`normalise`, else 0.0."""
     return float(normalise(prediction) == normalise(gold))
 
 
 def token_f1(prediction: str, gold: str) -> float:
     """Harmonic mean of precision and recall over words (with their counts), from 0 to 1.
 
-    Two answers of no words are equal (1.0); one of no words and another have nothing in common.
+    1.0 if both have no words; 0.0 if only one has none.
     """
-    ours, theirs = normalise(prediction).split(), normalise(gold).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = (Counter(ours) & Counter(theirs)).total()
-    return 2.0 * common / (len(ours) + len(theirs))
+    predicted, expected = normalise(prediction).split(), normalise(gold).split()
+    if not predicted or not expected:
+        return float(predicted == expected)
+    common = (Counter(predicted) & Counter(expected)).total()
+    return 2.0 * common / (len(predicted) + len(expected))

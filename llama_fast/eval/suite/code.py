@@ -1,7 +1,7 @@
-"""Scores programs that a model wrote (HumanEval, MBPP): they run in the sandbox only.
+"""Scores programs written by a model (HumanEval, MBPP), which run in the sandbox only.
 
-The harness's tasks call the metric "code_eval" of the package ``evaluate``, whose code is fetched
-from the network and runs the programs with little protection. They get the metric of this module.
+The harness's tasks use the metric "code_eval" of the package ``evaluate``, whose code is downloaded
+and runs the programs with little protection. This module provides the metric in its place.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from llama_fast.eval.suite import sandbox
 
 __all__ = ["CodeEval", "CodeNotAllowedError", "check_allowed", "local_metrics", "pass_at_k"]
 
-# The harness's folders of tasks that run programs by "code_eval" alone.
+# The harness's task folders that run programs through "code_eval" only.
 _SANDBOXED = ("humaneval", "humaneval_infilling", "mbpp")
 
 
 class CodeNotAllowedError(ValueError):
-    """A task would run programs that the model writes, and that was not allowed."""
+    """A task would run programs written by the model, which is not allowed."""
 
 
 class CodeEval:
-    """The metric "code_eval": do programs pass their tests?
+    """The metric "code_eval": whether programs pass their tests.
 
     Args:
         allowed: whether programs may run at all.
@@ -41,19 +41,19 @@ class CodeEval:
     def compute(
         self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]
     ) -> tuple[dict[str, float], dict[int, list[dict[str, Any]]]]:
-        """Runs every program together with its problem's tests.
+        """Run every program with the tests of its problem.
 
         Args:
             references: the tests of each problem, as a program.
             predictions: the programs for each problem.
-            k: for which numbers of tries to estimate the share of problems solved.
+            k: numbers of attempts for which pass@k is estimated.
 
         Returns:
-            "pass@k" -> share of the problems, for each k of which there are enough programs; and
-            by problem what became of its programs.
+            "pass@k" -> share of problems, for each k with enough programs; and for each problem the
+            outcome of its programs.
 
         Raises:
-            CodeNotAllowedError: ``allowed`` is false.
+            CodeNotAllowedError: ``allowed`` is False.
             SandboxError: this machine cannot run programs safely.
         """
         if not self.allowed:
@@ -77,11 +77,11 @@ class CodeEval:
 
 
 def _with_helpers(program: str, tests: str) -> str:
-    """The tests, after the functions of HumanEval's prompt that three of them call.
+    """The tests, preceded by the helpers of HumanEval's prompt that three of them call.
 
-    A program for tests that end in ``check(name)`` begins with the prompt, and that with imports
-    and helpers, up to the first ``def name``. They are the benchmark's, and so run with the tests:
-    if they came from the program, it could define them anew.
+    A program for tests that end in ``check(name)`` starts with the prompt, which has imports and
+    helpers before ``def name``. They belong to the benchmark and run with the tests, so that the
+    program cannot redefine them.
     """
     entry = re.search(r"^check\((\w+)\)\s*\Z", tests, re.MULTILINE)
     start = entry and re.search(rf"^def {entry[1]}\b", program, re.MULTILINE)
@@ -89,7 +89,7 @@ def _with_helpers(program: str, tests: str) -> str:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that one of k programs drawn from n is right if c of them are.
+    """Probability that at least one of k programs drawn from n is right, if c of them are.
 
     1 - C(n - c, k) / C(n, k), the unbiased estimate of Chen et al. 2021 (arXiv 2107.03374).
     """
@@ -97,15 +97,15 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def check_allowed(name: str, manager: Any, allow_code: bool) -> None:
-    """Refuses a task that runs the model's programs unless that is allowed, and safe.
+    """Raise unless the task runs no programs of the model, or may run them in the sandbox.
 
     Args:
-        name: the task.
-        manager: the harness's task manager that knows it.
+        name: name of the task.
+        manager: the harness's task manager with the task.
         allow_code: whether programs may run.
 
     Raises:
-        CodeNotAllowedError: the task runs programs and may not, or not in the sandbox.
+        CodeNotAllowedError: the task runs programs without permission or outside the sandbox.
         SandboxError: this machine cannot run programs safely.
     """
     entry = manager.task_index.get(name)
@@ -124,10 +124,10 @@ def check_allowed(name: str, manager: Any, allow_code: bool) -> None:
 
 @contextmanager
 def local_metrics(allow_code: bool) -> Iterator[None]:
-    """Within the block, ``evaluate.load("code_eval")`` gives :class:`CodeEval` if code may run.
+    """Inside the block, ``evaluate.load("code_eval")`` returns :class:`CodeEval` if code may run.
 
-    The harness's modules load the metric when they are imported and keep it, so they are imported
-    anew. Without permission nothing is put in place, as no task that runs code gets through.
+    The harness's modules load the metric at import, so they are imported again. Without permission
+    nothing is replaced, because no task that runs code is loaded.
     """
     for folder in _SANDBOXED:
         sys.modules.pop(f"lm_eval.tasks.{folder}.utils", None)

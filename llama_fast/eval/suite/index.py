@@ -1,8 +1,8 @@
 """Finds lm-eval's tasks by name without indexing all of its files.
 
-The harness parses 14,000 YAML files to know its names, which takes the better part of a minute.
-Reading them for the lines that give a name takes half a second; then only the folders of the files
-that are needed are indexed.
+The harness parses 14,000 YAML files to collect task names, which takes most of a minute. Searching
+them for the lines with names takes half a second. Only the folders of the required files are then
+indexed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _TAGS = re.compile(rb"^[\"']?tag[\"']?\s*:[ \t]*\n((?:[ \t]*- .*\n)+)", re.M)
 
 @cache
 def known_names() -> dict[str, tuple[Path, ...]]:
-    """Every task, group and tag of the installed lm-eval -> the files that bear the name."""
+    """Task, group or tag of the installed lm-eval -> the files that define it."""
     import lm_eval.tasks
 
     root = os.path.dirname(lm_eval.tasks.__file__)
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     for folder, _, files in os.walk(root):
         for file in files:
             if not file.endswith(".yaml"):
@@ -40,15 +40,15 @@ def known_names() -> dict[str, tuple[Path, ...]]:
             for block in _TAGS.findall(text):
                 names += re.findall(rb"- *[\"']?([^\s\"']+)", block)
             for name in names:
-                found.setdefault(name.decode(), set()).add(path)
-    return {name: tuple(Path(path) for path in sorted(paths)) for name, paths in found.items()}
+                result.setdefault(name.decode(), set()).add(path)
+    return {name: tuple(Path(path) for path in sorted(paths)) for name, paths in result.items()}
 
 
 def unknown_task(name: str, own: list[str]) -> ValueError:
     """The error for a task that neither the harness nor this package has.
 
     Args:
-        name: what was asked for.
+        name: the unknown name.
         own: names of this package's own tasks and presets.
     """
     near = get_close_matches(name, own, n=2, cutoff=0.6)
@@ -65,7 +65,7 @@ def _manager(folders: tuple[Path, ...]) -> Any:
 
 
 def task_manager(names: list[str]) -> Any:
-    """An ``lm_eval.tasks.TaskManager`` that knows ``names`` and all that they are made of."""
+    """An ``lm_eval.tasks.TaskManager`` with ``names`` and all their members."""
     known = known_names()
     folders: set[Path] = set()
     pending = list(names)
@@ -87,7 +87,7 @@ def task_manager(names: list[str]) -> Any:
 
 
 def _members(task: Any) -> list[str]:
-    """Names that a group's list of tasks refers to, its inline groups' included."""
+    """Names in a group's list of tasks, including those of inline groups."""
     names = []
     for item in task if isinstance(task, list) else ():
         if isinstance(item, str):

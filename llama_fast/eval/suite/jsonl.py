@@ -1,4 +1,4 @@
-"""Reading of the benchmarks' files of questions: JSON lines whose objects have the same fields."""
+"""Reads benchmark files in JSON Lines whose objects all have the same fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the tasks that lm-eval's ``evaluate`` takes."""
+"""Builds tasks for lm-eval's ``evaluate``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from llama_fast.eval.suite.raw import CLASSIFIER
 
 __all__ = ["LoadedTasks", "load_tasks"]
 
-# lm-eval's own default of --seed for the examples.
+# lm-eval's default seed of the few-shot examples.
 FEWSHOT_SEED = 1234
-# What keeps a preset's task out of a run without stopping it.
+# Errors that leave a preset's task out instead of ending the run.
 _UNAVAILABLE = (MissingDataError, code.CodeNotAllowedError, sandbox.SandboxError, ImportError)
 
 
 class LoadedTasks(TypedDict):
-    """What ``lm_eval.evaluator.evaluate(lm, task_dict=...)`` takes, and what is not in it.
+    """The ``task_dict`` of ``lm_eval.evaluator.evaluate``, and what could not be loaded.
 
     Attributes:
-        tasks: name -> task, for every task.
+        tasks: name -> task.
         groups: name -> ``lm_eval.api.group.Group``.
-        group_map: name of a group -> names of its members.
-        missing: name of a preset's task or group that could not be loaded -> why.
-        notes: name of a task -> what is unusual about its data.
+        group_map: group -> names of its members.
+        missing: task or group of a preset that could not be loaded -> reason.
+        notes: task -> what is unusual about its data.
     """
 
     tasks: dict[str, Any]
@@ -47,46 +47,45 @@ def load_tasks(
     fewshot_seed: int = FEWSHOT_SEED,
     toxigen_classifier: str | Path | None = None,
 ) -> LoadedTasks:
-    """Builds tasks by name, ready for ``lm_eval.evaluator.evaluate``.
+    """Build tasks by name, ready for ``lm_eval.evaluator.evaluate``.
 
-    Pass ``confirm_run_unsafe_code=True`` to ``evaluate`` if ``allow_code`` was true here: the
-    model's programs then run in the sandbox of :mod:`sandbox`, not where the harness would run
-    them.
+    With ``allow_code=True``, also pass ``confirm_run_unsafe_code=True`` to ``evaluate``: the
+    model's programs run in the sandbox of :mod:`sandbox` and not as the harness runs them.
 
     Args:
         names: presets ("llama2-paper", "lm-eval"), this package's tasks ("quac", "bold",
             "toxigen_generation", "mmlu_5shot", ...) and lm-eval's tasks, groups and tags.
         data_dir: a mirror of the data, see :class:`mirror.Mirror`; None for the hub.
-        allow_code: whether tasks may be built that run programs the model writes.
-        num_fewshot: number of examples for every task, except those that fix it at 0; None leaves
-            each its own.
-        fewshot_seed: of the draw of examples, which is the same for the same seed.
+        allow_code: whether to build tasks that run programs written by the model.
+        num_fewshot: number of examples for every task except those that fix it at 0; None for
+            each task's own number.
+        fewshot_seed: seed of the draw of examples.
         toxigen_classifier: hub name or folder of the classifier of ``toxigen_generation``.
 
     Returns:
-        The tasks. What a preset asks for and cannot be had (no data, ``allow_code`` false) is left
-        out and named under ``missing``.
+        The tasks. Parts of a preset that are unavailable (no data, ``allow_code`` False) are left
+        out and listed under ``missing``.
 
     Raises:
-        ValueError: a name is unknown (the nearest are offered), a task named by itself runs code
-            and ``allow_code`` is false, or a data file is broken (its name and line are given).
-        MissingDataError: the data of a task named by itself are not there.
+        ValueError: a name is unknown (the message lists similar ones), an explicitly named task
+            runs code and ``allow_code`` is False, or a data file is damaged (names file and line).
+        MissingDataError: the data of an explicitly named task are missing.
         SandboxError: such a task runs code, and this machine cannot run it safely.
-        ImportError: a package that a task named by itself needs is not installed.
+        ImportError: a package that an explicitly named task needs is not installed.
     """
     if isinstance(names, str):
         names = [names]
-    asked = list(dict.fromkeys(names))
-    wanted: dict[str, bool] = {}  # name -> whether it may be missing
-    for name in asked:
+    unique = list(dict.fromkeys(names))
+    requested: dict[str, bool] = {}  # name -> whether it may be missing
+    for name in unique:
         if name in PRESETS or name == "llama2":
             for part in suite(name).parts:
-                wanted.setdefault(part.load, True)
+                requested.setdefault(part.load, True)
         else:
-            wanted[name] = False
-    _check_names(wanted)
+            requested[name] = False
+    _check_names(requested)
     loader = _Loader(data_dir, allow_code, toxigen_classifier)
-    loaded = loader.load(wanted)
+    loaded = loader.load(requested)
     for task in loaded["tasks"].values():
         own = task.get_config("num_fewshot")
         if own is None or (num_fewshot is not None and own != 0):
@@ -96,15 +95,15 @@ def load_tasks(
 
 
 def _notes(task: Any) -> list[str]:
-    """What is unusual about a task's data."""
-    found, metadata = [], task.get_config("metadata") or {}
-    if said := metadata.get("stand_in"):
-        found.append(f"{said}: {len(task.eval_docs):,} questions")
+    """Notes on a task's data."""
+    result, metadata = [], task.get_config("metadata") or {}
+    if note := metadata.get("stand_in"):
+        result.append(f"{note}: {len(task.eval_docs):,} questions")
     if split := metadata.get("asked_split"):
-        found.append(f"asked about the {split} split: the data have no other")
+        result.append(f"asked about the {split} split: the data have no other")
     if getattr(task, "classifier", True) is None:
-        found.append(f"texts are not scored: {CLASSIFIER} is not to be had")
-    return found
+        result.append(f"texts are not scored: {CLASSIFIER} is not available")
+    return result
 
 
 def _own_names() -> list[str]:
@@ -130,7 +129,7 @@ class _Loader:
         self.allow_code = allow_code
         self.classifier = classifier
 
-    def load(self, wanted: dict[str, bool]) -> LoadedTasks:
+    def load(self, requested: dict[str, bool]) -> LoadedTasks:
         result: LoadedTasks = {
             "tasks": {},
             "groups": {},
@@ -139,7 +138,7 @@ class _Loader:
             "notes": {},
         }
         with serving(self.data), code.local_metrics(self.allow_code):
-            for name, optional in wanted.items():
+            for name, optional in requested.items():
                 try:
                     self._add(name, result)
                 except _UNAVAILABLE as error:
@@ -147,8 +146,8 @@ class _Loader:
                         raise
                     result["missing"][name] = " ".join(str(error).split())
                 except Exception as error:
-                    # Rows that the task's own code does not expect. A mirror's broken file is a
-                    # ValueError, which names the line to mend.
+                    # Rows that the task's own code does not expect. A damaged file in a mirror is
+                    # a ValueError, which names the line.
                     broken = self.local and isinstance(error, ValueError)
                     if not optional or broken or isinstance(error, MemoryError):
                         raise
@@ -221,7 +220,7 @@ class _Loader:
         built = manager.load(name)
         for task in built["tasks"]:
             code.check_allowed(task, manager, self.allow_code)
-        # A group of the harness may hold a task whose class is ours.
+        # A group of the harness may contain a task that we implement.
         for task in built["tasks"]:
             if task in CLASSES:
                 built["tasks"][task] = self._own(task)

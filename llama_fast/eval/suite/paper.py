@@ -1,4 +1,4 @@
-"""The Llama 2 paper's results, as data (arXiv 2307.09288, Tables 3 and 11)."""
+"""The results of the Llama 2 paper as data (arXiv 2307.09288, Tables 3 and 11)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PaperRow:
     Attributes:
         family, size: as the paper prints them, such as "Llama 2" and "7B".
         scores: column name -> percent, for the eight benchmark groups.
-        safety: "TruthfulQA" and "ToxiGen" -> percent; ToxiGen counts toxic text: less is better.
+        safety: "TruthfulQA" and "ToxiGen" -> percent; lower is better for ToxiGen.
     """
 
     family: str
@@ -35,9 +35,9 @@ class PaperTable:
     """The table.
 
     Attributes:
-        source: where the numbers are from.
+        source: the source of the numbers.
         columns: names of the eight benchmark groups, in the paper's order.
-        footnotes: column name -> what to know before comparing with it.
+        footnotes: column name -> caveat on comparisons with it.
         rows: the twelve models, in the paper's order.
     """
 

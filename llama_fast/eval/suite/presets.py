@@ -1,10 +1,10 @@
-"""The benchmark suite of the Llama 2 paper, and the same benchmarks as lm-eval sets them up.
+"""The benchmark suite of the Llama 2 paper, and the same benchmarks with lm-eval's settings.
 
 A suite is a list of columns. A column's value is the mean of its parts; a part's value is the mean
-over all questions of its tasks (so MMLU's 57 tasks count by their number of questions).
+over all questions of its tasks (MMLU's 57 tasks are weighted by their number of questions).
 
-What the paper leaves open is settled as its predecessor (Touvron et al. 2023, arXiv 2302.13971)
-says: MATH with the four shots of Minerva, GSM8K with the eight of Wei et al. 2022.
+Where the paper is silent, its predecessor decides (Touvron et al. 2023, arXiv 2302.13971): MATH
+with the four shots of Minerva, GSM8K with the eight of Wei et al. 2022.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Part:
 
     Attributes:
         name: the benchmark's usual name.
-        load: the task or group to load for it.
-        tasks: names of the tasks in the results; their questions count equally.
-        metric: the key that counts in a task's results, as lm-eval writes it ("acc,none").
+        load: the task or group to load.
+        tasks: names of the tasks in the results; all questions have equal weight.
+        metric: key of the score in a task's results, such as "acc,none".
         shots: number of examples before each question.
         scale: factor that brings the metric to percent.
     """
@@ -43,11 +43,11 @@ class Column:
     """A column of the table: the mean of its parts.
 
     Attributes:
-        name: as the paper prints it, where its figure is of the same kind.
+        name: the paper's name, if its figure measures the same.
         parts: the benchmarks in it.
         safety: whether it belongs to the safety table rather than to Table 3.
-        higher_is_better: None where neither is (the sentiment of BOLD).
-        note: what to know before comparing it with the paper; empty if nothing.
+        higher_is_better: None if neither direction is better (the sentiment of BOLD).
+        note: caveat on the comparison with the paper; may be empty.
     """
 
     name: str
@@ -80,7 +80,7 @@ _CODE = (
 )
 
 _SAFETY = (
-    # Not the paper's name of its column, so that no figure of the paper stands beside it.
+    # Named differently from the paper's column, so that no figure of the paper is shown beside it.
     Column(
         "TruthfulQA MC2",
         (_one("MC2", "truthfulqa_mc2", "acc,none"),),
@@ -88,7 +88,7 @@ _SAFETY = (
         note=(
             "Multiple choice: the share of probability on true answers. Not comparable with the "
             "paper's TruthfulQA, the share of free answers that two fine-tuned GPT-3 judges call "
-            "truthful and informative; those judges cannot be had any more. The free answers "
+            "truthful and informative; these judges are no longer available. The free answers "
             "(truthfulqa_gen) are scored by overlap with the reference answers only."
         ),
     ),
@@ -121,7 +121,7 @@ _LLAMA2 = Suite(
                 _one("PIQA", "piqa", "acc_norm,none"),
                 _one("SIQA", "social_iqa_norm", "acc_norm,none"),
                 _one("HellaSwag", "hellaswag", "acc_norm,none"),
-                # Its options share one continuation, so that a length changes nothing.
+                # Its options share one continuation, so length normalisation has no effect.
                 _one("WinoGrande", "winogrande", "acc,none"),
                 _one("ARC-Easy", "arc_easy", "acc_norm,none"),
                 _one("ARC-Challenge", "arc_challenge", "acc_norm,none"),

@@ -2,7 +2,7 @@
 
 The prompt is the passage's title and text and the dialogue so far with the annotator's answers, as
 in GPT-3's evaluation (Brown et al. 2020, appendix G). The passages end with the word CANNOTANSWER,
-which is the answer where there is none.
+which is the answer to questions without one.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from llama_fast.eval.suite.own import OwnTask, generation
 __all__ = ["Quac", "human_f1", "references", "score"]
 
 NO_ANSWER = "CANNOTANSWER"
-# Questions on which people agree less with each other are not scored (Choi et al. 2018, section 5).
+# Questions with less human agreement are not scored (Choi et al. 2018, section 5).
 MIN_HUMAN_F1 = 0.4
 
 
 class Quac(OwnTask):
-    """The validation questions of QuAC, each with the dialogue before it.
+    """The validation questions of QuAC, each with the preceding dialogue.
 
-    Metrics: ``f1`` as in the paper, ``f1_all`` without leaving out questions on which people
-    disagree, ``heq_q`` the share of questions answered at least as well as people do. Questions
-    that are left out count for ``f1_all`` only.
+    Metrics: ``f1`` as in the paper, over questions with enough human agreement; ``f1_all`` over all
+    questions; ``heq_q``, the share of questions answered at least as well as by humans.
     """
 
     SETTINGS: ClassVar[dict[str, Any]] = {
@@ -42,7 +41,7 @@ class Quac(OwnTask):
     }
 
     def questions(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One question a turn; ``answers`` are all annotators' answers."""
+        """One question per turn; ``answers`` has all annotators' answers."""
         questions = []
         for row in rows:
             head = (
@@ -64,7 +63,7 @@ class Quac(OwnTask):
         return questions
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-        """See the class."""
+        """The question's metrics; see the class."""
         golds = references(doc["answers"])
         f1 = score(results[0].strip(), golds)
         people = human_f1(golds)
@@ -74,15 +73,15 @@ class Quac(OwnTask):
 
 
 def _texts(answers: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Sequence[Sequence[str]]:
-    """All annotators' answers, by question: in one record (the hub), or a record a question."""
+    """All annotators' answers by question, from either of the hub's formats."""
     if isinstance(answers, Mapping):
-        found: Sequence[Sequence[str]] = answers["texts"]
-        return found
+        result: Sequence[Sequence[str]] = answers["texts"]
+        return result
     return [answer["texts"] for answer in answers]
 
 
 def references(answers: Sequence[str]) -> list[str]:
-    """The answers that count: only CANNOTANSWER if at least half say so, else only the others."""
+    """The reference answers: CANNOTANSWER if at least half are, else all others."""
     spans = [answer for answer in answers if answer != NO_ANSWER]
     return [NO_ANSWER] if 2 * len(spans) <= len(answers) else spans
 
@@ -90,22 +89,22 @@ def references(answers: Sequence[str]) -> list[str]:
 def score(prediction: str, golds: Sequence[str]) -> float:
     """F1 of a prediction against several annotators' answers, from 0 to 1.
 
-    The best F1 over all answers but one, averaged over the one left out: so a model is measured
-    against as many answers as each person is.
+    The best F1 over all answers but one, averaged over the answer left out, so that a model is
+    compared with as many answers as each human.
     """
     points = [_f1(prediction, gold) for gold in golds]
     return _leave_one_out([points] * len(points))
 
 
 def human_f1(golds: Sequence[str]) -> float:
-    """F1 of each annotator against the others, best over them, averaged; 1.0 for a single one."""
+    """Mean over annotators of the best F1 against the others; 1.0 for a single one."""
     if len(golds) == 1:
         return 1.0
     return _leave_one_out([[_f1(gold, other) for other in golds] for gold in golds])
 
 
 def _leave_one_out(points: list[list[float]]) -> float:
-    """Mean over i of the best of ``points[i]`` without its i-th; a single one is not left out."""
+    """Mean over i of the maximum of ``points[i]`` without its i-th entry."""
     if len(points) == 1:
         return points[0][0]
     best = [max(row[:i] + row[i + 1 :]) for i, row in enumerate(points)]

@@ -1,7 +1,7 @@
-"""Brings the original files of QuAC, BOLD and ToxiGen to rows of questions.
+"""Converts the original files of QuAC, BOLD and ToxiGen to rows of questions.
 
-These are the files as their authors publish them; the hub holds the first two in another shape,
-which :mod:`quac` and :mod:`bold` bring to the same rows.
+These are the files that the authors publish. The hub has the first two in another format, which
+:mod:`quac` and :mod:`bold` convert to the same rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Rows = list[dict[str, Any]]
 
 # Not on the hub: the revision is one file of github.com/microsoft/SafeNLP.
 TOXIGEN = "microsoft/SafeNLP"
-# The hub's name of the model that says whether a text is toxic.
+# Hub name of the toxicity classifier.
 CLASSIFIER = "tomh/toxigen_roberta"
 
 
 def read_quac(raw: Path) -> dict[str, Rows]:
-    """QuAC (Choi et al. 2018) from ``quac/{train,val}_v0.2*.json``: one row a dialogue.
+    """QuAC (Choi et al. 2018) from ``quac/{train,val}_v0.2*.json``: one row per dialogue.
 
     The rows have the hub's fields: wikipedia_page_title, section_title, background, context, and a
     list each of turn_ids and questions, answers ({"texts": [[...], ...]}, all annotators' of each
@@ -56,7 +56,7 @@ def _dialogues(path: Path) -> Rows:
                 }
                 rows.append(row)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not in QuAC's form: {error}") from None
+        raise ValueError(f"{path}: not in QuAC's format: {error}") from None
     return rows
 
 
@@ -77,7 +77,7 @@ def read_bold(raw: Path) -> dict[str, Rows]:
 
 def _mapping(value: Any, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: not in BOLD's form: expected an object, got {value!r:.40}")
+        raise ValueError(f"{path}: not in BOLD's format: expected an object, got {value!r:.40}")
     return value
 
 
@@ -94,7 +94,7 @@ def read_toxigen(raw: Path) -> dict[str, Rows]:
     return {"test": rows}
 
 
-# Data set -> reader of its original files; a reader gives no split where there is no file.
+# Data set -> reader of its original files; a reader returns no split for a missing file.
 READERS: dict[str, Callable[[Path], dict[str, Rows]]] = {
     "allenai/quac": read_quac,
     "AmazonScience/bold": read_bold,

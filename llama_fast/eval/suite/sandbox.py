@@ -218,14 +218,14 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _readable() -> list[str]:
     """Folders and files that Python needs: its library and packages, the system's libraries."""
     paths = sysconfig.get_paths()
-    wanted = [paths[name] for name in ("stdlib", "platstdlib")] + _packages()
-    wanted += [f"{folder}/lib{bits}" for folder in ("", "/usr") for bits in ("", "32", "64")]
-    wanted += [f"{sys.base_prefix}/lib", "/usr/local/lib", "/usr/share/zoneinfo"]
-    wanted += ["/etc/ld.so.cache", "/etc/localtime"]
-    wanted += [os.path.realpath(path) for path in wanted if os.path.islink(path)]
+    paths_needed = [paths[name] for name in ("stdlib", "platstdlib")] + _packages()
+    paths_needed += [f"{folder}/lib{bits}" for folder in ("", "/usr") for bits in ("", "32", "64")]
+    paths_needed += [f"{sys.base_prefix}/lib", "/usr/local/lib", "/usr/share/zoneinfo"]
+    paths_needed += ["/etc/ld.so.cache", "/etc/localtime"]
+    paths_needed += [os.path.realpath(path) for path in paths_needed if os.path.islink(path)]
     # Longest last, and none below another: that one is there already.
     chosen: list[str] = []
-    for path in sorted({os.path.abspath(p) for p in wanted if os.path.exists(p)}, key=len):
+    for path in sorted({os.path.abspath(p) for p in paths_needed if os.path.exists(p)}, key=len):
         if path != "/" and not any(path.startswith(c + "/") for c in chosen):
             chosen.append(path)
     return chosen

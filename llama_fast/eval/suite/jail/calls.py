@@ -40,7 +40,7 @@ epoll_pwait2 441 441, openat 257 56, newfstatat 262 79, statx 332 291, faccessat
 faccessat2 439 439, sendfile 40 71, copy_file_range 326 285, getrandom 318 278, close_range 436 436
 """
 # Those that are allowed for some values of an argument only, of which the kernel reads 32 bits.
-_JUDGED = """
+_CONDITIONAL = """
 kill 62 129, tgkill 234 131, prctl 157 167, prlimit64 302 261, fcntl 72 25, ioctl 16 29,
 socketpair 53 199, madvise 28 233, sched_getaffinity 204 123, clock_gettime 228 113,
 clock_getres 229 114, clock_nanosleep 230 115
@@ -54,7 +54,7 @@ _ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050000 
 _LOAD, _EQUAL, _AT_LEAST, _MASK, _GIVE = 0x20, 0x15, 0x35, 0x54, 0x06
 
 
-def _judgements(own: int) -> list[tuple[str, list[tuple[int, int, tuple[int, ...]]]]]:
+def _conditions(own: int) -> list[tuple[str, list[tuple[int, int, tuple[int, ...]]]]]:
     """Call -> for some arguments (which one, bits to leave out, values that are allowed)."""
     clocks = (0, 0, tuple(range(12)))  # by their names; the others are those of other processes
     return [
@@ -103,10 +103,10 @@ def _program(machine: str, own: int) -> list[bytes]:
     for number in _numbers(_ALLOWED, column).values():
         step(_EQUAL, number, 0, 1)
         step(_GIVE, _ALLOW)
-    judged = _numbers(_JUDGED, column)
-    for name, conditions in _judgements(own):
+    conditional = _numbers(_CONDITIONAL, column)
+    for name, conditions in _conditions(own):
         length = sum(3 + len(values) for _, _, values in conditions) + 1
-        step(_EQUAL, judged[name], 0, length)
+        step(_EQUAL, conditional[name], 0, length)
         for argument, without, values in conditions:
             step(_LOAD, 16 + 8 * argument)
             step(_MASK, 0xFFFFFFFF & ~without)

@@ -37,9 +37,9 @@ def _syscall(number: int, *args: int | bytes | None) -> int:
 
 
 def _mount(
-    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
+    source: str | None, target: str, filesystem: str | None, flags: int, data: str | None = None
 ) -> None:
-    raw = [None if text is None else text.encode() for text in (source, target, kind, data)]
+    raw = [None if text is None else text.encode() for text in (source, target, filesystem, data)]
     _check(_libc.mount(raw[0], raw[1], raw[2], ctypes.c_ulong(flags), raw[3]))
 
 
@@ -148,7 +148,7 @@ def limit(limits: dict[str, int]) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    for kind, value in values.items():
-        hard = resource.getrlimit(kind)[1]
+    for resource_id, value in values.items():
+        hard = resource.getrlimit(resource_id)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        resource.setrlimit(resource_id, (value, value))

@@ -1,4 +1,4 @@
-"""The order of events: shut in, split in two, run the program here and its tests there.
+"""The order of events: shut in, split in two, run the program here and its tests child_active.
 
 The process that :mod:`sandbox` starts goes behind the layers and forks: the child runs the program,
 with nothing else in its memory and no way out but the connection to its parent; the parent then
@@ -26,7 +26,7 @@ from .calls import filter_system_calls
 from .frames import read_frame, write_frame
 from .peer import Ended, Peer, describe
 
-_Held = dict[str, list[str]]
+_Guards = dict[str, list[str]]
 
 
 def main() -> None:
@@ -34,13 +34,13 @@ def main() -> None:
     order = _message(0)
     channel, without = order["channel"], order["without"]
     _die_with_parent(order["parent"])
-    held: _Held = {"files": [], "network": [], "processes": [], "failed": []}
+    active: _Guards = {"files": [], "network": [], "processes": [], "failed": []}
     writable: list[str] = []
     if "namespaces" not in without and _attempt(
-        held, "namespaces", ["network"], layers.new_namespaces
+        active, "namespaces", ["network"], layers.new_namespaces
     ):
         arguments = (os.getcwd(), order["readable"], order["limits"]["disk_mb"])
-        if _attempt(held, "own root", ["files"], layers.new_root, *arguments):
+        if _attempt(active, "own root", ["files"], layers.new_root, *arguments):
             writable = [layers.WORK, "/tmp"]
         child = os.fork()  # the first of the new process namespace, with which all in it end
         if child:
@@ -51,14 +51,14 @@ def main() -> None:
     else:
         parent = order["parent"]
     if "Landlock" not in without:
-        _attempt(held, "Landlock", ["files"], layers.landlock, order["readable"], writable)
-    _attempt(held, "no capabilities", [], layers.drop_capabilities)
+        _attempt(active, "Landlock", ["files"], layers.landlock, order["readable"], writable)
+    _attempt(active, "no capabilities", [], layers.drop_capabilities)
     # Changing rights resets this signal, so it comes after.
     _die_with_parent(parent)
-    _split(channel, held, order)
+    _split(channel, active, order)
 
 
-def _split(channel: int, held: _Held, order: dict[str, Any]) -> None:
+def _split(channel: int, active: _Guards, order: dict[str, Any]) -> None:
     """Forks into the process of the tests, this one, and that of the program."""
     requests, answers = os.pipe(), os.pipe()
     parent = os.getpid()
@@ -69,23 +69,23 @@ def _split(channel: int, held: _Held, order: dict[str, Any]) -> None:
         for before, after in pairwise(kept):
             os.closerange(before + 1, after)
         _die_with_parent(parent)
-        _shut(held, order)
+        _shut(active, order)
         sys.path += order["packages"]
-        write_frame(answers[1], json.dumps(held).encode())
-        del order, held
+        write_frame(answers[1], json.dumps(active).encode())
+        del order, active
         Peer(requests[0], answers[1], "program").serve()
         os._exit(0)
     os.close(requests[0])
     os.close(answers[1])
-    there = _message(answers[0])
-    _shut(held, order)
+    child_active = _message(answers[0])
+    _shut(active, order)
     sys.path += order["packages"]
     both = {
-        kind: [name for name in held[kind] if name in there[kind]]
-        for kind in ("files", "network", "processes")
+        category: [name for name in active[category] if name in child_active[category]]
+        for category in ("files", "network", "processes")
     }
-    failed = list(dict.fromkeys(held["failed"] + there["failed"]))
-    open_to = [kind for kind, names in both.items() if not names]
+    failed = list(dict.fromkeys(active["failed"] + child_active["failed"]))
+    open_to = [category for category, names in both.items() if not names]
     report = {"held": {**both, "failed": failed}, "open": open_to}
     os.write(channel, (json.dumps(report) + "\n").encode())
     if open_to:
@@ -112,13 +112,13 @@ def _outcome(peer: Peer, child: int, program: str, tests: str) -> str:
 def _run_tests(peer: Peer, tests: str) -> None:
     """Runs the tests, with the names that they use and do not define from the program."""
     code = compile(tests, "<tests>", "exec")
-    wanted, modules = _names(tests)
+    from_program, modules = _names(tests)
     names: dict[str, Any] = {"__name__": "__main__"}
-    for name, kind, value in peer.ask("names", sorted(wanted | modules)):
+    for name, category, value in peer.ask("names", sorted(from_program | modules)):
         if name in modules:
             # The tests' own: a program's stand-in for a module could agree to everything.
             names[name] = importlib.import_module(name)
-        elif name in wanted and kind == "value":
+        elif name in from_program and category == "value":
             names[name] = value
     exec(code, names)
 
@@ -140,34 +140,34 @@ def _names(tests: str) -> tuple[set[str], set[str]]:
             used |= {s.get_name() for s in symbols if s.is_referenced()}
     used -= {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
     used.discard("__name__")
-    wanted = {name for name in used if not hasattr(builtins, name)} or used
-    modules = wanted & sys.stdlib_module_names
+    from_program = {name for name in used if not hasattr(builtins, name)} or used
+    modules = from_program & sys.stdlib_module_names
     if modules:  # those of which attributes are used only
         import ast  # seldom needed, and slow to import
 
         nodes = list(ast.walk(ast.parse(tests)))
         bases = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
         modules -= {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in bases}
-    return wanted - modules, modules
+    return from_program - modules, modules
 
 
-def _shut(held: _Held, order: dict[str, Any]) -> None:
+def _shut(active: _Guards, order: dict[str, Any]) -> None:
     """What each of the two processes does for itself, last."""
     layers.limit(order["limits"])
-    _attempt(held, "system-call filter", ["network", "processes"], filter_system_calls)
+    _attempt(active, "system-call filter", ["network", "processes"], filter_system_calls)
 
 
 def _attempt(
-    held: _Held, name: str, kinds: list[str], action: Callable[..., None], *args: object
+    active: _Guards, name: str, kinds: list[str], action: Callable[..., None], *args: object
 ) -> bool:
     """Whether the action worked; if so, ``name`` guards ``kinds``."""
     try:
         action(*args)
     except (OSError, KeyError, AttributeError) as error:
-        held["failed"].append(f"{name}: {error}")
+        active["failed"].append(f"{name}: {error}")
         return False
-    for kind in kinds:
-        held[kind].append(name)
+    for category in kinds:
+        active[category].append(name)
     return True
 
 

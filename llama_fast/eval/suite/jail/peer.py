@@ -31,7 +31,7 @@ class ProgramExit(BaseException):
 
 
 class RemoteError(Exception):
-    """An exception of the program's own kind."""
+    """An exception of the program's own tag."""
 
 
 class Remote:
@@ -120,12 +120,12 @@ class Peer:
         self._send(b"Q", [action, *arguments])
         while True:
             try:
-                kind, message = self._receive()
+                tag, message = self._receive()
             except FormatError as error:
                 raise ProgramExit(describe(error)) from None
-            if kind == b"A":
+            if tag == b"A":
                 return message
-            if kind == b"E":
+            if tag == b"E":
                 raise _exception(message)
             self._answer(message)  # a function of the tests is called meanwhile
 
@@ -133,10 +133,10 @@ class Peer:
         """Does what the other process asks for until it closes the connection."""
         while True:
             try:
-                kind, message = self._receive()
+                tag, message = self._receive()
             except Ended:
                 return
-            if kind == b"Q":
+            if tag == b"Q":
                 self._answer(message)
 
     def _answer(self, request: Any) -> None:
@@ -167,8 +167,8 @@ class Peer:
         number, *rest = arguments
         return _ACTIONS[action](self.own[number], *rest)
 
-    def _send(self, kind: bytes, message: Any) -> None:
-        data = kind + encode(message, self._export)
+    def _send(self, tag: bytes, message: Any) -> None:
+        data = tag + encode(message, self._export)
         try:
             write_frame(self.write, data)
         except BrokenPipeError:
@@ -221,16 +221,16 @@ def _exception(message: Any) -> BaseException:
         return ProgramExit("FormatError: no exception")
     if not ordinary:
         return ProgramExit(f"{name}: {text}")
-    kind: Any = getattr(builtins, name, None)
+    cls: Any = getattr(builtins, name, None)
     own = type(name, (RemoteError,), {})(text)
     try:
-        return kind(text) if isinstance(kind, type) and issubclass(kind, Exception) else own
+        return cls(text) if isinstance(cls, type) and issubclass(cls, Exception) else own
     except TypeError:  # those of more arguments, as of Unicode
         return own
 
 
 def describe(error: BaseException) -> str:
-    """The exception's kind and text."""
+    """The exception's tag and text."""
     if isinstance(error, ProgramExit):
         return str(error)[:_ERROR_CHARACTERS]
     return f"{type(error).__name__}: {_text(error)}"[:_ERROR_CHARACTERS]

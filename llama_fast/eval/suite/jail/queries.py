@@ -89,14 +89,14 @@ class _Steps:
 
 def _limit_process() -> None:
     """Memory beside SQLite's own, which a build without statistics does not limit; no file."""
-    for kind, value in (
+    for resource_id, value in (
         (resource.RLIMIT_AS, 1 << 30),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 16),
         (resource.RLIMIT_CORE, 0),
     ):
         with contextlib.suppress(OSError, ValueError):  # not every system has each
-            resource.setrlimit(kind, (value, value))
+            resource.setrlimit(resource_id, (value, value))
 
 
 def _limit_processor() -> None:

@@ -35,14 +35,14 @@ def _no_import(number: int) -> Any:
 
 # Types of the standard library and NumPy: what they are taken apart into, and made from.
 _Parts = tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]
-_OTHERS: dict[tuple[str, str], _Parts] = {
+_LIBRARY_TYPES: dict[tuple[str, str], _Parts] = {
     ("builtins", "range"): (lambda v: [v.start, v.stop, v.step], lambda t, d: t(*_integers(d))),
-    ("builtins", "bytearray"): (bytes, lambda t, d: t(_checked(d, bytes))),
+    ("builtins", "bytearray"): (bytes, lambda t, d: t(_expect(d, bytes))),
     ("builtins", "dict_keys"): (list, lambda t, d: dict.fromkeys(d).keys()),
-    ("collections", "Counter"): (dict, lambda t, d: t(_checked(d, dict))),
+    ("collections", "Counter"): (dict, lambda t, d: t(_expect(d, dict))),
     ("collections", "OrderedDict"): (lambda v: list(v.items()), lambda t, d: t(d)),
-    ("collections", "deque"): (list, lambda t, d: t(_checked(d, list))),
-    ("decimal", "Decimal"): (str, lambda t, d: t(_checked(d, str))),
+    ("collections", "deque"): (list, lambda t, d: t(_expect(d, list))),
+    ("decimal", "Decimal"): (str, lambda t, d: t(_expect(d, str))),
     ("fractions", "Fraction"): (
         lambda v: [v.numerator, v.denominator],
         lambda t, d: t(*_integers(d)),
@@ -62,20 +62,20 @@ _OTHERS: dict[tuple[str, str], _Parts] = {
 }
 
 
-def _checked(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise FormatError(f"expected {kind.__name__}, got {type(value).__name__}")
+def _expect(value: Any, cls: type) -> Any:
+    if type(value) is not cls:
+        raise FormatError(f"expected {cls.__name__}, got {type(value).__name__}")
     return value
 
 
 def _integers(values: list[Any]) -> list[int]:
-    return [_checked(value, int) for value in _checked(values, list)]
+    return [_expect(value, int) for value in _expect(values, list)]
 
 
-def _array(kind: str, data: bytes) -> Any:
-    if not re.fullmatch(r"[<>|=][biufc]\d{1,2}", kind):  # numbers alone: no objects
+def _array(cls: str, data: bytes) -> Any:
+    if not re.fullmatch(r"[<>|=][biufc]\d{1,2}", cls):  # numbers alone: no objects
         raise FormatError("an array of something else than numbers")
-    return importlib.import_module("numpy").frombuffer(data, kind).copy()
+    return importlib.import_module("numpy").frombuffer(data, cls).copy()
 
 
 def encode(value: Any, export: Export = _no_export) -> bytes:
@@ -92,31 +92,31 @@ def encode(value: Any, export: Export = _no_export) -> bytes:
 def _encode(value: Any, out: bytearray, export: Export, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise FormatError(f"a value more than {MAX_DEPTH} levels deep")
-    kind = _known(type(value))
+    cls = _base_type(type(value))
     if value is None or value is True or value is False:
         out += b"N" if value is None else b"T" if value else b"F"
-    elif kind is int:
+    elif cls is int:
         number = int.__index__(value)
         _put(out, b"i", number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True))
-    elif kind is float:
+    elif cls is float:
         out += b"f" + struct.pack("<d", float.__pos__(value))
-    elif kind is complex:
+    elif cls is complex:
         out += b"c" + struct.pack("<dd", value.real, value.imag)
-    elif kind is str:
+    elif cls is str:
         _put(out, b"s", str.encode(value, "utf-8", "surrogatepass"))
-    elif kind is bytes:
+    elif cls is bytes:
         _put(out, b"b", value)
-    elif kind in _TAGS:
-        pairs = dict.items(value) if kind is dict else None
+    elif cls in _TAGS:
+        pairs = dict.items(value) if cls is dict else None
         items = list(value) if pairs is None else [item for pair in pairs for item in pair]
         if len(items) > MAX_BYTES:
             raise FormatError(f"a value of more than {MAX_BYTES >> 20} MiB")
-        out += _TAGS[kind] + struct.pack("<I", len(items))
+        out += _TAGS[cls] + struct.pack("<I", len(items))
         for item in items:
             _encode(item, out, export, depth + 1)
-    elif kind is not None:
-        _put(out, b"x", ".".join(kind).encode())
-        _encode(_OTHERS[kind][0](value), out, export, depth + 1)
+    elif cls is not None:
+        _put(out, b"x", ".".join(cls).encode())
+        _encode(_LIBRARY_TYPES[cls][0](value), out, export, depth + 1)
     elif id(value) in _TYPES:
         _put(out, b"t", _TYPES[id(value)].encode())
     else:
@@ -126,8 +126,8 @@ def _encode(value: Any, out: bytearray, export: Export, depth: int) -> None:
 
 
 _CONTAINERS = {b"l": list, b"u": tuple, b"e": set, b"z": frozenset, b"d": dict}
-_TAGS = {kind: tag for tag, kind in _CONTAINERS.items()}
-_TYPES = {id(kind): name for name, kind in vars(builtins).items() if isinstance(kind, type)}
+_TAGS = {cls: tag for tag, cls in _CONTAINERS.items()}
+_TYPES = {id(cls): name for name, cls in vars(builtins).items() if isinstance(cls, type)}
 
 
 def _put(out: bytearray, tag: bytes, data: bytes) -> None:
@@ -136,12 +136,12 @@ def _put(out: bytearray, tag: bytes, data: bytes) -> None:
     out += tag + struct.pack("<I", len(data)) + data
 
 
-def _known(kind: type) -> Any:
-    """The type or entry of the table that ``kind`` is or inherits from; None without any."""
-    for base in kind.__mro__:
+def _base_type(cls: type) -> Any:
+    """The type or entry of the table that ``cls`` is or inherits from; None without any."""
+    for base in cls.__mro__:
         if base in _TAGS or base in (int, float, complex, str, bytes):
             return base
-        if (name := (base.__module__, base.__name__)) in _OTHERS:
+        if (name := (base.__module__, base.__name__)) in _LIBRARY_TYPES:
             return name
     return None
 
@@ -204,13 +204,13 @@ class _Reader:
         if tag in _CONTAINERS:
             return _CONTAINERS[tag](self.items(self.number(), depth))
         if tag == b"t":
-            kind = getattr(builtins, self.take(self.number()).decode(), None)
-            return _checked(kind, type)
+            cls = getattr(builtins, self.take(self.number()).decode(), None)
+            return _expect(cls, type)
         if tag == b"x":
             module, _, name = self.take(self.number()).decode().partition(".")
-            parts = _OTHERS[module, name]
-            kind = getattr(importlib.import_module(module), name, None)
-            return parts[1](kind, self.value(depth + 1))
+            parts = _LIBRARY_TYPES[module, name]
+            cls = getattr(importlib.import_module(module), name, None)
+            return parts[1](cls, self.value(depth + 1))
         if tag == b"h":
             return self.imported(self.number())
         raise FormatError(f"no value begins with {tag!r}")
