@@ -11,20 +11,20 @@ from torch import Tensor, nn
 def evaluate(
     model: nn.Module, dataloader: Iterable[tuple[Tensor, Tensor]], *, ignore_index: int = -100
 ) -> float:
-    """The share of targets that the model ranks first.
+    """The share of targets to which the model gives the highest probability.
 
     Args:
-        model: from tokens (B,S) to logits (B,S,V), such as ``LLaMA``. It is put into evaluation
-            mode and back.
+        model: maps tokens (B,S) to logits (B,S,V), such as ``LLaMA``. It runs in evaluation mode;
+            its mode is restored.
         dataloader: pairs of tokens (B,S) and targets (B,S) int64; ``targets[b, s]`` is the token
             that follows ``tokens[b, s]``.
-        ignore_index: targets that don't count.
+        ignore_index: targets with this value are not counted.
 
     Returns:
-        Between 0 and 1; NaN if nothing counts.
+        The accuracy in [0, 1]; NaN if no target is counted.
 
     Raises:
-        ValueError: targets that are not of the logits' shape.
+        ValueError: the shape of the targets is not that of the tokens.
     """
     device = next(model.parameters()).device
     was_training = model.training

@@ -1,4 +1,4 @@
-"""How well a model remembers canaries that were planted in its training data: their exposure.
+"""Exposure: how strongly a model memorised canaries that were planted in its training data.
 
 Carlini et al. 2019, "The Secret Sharer" (arXiv:1802.08232). The log-perplexity of a text x is
 P(x) = sum of -log2 Pr(x_i | x_1..x_i-1). The rank of a canary s[r] is the number of values r' of
@@ -6,9 +6,9 @@ the randomness space R with P(s[r']) <= P(s[r]), itself included, and
 
     exposure(s[r]) = log2 |R| - log2 rank(s[r])
 
-in bits: log2 |R| if nothing is likelier, about 1.44 on average if the model never saw it. Where R
-is too large to go through, a skew-normal distribution is fitted to the log-perplexities of a sample
-of it, and the exposure is -log2 of the share of it up to P(s[r]) (section 4.3 of the paper).
+in bits: log2 |R| if no value is more likely, about 1.44 on average if the model never saw it. If R
+is too large to enumerate, a skew-normal distribution is fitted to the log-perplexities of a sample,
+and the exposure is -log2 of its cumulative probability at P(s[r]) (section 4.3 of the paper).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llama_fast.data.canaries import Canaries, Canary, candidates
 from llama_fast.models import LLaMA
 from llama_fast.tokenizers import Tokenizer
 
-ENUMERATE = 100_000  # largest randomness space that is gone through by default
+ENUMERATE = 100_000  # largest randomness space that is enumerated by default
 SAMPLE = 10_000
 BATCH_TOKENS = 8192
 
@@ -34,13 +34,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Exposure:
-    """What a model knows of one canary.
+    """The exposure of one canary.
 
     Attributes:
-        canary: with its repeats.
-        log_perplexity: of its whole text, in bits.
-        rank: of |R|, 1 is the likeliest; None where it was not counted.
-        exposure: in bits.
+        canary: the canary.
+        log_perplexity: log-perplexity of its text, in bits.
+        rank: its rank in R, 1 for the most likely; None if R was sampled.
+        exposure: exposure in bits.
     """
 
     canary: Canary
@@ -50,15 +50,15 @@ class Exposure:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Exposures, and what they were measured against.
+class ExposureReport:
+    """Exposures of all canaries.
 
     Attributes:
         space_bits: log2 |R|.
-        compared: how many log-perplexities there are beside those of the canaries.
-        fit: p-value of a Kolmogorov-Smirnov test that these are skew-normal, None if all of R was
-            gone through. A small one means that the exposures are not to be trusted.
-        exposures: in the order of the canaries.
+        compared: number of log-perplexities with which the canaries are compared.
+        fit: p-value of a Kolmogorov-Smirnov test that these are skew-normal; None if R was
+            enumerated. A small value means that the exposures are unreliable.
+        exposures: one for each canary, in their order.
     """
 
     space_bits: float
@@ -71,14 +71,14 @@ class Report:
 def log_perplexities(
     model: LLaMA, texts: Iterable[list[int]], *, batch_tokens: int = BATCH_TOKENS
 ) -> Floats:
-    """Log-perplexity in bits of each text, given its first token.
+    """Log-perplexity of each text given its first token, in bits.
 
-    Texts are packed one after the other into rows of about `batch_tokens`, without padding.
+    Texts are packed into rows of about `batch_tokens` tokens, without padding.
 
     Raises:
-        ValueError: a text of fewer than 2 tokens, or longer than the model's max_seq_len.
+        ValueError: a text has fewer than 2 tokens, or more than the model's max_seq_len.
     """
-    device, found = model.head_weight.device, []
+    device, results = model.head_weight.device, []
     for batch in _batches(texts, batch_tokens):
         lengths = torch.tensor([len(ids) - 1 for ids in batch])
         if int(lengths.min()) < 1:
@@ -95,8 +95,8 @@ def log_perplexities(
         which = torch.repeat_interleave(torch.arange(len(batch)), lengths)
         sums = torch.zeros(len(batch), dtype=torch.float64)
         sums.index_add_(0, which, losses.reshape(-1).double().cpu())
-        found.append(sums.numpy() / math.log(2))
-    return np.concatenate([np.empty(0), *found])
+        results.append(sums.numpy() / math.log(2))
+    return np.concatenate([np.empty(0), *results])
 
 
 def _batches(texts: Iterable[list[int]], batch_tokens: int) -> Iterator[list[list[int]]]:
@@ -113,7 +113,7 @@ def _batches(texts: Iterable[list[int]], batch_tokens: int) -> Iterator[list[lis
 
 
 def exact_exposure(value: float, everything: Floats) -> tuple[int, float]:
-    """(rank, exposure) of a log-perplexity among those of all of R, its own included."""
+    """(rank, exposure) of a log-perplexity among those of all values in R, including itself."""
     rank = int((everything <= value).sum())
     if rank < 1:
         raise ValueError("value: expected it among the log-perplexities of all of R")
@@ -125,7 +125,7 @@ def fitted_exposure(values: Floats, sample: Floats) -> tuple[Floats, float]:
 
     Raises:
         ImportError: scipy is not installed.
-        ValueError: a sample of fewer than 100, or one without any spread.
+        ValueError: the sample has fewer than 100 values, or all are equal.
     """
     try:
         from scipy import stats
@@ -149,22 +149,22 @@ def measure(
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int, int, str], object] | None = None,
-) -> Report:
-    """Exposure of each canary.
+) -> ExposureReport:
+    """The exposure of each canary.
 
-    A text is scored as a document of its own, after the tokenizer's begin token; without one, its
-    first token goes unscored, which is the same for all of R.
+    Each text is a document that starts with the tokenizer's begin token. Without such a token the
+    first token of the text is not scored, which affects all of R equally.
 
     Args:
-        model, tokenizer: that belong together.
+        model, tokenizer: the model and its tokenizer.
         planted: the canaries.
-        sample: how many values of R to draw; None goes through all of it.
-        seed: of the sample.
-        batch_tokens: at a time.
-        progress: called with (texts done, texts in all, "").
+        sample: number of values of R to draw; None to enumerate R.
+        seed: seed of the sample.
+        batch_tokens: tokens of a forward pass.
+        progress: called with (texts done, total number of texts, "").
 
     Raises:
-        ValueError: as :func:`log_perplexities` and :func:`fitted_exposure`.
+        ValueError: see :func:`log_perplexities` and :func:`fitted_exposure`.
     """
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     total = planted.space if sample is None else sample
@@ -178,21 +178,21 @@ def measure(
     everything = log_perplexities(model, encoded(), batch_tokens=batch_tokens)
     numbers = [int(canary.digits) for canary in planted.canaries]
     fit = None
-    found: list[tuple[int | None, float]]
+    ranked: list[tuple[int | None, float]]
     if sample is None:
-        # Those computed for all of R, not anew: in another batch, the last bits may differ.
+        # Taken from R, not computed again: in another batch the last bits may differ.
         values = everything[numbers]
-        found = [*(exact_exposure(value, everything) for value in values.tolist())]
+        ranked = [*(exact_exposure(value, everything) for value in values.tolist())]
     else:
         values = log_perplexities(
             model, (begin + tokenizer.encode(planted.text(n)) for n in numbers)
         )
         fitted, fit = fitted_exposure(values, everything)
-        found = [(None, exposure) for exposure in fitted.tolist()]
+        ranked = [(None, exposure) for exposure in fitted.tolist()]
     exposures = [
         Exposure(canary, value, rank, exposure)
         for canary, value, (rank, exposure) in zip(
-            planted.canaries, values.tolist(), found, strict=True
+            planted.canaries, values.tolist(), ranked, strict=True
         )
     ]
-    return Report(math.log2(planted.space), len(everything), fit, exposures)
+    return ExposureReport(math.log2(planted.space), len(everything), fit, exposures)

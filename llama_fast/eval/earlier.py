@@ -1,4 +1,4 @@
-"""Results that a folder holds of earlier runs: they stay beside a new run's, or are moved aside."""
+"""Results of earlier runs in an output folder: kept beside those of a new run, or moved aside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from llama_fast.eval.report import read_run
 from llama_fast.eval.report.results import RESULTS
 
-# Facts of a run that all its scores follow from -> what they are called.
+# Metadata on which all scores of a run depend -> name in messages.
 SETTINGS = {
     "model_sha256": "model",
     "tokenizer_sha256": "tokenizer",
@@ -25,23 +25,23 @@ SETTINGS = {
 def take_over(
     out: Path, facts: Mapping[str, Any], shots: Mapping[str, int], questions: Mapping[str, int]
 ) -> tuple[dict[str, Any], str | None]:
-    """Keep the results in a folder if those of a new run may stand beside them, else move them.
+    """Keep the results in a folder if a new run can be added to them, else move them aside.
 
-    They may if all of :data:`SETTINGS` are the same, the suites do not differ, and tasks that both
-    ask have the same number of examples and of questions. Others go to ``earlier-N`` in the folder.
+    It can if all of :data:`SETTINGS` and the suite are the same, and tasks of both runs have the
+    same number of examples and questions. Other results are moved to ``earlier-N`` in the folder.
 
     Args:
-        out: the folder; it need not be there.
-        facts: what the new run writes as metadata.
-        shots: task of the new run -> examples before each question.
-        questions: task of the new run -> how many are asked; 0 if that is not known.
+        out: the folder; it may not exist yet.
+        facts: metadata of the new run.
+        shots: task of the new run -> number of examples.
+        questions: task of the new run -> number of questions; 0 if unknown.
 
     Returns:
-        The metadata of the runs that are kept, empty if there are none; and one line on results
-        that were moved, None if none were.
+        The metadata of the kept runs, empty if there are none; and one line about results that were
+        moved, or None.
 
     Raises:
-        OSError: a file can't be moved.
+        OSError: a file cannot be moved.
     """
     if not (out / RESULTS).exists():
         return {}, None
@@ -58,12 +58,12 @@ def take_over(
 def joined(
     facts: Mapping[str, Any], earlier: Mapping[str, Any], names: Collection[str]
 ) -> dict[str, Any]:
-    """Metadata of a run together with what still holds of the runs before it in the folder.
+    """The metadata of a run merged with that of earlier runs in the folder.
 
     Args:
-        facts: of the run.
-        earlier: what :func:`take_over` returned.
-        names: tasks and groups of the run, of which it says itself whether they are scored.
+        facts: metadata of the run.
+        earlier: the metadata that :func:`take_over` returned.
+        names: tasks and groups of the run; their entries of earlier runs are dropped.
     """
     if not earlier:
         return dict(facts)
@@ -88,7 +88,7 @@ def _difference(
     shots: Mapping[str, int],
     questions: Mapping[str, int],
 ) -> str | None:
-    """The first setting by which the scores are not of one kind, with both values; None: none."""
+    """The first setting in which the runs differ, with both values, or None."""
     for key, name in SETTINGS.items():
         was, now = earlier.get(key, "unknown"), facts.get(key)
         if was != now:

@@ -2,7 +2,7 @@
 
 Requests become a tree (`trie.py`). Its nodes go through the model packed one after the other, as
 many as a budget of tokens takes, deepest first; keys and values of a node stay in pages until all
-below it is done. Only hidden states that predict a token asked for meet the head, each once.
+below it is done. Only hidden states that predict a token requested for meet the head, each once.
 Requests whose lengths have other rotary factors (LongRoPE) get a tree of their own.
 """
 
@@ -25,8 +25,12 @@ NO_SLOTS = np.zeros(0, dtype=np.int64)
 
 
 class Likelihood(NamedTuple):
-    """Of a continuation: the sum of log-probabilities of its tokens (natural logarithm), and
-    whether each of them is the likeliest."""
+    """The likelihood of a continuation.
+
+    Attributes:
+        logprob: sum of the natural log-probabilities of its tokens.
+        greedy: whether each of its tokens is the most likely one.
+    """
 
     logprob: float
     greedy: bool
@@ -34,41 +38,41 @@ class Likelihood(NamedTuple):
 
 @dataclass
 class Work:
-    """What was computed, for those who measure.
+    """Counters of computed work, for measurements.
 
     Attributes:
-        asked: tokens that went into the requests, the last of each left out.
-        computed: tokens that went through the model.
-        rows: hidden states that met the head.
+        requested: tokens of the requests, without the last token of each.
+        computed: tokens that the model computed.
+        rows: hidden states that were multiplied by the head.
         passes: forward passes.
     """
 
-    asked: int = 0
+    requested: int = 0
     computed: int = 0
     rows: int = 0
     passes: int = 0
 
 
 @dataclass(eq=False)
-class _Held:
-    """A node whose keys and values are in pages."""
+class _CachedNode:
+    """A node whose keys and values are in the cache."""
 
     node: Node
-    parent: _Held | None
+    parent: _CachedNode | None
     pages: list[int]
-    slots: np.ndarray  # of all tokens up to its last one
-    open: int  # children that are not done
+    slots: np.ndarray  # of all tokens on its path from the root
+    open: int  # unfinished children
 
 
 class Scorer:
-    """Answers requests for likelihoods.
+    """Computes likelihoods of continuations; a shared prefix is computed once.
 
     Args:
-        model: in evaluation mode.
-        budget: tokens of a pass; a longer stretch goes alone.
+        model: the model, in evaluation mode.
+        budget: tokens of a forward pass; a longer node gets a pass of its own.
 
     Attributes:
-        work: what was computed so far.
+        work: counters of the work so far.
 
     Example:
         >>> scorer = Scorer(model)
@@ -80,7 +84,7 @@ class Scorer:
         if budget < 1:
             raise ValueError(f"budget: expected at least 1 token, got {budget}")
         self.model, self.budget, self.work = model, budget, Work()
-        self._length = 0  # for rotary factors, of the requests under way
+        self._length = 0  # of the current requests, for rotary factors
         self.cache = self._empty_cache()
 
     def _empty_cache(self) -> PagedCache:
@@ -101,15 +105,15 @@ class Scorer:
         requests: Sequence[tuple[Tokens, Tokens]],
         done: Callable[[list[tuple[int, Likelihood]]], object] = lambda answers: None,
     ) -> list[Likelihood]:
-        """The likelihood of each continuation, given its context.
+        """The likelihood of each continuation given its context.
 
         Args:
-            requests: (context, continuation), token ids; at least one each.
-            done: called after each pass with the answers it completed, (number of the request,
+            requests: (context, continuation) pairs of token ids, at least one token each.
+            done: called after each pass with the completed answers, (index of the request,
                 likelihood) each.
 
         Raises:
-            ValueError: an empty context or continuation, or more tokens than the model takes.
+            ValueError: an empty context or continuation, or more tokens than `max_seq_len`.
         """
         longest = self.model.config.max_seq_len
         groups: dict[int, list[int]] = {}
@@ -120,9 +124,9 @@ class Scorer:
                     f"requests[{number}]: expected a context and a continuation of at least one "
                     f"token each, {longest} in all, got {len(context)} and {len(continuation)}"
                 )
-            self.work.asked += tokens
+            self.work.requested += tokens
             groups.setdefault(self.model.rope_group(tokens), []).append(number)
-        found: dict[int, Likelihood] = {}
+        likelihoods: dict[int, Likelihood] = {}
         try:
             for self._length, numbers in groups.items():
 
@@ -130,10 +134,12 @@ class Scorer:
                     done([(numbers[i], one) for i, one in answers])  # noqa: B023 (called here)
 
                 answers = self._score([requests[i] for i in numbers], keep)
-                found.update(zip(numbers, answers, strict=True))
-            return [found[i] for i in range(len(requests))]
+                likelihoods.update(zip(numbers, answers, strict=True))
+            return [likelihoods[i] for i in range(len(requests))]
         except BaseException:
-            self.cache = self._empty_cache()  # nobody is left who would give the pages back
+            self.cache = (
+                self._empty_cache()
+            )  # the pages of the aborted requests would never be released
             raise
 
     def _score(
@@ -144,19 +150,19 @@ class Scorer:
         missing = [len(continuation) for _, continuation in requests]
         sums, greedy = [0.0] * len(requests), [True] * len(requests)
         root = build(requests)
-        top = _Held(root, None, [], NO_SLOTS, -1)
+        top = _CachedNode(root, None, [], NO_SLOTS, -1)
         ready = [(child, top) for child in reversed(root.children)]
         while ready:
-            batch: list[tuple[Node, _Held]] = []
+            batch: list[tuple[Node, _CachedNode]] = []
             tokens = 0
             while ready and (not batch or tokens + len(ready[-1][0].tokens) <= self.budget):
                 batch.append(ready.pop())
                 tokens += len(batch[-1][0].tokens)
             held, hidden = self._forward(batch)
             complete = []
-            for number, logprob, likeliest in self._answers(batch, hidden):
+            for number, logprob, is_argmax in self._answers(batch, hidden):
                 sums[number] += logprob
-                greedy[number] &= likeliest
+                greedy[number] &= is_argmax
                 missing[number] -= 1
                 if missing[number] == 0:
                     complete.append((number, Likelihood(sums[number], greedy[number])))
@@ -167,8 +173,8 @@ class Scorer:
                 self._release(one)
         return [Likelihood(total, flag) for total, flag in zip(sums, greedy, strict=True)]
 
-    def _forward(self, batch: list[tuple[Node, _Held]]) -> tuple[list[_Held], Tensor]:
-        """Each node with its place in the cache, and the hidden states (N,E) of all."""
+    def _forward(self, batch: list[tuple[Node, _CachedNode]]) -> tuple[list[_CachedNode], Tensor]:
+        """Compute nodes; returns their cache entries and the hidden states (N,E) of all tokens."""
         held, rows = [], []
         for node, parent in batch:
             count = len(node.tokens)
@@ -176,7 +182,7 @@ class Scorer:
             new = self.cache.slots(pages, 0, count)
             rows.append(Row(parent.slots, new))
             slots = np.concatenate([parent.slots, new]) if node.children else NO_SLOTS
-            held.append(_Held(node, parent, pages, slots, len(node.children)))
+            held.append(_CachedNode(node, parent, pages, slots, len(node.children)))
         tokens = [token for node, _ in batch for token in node.tokens]
         self.work.computed += len(tokens)
         self.work.passes += 1
@@ -185,30 +191,30 @@ class Scorer:
         return held, self.model.hidden_states(ids, step=step)[0]
 
     def _answers(
-        self, batch: list[tuple[Node, _Held]], hidden: Tensor
+        self, batch: list[tuple[Node, _CachedNode]], hidden: Tensor
     ) -> list[tuple[int, float, bool]]:
-        """(request, log-probability of one of its tokens, whether that is the likeliest)."""
-        asked, start = [], 0
+        """(index of request, log-probability of one of its tokens, whether it is the argmax)."""
+        requested, start = [], 0
         for node, _ in batch:
-            asked += [(start + offset, target, number) for offset, target, number in node.rows]
+            requested += [(start + offset, target, number) for offset, target, number in node.rows]
             start += len(node.tokens)
-        if not asked:
+        if not requested:
             return []
-        positions, targets, numbers = np.array(asked).T
+        positions, targets, numbers = np.array(requested).T
         rows, which = np.unique(positions, return_inverse=True)
         self.work.rows += len(rows)
         here = torch.from_numpy(rows).to(hidden.device)
-        logprobs, likeliest = log_probabilities(
+        logprobs, is_argmax = log_probabilities(
             hidden[here],
             self.model.head_weight,
             torch.from_numpy(which).to(hidden.device),
             torch.from_numpy(targets).to(hidden.device),
         )
-        return list(zip(numbers.tolist(), logprobs.tolist(), likeliest.tolist(), strict=True))
+        return list(zip(numbers.tolist(), logprobs.tolist(), is_argmax.tolist(), strict=True))
 
-    def _release(self, held: _Held) -> None:
-        """Give back the pages of a node below which all is done, and of ancestors likewise."""
-        one: _Held | None = held
+    def _release(self, held: _CachedNode) -> None:
+        """Release the pages of a node without unfinished children, and likewise of ancestors."""
+        one: _CachedNode | None = held
         while one is not None and one.open == 0:
             self.cache.release(one.pages)
             one = one.parent
@@ -222,18 +228,18 @@ def log_probabilities(
     rows: Tensor,
     targets: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Of some tokens after some hidden states, in float32 whatever the model's dtype.
+    """Log-probabilities of tokens after hidden states, in float32 for every dtype of the model.
 
     Args:
-        hidden: (R,E).
-        weight: (V,E), the head.
-        rows: (A,) int64, the hidden state that each question is about.
-        targets: (A,) int64, the token that it asks for.
+        hidden: (R,E) hidden states.
+        weight: (V,E) weight of the head.
+        rows: (A,) int64 index of the hidden state for each answer.
+        targets: (A,) int64 token for each answer.
 
     Returns:
-        log-probabilities (A,) and whether each target is the likeliest token (A,) bool.
+        Log-probabilities (A,), and whether each target is the argmax (A,) bool.
     """
-    # One target of each row stands for it; what matters is the softmax's denominator.
+    # Any target of a row serves here: only the log of the softmax's denominator is used.
     first = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     first[rows] = targets
     _, stats = linear_cross_entropy(hidden, weight, first, reduction="none", return_stats=True)

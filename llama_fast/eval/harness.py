@@ -1,7 +1,7 @@
-"""The engine as a language model of EleutherAI's lm-evaluation-harness.
+"""The scorer and the generation engine as a model of EleutherAI's lm-evaluation-harness.
 
-After ``import llama_fast.eval.harness`` the harness knows it as "llama_fast"; from its own command
-line: ``python -m llama_fast.eval.harness --model llama_fast --model_args pretrained=FOLDER ...``.
+Importing this module registers the model "llama_fast". The harness's own command line with it:
+``python -m llama_fast.eval.harness --model llama_fast --model_args pretrained=FOLDER ...``.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from llama_fast.integrations.any_model import decoder_of
 from llama_fast.models.decoder import Decoder
 from llama_fast.models.loading import check_vocabulary
 
-# What a task's generation settings may hold besides lengths and stops.
+# Generation settings that a task may have besides length and stop strings.
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
 _IGNORED = ("do_sample", "temperature", "num_beams", "use_cache", "pad_token_id", "eos_token_id")
 
-Question = tuple[str, Any]  # task and number of the document
+Question = tuple[str, Any]  # task and index of the document
 
 
 @register_model("llama_fast")
@@ -59,17 +59,17 @@ class HarnessModel(TemplateLM):
         tokenizer: file or folder, or of transformers; None: the model's own.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored.
         device: "cpu", "cuda", or None: a GPU if there is one.
-        batch_size: sequences generated at once. Likelihoods are packed by `budget` whatever it is.
+        batch_size: sequences generated at once. Likelihoods are packed by `budget` instead.
         budget: tokens of a forward pass.
-        max_length: the most tokens of a request; None: those of the model.
-        cache: file with the answers of earlier runs; None keeps none.
-        seed: of sampling, where a task samples.
-        trust_remote_code: run the Python that the model's folder or repository brings.
+        max_length: maximum number of tokens of a request; None for the model's.
+        cache: file with the answers of earlier runs; None for no cache.
+        seed: seed of tasks that sample.
+        trust_remote_code: whether to run Python code of the model's folder or repository.
 
     Attributes:
-        truncated: number of requests whose context was cut at its beginning to fit.
-        cached: number of requests that `cache` answered.
-        progress: called with (task, number of questions) as they are answered.
+        truncated: number of requests whose context was cut at its beginning.
+        cached: number of requests answered from `cache`.
+        progress: called with (task, number of questions) when questions are answered.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class HarnessModel(TemplateLM):
         super().__init__()
         from llama_fast.integrations.any_model import load_any
 
-        trusted = trust_remote_code is True  # and no text that happens to be true
+        trusted = trust_remote_code is True  # not any true value: model_args passes text
         model, self.words = load_any(
             pretrained, tokenizer, dtype, device, trust_remote_code=trusted
         )
@@ -97,15 +97,15 @@ class HarnessModel(TemplateLM):
         self.model: Decoder = decoder_of(model)
         check_vocabulary(self.words, self.model.config.vocab_size)
         self.scorer = Scorer(self.model, int(budget))
-        most = self.model.config.max_seq_len
+        max_seq_len = self.model.config.max_seq_len
         if max_length is not None and int(max_length) < 2:
             raise ValueError(f"max_length: expected at least 2 tokens, got {max_length}")
-        self.max_length = most if max_length is None else min(int(max_length), most)
+        self.max_length = max_seq_len if max_length is None else min(int(max_length), max_seq_len)
         self.batch = 32 if batch_size in (None, "auto") else int(batch_size)
         self.seed = int(seed)
         self.cache = None if cache is None else RequestCache(cache)
         self.model_hash = fingerprint(model)
-        # What its likelihoods follow from beside the tokens asked about, and its texts.
+        # Parts of the cache keys: what likelihoods depend on, and what generated text depends on.
         self._source = [self.model_hash, settings_of(model)]
         self._writer = [*self._source, vocabulary_of(self.words)]
         self._end_ids = end_ids(self.words)
@@ -124,7 +124,7 @@ class HarnessModel(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> HarnessModel:
-        """What the harness makes a model with; its device is "cuda:0" where nobody named one."""
+        """Make the model for the harness, whose default device is "cuda:0" even without a GPU."""
         config = dict(additional_config or {})
         if config.get("device") == "cuda:0" and not torch.cuda.is_available():
             config["device"] = None
@@ -135,38 +135,38 @@ class HarnessModel(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        found = self.words.bos_id if self.words.eos_id is None else self.words.eos_id
-        if found is None:
+        token = self.words.bos_id if self.words.eos_id is None else self.words.eos_id
+        if token is None:
             raise ValueError(
                 "tokenizer: expected one with a token that begins or ends a text, got none"
             )
-        return found
+        return token
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has nothing before it."""
+        """The token in front of a text without a context."""
         return self.eot_token_id if self.words.bos_id is None else self.words.bos_id
 
     @property
     def tokenizer_name(self) -> str:
-        """Part of the names of the harness's own caches."""
+        """Name of the tokenizer in the harness's own caches."""
         return self.name.replace("/", "__")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **options: Any
     ) -> list[int]:
-        """Ids, with a begin token in front where the model was trained with one."""
+        """Token ids, with a begin token in front if the model was trained with one."""
         ids = self.words.encode(string, special=True)
         return ids if add_special_tokens is False else self.words.begin(ids)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As the harness has it; a context is encoded once for all options that come after it."""
+        """As the harness does, but a context is encoded once for all its options."""
         stripped = context.rstrip()
         continuation, context = context[len(stripped) :] + continuation, stripped
         if self._context[0] != context:
             self._context = context, self.tok_encode(context)
-        held = self._context[1]
-        return held, self.tok_encode(context + continuation)[len(held) :]
+        context_ids = self._context[1]
+        return context_ids, self.tok_encode(context + continuation)[len(context_ids) :]
 
     _context: tuple[str | None, list[int]] = (None, [])
 
@@ -175,7 +175,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, whether it is what greedy decoding gives) each."""
+        """(log-probability of the continuation, whether it is the greedy one) for each request."""
         self._done = _Progress(requests, self.progress)
         return super().loglikelihood(requests, disable_tqdm=True)
 
@@ -186,7 +186,7 @@ class HarnessModel(TemplateLM):
         return self._likelihoods(pairs, self._done)
 
     def _fit(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """Cut at the beginning, as the harness does, to the tokens that the model takes."""
+        """Cut the context at its beginning, as the harness does, to `max_length`."""
         if len(continuation) > self.max_length:
             raise ValueError(
                 f"continuation: expected at most the model's {self.max_length} tokens, got "
@@ -202,31 +202,31 @@ class HarnessModel(TemplateLM):
         self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], object]
     ) -> list[tuple[float, bool]]:
         keys = [key_of(self._source, "likelihood", *pair) for pair in pairs]
-        answers = self._remembered(keys, _is_likelihood)
+        answers = self._cached_answers(keys, _is_likelihood)
         for number, key in enumerate(keys):
             if key in answers:
                 done(number)
-        wanted: dict[bytes, list[int]] = {}
+        pending: dict[bytes, list[int]] = {}
         for number, key in enumerate(keys):
             if key not in answers:
-                wanted.setdefault(key, []).append(number)
-        asked = list(wanted)
+                pending.setdefault(key, []).append(number)
+        pending_keys = list(pending)
 
         def keep(complete: list[tuple[int, Likelihood]]) -> None:
-            found = [(asked[i], [one.logprob, one.greedy]) for i, one in complete]
-            self._remember(found)
-            answers.update(found)
-            for key, _ in found:
-                for number in wanted[key]:
+            new = [(pending_keys[i], [one.logprob, one.greedy]) for i, one in complete]
+            self._store_answers(new)
+            answers.update(new)
+            for key, _ in new:
+                for number in pending[key]:
                     done(number)
 
-        self.scorer.score([pairs[wanted[key][0]] for key in asked], keep)
+        self.scorer.score([pairs[pending[key][0]] for key in pending_keys], keep)
         return [(answers[key][0], bool(answers[key][1])) for key in keys]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-probability of each text, in windows of the longest the model takes."""
+        """Log-probability of each text, in windows of `max_length` tokens."""
         pairs, owners = [], []
         for number, request in enumerate(requests):
             windows = get_rolling_token_windows(
@@ -253,32 +253,32 @@ class HarnessModel(TemplateLM):
     # --- generation --------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text that follows each context, up to a stop string or the most tokens."""
+        """The text generated after each context, up to a stop string or the maximum length."""
         done = _Progress(requests, self.progress)
         prepared = [self._generation(request, number) for number, request in enumerate(requests)]
         keys = [key for key, _, _ in prepared]
-        answers = self._remembered(keys, lambda answer: isinstance(answer, str))
-        asked = [number for number, key in enumerate(keys) if key not in answers]
-        for number in set(range(len(keys))).difference(asked):
+        answers = self._cached_answers(keys, lambda answer: isinstance(answer, str))
+        pending = [number for number, key in enumerate(keys) if key not in answers]
+        for number in set(range(len(keys))).difference(pending):
             done(number)
 
         def keep(index: int, result: GenerationResult) -> None:
-            key, _, stops = prepared[asked[index]]
+            key, _, stops = prepared[pending[index]]
             answers[key] = postprocess_generated_text(result.text, stops, None)
-            self._remember([(key, answers[key])])
-            done(asked[index])
+            self._store_answers([(key, answers[key])])
+            done(pending[index])
 
         engine = Engine(self.model, self.words, max_batch=self.batch)
-        engine.generate([prepared[number][1] for number in asked], on_done=keep)
+        engine.generate([prepared[number][1] for number in pending], on_done=keep)
         return [answers[key] for key in keys]
 
     def _generation(
         self, request: Instance, number: int
     ) -> tuple[bytes, GenerationRequest, list[str]]:
-        text, given = request.args
-        options: dict[str, Any] = dict(normalize_gen_kwargs(given, default_max_gen_toks=256))
+        text, gen_kwargs = request.args
+        options: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, default_max_gen_toks=256))
         stops = handle_stop_sequences(options.pop("until"), eos=None)
-        most = options.pop("max_gen_toks")
+        max_new_tokens = options.pop("max_gen_toks")
         sampling = {name: options.pop(name) for name in _SAMPLING if name in options}
         temperature = float(options.get("temperature", 1.0))
         if options["do_sample"] and temperature > 0:
@@ -291,32 +291,34 @@ class HarnessModel(TemplateLM):
                 f"generation_kwargs: expected none but {', '.join(_SAMPLING + _IGNORED)}, until "
                 f"and max_gen_toks, got {', '.join(unknown)}"
             )
-        room = self.max_length - most
-        if room < 1:
+        max_context = self.max_length - max_new_tokens
+        if max_context < 1:
             raise ValueError(
-                f"max_gen_toks: expected less than the model's {self.max_length} tokens, got {most}"
+                f"max_gen_toks: expected less than the model's {self.max_length} tokens, got "
+                f"{max_new_tokens}"
             )
         tokens = self.tok_encode(text)
-        if len(tokens) > room:
+        if len(tokens) > max_context:
             self.truncated += 1
-            tokens = tokens[-room:]
-        told = [text, tokens, stops, self._end_ids, most, sampling]
-        key = key_of(self._writer, "generation", *told)
+            tokens = tokens[-max_context:]
+        key = key_of(
+            self._writer, "generation", text, tokens, stops, self._end_ids, max_new_tokens, sampling
+        )
         prompt = GenerationRequest(
             tokens or [self.prefix_token_id],
-            max_new_tokens=most,
+            max_new_tokens=max_new_tokens,
             sampling=SamplingOptions(**sampling),
             stop=stops,
             stop_ids=self._end_ids,
         )
         return key, prompt, stops
 
-    # --- the rest ----------------------------------------------------------------------------
+    # --- templates, cache -------------------------------------------------------------------------
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A chat as a text; without a generation prompt the last message goes on."""
+        """A chat as text; without a generation prompt the last message is left open."""
         if self._template is None:
             if self.words.chat_template is None:
                 raise ValueError("apply_chat_template: expected a model with a template, got none")
@@ -326,37 +328,37 @@ class HarnessModel(TemplateLM):
         return self._template.render(chat_history, self.words, add_generation_prompt=True)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The model's own template, for the record."""
+        """The model's chat template, for the harness's record."""
         return self.words.chat_template if chat_template else None
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes down about the model."""
+        """Facts about the model for the harness's results."""
         return {
             "model_dtype": str(self.model.head_weight.dtype),
             "model_sha256": self.model_hash,
             "max_length": self.max_length,
         }
 
-    def _remembered(self, keys: list[bytes], valid: Callable[[Any], bool]) -> dict[bytes, Any]:
-        found = {} if self.cache is None else self.cache.get(list(set(keys)), valid)
-        self.cached += sum(key in found for key in keys)
-        return found
+    def _cached_answers(self, keys: list[bytes], valid: Callable[[Any], bool]) -> dict[bytes, Any]:
+        answers = {} if self.cache is None else self.cache.get(list(set(keys)), valid)
+        self.cached += sum(key in answers for key in keys)
+        return answers
 
-    def _remember(self, answers: list[tuple[bytes, Any]]) -> None:
+    def _store_answers(self, answers: list[tuple[bytes, Any]]) -> None:
         if self.cache is not None:
             self.cache.put(answers)
 
 
 def _is_likelihood(answer: Any) -> bool:
-    """Whether an answer is [log-probability, whether greedy decoding gives it]."""
+    """Whether a cached answer is [log-probability, whether it is greedy]."""
     return isinstance(answer, list) and list(map(type, answer)) == [float, bool]
 
 
 class _Progress:
-    """Counts requests; says so when all those of a question are answered."""
+    """Counts answered requests; reports a question once all of its requests are answered."""
 
-    def __init__(self, requests: Sequence[Instance], say: Callable[[str, int], object]) -> None:
-        self._say = say
+    def __init__(self, requests: Sequence[Instance], report: Callable[[str, int], object]) -> None:
+        self._report = report
         self._questions: list[Question] = [(r.task_name or "", r.doc_id) for r in requests]
         self._left = Counter(self._questions)
 
@@ -364,7 +366,7 @@ class _Progress:
         question = self._questions[number]
         self._left[question] -= 1
         if self._left[question] == 0:
-            self._say(question[0], 1)
+            self._report(question[0], 1)
 
 
 if __name__ == "__main__":

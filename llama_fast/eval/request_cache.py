@@ -1,7 +1,7 @@
-"""Answers of a model, on disk: a run that was killed asks only what it had not been told.
+"""A cache of a model's answers on disk, from which an interrupted run continues.
 
-An SQLite file in WAL mode: what was committed survives a kill at any moment, and several runs may
-use one file at once. A key is a hash of everything the answer follows from.
+It is an SQLite file in WAL mode: committed answers survive a kill at any moment, and several runs
+may share a file. A key is a hash of everything on which the answer depends.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from torch import nn
 from llama_fast.models import LlamaConfig
 from llama_fast.tokenizers import Tokenizer
 
-# Raised whenever answers change: older ones are then asked anew.
+# Increased whenever answers change, which invalidates older ones.
 ENGINE = 3
 
 
 _TABLE = "CREATE TABLE answers (key BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID"
-_LONGEST = 1 << 24  # bytes of an answer: no text of a model is as long
+_MAX_ANSWER_BYTES = 1 << 24  # far beyond any generated text
 _DAMAGE = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
 
 
 class CacheError(OSError):
-    """Answers can't be kept or read; the message names the file and says why."""
+    """Answers cannot be stored or read; the message names the file and the reason."""
 
 
 class _ForeignError(Exception):
-    """A file that is no cache, or more than one."""
+    """The file is not a cache, or holds more than one."""
 
 
 class RequestCache:
-    """Answers by key.
+    """A mapping from keys to answers.
 
-    Of a file that somebody else made, this much is trusted: an answer that has the right key and
-    type is believed, whatever it says. A file with views, triggers, other tables or damage is set
-    aside, with a warning, and so is a link; a row that does not read is asked anew.
+    A file from elsewhere is trusted only so far: an answer with the right key and type is used,
+    whatever its content. A link, or a file that is damaged or has views, triggers or other tables,
+    is moved aside with a warning; an unreadable row is computed again.
 
     Args:
-        path: the file; made, with its folder, if it is not there.
+        path: the file; created, with its folder, if missing.
 
     Raises:
-        CacheError: it can't be opened, written or set aside.
+        CacheError: the file cannot be opened, written or moved aside.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -62,24 +62,22 @@ class RequestCache:
             try:
                 self._open()
             except _ForeignError as error:
-                self._set_aside(str(error))
+                self._move_aside(str(error))
                 self._open()
         except (sqlite3.Error, OSError, _ForeignError) as error:
-            raise CacheError(
-                f"{self.path}: not to be used as a cache of requests: {error}"
-            ) from None
+            raise CacheError(f"{self.path}: cannot be used as a request cache: {error}") from None
 
     def _open(self) -> None:
         for path in (self.path, *self._beside()):
             if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-                raise _ForeignError(f"{path.name} is a link or no regular file")
+                raise _ForeignError(f"{path.name} is a link or not a regular file")
         file = sqlite3.connect(self.path, isolation_level=None)
-        file.text_factory = bytes  # what is no UTF-8 is no reason to end
+        file.text_factory = bytes  # text that is not UTF-8 must not raise
         try:
-            file.execute("PRAGMA trusted_schema = OFF")  # before anything of the file's is run
+            file.execute("PRAGMA trusted_schema = OFF")  # before any SQL of the file can run
             _check_schema(file)
             file.execute("PRAGMA journal_mode = WAL")
-            # A commit is then one write; a power cut may lose the last ones, a kill none.
+            # Each commit is then one write. A power cut may lose the last ones, a kill loses none.
             file.execute("PRAGMA synchronous = NORMAL")
             file.execute(_TABLE.replace("TABLE", "TABLE IF NOT EXISTS", 1))
             file.execute("SELECT 1 FROM answers LIMIT 1").fetchall()
@@ -91,10 +89,10 @@ class RequestCache:
         self._file = file
 
     def _beside(self) -> list[Path]:
-        """Files of SQLite's own that belong to the cache."""
+        """SQLite's own files beside the cache."""
         return [self.path.with_name(self.path.name + end) for end in ("-wal", "-shm", "-journal")]
 
-    def _set_aside(self, reason: str) -> None:
+    def _move_aside(self, reason: str) -> None:
         number = 1
         while os.path.lexists(self.path.with_name(f"{self.path.name}.bad-{number}")):
             number += 1
@@ -105,38 +103,39 @@ class RequestCache:
             if os.path.lexists(path):
                 os.rename(path, aside.with_name(path.name.replace(self.path.name, aside.name)))
         warnings.warn(
-            f"{self.path}: not the cache of requests that it should be ({reason}): set aside as "
-            f"{aside.name}; everything is asked anew",
+            f"{self.path}: not a request cache ({reason}); moved to {aside.name}, and all requests "
+            "are computed again",
             stacklevel=4,
         )
 
     def get(
         self, keys: Sequence[bytes], valid: Callable[[Any], bool] = lambda answer: True
     ) -> dict[bytes, Any]:
-        """Those of the answers that are there.
+        """The stored answers among `keys`.
 
         Args:
-            keys: of the answers.
-            valid: whether an answer is of the kind that is asked for; others count as not there.
+            keys: keys of the answers.
+            valid: whether an answer has the expected form; others are ignored.
 
         Raises:
-            CacheError: the file can't be read.
+            CacheError: the file cannot be read.
         """
-        found: dict[bytes, Any] = {}
+        answers: dict[bytes, Any] = {}
         for begin in range(0, len(keys), 500):
-            some = keys[begin : begin + 500]
-            marks = ",".join("?" * len(some))
+            chunk = keys[begin : begin + 500]
+            marks = ",".join("?" * len(chunk))
             query = (
                 f"SELECT key, answer FROM answers WHERE key IN ({marks}) "
-                f"AND typeof(answer) = 'text' AND length(CAST(answer AS BLOB)) <= {_LONGEST}"
+                "AND typeof(answer) = 'text' "
+                f"AND length(CAST(answer AS BLOB)) <= {_MAX_ANSWER_BYTES}"
             )
             try:
-                rows = self._file.execute(query, some).fetchall()
+                rows = self._file.execute(query, chunk).fetchall()
             except sqlite3.Error as error:
                 if not _is_damage(error):
-                    raise CacheError(f"{self.path}: answers can't be read: {error}") from None
-                self._renew(error)
-                return found
+                    raise CacheError(f"{self.path}: answers cannot be read: {error}") from None
+                self._replace(error)
+                return answers
             for key, text in rows:
                 try:
                     answer = json.loads(text)
@@ -144,29 +143,29 @@ class RequestCache:
                     self._warn()
                     continue
                 if valid(answer):
-                    found[key] = answer
+                    answers[key] = answer
                 else:
                     self._warn()
-        return found
+        return answers
 
     def _warn(self) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(f"{self.path}: answers that do not read are asked anew", stacklevel=4)
+            warnings.warn(f"{self.path}: unreadable answers are computed again", stacklevel=4)
 
-    def _renew(self, error: sqlite3.Error) -> None:
+    def _replace(self, error: sqlite3.Error) -> None:
         self._file.close()
         try:
-            self._set_aside(str(error))
+            self._move_aside(str(error))
             self._open()
         except (sqlite3.Error, OSError, _ForeignError) as problem:
-            raise CacheError(f"{self.path}: answers can't be read: {problem}") from None
+            raise CacheError(f"{self.path}: answers cannot be read: {problem}") from None
 
     def put(self, answers: Iterable[tuple[bytes, Any]]) -> None:
-        """Write answers (whatever JSON has), all or none.
+        """Store answers (JSON values), all or none.
 
         Raises:
-            CacheError: the disk is full, or the file can't be written.
+            CacheError: the disk is full, or the file cannot be written.
         """
         rows = [(key, json.dumps(answer)) for key, answer in answers]
         try:
@@ -174,11 +173,11 @@ class RequestCache:
         except sqlite3.Error as error:
             if not _is_damage(error):
                 raise self._unwritten(error) from None
-            self._renew(error)
+            self._replace(error)
             try:
                 self._write(rows)
-            except sqlite3.Error as again:
-                raise self._unwritten(again) from None
+            except sqlite3.Error as second_error:
+                raise self._unwritten(second_error) from None
 
     def _write(self, rows: list[tuple[bytes, str]]) -> None:
         try:
@@ -192,7 +191,7 @@ class RequestCache:
 
     def _unwritten(self, error: sqlite3.Error) -> CacheError:
         return CacheError(
-            f"{self.path}: an answer can't be written: {error}; those before it are kept"
+            f"{self.path}: an answer cannot be written: {error}; earlier ones are kept"
         )
 
     def close(self) -> None:
@@ -205,16 +204,16 @@ def _check_schema(file: sqlite3.Connection) -> None:
     rows = file.execute("SELECT type, name, sql FROM sqlite_master LIMIT 3").fetchall()
     known = [(b"table", b"answers", _TABLE.encode())]
     if rows and rows != known:
-        kinds = ", ".join(f"{bytes(kind).decode(errors='replace')}" for kind, _, _ in rows)
-        raise _ForeignError(f"expected the table of answers alone, got {kinds} of another form")
+        types = ", ".join(bytes(type_).decode(errors="replace") for type_, _, _ in rows)
+        raise _ForeignError(f"expected the table of answers only, got {types} of another form")
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether an error says that the file is damaged or no database, not that it is in use."""
+    """Whether an error means that the file is damaged or not a database, rather than in use."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
         return (code & 0xFF) in _DAMAGE
-    # Python 3.10 has no codes; OperationalError (busy, full, read-only) is a class of its own.
+    # Python 3.10 has no codes, but a separate class OperationalError (busy, full, read-only).
     return type(error) is sqlite3.DatabaseError
 
 
@@ -228,25 +227,27 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def settings_of(model: nn.Module) -> str:
-    """What a model computes with beside its weights: its configuration, hashed.
+    """sha256 of a model's configuration, on which its results depend besides the weights.
 
-    Two models of the same weights differ in it where one was read with another base of its rotary
-    angles, say. Names of folders and versions of packages are left out.
+    It differs, for example, if a model was loaded with another base of its rotary angles. Folder
+    names and package versions are left out.
     """
     config: Any = model.config
     fields = asdict(config) if isinstance(config, LlamaConfig) else config.to_dict()
-    told = {k: v for k, v in fields.items() if k not in ("_name_or_path", "transformers_version")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    settings = {
+        k: v for k, v in fields.items() if k not in ("_name_or_path", "transformers_version")
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> str:
-    """What becomes of a model's tokens: the text of each, what is no text, and what ends one."""
+    """sha256 of a tokenizer's vocabulary: text of all tokens, special tokens, end tokens."""
     text = tokenizer.decode(range(tokenizer.vocab_size))
-    told = [text, tokenizer.special, tokenizer.end_ids]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    vocabulary = [text, tokenizer.special, tokenizer.end_ids]
+    return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
 
 
 def key_of(*parts: Any) -> bytes:
-    """A key of anything that JSON has."""
+    """The key for JSON values."""
     content = json.dumps([ENGINE, *parts], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).digest()

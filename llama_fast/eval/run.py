@@ -1,4 +1,4 @@
-"""A whole evaluation: tasks one after the other, each written down as soon as it is done."""
+"""Runs an evaluation task by task and writes each task's results when it is done."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ log = logging.getLogger("llama_fast")
 
 @dataclass(frozen=True)
 class Limits:
-    """How many questions of each task are asked: its first ones.
+    """Number of questions per task; the first ones are used.
 
     Attributes:
-        default: of tasks that no pattern names; None: all.
-        patterns: (pattern of names, limit); the last that fits counts.
+        default: limit of tasks that match no pattern; None for all questions.
+        patterns: (pattern of task names, limit); the last match applies.
     """
 
     default: int | None = None
@@ -45,7 +45,7 @@ class Limits:
         """Limits such as "100", or "100,hellaswag=2000,mmlu_*=4,piqa=all".
 
         Raises:
-            ValueError: it reads otherwise.
+            ValueError: the text has another form.
         """
         default, patterns = None, []
         for part in text.split(",") if text else ():
@@ -62,12 +62,12 @@ class Limits:
         return cls(default, tuple(patterns))
 
     def of(self, task: str) -> int | None:
-        """The limit of one task; None: all its questions."""
-        fits = [limit for pattern, limit in self.patterns if fnmatch.fnmatchcase(task, pattern)]
-        return fits[-1] if fits else self.default
+        """The limit of a task; None for all its questions."""
+        matches = [limit for pattern, limit in self.patterns if fnmatch.fnmatchcase(task, pattern)]
+        return matches[-1] if matches else self.default
 
     def check(self, tasks: Sequence[str]) -> None:
-        """ValueError for a pattern that no task fits."""
+        """Raise ValueError for a pattern that matches no task."""
         for pattern, _ in self.patterns:
             if not fnmatch.filter(tasks, pattern):
                 raise ValueError(f"limit: expected the name of a task or a pattern, got {pattern}")
@@ -75,13 +75,13 @@ class Limits:
 
 @dataclass
 class Outcome:
-    """What an evaluation came to.
+    """The outcome of an evaluation.
 
     Attributes:
-        results: as `lm_eval.evaluator.evaluate` returns it, without samples.
-        not_scored: task -> why.
-        failed: those of them whose code ended in an error.
-        notes: what is unusual about the data of tasks, or where earlier results went, one a line.
+        results: results as `lm_eval.evaluator.evaluate` returns them, without samples.
+        not_scored: task -> reason.
+        failed: tasks in `not_scored` whose code raised an error.
+        notes: one line each on unusual data of tasks and on earlier results that were moved.
     """
 
     results: dict[str, Any]
@@ -91,17 +91,17 @@ class Outcome:
 
 
 def load(names: Sequence[str], data_dir: Path | None, **options: Any) -> LoadedTasks:
-    """Tasks of suites, of the harness, and application scenarios, by name.
+    """Load tasks of suites, of the harness, and application scenarios by name.
 
     Args:
-        names: of presets, tasks, groups, tags; scenarios begin with "scenario_".
-        data_dir: mirror of the data; None: the hub. Of the scenarios, question answering alone
-            works from the hub.
-        **options: as :func:`llama_fast.eval.suite.load_tasks`.
+        names: names of presets, tasks, groups and tags; scenarios begin with "scenario_".
+        data_dir: mirror of the data; None for the hub, which serves question answering only among
+            the scenarios.
+        **options: see :func:`llama_fast.eval.suite.load_tasks`.
 
     Raises:
-        ValueError: an unknown name.
-        MissingDataError: data are not there, or a scenario needs `data_dir`.
+        ValueError: a name is unknown.
+        MissingDataError: data are missing, or a scenario needs `data_dir`.
     """
     ours = [name for name in names if name.startswith("scenario_")]
     loaded = load_tasks([n for n in names if n not in ours], data_dir=data_dir, **options)
@@ -126,26 +126,26 @@ def evaluate_tasks(
     keys: Mapping[str, str] | None = None,
     bootstrap_iters: int = 1000,
 ) -> Outcome:
-    """Ask every question of every task, and write results and samples to a folder.
+    """Evaluate all tasks and write results and samples to a folder.
 
-    A task whose own code fails is left out and named. The run ends if answers or results can't be
-    kept (a full disk), or memory runs out. Finished tasks stay in the folder either way, answers
-    in the model's request cache. Results that the folder has of the same model and settings stay
-    beside the new ones; others are moved aside, see :mod:`llama_fast.eval.earlier`.
+    A task whose own code fails is skipped and reported. The run ends if answers or results cannot
+    be stored (a full disk) or memory runs out. Finished tasks stay in the folder in any case, and
+    answers in the model's request cache. Existing results in the folder are kept if they have the
+    same model and settings; others are moved aside, see :mod:`llama_fast.eval.earlier`.
 
     Args:
         lm: the model.
         loaded: the tasks.
         out: folder for results.json and samples_<task>.jsonl.
-        limits: questions of each task; None: all.
+        limits: number of questions per task; None for all.
         metadata: facts for the report, see :func:`llama_fast.eval.report.write_run`.
-        chat: whether prompts go through the model's chat template.
-        system: instruction in front of each prompt.
-        keys: task -> `metric,filter` that is shown of it, where it is not the usual one.
-        bootstrap_iters: resamples for standard errors that have no formula.
+        chat: whether to apply the model's chat template to prompts.
+        system: system instruction for each prompt.
+        keys: task -> `metric,filter` to show, where it is not the default.
+        bootstrap_iters: resamples for standard errors without a formula.
 
     Raises:
-        OSError: something can't be written.
+        OSError: a file cannot be written.
     """
     from lm_eval.evaluator import evaluate
 
@@ -167,8 +167,8 @@ def evaluate_tasks(
     shots = {name: task.config.num_fewshot or 0 for name, task in tasks.items()}
     earlier, moved = take_over(out, facts, shots, counts)
     own = {*tasks, *loaded["groups"]}
-    of_folder = [] if moved is None else [moved]
-    outcome = Outcome({}, dict(loaded["missing"]), notes=of_folder)
+    folder_notes = [] if moved is None else [moved]
+    outcome = Outcome({}, dict(loaded["missing"]), notes=folder_notes)
     begin = time.monotonic()
     with quiet_bars(), LiveTable(counts) as table:
         lm.progress = table.advance
@@ -180,14 +180,14 @@ def evaluate_tasks(
                     {"tasks": {name: task}, "groups": {}, "group_map": {}},
                     limit=limits.of(name),
                     bootstrap_iters=bootstrap_iters,
-                    confirm_run_unsafe_code=True,  # it was loaded, so it was allowed
+                    confirm_run_unsafe_code=True,  # tasks are loaded only if code is allowed
                     apply_chat_template=chat,
                     fewshot_as_multiturn=chat,  # as on the harness's command line
                     system_instruction=system,
                 )
             except (CacheError, MemoryError):
                 raise
-            except Exception as error:  # of a task's own code, which may be anybody's
+            except Exception as error:  # the task's own code may raise anything
                 if is_out_of_memory(error):
                     raise MemoryError(f"{name}: {_reason(error)}; try a smaller budget") from error
                 if getattr(error, "errno", None) == errno.ENOSPC:
@@ -200,7 +200,7 @@ def evaluate_tasks(
             row, key = result["results"][name], keys.get(name)
             if score_of(row, key) is None:
                 outcome.not_scored[name] = notes.pop(name, "no question has a score")
-            outcome.notes = of_folder + by_text(notes)
+            outcome.notes = folder_notes + by_text(notes)
             facts |= {
                 "seconds": time.monotonic() - begin,
                 "truncated": lm.truncated,
@@ -220,7 +220,7 @@ def evaluate_tasks(
 
 @contextlib.contextmanager
 def quiet_bars() -> Iterator[None]:
-    """Within the block, no progress bars of the harness and of datasets tear the table apart."""
+    """Hide progress bars of the harness and of datasets, which would disturb the table."""
     import datasets
     from lm_eval.api import task
 
@@ -236,13 +236,13 @@ def quiet_bars() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line; a ValueError says what is wrong by itself."""
+    """The error on one line; the text of a ValueError needs no class name."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def by_text(notes: Mapping[str, str]) -> list[str]:
-    """What is said of tasks, a line each; what is the same of several, once."""
+    """Notes on tasks, one line each; equal notes are merged."""
     tasks: dict[str, list[str]] = {}
     for task, text in notes.items():
         tasks.setdefault(text, []).append(task)
@@ -250,16 +250,16 @@ def by_text(notes: Mapping[str, str]) -> list[str]:
 
 
 def _questions(task: Any, limit: int | None) -> int:
-    """How many are asked; 0 if the task's own code fails: its evaluation then says why."""
+    """Number of questions; 0 if the task's own code fails, which its evaluation then reports."""
     try:
-        there = len(task.eval_docs)
+        total = len(task.eval_docs)
     except Exception:
         return 0
-    return there if limit is None else min(limit, there)
+    return total if limit is None else min(limit, total)
 
 
-def _merge(results: dict[str, Any], result: Mapping[str, Any]) -> None:
-    for key, value in result.items():
+def _merge(results: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
         if key == "samples":
             continue
         if isinstance(value, dict):
@@ -269,7 +269,7 @@ def _merge(results: dict[str, Any], result: Mapping[str, Any]) -> None:
 
 
 def _add_groups(results: dict[str, Any], loaded: LoadedTasks) -> None:
-    """Scores of the groups whose tasks are all there."""
+    """Add the scores of groups whose tasks all have results."""
     if not results:
         return
     for name, group in loaded["groups"].items():
@@ -281,7 +281,7 @@ def _add_groups(results: dict[str, Any], loaded: LoadedTasks) -> None:
 
 
 def _with_lengths(results: Mapping[str, Any], members: Sequence[str]) -> dict[str, Any]:
-    """The harness leaves the number of questions out of what it returns, but groups count it."""
+    """Results with the number of questions, which the harness omits but groups need."""
     return {
         name: {**results["results"][name], "sample_len": results["n-samples"][name]["effective"]}
         for name in members

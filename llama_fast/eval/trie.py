@@ -1,8 +1,7 @@
-"""Token sequences as a radix tree: what they begin with in common stands in it once.
+"""Token sequences as a radix tree, in which shared prefixes are stored once.
 
-A few-shot header is the beginning of every question of a task, and a question that of each of its
-options. The tree has a node for each stretch of tokens that goes on without a branch; a model has
-to compute each node once, after its parent.
+All questions of a task share a few-shot header, and all options of a question share the question.
+Each node holds the tokens between two branches; a model computes each node once, after its parent.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ Tokens = Sequence[int]
 
 @dataclass(eq=False)
 class Node:
-    """A stretch of tokens after those of its ancestors.
+    """A run of tokens that follows those of its ancestors.
 
     Attributes:
-        start: how many tokens stand before it on the way from the root.
-        tokens: its own.
-        parent: None for the root, which has no tokens.
-        children: in the order of their tokens.
-        rows: what is asked of it: (offset of a token in it, the token asked for after that one,
-            number of the request).
+        start: number of tokens on the path from the root to this node.
+        tokens: tokens of this node.
+        parent: parent node; None for the root, which has no tokens.
+        children: child nodes in the order of their tokens.
+        rows: requested predictions: (offset of a token in the node, the token that follows it in
+            the request, index of the request).
     """
 
     start: int
@@ -34,17 +33,17 @@ class Node:
 
     @property
     def end(self) -> int:
-        """Number of tokens from the root to its last one."""
+        """Number of tokens from the root to the end of this node."""
         return self.start + len(self.tokens)
 
 
 def build(requests: Sequence[tuple[Tokens, Tokens]]) -> Node:
-    """The root of the tree of all requests, their rows in its nodes.
+    """The root of the tree of all requests, with their rows.
 
     Args:
-        requests: (context, continuation) each, both of at least one token: how likely is each token
-            of the continuation, given what stands before it? The last token of the continuation
-            predicts nothing and is in no node.
+        requests: (context, continuation) pairs of at least one token each. Every token of the
+            continuation is predicted from the tokens before it; its last token predicts nothing
+            and is in no node.
     """
     inputs = [[*context, *continuation[:-1]] for context, continuation in requests]
     root = Node(0, (), None)
@@ -74,7 +73,7 @@ def build(requests: Sequence[tuple[Tokens, Tokens]]) -> Node:
 
 
 def _common(a: Tokens, b: Tokens) -> int:
-    """How many tokens both begin with."""
+    """Length of the common prefix."""
     count = min(len(a), len(b))
     if a[:count] == b[:count]:
         return count
@@ -82,7 +81,7 @@ def _common(a: Tokens, b: Tokens) -> int:
 
 
 def _split(node: Node, offset: int) -> Node:
-    """Part a node that has no rows yet; returns the new one, with its first tokens."""
+    """Split a node without rows; returns the new node, which has its first tokens."""
     assert node.parent is not None
     upper = Node(node.start, node.tokens[:offset], node.parent, [node])
     node.parent.children[-1] = upper

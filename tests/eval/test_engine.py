@@ -85,7 +85,7 @@ def test_shared_beginnings_are_computed_once(real: tuple[LLaMA, Pairs]) -> None:
     beginnings = {
         tuple([*c, *k[:-1]][: i + 1]) for c, k in pairs for i in range(len(c) + len(k) - 1)
     }
-    assert scorer.work.computed == len(beginnings) < scorer.work.asked / 2
+    assert scorer.work.computed == len(beginnings) < scorer.work.requested / 2
     rows = {(*c, *k[:i]) for c, k in pairs for i in range(len(k))}
     assert scorer.work.rows == len(rows)  # options of one token are read from one row
 

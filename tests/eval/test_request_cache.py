@@ -50,7 +50,7 @@ def test_no_cache_file(tmp_path: Path) -> None:
 
 
 def test_a_place_where_nothing_can_be(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="not to be used as a cache of requests"):
+    with pytest.raises(CacheError, match="cannot be used as a request cache"):
         RequestCache(tmp_path / ("no" * 200))
 
 
@@ -94,7 +94,7 @@ def test_a_file_with_more_in_it(tmp_path: Path, what: str) -> None:
     file = tmp_path / "c.sqlite"
     with closing(sqlite3.connect(file)) as made:
         made.executescript(EVIL[what])
-    with pytest.warns(UserWarning, match="expected the table of answers alone") as warned:
+    with pytest.warns(UserWarning, match="expected the table of answers only") as warned:
         cache = RequestCache(file)
     assert len(warned) == 1 and cache.get([b"1"]) == {}
     cache.put([(b"1", "own")])
@@ -139,7 +139,7 @@ def test_rows_that_do_not_read(tmp_path: Path) -> None:
         made.execute("INSERT INTO answers VALUES (?, CAST(x'22ff22' AS TEXT))", (b"utf",))
         made.commit()
     keys = [b"good", b"utf", *(key for key, _ in rows)]
-    with pytest.warns(UserWarning, match="answers that do not read are asked anew") as warned:
+    with pytest.warns(UserWarning, match="unreadable answers are computed again") as warned:
         assert cache.get(keys, _is_likelihood) == {b"good": [-1.5, True]}
     assert len(warned) == 1
 

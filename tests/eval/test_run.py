@@ -134,7 +134,7 @@ def test_answers_that_cannot_be_kept_end_the_run(
     loaded = load(["piqa", "arc_easy"], mirror)
     assert lm.cache is not None
     lm.cache.close()
-    with pytest.raises(CacheError, match=r"requests\.sqlite: answers can't be read"):
+    with pytest.raises(CacheError, match=r"requests\.sqlite: answers cannot be read"):
         evaluate_tasks(lm, loaded, tmp_path, limits=Limits(2))
 
 

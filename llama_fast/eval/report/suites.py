@@ -15,7 +15,7 @@ def preset_of(run: Run) -> str | None:
 
 
 def metric_of(run: Run, task: str) -> str | None:
-    """`metric,filter` of the task's score in the run's preset; None if the preset has no such task."""
+    """`metric,filter` of the task's score in the run's preset, or None."""
     preset = preset_of(run)
     key = None if preset is None else _tasks(preset).get(task, (None, ""))[0]
     # The task may have been run with other metrics.

@@ -38,7 +38,7 @@ class Bold(OwnTask):
     }
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
-        import vaderSentiment  # noqa: F401  fails before the model has worked, not after
+        import vaderSentiment  # noqa: F401  an error here comes before generation, not after
 
         super().__init__(config=config)
 

@@ -1,15 +1,15 @@
-"""Runs programs that a model wrote, away from everything, and their tests beside them.
+"""Runs programs written by a model, and their tests, in a sandbox.
 
 Each program gets a fresh Python process with an empty environment and an empty folder, in its own
-user, mount, process, network and message-queue namespaces, on a root file system that holds
-Python's library, its packages and the system's libraries read-only; under Landlock; without
-capabilities; with limits on memory, processor time and files; and behind a system-call filter that
-lets through what Python needs: no process, thread, program or connection, no signal to others nor a
-hold on them. Where a kernel or container forbids one of these, the others serve: the program runs
-only if files, network and processes are each guarded by at least one. docs/evaluation.md says what
-is left.
+user, mount, process, network and message-queue namespaces, on a root file system that contains
+Python's library, its packages and the system's libraries read-only. It runs under Landlock, without
+capabilities, with limits on memory, processor time and files, and behind a system-call filter that
+allows what Python needs but no process, thread, program, connection or signal to others. If a
+kernel or container forbids one of these guards, the others remain. The program runs only if files,
+network and processes each have at least one guard. docs/evaluation.md describes what remains
+possible.
 
-The tests run in a second process behind the same guards, which alone can tell the outcome; the
+The tests run in a second process behind the same guards. Only that process decides the outcome; the
 program's values reach it as data (:mod:`jail.values`, :mod:`jail.peer`).
 """
 
@@ -33,26 +33,26 @@ from llama_fast.eval.suite import jail
 
 __all__ = ["Limits", "Outcome", "SandboxError", "measures", "run"]
 
-# How long the process may take to get ready, on a busy machine; the program's time starts then.
+# Limit of the process's own start-up, for busy machines; the program's time starts after it.
 _STARTUP_SECONDS = 30.0
 _MESSAGE_BYTES = 1 << 16
 
 
 class SandboxError(OSError):
-    """Programs cannot be run safely on this machine; the message says what is not guarded."""
+    """This machine cannot run programs safely; the message says what is not guarded."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Limits of a program.
 
     Attributes:
-        seconds: of wall time from when both processes are shut in, for program and tests together;
-            each of the two gets two more of processor time, which ends it if all else fails.
-        memory_mb: MiB of address space, of each process. Outside of it are the files in memory
-            (``disk_mb``) and what the kernel holds for 64 open files, such as pipes.
-        file_mb: MiB in one file.
-        disk_mb: MiB in all files together. Without a root of its own a program can write none.
+        seconds: wall time of program and tests together, from when both processes are confined.
+            Each process also has a limit on processor time, two seconds higher.
+        memory_mb: MiB of address space of each process. Not included are files in memory
+            (``disk_mb``) and the kernel's buffers of 64 open files.
+        file_mb: MiB of one file.
+        disk_mb: MiB of all files. Without its own root file system a program cannot write any.
     """
 
     seconds: float = 3.0
@@ -63,13 +63,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a program.
+    """The outcome of a program.
 
     Attributes:
-        status: "passed" (program and tests ran to their ends), "failed" (one of them raised, exited
-            or was killed) or "timed out".
-        error: the exception, or how it died; empty if it passed.
-        seconds: wall time that program and tests took, without the sandbox's own.
+        status: "passed" (program and tests ran to the end), "failed" (one of them raised, exited or
+            was killed) or "timed out".
+        error: the exception or the way it ended; empty if it passed.
+        seconds: wall time of program and tests, without the sandbox's start-up.
     """
 
     status: str
@@ -78,36 +78,36 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether program and tests ran to their ends."""
+        """Whether program and tests ran to the end."""
         return self.status == "passed"
 
 
 def run(program: str, limits: Limits | None = None, tests: str = "") -> Outcome:
-    """Runs a Python program and then its tests, and says whether these ran to their end.
+    """Run a Python program, then its tests, and return whether both ran to the end.
 
-    The tests run in another process than the program. They use its functions by their names; what
-    they pass and get is data (see :mod:`jail.values`), and anything else a reference on which they
-    can call, iterate and look up attributes, and which equals itself alone. What is printed is
-    thrown away.
+    The tests run in another process than the program and use its functions by name. Arguments and
+    results are passed as data (see :mod:`jail.values`); other objects are passed as references that
+    support calls, iteration and attribute access and are equal only to themselves. Output is
+    discarded.
 
     Args:
-        program: its source.
-        limits: what each of the two processes may use; :class:`Limits` by default.
-        tests: source that raises if the program is wrong; without, a program passes that says of
-            itself that it ran to its end.
+        program: source of the program.
+        limits: limits of each of the two processes; :class:`Limits` by default.
+        tests: source that raises if the program is wrong. Without tests, a program passes if it
+            reports that it ran to the end.
 
     Raises:
-        SandboxError: this machine offers too little to run it safely. It did not run.
+        SandboxError: this machine lacks the guards to run it safely. The program did not run.
     """
     return _run(program, limits or Limits(), tests=tests)[0]
 
 
 @cache
 def measures() -> dict[str, list[str]]:
-    """What guards "files", "network" and "processes" here, and what "failed" to.
+    """The guards of "files", "network" and "processes" on this machine, and those that "failed".
 
     Raises:
-        SandboxError: one of the three is unguarded, or the machine is no Linux.
+        SandboxError: one of the three has no guard, or the system is not Linux.
     """
     return _run("pass", Limits())[1]
 
@@ -115,7 +115,7 @@ def measures() -> dict[str, list[str]]:
 def _run(
     program: str, limits: Limits, without: tuple[str, ...] = (), tests: str = ""
 ) -> tuple[Outcome, dict[str, list[str]]]:
-    """The outcome, and what guarded the program; ``without`` leaves out layers, for the tests."""
+    """The outcome and the guards; the tests of this module leave out layers by ``without``."""
     if not sys.platform.startswith("linux"):
         raise SandboxError(f"programs run on Linux only, this is {sys.platform}")
     folder = tempfile.mkdtemp(prefix="llama-fast-run-")
@@ -159,9 +159,9 @@ def _run(
 
 
 def _follow(receive: int, limits: Limits) -> tuple[Outcome, dict[str, list[str]]]:
-    """Reads the two messages: what guards the program, and how it ended.
+    """Read the two messages: the guards, and the outcome.
 
-    Both are of a process that runs nothing of the program's.
+    Both come from a process that runs no code of the program.
     """
     ready = time.monotonic() + _STARTUP_SECONDS
     first, rest = _read(receive, b"", ready, until=b"\n")
@@ -180,7 +180,7 @@ def _follow(receive: int, limits: Limits) -> tuple[Outcome, dict[str, list[str]]
         outcome = Outcome("timed out", f"longer than {limits.seconds} s", seconds)
     elif second == b"passed":
         outcome = Outcome("passed", "", seconds)
-    else:  # nothing at all if the tests' process was killed, by its limits
+    else:  # empty if the limits killed the process of the tests
         text = second.decode(errors="replace").removeprefix("failed ")
         outcome = Outcome("failed", text or "ended early", seconds)
     return outcome, report["held"]
@@ -189,7 +189,7 @@ def _follow(receive: int, limits: Limits) -> tuple[Outcome, dict[str, list[str]]
 def _read(
     handle: int, have: bytes, deadline: float, until: bytes | None
 ) -> tuple[bytes | None, bytes]:
-    """All up to ``until`` or the end, and what came after it; None if time ran out."""
+    """The data up to ``until`` or the end, and the rest; None at the deadline."""
     while (until is None or until not in have) and len(have) < _MESSAGE_BYTES:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([handle], [], [], left)[0]:
@@ -205,9 +205,9 @@ def _read(
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and all that it started: they share a group and cannot leave it.
+    """Kill the process and its children, which share a process group that they cannot leave.
 
-    The group is there at least until the process is waited for.
+    The group exists at least until the process is waited for.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -216,14 +216,14 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 @cache
 def _readable() -> list[str]:
-    """Folders and files that Python needs: its library and packages, the system's libraries."""
+    """Paths that Python needs: its library and packages, and the system's libraries."""
     paths = sysconfig.get_paths()
     paths_needed = [paths[name] for name in ("stdlib", "platstdlib")] + _packages()
     paths_needed += [f"{folder}/lib{bits}" for folder in ("", "/usr") for bits in ("", "32", "64")]
     paths_needed += [f"{sys.base_prefix}/lib", "/usr/local/lib", "/usr/share/zoneinfo"]
     paths_needed += ["/etc/ld.so.cache", "/etc/localtime"]
     paths_needed += [os.path.realpath(path) for path in paths_needed if os.path.islink(path)]
-    # Longest last, and none below another: that one is there already.
+    # Shortest first; a path below another is already included.
     chosen: list[str] = []
     for path in sorted({os.path.abspath(p) for p in paths_needed if os.path.exists(p)}, key=len):
         if path != "/" and not any(path.startswith(c + "/") for c in chosen):
@@ -233,6 +233,6 @@ def _readable() -> list[str]:
 
 @cache
 def _packages() -> list[str]:
-    """The folders of installed packages, which a program may import."""
+    """The folders of installed packages that a program may import."""
     paths = sysconfig.get_paths()
     return list(dict.fromkeys([paths["purelib"], paths["platlib"]]))

@@ -1,4 +1,4 @@
-"""SQuAD 2.0 as in lm-eval, with the metric computed here instead of fetched from the network."""
+"""SQuAD 2.0 as in lm-eval, with a local implementation of the metric."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _Item = tuple[dict[str, Any], dict[str, Any]]
 
 
 class SquadV2(SQuAD2):
-    """The stock task ``squadv2``, whose splits may be absent.
+    """The harness's task ``squadv2``, which may lack splits here.
 
-    Scores are in percent, as the official script's (Rajpurkar et al. 2018): ``exact`` and ``f1``
+    Scores are in percent, as in the official script (Rajpurkar et al. 2018): ``exact`` and ``f1``
     over all questions, ``HasAns_*`` and ``NoAns_*`` over those with and without an answer,
     ``best_*`` with the best threshold on the probability of "unanswerable".
     """
@@ -33,7 +33,7 @@ class SquadV2(SQuAD2):
         return "train" in self.dataset
 
     def fewshot_docs(self) -> None:
-        """None: the task has no examples, and the training split need not be read for them."""
+        """None: the task has no examples, so the training split is not needed."""
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         """A question's scores; see the class."""
@@ -42,7 +42,7 @@ class SquadV2(SQuAD2):
         return {**stock, "exact": 100.0 * exact, "f1": 100.0 * f1}
 
     def aggregation(self) -> dict[str, Any]:
-        """Metric -> what becomes of the questions' scores."""
+        """Metric -> aggregation over the questions' scores."""
         from lm_eval.api.metrics import mean
 
         functions: dict[str, Any] = {"exact": mean, "f1": mean}
@@ -54,9 +54,9 @@ class SquadV2(SQuAD2):
 
 
 def score(prediction: str, answers: list[str]) -> tuple[float, float]:
-    """Exact match and F1 of a prediction, each the best over the answers; none means "no answer".
+    """Exact match and F1 of a prediction, each the maximum over the answers.
 
-    An empty prediction is the answer that there is none.
+    An empty list of answers means that the question has none; an empty prediction says so.
     """
     golds = [gold for gold in answers if gold.strip()] or [""]
     exact = max(exact_match(prediction, gold) for gold in golds)

@@ -1,4 +1,4 @@
-"""Brings lm-eval's results to the rows of the paper's table."""
+"""Converts lm-eval's results to the rows of the paper's table."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class PartScore:
 
     Attributes:
         name: the benchmark.
-        value: percent (BOLD: sentiment from -1 to 1); None if nothing of it was scored.
+        value: percent (BOLD: sentiment from -1 to 1); None without a scored task.
         stderr: standard error of ``value``; None if unknown.
-        questions: how many questions it is over.
-        missing: its tasks that have no result.
+        questions: number of questions.
+        missing: its tasks without a result.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Score:
     """A row of the table: one column of the suite.
 
     Attributes:
-        column: its name.
+        column: name of the column.
         value: mean of the parts that have a value, in percent (BOLD: from -1 to 1); None if no
             part has one.
-        stderr: standard error of ``value``, parts taken as independent; None if unknown.
-        questions: how many questions it is over.
-        parts: the benchmarks in it.
-        missing: what of it has no result: names of benchmarks, or of their tasks. Not empty means
-            that ``value`` is not the whole column.
+        stderr: standard error of ``value`` for independent parts; None if unknown.
+        questions: number of questions.
+        parts: the benchmarks in the column.
+        missing: benchmarks or tasks without a result. If not empty, ``value`` is not that of the
+            whole column.
         safety: whether the row belongs to the safety table.
-        higher_is_better: None where neither is.
-        note: what to know before comparing it with the paper; empty if nothing.
+        higher_is_better: None if neither direction is better.
+        note: caveat on the comparison with the paper; may be empty.
     """
 
     column: str
@@ -60,26 +60,26 @@ class Score:
     note: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain data, for JSON."""
+        """The row as data for JSON."""
         return asdict(self)
 
 
 def summarise(results: Mapping[str, Any], preset: str | Suite = "llama2-paper") -> list[Score]:
-    """The rows of a suite from what ``lm_eval.evaluator.evaluate`` returned.
+    """The rows of a suite from the results of ``lm_eval.evaluator.evaluate``.
 
-    A part's value is the mean over all questions of its tasks, so a task counts by its number of
-    questions; a column's is the mean of its parts. Standard errors follow: that of a part is
+    A part's value is the mean over all questions of its tasks, so tasks are weighted by their
+    number of questions; a column's value is the mean of its parts. The standard error of a part is
     sqrt(sum of (n_i s_i)^2) / sum of n_i, that of a column sqrt(sum of s_p^2) / number of parts.
 
     Args:
-        results: the harness's results (``results.json`` read back serves as well).
+        results: the harness's results, or the content of ``results.json``.
         preset: the suite, or the name of a preset.
 
     Returns:
-        One row a column, in the suite's order; columns without any result are there, too.
+        One row per column, in the suite's order, including columns without a result.
     """
-    chosen = suite(preset) if isinstance(preset, str) else preset
-    return [_column(column, results) for column in chosen.columns]
+    columns = (suite(preset) if isinstance(preset, str) else preset).columns
+    return [_column(column, results) for column in columns]
 
 
 def _column(column: Column, results: Mapping[str, Any]) -> Score:

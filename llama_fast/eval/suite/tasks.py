@@ -11,7 +11,7 @@ from llama_fast.eval.suite.toxigen import ToxigenGeneration
 
 __all__ = ["CLASSES"]
 
-# Each is built by ``class(config)``, where config holds what the caller chose, if anything.
+# Each is built by ``class(config)``, where config has the caller's overrides.
 CLASSES: dict[str, type[ConfigurableTask]] = {
     "bold": Bold,
     "quac": Quac,

@@ -1,7 +1,7 @@
-"""Tasks of lm-eval with what the Llama 2 paper does otherwise: shots, normalisation.
+"""Tasks of lm-eval with the Llama 2 paper's number of shots and normalisation.
 
-A variant is a stock task's configuration with some entries replaced. It has a name of its own, so
-that a run can hold the stock task beside it.
+A variant is a task's configuration with some entries replaced. It has its own name, so that one run
+can contain both.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["GROUPS", "VARIANTS", "CompletionRatioTask", "Variant", "VariantGroup
 class CompletionRatioTask(ConfigurableTask):
     """Multiple choice by P(choice | question) / P(choice | "Answer:").
 
-    Brown et al. 2020 (GPT-3, section 2.4) score the benchmarks so whose answers differ much in how
-    likely they are by themselves. The metric is the harness's ``acc_mutual_info``, which divides
-    by P(choice) after nothing; the requests for the divisor get the context "Answer:" here.
+    Brown et al. 2020 (GPT-3, section 2.4) use this for benchmarks whose answers differ in their
+    unconditional probability. The metric is the harness's ``acc_mutual_info``, which divides by
+    P(choice) without a context; here the divisor has the context "Answer:".
     """
 
     ANSWER = "Answer:"
@@ -34,7 +34,7 @@ class CompletionRatioTask(ConfigurableTask):
     def construct_requests(
         self, doc: dict[str, Any], ctx: Any, **kwargs: Any
     ) -> list[Instance] | Instance:
-        """The harness's requests, those without a context after "Answer:" instead."""
+        """The harness's requests, with the context "Answer:" in place of an empty one."""
         requests = super().construct_requests(doc, ctx, **kwargs)
         for request in requests:
             context, *rest = request.arguments
@@ -45,10 +45,10 @@ class CompletionRatioTask(ConfigurableTask):
 
 @dataclass(frozen=True)
 class Variant:
-    """A task made of a stock one.
+    """A task derived from one of lm-eval.
 
     Attributes:
-        base: the stock task.
+        base: name of the task in lm-eval.
         changes: entries of its configuration to replace.
         task: the class to build.
     """
@@ -58,7 +58,7 @@ class Variant:
     task: type[ConfigurableTask] = ConfigurableTask
 
     def build(self, name: str, stock: dict[str, Any]) -> ConfigurableTask:
-        """The task named ``name``, from the stock task's configuration."""
+        """The task ``name`` from the configuration of the base task."""
         config = {**deepcopy(stock), **deepcopy(dict(self.changes)), "task": name}
         for key in ("tag", "group", "task_list", "class"):
             config.pop(key, None)
@@ -83,7 +83,7 @@ def _metrics(*names: str) -> dict[str, Any]:
     return {"metric_list": entries}
 
 
-# What tokenizers of the byte-level kind write begins with a space, which the targets do not have.
+# Text generated with a byte-level tokenizer begins with a space, which the targets do not have.
 _STRIPPED = {
     "filter_list": [
         {

@@ -1,6 +1,7 @@
-"""The processes in which what a model wrote runs: a program with its tests beside it, SQL.
+"""The processes that run model-written programs with their tests, and model-written SQL.
 
-Standard library only: they start under ``python -I -S``, in which nothing else can be imported.
+This package uses the standard library only: it runs under ``python -I -S``, which imports nothing
+else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ __all__ = ["command"]
 def command(module: str) -> list[str]:
     """The command line that runs the ``main`` of a module of this package, in a fresh Python.
 
-    Nothing of the folder around this package, which is on the path meanwhile, gets imported.
+    The parent folder is on the import path only while this package is imported.
     """
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = (

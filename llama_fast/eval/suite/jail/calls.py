@@ -1,8 +1,8 @@
-"""The system-call filter: what CPython needs, and nothing else (seccomp).
+"""The system-call filter (seccomp): an allow-list of what CPython needs.
 
-An allow-list. A call that is not on it gives EPERM; one newer than the newest that was looked at
-gives ENOSYS, so that the C library takes the older call. The filter cannot count, so there are no
-threads: ``clone`` is not on the list.
+A call that is not on the list fails with EPERM. A call newer than those reviewed here fails with
+ENOSYS, so that the C library falls back to an older one. ``clone`` is not on the list, because a
+filter cannot count threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["filter_system_calls"]
 
 # Name, number on x86_64, number on aarch64. Numbers are those of Linux's asm/unistd_64.h and
 # asm-generic/unistd.h. None of these reaches another process, and files are reached by path, where
-# the mounts or Landlock decide; what can be seen of files beyond those is in docs/evaluation.md.
+# the mounts or Landlock decide; docs/evaluation.md says what remains visible of other files.
 _ALLOWED = """
 read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62,
 mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135,
@@ -39,7 +39,7 @@ epoll_create 213 -, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, ep
 epoll_pwait2 441 441, openat 257 56, newfstatat 262 79, statx 332 291, faccessat 269 48,
 faccessat2 439 439, sendfile 40 71, copy_file_range 326 285, getrandom 318 278, close_range 436 436
 """
-# Those that are allowed for some values of an argument only, of which the kernel reads 32 bits.
+# Calls that are allowed for some values of an argument only, of which the kernel reads 32 bits.
 _CONDITIONAL = """
 kill 62 129, tgkill 234 131, prctl 157 167, prlimit64 302 261, fcntl 72 25, ioctl 16 29,
 socketpair 53 199, madvise 28 233, sched_getaffinity 204 123, clock_gettime 228 113,
@@ -55,8 +55,8 @@ _LOAD, _EQUAL, _AT_LEAST, _MASK, _GIVE = 0x20, 0x15, 0x35, 0x54, 0x06
 
 
 def _conditions(own: int) -> list[tuple[str, list[tuple[int, int, tuple[int, ...]]]]]:
-    """Call -> for some arguments (which one, bits to leave out, values that are allowed)."""
-    clocks = (0, 0, tuple(range(12)))  # by their names; the others are those of other processes
+    """Call -> conditions on its arguments: (index, bits to ignore, allowed values)."""
+    clocks = (0, 0, tuple(range(12)))  # clocks by name; other numbers are clocks of other processes
     return [
         ("kill", [(0, 0, (own,))]),
         ("tgkill", [(0, 0, (own,))]),
@@ -66,11 +66,11 @@ def _conditions(own: int) -> list[tuple[str, list[tuple[int, int, tuple[int, ...
         ("sched_getaffinity", [(0, 0, (0,))]),
         # Duplicates and flags: no locks, leases, signals, larger pipes.
         ("fcntl", [(1, 0, (0, 1, 2, 3, 4, 1030))]),
-        # isatty, FIONREAD, FIONBIO, and whether a program that is started inherits a file.
+        # isatty, FIONREAD, FIONBIO, and the close-on-exec flag.
         ("ioctl", [(1, 0, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451))]),
-        # Pairs of streams, for asyncio: a datagram socket sends to any address unconnected.
-        ("socketpair", [(0, 0, (1,)), (1, 0o2004000, (1,))]),  # but for CLOEXEC and NONBLOCK
-        # What allocators use.
+        # Pairs of streams, for asyncio. Datagram sockets could send to any address.
+        ("socketpair", [(0, 0, (1,)), (1, 0o2004000, (1,))]),  # besides CLOEXEC and NONBLOCK
+        # Advice that allocators give.
         ("madvise", [(2, 0, (4, 8, 14, 15))]),
         ("clock_gettime", [clocks]),
         ("clock_getres", [clocks]),
@@ -79,7 +79,7 @@ def _conditions(own: int) -> list[tuple[str, list[tuple[int, int, tuple[int, ...
 
 
 def _numbers(table: str, column: int) -> dict[str, int]:
-    """System call -> number; those that the machine does not have are left out."""
+    """System call -> number, without calls that the machine lacks."""
     entries = [entry.split() for entry in table.replace("\n", " ").split(",")]
     return {entry[0]: int(entry[column]) for entry in entries if entry[column] != "-"}
 
@@ -94,7 +94,7 @@ def _program(machine: str, own: int) -> list[bytes]:
 
     step(_LOAD, 4)  # the architecture
     step(_EQUAL, architecture, 1, 0)
-    step(_GIVE, _KILL)  # another table of calls (32 bits) would go round the filter
+    step(_GIVE, _KILL)  # the 32-bit table of calls would bypass the filter
     step(_LOAD, 0)  # the number of the call
     step(_AT_LEAST, 0x40000000, 0, 1)
     step(_GIVE, _EPERM)  # x32
@@ -110,8 +110,8 @@ def _program(machine: str, own: int) -> list[bytes]:
         for argument, without, values in conditions:
             step(_LOAD, 16 + 8 * argument)
             step(_MASK, 0xFFFFFFFF & ~without)
-            for place, value in enumerate(values):
-                step(_EQUAL, value, len(values) - place, 0)
+            for index, value in enumerate(values):
+                step(_EQUAL, value, len(values) - index, 0)
             step(_GIVE, _EPERM)
         step(_GIVE, _ALLOW)
     step(_GIVE, _EPERM)
@@ -119,7 +119,7 @@ def _program(machine: str, own: int) -> list[bytes]:
 
 
 def filter_system_calls() -> None:
-    """Puts the calling process, for good, behind the filter.
+    """Install the filter in the calling process, irrevocably.
 
     Raises:
         OSError: the kernel has no filters, or the machine is neither x86_64 nor aarch64.

@@ -1,4 +1,4 @@
-"""Messages over pipes: their length in 8 bytes, and themselves."""
+"""Messages over pipes: the length in 8 bytes, then the content."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["FormatError", "read_frame", "write_frame"]
 
 
 class FormatError(ValueError):
-    """A message that is not in the format, or over its limits."""
+    """A message violates the format or its limits."""
 
 
 def read_frame(handle: int, limit: int | None = None) -> bytes | None:
-    """The next message; None at the end. Nothing is read ahead.
+    """The next message; None at the end. Reads no byte beyond it.
 
     Raises:
-        FormatError: it is longer than ``limit``.
+        FormatError: the message is longer than ``limit``.
     """
     head = _exactly(handle, 8)
     if head is None:
@@ -27,7 +27,7 @@ def read_frame(handle: int, limit: int | None = None) -> bytes | None:
 
 
 def write_frame(handle: int, data: bytes) -> None:
-    """Sends a message."""
+    """Write a message."""
     data = len(data).to_bytes(8, "little") + data
     while data:
         data = data[os.write(handle, data) :]

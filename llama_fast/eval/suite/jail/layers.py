@@ -1,7 +1,7 @@
-"""What shuts a process in: namespaces, a root of its own, Landlock, no capabilities, limits.
+"""Guards that confine a process: namespaces, its own root, Landlock, no capabilities, limits.
 
-The order matters: first the namespaces (they need rights), then Landlock, the capabilities and the
-limits, last the system-call filter of :mod:`calls`, which forbids what came before.
+The order matters: namespaces first, because they need rights; then Landlock, capabilities and
+limits; last the system-call filter of :mod:`calls`, which forbids the calls of the others.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _mount(
 
 
 def new_namespaces() -> None:
-    """Own users, mounts, processes, network, message queues and host name."""
+    """Enter new user, mount, process, network, IPC and host-name namespaces."""
     uid, gid = os.geteuid(), os.getegid()
     spaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     _check(_libc.unshare(spaces))
@@ -58,7 +58,7 @@ def new_namespaces() -> None:
 
 
 def new_root(root: str, readable: list[str], megabytes: int) -> None:
-    """A read-only file system of what is readable, and two empty folders of bounded size in it."""
+    """Switch to a read-only root with the readable paths and two empty folders of bounded size."""
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=4096,mode=755")
     for path in [*readable, "/dev/null", "/dev/zero", "/dev/urandom"]:
@@ -72,7 +72,7 @@ def new_root(root: str, readable: list[str], megabytes: int) -> None:
         else:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
         _mount(path, target, None, MS_BIND | MS_REC)
-        # Without set-user-id, also for what is mounted below; device files stay.
+        # No set-user-id, recursively; no devices except in /dev.
         _read_only(target, AT_RECURSIVE, 0x2 | (0 if path.startswith("/dev/") else 0x4))
     for folder in (WORK, "/tmp", "/.outside"):
         os.makedirs(root + folder, exist_ok=True)
@@ -97,10 +97,10 @@ def _read_only(mount: str, recursive: int, more: int) -> None:
 
 
 def landlock(readable: list[str], writable: list[str]) -> None:
-    """Allows reading below ``readable`` and all below ``writable``, and no TCP; no other file."""
+    """Restrict the process to reading ``readable`` and full access to ``writable``, without TCP."""
     version = _syscall(SYS_LANDLOCK_CREATE, None, 0, 1)
     if version < 3:
-        raise OSError(f"version {version} lets files be truncated")
+        raise OSError(f"version {version} does not restrict truncation")
     files = (1 << 15) - 1
     if version >= 5:
         files |= 1 << 15  # ioctl on devices
@@ -117,7 +117,7 @@ def landlock(readable: list[str], writable: list[str]) -> None:
             continue
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         if not os.path.isdir(path):
-            allowed &= 0b111  # the others are rights on folders
+            allowed &= 0b111  # the other rights apply to folders only
         rule = struct.pack("=Qi", allowed, handle)
         _syscall(SYS_LANDLOCK_ADD, rules, 1, rule, 0)
         os.close(handle)
@@ -127,7 +127,7 @@ def landlock(readable: list[str], writable: list[str]) -> None:
 
 
 def drop_capabilities() -> None:
-    """Gives up all rights of root but those over its own files."""
+    """Drop all capabilities."""
     for capability in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             break
@@ -136,12 +136,12 @@ def drop_capabilities() -> None:
 
 
 def limit(limits: dict[str, int]) -> None:
-    """Sets the limits of this process, which it cannot raise again."""
+    """Set resource limits of this process, which it cannot raise again."""
     megabyte = 1 << 20
     values = {
         resource.RLIMIT_AS: limits["memory_mb"] * megabyte,
         resource.RLIMIT_CPU: int(limits["seconds"]) + 2,
-        resource.RLIMIT_NPROC: 0,  # no further thread; it does not hold root, the filter does
+        resource.RLIMIT_NPROC: 0,  # no threads; root is exempt, but the filter covers it
         resource.RLIMIT_FSIZE: limits["file_mb"] * megabyte,
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_CORE: 0,

@@ -1,9 +1,9 @@
-"""The order of events: shut in, split in two, run the program here and its tests child_active.
+"""Confines a process, forks it, and runs the program in the child and its tests in the parent.
 
-The process that :mod:`sandbox` starts goes behind the layers and forks: the child runs the program,
-with nothing else in its memory and no way out but the connection to its parent; the parent then
-reads program and tests, runs the tests, and alone can tell the outcome. What guards the two is
-reported before, and without a layer for files, network and processes nothing runs.
+The process started by :mod:`sandbox` sets up the layers and forks. The child runs the program; its
+memory holds nothing else, and its only connection is the one to the parent. The parent then reads
+program and tests, runs the tests, and decides the outcome. Before that it reports the guards;
+nothing runs unless files, network and processes each have one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Guards = dict[str, list[str]]
 
 
 def main() -> None:
-    """Reads the order from standard input and carries it out."""
+    """Read the job from standard input and run it."""
     order = _message(0)
     channel, without = order["channel"], order["without"]
     _die_with_parent(order["parent"])
@@ -42,7 +42,7 @@ def main() -> None:
         arguments = (os.getcwd(), order["readable"], order["limits"]["disk_mb"])
         if _attempt(active, "own root", ["files"], layers.new_root, *arguments):
             writable = [layers.WORK, "/tmp"]
-        child = os.fork()  # the first of the new process namespace, with which all in it end
+        child = os.fork()  # init of the new process namespace: all processes in it end with it
         if child:
             os.close(channel)
             os.waitpid(child, 0)
@@ -53,13 +53,13 @@ def main() -> None:
     if "Landlock" not in without:
         _attempt(active, "Landlock", ["files"], layers.landlock, order["readable"], writable)
     _attempt(active, "no capabilities", [], layers.drop_capabilities)
-    # Changing rights resets this signal, so it comes after.
+    # After the layers, because a change of rights resets this signal.
     _die_with_parent(parent)
     _split(channel, active, order)
 
 
 def _split(channel: int, active: _Guards, order: dict[str, Any]) -> None:
-    """Forks into the process of the tests, this one, and that of the program."""
+    """Fork: this process runs the tests, the child runs the program."""
     requests, answers = os.pipe(), os.pipe()
     parent = os.getpid()
     child = os.fork()
@@ -97,7 +97,7 @@ def _split(channel: int, active: _Guards, order: dict[str, Any]) -> None:
 
 
 def _outcome(peer: Peer, child: int, program: str, tests: str) -> str:
-    """The word "passed", or "failed" and why."""
+    """ "passed", or "failed" with the reason."""
     try:
         peer.ask("load", program)
         if tests:
@@ -110,13 +110,13 @@ def _outcome(peer: Peer, child: int, program: str, tests: str) -> str:
 
 
 def _run_tests(peer: Peer, tests: str) -> None:
-    """Runs the tests, with the names that they use and do not define from the program."""
+    """Run the tests; names that they use but do not define come from the program."""
     code = compile(tests, "<tests>", "exec")
     from_program, modules = _names(tests)
     names: dict[str, Any] = {"__name__": "__main__"}
     for name, category, value in peer.ask("names", sorted(from_program | modules)):
         if name in modules:
-            # The tests' own: a program's stand-in for a module could agree to everything.
+            # Imported here: the program could replace a module by an object that passes any test.
             names[name] = importlib.import_module(name)
         elif name in from_program and category == "value":
             names[name] = value
@@ -124,10 +124,10 @@ def _run_tests(peer: Peer, tests: str) -> None:
 
 
 def _names(tests: str) -> tuple[set[str], set[str]]:
-    """What the tests take from the program, and modules that they expect it to have imported.
+    """Names that the tests take from the program, and modules that it should have imported.
 
-    Python's own functions are the tests' own, unless the tests use no other name: then one of them
-    is what the program was to define (MBPP has a task to write a function ``sum``).
+    Built-in functions are not taken from the program, unless the tests use no other name: then the
+    task is to define one of them (MBPP asks for a function ``sum``).
     """
     top = symtable.symtable(tests, "<tests>", "exec")
     used, tables = set(), [top]
@@ -142,8 +142,8 @@ def _names(tests: str) -> tuple[set[str], set[str]]:
     used.discard("__name__")
     from_program = {name for name in used if not hasattr(builtins, name)} or used
     modules = from_program & sys.stdlib_module_names
-    if modules:  # those of which attributes are used only
-        import ast  # seldom needed, and slow to import
+    if modules:  # modules of which only attributes are used
+        import ast  # rarely needed and slow to import
 
         nodes = list(ast.walk(ast.parse(tests)))
         bases = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
@@ -152,7 +152,7 @@ def _names(tests: str) -> tuple[set[str], set[str]]:
 
 
 def _shut(active: _Guards, order: dict[str, Any]) -> None:
-    """What each of the two processes does for itself, last."""
+    """Apply the last guards, which each of the two processes sets for itself."""
     layers.limit(order["limits"])
     _attempt(active, "system-call filter", ["network", "processes"], filter_system_calls)
 
@@ -160,7 +160,7 @@ def _shut(active: _Guards, order: dict[str, Any]) -> None:
 def _attempt(
     active: _Guards, name: str, kinds: list[str], action: Callable[..., None], *args: object
 ) -> bool:
-    """Whether the action worked; if so, ``name`` guards ``kinds``."""
+    """Run the action; if it succeeds, record ``name`` as a guard of ``kinds``."""
     try:
         action(*args)
     except (OSError, KeyError, AttributeError) as error:
@@ -178,7 +178,7 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _exit_code(child: int) -> str:
-    """How the program's process ended, if it does within a moment."""
+    """The exit code of the program's process, if it ends within 0.1 s."""
     for _ in range(20):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -188,9 +188,9 @@ def _exit_code(child: int) -> str:
 
 
 def _message(handle: int) -> Any:
-    """The next message; this process ends with the other end of the pipe.
+    """The next message; exits if the other end of the pipe is closed.
 
-    Nothing is read ahead, which the process of the program would then have in its memory.
+    Reads no byte beyond it: the forked process of the program would have that in its memory.
     """
     data = read_frame(handle)
     return os._exit(1) if data is None else json.loads(data)

@@ -1,9 +1,9 @@
-"""How the tests of a program use it, from another process: requests and answers, data alone.
+"""Remote access from the tests to the program, by requests and answers that contain data only.
 
-The tests see the program's functions and objects as :class:`Remote`: what is done to one (a call,
-an attribute, an iteration) is done by the program's process, and only data comes back. Remotes are
-compared by identity, so a program's ``__eq__`` has no say, and nothing of the tests can be reached
-from it but the functions that a test passes as arguments, which can be called and no more.
+The tests see the program's functions and objects as :class:`Remote`. Operations on one (calls,
+attributes, iteration) run in the program's process and return data. Remotes compare by identity, so
+a program's ``__eq__`` is not used. The program can reach nothing of the tests except functions that
+a test passes as arguments, which it can only call.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _ERROR_CHARACTERS = 500
 
 
 class Ended(BaseException):
-    """The other process closed the connection; as the next, nothing that tests may catch."""
+    """The other process closed the connection. Not an Exception, so that tests cannot catch it."""
 
 
 class ProgramExit(BaseException):
-    """The program raised what is no Exception, such as SystemExit, or broke the format."""
+    """The program raised a BaseException such as SystemExit, or violated the format."""
 
 
 class RemoteError(Exception):
-    """An exception of the program's own tag."""
+    """An exception of a class that the program defines."""
 
 
 class Remote:
@@ -41,7 +41,7 @@ class Remote:
         object.__setattr__(self, "_Remote__at", (peer, number))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls it there."""
+        """Call it in the other process."""
         return self.__do("call", args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -78,7 +78,7 @@ class Remote:
         return peer.ask(action, number, *arguments)
 
 
-# What the program's process does to an object of its own.
+# Operations that the program's process performs on its objects.
 _ACTIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, args, kwargs: target(*args, **kwargs),
     "getattr": getattr,
@@ -97,25 +97,25 @@ class Peer:
     """One end of the connection.
 
     Args:
-        read, write: handles of files.
-        side: "tests", which lets functions be called and exports nothing else; or "program".
+        read, write: file descriptors.
+        side: "program", or "tests", which exports functions only, for calls only.
     """
 
     def __init__(self, read: int, write: int, side: str) -> None:
         self.read, self.write, self.side = read, write, side
-        self.own: list[Any] = []  # what was exported, by number; kept, so that ids stay
+        self.own: list[Any] = []  # exported objects by number; kept so that ids stay valid
         self.numbers: dict[int, int] = {}  # id -> number
         self.remotes: dict[int, Any] = {}
         self.names: dict[str, Any] = {"__name__": "__main__"}  # the program's
 
     def ask(self, action: str, *arguments: Any) -> Any:
-        """Has the other process do something.
+        """Run an operation in the other process and return its result.
 
         Raises:
-            Ended: it closed the connection.
-            ProgramExit: it did not keep to the format, or raised such as SystemExit.
-            FormatError: an argument is no data, and too large or nothing to be passed.
-            Exception: what it raised.
+            Ended: the other process closed the connection.
+            ProgramExit: it violated the format, or raised a BaseException such as SystemExit.
+            FormatError: an argument is too large or can neither be passed as data nor exported.
+            Exception: the exception that the operation raised.
         """
         self._send(b"Q", [action, *arguments])
         while True:
@@ -127,10 +127,10 @@ class Peer:
                 return message
             if tag == b"E":
                 raise _exception(message)
-            self._answer(message)  # a function of the tests is called meanwhile
+            self._answer(message)  # the program calls a function of the tests
 
     def serve(self) -> None:
-        """Does what the other process asks for until it closes the connection."""
+        """Answer requests until the other process closes the connection."""
         while True:
             try:
                 tag, message = self._receive()
@@ -158,7 +158,7 @@ class Peer:
             if action == "bool":
                 return True
             if action != "call":
-                raise FormatError("of the tests, functions can be called only")
+                raise FormatError("functions of the tests can only be called")
         elif action == "load":
             exec(compile(arguments[0], "<program>", "exec"), self.names)
             return None
@@ -180,8 +180,8 @@ class Peer:
             raise Ended
         return data[:1], decode(data[1:], self._import)
 
-    # Numbers count up from 0 at the end where the object is: 2 n in the message is the sender's,
-    # 2 n + 1 the receiver's.
+    # Each side numbers its own objects from 0. In a message, 2 n is object n of the sender and
+    # 2 n + 1 object n of the receiver.
     def _export(self, value: Any) -> int:
         if type(value) is Remote:
             return 2 * object.__getattribute__(value, "_Remote__at")[1] + 1
@@ -203,7 +203,7 @@ class Peer:
 
 
 def _name(value: Any) -> tuple[str, Any]:
-    """A module's name, as a test's own import stands for it; or the value."""
+    """("module", name) for a module, which the tests import themselves; else ("value", value)."""
     return ("module", value.__name__) if isinstance(value, ModuleType) else ("value", value)
 
 
@@ -215,7 +215,7 @@ def _text(error: BaseException) -> str:
 
 
 def _exception(message: Any) -> BaseException:
-    """What the other process raised: of Python's own kinds, or a RemoteError of its name."""
+    """The exception of the other process: a built-in one, or a RemoteError with its name."""
     name, text, ordinary = message if type(message) is list and len(message) == 3 else [0, 0, 0]
     if not (type(name) is str and type(text) is str and name.isidentifier()):
         return ProgramExit("FormatError: no exception")
@@ -225,12 +225,12 @@ def _exception(message: Any) -> BaseException:
     own = type(name, (RemoteError,), {})(text)
     try:
         return cls(text) if isinstance(cls, type) and issubclass(cls, Exception) else own
-    except TypeError:  # those of more arguments, as of Unicode
+    except TypeError:  # classes with more arguments, such as UnicodeDecodeError
         return own
 
 
 def describe(error: BaseException) -> str:
-    """The exception's tag and text."""
+    """The exception's class and text."""
     if isinstance(error, ProgramExit):
         return str(error)[:_ERROR_CHARACTERS]
     return f"{type(error).__name__}: {_text(error)}"[:_ERROR_CHARACTERS]

@@ -1,7 +1,7 @@
-"""The process that runs SQL which a model wrote, one query after the other.
+"""The process that runs model-written SQL, one query at a time.
 
-SQLite asks nobody while it takes a query apart, in which short ones can fill the memory and take
-minutes; so its heap is limited, and the parent ends this process when time is up.
+SQLite calls no handler while it parses a query, and short queries can then fill the memory or take
+minutes. So its heap is limited, and the parent kills this process at the time limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 
 
 def main() -> None:
-    """Answers queries, [URI, query] each, by [true, rows] or [false, why not]; ends at the end."""
+    """Answer requests [URI, query] with [true, rows] or [false, reason] until the input ends."""
     _limit_process()
     write_frame(1, encode([True, []]))  # ready
     while (request := read_frame(0)) is not None:
@@ -43,7 +43,7 @@ def main() -> None:
 def _answer(uri: str, query: str) -> bytes:
     try:
         return encode([True, _rows(uri, query)])
-    # sqlite3.Warning is no sqlite3.Error: Python 3.10 raises it for a second statement.
+    # sqlite3.Warning is not an sqlite3.Error; Python 3.10 raises it for a second statement.
     # The others come from text that can't be passed to SQLite: NUL, lone surrogates.
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
         return encode([False, str(error)])
@@ -88,19 +88,19 @@ class _Steps:
 
 
 def _limit_process() -> None:
-    """Memory beside SQLite's own, which a build without statistics does not limit; no file."""
+    """Limit memory (a build without statistics ignores the heap limit) and forbid files."""
     for resource_id, value in (
         (resource.RLIMIT_AS, 1 << 30),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 16),
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(OSError, ValueError):  # not every system has each
+        with contextlib.suppress(OSError, ValueError):  # not every system has all of them
             resource.setrlimit(resource_id, (value, value))
 
 
 def _limit_processor() -> None:
-    """Ends this process if a query takes much too long and the parent is gone."""
+    """Limit processor time, for queries that run on after the parent has ended."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + MAX_SECONDS) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))

@@ -1,8 +1,8 @@
-"""Data between processes that do not trust each other: a fixed format with limits.
+"""A serialisation format with limits, for processes that do not trust each other.
 
-What is decoded is of Python's own types and some of the standard library's, whose comparisons and
-methods the sender cannot change; a subclass arrives as the type below it. All else is "exported":
-its owner keeps it under a number, and the other process gets what stands for that number.
+Decoded values have built-in types or types of the standard library and NumPy, whose comparisons and
+methods the sender cannot change; a subclass arrives as its base type. Other objects are "exported":
+the owner keeps them under a number, and the other process gets a reference with that number.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .frames import FormatError
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "FormatError", "decode", "encode"]
 
 MAX_BYTES = 16 << 20  # of one message
-MAX_DEPTH = 100  # of containers in one another
+MAX_DEPTH = 100  # nesting depth of containers
 
 Export = Callable[[Any], int]
 Import = Callable[[int], Any]
 
 
 def _no_export(value: Any) -> int:
-    raise FormatError(f"a {type(value).__name__} is no data")
+    raise FormatError(f"a {type(value).__name__} is not data")
 
 
 def _no_import(number: int) -> Any:
     raise FormatError("only data was expected")
 
 
-# Types of the standard library and NumPy: what they are taken apart into, and made from.
+# Types of the standard library and NumPy: conversion to basic data, and back.
 _Parts = tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]
 _LIBRARY_TYPES: dict[tuple[str, str], _Parts] = {
     ("builtins", "range"): (lambda v: [v.start, v.stop, v.step], lambda t, d: t(*_integers(d))),
@@ -72,17 +72,17 @@ def _integers(values: list[Any]) -> list[int]:
     return [_expect(value, int) for value in _expect(values, list)]
 
 
-def _array(cls: str, data: bytes) -> Any:
-    if not re.fullmatch(r"[<>|=][biufc]\d{1,2}", cls):  # numbers alone: no objects
-        raise FormatError("an array of something else than numbers")
-    return importlib.import_module("numpy").frombuffer(data, cls).copy()
+def _array(dtype: str, data: bytes) -> Any:
+    if not re.fullmatch(r"[<>|=][biufc]\d{1,2}", dtype):  # numbers only, no objects
+        raise FormatError("an array of other things than numbers")
+    return importlib.import_module("numpy").frombuffer(data, dtype).copy()
 
 
 def encode(value: Any, export: Export = _no_export) -> bytes:
-    """The value as bytes; ``export`` gives a number to what is no data.
+    """The value as bytes; ``export`` returns the number of an object that is not data.
 
     Raises:
-        FormatError: too large, too deep, or no data and not to be exported.
+        FormatError: the value is too large or too deep, or neither data nor exportable.
     """
     out = bytearray()
     _encode(value, out, export, 0)
@@ -137,7 +137,7 @@ def _put(out: bytearray, tag: bytes, data: bytes) -> None:
 
 
 def _base_type(cls: type) -> Any:
-    """The type or entry of the table that ``cls`` is or inherits from; None without any."""
+    """The supported type, or entry of the table, that ``cls`` is or inherits from; else None."""
     for base in cls.__mro__:
         if base in _TAGS or base in (int, float, complex, str, bytes):
             return base
@@ -147,17 +147,17 @@ def _base_type(cls: type) -> Any:
 
 
 def decode(data: bytes, imported: Import = _no_import) -> Any:
-    """The value that the bytes stand for; ``imported`` gives what stands for a number.
+    """The value of the bytes; ``imported`` returns the reference for a number.
 
     Raises:
-        FormatError: anything else than one whole value.
+        FormatError: the bytes are not exactly one value.
     """
     reader = _Reader(data, imported)
     try:
         value = reader.value(0)
     except FormatError:
         raise
-    except Exception as error:  # a date in the year 0, a list among the keys of a dict
+    except Exception as error:  # such as a date in the year 0 or a list as a key
         raise FormatError(f"{type(error).__name__}: {error}") from None
     if reader.at != len(data):
         raise FormatError("bytes after the value")
@@ -178,7 +178,7 @@ class _Reader:
         return int.from_bytes(self.take(4), "little")
 
     def items(self, count: int, depth: int) -> list[Any]:
-        if count > len(self.data) - self.at:  # each takes a byte at least
+        if count > len(self.data) - self.at:  # each takes at least one byte
             raise FormatError("a value is cut off")
         return [self.value(depth + 1) for _ in range(count)]
 
