@@ -40,7 +40,9 @@ def test_no_cache_file(tmp_path: Path) -> None:
     for number in (1, 2):
         file.unlink(missing_ok=True)
         file.write_bytes(b"something else, of more than sixteen bytes")
-        with pytest.warns(UserWarning, match=rf"c\.sqlite: not the cache .*bad-{number}") as warned:
+        with pytest.warns(
+            UserWarning, match=rf"c\.sqlite: not a request cache .*bad-{number}"
+        ) as warned:
             cache = RequestCache(file)
         assert len(warned) == 1
         assert (tmp_path / f"c.sqlite.bad-{number}").read_bytes().startswith(b"something else")
@@ -157,7 +159,7 @@ def test_a_model_asks_anew_what_a_strangers_cache_does_not_say(tmp_path: Path) -
     with closing(sqlite3.connect(file)) as made:
         made.execute("UPDATE answers SET answer = ?", ("[" * 100_000,))
         made.commit()
-    with pytest.warns(UserWarning, match="asked anew"):
+    with pytest.warns(UserWarning, match="computed again"):
         lm = HarnessModel(model, "byte", device="cpu", cache=file)
         assert (lm.loglikelihood(request), lm.generate_until(text)) == expected
     assert lm.cached == 0
@@ -185,7 +187,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(file)], capture_output=True, text=True, check=True
     )
-    assert "an answer can't be written" in done.stdout and "are kept" in done.stdout
+    assert "an answer cannot be written" in done.stdout and "are kept" in done.stdout
     found = RequestCache(file).get([b"first", b"0"])
     assert found == {b"first": "kept", b"0": "x" * 10_000}
 

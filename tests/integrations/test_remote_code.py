@@ -116,7 +116,7 @@ def test_a_file_that_trusts_itself(folder: Path, marker: Path, nested: bool) -> 
 def test_the_classifier(folder: Path, marker: Path) -> None:
     task = ToxigenGeneration.__new__(ToxigenGeneration)
     task._config = type("Config", (), {"metadata": {"classifier": str(folder)}})()
-    with pytest.raises(ValueError, match=r"toxigen_classifier: .* is no classifier"):
+    with pytest.raises(ValueError, match=r"toxigen_classifier: .* is not a classifier"):
         _ = task.classifier
     assert not marker.exists()
 

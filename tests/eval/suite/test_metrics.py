@@ -194,7 +194,7 @@ def test_toxigen_without_classifier_is_not_scored(suite_tasks: LoadedTasks) -> N
 
 
 def test_a_classifier_asked_for_by_name_must_be_there(mirror: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"toxigen_classifier: .* is no classifier"):
+    with pytest.raises(ValueError, match=r"toxigen_classifier: .* is not a classifier"):
         load_tasks(["toxigen_generation"], data_dir=mirror, toxigen_classifier=tmp_path / "nothing")
 
 

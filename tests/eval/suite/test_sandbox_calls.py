@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from llama_fast.eval.suite.jail.calls import _ALLOWED, _JUDGED, _numbers, _program
+from llama_fast.eval.suite.jail.calls import _ALLOWED, _CONDITIONAL, _numbers, _program
 
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050000 | errno.ENOSYS
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "i386": 0x40000003, "arm": 0x40000028}
@@ -37,13 +37,13 @@ def verdict(machine: str, number: int, *arguments: int, architecture: str = "") 
 
 
 def number(machine: str, name: str) -> int:
-    return _numbers(_ALLOWED + "," + _JUDGED, MACHINES.index(machine) + 1)[name]
+    return _numbers(_ALLOWED + "," + _CONDITIONAL, MACHINES.index(machine) + 1)[name]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_all_but_the_listed_calls_are_refused(machine: str) -> None:
     column = MACHINES.index(machine) + 1
-    allowed, judged = _numbers(_ALLOWED, column), _numbers(_JUDGED, column)
+    allowed, judged = _numbers(_ALLOWED, column), _numbers(_CONDITIONAL, column)
     assert len(set(allowed.values()) | set(judged.values())) == len(allowed) + len(judged)
     for call in range(-1, 600):
         if call not in judged.values():
