@@ -23,7 +23,6 @@ from llama_fast.integrations.flash_attn import (
     flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
 )
-from llama_fast.integrations.torch_functions import accelerate
 from llama_fast.models import LLaMA
 from llama_fast.ops import (
     attention,
@@ -38,6 +37,7 @@ from llama_fast.ops import (
     swiglu,
     use_backend,
 )
+from llama_fast.ops.torch_functions import accelerate
 from llama_fast.train import Trainer
 
 __all__ = [

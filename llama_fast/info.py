@@ -109,9 +109,9 @@ def collect() -> dict[str, Any]:
         Sections "versions", "build", "cpu", "gpu", "environment" and "backends"; the last holds
         for each op what is "available", what is "missing" (and why), and what is "chosen".
     """
-    import llama_fast
+    from llama_fast.ops import backends
 
-    report = llama_fast.backends()
+    report = backends()
     build = build_facts()
     return {
         "versions": {

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from llama_fast.integrations.torch_functions import accelerated
+from llama_fast.ops.torch_functions import accelerated
 
 # torch's class -> the option of `patch` that it belongs to
 PARTS: dict[type[nn.Module], str] = {

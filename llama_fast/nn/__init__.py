@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from llama_fast.integrations.torch_functions import accelerated
 from llama_fast.nn.linear_cross_entropy import LinearCrossEntropyLoss
+from llama_fast.ops.torch_functions import accelerated
 
 __all__ = [
     "CrossEntropyLoss",

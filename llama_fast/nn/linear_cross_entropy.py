@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from llama_fast.integrations.torch_functions import accelerate
 from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
+from llama_fast.ops.torch_functions import accelerate
 
 LinearCrossEntropyLoss: Any
 

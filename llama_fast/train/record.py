@@ -13,7 +13,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import llama_fast
 from llama_fast._inside import inside
 from llama_fast._reading import file_sha256, read_json
 from llama_fast._write import write_whole
@@ -23,7 +22,7 @@ from llama_fast.train.config import TrainConfig
 from llama_fast.train.metrics import written
 
 RECORD = "run.json"
-_PACKAGE = Path(llama_fast.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def code_sha256(package: Path = _PACKAGE) -> str:

@@ -230,7 +230,9 @@ def _yaml(path: Path) -> object:
 
 def _configs() -> list[bytes]:
     folder = Path(__file__).resolve().parents[2] / "configs"
-    aliases = b"model: &m\n  preset: debug\n  overrides: &c {num_layers: 2}\ndata:\n  num_workers: 2\n"
+    aliases = (
+        b"model: &m\n  preset: debug\n  overrides: &c {num_layers: 2}\ndata:\n  num_workers: 2\n"
+    )
     return [path.read_bytes() for path in sorted(folder.glob("*.yaml"))] + [aliases]
 
 
