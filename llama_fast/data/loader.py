@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from llama_fast._host import cu_seqlens
 from llama_fast._reading import checked_int
+from llama_fast.data.bin_packing import cu_seqlens
 from llama_fast.data.documents import DataError
 from llama_fast.data.packing import PackingPlan, pack_epoch
 from llama_fast.data.shards import TokenShards

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llama_fast._host import pack_sequences
+from llama_fast.data.bin_packing import pack_sequences
 
 # Segments packed at a time. Best-fit packs no better with more of them, and takes n log n time.
 WINDOW = 4096

@@ -1,0 +1,119 @@
+"""Which sequences share a row of fixed length: best-fit decreasing, compiled or in NumPy.
+
+The compiled functions (csrc/host/packing.cpp) serve where they were built; those in this file give
+equal results.
+"""
+
+from __future__ import annotations
+
+import bisect
+
+import numpy as np
+import numpy.typing as npt
+
+_INT32_MAX = 2**31 - 1
+
+
+def pack_sequences_numpy(
+    lengths: npt.ArrayLike, capacity: int
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Bin of each sequence, and the number of bins.
+
+    Best-fit decreasing: longest sequence first, into the fullest bin that still has room. Equal
+    lengths and equal bins are taken in order of index. Never more bins than next fit needs, which
+    packs the sequences in the order given.
+
+    Args:
+        lengths: (n,) integers, tokens of each sequence.
+        capacity: tokens of a bin.
+
+    Returns:
+        ``(bin_of, n_bins)``: int64 (n,), and how many bins there are.
+
+    Raises:
+        TypeError: `lengths` are no integers.
+        ValueError: `lengths` is no vector, or a length is negative or over the capacity.
+    """
+    values = _as_lengths(lengths)
+    if capacity < 1:
+        raise ValueError(f"capacity: expected a positive number, got {capacity}")
+    wrong = np.flatnonzero((values < 0) | (values > capacity))
+    if len(wrong):
+        raise ValueError(
+            f"lengths[{wrong[0]}]: expected a length from 0 to the capacity of {capacity}, "
+            f"got {values[wrong[0]]}"
+        )
+    best, n_best = _best_fit_decreasing(values, capacity)
+    # Rarely, an order happens to be packed perfectly as it stands: 4 3 3 | 4 3 3 into tens.
+    in_order, n_in_order = _next_fit(values, capacity)
+    return (in_order, n_in_order) if n_in_order < n_best else (best, n_best)
+
+
+def cu_seqlens_numpy(lengths: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Cumulative lengths 0, l0, l0+l1, ... (n+1,), the form that packed attention takes.
+
+    Raises:
+        TypeError: `lengths` are no integers.
+        ValueError: `lengths` is no vector, a length is negative, or the sum does not fit int32.
+    """
+    values = _as_lengths(lengths)
+    offsets = np.zeros(len(values) + 1, dtype=np.int64)
+    # A length that is too large by itself counts as just too large: sums of int64 could overflow.
+    np.cumsum(np.minimum(values, _INT32_MAX + 1), out=offsets[1:])
+    negative, over = values < 0, offsets[1:] > _INT32_MAX
+    if (negative | over).any():
+        i = int((negative | over).argmax())
+        if negative[i]:
+            raise ValueError(f"lengths[{i}]: expected a length of at least 0, got {values[i]}")
+        raise ValueError(
+            f"lengths: expected a sum of at most {_INT32_MAX} (int32), passed it at lengths[{i}]"
+        )
+    return offsets.astype(np.int32)
+
+
+def _as_lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    try:
+        array = np.asarray(lengths)
+    except ValueError:
+        raise TypeError(f"lengths: expected a vector of integers, got {type(lengths)}") from None
+    if array.ndim != 1:
+        raise ValueError(f"lengths: expected 1 dimension, got {array.ndim}")
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got {array.dtype}")
+    return array.astype(np.int64)
+
+
+def _best_fit_decreasing(
+    lengths: npt.NDArray[np.int64], capacity: int
+) -> tuple[npt.NDArray[np.int64], int]:
+    bin_of = np.empty(len(lengths), dtype=np.int64)
+    n_bins = 0
+    open_bins: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[i])
+        fullest = bisect.bisect_left(open_bins, (length, 0))
+        if fullest < len(open_bins):
+            room, bin = open_bins.pop(fullest)
+        else:
+            room, bin = capacity, n_bins
+            n_bins += 1
+        bisect.insort(open_bins, (room - length, bin))
+        bin_of[i] = bin
+    return bin_of, n_bins
+
+
+def _next_fit(lengths: npt.NDArray[np.int64], capacity: int) -> tuple[npt.NDArray[np.int64], int]:
+    bin_of = np.empty(len(lengths), dtype=np.int64)
+    n_bins = room = 0
+    for i, length in enumerate(lengths.tolist()):
+        if n_bins == 0 or length > room:
+            n_bins, room = n_bins + 1, capacity
+        room -= length
+        bin_of[i] = n_bins - 1
+    return bin_of, n_bins
+
+
+try:
+    from llama_fast._host import cu_seqlens, pack_sequences
+except ImportError:  # nothing was compiled: importing the ops has warned of that
+    cu_seqlens, pack_sequences = cu_seqlens_numpy, pack_sequences_numpy
