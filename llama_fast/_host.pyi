@@ -9,6 +9,12 @@ def build_info() -> dict[str, str]:
 def cpu_features() -> dict[str, bool]:
     """Instruction-set extensions of this processor: name -> present."""
 
+NOT_ENOUGH_MEMORY: str
+"""Begins the message of an error where the kernels run out of memory."""
+
+def constants() -> dict[str, int]:
+    """Numbers that the C++ kernels and the Python code both hold, as the kernels have them."""
+
 def pack_sequences(lengths: npt.ArrayLike, capacity: int) -> tuple[npt.NDArray[np.int64], int]:
     """Bin of each sequence, and the number of bins (best-fit decreasing)."""
 

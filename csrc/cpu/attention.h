@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "constants.h"
 #include "cpu/types.h"
 
 namespace llama_fast {
@@ -12,11 +13,6 @@ struct Tensor4 {
   void* data = nullptr;
   int64_t stride_batch = 0, stride_head = 0, stride_row = 0, stride_col = 0;
 };
-
-// Queries times heads of a group that share one reading of the keys, at most.
-constexpr int64_t kFewRows = 8;
-// A page of keys has a multiple of this.
-constexpr int64_t kPageUnit = 16;
 
 struct AttentionArgs {
   DType dtype;

@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "constants.h"
 #include "cpu/types.h"
 
 namespace llama_fast {
-
-enum class Reduction : int { none = 0, mean = 1, sum = 2 };
 
 // One row of V numbers a token, anywhere in memory: (V), (N, V), (N, V, d1, ...), any strides.
 struct TokenRows {

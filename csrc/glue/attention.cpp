@@ -13,9 +13,6 @@ namespace {
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// Bits of `grad_mask`: which gradients the backward makes.
-enum Wanted : int64_t { kQ = 1, kK = 2, kV = 4, kBias = 8, kAlibi = 16, kSinks = 32 };
-
 // (B,H,S,D), or packed (N,H,D).
 Tensor4 tensor4(const Tensor& t) {
   Tensor4 r;
@@ -226,9 +223,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   expect_like("lse_low", lse_low, q, type, -1);
   if (grad_lse.has_value()) expect_like("grad_lse", *grad_lse, q, type, -1);
   STD_TORCH_CHECK(
-      (!(grad_mask & kBias) || (bias.has_value() && !args.bias_is_bool)) &&
-          (!(grad_mask & kAlibi) || alibi_slopes.has_value()) &&
-          (!(grad_mask & kSinks) || sinks.has_value()),
+      (!(grad_mask & kGradBias) || (bias.has_value() && !args.bias_is_bool)) &&
+          (!(grad_mask & kGradAlibiSlopes) || alibi_slopes.has_value()) &&
+          (!(grad_mask & kGradSinks) || sinks.has_value()),
       "llama_fast::attention_backward: grad_mask asks for the gradient of a tensor that "
       "is not there, or not floating point");
   const auto none = [&] { return no_tensor(q, q.scalar_type()); };
@@ -244,16 +241,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   args.grad_out = tensor4(grad_out);
   if (grad_lse.has_value()) args.grad_lse = rows4(*grad_lse);
 
-  Tensor grad_q = gradient(kQ, q);
-  Tensor grad_k = gradient(kK, k);
-  Tensor grad_v = gradient(kV, v);
-  if (grad_mask & kQ) args.grad_q = tensor4(grad_q);
-  if (grad_mask & kK) args.grad_k = tensor4(grad_k);
-  if (grad_mask & kV) args.grad_v = tensor4(grad_v);
+  Tensor grad_q = gradient(kGradQ, q);
+  Tensor grad_k = gradient(kGradK, k);
+  Tensor grad_v = gradient(kGradV, v);
+  if (grad_mask & kGradQ) args.grad_q = tensor4(grad_q);
+  if (grad_mask & kGradK) args.grad_k = tensor4(grad_k);
+  if (grad_mask & kGradV) args.grad_v = tensor4(grad_v);
 
   // Sums per batch element and head, so that no two threads share one; reduced at the end.
   Tensor grad_bias = none(), grad_alibi = none(), grad_sinks = none();
-  if (grad_mask & kBias) {
+  if (grad_mask & kGradBias) {
     const bool summed = bias->size(2) == 1 || bias->size(3) == 1;
     grad_bias = new_zeros(q, {args.batch, args.heads, bias->size(2), bias->size(3)},
                           summed ? ScalarType::Double : type);
@@ -261,17 +258,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     args.grad_bias.stride_batch = grad_bias.stride(0);
     args.grad_bias.stride_head = grad_bias.stride(1);
   }
-  if (grad_mask & kAlibi) {
+  if (grad_mask & kGradAlibiSlopes) {
     grad_alibi = new_zeros(q, {args.batch, args.heads}, ScalarType::Double);
     args.grad_alibi = static_cast<double*>(grad_alibi.data_ptr());
   }
-  if (grad_mask & kSinks) {
+  if (grad_mask & kGradSinks) {
     grad_sinks = new_zeros(q, {args.batch, args.heads}, ScalarType::Double);
     args.grad_sinks = static_cast<double*>(grad_sinks.data_ptr());
   }
   kernels().attention_backward(args);
 
-  if (grad_mask & kBias) {
+  if (grad_mask & kGradBias) {
     std::vector<int64_t> shared;
     for (int64_t d = 0; d < 2; ++d)
       if (bias->size(d) == 1 && grad_bias.size(d) != 1) shared.push_back(d);
@@ -280,13 +277,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
           with_idle_memory([&] { return torch::stable::sum(grad_bias, Sizes(shared), true); });
     grad_bias = as_type(grad_bias, bias->scalar_type());
   }
-  if (grad_mask & kAlibi) {
+  if (grad_mask & kGradAlibiSlopes) {
     const std::vector<int64_t> batch{0};
     if (alibi_slopes->size(0) == 1 && args.batch != 1)
       grad_alibi = torch::stable::sum(grad_alibi, Sizes(batch), true);
     grad_alibi = as_type(grad_alibi, alibi_slopes->scalar_type());
   }
-  if (grad_mask & kSinks) {
+  if (grad_mask & kGradSinks) {
     const std::vector<int64_t> batch{0};
     grad_sinks = torch::stable::sum(grad_sinks, Sizes(batch), false);
     grad_sinks = as_type(grad_sinks, sinks->scalar_type());

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "constants.h"
+
 namespace llama_fast {
 
 // The message of torch's last error in this thread: its C functions return a number. Empty with
@@ -28,9 +30,9 @@ void with_reasons(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   try {
     function(stack, inputs, outputs);
   } catch (const std::bad_alloc&) {
-    throw std::runtime_error("llama_fast: not enough memory (std::bad_alloc)");
+    throw std::runtime_error("llama_fast: " LF_NOT_ENOUGH_MEMORY " (std::bad_alloc)");
   } catch (const std::length_error& error) {  // of a vector
-    throw std::runtime_error(std::string("llama_fast: not enough memory: ") + error.what());
+    throw std::runtime_error(std::string("llama_fast: " LF_NOT_ENOUGH_MEMORY ": ") + error.what());
   } catch (const std::runtime_error& error) {
     const bool of_torch =
         std::string(error.what()).find(" API call failed at ") != std::string::npos;

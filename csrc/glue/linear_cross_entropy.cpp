@@ -88,14 +88,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const ScalarType out = a.dtype == DType::f16 ? ScalarType::Float : input.scalar_type();
   const auto gradient = [&](int64_t bit, std::initializer_list<int64_t> sizes, ScalarType type,
                             void** data) {
-    if (!(grad_mask >> bit & 1)) return no_tensor(input, type);
+    if (!(grad_mask & bit)) return no_tensor(input, type);
     Tensor t = new_tensor(input, sizes.begin(), static_cast<int64_t>(sizes.size()), type);
     *data = t.data_ptr();
     return t;
   };
-  Tensor g_input = gradient(0, {a.tokens, a.features}, out, &a.grad_input);
-  Tensor g_weight = gradient(1, {a.classes, a.features}, out, &a.grad_linear_weight);
-  Tensor g_bias = gradient(2, {a.classes}, acc, &a.grad_linear_bias);
+  Tensor g_input = gradient(kGradLinearInput, {a.tokens, a.features}, out, &a.grad_input);
+  Tensor g_weight =
+      gradient(kGradLinearWeight, {a.classes, a.features}, out, &a.grad_linear_weight);
+  Tensor g_bias = gradient(kGradLinearBias, {a.classes}, acc, &a.grad_linear_bias);
   kernels().linear_cross_entropy(a);
   return {loss, lse, z_part, argmax, g_input, g_weight, g_bias};
 }

@@ -6,6 +6,7 @@
 
 #include <cstdio>
 
+#include "constants.h"
 #include "cpu/scratch.h"
 #include "glue/output_cache.h"
 
@@ -17,7 +18,7 @@ void throw_out_of_memory(size_t bytes, const std::string& cause) {
   int unit = 0;
   for (; size >= 1024 && unit < 4; ++unit) size /= 1024;
   char text[128];
-  std::snprintf(text, sizeof text, "not enough memory: tried to allocate %.*f %s (%zu bytes)",
+  std::snprintf(text, sizeof text, LF_NOT_ENOUGH_MEMORY ": tried to allocate %.*f %s (%zu bytes)",
                 unit == 0 ? 0 : 2, size, units[unit], bytes);
   throw std::runtime_error(std::string("llama_fast: ") + text + (cause.empty() ? "" : ": ") +
                            cause);

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "constants.h"
 #include "glue/memory.h"
 
 #ifdef __linux__
@@ -15,14 +16,12 @@ namespace llama_fast {
 #ifdef __linux__
 namespace {
 
-constexpr size_t kWorthIt = size_t{4} << 20;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kDefaultLimit = size_t{512} << 20;
 
 size_t limit() {
   static const size_t bytes = [] {
     const char* mebibytes = std::getenv("LLAMA_FAST_CACHE_MB");
-    return mebibytes == nullptr ? kDefaultLimit
+    return mebibytes == nullptr ? kDefaultOutputCache
                                 : static_cast<size_t>(std::strtoull(mebibytes, nullptr, 10)) << 20;
   }();
   return bytes;
@@ -108,7 +107,7 @@ Cache& cache() {
 }  // namespace
 
 Block take_output(size_t bytes) {
-  if (bytes < kWorthIt || bytes > SIZE_MAX / 2 || limit() == 0) return {};
+  if (bytes < kMinCachedOutput || bytes > SIZE_MAX / 2 || limit() == 0) return {};
   const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   const Block block = cache().take(rounded);
   return block.data != nullptr ? block : map(rounded);

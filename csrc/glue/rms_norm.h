@@ -3,13 +3,11 @@
 // tensors.
 #pragma once
 
+#include "constants.h"
 #include "cpu/rms_norm.h"
 #include "glue/tensors.h"
 
 namespace llama_fast {
-
-// Bits of `grad_mask` of rms_norm_backward.
-enum RmsNormGrad : int64_t { kGradX = 1, kGradWeight = 2 };
 
 // The type of a sum.
 inline ScalarType promote(ScalarType a, ScalarType b) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "constants.h"
 #include "glue/memory.h"
 
 #ifdef __linux__
@@ -150,7 +151,8 @@ ScratchInUse::~ScratchInUse() { own().leave(); }
 size_t bytes_of(int64_t n, size_t each) {
   size_t bytes = 0;
   if (n < 0 || __builtin_mul_overflow(static_cast<size_t>(n), each, &bytes) || bytes > SIZE_MAX / 4)
-    throw std::runtime_error("llama_fast: not enough memory: no memory is large enough for " +
+    throw std::runtime_error("llama_fast: " LF_NOT_ENOUGH_MEMORY
+                             ": no memory is large enough for " +
                              std::to_string(n) + " numbers");
   return bytes;
 }

@@ -1,5 +1,6 @@
 // SwiGLU: tensors to kernel arguments. Arguments were checked by ops/swiglu.py; the checks here
 // only keep a direct call of the operator from reading outside its tensors.
+#include "constants.h"
 #include "cpu/dispatch.h"
 #include "glue/tensors.h"
 
@@ -55,14 +56,14 @@ std::tuple<Tensor, Tensor> swiglu_backward(Tensor grad_out, Tensor gate, Tensor 
     return wanted ? new_tensor(gate, gate.sizes().data(), gate.dim(), gate.scalar_type())
                   : no_tensor(gate, gate.scalar_type());
   };
-  Tensor grad_gate = gradient(grad_mask & 1), grad_up = gradient(grad_mask & 2);
+  Tensor grad_gate = gradient(grad_mask & kGradGate), grad_up = gradient(grad_mask & kGradUp);
   SwigluArgs a{};
   RowsOf rows(gate);
   rows.add(gate, a.gate);
   rows.add(up, a.up);
   rows.add(grad_out, a.grad_out);
-  if (grad_mask & 1) rows.add(grad_gate, a.grad_gate);
-  if (grad_mask & 2) rows.add(grad_up, a.grad_up);
+  if (grad_mask & kGradGate) rows.add(grad_gate, a.grad_gate);
+  if (grad_mask & kGradUp) rows.add(grad_up, a.grad_up);
   merge(rows, gate, a);
   flatten(a, gate.is_contiguous() && up.is_contiguous() && grad_out.is_contiguous());
   kernels().swiglu_backward(a);

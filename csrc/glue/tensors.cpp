@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "constants.h"
 #include "glue/box.h"
 #include "glue/memory.h"
 #include "glue/output_cache.h"
@@ -40,9 +41,9 @@ size_t tensor_bytes(const int64_t* sizes, int64_t dims, ScalarType type) {
   if (fits && bytes <= SIZE_MAX / 4) return bytes;
   std::string shape;
   for (int64_t d = 0; d < dims; ++d) shape += (d > 0 ? ", " : "") + std::to_string(sizes[d]);
-  throw std::runtime_error(
-      "llama_fast: not enough memory: no memory is large enough for a tensor " +
-      ("of shape (" + shape + ")"));
+  throw std::runtime_error("llama_fast: " LF_NOT_ENOUGH_MEMORY
+                           ": no memory is large enough for a tensor " +
+                           ("of shape (" + shape + ")"));
 }
 
 int32_t device_type_of(const Tensor& t) {

@@ -2,6 +2,9 @@
 
 #include <cstdint>
 
+#include "constants.h"
+#include "cpu/types.h"
+
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__x86_64__)
@@ -26,6 +29,38 @@ std::map<std::string, std::string> build_info() {
   return {{"compiler", compiler},
           {"cxx_standard", std::to_string(__cplusplus)},
           {"architecture", architecture}};
+}
+
+std::map<std::string, int64_t> constants() {
+  return {{"reduction.none", static_cast<int64_t>(Reduction::none)},
+          {"reduction.mean", static_cast<int64_t>(Reduction::mean)},
+          {"reduction.sum", static_cast<int64_t>(Reduction::sum)},
+          {"dtype.float64", static_cast<int64_t>(DType::f64)},
+          {"dtype.float32", static_cast<int64_t>(DType::f32)},
+          {"dtype.bfloat16", static_cast<int64_t>(DType::bf16)},
+          {"dtype.float16", static_cast<int64_t>(DType::f16)},
+          {"attention_backward.q", kGradQ},
+          {"attention_backward.k", kGradK},
+          {"attention_backward.v", kGradV},
+          {"attention_backward.bias", kGradBias},
+          {"attention_backward.alibi_slopes", kGradAlibiSlopes},
+          {"attention_backward.sinks", kGradSinks},
+          {"linear_cross_entropy.input", kGradLinearInput},
+          {"linear_cross_entropy.linear_weight", kGradLinearWeight},
+          {"linear_cross_entropy.linear_bias", kGradLinearBias},
+          {"rms_norm_backward.dx", kGradX},
+          {"rms_norm_backward.dweight", kGradWeight},
+          {"swiglu_backward.gate", kGradGate},
+          {"swiglu_backward.up", kGradUp},
+          {"attention.few_rows", kFewRows},
+          {"attention.page_unit", kPageUnit},
+          {"philox.rounds", kPhiloxRounds},
+          {"philox.multiplier.0", kPhiloxMultipliers[0]},
+          {"philox.multiplier.1", kPhiloxMultipliers[1]},
+          {"philox.key_step.0", kPhiloxKeySteps[0]},
+          {"philox.key_step.1", kPhiloxKeySteps[1]},
+          {"output_cache.min_bytes", kMinCachedOutput},
+          {"output_cache.default_bytes", kDefaultOutputCache}};
 }
 
 #if defined(__x86_64__)

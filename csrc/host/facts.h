@@ -1,6 +1,7 @@
-// What the host module was built with, and what the processor can do.
+// What the host module was built with, what the processor can do, and constants of the kernels.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 
@@ -12,5 +13,8 @@ std::map<std::string, std::string> build_info();
 // Instruction-set extensions that our kernels use or could use: name -> present. The operating
 // system's support counts: a processor feature whose registers it does not save is absent.
 std::map<std::string, bool> cpu_features();
+
+// The numbers of csrc/constants.h and the values of DType, by name.
+std::map<std::string, int64_t> constants();
 
 }  // namespace llama_fast::host

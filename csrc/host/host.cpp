@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "constants.h"
 #include "host/facts.h"
 #include "host/packing.h"
 
@@ -50,6 +51,11 @@ PYBIND11_MODULE(_host, m) {
 
   m.def("cpu_features", &host::cpu_features,
         "Instruction-set extensions of this processor: name -> present.");
+
+  m.def("constants", &host::constants,
+        "Numbers that the C++ kernels and the Python code both hold, as the kernels have them.");
+
+  m.attr("NOT_ENOUGH_MEMORY") = LF_NOT_ENOUGH_MEMORY;
 
   m.def(
       "pack_sequences",

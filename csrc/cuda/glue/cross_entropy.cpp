@@ -4,14 +4,13 @@
 
 #include <limits>
 
+#include "constants.h"
 #include "cuda/glue/ops.h"
 #include "cuda/glue/tensors.h"
 
 namespace llama_fast {
 namespace cuda {
 namespace {
-
-enum Reduction : int64_t { kNone, kMean, kSum };
 
 // Whether the dimensions behind the classes can be counted as one.
 bool is_regular(const Tensor& t) {
@@ -39,7 +38,7 @@ Tensor regular(const Tensor& t) { return is_regular(t) ? t : torch::stable::cont
 // Kernel arguments, and the tensors that they point into.
 struct Call {
   CrossEntropyArgs args{};
-  int64_t reduction;
+  Reduction reduction;
   Tensor logits, target, weight, totals;
   int64_t token_sizes[kMaxDims];
   int64_t token_dims;
@@ -47,10 +46,14 @@ struct Call {
   Call(const Queue& queue, const Tensor& input, const Tensor& target_,
        const OptionalTensor& weight_, int64_t ignore_index, int64_t reduction_,
        double label_smoothing, double softcap, double z_loss)
-      : reduction(reduction_), logits(input), target(target_), weight(target_), totals(target_) {
+      : reduction(static_cast<Reduction>(reduction_)),
+        logits(input),
+        target(target_),
+        weight(target_),
+        totals(target_) {
     const int64_t dims = input.dim();
     STD_TORCH_CHECK(dims >= 1 && dims <= kMaxDims, "llama_fast::cross_entropy: input has no dims");
-    STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "llama_fast::cross_entropy: reduction");
+    STD_TORCH_CHECK(reduction_ >= 0 && reduction_ <= 2, "llama_fast::cross_entropy: reduction");
     expect_narrow(input);
     const int64_t class_dim = dims == 1 ? 0 : 1;
     const int64_t classes = input.size(class_dim);
@@ -79,7 +82,7 @@ struct Call {
     args.smoothing = static_cast<float>(label_smoothing);
     args.softcap = static_cast<float>(softcap);
     args.z_loss = static_cast<float>(z_loss);
-    args.mean = reduction == kMean;
+    args.mean = reduction == Reduction::mean;
     if (args.mean || (args.weight && label_smoothing > 0)) {
       totals = new_tensor(input, {3}, ScalarType::Double);
       auto* made = static_cast<double*>(totals.data_ptr());
@@ -120,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Queue& queue, Call&
   CrossEntropyArgs& a = call.args;
   const Tensor& like = call.logits;
   const int64_t* sizes = call.token_sizes;
-  const bool per_token = call.reduction == kNone;
+  const bool per_token = call.reduction == Reduction::none;
   const int64_t loss_dims = per_token ? call.token_dims : 0;
   Tensor loss = new_tensor(like, sizes, loss_dims, ScalarType::Float);
   Tensor lse = new_tensor(like, sizes, call.token_dims, ScalarType::Double);
@@ -183,7 +186,7 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
   Call call(device.queue(), input, target, weight, ignore_index, reduction, label_smoothing,
             softcap, z_loss);
   CrossEntropyArgs& a = call.args;
-  const bool per_token = reduction == kNone;
+  const bool per_token = call.reduction == Reduction::none;
   STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Double && lse.numel() == a.tokens,
                   "llama_fast::cross_entropy_backward: lse is not that of the forward");
   STD_TORCH_CHECK(grad_loss.numel() == (per_token ? a.tokens : 1),
