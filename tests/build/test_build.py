@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch  # (the library links against torch's, which have to be loaded first)
 
+from build_backend import MINIMUM_TORCH
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
 
@@ -256,3 +258,9 @@ def test_cuda_source_that_fails_does_not_cost_the_cpu_kernels(tree: Tree) -> Non
     assert "could not build: CUDA" in tree.build(
         expect=1, LLAMA_FAST_CUDA="1", LLAMA_FAST_BUILD="1"
     )
+
+
+def test_the_oldest_torch_is_the_same_for_the_package_and_its_build() -> None:
+    """`MINIMUM_TORCH` is also what TORCH_TARGET_VERSION is made of."""
+    oldest = ".".join(map(str, MINIMUM_TORCH))
+    assert f'"torch>={oldest}"' in (ROOT / "pyproject.toml").read_text()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable
 
 import pytest
+import torch
 
+from llama_fast.ops.attention_decode import _cuda_refusal
 from tests.cuda.library import compiled
 
 H100, A100, TINY = (132, 227 << 10), (108, 163 << 10), (4, 99 << 10)
@@ -103,3 +106,20 @@ def test_refusals(library: ctypes.CDLL) -> None:
     assert b"64, 128 or 256" in (refusal(bf16, 80, 80) or b"")
     assert b"values of the head size" in (refusal(bf16, 64, 128) or b"")
     assert b"multiples of 16 bytes" in (refusal(bf16, 64, 64, False) or b"")
+
+
+def test_python_refuses_what_the_kernel_refuses(library: ctypes.CDLL) -> None:
+    """The backend "auto" asks the Python rule; the operator asks the C++ one."""
+    library.refusal.restype = ctypes.c_char_p
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    sizes = (8, 64, 80, 128, 256, 512)
+    for (number, dtype), size, values, aligned in itertools.product(
+        enumerate(dtypes), sizes, sizes, (True, False)
+    ):
+        caches = [torch.zeros(2, 3, 16, n + 8, dtype=dtype)[..., :n] for n in (size, values)]
+        if not aligned:
+            caches[0] = torch.zeros(2, 3, 16, size + 1, dtype=dtype)[..., :size]
+        in_python = _cuda_refusal(caches[0].new_empty(2, 3, 1, size), *caches)
+        sizes_in = (ctypes.c_int64(size), ctypes.c_int64(values))
+        in_cpp = library.refusal(number, *sizes_in, aligned)
+        assert (in_python is None) == (in_cpp is None), (dtype, size, values, aligned)

@@ -1,13 +1,17 @@
 """Every instruction set that was compiled and that this processor runs: the grid, once each."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 import llama_fast
+from build_native import X86_ISAS
 from llama_fast.ops.backends import library
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,4 +55,13 @@ def test_unknown_instruction_set_is_an_error() -> None:
         pytest.skip(llama_fast.backends().missing["attention"]["cpu"])
     probe = run("sse9", "-c", "from llama_fast.ops.backends import library; print(library.isa())")
     assert probe.returncode != 0
-    assert "LLAMA_FAST_ISA: expected one of" in probe.stderr and "sse9" in probe.stderr
+    found = re.search(r"LLAMA_FAST_ISA: expected one of (.*), got sse9", probe.stderr)
+    assert found, probe.stderr
+    # Best first: the reverse of the order in which the build lists what it compiled.
+    built = json.loads(resources.files(llama_fast).joinpath("_build.json").read_text())
+    assert found[1].split(", ") == built["instruction_sets"][::-1]
+
+
+def test_names_of_instruction_sets_are_the_same_everywhere() -> None:
+    assert ("portable", *X86_ISAS) == SETS
+    assert all(re.search(rf"\b{name}\b", str(library.__doc__)) for name in SETS)
