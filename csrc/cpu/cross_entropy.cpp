@@ -1,6 +1,5 @@
-// Softmax cross-entropy, forward, backward, and both at once in place: which rows there are, who
-// works on them, and how their losses are reduced. The mathematics of one row is in
-// cross_entropy_row.h.
+// Softmax cross-entropy, forward, backward, and both at once in place: finds the rows, shares them
+// among threads and reduces their losses. The mathematics of one row is in cross_entropy_row.h.
 #include "cpu/cross_entropy.h"
 
 #include <type_traits>
@@ -19,7 +18,7 @@ enum class Pass { forward, backward, fused };
 constexpr int64_t kItemElements = 1 << 18;  // logits that a thread takes at a time
 constexpr int64_t kTileRows = 16;           // rows gathered together when classes are strided
 constexpr int64_t kTileBytes = 2 << 20;
-constexpr int64_t kStreamBytes = 16 << 20;  // larger gradients do not fit a cache anyway
+constexpr int64_t kStreamBytes = 16 << 20;  // larger gradients would not fit a cache
 
 int64_t offset_of(const CrossEntropyArgs& a, const TokenRows& rows, int64_t token) {
   int64_t offset = 0;
@@ -74,25 +73,17 @@ void read_row_as(const TokenRows& rows, int64_t offset, int64_t classes, A* out)
 
 template <class A>
 void read_probabilities(const TokenRows& rows, int64_t offset, int64_t classes, A* out) {
-  switch (rows.dtype) {
-    case DType::f64:
-      return read_row_as<double>(rows, offset, classes, out);
-    case DType::f32:
-      return read_row_as<float>(rows, offset, classes, out);
-    case DType::bf16:
-      return read_row_as<bf16>(rows, offset, classes, out);
-    case DType::f16:
-      return read_row_as<f16>(rows, offset, classes, out);
-  }
+  with_element_type(rows.dtype,
+                    [&](auto p) { read_row_as<decltype(p)>(rows, offset, classes, out); });
 }
 
 // One forward, backward or fused call for logits of type T.
 template <class T>
-class Call {
+class CrossEntropy {
  public:
   using A = acc_t<T>;
 
-  explicit Call(const CrossEntropyArgs& args) : a_(args) {
+  explicit CrossEntropy(const CrossEntropyArgs& args) : a_(args) {
     row_.classes = a_.classes;
     row_.weight = static_cast<const A*>(a_.weight);
     row_.smoothing = a_.label_smoothing;
@@ -148,14 +139,13 @@ class Call {
     const int64_t row_bytes = a_.classes * static_cast<int64_t>(sizeof(T));
     int64_t tile = 1;
     if (gather_input || scatter_grad) {
-      tile = kTileBytes / row_bytes;
-      tile = tile < 1 ? 1 : tile > kTileRows ? kTileRows : tile;
+      tile = max(1, min(kTileRows, kTileBytes / row_bytes));
     }
-    int64_t per_item = kItemElements / (a_.classes > 0 ? a_.classes : 1);
-    if (per_item > a_.tokens / (4 * num_threads())) per_item = a_.tokens / (4 * num_threads());
-    per_item = per_item < tile ? tile : per_item / tile * tile;
-    const int64_t items = (a_.tokens + per_item - 1) / per_item;
-    const int64_t threads = items < num_threads() ? items : num_threads();
+    int64_t per_item =
+        min(kItemElements / max(1, a_.classes), a_.tokens / (int64_t{4} * num_threads()));
+    per_item = max(tile, per_item / tile * tile);
+    const int64_t items = ceil_div(a_.tokens, per_item);
+    const int64_t threads = min(items, num_threads());
 
     std::atomic<int64_t> next{0};
     parallel_ranges(threads, 1, [&](int64_t begin, int64_t end) {
@@ -217,7 +207,7 @@ class Call {
     a_.lse[n] = r.lse;
   }
 
-  // The plain case at once; false where the general way is needed.
+  // Loss and gradient in one go for the plain case; false where the general case is needed.
   bool fused(int64_t n, T* x, A* exponentials) {
     if constexpr (std::is_same_v<T, A> && !std::is_same_v<A, double>) exponentials = x;
     if (!is_plain(row_) || ignored(n) || a_.argmax) return false;
@@ -279,30 +269,21 @@ class Call {
 
 template <class T>
 void forward_as(CrossEntropyArgs& a, bool fused) {
-  Call<T> call(a);
-  a.bad_token = call.bad_token();
-  if (a.bad_token < 0) call.forward(fused);
+  CrossEntropy<T> kernel(a);
+  a.bad_token = kernel.bad_token();
+  if (a.bad_token < 0) kernel.forward(fused);
 }
 
-// Looks at the targets again: their memory may be the user's, and other numbers by now.
+// Checks the targets again: the user may have written to their memory since the forward.
 template <class T>
 void backward_as(CrossEntropyArgs& a) {
-  Call<T> call(a);
-  a.bad_token = call.bad_token();
-  if (a.bad_token < 0) call.backward();
+  CrossEntropy<T> kernel(a);
+  a.bad_token = kernel.bad_token();
+  if (a.bad_token < 0) kernel.backward();
 }
 
 void forward(CrossEntropyArgs& a, bool fused) {
-  switch (a.input.dtype) {
-    case DType::f64:
-      return forward_as<double>(a, fused);
-    case DType::f32:
-      return forward_as<float>(a, fused);
-    case DType::bf16:
-      return forward_as<bf16>(a, fused);
-    case DType::f16:
-      return forward_as<f16>(a, fused);
-  }
+  with_element_type(a.input.dtype, [&](auto t) { forward_as<decltype(t)>(a, fused); });
 }
 
 }  // namespace
@@ -315,16 +296,7 @@ void cross_entropy_fused(CrossEntropyArgs& a) {
 }
 
 void cross_entropy_backward(CrossEntropyArgs& a) {
-  switch (a.input.dtype) {
-    case DType::f64:
-      return backward_as<double>(a);
-    case DType::f32:
-      return backward_as<float>(a);
-    case DType::bf16:
-      return backward_as<bf16>(a);
-    case DType::f16:
-      return backward_as<f16>(a);
-  }
+  with_element_type(a.input.dtype, [&](auto t) { backward_as<decltype(t)>(a); });
 }
 
 }  // namespace LLAMA_FAST_ISA

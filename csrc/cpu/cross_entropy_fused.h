@@ -1,9 +1,9 @@
 // Loss and gradient of one row of logits at once, with one exponential a logit.
 //
 // For the plain case: a class index as target, no softcap, no smoothing. cross_entropy_row.h has
-// the formulas, and the general way, which takes every exponential twice. Here the row is gone over
-// three times: maximum; exponentials and their sum; gradient. Only the first time meets memory,
-// because meanwhile the next row is asked for.
+// the formulas and the general case, which computes every exponential twice. This makes three
+// passes over the row: maximum; exponentials and their sum; gradient. Only the first pass reads
+// memory, because the second prefetches the next row.
 #pragma once
 
 #include "cpu/cross_entropy_row.h"
@@ -12,7 +12,8 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-// out = exp(x - shift) for n logits, and their sum; `next` is fetched on the way. x may be out.
+// Writes exp(x - shift) for n logits to `out` and returns their sum; prefetches `next`. x may be
+// out.
 template <class T>
 LF_INLINE acc_t<T> exponentials(const T* x, int64_t n, acc_t<T> shift, const T* next,
                                 acc_t<T>* out) {
@@ -32,7 +33,7 @@ LF_INLINE acc_t<T> exponentials(const T* x, int64_t n, acc_t<T> shift, const T* 
       __builtin_prefetch(reinterpret_cast<const char*>(next + c) + byte, 0, 2);
   }
   for (; c < n; c += lanes) {
-    const int64_t count = n - c < lanes ? n - c : lanes;
+    const int64_t count = min(n - c, lanes);
     constexpr A lowest = -std::numeric_limits<A>::infinity();
     const vec<A> e = exp_for<T>(load_acc_n(x + c, count, lowest) - shift);
     store_acc_n(out + c, e, count);
@@ -41,15 +42,15 @@ LF_INLINE acc_t<T> exponentials(const T* x, int64_t n, acc_t<T> shift, const T* 
   return reduce_add<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// Whether the row can be done by fused_row: everything but a row whose maximum is infinite.
+// Whether fused_row() serves rows with these options, but for those whose maximum is infinite.
 template <class A>
 bool is_plain(const RowOptions<A>& o) {
   return o.softcap == 0 && o.smoothing == 0 && !std::is_same_v<A, double>;
 }
 
 // Cross-entropy of the row x against class y, and its gradient over x, for the upstream gradients g
-// and g_z of row_gradient(). `e` has room for the row, or is x itself. False, with nothing done, if
-// the largest logit is infinite.
+// and g_z of row_gradient(). `e` has room for the row, or is x itself. Returns false and changes
+// nothing if the largest logit is infinite.
 template <class T>
 bool fused_row(const RowOptions<acc_t<T>>& o, T* x, int64_t y, double g, double g_z, const T* next,
                acc_t<T>* e, RowLoss* loss) {
@@ -59,7 +60,7 @@ bool fused_row(const RowOptions<acc_t<T>>& o, T* x, int64_t y, double g, double 
   const double z = load_one(x + y), w = o.weight ? o.weight[y] : 1;
   double sum = 0;
   for (int64_t begin = 0; begin < o.classes; begin += kBlock) {
-    const int64_t n = o.classes - begin < kBlock ? o.classes - begin : kBlock;
+    const int64_t n = min(o.classes - begin, kBlock);
     sum += exponentials(x + begin, n, max, next + begin, e + begin);
   }
   const double log_sum = std::log(sum);
@@ -78,7 +79,7 @@ bool fused_row(const RowOptions<acc_t<T>>& o, T* x, int64_t y, double g, double 
       store_acc_n(x + c, v * factor, left);
     }
   });
-  // Where p and the target nearly cancel, in double.
+  // In double, because p and the target nearly cancel here.
   store_one(x + y, static_cast<A>(std::exp(z - max) * scale - g * w));
   return true;
 }

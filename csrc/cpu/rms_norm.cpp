@@ -1,13 +1,14 @@
 // RMSNorm, forward and backward, of x = input or input + residual.
 //
 //   r = 1 / sqrt(mean(x^2) + eps)           w = offset + weight           y = x r w
-//   dx = r (dy w - x r^2 mean(dy w x)) + the gradient that x has got elsewhere
+//   dx = r (dy w - x r^2 mean(dy w x)) + grad_x
 //   dweight = sum over rows of dy x r
 #include "cpu/rms_norm.h"
 
 #include <cmath>
 #include <type_traits>
 
+#include "cpu/integers.h"
 #include "cpu/lanes.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
@@ -16,32 +17,18 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kSumBlock = 1024;        // elements summed before the sum goes on in double
-constexpr int64_t kAheadBytes = 64 << 10;  // longer rows would not wait in a cache
-// dweight is summed in blocks of rows, as many as this at most, however many threads there are: the
-// result does not depend on them.
-constexpr int64_t kRowBlocks = 128;
-constexpr int64_t kStripRows = 64;  // rows of a block summed one after the other
-
-// f(T{}) with the element type that `dtype` names.
-template <class F>
-void with_type(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::f64:
-      return f(double{});
-    case DType::f32:
-      return f(float{});
-    case DType::bf16:
-      return f(bf16{});
-    case DType::f16:
-      return f(f16{});
-  }
-}
+constexpr int64_t kSumBlock = 1024;  // elements summed in the type computed in; more in double
+constexpr int64_t kMaxPrefetchBytes = 64
+                                      << 10;  // a longer row would leave the cache before its use
+// dweight is summed in at most this many blocks of rows. The number does not depend on the number
+// of threads, and so neither does the result.
+constexpr int64_t kMaxRowBlocks = 128;
+constexpr int64_t kStripRows = 64;  // rows of a block that are added to one sum
 
 // f(T{}, X{}) with the types of the input and of x.
 template <class F>
 void with_types(DType input, DType x, F&& f) {
-  with_type(input, [&](auto t) {
+  with_element_type(input, [&](auto t) {
     if (input == x) return f(t, t);
     if constexpr (sizeof(t) == 2) f(t, float{});
   });
@@ -52,7 +39,7 @@ template <class A>
 const A* wide_weight(const RmsNormArgs& a, A* scratch) {
   if (std::is_same_v<A, float> && a.weight_dtype == DType::f32 && a.offset == 0)
     return static_cast<const A*>(a.weight);
-  with_type(a.weight_dtype, [&](auto t) {
+  with_element_type(a.weight_dtype, [&](auto t) {
     using W = decltype(t);
     const W* from = static_cast<const W*>(a.weight);
     if constexpr (std::is_same_v<acc_t<W>, A>) {
@@ -68,12 +55,12 @@ const A* wide_weight(const RmsNormArgs& a, A* scratch) {
   return scratch;
 }
 
-// Where the next row is, to be fetched while this one is computed: the first pass over a row waits
-// for memory, and the second would leave it idle.
-class Ahead {
+// Prefetches the next row in the second pass over this one: the first pass waits for memory, the
+// second does not use it.
+class Prefetch {
  public:
-  Ahead(const RmsNormArgs& a, int64_t row, int64_t end, size_t size) {
-    if (row + 1 == end || a.features * static_cast<int64_t>(size) > kAheadBytes) return;
+  Prefetch(const RmsNormArgs& a, int64_t row, int64_t end, size_t size) {
+    if (row + 1 == end || a.features * static_cast<int64_t>(size) > kMaxPrefetchBytes) return;
     const Rows& first = a.input.data ? a.input : a.x;
     const Rows& second = a.input.data ? a.residual : a.grad_y;
     first_ = distance(a.shape, first, row);
@@ -82,7 +69,7 @@ class Ahead {
 
   // Element `at` of the next row of each of the two tensors; the second may be null.
   template <class U, class V>
-  LF_INLINE void fetch(int64_t at, const U* first, const V* second) const {
+  LF_INLINE void element(int64_t at, const U* first, const V* second) const {
     __builtin_prefetch(first + first_ + at, 0, 2);
     if (second) __builtin_prefetch(second + second_ + at, 0, 2);
   }
@@ -103,7 +90,7 @@ LF_INLINE double row_sum(int64_t n, F&& f) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     vec<A> sum[4] = {};
-    for_pieces<A, 4>(n - begin < kSumBlock ? n - begin : kSumBlock,
+    for_pieces<A, 4>(min(n - begin, kSumBlock),
                      [&](auto piece, int k)
                          __attribute__((always_inline)) { sum[k] += f(piece, begin); });
     total += reduce_add<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
@@ -115,10 +102,10 @@ LF_INLINE double row_sum(int64_t n, F&& f) {
 
 template <bool kStream, class T, class X>
 void forward_row(const T* input, const X* residual, X* x, T* y, const acc_t<T>* weight, int64_t n,
-                 double eps, acc_t<T>* rstd, const Ahead& ahead) {
+                 double eps, acc_t<T>* rstd, const Prefetch& prefetch) {
   using A = acc_t<T>;
   constexpr int64_t kKept = (16 << 10) / sizeof(A);
-  alignas(64) A kept[kKept];  // the sum, so that it need not be read back
+  alignas(64) A kept[kKept];  // input + residual, so that the second pass need not read x
   const bool keep = residual && n <= kKept;
   const auto square = [](vec<A> v) { return v * v; };
   const auto add = [&](auto piece, int64_t begin) __attribute__((always_inline)) {
@@ -147,7 +134,7 @@ void forward_row(const T* input, const X* residual, X* x, T* y, const acc_t<T>* 
   *rstd = r;
   const auto scale = [&](const auto* from) {
     for_pieces<A, 2>(n, [&](auto piece, int) __attribute__((always_inline)) {
-      ahead.fetch(piece.at, input, residual);
+      prefetch.element(piece.at, input, residual);
       piece.template put<kStream>(y, piece.load(from) * r * piece.load(weight));
     });
   };
@@ -173,13 +160,13 @@ void forward_as(const RmsNormArgs& a) {
       }
       forward_row<decltype(may_stream)::value>(
           input, residual, x, row_pointer<T>(a.shape, a.y, row), weight, a.features, a.eps,
-          static_cast<A*>(a.rstd) + row, Ahead(a, row, end, sizeof(X)));
+          static_cast<A*>(a.rstd) + row, Prefetch(a, row, end, sizeof(X)));
     }
   };
   const int64_t per_item = a.features < kItemElements ? kItemElements / (a.features + 1) + 1 : 1;
-  parallel_items((a.rows + per_item - 1) / per_item, true, [&](int64_t item) {
+  parallel_items(ceil_div(a.rows, per_item), true, [&](int64_t item) {
     const int64_t begin = item * per_item;
-    const int64_t end = a.rows < begin + per_item ? a.rows : begin + per_item;
+    const int64_t end = min(a.rows, begin + per_item);
     if (!stream) return rows(std::false_type{}, begin, end);
     rows(std::bool_constant<kCanStream>{}, begin, end);
     stream_fence();
@@ -188,10 +175,10 @@ void forward_as(const RmsNormArgs& a) {
 
 // --- backward --------------------------------------------------------------------------------
 
-// dx of one row, and its part of dweight added to `sums`; each of them, and grad_x, may be null.
+// Writes dx of one row, and adds its part of dweight to `sums`. dx, sums and grad_x may be null.
 template <bool kStream, class T, class X>
 void backward_row(const X* x, const T* grad_y, const X* grad_x, X* dx, const acc_t<T>* weight,
-                  acc_t<T>* sums, int64_t n, acc_t<T> r, const Ahead& ahead) {
+                  acc_t<T>* sums, int64_t n, acc_t<T> r, const Prefetch& prefetch) {
   using A = acc_t<T>;
   A mean = 0;
   if (dx) {
@@ -203,7 +190,7 @@ void backward_row(const X* x, const T* grad_y, const X* grad_x, X* dx, const acc
     mean = static_cast<A>(dot / static_cast<double>(n) * r2);
   }
   for_pieces<A, 2>(n, [&](auto piece, int) __attribute__((always_inline)) {
-    ahead.fetch(piece.at, x, grad_y);
+    prefetch.element(piece.at, x, grad_y);
     const vec<A> v = piece.load(x), g = piece.load(grad_y);
     if (dx) {
       vec<A> d = (g * piece.load(weight) - v * mean) * r;
@@ -223,10 +210,8 @@ class Backward {
 
   void run() {
     const int64_t elements = a_.rows * a_.features;
-    blocks_ = elements / kItemElements;
-    blocks_ = blocks_ < 1 ? 1 : blocks_ > kRowBlocks ? kRowBlocks : blocks_;
-    if (blocks_ > a_.rows) blocks_ = a_.rows > 0 ? a_.rows : 1;
-    block_rows_ = (a_.rows + blocks_ - 1) / blocks_;
+    blocks_ = max(1, min(elements / kItemElements, min(a_.rows, kMaxRowBlocks)));
+    block_rows_ = ceil_div(a_.rows, blocks_);
 
     A *widened = nullptr, *totals = nullptr, *strips = nullptr;
     const auto carve = [&](Carver scratch) {
@@ -249,7 +234,7 @@ class Backward {
  private:
   void run_block(int64_t block, A* total, A* strip) const {
     const int64_t begin = block * block_rows_;
-    const int64_t end = a_.rows < begin + block_rows_ ? a_.rows : begin + block_rows_;
+    const int64_t end = min(a_.rows, begin + block_rows_);
     const size_t bytes = static_cast<size_t>(a_.features) * sizeof(A);
     A* sums = strip ? strip : total;
     if (total) std::memset(total, 0, bytes);
@@ -270,11 +255,11 @@ class Backward {
     const X* grad_x = a_.grad_x.data ? row_pointer<const X>(a_.shape, a_.grad_x, row) : nullptr;
     X* dx = a_.dx.data ? row_pointer<X>(a_.shape, a_.dx, row) : nullptr;
     const A r = static_cast<const A*>(a_.rstd)[row];
-    const Ahead ahead(a_, row, end, sizeof(X));
+    const Prefetch prefetch(a_, row, end, sizeof(X));
     if (stream_) {
-      backward_row<kCanStream>(x, grad_y, grad_x, dx, weight_, sums, a_.features, r, ahead);
+      backward_row<kCanStream>(x, grad_y, grad_x, dx, weight_, sums, a_.features, r, prefetch);
     } else {
-      backward_row<false>(x, grad_y, grad_x, dx, weight_, sums, a_.features, r, ahead);
+      backward_row<false>(x, grad_y, grad_x, dx, weight_, sums, a_.features, r, prefetch);
     }
   }
 
@@ -286,17 +271,17 @@ class Backward {
     });
   }
 
-  // dweight: the blocks' sums, added in halves.
+  // dweight: the sums of the blocks, added pairwise.
   void sum_blocks(A* totals) const {
     constexpr int64_t kColumns = 512;
     const int64_t n = a_.features;
     const bool worth_threads = blocks_ * n >= kItemElements;
-    parallel_items((n + kColumns - 1) / kColumns, worth_threads, [&](int64_t item) {
-      const int64_t first = item * kColumns, count = n - first < kColumns ? n - first : kColumns;
+    parallel_items(ceil_div(n, kColumns), worth_threads, [&](int64_t item) {
+      const int64_t first = item * kColumns, count = min(n - first, kColumns);
       for (int64_t left = blocks_; left > 1; left = (left + 1) / 2)
         for (int64_t i = (left + 1) / 2; i < left; ++i)
           add(totals + (i - (left + 1) / 2) * n, totals + i * n, first, count);
-      with_type(a_.weight_dtype, [&](auto t) {
+      with_element_type(a_.weight_dtype, [&](auto t) {
         using W = decltype(t);
         W* out = static_cast<W*>(a_.dweight);
         for (int64_t i = first; i < first + count; ++i)

@@ -8,7 +8,7 @@
 
 namespace llama_fast {
 
-// Heads (B,H,S,D) to turn; D is contiguous. Strides are those of B, H, S.
+// Heads (B,H,S,D) to rotate, D contiguous. Strides are those of B, H and S.
 struct RopeHeads {
   int64_t heads;
   const void* in;
@@ -24,7 +24,7 @@ struct RopeArgs {
   const void* sin;
   int64_t cos_strides[2], sin_strides[2];  // of B (zero for one table for all) and S
   bool interleaved;
-  bool inverse;  // turn back
+  bool inverse;  // rotate by the negative angles
 };
 
 }  // namespace llama_fast

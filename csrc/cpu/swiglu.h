@@ -10,7 +10,7 @@ struct SwigluArgs {
   int64_t rows, columns;
   Rows gate, up;
   Rows out;                           // forward
-  Rows grad_out, grad_gate, grad_up;  // backward; the last two may be missing
+  Rows grad_out, grad_gate, grad_up;  // backward; data of the last two may be null
 };
 
 }  // namespace llama_fast
