@@ -9,7 +9,7 @@
 
 namespace llama_fast {
 
-// "not enough memory: tried to allocate ...", which llama_fast/train/out_of_memory.py knows.
+// "not enough memory: tried to allocate ...", which llama_fast/_out_of_memory.py recognises.
 // `cause`: what the system or torch said; may be empty.
 [[noreturn]] void throw_out_of_memory(size_t bytes, const std::string& cause = "");
 

@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 
+from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.generate import fast_decode
 from llama_fast.ops import _output_cache
 from llama_fast.ops._cross_entropy import REDUCTIONS
 from llama_fast.reference import philox
-from llama_fast.train.out_of_memory import is_out_of_memory
 
 _host = pytest.importorskip("llama_fast._host", reason="host module not built")
 CONSTANTS = _host.constants()
