@@ -1,4 +1,4 @@
-"""docs/migrate.md: its names exist, and its claims about numbers hold (tests/docs runs its code)."""
+"""docs/migrate.md: its names exist and its claims about numbers hold; tests/docs runs its code."""
 
 from __future__ import annotations
 
