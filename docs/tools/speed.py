@@ -52,9 +52,9 @@ def read(name: str) -> dict[str, Any]:
 
 def ratios(result: dict[str, Any]) -> dict[str, float]:
     """Baseline -> its time over ours, the fastest first."""
-    sides = {s["peer"]: s["median_ms"] for s in result["sides"] if s.get("median_ms")}
+    sides = {s["implementation"]: s["median_ms"] for s in result["sides"] if s.get("median_ms")}
     ours = sides.pop(OURS)
-    return dict(sorted(((peer, ms / ours) for peer, ms in sides.items()), key=lambda p: p[1]))
+    return dict(sorted(((name, ms / ours) for name, ms in sides.items()), key=lambda p: p[1]))
 
 
 def times(ratio: float) -> str:
