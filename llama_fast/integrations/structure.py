@@ -70,7 +70,7 @@ def norm_replacement(module: nn.Module) -> Replacement:
     for offset in (0.0, 1.0):
 
         def formula(norm: Any, x: torch.Tensor, offset: float = offset) -> torch.Tensor:
-            return reference.rms_norm(x, norm.weight, eps, offset=offset)
+            return reference.rms_norm(x, norm.weight, None, eps, offset)[0]
 
         if probe.agrees(formula, training=False):
             if not probe.agrees(formula, training=True):

@@ -1,8 +1,9 @@
-"""Autograd and vmap rules of the registered operators, and the shortest way to call them.
+"""Autograd and vmap rules of the registered operators, and how to call them with least overhead.
 
 A rule registered with `torch.library.register_autograd` serves torch.compile, dispatch modes and
-tensor subclasses, but costs some 200 microseconds a call (measured) and knows no torch.func. Plain
-eager calls and torch.func run the same rule as an ordinary `torch.autograd.Function`.
+tensor subclasses, but takes some 200 microseconds a call (measured) and does not support
+torch.func. Plain eager calls and torch.func run the same rule as an ordinary
+`torch.autograd.Function`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _needs_dispatcher(args: tuple[Any, ...]) -> bool:
-    """Whether something but autograd and torch.func watches: tracing, a mode, a subclass."""
+    """Whether tracing, a dispatch mode or a tensor subclass has to see the call."""
     return (
         torch.compiler.is_compiling()
         or is_jit_tracing()
@@ -39,9 +40,9 @@ def _needs_dispatcher(args: tuple[Any, ...]) -> bool:
 
 
 def needs_plain_torch() -> bool:
-    """Forward-mode derivatives, torch.func.vmap, and torch.func inside torch.compile.
+    """Whether the reference has to serve, as only PyTorch's own operations support the transform.
 
-    Only PyTorch's own operations know them all: the reference serves.
+    That is so for forward-mode derivatives, torch.func.vmap, and torch.func inside torch.compile.
     """
     if in_forward_ad():
         return True
@@ -49,7 +50,7 @@ def needs_plain_torch() -> bool:
 
 
 def without_autocast(t: torch.Tensor) -> AbstractContextManager[object]:
-    """Inside, torch.autocast is off on the device of `t`: it would round inside a formula."""
+    """A context in which torch.autocast, which would round inside a formula, is off for `t`."""
     device = t.device.type
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
@@ -65,10 +66,11 @@ def nested_transforms() -> bool:
 def empty_like_heads(
     t: torch.Tensor, dtype: torch.dtype | None = None, last: int | None = None
 ) -> torch.Tensor:
-    """The shape rule of what keeps the order of heads: a (B,H,S,D) view of (B,S,H,D) stays one.
+    """An empty tensor with the shape and layout of an output for the input `t`.
 
-    Everything else is contiguous; `last` replaces the size of the last dimension.
-    `new_like_heads` in csrc/glue/tensors.h says the same.
+    For a (B,H,S,D) view of a (B,S,H,D) tensor it is such a view too, otherwise it is contiguous.
+    `last` replaces the size of the last dimension. Keep in step with `new_like_heads` in
+    csrc/glue and in kernels/_launch.py.
     """
     shape = t.shape if last is None else (*t.shape[:-1], last)
     if t.dim() == 4 and t.stride(1) < t.stride(2):
@@ -102,7 +104,7 @@ def loop_over_vmap(name: str) -> None:
 
 
 def saves_backend(setup_context: Callable[..., None]) -> Callable[..., None]:
-    """`setup_context` that also remembers which backends are in force, for `with_backend`."""
+    """`setup_context` that also saves the backends in force, for `with_backend`."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup_context(ctx, inputs, output)
@@ -113,7 +115,7 @@ def saves_backend(setup_context: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_backend(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """`backward` with the backends of its forward: it may run after the block, in any thread."""
+    """`backward` with the backends of its forward, even after the `with` block or in a thread."""
 
     def run(ctx: Any, *grads: Any) -> Any:
         if torch.compiler.is_compiling() or not hasattr(ctx, "backends"):
@@ -132,9 +134,9 @@ def differentiable(
     """Register the autograd rule of `llama_fast::<name>`; returns the function that calls it.
 
     Args:
-        name: of the operator, which must not change its arguments.
-        setup_context: ``(ctx, inputs, output)``, saves what `backward` needs.
-        backward: ``(ctx, *grads)``, one gradient or None for each input.
+        name: name of the operator, which must not change its arguments.
+        setup_context: called with ``(ctx, inputs, output)``; saves what `backward` needs.
+        backward: called with ``(ctx, *grads)``; returns one gradient or None for each input.
     """
     setup_context, backward = saves_backend(setup_context), with_backend(backward)
     torch.library.register_autograd(
@@ -163,7 +165,7 @@ def differentiable(
         methods = {key: staticmethod(member) for key, member in members.items()}
         return type(f"llama_fast_{name}", (torch.autograd.Function,), methods)
 
-    # torch.func wants the context set up apart; in eager mode that costs 20 microseconds a call.
+    # torch.func requires a separate setup_context, which costs eager calls 20 microseconds.
     eager = function(forward=forward_and_save, backward=backward)
     transformed = function(
         forward=forward, setup_context=setup_context, backward=backward, vmap=_loop(call)

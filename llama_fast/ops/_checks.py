@@ -1,4 +1,4 @@
-"""Argument checks of the ops: each error names the argument, what was expected, what came."""
+"""Argument checks of the ops: each error names the argument, the expected and the given value."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def shape(t: torch.Tensor) -> str:
-    """The shape of `t` as people write it: (2, 3)."""
+    """The shape of `t` as text, such as (2, 3)."""
     return str(tuple(t.shape))
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether this is a tensor with values, which torch's `CausalBias` is not."""
+    """Whether this is a tensor with values; torch's `CausalBias` is a tensor without."""
     if type(value) is torch.Tensor:
         return True
     return isinstance(value, torch.Tensor) and not isinstance(value, CausalBias)
@@ -36,7 +36,7 @@ def check_float(name: str, value: object) -> None:
 
 
 def check_mask(name: str, value: object) -> None:
-    """`value` must be a tensor of bool or of what `check_float` takes."""
+    """`value` must be a tensor of bool or of a dtype that `check_float` accepts."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype != torch.bool and value.dtype not in FLOAT_DTYPES:
@@ -47,7 +47,7 @@ def check_mask(name: str, value: object) -> None:
 
 
 def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> None:
-    """`value` must be a tensor of one of `dtypes`, which `expected` names in words."""
+    """`value` must be a tensor of one of `dtypes`; `expected` is their list as text."""
     if not is_tensor(value):
         raise TypeError(f"{name}: expected a tensor of {expected}, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -55,14 +55,14 @@ def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expe
 
 
 def check_dim(name: str, t: torch.Tensor, dims: int | tuple[int, ...], layout: str) -> None:
-    """`t` must have (one of) `dims` dimensions; `layout` is how to write them."""
+    """`t` must have (one of) `dims` dimensions; `layout` is the expected shape as text."""
     allowed = (dims,) if isinstance(dims, int) else dims
     if t.dim() not in allowed:
         raise ValueError(f"{name}: expected shape {layout}, got {shape(t)}")
 
 
 def check_shape(name: str, t: torch.Tensor, expected: tuple[int, ...], layout: str) -> None:
-    """`t` must have exactly the shape `expected`; `layout` is how it is written."""
+    """`t` must have exactly the shape `expected`; `layout` is its dimensions as text."""
     if tuple(t.shape) != expected:
         raise ValueError(f"{name}: expected shape {layout} = {expected}, got {shape(t)}")
 
@@ -83,21 +83,21 @@ def check_device(name: str, t: torch.Tensor, other_name: str, other: torch.Tenso
 
 
 def check_number(name: str, value: object, expected: str, ok: bool) -> None:
-    """A scalar argument: `ok` says whether it is in the range that `expected` names."""
+    """`ok` must be true: whether `value` is in the range that `expected` describes."""
     if not ok:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 def number(name: str, value: Any, expected: str = "a number") -> Any:
-    """A real number as Python's (or torch.compile's): an int or a float, NumPy's or torch's scalar.
+    """`value` as a Python number (symbolic under torch.compile); NumPy and torch scalars pass too.
 
     Raises:
-        TypeError: something else, a string or an array for one.
+        TypeError: `value` is no real number.
         ValueError: a tensor that requires a gradient, which would be lost.
     """
     if type(value) in (float, int) or isinstance(value, _NUMBERS):
         return value
-    if getattr(value, "shape", None) == () and _kind(value) in ("int", "float"):
+    if getattr(value, "shape", None) == () and _number_type(value) in ("int", "float"):
         if isinstance(value, torch.Tensor) and value.requires_grad:
             raise ValueError(f"{name}: expected {expected}, got a tensor that requires a gradient")
         return value.item()
@@ -105,22 +105,22 @@ def number(name: str, value: Any, expected: str = "a number") -> Any:
 
 
 def integer(name: str, value: Any, expected: str = "an int") -> Any:
-    """An integer as Python's (or torch.compile's), of whatever is one: NumPy's and torch's scalars.
+    """`value` as a Python int (symbolic under torch.compile); NumPy and torch scalars pass too.
 
     Raises:
-        TypeError: something else, True and False among it.
+        TypeError: `value` is no integer; True and False are none.
     """
     if type(value) is int or isinstance(value, torch.SymInt):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
-    if getattr(value, "shape", None) == () and _kind(value) == "int":
+    if getattr(value, "shape", None) == () and _number_type(value) == "int":
         return value.item()
     raise TypeError(f"{name}: expected {expected}, got {value!r}")
 
 
 def pair(value: Any) -> tuple[Any, Any] | None:
-    """The two elements of a tuple, list, array or tensor of two; None of anything else."""
+    """The elements of a tuple, list, array or tensor of two elements; None for anything else."""
     if isinstance(value, (tuple, list)) or getattr(value, "shape", None) == (2,):
         return tuple(value) if len(value) == 2 else None
     return None
@@ -129,8 +129,8 @@ def pair(value: Any) -> tuple[Any, Any] | None:
 _NUMBERS = (float, int, torch.SymInt, torch.SymFloat)
 
 
-def _kind(scalar: Any) -> str:
-    """ "int" or "float" of a scalar of torch or NumPy, "" of another."""
+def _number_type(scalar: Any) -> str:
+    """ "int" or "float" for a torch or NumPy scalar of such a dtype, "" for anything else."""
     dtype = getattr(scalar, "dtype", None)
     if isinstance(dtype, torch.dtype):
         if dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""Memory of large CPU outputs, kept for reuse (csrc/glue/output_cache.cpp).
+"""The cache of memory for large CPU outputs (csrc/glue/output_cache.cpp).
 
 Environment:
     LLAMA_FAST_CACHE_MB  MiB that may be kept while no tensor uses them (default 512, 0: none)
@@ -24,14 +24,14 @@ _check_limit(os.environ.get("LLAMA_FAST_CACHE_MB", "0"))
 def empty_cache() -> int:
     """Return idle memory of the CPU kernels to the system; the CPU's `torch.cuda.empty_cache`.
 
-    Outputs and gradients of 4 MiB and more keep their memory when they die, up to
-    LLAMA_FAST_CACHE_MB (environment, default 512) in all, because filling a new tensor's pages
-    costs more than most of these kernels. Under memory pressure Linux takes it by itself, and our
-    own allocations give it up before they fail. Each thread also keeps the working memory of its
-    kernels; that of threads which run none is returned.
+    The memory of outputs and gradients of 4 MiB and more is kept when they are freed, up to
+    LLAMA_FAST_CACHE_MB (environment, default 512) in total, because the page faults of new memory
+    take longer than most of these kernels. Under memory pressure Linux reclaims it, and an
+    allocation of ours that fails frees it and tries again. Each thread also keeps the working
+    memory of its kernels; this returns that of threads in which no kernel runs.
 
     Returns:
-        The number of bytes returned: 0 without the compiled library. Outputs are kept with torch
-        2.11 and later, on Linux.
+        The number of bytes returned; 0 without the compiled library. Outputs are kept on Linux,
+        with torch 2.11 and later.
     """
     return 0 if library.missing_reason is not None else torch.ops.llama_fast.empty_cache()

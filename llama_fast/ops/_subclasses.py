@@ -1,17 +1,16 @@
 """Tensor subclasses among the arguments of the ops.
 
-What a subclass does with torch's functions in `__torch_function__` it does with ours: it is asked
-first. So is whatever else has that method, as lazy logits have it. A subclass that hands on to
-torch.Tensor's own (one for logging does) is then an ordinary tensor. torch's `CausalBias` is a mask
-in words, over memory that means nothing: the attention ops know it, and no other argument may be
-one.
+`__torch_function__` of a subclass, or of another class that has it, as lazy logits have, is called
+for our ops as it is for torch's functions. A subclass that defers to torch.Tensor's own method (one
+for logging, say) is then treated as an ordinary tensor. torch's `CausalBias` describes a mask and
+holds no values: the attention ops accept it as their bias, and no other argument may be one.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.nn.attention.bias import CausalBias, CausalVariant
@@ -19,32 +18,33 @@ from torch.overrides import handle_torch_function
 
 from llama_fast._torch_internals import has_torch_function
 
-_F = TypeVar("_F", bound=Callable[..., object])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _ORDINARY = frozenset(
     (torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, tuple, torch.dtype)
 )
 _DEFAULT = torch.Tensor.__torch_function__.__func__
 
 
-def overridable(function: _F) -> _F:
-    """An op that asks subclasses of torch.Tensor first, as torch's own functions do."""
+def overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`function`, which calls `__torch_function__` of its arguments first, as torch's own do."""
 
     @functools.wraps(function)
-    def op(*args: object, **kwargs: object) -> object:
+    def op(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if kwargs:
             for value in kwargs.values():
                 if type(value) not in _ORDINARY and _overrides(value):
-                    return _ask(op, args, kwargs)
+                    return _call_override(op, args, kwargs)
         for value in args:
             if type(value) not in _ORDINARY and _overrides(value):
-                return _ask(op, args, kwargs)
+                return _call_override(op, args, kwargs)
         return function(*args, **kwargs)
 
-    return op  # type: ignore[return-value]
+    return op
 
 
 def _overrides(value: object) -> bool:
-    """Whether a value has a `__torch_function__` of its own, which is in force."""
+    """Whether a value has a `__torch_function__` of its own, and that is enabled."""
     own = getattr(type(value), "__torch_function__", None)
     return (
         own is not None
@@ -54,9 +54,10 @@ def _overrides(value: object) -> bool:
     )
 
 
-def _ask(op: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+def _call_override(op: Callable[..., _R], args: tuple[object, ...], kwargs: dict[str, Any]) -> _R:
     relevant = [v for v in (*args, *kwargs.values()) if hasattr(type(v), "__torch_function__")]
-    return handle_torch_function(op, relevant, *args, **kwargs)
+    result: _R = handle_torch_function(op, relevant, *args, **kwargs)
+    return result
 
 
 def causal_bias(name: str, bias: CausalBias, queries: int, keys: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
+from torch import Tensor
 
 from llama_fast import reference
 from llama_fast.ops import _attention_checks as checks
@@ -25,73 +26,63 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class _Keywords(TypedDict, total=False):
+class _Options(TypedDict, total=False):
     """The keyword arguments of `attention` that do not change what it returns."""
 
     causal: bool
     window: Window
     scale: float | None
     softcap: float | None
-    bias: torch.Tensor | None
-    key_padding_mask: torch.Tensor | None
-    alibi_slopes: torch.Tensor | None
-    sinks: torch.Tensor | None
-    cu_seqlens_q: torch.Tensor | None
-    cu_seqlens_k: torch.Tensor | None
+    bias: Tensor | None
+    key_padding_mask: Tensor | None
+    alibi_slopes: Tensor | None
+    sinks: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
     dropout_p: float
 
 
 @overload
 def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
     return_lse: Literal[False] = False,
-    **options: Unpack[_Keywords],
-) -> torch.Tensor: ...
+    **options: Unpack[_Options],
+) -> Tensor: ...
 @overload
 def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    return_lse: Literal[True],
-    **options: Unpack[_Keywords],
-) -> tuple[torch.Tensor, torch.Tensor]: ...
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Tensor]: ...
 @overload
 def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    return_lse: bool,
-    **options: Unpack[_Keywords],
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 @overridable
 def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
     causal: bool = False,
     window: Window = None,
     scale: float | None = None,
     softcap: float | None = None,
-    bias: torch.Tensor | None = None,
-    key_padding_mask: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-    cu_seqlens_q: torch.Tensor | None = None,
-    cu_seqlens_k: torch.Tensor | None = None,
+    bias: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
     dropout_p: float = 0.0,
     return_lse: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Fused attention with grouped heads, masks, biases, packed sequences and dropout.
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale * q k' + bias) v, with grouped heads, masks, packed sequences and dropout.
 
-    The score of query i and key j is ``scale * q_i . k_j``, then capped, then biased. Query i
-    stands beside key ``i + T - S`` (the last query beside the last key), so decoding with a
-    cache needs no mask. Options that are numbers may be NumPy's or torch's scalars, too.
+    The score of query i and key j is ``scale * q_i . k_j``, then capped, then biased. Query i has
+    the position of key ``i + T - S``, so that the last query is at the last key: decoding with a
+    cache needs no mask. Numbers may also be NumPy or torch scalars.
 
     Args:
         q: queries (B,H,S,D), or packed (N,H,D); float64, float32, bfloat16 or float16. Any
@@ -99,28 +90,29 @@ def attention(
         k: keys (B,K,T,D) with H a multiple of K, or packed (M,K,D); dtype of `q`.
         v: values (B,K,T,Dv), or packed (M,K,Dv); dtype of `q`.
         causal: query i sees the keys j <= i + T - S.
-        window: keys seen around i + T - S. ``w``: the last w keys (and, unless causal, the next
-            w - 1). ``(left, right)``: that many to each side, -1 for all.
+        window: keys seen around position i + T - S. ``w``: the last w keys (and, unless causal,
+            the next w - 1). ``(left, right)``: that many to each side, -1 for all.
         scale: multiplies q . k; default 1 / sqrt(D).
         softcap: c > 0 turns each scaled product x into c * tanh(x / c).
         bias: broadcastable to (B,H,S,T). bool: True takes part. float: added to the scores;
-            differentiable. Or torch's `causal_upper_left` or `causal_lower_right` of (S,T). Not
-            with packed sequences.
-        key_padding_mask: bool (B,T), True for keys to ignore. Not with packed sequences.
+            differentiable. torch's `causal_upper_left(S, T)` and `causal_lower_right(S, T)` are
+            accepted too. None for packed sequences.
+        key_padding_mask: bool (B,T), True for keys to ignore. None for packed sequences.
         alibi_slopes: (H,) or (B,H) float; adds ``-slope * |i + T - S - j|``. Differentiable.
-        sinks: (H,) float; one more logit per head in the softmax that carries no value.
+        sinks: (H,) float; one more logit per head in the softmax, without a value.
             Differentiable.
         cu_seqlens_q: int32 or int64 (sequences + 1,): offsets of the packed query sequences,
-            from 0 to N. Marks the packed form.
+            from 0 to N. If given, q, k and v are packed.
         cu_seqlens_k: the same for the keys, from 0 to M; default `cu_seqlens_q`.
         dropout_p: probability of dropping an attention weight, in [0, 1]; the others are scaled
-            by 1 / (1 - p). Drawn from torch's default generator: `torch.manual_seed` repeats it.
+            by 1 / (1 - p). Its seed is drawn from torch's default generator, so `torch.manual_seed`
+            makes it repeatable.
         return_lse: also return the log of the softmax's denominator. Differentiable.
 
     Returns:
         out (B,H,S,Dv), or packed (N,H,Dv), in the dtype of `q`; rows that see no key are zero.
-        With `return_lse` a pair (out, lse), lse (B,H,S), or packed (N,H), float32 (float64 for
-        float64 input), -inf where no key is seen.
+        With `return_lse` the pair (out, lse), where lse is (B,H,S), or packed (N,H), float32
+        (float64 for float64 input), and -inf for rows that see no key.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -160,7 +152,7 @@ def attention(
     if sinks is not None:
         checks.check_sinks(sinks, q)
     left, right = checks.check_window(window, causal)
-    if top_left and (ahead := q.shape[2] - k.shape[2]) > 0:  # query i stands `ahead` keys before i
+    if top_left and (ahead := q.shape[2] - k.shape[2]) > 0:  # query i is at position i - ahead
         right = ahead if right < 0 else min(right, ahead)
     elif top_left:
         bias = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()[None, None]

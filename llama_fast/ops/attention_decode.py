@@ -1,7 +1,7 @@
 """Attention of a few new tokens over a cache of keys and values, contiguous or in pages.
 
-The cache in pages is that of Kwon et al., "PagedAttention" (2023, arXiv:2309.06180); keys shared
-among the blocks of a GPU: Dao et al., "Flash-Decoding" (2023).
+The paged cache is that of Kwon et al., "PagedAttention" (2023, arXiv:2309.06180); splitting the
+keys among the blocks of a GPU is that of Dao et al., "Flash-Decoding" (2023).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
+from torch import Tensor
 
 from llama_fast import reference
 from llama_fast._torch_internals import in_forward_ad, is_wrapped
@@ -28,96 +29,93 @@ if TYPE_CHECKING:
     from typing_extensions import Required, Unpack
 
 
-class _Keywords(TypedDict, total=False):
+class _Options(TypedDict, total=False):
     """The keyword arguments of `attention_decode` that do not change what it returns."""
 
-    k: torch.Tensor | None
-    v: torch.Tensor | None
-    cache_seqlens: Required[torch.Tensor]
-    page_table: torch.Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    cache_seqlens: Required[Tensor]
+    page_table: Tensor | None
     scale: float | None
     softcap: float | None
     window: Window
-    alibi_slopes: torch.Tensor | None
-    sinks: torch.Tensor | None
+    alibi_slopes: Tensor | None
+    sinks: Tensor | None
 
 
 @overload
 def attention_decode(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
     *,
     return_lse: Literal[False] = False,
-    **options: Unpack[_Keywords],
-) -> torch.Tensor: ...
+    **options: Unpack[_Options],
+) -> Tensor: ...
 @overload
 def attention_decode(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
     *,
     return_lse: Literal[True],
-    **options: Unpack[_Keywords],
-) -> tuple[torch.Tensor, torch.Tensor]: ...
+    **options: Unpack[_Options],
+) -> tuple[Tensor, Tensor]: ...
 @overload
 def attention_decode(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    *,
-    return_lse: bool,
-    **options: Unpack[_Keywords],
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, *, return_lse: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Tensor]: ...
 @overridable
 def attention_decode(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
     *,
-    k: torch.Tensor | None = None,
-    v: torch.Tensor | None = None,
-    cache_seqlens: torch.Tensor,
-    page_table: torch.Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    cache_seqlens: Tensor,
+    page_table: Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     window: Window = None,
-    alibi_slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Append new keys and values to a cache and attend to all it holds, in one call.
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Append new keys and values to a cache, and return the attention of `q` to all it then holds.
 
-    Sequence b holds ``cache_seqlens[b]`` keys before the call and T_b after it: S more where `k`
-    and `v` are given, which are written into the cache. Attention is causal: query i of S sees the
-    keys up to ``i + T_b - S``. For inference: there is no gradient, and no torch.func.
+    Sequence b holds ``cache_seqlens[b]`` keys before the call and T_b after it: S more if `k` and
+    `v` are given, which are written into the cache. Attention is causal: query i of S sees the
+    keys up to ``i + T_b - S``. For inference: neither gradients nor torch.func are supported.
 
     Args:
         q: queries (B,H,S,D); float64, float32, bfloat16 or float16. Any strides.
         k_cache: keys (B,K,T,D) with H a multiple of K, or with `page_table` pages (P,K,page,D);
             dtype of `q`. Any strides.
         v_cache: values (B,K,T,Dv), or pages (P,K,page,Dv); dtype of `q`.
-        k: new keys (B,K,S,D); without, `q` attends to what is there.
-        v: new values (B,K,S,Dv).
-        cache_seqlens: int32 (B,), keys held before this call. On a GPU they are not read by the
-            host: a sequence whose length is negative or beyond its cache gives NaN, and nothing
-            of it is written. On the CPU that is an error. The caller adds S after the call.
+        k: new keys (B,K,S,D), dtype of `q`; if None, `q` attends to what the cache holds.
+        v: new values (B,K,S,Dv), dtype of `q`; given if `k` is.
+        cache_seqlens: int32 (B,), keys held before this call. The caller adds S after it. A
+            length that is negative or does not fit in the cache is an error on the CPU. On a GPU,
+            where the host does not read lengths, the result of that sequence is NaN and nothing
+            of it is written.
         page_table: int32 (B, pages): key t of sequence b is row ``t % page`` of page
             ``page_table[b, t // page]``. Entries past a sequence's last key, or before the first
-            that its window shows, are never looked at. Others outside [0, P): as above. Sequences
-            may share pages, but not those that new keys are written to.
+            key in its window, are not read. Other entries outside [0, P) are treated like bad
+            lengths. Sequences may share pages, except those that new keys are written to.
         scale: multiplies q . k; default 1 / sqrt(D).
         softcap: c > 0 turns each scaled product x into c * tanh(x / c).
-        window: w: a query sees the last w keys up to its own; ``(left, right)``: `left` before its
-            own, -1 for all (`right` does not matter).
+        window: ``w``: a query sees the last w keys up to its own. ``(left, right)``: it sees `left`
+            keys before its own, -1 for all; `right` has no effect.
         alibi_slopes: (H,) or (B,H) float; adds ``-slope * (i + T_b - S - j)``.
-        sinks: (H,) float; one more logit per head in the softmax that carries no value.
+        sinks: (H,) float; one more logit per head in the softmax, without a value.
         return_lse: also return the log of the softmax's denominator.
 
     Returns:
-        out (B,H,S,Dv) in the dtype of `q`; rows that see no key are zero. With `return_lse` a pair
-        (out, lse), lse (B,H,S) float32 (float64 for float64 input), -inf where no key is seen.
-        Under torch.autocast `q`, `k` and `v` are converted to the dtype of the cache.
+        out (B,H,S,Dv) in the dtype of `q`; rows that see no key are zero. With `return_lse` the
+        pair (out, lse), where lse is (B,H,S), float32 (float64 for float64 input), and -inf for
+        rows that see no key. Under torch.autocast `q`, `k` and `v` are converted to the dtype of
+        the cache.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -133,7 +131,7 @@ def attention_decode(
     """
     q, k, v = _autocast(q, k_cache), _autocast(k, k_cache), _autocast(v, k_cache)
     _check_tensors(q, k_cache, v_cache, k, v)
-    _check_places(q, k_cache, cache_seqlens, page_table)
+    _check_cache(q, k_cache, cache_seqlens, page_table)
     scale, softcap = checks.check_scale(scale, q.shape[3]), checks.check_softcap(softcap)
     if alibi_slopes is not None:
         alibi_slopes = checks.check_slopes(alibi_slopes, q, q.shape[0])
@@ -162,16 +160,14 @@ def attention_decode(
 
 @torch.library.register_fake("llama_fast::attention_decode", lib=library)
 def _attention_decode_fake(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *others: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
     lse = q.new_empty(q.shape[:-1], dtype=wide_dtype(q.dtype))
     return empty_like_heads(q, last=v_cache.shape[-1]), lse
 
 
-def _cuda_refusal(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *rest: object
-) -> str | None:
-    """Why the CUDA kernel cannot serve such tensors, or None; csrc/cuda/glue says the same."""
+def _cuda_refusal(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: object) -> str | None:
+    """Why the CUDA kernel cannot serve such tensors, or None; as csrc/cuda/glue checks it too."""
     if q.dtype not in (torch.bfloat16, torch.float16):
         return f"expected bfloat16 or float16, got {q.dtype}"
     if k_cache.shape[3] not in (64, 128, 256):
@@ -182,7 +178,7 @@ def _cuda_refusal(
         steps = [step for n, step in zip(cache.shape[:3], cache.stride()[:3], strict=True) if n > 1]
         if cache.stride(3) != 1 or any(n % 8 for n in steps) or cache.data_ptr() % 16:
             return (
-                f"{name}: expected rows in one piece at multiples of 16 bytes, got the strides "
+                f"{name}: expected contiguous rows at multiples of 16 bytes, got the strides "
                 f"{tuple(cache.stride())} at {cache.data_ptr():#x}"
             )
     return None
@@ -196,7 +192,7 @@ cuda.REFUSALS["attention_decode"] = _cuda_refusal
 
 def _autocast(t: Any, cache: Any) -> Any:
     """`t` in the dtype of the cache, where torch.autocast is on for its device."""
-    if not isinstance(t, torch.Tensor) or not isinstance(cache, torch.Tensor):
+    if not isinstance(t, Tensor) or not isinstance(cache, Tensor):
         return t
     device = t.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -205,11 +201,11 @@ def _autocast(t: Any, cache: Any) -> Any:
 
 
 def _check_tensors(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
 ) -> None:
     layouts = {"q": "(B,H,S,D)", "k_cache": "(B,K,T,D) or (P,K,page,D)"}
     layouts["v_cache"] = "(B,K,T,Dv) or (P,K,page,Dv)"
@@ -221,8 +217,8 @@ def _check_tensors(
     K = k_cache.shape[1]
     checks.check_key_shapes("k_cache", k_cache, "v_cache", v_cache, q)
     if (k is None) != (v is None):
-        given, missing = ("k", "v") if v is None else ("v", "k")
-        raise ValueError(f"{missing}: expected a tensor beside {given}, got None")
+        present, missing = ("k", "v") if v is None else ("v", "k")
+        raise ValueError(f"{missing}: expected a tensor beside {present}, got None")
     for name, t, size, layout in (
         ("k", k, D, "(B,K,S,D)"),
         ("v", v, v_cache.shape[3], "(B,K,S,Dv)"),
@@ -233,11 +229,11 @@ def _check_tensors(
             _checks.check_shape(name, t, (B, K, S, size), layout)
 
 
-def _check_places(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    cache_seqlens: torch.Tensor,
-    page_table: torch.Tensor | None,
+def _check_cache(
+    q: Tensor,
+    k_cache: Tensor,
+    cache_seqlens: Tensor,
+    page_table: Tensor | None,
 ) -> None:
     batch = q.shape[0]
     _checks.check_tensor("cache_seqlens", cache_seqlens, (torch.int32,), "int32")
@@ -247,7 +243,7 @@ def _check_places(
         if k_cache.shape[0] != batch:
             raise ValueError(
                 f"k_cache: expected the batch size of q, {batch}, got {k_cache.shape[0]} "
-                "(a cache in pages comes with a page_table)"
+                "(a paged cache needs a page_table)"
             )
         return
     _checks.check_tensor("page_table", page_table, (torch.int32,), "int32")
@@ -258,32 +254,33 @@ def _check_places(
             f"page_table: expected the batch size of q, {batch}, got {page_table.shape[0]}"
         )
     if k_cache.shape[2] == 0:
-        raise ValueError("k_cache: expected pages of at least one key, got pages of none")
+        raise ValueError("k_cache: expected pages of at least one key, got empty pages")
 
 
 def _check_values(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    k: torch.Tensor | None,
-    cache_seqlens: torch.Tensor,
-    page_table: torch.Tensor | None,
+    q: Tensor,
+    k_cache: Tensor,
+    k: Tensor | None,
+    cache_seqlens: Tensor,
+    page_table: Tensor | None,
     left: int,
 ) -> None:
-    """Lengths and pages, where looking at them costs no wait: on the CPU, outside of a graph."""
+    """Check lengths and page numbers on the CPU outside of a graph, where reading them is free."""
     if torch.compiler.is_compiling() or cache_seqlens.device.type != "cpu":
         return
     queries, page = q.shape[2], k_cache.shape[2]
     added = 0 if k is None else queries
-    most = (page if page_table is None else page * page_table.shape[1]) - added
+    max_length = (page if page_table is None else page * page_table.shape[1]) - added
     pages = None if page_table is None else page_table.tolist()
-    for b, held in enumerate(cache_seqlens.tolist()):
-        if not 0 <= held <= most:
+    for b, length in enumerate(cache_seqlens.tolist()):
+        if not 0 <= length <= max_length:
             raise ValueError(
-                f"cache_seqlens: expected lengths in [0, {most}], got {held} at position {b}"
+                f"cache_seqlens: expected lengths in [0, {max_length}], got {length} "
+                f"at position {b}"
             )
         if pages is None:
             continue
-        total = held + added
+        total = length + added
         first = max(0, total - queries - left) if left >= 0 else 0
         for i in range(first // page, -(-total // page)):
             if not 0 <= pages[b][i] < k_cache.shape[0]:
@@ -293,7 +290,7 @@ def _check_values(
                 )
 
 
-def _check_inference(**tensors: torch.Tensor | None) -> None:
+def _check_inference(**tensors: Tensor | None) -> None:
     plain = not needs_plain_torch()
     if plain and not torch.is_grad_enabled():
         return
@@ -308,11 +305,11 @@ def _check_inference(**tensors: torch.Tensor | None) -> None:
         if not plain and _is_transformed(t):
             raise ValueError(
                 f"{name}: expected a tensor outside of forward-mode derivatives and torch.func, "
-                "got one of theirs (attention_decode, which writes into the cache, knows neither)"
+                "got one of theirs (attention_decode writes into the cache and supports neither)"
             )
 
 
-def _is_transformed(t: torch.Tensor) -> bool:
+def _is_transformed(t: Tensor) -> bool:
     if torch.compiler.is_compiling() or is_wrapped(t):
         return True
     return in_forward_ad() and torch.autograd.forward_ad.unpack_dual(t).tangent is not None

@@ -1,4 +1,4 @@
-"""torch's linear map, as fast as the weights can be read where a few rows meet them."""
+"""torch's linear map, with a kernel for few rows that is as fast as the weights can be read."""
 
 from __future__ import annotations
 
@@ -15,44 +15,47 @@ from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.backends.library import isa_or_none, library
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Up to how many rows; with more, torch's product of matrices is faster.
-MOST_ROWS: dict[torch.dtype, int] = {}
+# By dtype the largest number of rows for our kernel; with more, torch's matrix product is faster.
+MAX_ROWS: dict[torch.dtype, int] = {}
 if isa_or_none() != "none":
-    MOST_ROWS = {t: torch.ops.llama_fast.linear_rows(torch.empty(0, dtype=t)) for t in _DTYPES}
+    MAX_ROWS = {t: torch.ops.llama_fast.linear_rows(torch.empty(0, dtype=t)) for t in _DTYPES}
 
 
 @overridable
 def linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`torch.nn.functional.linear`; in decoding on a CPU by a kernel of ours.
+    """input @ weight.T + bias: `torch.nn.functional.linear`, with a fast kernel for decoding.
 
-    Ours serves a few rows (``MOST_ROWS``, from 8 to 64) in float32, bfloat16 or float16 where
-    nothing has to be differentiated; sums are in float32, and a row has the same bits in any
-    company. Everything else is torch's own.
+    The kernel serves up to ``MAX_ROWS[dtype]`` rows (8 to 64) on a CPU, if no gradient is needed
+    and nothing traces or transforms the call. It sums in float32, and a row's result does not
+    depend on the other rows. All other calls go to torch.
 
     Args:
-        input: (..., E).
-        weight: (O,E).
-        bias: (O,) or None.
+        input: (...,E); float32, bfloat16 or float16 for the kernel, any dtype for torch.
+        weight: (O,E), dtype of `input`.
+        bias: (O,), dtype of `input`, or None.
 
     Returns:
-        (..., O).
+        (...,O), dtype of `input`.
+
+    Raises:
+        RuntimeError: torch's, for shapes, dtypes or devices that do not fit.
     """
     if (
-        input.dtype in MOST_ROWS
-        and input.numel() <= MOST_ROWS[input.dtype] * weight.shape[-1]
+        input.dtype in MAX_ROWS
+        and input.numel() <= MAX_ROWS[input.dtype] * weight.shape[-1]
         and weight.dim() == 2
         and input.dtype == weight.dtype
         and input.is_cpu
-        and _plain(input, weight, bias)
+        and _kernel_may_serve(input, weight, bias)
     ):
         return torch.ops.llama_fast.linear.default(input, weight, bias)
     return F.linear(input, weight, bias)
 
 
-def _plain(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether nobody watches: no derivatives, tracing, modes, subclasses, autocast."""
+def _kernel_may_serve(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether the kernel may serve: no gradient, tracing, mode, subclass, transform or autocast."""
     if torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from llama_fast import reference
 from llama_fast.ops import stock
@@ -23,15 +24,23 @@ from llama_fast.ops.backends.library import library
 from llama_fast.reference._dtypes import wide_dtype
 
 
+@overload
+def rms_norm(
+    input: Tensor, weight: Tensor, eps: float = 1e-6, *, residual: None = None, offset: float = 0.0
+) -> Tensor: ...
+@overload
+def rms_norm(
+    input: Tensor, weight: Tensor, eps: float = 1e-6, *, residual: Tensor, offset: float = 0.0
+) -> tuple[Tensor, Tensor]: ...
 @overridable
 def rms_norm(
-    input: torch.Tensor,
-    weight: torch.Tensor,
+    input: Tensor,
+    weight: Tensor,
     eps: float = 1e-6,
     *,
-    residual: torch.Tensor | None = None,
+    residual: Tensor | None = None,
     offset: float = 0.0,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Tensor | tuple[Tensor, Tensor]:
     """y = x / sqrt(mean(x^2) + eps) * (offset + weight) over the last dimension.
 
     Zhang and Sennrich 2019 (arXiv:1910.07467). Computed in float32 (float64 for float64 input)
@@ -41,14 +50,14 @@ def rms_norm(
         input: (..., E); float64, float32, bfloat16 or float16.
         weight: (E,), any of these dtypes.
         eps: added to the mean square.
-        residual: the shape of `input`, any of these dtypes. Given, x = input + residual, rounded
-            to the dtype that torch gives the sum (under autocast a float32 residual stays float32
-            beside a bfloat16 input), and the sum comes back too, for the next layer to add to.
+        residual: the shape of `input`, any of these dtypes. If given, x = input + residual, in
+            the dtype that torch gives the sum (bfloat16 + float32 is float32), and x is returned
+            too, as the residual of the next layer.
         offset: added to the weight; 1.0 for Gemma, which stores its weight minus one.
 
     Returns:
-        y, the shape and dtype of `input`; with `residual` (y, x). In memory (B,S,H,E) where a
-        four-dimensional `input` (B,H,S,E) is; contiguous otherwise.
+        y with the shape and dtype of `input`; with `residual` the pair (y, x). Contiguous, except
+        that for a (B,H,S,E) view of a (B,S,H,E) tensor they are such views too.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -70,22 +79,24 @@ def rms_norm(
     check_number("eps", eps, "a number >= 0", eps >= 0)
 
     backend = choose("rms_norm", input)
+    arguments = (input, weight, residual, eps, offset)
     if backend == "torch":
-        return stock.rms_norm(input, weight, eps, residual=residual, offset=offset)
-    if backend == "reference" or needs_plain_torch():
-        return reference.rms_norm(input, weight, eps, residual=residual, offset=offset)
-    y, x, _ = _rms_norm(input, weight, residual, eps, offset)
+        y, x = stock.rms_norm(*arguments)
+    elif backend == "reference" or needs_plain_torch():
+        y, x = reference.rms_norm(*arguments)
+    else:
+        y, x, _ = _rms_norm(*arguments)
     return y if residual is None else (y, x)
 
 
 @torch.library.register_fake("llama_fast::rms_norm", lib=library)
 def _shapes(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    residual: torch.Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
     eps: float,
     offset: float,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[Tensor, ...]:
     if residual is None:
         dtype, x = input.dtype, input.new_empty(0)
     else:
@@ -96,20 +107,20 @@ def _shapes(
 
 @torch.library.register_fake("llama_fast::rms_norm_backward", lib=library)
 def _backward_shapes(
-    grad_y: torch.Tensor,
-    grad_x: torch.Tensor | None,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    rstd: torch.Tensor,
+    grad_y: Tensor,
+    grad_x: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
     eps: float,
     offset: float,
     grad_mask: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     dx = empty_like_heads(x) if grad_mask & 1 else x.new_empty(0)
     return dx, weight.new_empty(weight.shape if grad_mask & 2 else 0)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, weight, residual, *ctx.options = inputs
     _, x, rstd = output
     ctx.mark_non_differentiable(*((x, rstd) if residual is None else (rstd,)))
@@ -119,29 +130,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 
 def _backward(
-    ctx: Any, grad_y: torch.Tensor | None, grad_x: torch.Tensor | None, _: None
-) -> tuple[torch.Tensor | None, ...]:
-    want_input, want_weight, want_residual = ctx.needs_input_grad[:3]
+    ctx: Any, grad_y: Tensor | None, grad_x: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    needs_input, needs_weight, needs_residual = ctx.needs_input_grad[:3]
     dx, grad_weight = grad_x, None
     if grad_y is not None:
         x, weight, rstd = ctx.saved_tensors
-        mask = (want_input or want_residual) | want_weight << 1
+        mask = (needs_input or needs_residual) | needs_weight << 1
         dx, grad_weight = _gradients(grad_y, grad_x, x, weight, rstd, *ctx.options, mask)
     return (
-        dx.to(ctx.dtypes[0]) if want_input and dx is not None else None,
-        grad_weight if want_weight else None,
-        dx.to(ctx.dtypes[1]) if want_residual and dx is not None else None,
+        dx.to(ctx.dtypes[0]) if needs_input and dx is not None else None,
+        grad_weight if needs_weight else None,
+        dx.to(ctx.dtypes[1]) if needs_residual and dx is not None else None,
         None,
         None,
     )
 
 
-def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     grad_y, grad_x, x, weight, _, *ctx.options = inputs
     ctx.save_for_backward(grad_y, grad_x, x, weight)
 
 
-def _second_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """The derivative of the gradients, by differentiating the reference twice.
 
     rstd gets none: the gradients are taken as functions of x, which it was computed from.
@@ -149,25 +160,24 @@ def _second_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | Non
     grad_y, grad_x, x, weight = ctx.saved_tensors
     eps, offset, mask = ctx.options
 
-    def keep(pair: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def select(pair: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(t for bit, t in enumerate(pair) if mask >> bit & 1)
 
     def gradients(
-        grad_y: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        grad_x: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:
-        def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            y = reference.rms_norm(x, weight, eps, offset=offset)
-            assert isinstance(y, torch.Tensor)  # without a residual
+        grad_y: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        grad_x: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        def norm(x: Tensor, weight: Tensor) -> Tensor:
+            y, _ = reference.rms_norm(x, weight, None, eps, offset)
             return y.to(grad_y.dtype)
 
         dx, grad_weight = torch.func.vjp(norm, x, weight)[1](grad_y)
-        return keep((dx if grad_x is None else dx + grad_x, grad_weight))
+        return select((dx if grad_x is None else dx + grad_x, grad_weight))
 
     tensors = [grad_y, x, weight] + ([] if grad_x is None else [grad_x])
-    second = torch.func.vjp(gradients, *tensors)[1](keep(grads))
+    second = torch.func.vjp(gradients, *tensors)[1](select(grads))
     second_grad_x = None if grad_x is None else second[3]
     return second[0], second_grad_x, second[1], second[2], *(None,) * 4
 

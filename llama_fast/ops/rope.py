@@ -25,10 +25,10 @@ def rope(
     *,
     interleaved: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn each pair (a, b) of a head to (a cos - b sin, b cos + a sin).
+    """Rotate queries and keys by position: a pair (a, b) becomes (a cos - b sin, b cos + a sin).
 
-    Su et al. 2021 (arXiv:2104.09864). Computed in float32 (float64 for float64 input) and rounded
-    once.
+    Su et al. 2021, "RoFormer" (arXiv:2104.09864). Computed in float32 (float64 for float64 input)
+    and rounded once.
 
     Args:
         q: (B,H,S,D), D even; float64, float32, bfloat16 or float16. Any strides: a view of
@@ -36,12 +36,12 @@ def rope(
         k: (B,K,S,D), the dtype of `q`.
         cos: (S,D/2) or (B,S,D/2), cosine of the angle of each position and pair, any float dtype.
         sin: its sine, the same shape.
-        interleaved: False pairs numbers d and d + D/2 (Hugging Face checkpoints), True pairs
-            2d and 2d + 1 (Meta checkpoints, the paper).
+        interleaved: which numbers of a head form a pair: d and d + D/2 if False (Hugging Face
+            checkpoints), 2d and 2d + 1 if True (Meta checkpoints, the paper).
 
     Returns:
-        (q', k'), the shapes and dtypes of `q` and `k`; in memory (B,S,H,D) where `q` and `k` are,
-        (B,H,S,D) otherwise.
+        (q', k') with the shapes and dtypes of `q` and `k`. Contiguous, except that for a (B,H,S,D)
+        view of a (B,S,H,D) tensor they are such views too.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -91,14 +91,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 def _backward(
     ctx: Any, grad_q: torch.Tensor, grad_k: torch.Tensor
 ) -> tuple[torch.Tensor | None, ...]:
-    """A rotation is undone by the opposite one, and so it is differentiated."""
+    """The gradient of a rotation is the opposite rotation."""
     cos, sin, *heads = ctx.saved_tensors
-    want_q, want_k = ctx.needs_input_grad[:2]
-    turned_q = turned_k = grad_cos = grad_sin = None
-    if want_q or want_k:
-        # No heads at all instead of those that need no gradient.
-        q, k = (g if want else g[:, :0] for g, want in ((grad_q, want_q), (grad_k, want_k)))
-        turned_q, turned_k = _rope(q, k, cos, sin, ctx.interleaved, not ctx.inverse)
+    needs_q, needs_k = ctx.needs_input_grad[:2]
+    rotated_q = rotated_k = grad_cos = grad_sin = None
+    if needs_q or needs_k:
+        # An input that needs no gradient is replaced by one without heads.
+        q, k = (g if needed else g[:, :0] for g, needed in ((grad_q, needs_q), (grad_k, needs_k)))
+        rotated_q, rotated_k = _rope(q, k, cos, sin, ctx.interleaved, not ctx.inverse)
     if ctx.tables_need_grad:
         pairs = zip(heads, (grad_q, grad_k), strict=True)
         parts = [_table_gradients(x, g, cos, sin, ctx.interleaved) for x, g in pairs]
@@ -106,8 +106,8 @@ def _backward(
         if ctx.inverse:
             grad_sin = -grad_sin
     return (
-        turned_q if want_q else None,
-        turned_k if want_k else None,
+        rotated_q if needs_q else None,
+        rotated_k if needs_k else None,
         grad_cos,
         grad_sin,
         None,
@@ -118,7 +118,7 @@ def _backward(
 def _table_gradients(
     x: torch.Tensor, grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of cos and sin in x' = x cos + (x turned by 90 degrees) sin: rare, plain torch."""
+    """Gradients of cos and sin in x' = x cos + (x rotated by 90 degrees) sin, in plain torch."""
     wide = wide_dtype(x.dtype)
     numbers = [
         (t[..., 0::2], t[..., 1::2]) if interleaved else t.chunk(2, dim=-1)

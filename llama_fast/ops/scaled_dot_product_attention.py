@@ -20,25 +20,29 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` on the fused kernels, same semantics.
+    """softmax(scale * q k' + mask) v: `torch.nn.functional.scaled_dot_product_attention`, fused.
+
+    Signature and semantics are torch's.
 
     Args:
-        query: (..., H, S, D); any number of leading dimensions, or none before (S, D).
-        key: (..., K, T, D), leading dimensions broadcastable to those of `query`.
-        value: (..., K, T, Dv).
-        attn_mask: broadcastable to (..., H, S, T); bool (True takes part) or float (added); or
-            torch's `causal_upper_left` or `causal_lower_right` of (S,T).
-        dropout_p: probability of dropping a weight.
-        is_causal: query i sees keys j <= i, counted from the first of each (top-left aligned,
-            unlike `attention`). Excludes `attn_mask`.
+        query: (...,H,S,D), any number of leading dimensions, or (S,D); float64, float32, bfloat16
+            or float16.
+        key: (...,K,T,D), leading dimensions broadcastable to those of `query`; dtype of `query`.
+        value: (...,K,T,Dv); dtype of `query`.
+        attn_mask: broadcastable to (...,H,S,T). bool: True takes part; float: added to the scores.
+            torch's `causal_upper_left(S, T)` and `causal_lower_right(S, T)` are accepted too.
+        dropout_p: probability of dropping a weight, in [0, 1].
+        is_causal: query i sees keys j <= i, both counted from the first (top-left aligned, unlike
+            `attention`). Not together with `attn_mask`.
         scale: default 1 / sqrt(D).
         enable_gqa: allow fewer key heads than query heads.
 
     Returns:
-        (..., H, S, Dv) in the dtype of `query`.
+        (...,H,S,Dv) in the dtype of `query`.
 
     Raises:
-        TypeError, ValueError: as `attention`.
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or numbers that do not fit; names the argument.
     """
     for name, t in (("query", query), ("key", key), ("value", value)):
         _checks.check_float(name, t)
@@ -52,14 +56,14 @@ def scaled_dot_product_attention(
         attn_mask = None
     grouped = enable_gqa and query.dim() >= 3 and key.dim() >= 3
     try:
-        kept = -3 if grouped else -2  # dimensions that need not agree
-        lead = torch.broadcast_shapes(query.shape[:kept], key.shape[:kept], value.shape[:kept])
+        own = -3 if grouped else -2  # from here on, dimensions are not broadcast
+        lead = torch.broadcast_shapes(query.shape[:own], key.shape[:own], value.shape[:own])
     except RuntimeError as error:
         raise ValueError(
             f"query, key, value: expected leading dimensions that broadcast, got "
             f"{_checks.shape(query)}, {_checks.shape(key)}, {_checks.shape(value)}"
         ) from error
-    q, k, v = (_four_dims(t, lead, kept) for t in (query, key, value))
+    q, k, v = (_four_dims(t, lead, own) for t in (query, key, value))
     bias = None
     if attn_mask is not None:
         _checks.check_mask("attn_mask", attn_mask)
@@ -86,9 +90,9 @@ def _is_bottom_right(mask: CausalBias, query: torch.Tensor, key: torch.Tensor) -
     return causal_bias("attn_mask", mask, queries, keys) and queries != keys
 
 
-def _four_dims(t: torch.Tensor, lead: torch.Size, kept: int) -> torch.Tensor:
-    """`t` with its leading dimensions expanded to `lead` and brought to two (batch, heads)."""
-    t = t.expand(*lead, *t.shape[kept:])
+def _four_dims(t: torch.Tensor, lead: torch.Size, own: int) -> torch.Tensor:
+    """`t` as (batch, heads, rows, size), its dimensions before `own` expanded to `lead`."""
+    t = t.expand(*lead, *t.shape[own:])
     while t.dim() < 4:
         t = t.unsqueeze(0)
     return t if t.dim() == 4 else t.flatten(0, t.dim() - 4)

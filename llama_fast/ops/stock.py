@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from llama_fast.reference import AttentionDecodeOptions, AttentionOptions
 from llama_fast.reference.attention import NEG_INF
@@ -205,18 +206,13 @@ def linear_cross_entropy(
 
 
 def rms_norm(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float = 1e-6,
-    *,
-    residual: torch.Tensor | None = None,
-    offset: float = 0.0,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """`F.rms_norm`, after an addition when there is a residual."""
+    input: Tensor, weight: Tensor, residual: Tensor | None, eps: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    """(y, x) by `F.rms_norm`, after an addition if there is a residual."""
     x = input if residual is None else input + residual
     scale = weight + offset if offset else weight
     y = F.rms_norm(x, (x.shape[-1],), scale, eps).to(input.dtype)
-    return y if residual is None else (y, x)
+    return y, x
 
 
 def rope(

@@ -17,7 +17,7 @@ from llama_fast.ops.backends.library import library
 
 @overridable
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, with silu(x) = x / (1 + exp(-x)).
+    """silu(gate) * up, where silu(x) = x / (1 + exp(-x)).
 
     Shazeer 2020 (arXiv:2002.05202). Computed in float32 (float64 for float64 input) and rounded
     once.
@@ -57,8 +57,10 @@ def _shapes(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def _backward_shapes(
     grad_out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, grad_mask: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    made = [gate.new_empty(gate.shape if grad_mask >> bit & 1 else 0) for bit in range(2)]
-    return made[0], made[1]
+    grad_gate, grad_up = (
+        gate.new_empty(gate.shape if grad_mask >> bit & 1 else 0) for bit in range(2)
+    )
+    return grad_gate, grad_up
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -67,9 +69,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 def _backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     gate, up = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    grads = _gradients(grad_out, gate, up, wanted[0] | wanted[1] << 1)
-    return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+    needs = ctx.needs_input_grad
+    grads = _gradients(grad_out, gate, up, needs[0] | needs[1] << 1)
+    return tuple(g if needed else None for g, needed in zip(grads, needs, strict=True))
 
 
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -83,12 +85,12 @@ def _second_backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | Non
     def gradients(
         grad_out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        return keep(torch.func.vjp(reference.swiglu, gate, up)[1](grad_out))
+        return select(torch.func.vjp(reference.swiglu, gate, up)[1](grad_out))
 
-    def keep(pair: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def select(pair: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(t for bit, t in enumerate(pair) if ctx.grad_mask >> bit & 1)
 
-    return *torch.func.vjp(gradients, *ctx.saved_tensors)[1](keep(grads)), None
+    return *torch.func.vjp(gradients, *ctx.saved_tensors)[1](select(grads)), None
 
 
 _gradients = differentiable("swiglu_backward", _setup_second, _second_backward)

@@ -321,7 +321,7 @@ def test_caches_out_of_line(kernel: str) -> None:
         arguments, plain = arguments_of(case), arguments_of(case)
         arguments["v_cache"] = v_cache.copy_(plain["v_cache"])
         if kernel == "cuda":
-            message = "^backend 'cuda' of attention_decode: v_cache: expected rows in one piece"
+            message = "^backend 'cuda' of attention_decode: v_cache: expected contiguous rows"
             with pytest.raises(ValueError, match=message):
                 llama_fast.attention_decode(**arguments)
             continue

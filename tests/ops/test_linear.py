@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from llama_fast.ops.backends import library
-from llama_fast.ops.linear import MOST_ROWS, linear
+from llama_fast.ops.linear import MAX_ROWS, linear
 
 pytestmark = pytest.mark.skipif(
     library.missing_reason is not None, reason="the compiled library is not there"
@@ -63,7 +63,7 @@ def test_same_bits_for_any_number_of_threads_and_rows(dtype: torch.dtype) -> Non
 
 
 def test_few_rows_are_ours_and_many_torchs() -> None:
-    for dtype, most in MOST_ROWS.items():
+    for dtype, most in MAX_ROWS.items():
         assert 4 <= most <= 64
         weight, x = random(64, 33, dtype=dtype), random(most + 1, 33, dtype=dtype, seed=1)
         ours = torch.ops.llama_fast.linear(x[:most], weight, None)
