@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import llama_fast
 from tests.docs.pages import PAGES
+from tests.eval.report.browser import FLAGS, NAMES
 from tests.paths import REPOSITORY
 
 TOOLS = REPOSITORY / "docs" / "tools"
@@ -90,11 +92,17 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-def test_the_site_needs_no_network(sources):
+@pytest.fixture(scope="module")
+def site(sources):
+    """The built site."""
     made = build(sources)
     assert made.returncode == 0, made.stderr
-    pages = list((sources / "build" / "site").rglob("*.html"))
+    return sources / "build" / "site"
+
+
+@pytest.mark.slow
+def test_the_site_needs_no_network(site):
+    pages = list(site.rglob("*.html"))
     assert len(pages) > 30
     for page in pages:
         if page.parent.name == "results":
@@ -105,6 +113,49 @@ def test_the_site_needs_no_network(sources):
             page.read_text(),
         )
         assert not [x for pair in loaded for x in pair if "//" in x], page
+
+
+MEASURE = """<body><script>
+const pages = %s;
+async function width(page) {
+  const frame = document.createElement("iframe");
+  frame.style = "width:375px;height:800px;border:0";
+  frame.src = page;
+  await new Promise((loaded) => { frame.onload = loaded; document.body.append(frame); });
+  await new Promise((scripts) => setTimeout(scripts, 200));
+  const found = frame.contentDocument.documentElement.scrollWidth;
+  frame.remove();
+  return found;
+}
+(async () => {
+  const widths = {};
+  for (const page of pages) widths[page] = await width(page);
+  document.body.textContent = "widths " + JSON.stringify(widths) + " end";
+})();
+</script>"""
+
+
+@pytest.mark.slow
+def test_no_page_is_wider_than_a_phone(site, tmp_path):
+    """375 pixels: tables, code, formulas and drawings scroll by themselves."""
+    chromium = next(filter(None, map(shutil.which, NAMES)), None)
+    if chromium is None:
+        pytest.skip("no chromium")
+    pages = [p.as_uri() for p in site.rglob("*.html") if p.name not in ("404.html",)]
+    pages = [p for p in pages if "llama2-suite" not in p]
+    page = tmp_path / "measure.html"
+    page.write_text(MEASURE % json.dumps(pages))
+    shown = subprocess.run(
+        [
+            chromium, *FLAGS, "--disable-web-security", "--allow-file-access-from-files",
+            f"--user-data-dir={tmp_path}/profile",
+            "--virtual-time-budget=60000", "--dump-dom", page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    widths = json.loads(re.search(r"widths (.*) end", shown.stdout)[1])
+    assert len(widths) == len(pages)
+    assert not {page: width for page, width in widths.items() if width > 375}
 
 
 @pytest.mark.slow
