@@ -6,39 +6,53 @@ on top of them stand a Llama model, its checkpoints, training and evaluation.
     import llama_fast
     out = llama_fast.attention(q, k, v, causal=True)
     loss = llama_fast.linear_cross_entropy(hidden, head_weight, targets)
+
+The import loads the ops, `nn`, `patch` and `LLaMA`. Everything else is loaded when it is used.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from llama_fast import generate, models, nn
+from llama_fast._lazy import is_command, lazy_attributes
 from llama_fast._version import __version__
-from llama_fast.eval import evaluate
-from llama_fast.integrations import patch, unpatch
-from llama_fast.integrations.flash_attn import (
-    flash_attn_func,
-    flash_attn_kvpacked_func,
-    flash_attn_qkvpacked_func,
-    flash_attn_varlen_func,
-    flash_attn_varlen_kvpacked_func,
-    flash_attn_varlen_qkvpacked_func,
-    flash_attn_with_kvcache,
-)
-from llama_fast.models import LLaMA
-from llama_fast.ops import (
-    attention,
-    attention_decode,
-    backends,
-    cross_entropy,
-    empty_cache,
-    linear_cross_entropy,
-    rms_norm,
-    rope,
-    scaled_dot_product_attention,
-    swiglu,
-    use_backend,
-)
-from llama_fast.ops.torch_functions import accelerate
-from llama_fast.train import Trainer
+
+# The console script imports this package before the command line can say what it needs, and torch
+# takes seconds to import. In its process even the ops are left to their first use, so that --help
+# and a wrong option are answered at once. In every other process `import llama_fast` registers the
+# operators torch.ops.llama_fast.*, for programs that load exported graphs and call nothing here.
+if not is_command():
+    from llama_fast import nn
+    from llama_fast.integrations import patch, unpatch
+    from llama_fast.models import LLaMA
+    from llama_fast.ops import (
+        attention,
+        attention_decode,
+        backends,
+        cross_entropy,
+        empty_cache,
+        linear_cross_entropy,
+        rms_norm,
+        rope,
+        scaled_dot_product_attention,
+        swiglu,
+        use_backend,
+    )
+    from llama_fast.ops.torch_functions import accelerate
+
+if TYPE_CHECKING:  # what the table below imports
+    from llama_fast import generate, models
+    from llama_fast.eval import evaluate
+    from llama_fast.integrations.flash_attn import (
+        flash_attn_func,
+        flash_attn_kvpacked_func,
+        flash_attn_qkvpacked_func,
+        flash_attn_varlen_func,
+        flash_attn_varlen_kvpacked_func,
+        flash_attn_varlen_qkvpacked_func,
+        flash_attn_with_kvcache,
+    )
+    from llama_fast.integrations.transformers.auto import AutoModelForCausalLM
+    from llama_fast.integrations.transformers.trainer import PatchCallback
+    from llama_fast.train import Trainer
 
 __all__ = [
     "AutoModelForCausalLM",
@@ -73,15 +87,51 @@ __all__ = [
     "use_backend",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Needs transformers, which takes seconds to import and is not among the requirements.
-    if name == "AutoModelForCausalLM":
-        from llama_fast.integrations.transformers.auto import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
-    if name == "PatchCallback":
-        from llama_fast.integrations.transformers.trainer import PatchCallback
-
-        return PatchCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The modules that define the public names. In the process of a command, all of them are lazy.
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "llama_fast.eval": ("evaluate",),
+        "llama_fast.integrations": ("patch", "unpatch"),
+        "llama_fast.integrations.flash_attn": (
+            "flash_attn_func",
+            "flash_attn_kvpacked_func",
+            "flash_attn_qkvpacked_func",
+            "flash_attn_varlen_func",
+            "flash_attn_varlen_kvpacked_func",
+            "flash_attn_varlen_qkvpacked_func",
+            "flash_attn_with_kvcache",
+        ),
+        "llama_fast.integrations.transformers.auto": ("AutoModelForCausalLM",),
+        "llama_fast.integrations.transformers.trainer": ("PatchCallback",),
+        "llama_fast.models": ("LLaMA",),
+        "llama_fast.ops": (
+            "attention",
+            "attention_decode",
+            "backends",
+            "cross_entropy",
+            "empty_cache",
+            "linear_cross_entropy",
+            "rms_norm",
+            "rope",
+            "scaled_dot_product_attention",
+            "swiglu",
+            "use_backend",
+        ),
+        "llama_fast.ops.torch_functions": ("accelerate",),
+        "llama_fast.train": ("Trainer",),
+    },
+    submodules=(
+        "data",
+        "eval",
+        "generate",
+        "info",
+        "integrations",
+        "models",
+        "nn",
+        "ops",
+        "reference",
+        "tokenizers",
+        "train",
+    ),
+)

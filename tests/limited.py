@@ -50,7 +50,7 @@ def error_of(work: Callable[..., object], *args: Any, **limits: int) -> str:
 def _run(
     pipe: Any, work: Callable[..., object], args: tuple[Any, ...], memory: int, seconds: int
 ) -> None:
-    from llama_fast.cli.main import USER_ERRORS
+    from llama_fast.cli.exit_codes import USER_ERRORS
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))

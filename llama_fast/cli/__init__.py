@@ -1,1 +1,1 @@
-"""The `llama-fast` command line: one file a command, listed in `llama_fast.cli.main`."""
+"""The `llama-fast` command line: one file a command; see `command.py` for what a command is."""

@@ -16,122 +16,148 @@ from types import ModuleType
 from typing import Any
 
 from llama_fast._beside import find_beside
-from llama_fast._write import write_whole
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import add_out
 
-HELP = "measure every op beside its baselines and the machine's own limits"
-
-# Read by torch once, at its first large allocation: it has to be there before torch starts.
+# torch reads it at its first large allocation only, so it has to be set before torch starts.
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
 _PACKAGE = "llama_fast.benchmarks"
 
 
 def suite(module: str) -> ModuleType:
-    """A module of the benchmark suite, which is installed with the package as a part of it.
+    """Return a module of the benchmark suite, which is installed as a part of the package.
 
-    In a checkout that is not installed, it lies in a folder beside the package.
+    In a checkout that is not installed, the suite is a folder beside the package.
     """
     find_beside("benchmarks")
     return importlib.import_module(f"{_PACKAGE}.{module}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    parser.add_argument(
-        "--op", action="append", default=[], metavar="NAME", help="only these ops (a,b or repeated)"
-    )
-    parser.add_argument(
-        "--case", default="", metavar="WORDS", help="only cases whose name has all these words"
-    )
-    parser.add_argument(
-        "--baselines", action="append", default=[], metavar="NAME", help="only these baselines"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, help="samples of each side (default 9; quick: 3)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("bench-results"),
-        metavar="DIR",
-        help="folder for JSON, markdown and plots (default: bench-results)",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes: does it run? says nothing about speed"
-    )
-    parser.add_argument(
-        "--huge-pages",
-        choices=("on", "off"),
-        default="on",
-        help=f"for torch's allocator, on every side ({HUGE_PAGES}; default: on)",
-    )
-    parser.add_argument(
-        "--memory", choices=("on", "off"), default="on", help="measure peak memory (default: on)"
-    )
-    parser.add_argument(
-        "--from",
-        dest="earlier",
-        type=Path,
-        metavar="JSON",
-        help="measure nothing: table, markdown and plots again from an earlier run's file",
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="list cases and implementations, and measure nothing"
-    )
+class Bench(Command):
+    """Measures the ops."""
+
+    name = "bench"
+    help = "measure every op, its baselines, and the limits of the machine"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        add = parser.add_argument
+        add(
+            "--op",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="only these ops (a,b or repeated)",
+        )
+        add(
+            "--case",
+            default="",
+            metavar="WORDS",
+            help="only cases whose name contains all these words",
+        )
+        add(
+            "--baselines",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="only these baselines (a,b or repeated)",
+        )
+        add(
+            "--device", choices=("cpu", "cuda"), default="cpu", help="device (default: %(default)s)"
+        )
+        add(
+            "--rounds",
+            type=int,
+            metavar="N",
+            help="samples of each implementation (default: 9, with --quick 3)",
+        )
+        add_out(
+            parser,
+            "folder for JSON, markdown and plots (default: %(default)s)",
+            default=Path("bench-results"),
+        )
+        add(
+            "--quick",
+            action="store_true",
+            help="small sizes, to check that everything runs; the speeds mean nothing",
+        )
+        add(
+            "--huge-pages",
+            choices=("on", "off"),
+            default="on",
+            help=f"huge pages for torch's allocator, for all implementations ({HUGE_PAGES}; "
+            "default: on)",
+        )
+        add(
+            "--memory",
+            choices=("on", "off"),
+            default="on",
+            help="measure peak memory (default: on)",
+        )
+        add(
+            "--from",
+            dest="earlier",
+            type=Path,
+            metavar="JSON",
+            help="measure nothing; make table, markdown and plots from the file of an earlier run",
+        )
+        add("--list", action="store_true", help="measure nothing; list cases and implementations")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the suite.
+
+        Returns:
+            OK; NEGATIVE if llama_fast failed in a case.
+
+        Raises:
+            ValueError: an unknown op, case or baseline; "cuda" without a GPU; --rounds below 1.
+        """
+        try:
+            for package in ("matplotlib", "rich"):
+                importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(f"{error}; bench needs: pip install 'llama_fast[bench]'") from error
+        if args.earlier is not None:
+            results = suite("results").read(args.earlier)
+            args.out.mkdir(parents=True, exist_ok=True)
+            _write(results, args.out / args.earlier.name, _screen())
+            return ExitCode.OK
+        import torch
+
+        if args.rounds is not None and args.rounds < 1:
+            raise ValueError(f"--rounds: expected at least 1, got {args.rounds}")
+        if args.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device: expected cpu, as torch finds no GPU here; got cuda")
+        # torch.compile's own processes would start up while something is timed.
+        os.environ[COMPILE_THREADS] = "1"
+        chosen = suite("cases").cases(args.device, _names(args.op), args.case, args.quick)
+        present, missing = suite("baselines").choose(_names(args.baselines), args.device)
+        if args.list:
+            _list(chosen, present, missing)
+            return ExitCode.OK
+        _restart_with_huge_pages(args.huge_pages == "on")
+        args.out.mkdir(parents=True, exist_ok=True)  # now, rather than fail after minutes of work
+        settings = suite("suite").Settings(
+            command=shlex.join(["llama-fast", *sys.argv[1:]]),
+            device=args.device,
+            rounds=args.rounds or (3 if args.quick else 9),
+            quick=args.quick,
+            huge_pages=os.environ.get(HUGE_PAGES) == "1",
+            memory=args.memory == "on",
+        )
+        return _measure(suite("suite").Suite(settings, chosen, present, missing), args.out)
 
 
 def _names(given: list[str]) -> list[str]:
     return [name.strip() for text in given for name in text.split(",") if name.strip()]
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the suite.
-
-    Returns:
-        0; 1 if a case of ours failed.
-
-    Raises:
-        ValueError: an unknown op, case or implementation; "cuda" without a GPU; rounds below 1.
-    """
-    try:
-        for package in ("matplotlib", "rich"):
-            importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(f"{error}; bench needs: pip install 'llama_fast[bench]'") from error
-    if args.earlier is not None:
-        results = suite("results").read(args.earlier)
-        args.out.mkdir(parents=True, exist_ok=True)
-        _write(results, args.out / args.earlier.name, _screen())
-        return 0
-    import torch
-
-    if args.rounds is not None and args.rounds < 1:
-        raise ValueError(f"--rounds: expected a number >= 1, got {args.rounds}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: expected cpu, as torch finds no GPU here; got cuda")
-    # torch.compile's own processes would start up while something is timed.
-    os.environ[COMPILE_THREADS] = "1"
-    chosen = suite("cases").cases(args.device, _names(args.op), args.case, args.quick)
-    present, missing = suite("baselines").choose(_names(args.baselines), args.device)
-    if args.list:
-        _list(chosen, present, missing)
-        return 0
-    _restart_with_huge_pages(args.huge_pages == "on")
-    args.out.mkdir(parents=True, exist_ok=True)  # now, rather than fail after minutes of work
-    settings = suite("suite").Settings(
-        command=shlex.join(["llama-fast", *sys.argv[1:]]),
-        device=args.device,
-        rounds=args.rounds or (3 if args.quick else 9),
-        quick=args.quick,
-        huge_pages=os.environ.get(HUGE_PAGES) == "1",
-        memory=args.memory == "on",
-    )
-    return _measure(suite("suite").Suite(settings, chosen, present, missing), args.out)
-
-
 def _restart_with_huge_pages(wanted: bool) -> None:
-    """Starts this command again with the environment that torch has to find when it starts."""
+    """Restart this process with the environment variable that torch reads when it starts."""
     value = str(int(wanted))
-    # A caller of main() in a longer-lived process keeps the environment that it has.
+    # A process that merely calls main() is not restarted.
     is_command = sys.argv[1:2] == ["bench"]
     if is_command and os.environ.get(HUGE_PAGES, "0") != value:
         os.environ[HUGE_PAGES] = value
@@ -157,7 +183,7 @@ def _screen() -> Any:
 
 
 def _measure(job: Any, out: Path) -> int:
-    """Runs the suite, with a line for each case; writes the files even when interrupted."""
+    """Run the suite, print a line for each case, and write the files even when interrupted."""
     from rich.markup import escape
 
     report = suite("report")
@@ -165,7 +191,7 @@ def _measure(job: Any, out: Path) -> int:
     results = job.results
     path = out / f"{report.machine_slug(results.settings['device'])}.json"
 
-    # The rest of the line belongs to the bar, which a longer text would squeeze.
+    # The bar needs the rest of the line.
     room = max(8, screen.console.width - 75)
 
     def done(result: Any) -> None:
@@ -178,12 +204,15 @@ def _measure(job: Any, out: Path) -> int:
     finally:
         if results.results:
             _write(results, path, screen)
-    return 0 if all(result.ours for result in results.results) else 1
+    worked = all(result.ours for result in results.results)
+    return ExitCode.OK if worked else ExitCode.NEGATIVE
 
 
 def _write(results: Any, path: Path, screen: Any) -> None:
-    """Shows the tables; writes JSON, markdown and plots."""
+    """Print the tables; write JSON, markdown and plots."""
     from rich.markup import escape
+
+    from llama_fast._write import write_whole
 
     report, plots = suite("report"), suite("plots")
     screen.console.print()
@@ -197,6 +226,8 @@ def _write(results: Any, path: Path, screen: Any) -> None:
         screen.line(escape(str(picture)))
     screen.line(f"{escape(str(path))} and .md; {results.seconds:.0f} s")
 
+
+COMMAND = Bench()
 
 if __name__ == "__main__":
     suite(sys.argv[1]).serve(json.loads(sys.argv[2]))

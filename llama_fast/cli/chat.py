@@ -4,76 +4,95 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llama_fast._terminal import show
-from llama_fast.cli.generation_options import (
-    add_model_options,
-    add_sampling_options,
-    load,
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import (
+    add_device,
+    add_dtype,
+    add_model,
+    add_sampling,
+    add_tokenizer,
+    load_for_generation,
     sampling_options,
 )
 
-HELP = "talk with a model in the terminal"
-COMMANDS = "/reset starts anew, /exit ends; Ctrl-C stops an answer"
+if TYPE_CHECKING:
+    from llama_fast.data import ChatTemplate
+    from llama_fast.models import LLaMA
+    from llama_fast.tokenizers import Tokenizer
+
+COMMANDS = "/reset starts a new conversation, /exit ends; Ctrl-C stops an answer"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    add_model_options(parser)
-    parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
-    parser.add_argument(
-        "--chat-template",
-        metavar="NAME",
-        help="chatml, llama3, plain, a file, or Jinja source (default: the model's own)",
-    )
-    add_sampling_options(parser, max_new_tokens=1024)
+class ChatCommand(Command):
+    """Reads lines and answers them."""
 
+    name = "chat"
+    help = "talk with a model in the terminal"
 
-def run(args: argparse.Namespace) -> int:
-    """Read a line, answer it, until the end of input or /exit."""
-    from llama_fast.data.chat import ChatTemplate
-
-    model, tokenizer = load(args)
-    if args.chat_template is None and tokenizer.chat_template is None:
-        raise ValueError(
-            "chat-template: expected chatml, llama3, plain or a file, for the model has no "
-            "template of its own"
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        add_model(parser)
+        add_tokenizer(parser)
+        add_dtype(parser)
+        add_device(parser)
+        parser.add_argument("--system", metavar="TEXT", help="system message")
+        parser.add_argument(
+            "--chat-template",
+            metavar="NAME",
+            help="chatml, llama3, plain, a file, or Jinja source (default: the model's own)",
         )
-    if args.chat_template is None:
-        template = ChatTemplate.from_model(tokenizer.chat_template)
-    else:
-        template = ChatTemplate.from_name(args.chat_template)
-    chat = Chat(model, tokenizer, template, args)
-    person = sys.stdin.isatty()
-    if person:
-        import readline  # noqa: F401 (input() then has a history and can be edited)
+        add_sampling(parser, max_new_tokens=1024)
 
-        print(COMMANDS)
-    while True:
-        try:
-            line = input("> " if person else "").strip()
-        except EOFError:
-            if person:
-                print()
-            return 0
-        except KeyboardInterrupt:
-            print(f"\n{COMMANDS}")
-            continue
-        if line in ("/exit", "/quit"):
-            return 0
-        if line == "/reset":
-            chat.reset()
-        elif line.startswith("/"):
-            show(f"no such command: {line}; {COMMANDS}")
-        elif line:
-            chat.answer(line)
+    def run(self, args: argparse.Namespace) -> int:
+        """Read a line and answer it, until the end of the input or /exit."""
+        from llama_fast.data.chat import ChatTemplate
+
+        model, tokenizer = load_for_generation(args)
+        if args.chat_template is not None:
+            template = ChatTemplate.from_name(args.chat_template)
+        elif tokenizer.chat_template is not None:
+            template = ChatTemplate.from_model(tokenizer.chat_template)
+        else:
+            raise ValueError(
+                "--chat-template: expected chatml, llama3, plain or a file, because the model "
+                "has no template of its own"
+            )
+        chat = Chat(model, tokenizer, template, args)
+        interactive = sys.stdin.isatty()
+        if interactive:
+            import readline  # noqa: F401 (gives input() a history and line editing)
+
+            print(COMMANDS)
+        while True:
+            try:
+                line = input("> " if interactive else "").strip()
+            except EOFError:
+                if interactive:
+                    print()
+                return ExitCode.OK
+            except KeyboardInterrupt:
+                print(f"\n{COMMANDS}")
+                continue
+            if line in ("/exit", "/quit"):
+                return ExitCode.OK
+            if line == "/reset":
+                chat.reset()
+            elif line.startswith("/"):
+                show(f"no such command: {line}; {COMMANDS}")
+            elif line:
+                chat.answer(line)
 
 
 class Chat:
-    """The turns so far. Keys and values of what they have in common with the next stay."""
+    """A conversation. The keys and values of the turns so far stay in the engine's cache."""
 
-    def __init__(self, model: Any, tokenizer: Any, template: Any, args: argparse.Namespace) -> None:
+    def __init__(
+        self, model: LLaMA, tokenizer: Tokenizer, template: ChatTemplate, args: argparse.Namespace
+    ) -> None:
         from llama_fast.data.chat import end_ids, end_of_turn
         from llama_fast.generate import Engine
 
@@ -91,14 +110,14 @@ class Chat:
         self.messages = [] if system is None else [{"role": "system", "content": system}]
 
     def answer(self, line: str) -> None:
-        """Print the model's answer as it comes, and remember both."""
+        """Print the model's answer while it is generated, and keep both turns."""
         from llama_fast.generate import GenerationRequest
 
         messages = [*self.messages, {"role": "user", "content": line}]
         tokens = self._template.prompt(messages, self._tokenizer)
-        most = self._engine.model.config.max_seq_len
-        if len(tokens) >= most:
-            print(f"the chat is longer than the model's context of {most} tokens; {COMMANDS}")
+        max_tokens = self._engine.model.config.max_seq_len
+        if len(tokens) >= max_tokens:
+            print(f"the chat is longer than the model's context of {max_tokens} tokens; {COMMANDS}")
             return
         seed = self._args.seed
         request = GenerationRequest(
@@ -109,12 +128,12 @@ class Chat:
             sampling=sampling_options(self._args, None if seed is None else seed + self._turns),
         )
         self._turns += 1
-        said, reason = "", "stop"
+        answer, reason = "", "stop"
         pieces = self._engine.stream([request])
         try:
             for piece in pieces:
-                text = piece.text if said else piece.text.lstrip()
-                said += text
+                text = piece.text if answer else piece.text.lstrip()
+                answer += text
                 show(text, end="")
                 if piece.result is not None:
                     reason = piece.result.finish_reason
@@ -122,5 +141,10 @@ class Chat:
             reason = "stopped"
         finally:
             pieces.close()
-        print({"stop": "", "stopped": " [stopped]", "length": " [longest answer]"}[reason])
-        self.messages = [*messages, {"role": "assistant", "content": said.rstrip()}]
+        print(
+            {"stop": "", "stopped": " [stopped]", "length": " [--max-new-tokens reached]"}[reason]
+        )
+        self.messages = [*messages, {"role": "assistant", "content": answer.rstrip()}]
+
+
+COMMAND = ChatCommand()

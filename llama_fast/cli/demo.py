@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_fast._terminal import show
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import CommandError, ExitCode
+from llama_fast.cli.options import add_out, add_seed
 
 if TYPE_CHECKING:
     from llama_fast._screen import Screen
     from llama_fast.demo.results import Results
-
-HELP = "check the kernels, then run, train and score a real model beside stock PyTorch"
 
 
 @dataclass(frozen=True)
@@ -37,54 +36,62 @@ FULL = Size(rounds=2, steps=8, batch=3, length=256, hellaswag=80, arc=120)
 QUICK = Size(rounds=1, steps=5, batch=1, length=256, hellaswag=24, arc=48)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    parser.add_argument(
-        "--quick", action="store_true", help="every part, but fewer steps and questions"
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        help="folder for model and data (default: $LLAMA_FAST_CACHE, or ~/.cache/llama_fast)",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(), help="folder for demo-report.md (default: this one)"
-    )
-    parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="for training and the choice of questions"
-    )
+class Demo(Command):
+    """Runs the demonstration."""
 
+    name = "demo"
+    help = "check the kernels, then run, train and score a real model, with stock PyTorch beside it"
 
-def run(args: argparse.Namespace) -> int:
-    """Run all parts.
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        parser.add_argument(
+            "--quick", action="store_true", help="every part, with fewer steps and questions"
+        )
+        parser.add_argument(
+            "--cache",
+            type=Path,
+            metavar="DIR",
+            help="folder for model and data (default: $LLAMA_FAST_CACHE, or ~/.cache/llama_fast)",
+        )
+        add_out(parser, "folder for demo-report.md (default: the current folder)", default=Path())
+        parser.add_argument(
+            "--offline", action="store_true", help="download nothing; use what is in the cache"
+        )
+        add_seed(parser, "the training and of the choice of questions")
 
-    Returns:
-        0; 1 if a check or a training process failed; 2 if model or data cannot be had.
-    """
-    try:
-        for package in ("gguf", "matplotlib", "pyarrow", "rich", "tokenizers"):
-            importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(f"{error}; the demo needs: pip install 'llama_fast[eval]'") from error
-    from rich.markup import escape
+    def run(self, args: argparse.Namespace) -> int:
+        """Run all parts.
 
-    from llama_fast._screen import Screen
-    from llama_fast.data.fetch import FetchError
-    from llama_fast.demo.finetune import TrainingError
+        Returns:
+            OK; NEGATIVE if a check failed.
 
-    args.out.mkdir(parents=True, exist_ok=True)  # now, rather than fail after minutes of work
-    screen = Screen()
-    try:
-        results, report = _tour(args, QUICK if args.quick else FULL, screen)
-    except (FetchError, TrainingError) as error:
-        show(f"llama-fast: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, FetchError) else 1
-    failures = results.failures()
-    for line in failures:
-        screen.line(f"[bold red]FAILED[/] {escape(line)}")
-    screen.line(f"\nReport: {escape(str(report))}")
-    return 1 if failures else 0
+        Raises:
+            CommandError: the model or the data cannot be fetched, or a training process failed.
+        """
+        try:
+            for package in ("gguf", "matplotlib", "pyarrow", "rich", "tokenizers"):
+                importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(f"{error}; the demo needs: pip install 'llama_fast[eval]'") from error
+        from rich.markup import escape
+
+        from llama_fast._screen import Screen
+        from llama_fast.data.fetch import FetchError
+        from llama_fast.demo.finetune import TrainingError
+
+        args.out.mkdir(parents=True, exist_ok=True)  # fail now rather than after minutes of work
+        screen = Screen()
+        try:
+            results, report = _tour(args, QUICK if args.quick else FULL, screen)
+        except (FetchError, TrainingError) as error:
+            is_input = isinstance(error, FetchError)
+            code = ExitCode.BAD_INPUT if is_input else ExitCode.NEGATIVE
+            raise CommandError(str(error), code) from error
+        failures = results.failures()
+        for line in failures:
+            screen.line(f"[bold red]FAILED[/] {escape(line)}")
+        screen.line(f"\nReport: {escape(str(report))}")
+        return ExitCode.NEGATIVE if failures else ExitCode.OK
 
 
 def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results, Path]:
@@ -179,3 +186,6 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
     screen.console.print()
     screen.console.print(report.summary_table(results))
     return results, report.write(results, args.out)
+
+
+COMMAND = Demo()

@@ -1,26 +1,245 @@
-"""`llama-fast eval`: what a model knows; what two runs differ in; what it remembers."""
+"""`llama-fast eval MODEL`: scores of a model on benchmarks; compare and canary are subcommands."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+import os
+import platform
+import shlex
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
-from llama_fast.cli.eval_canary import add_canary
-from llama_fast.cli.eval_compare import add_compare
-from llama_fast.cli.eval_run import add_run_arguments, evaluate_model
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import (
+    add_device,
+    add_dtype,
+    add_model,
+    add_out,
+    add_seed,
+    add_tokenizer,
+)
 
-HELP = "evaluate a model on benchmarks, compare two runs, measure what it memorised"
+
+class Eval(Command):
+    """Evaluates a model."""
+
+    name = "eval"
+    help = "evaluate a model on benchmarks, compare two runs, measure memorisation"
+    description = "Evaluate a model on benchmarks and print its scores."
+    epilog = """
+examples:
+  llama-fast eval SmolLM2-135M --suite llama2 --out runs/smollm2
+  llama-fast eval model.gguf --tasks hellaswag,arc_easy --limit 200 \\
+      --data-dir mirror
+"""
+    subcommands: ClassVar[Mapping[str, str]] = {
+        "compare": "llama_fast.cli.eval_compare",
+        "canary": "llama_fast.cli.eval_canary",
+    }
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        add_model(parser)
+        add_tokenizer(parser)
+        _add_tasks(parser.add_argument_group("tasks"))
+        _add_execution(parser.add_argument_group("execution"))
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the evaluation; NEGATIVE if a task failed."""
+        _quiet_libraries()
+        try:
+            from llama_fast.eval.harness import HarnessModel
+            from llama_fast.eval.run import Limits, by_text, evaluate_tasks, load, quiet_bars
+        except ImportError as error:
+            raise ImportError(
+                f"evaluation needs the eval extra: pip install 'llama_fast[eval]' ({error})"
+            ) from None
+        from llama_fast._screen import Screen
+        from llama_fast.eval.report import read_run
+        from llama_fast.eval.report.final_table import suite_table, task_table
+        from llama_fast.eval.report.html import write_page
+        from llama_fast.eval.report.suites import metric_keys
+        from llama_fast.eval.suite import suite, summarise
+        from llama_fast.models.loading import locate
+
+        names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
+        preset = None if args.suite is None else suite(args.suite).name
+        if preset is None and not names:
+            raise ValueError("--suite: expected --suite NAME or --tasks A,B, got neither")
+        if args.batch < 1:
+            raise ValueError(f"--batch: expected at least 1, got {args.batch}")
+        limits = Limits.parse(args.limit)
+        out = args.out or Path("runs") / f"eval-{Path(args.model).name}"
+        screen = Screen()
+        path = locate(args.model, trust_remote_code=args.trust_remote_code)
+        with screen.console.status("Loading tasks"), quiet_bars():
+            loaded = load(
+                [*([preset] if preset else []), *names],
+                args.data_dir,
+                allow_code=args.allow_code,
+                num_fewshot=args.num_fewshot,
+                toxigen_classifier=args.toxigen_classifier,
+            )
+        limits.check(list(loaded["tasks"]))
+        with screen.console.status("Loading the model"):
+            lm = HarnessModel(
+                str(path),
+                tokenizer=args.tokenizer,
+                dtype=args.dtype,
+                device=args.device,
+                batch_size=args.batch,
+                budget=args.budget,
+                max_length=args.max_length,
+                cache=None if args.no_cache else out / "requests.sqlite",
+                seed=args.seed,
+                trust_remote_code=args.trust_remote_code,
+            )
+        keys = {} if preset is None else metric_keys(preset)
+        outcome = evaluate_tasks(
+            lm,
+            loaded,
+            out,
+            limits=limits,
+            metadata=_facts(args, preset, lm),
+            chat=args.chat,
+            system=args.system,
+            keys=keys,
+        )
+        if outcome.results:
+            parts = () if preset is None else suite(preset).parts
+            screen.console.print(task_table(outcome.results, keys, parts))
+            if preset is not None:
+                screen.console.print(suite_table(summarise(outcome.results, preset)))
+            page = write_page(out / "report.html", read_run(out))
+            screen.console.print(f"results: {out}   report: {page}", markup=False, soft_wrap=True)
+        if lm.truncated:
+            screen.console.print(
+                f"cut to the model's {lm.max_length:,} tokens: {lm.truncated:,} requests"
+            )
+        for note in outcome.notes:
+            screen.console.print(f"note: {note}", markup=False, soft_wrap=True)
+        for line in by_text(outcome.not_scored):
+            screen.console.print(f"not scored: {line}", markup=False, soft_wrap=True)
+        failed = outcome.failed or not outcome.results
+        return ExitCode.NEGATIVE if failed else ExitCode.OK
 
 
-def main(argv: Sequence[str]) -> int:
-    """Evaluate the model that is named first, or do what `compare` or `canary` say."""
-    parser = argparse.ArgumentParser(prog="llama-fast eval", description=HELP)
-    if argv and argv[0] in ("compare", "canary"):
-        evaluations = parser.add_subparsers(required=True)
-        add_compare(evaluations)
-        add_canary(evaluations)
-    else:
-        add_run_arguments(parser)
-        parser.set_defaults(do=evaluate_model)
-    args = parser.parse_args(argv)
-    return int(args.do(args))
+def _add_tasks(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--suite",
+        metavar="NAME",
+        help="llama2 or llama2-paper: as in the Llama 2 paper; lm-eval: the harness's defaults",
+    )
+    add(
+        "--tasks",
+        metavar="A,B",
+        help="tasks, groups and tags of lm-evaluation-harness, or scenario_translation, "
+        "scenario_qa, scenario_summarization, scenario_semantic_parsing",
+    )
+    add(
+        "--limit",
+        metavar="N",
+        help="first N questions of each task; or 100,hellaswag=2000,mmlu_*=4,piqa=all",
+    )
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="local mirror of the data sets (default: the hub)",
+    )
+    add(
+        "--allow-code",
+        action="store_true",
+        help="run the programs that the model writes (HumanEval, MBPP) in a sandbox",
+    )
+    add(
+        "--toxigen-classifier",
+        metavar="MODEL",
+        help="hub name or folder of a RoBERTa classifier, for toxigen_generation",
+    )
+    add("--chat", action="store_true", help="apply the model's chat template to each prompt")
+    add("--system", metavar="TEXT", help="instruction in front of each prompt")
+
+
+def _add_execution(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add_dtype(group, "auto", default="auto")
+    add_device(group)
+    add(
+        "--budget",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="tokens of one forward pass (default: %(default)s)",
+    )
+    add(
+        "--batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="texts generated in parallel (default: %(default)s)",
+    )
+    add(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="maximum number of tokens of a request (default: the model's context)",
+    )
+    add_seed(group, "tasks that sample")
+    add_out(group, "folder for results.json, samples and report.html (default: runs/eval-MODEL)")
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code from the model's folder or repository, with all your rights",
+    )
+    add(
+        "--no-cache",
+        action="store_true",
+        help="send every request to the model (default: requests that DIR/requests.sqlite has an "
+        "answer to are not repeated)",
+    )
+
+
+def _facts(args: argparse.Namespace, preset: str | None, lm: Any) -> dict[str, Any]:
+    import torch
+
+    from llama_fast._version import __version__
+    from llama_fast.info import cpu_model
+
+    device = lm.model.head_weight.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+    return {
+        "model": Path(args.model).name,
+        "model_sha256": lm.model_hash,
+        "model_source": args.model,
+        "dtype": str(lm.model.head_weight.dtype).removeprefix("torch."),
+        "command": shlex.join(["llama-fast", *sys.argv[1:]]),
+        "machine": f"{name}, {torch.get_num_threads()} threads",
+        "preset": preset,
+        "chat_template": lm.words.chat_template if args.chat else None,
+        "system_instruction": args.system,
+        "fewshot_as_multiturn": args.chat,
+        "versions": {
+            "llama_fast": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _quiet_libraries() -> None:
+    """Keep warnings and logs of libraries from being printed between the results."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", module=r"(datasets|lm_eval|transformers)")
+    for name in ("lm_eval", "lm-eval", "datasets", "transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+COMMAND = Eval()

@@ -5,59 +5,66 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llama_fast.cli.eval_run import add_model_arguments
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import add_model, add_out, add_seed, add_tokenizer
 
-
-def add_canary(evaluations: Any) -> None:
-    """Add the subcommand."""
-    about = "how well a model remembers what `llama-fast data plant` put into its training data"
-    parser = evaluations.add_parser("canary", help=about, description=about)
-    add_model_arguments(parser)
-    parser.add_argument(
-        "--canaries", required=True, metavar="FILE", help="canaries.json, or its folder"
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="compare with N random numbers and extrapolate; 0 goes through all of them "
-        "(default: all up to 100,000, else 10,000)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the report as JSON")
-    parser.set_defaults(do=canary)
+if TYPE_CHECKING:
+    from llama_fast.eval.canary import Report
 
 
-def canary(args: argparse.Namespace) -> int:
-    """Print the exposure of each canary."""
-    from llama_fast._screen import Screen
-    from llama_fast.data.canaries import read_canaries
-    from llama_fast.eval.canary import ENUMERATE, SAMPLE, measure
-    from llama_fast.models.loading import load_model
+class Canary(Command):
+    """Measures the exposure of planted canaries."""
 
-    if args.samples is not None and args.samples < 0:
-        raise ValueError(f"samples: expected a number >= 0, got {args.samples}")
-    planted = read_canaries(args.canaries)
-    sample = args.samples or None
-    if args.samples is None and planted.space > ENUMERATE:
-        sample = SAMPLE
-    model, tokenizer = load_model(args.model, args.tokenizer)
-    screen = Screen()
-    with screen.bar("Scoring candidates", "texts") as progress:
-        report = measure(
-            model, tokenizer, planted, sample=sample, seed=args.seed, progress=progress
+    name = "canary"
+    help = "how well a model remembers what `llama-fast data plant` put into its training data"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        add_model(parser)
+        add_tokenizer(parser)
+        parser.add_argument(
+            "--canaries", required=True, metavar="FILE", help="canaries.json, or its folder"
         )
-    screen.console.print(_table(report))
-    if args.out is not None:
-        content = {"model": args.model, "format": planted.format, **dataclasses.asdict(report)}
-        args.out.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    return 0
+        parser.add_argument(
+            "--samples",
+            type=int,
+            metavar="N",
+            help="compare with N random numbers and extrapolate; 0 compares with all of them "
+            "(default: all up to 100,000, else 10,000)",
+        )
+        add_seed(parser, "the samples")
+        add_out(parser, "also write the report as JSON", metavar="FILE")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print the exposure of each canary."""
+        from llama_fast._screen import Screen
+        from llama_fast.data.canaries import read_canaries
+        from llama_fast.eval.canary import ENUMERATE, SAMPLE, measure
+        from llama_fast.models.loading import load_model
+
+        if args.samples is not None and args.samples < 0:
+            raise ValueError(f"--samples: expected a number >= 0, got {args.samples}")
+        planted = read_canaries(args.canaries)
+        sample = args.samples or None
+        if args.samples is None and planted.space > ENUMERATE:
+            sample = SAMPLE
+        model, tokenizer = load_model(args.model, args.tokenizer)
+        screen = Screen()
+        with screen.bar("Scoring candidates", "texts") as progress:
+            report = measure(
+                model, tokenizer, planted, sample=sample, seed=args.seed, progress=progress
+            )
+        screen.console.print(_table(report))
+        if args.out is not None:
+            content = {"model": args.model, "format": planted.format, **dataclasses.asdict(report)}
+            args.out.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        return ExitCode.OK
 
 
-def _table(report: Any) -> Any:
+def _table(report: Report) -> Any:
     from rich.table import Table
 
     against = f"all {report.compared:,} numbers"
@@ -68,8 +75,11 @@ def _table(report: Any) -> Any:
     )
     for name in ("canary", "planted", "log-perplexity (bits)", "rank", "exposure (bits)"):
         table.add_column(name, justify="right")
-    for found in report.exposures:
-        rank = "" if found.rank is None else f"{found.rank:,}"
-        values = (f"{found.log_perplexity:.2f}", rank, f"{found.exposure:.2f}")
-        table.add_row(found.canary.digits, str(found.canary.repeats), *values)
+    for exposure in report.exposures:
+        rank = "" if exposure.rank is None else f"{exposure.rank:,}"
+        values = (f"{exposure.log_perplexity:.2f}", rank, f"{exposure.exposure:.2f}")
+        table.add_row(exposure.canary.digits, str(exposure.canary.repeats), *values)
     return table
+
+
+COMMAND = Canary()

@@ -4,74 +4,74 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import add_dtype, add_model, add_out, add_tokenizer
 
-from llama_fast.models import LLaMA, save
-from llama_fast.models.loading import is_run, locate, read_model
-from llama_fast.tokenizers import Tokenizer, load_tokenizer
-
-HELP = "write a model for transformers, Meta's code or llama.cpp"
-
-DTYPES = ("float32", "float16", "bfloat16")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    parser.add_argument(
-        "model",
-        type=Path,
-        help="Hugging Face folder, GGUF, Meta or llama2.c file, or the folder of a training run",
-    )
-    parser.add_argument(
-        "--to",
-        required=True,
-        choices=("hf", "meta", "gguf"),
-        help="hf: safetensors and config.json; meta: consolidated.00.pth and params.json; gguf",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="PATH", help="folder, or with gguf file, to make"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
-    parser.add_argument(
-        "--average",
-        action="store_true",
-        help="the moving average of a run's weights (optimizer.ema_decay) instead of the weights",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        metavar="PATH",
-        help="tokenizer.json, tokenizer.model or folder; none leaves it out (default: the model's)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace a checkpoint at PATH")
+if TYPE_CHECKING:
+    from llama_fast.models import LLaMA
+    from llama_fast.tokenizers import Tokenizer
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the model; prints what was written.
+class Export(Command):
+    """Writes a model in another format."""
 
-    Raises:
-        FileNotFoundError, CheckpointError: there is no such model, or it is damaged.
-        FileExistsError: something is at --out.
-        ValueError: the format cannot express the model, or its weights are too large for --dtype.
-        OSError: the disk is full; nothing is left at --out, or what was there before.
-    """
-    if args.out.exists() and not args.force:
-        raise FileExistsError(f"--out: {args.out} exists; --force replaces it")
-    model, tokenizer = _read(args)
-    if args.dtype is not None:
-        _convert(model, args.dtype)
-    save(model, args.out, tokenizer, to=args.to, overwrite=args.force)
-    files = args.out.iterdir() if args.out.is_dir() else [args.out]
-    size = sum(file.stat().st_size for file in files)
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    print(
-        f"{args.out}: {model.config.num_parameters() / 1e6:,.1f} M weights in {dtype}, "
-        f"{size / 1e6:,.1f} MB, {_about(tokenizer, args)}"
-    )
-    return 0
+    name = "export"
+    help = "write a model for transformers, Meta's code or llama.cpp"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        add_model(parser)
+        parser.add_argument(
+            "--to",
+            required=True,
+            choices=("hf", "meta", "gguf"),
+            help="hf: safetensors and config.json; meta: consolidated.00.pth and params.json; "
+            "gguf: one file for llama.cpp",
+        )
+        add_out(parser, "new folder, or new file with --to gguf", metavar="PATH", required=True)
+        add_dtype(parser)
+        parser.add_argument(
+            "--average",
+            action="store_true",
+            help="export the moving average of a training run's weights instead of the weights",
+        )
+        add_tokenizer(parser, "none to leave it out")
+        parser.add_argument("--force", action="store_true", help="replace a checkpoint at PATH")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Write the model, and print what was written.
+
+        Raises:
+            FileNotFoundError, CheckpointError: there is no such model, or it is damaged.
+            FileExistsError: something is at --out.
+            ValueError: the format cannot express the model, or --dtype its weights.
+            OSError: the disk is full; nothing is left at --out, or what was there before.
+        """
+        from llama_fast.models import save
+
+        if args.out.exists() and not args.force:
+            raise FileExistsError(f"--out: {args.out} exists; --force replaces it")
+        model, tokenizer = _read(args)
+        if args.dtype is not None:
+            _convert(model, args.dtype)
+        save(model, args.out, tokenizer, to=args.to, overwrite=args.force)
+        files = args.out.iterdir() if args.out.is_dir() else [args.out]
+        size = sum(file.stat().st_size for file in files)
+        dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+        print(
+            f"{args.out}: {model.config.num_parameters() / 1e6:,.1f} M weights in {dtype}, "
+            f"{size / 1e6:,.1f} MB, {_about(tokenizer, args)}"
+        )
+        return ExitCode.OK
 
 
 def _read(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer | None]:
+    from llama_fast.models.loading import is_run, locate, read_model
+    from llama_fast.tokenizers import load_tokenizer
+
     path = locate(args.model)
     if args.average and not is_run(path):
         raise ValueError(f"--average: expected the folder of a training run, got {args.model}")
@@ -91,18 +91,22 @@ def _read(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer | None]:
 
 
 def _unless_extended(own: Tokenizer | None, original: Path) -> Tokenizer | None:
-    """The tokenizer.model that a tokenizer.json was made of, if it has all of its tokens."""
-    found = load_tokenizer(original)
-    return own if own is not None and own.vocab_size != found.vocab_size else found
+    """Return the tokenizer.model that `own` was converted from, unless `own` has more tokens."""
+    from llama_fast.tokenizers import load_tokenizer
+
+    loaded = load_tokenizer(original)
+    return own if own is not None and own.vocab_size != loaded.vocab_size else loaded
 
 
 def _convert(model: LLaMA, dtype: str) -> None:
+    import torch
+
     finite = {name for name, weight in model.named_parameters() if weight.isfinite().all()}
     model.to(getattr(torch, dtype))
     for name, weight in model.named_parameters():
         if name in finite and not weight.isfinite().all():
             raise ValueError(
-                f"--dtype: {dtype} is too narrow for the numbers in {name}; bfloat16 is not"
+                f"--dtype: {name} has values outside the range of {dtype}, not of bfloat16"
             )
 
 
@@ -110,5 +114,8 @@ def _about(tokenizer: Tokenizer | None, args: argparse.Namespace) -> str:
     if tokenizer is None:
         return "no tokenizer"
     if args.to == "meta" and not (args.out / "tokenizer.model").exists():
-        return "no tokenizer (a tokenizer.json has no form as tokenizer.model)"
+        return "no tokenizer (this tokenizer cannot be written as a tokenizer.model)"
     return f"tokenizer of {tokenizer.vocab_size:,} tokens"
+
+
+COMMAND = Export()

@@ -12,93 +12,101 @@ from typing import Any
 
 from llama_fast._reading import read_json_lines, read_lines
 from llama_fast._terminal import show
-from llama_fast.cli.generation_options import (
-    add_model_options,
-    add_sampling_options,
-    load,
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import (
+    add_device,
+    add_dtype,
+    add_model,
+    add_sampling,
+    add_tokenizer,
+    load_for_generation,
     sampling_options,
 )
 
-HELP = "continue a prompt, or the prompts of a file"
 
+class Generate(Command):
+    """Continues prompts."""
 
-def main(argv: Sequence[str]) -> int:
-    """Print each prompt with its continuation, in their order."""
-    parser = argparse.ArgumentParser(prog="llama-fast generate", description=HELP)
-    _add_options(parser)
-    # The prompt may stand behind options, which argparse by itself does not take.
-    args = parser.parse_intermixed_args(argv)
-    return _run(args)
+    name = "generate"
+    help = "continue a prompt, or the prompts of a file"
+    intermixed = True  # the prompt may stand behind options
 
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    add_model_options(parser)
-    parser.add_argument(
-        "prompt",
-        nargs="?",
-        help="text to continue; - reads standard input (default: the model's begin token alone)",
-    )
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="a prompt a line; .jsonl: a string or an object with a prompt a line",
-    )
-    parser.add_argument(
-        "--special",
-        action="store_true",
-        help="names of control tokens in prompts stand for these tokens",
-    )
-    add_sampling_options(parser, max_new_tokens=256)
-    parser.add_argument(
-        "--batch",
-        type=int,
-        default=16,
-        metavar="N",
-        help="texts generated side by side (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="a JSON object a prompt, without the prompt in its text"
-    )
-
-
-def _run(args: argparse.Namespace) -> int:
-    if args.prompts is not None and args.prompt is not None:
-        raise ValueError("prompt: expected none beside --prompts")
-    if args.batch < 1:
-        raise ValueError(f"batch: expected a number >= 1, got {args.batch}")
-    places, prompts = zip(*_prompts(args), strict=True)
-    model, tokenizer = load(args)
-    from llama_fast.data.chat import end_ids
-    from llama_fast.generate import Engine
-    from llama_fast.generate.requests import check_length
-
-    engine = Engine(model, tokenizer, max_batch=args.batch)
-    ends = end_ids(tokenizer)
-    requests = [_request(args, tokenizer, ends, n, text) for n, text in enumerate(prompts)]
-    for place, request in zip(places, requests, strict=True):  # before any text is made
-        check_length(place, request.tokens, model.config.max_seq_len)
-    begin = time.perf_counter()
-    tokens = sum(_show(args, prompts, engine.stream(requests)))
-    seconds = time.perf_counter() - begin
-    if sys.stderr.isatty():
-        reused = f", {engine.reused:,} reused" if engine.reused else ""
-        print(
-            f"{tokens:,} tokens after {engine.prefilled:,} of prompts{reused}: "
-            f"{seconds:.1f} s, {tokens / seconds:.1f} tokens/s",
-            file=sys.stderr,
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        add_model(parser)
+        add_tokenizer(parser)
+        parser.add_argument(
+            "prompt",
+            metavar="PROMPT",
+            nargs="?",
+            help="text to continue; - reads standard input (default: the model's BOS token)",
         )
-    return 0
+        parser.add_argument(
+            "--prompts",
+            type=Path,
+            metavar="FILE",
+            help="one prompt a line; .jsonl: a string or an object with a field prompt a line",
+        )
+        parser.add_argument(
+            "--special",
+            action="store_true",
+            help="names of control tokens in a prompt stand for these tokens",
+        )
+        add_dtype(parser)
+        add_device(parser)
+        add_sampling(parser, max_new_tokens=256)
+        parser.add_argument(
+            "--batch",
+            type=int,
+            default=16,
+            metavar="N",
+            help="texts generated in parallel (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            help="print one JSON object a prompt; its text does not repeat the prompt",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print each prompt with its continuation, in order."""
+        if args.prompts is not None and args.prompt is not None:
+            raise ValueError("prompt: expected none with --prompts, got one")
+        if args.batch < 1:
+            raise ValueError(f"--batch: expected at least 1, got {args.batch}")
+        places, prompts = zip(*_prompts(args), strict=True)
+        model, tokenizer = load_for_generation(args)
+        from llama_fast.data.chat import end_ids
+        from llama_fast.generate import Engine
+        from llama_fast.generate.requests import check_length
+
+        engine = Engine(model, tokenizer, max_batch=args.batch)
+        ends = end_ids(tokenizer)
+        requests = [_request(args, tokenizer, ends, n, text) for n, text in enumerate(prompts)]
+        for place, request in zip(places, requests, strict=True):  # before any text is made
+            check_length(place, request.tokens, model.config.max_seq_len)
+        begin = time.perf_counter()
+        tokens = sum(_show(args, prompts, engine.stream(requests)))
+        seconds = time.perf_counter() - begin
+        if sys.stderr.isatty():
+            reused = f", {engine.reused:,} reused" if engine.reused else ""
+            print(
+                f"{tokens:,} tokens after {engine.prefilled:,} of prompts{reused}: "
+                f"{seconds:.1f} s, {tokens / seconds:.1f} tokens/s",
+                file=sys.stderr,
+            )
+        return ExitCode.OK
 
 
 def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Where each prompt stands, and its text."""
+    """Return the place and the text of each prompt."""
     if args.prompts is None:
         return [("prompt", sys.stdin.read() if args.prompt == "-" else args.prompt or "")]
-    found = list(read_prompts(args.prompts))
-    if not found:
+    prompts = list(read_prompts(args.prompts))
+    if not prompts:
         raise ValueError(f"{args.prompts}: expected at least one prompt, got none")
-    return found
+    return prompts
 
 
 def read_prompts(path: Path) -> Iterator[tuple[str, str]]:
@@ -134,41 +142,46 @@ def _request(
     if not tokens and tokenizer.bos_id is not None:
         tokens = [tokenizer.bos_id]
     if not tokens:
-        raise ValueError("prompt: expected a text, for the tokenizer has no begin token; got none")
+        raise ValueError(
+            "prompt: expected a text, because the tokenizer has no BOS token; got none"
+        )
     return GenerationRequest(
         tokens,
         args.max_new_tokens,
         stop=args.stop,
         stop_ids=ends,
-        # Prompts that are alike are to be continued differently.
+        # A different seed for each, so that equal prompts get different texts.
         sampling=sampling_options(args, None if args.seed is None else args.seed + number),
     )
 
 
 def _show(args: argparse.Namespace, prompts: Sequence[str], pieces: Iterator[Any]) -> Iterator[int]:
-    """Print the texts in order, the first unfinished one as it grows; yields numbers of tokens."""
-    grown = [""] * len(prompts)  # not printed yet
+    """Print the texts in order while they are generated; yield the number of tokens of each."""
+    pending = [""] * len(prompts)  # text that is not printed yet
     results: dict[int, Any] = {}
-    turn = 0  # whose text is being printed
+    current = 0  # the prompt whose text is being printed
     if not args.json:
         show(prompts[0], end="")
     for piece in pieces:
-        grown[piece.index] += piece.text
+        pending[piece.index] += piece.text
         if piece.result is not None:
             results[piece.index] = piece.result
             yield len(piece.result.tokens)
-        while turn < len(prompts):
+        while current < len(prompts):
             if not args.json:
-                show(grown[turn], end="")
-                grown[turn] = ""
-            if turn not in results:
+                show(pending[current], end="")
+                pending[current] = ""
+            if current not in results:
                 break
-            result = results.pop(turn)
+            result = results.pop(current)
             if args.json:
                 fields = {"text": result.text, "tokens": len(result.tokens)}
-                fields = {"index": turn, "prompt": prompts[turn], **fields}
+                fields = {"index": current, "prompt": prompts[current], **fields}
                 fields["finish_reason"] = result.finish_reason
                 show(json.dumps(fields, ensure_ascii=False))
-            turn += 1
+            current += 1
             if not args.json:
-                show(f"\n\n{prompts[turn]}" if turn < len(prompts) else "\n", end="")
+                show(f"\n\n{prompts[current]}" if current < len(prompts) else "\n", end="")
+
+
+COMMAND = Generate()

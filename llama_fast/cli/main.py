@@ -1,73 +1,63 @@
-"""Entry point of `llama-fast`: finds the command, and turns what bad input raises into one line.
-
-Other errors, which are faults of this package or of another one, end in a traceback.
-"""
+"""Entry point of `llama-fast`: runs a command and turns its exceptions into an exit code."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from llama_fast._limits import set_limits
 from llama_fast._terminal import neutral_warnings, show
 from llama_fast._version import __version__
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode, code_of, message_of
 
-# Command -> module with HELP, add_arguments(parser) and run(args) -> exit code; or with HELP and
-# main(argv) -> exit code, which has a parser of its own. A module is imported only when its command
-# is asked for, or to list all of them.
-COMMANDS = {
-    "info": "llama_fast.cli.info",
-    "demo": "llama_fast.cli.demo",
-    "bench": "llama_fast.cli.bench",
-    "tokenize": "llama_fast.cli.tokenize",
-    "data": "llama_fast.cli.data",
-    "train": "llama_fast.cli.train",
-    "plan": "llama_fast.cli.plan",
-    "plot": "llama_fast.cli.plot",
-    "export": "llama_fast.cli.export",
-    "eval": "llama_fast.cli.eval",
-    "generate": "llama_fast.cli.generate",
-    "chat": "llama_fast.cli.chat",
-}
-
-# What bad input raises: a wrong value, a file that is not there, an extra that is not installed, a
-# loss that is no number, a model that does not fit.
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
+PROG = "llama-fast"
 
 
-def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="llama-fast",
-        description="Fast attention and cross-entropy kernels, and a Llama stack on top.",
-    )
-    parser.add_argument("--version", action="version", version=f"llama-fast {__version__}")
-    parser.add_argument(
-        "--limit",
-        action="append",
-        metavar="NAME=VALUE",
-        help="raise what files of others may take, such as line=1G; see docs/limits.md",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for name in names:
-        module = importlib.import_module(COMMANDS[name])
-        sub = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        if hasattr(module, "add_arguments"):
-            module.add_arguments(sub)
-        sub.set_defaults(module=module)
-    return parser
+class _LlamaFast(Command):
+    name = PROG
+    help = "fast attention and cross-entropy kernels, and a Llama stack on top"
+    epilog = f"`{PROG} COMMAND --help` describes a command."
+    subcommands: ClassVar[Mapping[str, str]] = {
+        "info": "llama_fast.cli.info",
+        "demo": "llama_fast.cli.demo",
+        "bench": "llama_fast.cli.bench",
+        "tokenize": "llama_fast.cli.tokenize",
+        "data": "llama_fast.cli.data",
+        "train": "llama_fast.cli.train",
+        "plan": "llama_fast.cli.plan",
+        "plot": "llama_fast.cli.plot",
+        "export": "llama_fast.cli.export",
+        "eval": "llama_fast.cli.eval",
+        "generate": "llama_fast.cli.generate",
+        "chat": "llama_fast.cli.chat",
+    }
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+        # Read by _take_limits, before the command; here for the help.
+        parser.add_argument(
+            "--limit",
+            action="append",
+            metavar="NAME=VALUE",
+            help="before the command: raise a bound on the work and memory that an untrusted file "
+            "may take, such as line=1G; see docs/limits.md",
+        )
+
+
+LLAMA_FAST = _LlamaFast()
 
 
 def _take_limits(argv: list[str]) -> list[str]:
-    """Set the limits that stand before the command; the rest of the arguments."""
+    """Set the limits that stand before the command; return the rest of the arguments."""
     given = []
     while argv and (argv[0] == "--limit" or argv[0].startswith("--limit=")):
         _, equals, value = argv.pop(0).partition("=")
         if not equals and not argv:
-            raise ValueError("limit: expected NAME=VALUE behind --limit, got nothing")
+            raise ValueError("--limit: expected NAME=VALUE, got nothing")
         given.append(value if equals else argv.pop(0))
     set_limits(given)
     return argv
@@ -80,35 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; those of the process when None.
 
     Returns:
-        The exit code: 0, what the command returned, 2 for bad input, 130 when interrupted.
-        Bad input prints one line; LLAMA_FAST_DEBUG=1 shows the traceback instead.
+        The exit code; see `llama_fast.cli.exit_codes`. Bad input prints one line on standard error;
+        LLAMA_FAST_DEBUG=1 shows the traceback instead.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     neutral_warnings()
     try:
-        argv = _take_limits(argv)
-        asked = [argv[0]] if argv and argv[0] in COMMANDS else list(COMMANDS)
-        own = importlib.import_module(COMMANDS[asked[0]]) if len(asked) == 1 else None
-        if own is not None and hasattr(own, "main"):
-            code = int(own.main(argv[1:]))
-        else:
-            args = _parser(asked).parse_args(argv)
-            module: ModuleType = args.module
-            code = int(module.run(args))
+        code = LLAMA_FAST.main(_take_limits(arguments), PROG)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of our output left (`llama-fast info | head -1`)
+    except BrokenPipeError:  # the reader of the output closed it (`llama-fast info | head -1`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return ExitCode.NEGATIVE
     except KeyboardInterrupt:
-        print("llama-fast: interrupted", file=sys.stderr)
-        return 130
-    except USER_ERRORS as error:
-        if os.environ.get("LLAMA_FAST_DEBUG") == "1":
+        print(f"{PROG}: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        failure = code_of(error)
+        if failure is None or os.environ.get("LLAMA_FAST_DEBUG") == "1":
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        show(f"llama-fast: error: {message}", file=sys.stderr)
-        return 2
+        show(f"{PROG}: error: {message_of(error)}", file=sys.stderr)
+        return failure
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`llama-fast plan`: memory, speed and traffic of a run, before it is started."""
+"""`llama-fast plan`: memory, speed and traffic of a training run, before it is started."""
 
 from __future__ import annotations
 
@@ -9,95 +9,114 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_fast._format import duration
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from llama_fast.train.plan import TrainingPlan
 
-HELP = "estimate memory, speed and traffic of a training run on many GPUs"
 
-EPILOG = """All options of `llama-fast train` are understood too, such as --parallel.shard 8.
-Memory is that of the worst moment of a step; times follow from the MFU that is assumed."""
+class PlanCommand(Command):
+    """Estimates a training run."""
+
+    name = "plan"
+    help = "estimate memory, speed and traffic of a training run on many GPUs"
+    usage = "%(prog)s CONFIG.yaml [--gpus N] [--gpu NAME] [--option VALUE ...]"
+    epilog = """All options of `llama-fast train` are accepted too, such as --parallel.shard 8.
+Memory is the peak within a step. Times are computed from the assumed MFU."""
+
+    def parser(self, prog: str) -> argparse.ArgumentParser:
+        """Return the parser of the options that `llama-fast train` does not have."""
+        parser = super().parser(prog)
+        parser.allow_abbrev = False  # an abbreviation could be meant for an option of train
+        return parser
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options that `llama-fast train` does not have."""
+        add = parser.add_argument
+        add("--gpus", type=int, metavar="N", help="number of GPUs (default: the 8 of one host)")
+        add("--gpu", default="h100", metavar="NAME", help="type of GPU (default: h100)")
+        add(
+            "--mfu",
+            type=float,
+            default=0.4,
+            metavar="X",
+            help="assumed model FLOPs utilisation (default: 0.4)",
+        )
+        add(
+            "--gpus-per-host",
+            type=int,
+            default=8,
+            metavar="N",
+            help="GPUs connected by NVLink (default: 8)",
+        )
+        add(
+            "--network",
+            type=float,
+            default=50.0,
+            metavar="GB/S",
+            help="bandwidth of each GPU to other hosts, in one direction (default: 50, which is "
+            "400 Gbit/s)",
+        )
+        add(
+            "--vocab-size",
+            type=int,
+            metavar="N",
+            help="vocabulary size of the data (default: as in its index, or the preset's)",
+        )
+        add("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
+
+    def parse(self, argv: Sequence[str], prog: str) -> argparse.Namespace:
+        """Return the options, and the training run's configuration as `config`."""
+        from llama_fast.cli.train import read_config
+
+        args, rest = self.parser(prog).parse_known_args(argv)
+        args.config = read_config(rest, prog)
+        return args
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print the estimate.
+
+        Raises:
+            FileNotFoundError: there is no such configuration.
+            ValueError: an option is out of its range, or sizes do not fit each other.
+        """
+        from llama_fast.data import TokenShards
+        from llama_fast.train.plan import advice, model_of, plan
+
+        config = args.config
+        shards = Path(config.data.train)
+        vocab_size = args.vocab_size
+        if vocab_size is None and (shards / "index.json").is_file():
+            vocab_size = TokenShards(shards).vocab_size
+        options = {
+            "gpus": 8 if args.gpus is None else args.gpus,
+            "gpu": args.gpu,
+            "mfu": args.mfu,
+            "gpus_per_host": args.gpus_per_host,
+            "network": args.network * 1e9,
+        }
+        estimate = plan(config, model_of(config, vocab_size), **options)
+        _show(estimate, [] if estimate.fits else advice(estimate, **options)[:5])
+        if args.json is not None:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(estimate.as_dict(), indent=1) + "\n", encoding="utf-8")
+        return ExitCode.OK
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options that `llama-fast train` does not have."""
-    found = argparse.ArgumentParser(
-        prog="llama-fast plan",
-        usage="%(prog)s CONFIG.yaml [--gpus N] [--gpu NAME] [--mfu X] [--optimizer.lr X ...]",
-        description=HELP,
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
-    found.add_argument("--gpus", type=int, metavar="N", help="all together (default: a host's 8)")
-    found.add_argument("--gpu", default="h100", metavar="NAME", help="kind of GPU (default: h100)")
-    found.add_argument(
-        "--mfu", type=float, default=0.4, metavar="X", help="share of its rate (default: 0.4)"
-    )
-    found.add_argument(
-        "--gpus-per-host", type=int, default=8, metavar="N", help="joined by NVLink (default: 8)"
-    )
-    found.add_argument(
-        "--network",
-        type=float,
-        default=50.0,
-        metavar="GB/S",
-        help="of each GPU to other hosts, one way (default: 50, which is 400 Gbit/s)",
-    )
-    found.add_argument(
-        "--vocab-size",
-        type=int,
-        metavar="N",
-        help="of the data (default: its own, or the preset's)",
-    )
-    found.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there as well")
-    return found
-
-
-def main(argv: Sequence[str]) -> int:
-    """Print the estimate.
-
-    Raises:
-        FileNotFoundError: no such configuration.
-        ValueError: an option out of its range, or sizes that do not fit each other.
-    """
-    from llama_fast.cli.train import read_config
-    from llama_fast.data import TokenShards
-    from llama_fast.train.plan import advice, model_of, plan
-
-    args, rest = parser().parse_known_args(argv)
-    config = read_config(rest)
-    shards = Path(config.data.train)
-    vocab_size = args.vocab_size
-    if vocab_size is None and (shards / "index.json").is_file():
-        vocab_size = TokenShards(shards).vocab_size
-    options = {
-        "gpus": 8 if args.gpus is None else args.gpus,
-        "gpu": args.gpu,
-        "mfu": args.mfu,
-        "gpus_per_host": args.gpus_per_host,
-        "network": args.network * 1e9,
-    }
-    found = plan(config, model_of(config, vocab_size), **options)
-    _show(found, [] if found.fits else advice(found, **options)[:5])
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-def _show(found: TrainingPlan, changes: Sequence[Any]) -> None:
+def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from llama_fast._terminal import console as new_console
 
-    console, mesh, config = new_console(), found.mesh, found.config
+    console, mesh, config = new_console(), plan.mesh, plan.config
     shape = " × ".join(f"{name} {size}" for name, size in mesh._asdict().items() if size > 1)
     console.print(
         Text.assemble(
             (
-                f"{found.model.num_parameters() / 1e6:,.1f} M weights on {mesh.ranks} × "
-                f"{found.gpu.name}",
+                f"{plan.model.num_parameters() / 1e6:,.1f} M weights on {mesh.ranks} × "
+                f"{plan.gpu.name}",
                 "bold",
             ),
             f": {shape or 'one process'}",
@@ -105,30 +124,30 @@ def _show(found: TrainingPlan, changes: Sequence[Any]) -> None:
     )
     console.print(
         f"{config.precision}, checkpointing {config.activation_checkpointing}; a step of "
-        f"{found.tokens:,} tokens: {config.optimizer.gradient_accumulation_steps} micro-batches of "
+        f"{plan.tokens:,} tokens: {config.optimizer.gradient_accumulation_steps} micro-batches of "
         f"{config.data.micro_batch_size} × {config.data.seq_len:,} on {mesh.data_ranks} ranks"
     )
     memory = Table("memory of a GPU", "GB", title_justify="left")
     memory.columns[1].justify = "right"
-    for kind, size in found.memory.items():
-        memory.add_row(kind, f"{size / 1e9:,.2f}")
+    for part, size in plan.memory.items():
+        memory.add_row(part, f"{size / 1e9:,.2f}")
     memory.add_section()
-    memory.add_row("peak", f"{found.peak_bytes / 1e9:,.2f}", style="bold")
-    memory.add_row("usable", f"{found.usable / 1e9:,.2f}")
+    memory.add_row("peak", f"{plan.peak_bytes / 1e9:,.2f}", style="bold")
+    memory.add_row("usable", f"{plan.usable / 1e9:,.2f}")
     console.print(memory)
-    if found.traffic:
-        console.print(_traffic(found))
-    run = duration(found.run_seconds, decimals=True)
+    if plan.traffic:
+        console.print(_traffic(plan))
+    run = duration(plan.run_seconds, decimals=True)
     console.print(
-        f"step {duration(found.step_seconds, decimals=True)} at {found.mfu:.0%} of {found.peak}: "
-        f"{found.tokens_per_second:,.0f} tokens/s, {found.tokens_per_second / mesh.ranks:,.0f} on "
+        f"step {duration(plan.step_seconds, decimals=True)} at {plan.mfu:.0%} of {plan.peak}: "
+        f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / mesh.ranks:,.0f} on "
         f"each GPU"
     )
     console.print(
-        f"{config.steps:,} steps, {config.steps * found.tokens / 1e9:,.2f} G tokens: "
-        f"{run}, {found.run_seconds * mesh.ranks / 3600:,.1f} GPU hours"
+        f"{config.steps:,} steps, {config.steps * plan.tokens / 1e9:,.2f} G tokens: "
+        f"{run}, {plan.run_seconds * mesh.ranks / 3600:,.1f} GPU hours"
     )
-    if found.fits:
+    if plan.fits:
         console.print(Text("fits", "bold green"))
         return
     said = ". These settings would, at the same batch size:"
@@ -139,18 +158,21 @@ def _show(found: TrainingPlan, changes: Sequence[Any]) -> None:
         console.print("  nothing that was tried: more GPUs, or a shorter data.seq_len")
 
 
-def _traffic(found: TrainingPlan) -> Any:
+def _traffic(plan: TrainingPlan) -> Any:
     from rich.table import Table
 
     table = Table("sent by a GPU in a step", "along", "what", "GB", "at least")
     for column in table.columns[3:]:
         column.justify = "right"
-    for t in found.traffic:
+    for t in plan.traffic:
         table.add_row(
             f"{t.operation} of {t.size}",
             t.dimension,
             t.what,
             f"{t.sent / 1e9:,.3f}",
-            duration(found.seconds_on_link(t), decimals=True),
+            duration(plan.seconds_on_link(t), decimals=True),
         )
     return table
+
+
+COMMAND = PlanCommand()

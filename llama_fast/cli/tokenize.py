@@ -9,110 +9,131 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llama_fast._reading import file_sha256
-from llama_fast.data import ChatTemplate, DataError, ShardWriter, TokenShards, read_documents
-from llama_fast.data.chat import TEMPLATES
-from llama_fast.data.documents import Document
-from llama_fast.tokenizers import Tokenizer, load_tokenizer, tokenizer_file
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import add_out, add_tokenizer
 
-HELP = "turn text, JSONL, Parquet or datasets into memory-mapped token shards"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
-    parser.add_argument(
-        "source",
-        nargs="+",
-        help=".txt, .jsonl (also .gz), .parquet, a folder of them, or hf:NAME[:CONFIG[:SPLIT]]",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to be made")
-    parser.add_argument(
-        "--tokenizer",
-        default="byte",
-        metavar="FILE",
-        help="tokenizer.json, tokenizer.model, tok*.bin, .gguf, a folder with one (default: byte)",
-    )
-    parser.add_argument(
-        "--train-bpe",
-        type=int,
-        metavar="N",
-        help="first learn a byte-level BPE of N tokens from the texts; kept in DIR/tokenizer",
-    )
-    parser.add_argument(
-        "--key", default="text", help="field of a row that holds the text or the chat"
-    )
-    parser.add_argument(
-        "--separator", metavar="TEXT", help="what divides the documents of a .txt file"
-    )
-    parser.add_argument("--encoding", default="utf-8", help="of .txt files, such as latin-1")
-    parser.add_argument(
-        "--follow-links",
-        action="store_true",
-        help="read what links in a folder lead to outside of it",
-    )
-    parser.add_argument(
-        "--chat-template",
-        metavar="NAME",
-        help=f"of chats: {', '.join(TEMPLATES)}, or a file with Jinja; answers alone are learned",
-    )
-    parser.add_argument(
-        "--shard-tokens", type=int, default=1 << 27, metavar="N", help="size of a shard"
-    )
+if TYPE_CHECKING:
+    from llama_fast.data import ChatTemplate
+    from llama_fast.data.documents import Document
+    from llama_fast.tokenizers import Tokenizer
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the shards; prints what they hold."""
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="llama-fast-") as learned:
-        tokenizer, identity = _tokenizer(args, Path(learned))
-        template = ChatTemplate.from_name(args.chat_template) if args.chat_template else None
-        if template is not None:
-            identity["chat_template"] = template.source
-        with ShardWriter(
-            args.out,
-            vocab_size=tokenizer.vocab_size,
-            tokenizer=identity,
-            shard_tokens=args.shard_tokens,
-            with_answers=template is not None,
-        ) as writer:
-            for document in _documents(args):
-                writer.add(*encode(document, tokenizer, template))
-            if args.train_bpe is not None:
-                shutil.copytree(learned, writer.partial / identity["path"])
-    shards = TokenShards(args.out)
-    seconds = time.perf_counter() - begin
-    print(
-        f"{args.out}: {len(shards):,} documents, {shards.num_tokens:,} tokens, "
-        f"{len(shards.shards)} shards, {shards.num_tokens / seconds:,.0f} tokens/s\n"
-        f"sha256 {shards.content_sha256}"
-    )
-    return 0
+class Tokenize(Command):
+    """Writes token shards."""
+
+    name = "tokenize"
+    help = "turn text, JSON lines, Parquet or data sets into memory-mapped token shards"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        parser.add_argument(
+            "source",
+            metavar="SOURCE",
+            nargs="+",
+            help=".txt, .jsonl (also .gz), .parquet, a folder of them, or hf:NAME[:CONFIG[:SPLIT]]",
+        )
+        add_out(parser, "new folder for the shards", required=True)
+        add_tokenizer(parser, default="byte")
+        parser.add_argument(
+            "--train-bpe",
+            type=int,
+            metavar="N",
+            help="first train a byte-level BPE of N tokens on the texts; written to DIR/tokenizer",
+        )
+        parser.add_argument(
+            "--key",
+            default="text",
+            metavar="FIELD",
+            help="field of a row that holds the text or the chat (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--separator",
+            metavar="TEXT",
+            help="text between the documents of a .txt file (default: a file is one document)",
+        )
+        parser.add_argument(
+            "--encoding",
+            default="utf-8",
+            metavar="NAME",
+            help="encoding of .txt files, such as latin-1 (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--follow-links",
+            action="store_true",
+            help="follow symbolic links that lead out of a folder",
+        )
+        parser.add_argument(
+            "--chat-template",
+            metavar="NAME",
+            help="template for chats: chatml, llama3, plain, or a file with Jinja; only the "
+            "answers are trained on",
+        )
+        parser.add_argument(
+            "--shard-tokens",
+            type=int,
+            default=1 << 27,
+            metavar="N",
+            help="tokens of a shard (default: %(default)s)",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Write the shards, and print what they contain."""
+        from llama_fast.data import ChatTemplate, ShardWriter, TokenShards
+
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="llama-fast-") as learned:
+            tokenizer, identity = _tokenizer(args, Path(learned))
+            template = ChatTemplate.from_name(args.chat_template) if args.chat_template else None
+            if template is not None:
+                identity["chat_template"] = template.source
+            with ShardWriter(
+                args.out,
+                vocab_size=tokenizer.vocab_size,
+                tokenizer=identity,
+                shard_tokens=args.shard_tokens,
+                with_answers=template is not None,
+            ) as writer:
+                for document in _documents(args):
+                    writer.add(*encode(document, tokenizer, template))
+                if args.train_bpe is not None:
+                    shutil.copytree(learned, writer.partial / identity["path"])
+        shards = TokenShards(args.out)
+        seconds = time.perf_counter() - begin
+        print(
+            f"{args.out}: {len(shards):,} documents, {shards.num_tokens:,} tokens, "
+            f"{len(shards.shards)} shards, {shards.num_tokens / seconds:,.0f} tokens/s\n"
+            f"sha256 {shards.content_sha256}"
+        )
+        return ExitCode.OK
 
 
 def encode(
     document: Document, tokenizer: Tokenizer, template: ChatTemplate | None
 ) -> tuple[list[int], list[bool] | None]:
-    """Ids of a document with its begin and end, and, of a chat, which of them are answers.
+    """Return the ids of a document, with begin and end, and which of a chat's ids are answers.
 
     Raises:
-        DataError: a chat and no template, or the reverse.
+        ValueError: a chat and no template, or the reverse.
     """
     if isinstance(document, str):
         if template is not None:
-            raise DataError("chat_template: expected chats, got a text")
+            raise ValueError("--chat-template: expected chats, got a text")
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         return begin + tokenizer.encode(document) + end, None
     if template is None:
-        raise DataError("chat_template: expected one for chats, got none (--chat-template)")
+        raise ValueError("--chat-template: expected one for chats, got none")
     ids, answer = template.encode(document, tokenizer)
     begun = tokenizer.begin(ids)  # as the model is asked later
     return begun, [False] * (len(begun) - len(ids)) + answer
 
 
 def _documents(args: argparse.Namespace) -> Iterator[Document]:
+    from llama_fast.data import read_documents
+
     return itertools.chain.from_iterable(
         read_documents(
             source,
@@ -126,12 +147,15 @@ def _documents(args: argparse.Namespace) -> Iterator[Document]:
 
 
 def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer, and what the index keeps of it; one that is learned is put into `learned`."""
+    """Return the tokenizer and its entry in the index; writes a new one to the folder `learned`."""
+    from llama_fast._reading import file_sha256
+    from llama_fast.tokenizers import load_tokenizer, tokenizer_file
+
     if args.train_bpe is not None:
         from llama_fast.tokenizers.train_bpe import train_bpe
 
         if args.out.exists():
-            raise FileExistsError(f"folder: exists already: {args.out}")
+            raise FileExistsError(f"--out: exists already: {args.out}")
         texts = (
             text
             for document in _documents(args)
@@ -148,3 +172,6 @@ def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict
 
 def _contents(messages: list[dict[str, Any]]) -> list[str]:
     return [message.get("content") or "" for message in messages]
+
+
+COMMAND = Tokenize()

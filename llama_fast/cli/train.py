@@ -1,4 +1,4 @@
-"""`llama-fast train`: a run as its configuration says, from YAML and the command line."""
+"""`llama-fast train`: a training run, configured by a YAML file and options."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_fast._terminal import show
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.config_file import check_yaml
 
@@ -17,28 +19,56 @@ if TYPE_CHECKING:
     from llama_fast.train.benchmarks import BenchmarkScorer
     from llama_fast.train.run import TrainingRun
 
-HELP = "train or fine-tune a Llama-style model"
-
-DESCRIPTION = """Train or fine-tune a Llama-style model on token shards (`llama-fast tokenize`
-makes them). A run that was stopped, however that happened, goes on where its newest checkpoint is
-when the same command is given again."""
+DESCRIPTION = """Train or fine-tune a Llama-style model on token shards, which `llama-fast tokenize`
+writes. The same command resumes a run that was stopped from its newest checkpoint."""
 EPILOG = """Every option is also a YAML key: `--optimizer.lr 1e-4` is `lr: 1e-4` under `optimizer:`.
 The command line overrides the file. None is written `null`; --log-every is the same as
 --log_every."""
 
-# What an option takes, as its help shows it.
+# Metavar of an option by the type of its field.
 _METAVARS = {"int": "N", "float": "X", "str": "TEXT", "dict": "{A: N}"}
 
 
-def parser() -> Any:
-    """The command's parser: every field of :class:`TrainConfig` is an option."""
+class Train(Command):
+    """Trains a model."""
+
+    name = "train"
+    help = "train or fine-tune a Llama-style model"
+
+    def parser(self, prog: str) -> argparse.ArgumentParser:
+        """Return jsonargparse's parser; every field of :class:`TrainConfig` is an option."""
+        parser: argparse.ArgumentParser = config_parser(prog)
+        return parser
+
+    def parse(self, argv: Sequence[str], prog: str) -> argparse.Namespace:
+        """Return the configuration that the YAML file and the options describe."""
+        return argparse.Namespace(config=read_config(argv, prog))
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Train."""
+        from llama_fast._device import device_of
+        from llama_fast.train.allocator import keep_memory
+        from llama_fast.train.parallel import process_group
+        from llama_fast.train.run import TrainingRun
+
+        keep_memory()
+        with process_group(device_of(args.config.device)):
+            run = TrainingRun(args.config, log=show)
+            run.train(benchmark_scorer(run))
+        return ExitCode.OK
+
+
+def config_parser(prog: str) -> Any:
+    """Return the parser of a training configuration: an option for each field."""
     try:
         from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
     except ImportError:
-        raise ImportError("training needs the train extra: pip install llama_fast[train]") from None
+        raise ImportError(
+            "training needs the train extra: pip install 'llama_fast[train]'"
+        ) from None
 
     class Formatter(DefaultHelpFormatter):
-        """What the option does and its default; what it takes stands before it already."""
+        """Shows the default behind the help, and a short name of the type before it."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{"max_help_position": 32, **options})
@@ -51,32 +81,42 @@ def parser() -> Any:
             return f"{action.help} (default: {default})"
 
         def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-            kind = (self._get_type_str(action) or "str").split(" ")[0].split("[")[0]
-            return _METAVARS.get(kind, "TEXT")
+            name = (self._get_type_str(action) or "str").split(" ")[0].split("[")[0]
+            return _METAVARS.get(name, "TEXT")
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    found = ArgumentParser(
-        prog="llama-fast train",
+    parser = ArgumentParser(
+        prog=prog,
         usage="%(prog)s [CONFIG.yaml] [--option VALUE ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=Formatter,
     )
-    found.add_argument(
+    parser.add_argument(
         "--config", action="config", metavar="FILE", help="YAML file; the same as CONFIG.yaml"
     )
-    found.add_class_arguments(TrainConfig)
-    for action in found._actions:
+    parser.add_class_arguments(TrainConfig)
+    for action in parser._actions:
         if "--print_config" in action.option_strings:
-            action.option_strings = ["--print-config"]  # as it is shown: both are understood
+            action.option_strings = ["--print-config"]  # shown so; both spellings are accepted
             action.metavar, action.help = "", "print all options as YAML and exit"
         elif action.help == "Path to a configuration file.":
-            action.help = argparse.SUPPRESS  # of a whole section: it would be four of these
-    return found
+            action.help = argparse.SUPPRESS  # one for each section
+    return parser
 
 
-def read_config(argv: Sequence[str]) -> TrainConfig:
-    """What the arguments say; a first one that is no option is the YAML file."""
+def read_config(argv: Sequence[str], prog: str = "llama-fast train") -> TrainConfig:
+    """Return the configuration of the arguments.
+
+    Args:
+        argv: options; a first argument that is not an option is the YAML file.
+        prog: what is typed before them, for the help.
+
+    Raises:
+        FileNotFoundError: there is no such YAML file.
+        ValueError: the YAML file is not a configuration.
+        SystemExit: an option is unknown or has a wrong value.
+    """
     given = [_with_underscores(argument) for argument in argv]
     if given and not given[0].startswith("-"):
         if not Path(given[0]).is_file():
@@ -86,36 +126,21 @@ def read_config(argv: Sequence[str]) -> TrainConfig:
         name, equals, attached = flag.partition("=")
         if name == "--config":
             check_yaml(Path(attached if equals else value))
-    options = parser()
-    values = options.instantiate(options.parse_args(given))
+    parser = config_parser(prog)
+    values = parser.instantiate(parser.parse_args(given))
     return TrainConfig(**{name: values[name] for name in TrainConfig.__dataclass_fields__})
 
 
 def _with_underscores(argument: str) -> str:
-    """``--log-every=5`` as ``--log_every=5``; what is no option stays as it is."""
+    """Return ``--log-every=5`` as ``--log_every=5``; other arguments stay as they are."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Train."""
-    config = read_config(argv)
-    from llama_fast._device import device_of
-    from llama_fast.train.allocator import keep_memory
-    from llama_fast.train.parallel import process_group
-    from llama_fast.train.run import TrainingRun
-
-    keep_memory()
-    with process_group(device_of(config.device)):
-        run = TrainingRun(config, log=show)
-        run.train(benchmark_scorer(run))
-    return 0
-
-
 def benchmark_scorer(run: TrainingRun) -> BenchmarkScorer | None:
-    """Scores a run's model on the questions that its configuration names; None if it names none.
+    """Return a function that scores the run's model on its benchmarks, None if it has none.
 
     Raises:
         FileNotFoundError: a file of `benchmarks` is not there.
@@ -146,3 +171,6 @@ def benchmark_scorer(run: TrainingRun) -> BenchmarkScorer | None:
         ]
 
     return scores
+
+
+COMMAND = Train()

@@ -1,10 +1,15 @@
 """From text to packed batches of tokens: documents, chats, shards, packing, loading."""
 
-from .chat import ChatTemplate
-from .documents import DataError, read_documents
-from .loader import Batch, PackedLoader
-from .packing import pack_epoch
-from .shards import ShardWriter, TokenShards
+from typing import TYPE_CHECKING
+
+from llama_fast._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from .chat import ChatTemplate
+    from .documents import DataError, read_documents
+    from .loader import Batch, PackedLoader
+    from .packing import pack_epoch
+    from .shards import ShardWriter, TokenShards
 
 __all__ = [
     "Batch",
@@ -16,3 +21,15 @@ __all__ = [
     "pack_epoch",
     "read_documents",
 ]
+
+# Only the loader needs torch: texts are tokenized and checked without it.
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "llama_fast.data.chat": ("ChatTemplate",),
+        "llama_fast.data.documents": ("DataError", "read_documents"),
+        "llama_fast.data.loader": ("Batch", "PackedLoader"),
+        "llama_fast.data.packing": ("pack_epoch",),
+        "llama_fast.data.shards": ("ShardWriter", "TokenShards"),
+    },
+)

@@ -87,7 +87,7 @@ def test_trains_a_side_in_a_process_of_its_own(tmp_path: Path) -> None:
         ),
         (["--baselines", "torch,torhc"], "--baselines: expected names among llama_fast, torch"),
         (["--case", "S=3"], "--case: expected words"),
-        (["--rounds", "0"], "--rounds: expected a number >= 1, got 0"),
+        (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_one_line(

@@ -176,7 +176,7 @@ def test_plant(tmp_path: Path, kind: str) -> None:
     [
         (["--format", "secret"], "format: expected one line with {digits} once, got 'secret'"),
         (["--digits", "19"], "digits: expected 1 to 18, got 19"),
-        (["--repeats", "1,x"], "repeats: expected numbers like 0,1,5, got '1,x'"),
+        (["--repeats", "1,x"], "--repeats: expected numbers such as 0,1,5, got '1,x'"),
         (["--repeats", "3,-1"], "repeats: expected 1 to 1000000 numbers >= 0, got [3, -1]"),
         (["--seed", "-1"], "seed: expected a number >= 0, got -1"),
     ],

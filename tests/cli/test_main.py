@@ -1,31 +1,49 @@
 """The command line: which command runs, and what becomes of its errors."""
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
 import sys
 import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 import pytest
 
 import llama_fast
 from llama_fast.cli import main as cli
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import CommandError, ExitCode
+
+
+class Try(Command):
+    """A command `try N` that a test gives a body."""
+
+    name = "try"
+    help = "a command for tests"
+    body: ClassVar[Callable[[argparse.Namespace], int]]
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("n", type=int)
+
+    def run(self, args: argparse.Namespace) -> int:
+        return type(self).body(args)
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A command `try N` that a test gives a body: `command.run = ...`."""
+def command(monkeypatch: pytest.MonkeyPatch) -> type[Try]:
     module = types.ModuleType("command_for_tests")
-    module.HELP = "a command for tests"  # type: ignore[attr-defined]
-    module.add_arguments = lambda parser: parser.add_argument("n", type=int)  # type: ignore
+    module.COMMAND = Try()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(cli.COMMANDS, "try", module.__name__)
+    subcommands = {**cli.LLAMA_FAST.subcommands, "try": module.__name__}
+    monkeypatch.setattr(type(cli.LLAMA_FAST), "subcommands", subcommands)
     monkeypatch.delenv("LLAMA_FAST_DEBUG", raising=False)
-    return module
+    return Try
 
 
-def raising(error: BaseException) -> object:
+def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
         raise error
 
@@ -37,8 +55,8 @@ def test_info_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["versions"]["llama_fast"] == llama_fast.__version__
 
 
-def test_command_gets_its_arguments_and_sets_the_exit_code(command: types.ModuleType) -> None:
-    command.run = lambda args: args.n + 1  # type: ignore[attr-defined]
+def test_command_gets_its_arguments_and_sets_the_exit_code(command: type[Try]) -> None:
+    command.body = lambda args: args.n + 1
     assert cli.main(["try", "6"]) == 7
 
 
@@ -47,7 +65,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in cli.COMMANDS)
+    assert all(name in text for name in cli.LLAMA_FAST.subcommands)
 
 
 @pytest.mark.parametrize("argv", [[], ["no-such-command"], ["info", "--no-such-option"]])
@@ -63,32 +81,38 @@ def test_wrong_usage_is_code_2(argv: list[str], capsys: pytest.CaptureFixture[st
     [ValueError("q: expected 4\n dimensions"), FileNotFoundError(2, "No such file", "model.gguf")],
 )
 def test_bad_input_is_one_line_and_code_2(
-    error: Exception, command: types.ModuleType, capsys: pytest.CaptureFixture[str]
+    error: Exception, command: type[Try], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command.run = raising(error)  # type: ignore[attr-defined]
+    command.body = raising(error)
     assert cli.main(["try", "1"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("llama-fast: error: ") and err.count("\n") == 1
     assert "q: expected 4 dimensions" in err or "model.gguf" in err
 
 
-def test_debug_shows_the_traceback(
-    command: types.ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command.run = raising(ValueError("bad"))  # type: ignore[attr-defined]
+def test_debug_shows_the_traceback(command: type[Try], monkeypatch: pytest.MonkeyPatch) -> None:
+    command.body = raising(ValueError("bad"))
     monkeypatch.setenv("LLAMA_FAST_DEBUG", "1")
     with pytest.raises(ValueError, match="bad"):
         cli.main(["try", "1"])
 
 
-def test_mistakes_of_our_own_keep_their_traceback(command: types.ModuleType) -> None:
-    command.run = raising(KeyError("x"))  # type: ignore[attr-defined]
+def test_mistakes_of_our_own_keep_their_traceback(command: type[Try]) -> None:
+    command.body = raising(KeyError("x"))
     with pytest.raises(KeyError):
         cli.main(["try", "1"])
 
 
-def test_interrupt_is_code_130(command: types.ModuleType) -> None:
-    command.run = raising(KeyboardInterrupt())  # type: ignore[attr-defined]
+def test_a_command_error_keeps_its_lines_and_its_code(
+    command: type[Try], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.body = raising(CommandError("no file:\n  get it from there", ExitCode.NEGATIVE))
+    assert cli.main(["try", "1"]) == 1
+    assert capsys.readouterr().err == "llama-fast: error: no file:\n  get it from there\n"
+
+
+def test_interrupt_is_code_130(command: type[Try]) -> None:
+    command.body = raising(KeyboardInterrupt())
     assert cli.main(["try", "1"]) == 130
 
 
@@ -104,3 +128,37 @@ def test_reader_that_leaves_early_is_no_error() -> None:
     os.close(write)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def commands(command: Command = cli.LLAMA_FAST, *path: str) -> Iterator[tuple[str, ...]]:
+    """Yield what is typed for each command and subcommand."""
+    for name in command.subcommands:
+        yield (*path, name)
+        yield from commands(command.subcommand(name), *path, name)
+
+
+def test_every_command_has_one_module_and_one_name() -> None:
+    def check(subcommands: Mapping[str, str]) -> None:
+        for name, module in subcommands.items():
+            command = importlib.import_module(module).COMMAND
+            assert command.name == name
+            assert command.help[0].islower() and not command.help.endswith(".")
+            check(command.subcommands)
+
+    check(cli.LLAMA_FAST.subcommands)
+    assert ("eval", "compare") in list(commands())
+
+
+@pytest.mark.parametrize("path", [(), *commands()], ids=" ".join)
+def test_help_fits_the_terminal(
+    path: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*path, "--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: {' '.join(['llama-fast', *path])}")
+    assert all(len(line) <= 100 for line in shown.splitlines())

@@ -344,7 +344,7 @@ def _read_mirror(folder: Path, content: bytes) -> object:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / "validation.jsonl").write_bytes(content)
-    from llama_fast.cli.main import USER_ERRORS
+    from llama_fast.cli.exit_codes import USER_ERRORS
 
     problem: Exception | None = None
     for reader in (*READERS.values(), lambda raw: read_uniform_rows(raw / "validation.jsonl")):

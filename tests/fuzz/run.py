@@ -105,7 +105,7 @@ def _changed(seeds: list[bytes], rng: random.Random) -> Iterator[bytes]:
 
 def read(name: str, content: bytes) -> bool:
     """Whether a reader does with a content what it may."""
-    from llama_fast.cli.main import USER_ERRORS
+    from llama_fast.cli.exit_codes import USER_ERRORS
     from tests.fuzz.readers import TARGETS
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))

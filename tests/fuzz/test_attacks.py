@@ -20,7 +20,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 import llama_fast
 from llama_fast._reading import MAX_DEPTH, parse_json, read_json, read_json_lines
-from llama_fast.cli.main import USER_ERRORS
+from llama_fast.cli.exit_codes import USER_ERRORS
 from llama_fast.cli.train import read_config
 from llama_fast.data.canaries import plant
 from llama_fast.data.chat import ChatTemplate

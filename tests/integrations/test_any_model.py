@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 import llama_fast
 from llama_fast.cli.chat import Chat
 from llama_fast.cli.generate import _request
-from llama_fast.cli.generation_options import add_sampling_options
+from llama_fast.cli.options import add_sampling
 from llama_fast.data.chat import TEMPLATES, ChatTemplate, end_ids
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.integrations.any_model import load_any
@@ -145,7 +145,7 @@ def test_a_turn_ends_alike_for_all_commands(form: str, tmp_path: Path) -> None:
     request = Instance("generate_until", {}, ("Hi", {"max_gen_toks": 4, "until": []}), 0)
     assert lm.generate_until([request]) == [""]
     given = argparse.ArgumentParser()
-    add_sampling_options(given, max_new_tokens=4)
+    add_sampling(given, max_new_tokens=4)
     args = given.parse_args([])
     args.system, args.special = None, False
     chat = Chat(model, words, ChatTemplate("llama3"), args)

@@ -1,0 +1,165 @@
+"""`llama-fast data check`: benchmark questions, secrets and e-mail addresses in training data."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_fast._terminal import show
+from llama_fast.cli.command import Command
+from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import add_out
+
+
+class Check(Command):
+    """Checks token shards."""
+
+    name = "check"
+    help = "find benchmark questions, secrets and e-mail addresses in token shards"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+        parser.add_argument(
+            "shards", metavar="SHARDS", type=Path, help="folder that `llama-fast tokenize` wrote"
+        )
+        parser.add_argument(
+            "--against",
+            nargs="+",
+            default=[],
+            metavar="BENCHMARK",
+            help=".jsonl files with questions, or folders of them; each is one benchmark",
+        )
+        parser.add_argument(
+            "--fields",
+            metavar="A,B",
+            help="fields that make up a question (default: all texts except identifiers)",
+        )
+        parser.add_argument(
+            "--min-length",
+            type=int,
+            default=11,
+            metavar="L",
+            help="minimum length of a match in tokens (default: 11; use about 50 for bytes)",
+        )
+        parser.add_argument(
+            "--skips",
+            type=int,
+            default=4,
+            metavar="N",
+            help="tokens of a match that may differ (default: 4)",
+        )
+        parser.add_argument(
+            "--no-secrets", action="store_true", help="look for benchmark questions only"
+        )
+        add_out(parser, "new folder for contamination.json and secrets.json")
+        parser.add_argument(
+            "--drop",
+            metavar="A,B",
+            help="also write the shards to DIR without some documents: contaminated (they match a "
+            "question that is not clean), secrets, emails",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Look for benchmark questions and secrets; print the findings, and write what is asked."""
+        from llama_fast._screen import Screen
+        from llama_fast.data import TokenShards
+        from llama_fast.data import check as checks
+        from llama_fast.data.tokenizer import tokenizer_of
+
+        drop = _reasons(args)
+        if args.out is not None and args.out.exists():
+            raise FileExistsError(f"--out: exists already: {args.out}")
+        fields = None if args.fields is None else args.fields.split(",")
+        shards = TokenShards(args.shards)
+        tokenizer = tokenizer_of(shards)
+        screen, reports = Screen(), {}
+        overlap, found = None, {}
+        if args.against:
+            benchmarks = checks.read_benchmarks(args.against, fields)
+            options = {"min_length": args.min_length, "skips": args.skips}
+            with screen.bar("Comparing with benchmarks", "tokens") as progress:
+                overlap = checks.find_overlap(
+                    shards, tokenizer, benchmarks, progress=progress, **options
+                )
+            report = checks.contamination_report(
+                shards, benchmarks, overlap, fields=fields, **options
+            )
+            reports[checks.CONTAMINATION] = report
+            screen.console.print(_contamination_table(report))
+        if not args.no_secrets:
+            with screen.bar("Looking for secrets", "documents") as progress:
+                found = checks.find_all_secrets(shards, tokenizer, progress)
+            reports[checks.SECRETS] = checks.secrets_report(found)
+            screen.console.print(_secrets_table(reports[checks.SECRETS]))
+        if drop:
+            without = checks.documents_to_drop(drop, overlap, found)
+            checks.write_without(shards, without, args.out, reports)
+            left = TokenShards(args.out)
+            show(
+                f"{args.out}: {len(left):,} documents and {left.num_tokens:,} tokens left, "
+                f"{len(without):,} documents dropped ({checks.DROPPED})\n"
+                f"sha256 {left.content_sha256}"
+            )
+        elif args.out is not None:
+            args.out.mkdir(parents=True)
+            checks.write_reports(reports, args.out)
+            show(f"{args.out}: {', '.join(reports)}")
+        return ExitCode.OK
+
+
+def _reasons(args: argparse.Namespace) -> list[str]:
+    """Return the reasons of --drop, after a check that the other options allow them."""
+    from llama_fast.data.check import REASONS
+
+    reasons = args.drop.split(",") if args.drop is not None else []
+    if wrong := [reason for reason in reasons if reason not in REASONS]:
+        raise ValueError(f"--drop: expected some of {', '.join(REASONS)}, got {wrong[0]!r}")
+    if reasons and args.out is None:
+        raise ValueError("--out: expected a folder for the shards that --drop writes, got none")
+    if "contaminated" in reasons and not args.against:
+        raise ValueError("--drop: expected --against with 'contaminated', got none")
+    if args.no_secrets and {"secrets", "emails"} & set(reasons):
+        raise ValueError("--drop: expected no --no-secrets with 'secrets' or 'emails'")
+    if args.no_secrets and not args.against:
+        raise ValueError("--against: expected benchmarks with --no-secrets, got none")
+    return reasons
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _contamination_table(report: dict[str, Any]) -> Any:
+    rows = []
+    for benchmark in report["benchmarks"]:
+        questions = benchmark["questions"]
+        mean = sum(row["fraction"] for row in questions) / max(1, len(questions))
+        counts = [f"{n:,}" for n in benchmark["counts"].values()]
+        rows.append([benchmark["name"], f"{len(questions):,}", f"{100 * mean:.1f} %", *counts])
+    columns = ("benchmark", "questions", "contamination", "clean (<20 %)", "not clean",
+               "not dirty", "dirty (≥80 %)")  # fmt: skip
+    title = f"Matches of {report['min_length']} tokens or more, at most {report['skips']} differing"
+    return _table(title, columns, rows)
+
+
+def _secrets_table(report: dict[str, Any], shown: int = 5) -> Any:
+    rows = []
+    for kind, count in report["counts"].items():
+        documents = sorted({f["document"] for f in report["findings"] if f["kind"] == kind})
+        names = ", ".join(map(str, documents[:shown])) + (", ..." if documents[shown:] else "")
+        rows.append([kind, f"{count:,}", f"{len(documents):,}", names])
+    if not rows:
+        return "No secrets and no e-mail addresses found"
+    return _table("Secrets and e-mail addresses", ("kind", "found", "in documents", "which"), rows)
+
+
+COMMAND = Check()

@@ -1,0 +1,59 @@
+"""Exit codes of `llama-fast`, and which exception leads to which.
+
+| code | name        | meaning                                                                    |
+|------|-------------|----------------------------------------------------------------------------|
+| 0    | OK          | the command did what was asked                                             |
+| 1    | NEGATIVE    | the command ran, and its result is negative: a check or a task failed;     |
+|      |             | also an internal error (with a traceback), or a closed output pipe         |
+| 2    | BAD_INPUT   | wrong usage or input: an option, a missing or damaged file, a package that |
+|      |             | is not installed, a model that does not fit into memory                    |
+| 130  | INTERRUPTED | Ctrl-C                                                                     |
+
+A command returns OK or NEGATIVE and raises everything else. `llama_fast.cli.main` turns exceptions
+into one line on standard error and the code.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit code of a command; see the table of this module."""
+
+    OK = 0
+    NEGATIVE = 1
+    BAD_INPUT = 2
+    INTERRUPTED = 130
+
+
+# Raised for bad input: a wrong value, a missing file, an extra that is not installed, a loss that
+# is not finite, a model that does not fit. Other exceptions are faults and keep their traceback.
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
+
+
+class CommandError(Exception):
+    """Ends a command with a message of one or more lines, which is printed as it is.
+
+    Args:
+        message: what went wrong, and what to do about it.
+        code: the process's exit code.
+    """
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def message_of(error: Exception) -> str:
+    """Return what is printed for an exception: one line, except for a :class:`CommandError`."""
+    if isinstance(error, CommandError):
+        return str(error)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def code_of(error: Exception) -> ExitCode | None:
+    """Return the exit code that an exception leads to, None if it is to keep its traceback."""
+    if isinstance(error, CommandError):
+        return error.code
+    return ExitCode.BAD_INPUT if isinstance(error, USER_ERRORS) else None

@@ -1,0 +1,195 @@
+"""Options that several commands share, each spelled once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_fast.generate import SamplingOptions
+    from llama_fast.models import LLaMA
+    from llama_fast.tokenizers import Tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, a path or name that :func:`llama_fast.models.loading.locate` understands."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="Hugging Face folder or hub name, GGUF, Meta, llama2.c, or a training run's folder",
+    )
+
+
+def add_tokenizer(
+    parser: argparse.ArgumentParser, besides: str = "byte", default: str | None = None
+) -> None:
+    """Add --tokenizer.
+
+    Args:
+        parser: gets the option.
+        besides: what it takes besides a file, and what that means.
+        default: of the option; None is the model's own tokenizer.
+    """
+    own = "the model's own"
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        default=default,
+        help=f"tokenizer.json, tokenizer.model, tok*.bin, .gguf, a folder with one of them, or "
+        f"{besides} (default: {default or own})",
+    )
+
+
+def add_dtype(
+    parser: argparse._ActionsContainer, *choices: str, default: str | None = None
+) -> None:
+    """Add --dtype, the dtype of the weights.
+
+    Args:
+        parser: gets the option.
+        choices: what it takes besides ``DTYPES``.
+        default: which means that the weights keep the dtype that they are stored in.
+    """
+    parser.add_argument(
+        "--dtype",
+        choices=(*choices, *DTYPES),
+        default=default,
+        help="dtype of the weights (default: as stored)",
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Add --device, a name that `device_of` understands."""
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)"
+    )
+
+
+def add_seed(
+    parser: argparse._ActionsContainer, of: str, *, default: int | None = 0, said: str = "0"
+) -> None:
+    """Add --seed.
+
+    Args:
+        parser: gets the option.
+        of: what is random.
+        default: of the option.
+        said: the default as the help text has it.
+    """
+    parser.add_argument(
+        "--seed", type=int, default=default, metavar="N", help=f"seed of {of} (default: {said})"
+    )
+
+
+def add_out(
+    parser: argparse._ActionsContainer,
+    what: str,
+    *,
+    metavar: str = "DIR",
+    default: Path | None = None,
+    required: bool = False,
+) -> None:
+    """Add --out, a path to write to.
+
+    Args:
+        parser: gets the option.
+        what: help text: what is written there, and the default.
+        metavar, default, required: as in argparse.
+    """
+    parser.add_argument(
+        "--out", type=Path, metavar=metavar, default=default, required=required, help=what
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """Add the options of how tokens are chosen and where a text ends.
+
+    Args:
+        parser: gets the options.
+        max_new_tokens: default of --max-new-tokens.
+    """
+    group = parser.add_argument_group("sampling")
+    add = group.add_argument
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help="maximum number of generated tokens (default: %(default)s)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the most likely token; larger values are more varied (default: 0)",
+    )
+    add("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the most likely tokens with a total probability of P",
+    )
+    add(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="sample from tokens at least P times as likely as the most likely one",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="values above 1 make tokens that are in the text less likely",
+    )
+    add_seed(group, "sampling", default=None, said="a different one each time")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; may be given several times",
+    )
+
+
+def sampling_options(args: argparse.Namespace, seed: int | None) -> SamplingOptions:
+    """Return the sampling options of the arguments, with another seed."""
+    from llama_fast.generate import SamplingOptions
+
+    return SamplingOptions(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=seed,
+    )
+
+
+def load_for_generation(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer]:
+    """Return the model that the arguments name, on its device, and its tokenizer.
+
+    Raises:
+        ValueError: a sampling option is out of its range. This is checked before the model is read.
+    """
+    import torch
+
+    from llama_fast._device import device_of
+    from llama_fast.models.loading import load_model
+
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
+    if "" in args.stop:
+        raise ValueError("--stop: expected a text of at least one character, got ''")
+    sampling_options(args, args.seed)
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    device = device_of(args.device or "auto")
+    model, tokenizer = load_model(args.model, args.tokenizer, dtype)
+    return model.to(device), tokenizer
