@@ -94,15 +94,15 @@ def test_standard_input(
     ("arguments", "message"),
     [
         (["--top-p", "0"], "top_p: expected a number in (0, 1], got 0.0"),
-        (["--batch", "0"], "batch: expected a number >= 1, got 0"),
-        (["--max-new-tokens", "0"], "max-new-tokens: expected a number >= 1, got 0"),
-        (["--stop", ""], "stop: expected a text of at least one character, got ''"),
+        (["--batch", "0"], "--batch: expected at least 1, got 0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens: expected at least 1, got 0"),
+        (["--stop", ""], "--stop: expected a text of at least one character, got ''"),
         (["--prompts", "BAD.jsonl"], "BAD.jsonl:2: not JSON: Expecting value"),
         (["--prompts", "LIST.jsonl"], "LIST.jsonl:1: expected a string, or"),
         (["--prompts", "EMPTY.txt"], "EMPTY.txt: expected at least one prompt, got none"),
         (["--prompts", "LATIN.txt"], "LATIN.txt:1: not UTF-8"),
         (["--prompts", "NONE.txt"], "No such file or directory"),
-        (["text", "--prompts", "BAD.jsonl"], "prompt: expected none beside --prompts"),
+        (["text", "--prompts", "BAD.jsonl"], "prompt: expected none with --prompts"),
         (["x " * 600], "prompt: expected a prompt shorter than the model's context of 512"),
         (["--prompts", "LONG.txt"], "LONG.txt:3: expected a prompt shorter than the model's"),
         (["--device", "cuda:x"], "device: expected"),
@@ -209,7 +209,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
                 seen += os.read(ours, 4096).decode("utf-8", "replace")
             seen = seen.partition(text)[2]
 
-        wait_for("/reset starts anew")
+        wait_for("/reset starts a new conversation")
         for _ in range(2):
             wait_for("> ")
             os.write(ours, b"hello\n")
