@@ -12,7 +12,7 @@ from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import add_model, add_out, add_seed, add_tokenizer
 
 if TYPE_CHECKING:
-    from llama_fast.eval.canary import Report
+    from llama_fast.eval.canary import ExposureReport
 
 
 class Canary(Command):
@@ -64,7 +64,7 @@ class Canary(Command):
         return ExitCode.OK
 
 
-def _table(report: Report) -> Any:
+def _table(report: ExposureReport) -> Any:
     from rich.table import Table
 
     against = f"all {report.compared:,} numbers"
