@@ -96,7 +96,7 @@ class Chat:
         from llama_fast.data.chat import end_ids, end_of_turn
         from llama_fast.generate import Engine
 
-        self._engine = Engine(model, tokenizer, max_batch=1, keep=1)
+        self._engine = Engine(model, tokenizer, max_batch=1, keep_finished=1)
         self._tokenizer, self._template, self._args = tokenizer, template, args
         self._turns = 0
         end, text = end_of_turn(template, tokenizer)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llama_fast.eval.trie import Node, Tokens, build
-from llama_fast.generate.paged_cache import PackedStep, PagedCache, Row
+from llama_fast.generate.paged_cache import PackedStep, PagedCache, SequenceSlots
 from llama_fast.models.decoder import Decoder
 from llama_fast.ops import linear_cross_entropy
 
@@ -94,7 +94,7 @@ class Scorer:
             config.num_kv_heads,
             config.head_dim,
             pages=max(1, self.budget // 8),
-            limit=1 << 40,
+            max_pages=1 << 40,
             dtype=weight.dtype,
             device=weight.device,
         )
@@ -178,9 +178,9 @@ class Scorer:
         held, rows = [], []
         for node, parent in batch:
             count = len(node.tokens)
-            pages = self.cache.allocate(-(-count // self.cache.page))
+            pages = self.cache.allocate(-(-count // self.cache.page_size))
             new = self.cache.slots(pages, 0, count)
-            rows.append(Row(parent.slots, new))
+            rows.append(SequenceSlots(parent.slots, new))
             slots = np.concatenate([parent.slots, new]) if node.children else NO_SLOTS
             held.append(_CachedNode(node, parent, pages, slots, len(node.children)))
         tokens = [token for node, _ in batch for token in node.tokens]

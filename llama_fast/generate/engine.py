@@ -1,9 +1,9 @@
 """Continuous batching: many requests share each pass through the model.
 
-Yu et al. 2022, "Orca" (OSDI '22). A request joins as soon as there is room, and leaves when it is
-done. A pass is either a prefill (the prompts of sequences that have just joined, packed without
-padding) or one more token for every sequence. Prompts that begin alike share the pages of what
-they have in common, which is computed once.
+Yu et al. 2022, "Orca" (OSDI '22). A request joins the batch as soon as there is room and leaves it
+when it is done. A forward pass is either a prefill (prompts of sequences that have just joined,
+packed without padding) or one more token for every sequence. A prefix shared by several prompts is
+computed once; they share its pages.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from llama_fast.ops.linear import linear
 from llama_fast.tokenizers import Tokenizer
 
 from .fast_decode import FastDecode
-from .memory import most_pages
-from .paged_cache import DecodeStep, PackedStep, PagedCache, Row
-from .prefix_tree import Node, PrefixTree
+from .memory import max_pages
+from .paged_cache import DecodeStep, PackedStep, PagedCache, SequenceSlots
+from .prefix_tree import PrefixNode, PrefixTree
 from .requests import GenerationRequest, GenerationResult, Piece
-from .sampling import choose
+from .sampling import next_tokens
 from .sequence import LiveSequence
 
-LOOK_AHEAD = 256  # waiting requests that are searched for common beginnings
+LOOK_AHEAD = 256  # waiting requests that are searched for shared prefixes
 
 
 class Engine:
-    """Generates for many requests at once; what each gets does not depend on the others.
+    """Generates text for many requests at once.
 
-    Rounding does: another batch means other kernels, as with any engine. In float32 it takes a tie
-    of two logits to see it.
+    The other requests of a batch change a result by rounding alone, because kernels depend on the
+    batch size. In float32 that shows only where two logits are all but equal.
 
     Args:
         model: in evaluation mode; its weights stay as they are.
         tokenizer: the model's.
-        max_batch: the most sequences under way.
-        prefill_tokens: the most prompt tokens of a pass.
-        cache_tokens: the most tokens whose keys and values are held; None: `max_batch` sequences of
+        max_batch: largest number of sequences in a batch.
+        prefill_tokens: largest number of prompt tokens in a pass.
+        cache_tokens: capacity of the key-value cache in tokens; None: `max_batch` sequences of
             max_seq_len tokens, or what half the free memory holds if that is less.
-        page: tokens of a page.
-        keep: how many ended requests' keys and values stay for later ones that begin with the same
-            tokens: the turns of a chat.
+        page_size: tokens per page of the cache.
+        keep_finished: number of finished requests whose keys and values stay for later requests
+            with the same prefix, such as the next turn of a chat.
 
     Attributes:
-        prefilled: prompt tokens computed so far, with those of sequences that were put back.
-        reused: prompt tokens whose keys and values were there.
-        decoded: generated tokens computed so far; the last of a text never is.
-        preempted: how often a sequence was put back for want of memory.
+        prefilled: prompt tokens computed so far, those of preempted sequences again.
+        reused: prompt tokens whose keys and values were in the cache.
+        decoded: generated tokens computed so far; the last one of a text is not computed.
+        preempted: number of times that a sequence left the batch for lack of memory.
 
     Raises:
         ValueError: a number below 1, or a cache of less than a page.
@@ -72,34 +72,38 @@ class Engine:
         max_batch: int = 32,
         prefill_tokens: int = 2048,
         cache_tokens: int | None = None,
-        page: int = 16,
-        keep: int = 0,
+        page_size: int = 16,
+        keep_finished: int = 0,
     ) -> None:
         for name, number in (("max_batch", max_batch), ("prefill_tokens", prefill_tokens)):
             if number < 1:
                 raise ValueError(f"{name}: expected a number >= 1, got {number}")
-        if cache_tokens is not None and cache_tokens < page:
-            raise ValueError(f"cache_tokens: expected at least a page, {page}, got {cache_tokens}")
+        if cache_tokens is not None and cache_tokens < page_size:
+            raise ValueError(
+                f"cache_tokens: expected at least a page of {page_size}, got {cache_tokens}"
+            )
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.prefill_tokens = max_batch, prefill_tokens
         weight, config = model.head_weight, model.config
-        limit = most_pages(config, max_batch, page, weight) if cache_tokens is None else None
-        limit = limit or (cache_tokens or 0) // page
+        if cache_tokens is None:
+            num_pages = max_pages(config, max_batch, page_size, weight)
+        else:
+            num_pages = cache_tokens // page_size
         self.cache = PagedCache(
             config.num_layers,
             config.num_kv_heads,
             config.head_dim,
-            min(limit, 64),
-            page=page,
-            limit=limit,
+            min(num_pages, 64),
+            page_size=page_size,
+            max_pages=num_pages,
             dtype=weight.dtype,
             device=weight.device,
         )
         self._tree = PrefixTree(self.cache)
-        self._kept: deque[list[Node]] = deque()
-        self._keep = keep
+        self._kept: deque[list[PrefixNode]] = deque()
+        self._keep_finished = keep_finished
         self._busy = False
-        self._fast = FastDecode(model) if FastDecode.serves(model, page) else None
+        self._fast = FastDecode(model) if FastDecode.serves(model, page_size) else None
         self.prefilled = self.reused = self.decoded = self.preempted = 0
 
     def generate(
@@ -125,15 +129,18 @@ class Engine:
         return [results[index] for index in range(len(results))]
 
     def stream(self, requests: Iterable[GenerationRequest]) -> Generator[Piece, None, None]:
-        """New text of any request as it comes. One stream at a time; closing it ends all requests.
+        """Yield new text of any request as it is generated.
+
+        An engine has one stream at a time; closing it ends all its requests.
 
         Raises:
-            ValueError: a request that is not possible: an empty prompt, one of max_seq_len tokens
-                or more, a token outside the vocabulary, more than the cache holds, or so long that
-                it has other rotary factors than a short one (LongRoPE, dynamic NTK).
+            ValueError: a request that cannot be served: an empty prompt, one of max_seq_len tokens
+                or more, a token outside the vocabulary, more tokens than the cache holds, or so
+                many that its rotary factors differ from a short one's (LongRoPE, dynamic NTK).
+            RuntimeError: an earlier stream of this engine has not ended.
         """
         if self._busy:
-            raise RuntimeError("stream: expected the engine's earlier stream to be at its end")
+            raise RuntimeError("stream: expected the engine's earlier stream to have ended")
         self._busy = True
         source = iter(requests)
         waiting: deque[LiveSequence] = deque()
@@ -153,37 +160,37 @@ class Engine:
                 self._leave(sequence)
             self._busy = False
 
-    # --- sequences come and go ----------------------------------------------------------------
+    # --- sequences join and leave the batch ----------------------------------------------------
 
     def _sequence(self, index: int, request: GenerationRequest) -> LiveSequence:
-        config, limit = self.model.config, self.cache.limit * self.cache.page
+        config, limit = self.model.config, self.cache.max_pages * self.cache.page_size
         sequence = LiveSequence(index, request, self.tokenizer, config, self.cache)
-        if sequence.most > limit:
+        if sequence.max_tokens > limit:
             raise ValueError(
-                f"request {index}: expected at most {limit} tokens with those to come, which the "
-                f"cache holds, got {sequence.most}"
+                f"request {index}: expected at most the cache's {limit} tokens, prompt and "
+                f"max_new_tokens, got {sequence.max_tokens}"
             )
-        if self.model.rope_group(sequence.most):
+        if self.model.rope_group(sequence.max_tokens):
             raise ValueError(
                 f"request {index}: expected a sequence so short that its rotary factors do not "
-                f"depend on its length (LongRoPE, dynamic NTK), got {sequence.most} tokens with "
-                "those to come"
+                f"depend on its length (LongRoPE, dynamic NTK), got {sequence.max_tokens} tokens, "
+                "prompt and max_new_tokens"
             )
-        sequence.path = self._tree.want(request.tokens)
+        sequence.path = self._tree.acquire(request.tokens)
         return sequence
 
     def _admit(self, waiting: deque[LiveSequence], live: list[LiveSequence]) -> None:
-        """Move sequences from `waiting` to `live`: in their order, but none waits for another's."""
-        budget = self.prefill_tokens - sum(s.missing for s in live if s.missing > 1)
+        """Move sequences from `waiting` to `live`, in order, past those that wait for a prefix."""
+        budget = self.prefill_tokens - sum(s.uncached for s in live if s.uncached > 1)
         put_back: list[LiveSequence] = []
         while waiting and budget > 0 and len(live) < self.max_batch:
             sequence = waiting.popleft()
             shared = sequence.shareable()
-            if shared is None:  # someone is computing what it can use
+            if shared is None:  # a live sequence is computing a prefix of it
                 put_back.append(sequence)
                 continue
             pages = [node.page for node in shared if node.page is not None]
-            self.cache.share(pages)  # before others are thrown out
+            self.cache.share(pages)  # before pages are evicted
             more = sequence.pages_for(len(sequence.tokens)) - len(pages)
             self._tree.make_room(more)
             if self.cache.free < more:
@@ -191,25 +198,25 @@ class Engine:
                 put_back.append(sequence)
                 break
             sequence.admit([*pages, *self.cache.allocate(more)], len(pages))
-            self.reused += sequence.held
-            budget -= sequence.missing
+            self.reused += sequence.cached
+            budget -= sequence.uncached
             live.append(sequence)
         waiting.extendleft(reversed(put_back))
 
     def _leave(self, sequence: LiveSequence) -> None:
-        """Give back what an ended sequence has, or keep it for later prompts."""
-        if self._keep and sequence.held:
-            whole = self._tree.want(sequence.tokens[: sequence.held])
+        """Release the pages of a finished sequence, or keep them for later prompts."""
+        if self._keep_finished and sequence.cached:
+            whole = self._tree.acquire(sequence.tokens[: sequence.cached])
             for node, page in zip(whole, sequence.pages, strict=False):
                 self._tree.keep(node, page)
             self._kept.append(whole)
-            if len(self._kept) > self._keep:
-                self._tree.unwant(self._kept.popleft())
+            if len(self._kept) > self._keep_finished:
+                self._tree.release(self._kept.popleft())
         self.cache.release(sequence.retire())
-        self._tree.unwant(sequence.path)
+        self._tree.release(sequence.path)
 
     def _preempt(self, waiting: deque[LiveSequence], live: list[LiveSequence]) -> None:
-        """Put the newest sequence back to the front of those that wait; it is computed again."""
+        """Move the newest sequence to the front of the waiting ones; it is computed again."""
         sequence = live.pop()
         self.cache.release(sequence.retire())
         waiting.appendleft(sequence)
@@ -218,8 +225,8 @@ class Engine:
     # --- passes -------------------------------------------------------------------------------
 
     def _pass(self, waiting: deque[LiveSequence], live: list[LiveSequence]) -> list[Piece]:
-        """One pass through the model, and the pieces that come of it."""
-        if any(s.missing > 1 for s in live):
+        """Run the model once; return the text it adds, a piece per sequence."""
+        if any(s.uncached > 1 for s in live):
             chosen, logits = self._prefill(live)
         else:
             chosen, logits = self._decode(waiting, live)
@@ -233,21 +240,23 @@ class Engine:
 
     @torch.inference_mode()
     def _prefill(self, live: list[LiveSequence]) -> tuple[list[LiveSequence], Tensor]:
-        """Compute prompts; those that are complete now, and the logits (B,V) after each."""
+        """Compute prompts; return the sequences whose prompt is complete and their logits (B,V)."""
         budget, rows, tokens, last = self.prefill_tokens, [], [], []
         complete = []
         taken: list[tuple[LiveSequence, int]] = []
         for sequence in live:
-            take = min(sequence.missing, budget)
-            if sequence.missing == 1 or take == 0:  # 1: it is decoding
+            take = min(sequence.uncached, budget)
+            if sequence.uncached == 1 or take == 0:  # 1: it is decoding
                 continue
             budget -= take
-            held = sequence.held
-            earlier = self.cache.slots(sequence.pages, 0, held)
-            rows.append(Row(earlier, self.cache.slots(sequence.pages, held, held + take)))
-            tokens += sequence.tokens[held : held + take]
+            start = sequence.cached
+            earlier = self.cache.slots(sequence.pages, 0, start)
+            rows.append(
+                SequenceSlots(earlier, self.cache.slots(sequence.pages, start, start + take))
+            )
+            tokens += sequence.tokens[start : start + take]
             taken.append((sequence, take))
-            if take == sequence.missing:
+            if take == sequence.uncached:
                 complete.append(sequence)
                 last.append(len(tokens) - 1)
         step = PackedStep(self.cache, rows)
@@ -260,37 +269,39 @@ class Engine:
     def _decode(
         self, waiting: deque[LiveSequence], live: list[LiveSequence]
     ) -> tuple[list[LiveSequence], Tensor]:
-        """One more token for each sequence: all of them, and the logits (B,V)."""
+        """Compute the last token of each sequence; return the sequences and their logits (B,V)."""
         for sequence in list(live):
-            while sequence in live and len(sequence.pages) * self.cache.page == sequence.held:
+            while (
+                sequence in live and len(sequence.pages) * self.cache.page_size == sequence.cached
+            ):
                 self._tree.make_room(1)
                 if self.cache.free:
                     sequence.pages += self.cache.allocate(1)
                 else:
                     self._preempt(waiting, live)
-        step = DecodeStep(self.cache, [s.held for s in live], [s.pages for s in live])
+        step = DecodeStep(self.cache, [s.cached for s in live], [s.pages for s in live])
         hidden = self._hidden([s.tokens[-1] for s in live], step, self._fast)[0]
         for sequence in live:
             self._advance(sequence, 1)
         return list(live), self._logits(hidden)
 
     def _advance(self, sequence: LiveSequence, count: int) -> None:
-        """`count` more tokens of a sequence have keys and values."""
-        if sequence.held < len(sequence.request.tokens):
+        """Record that `count` more tokens of a sequence have keys and values."""
+        if sequence.cached < len(sequence.request.tokens):
             self.prefilled += count
         else:
             self.decoded += count
-        sequence.held += count
+        sequence.cached += count
         for node, page in sequence.completed():
             self._tree.keep(node, page)
 
     def _hidden(self, tokens: Sequence[int], step: Any, fast: FastDecode | None = None) -> Tensor:
-        """(1,N,E) of N tokens."""
+        """Hidden states (1,N,E) of N tokens."""
         ids = torch.tensor([tokens], device=self.cache.k.device)
         return self.model.hidden_states(ids, step=step) if fast is None else fast(ids, step)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """(B,E) to (B,V)."""
+        """Logits (B,V) of hidden states (B,E)."""
         return linear(hidden, self.model.head_weight)
 
     @torch.inference_mode()
@@ -303,6 +314,8 @@ class Engine:
             options = sequence.request.sampling
             if not options.plain_greedy:
                 seen = torch.tensor([sequence.tokens], device=logits.device)
-                row = choose(logits[b : b + 1], options, seen, sequence.generator(logits.device))
+                row = next_tokens(
+                    logits[b : b + 1], options, seen, sequence.generator(logits.device)
+                )
                 tokens[b] = int(row)
         return tokens

@@ -1,8 +1,8 @@
 """A decoding step of a :class:`LLaMA` on a CPU as one C++ operator.
 
-What it computes is ``hidden_states`` with a :class:`DecodeStep`, by the same kernels. A block makes
-14 calls that take about 10 µs each beside their work; the weights of a block of SmolLM2-135M are
-read in 300 µs.
+It computes ``hidden_states`` with a :class:`DecodeStep`, with the same kernels. From Python a block
+is 14 calls with an overhead of about 10 µs each; reading the weights of a block of SmolLM2-135M
+takes 300 µs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .paged_cache import DecodeStep
 
 _NAME = "llama_fast::decode_layers"
 _OPS = ("attention_decode", "rms_norm", "rope", "swiglu")
-_MOST_HEADS = 8  # of a group that shares keys and values
+_MAX_HEADS = 8  # query heads that share keys and values
 _PAGE_UNIT = 16
 
 
@@ -30,8 +30,8 @@ class FastDecode:
     """Calls the operator with the model's weights.
 
     Args:
-        model: one that :meth:`serves` is true of. Its weights may change in place, but not be
-            replaced, as ``model.to`` does.
+        model: one that :meth:`serves` accepts. Its weights may change in place, but not be replaced
+            (as ``model.to`` does).
     """
 
     def __init__(self, model: LLaMA) -> None:
@@ -43,10 +43,9 @@ class FastDecode:
         self._weights.append(model.norm.weight.detach())
 
     @staticmethod
-    def serves(model: object, page: int) -> TypeGuard[LLaMA]:
-        """Whether the operator is there and takes this model, with pages of `page` tokens."""
-        there = has_kernel(_NAME, "CPU")
-        if not (isinstance(model, LLaMA) and there):
+    def serves(model: object, page_size: int) -> TypeGuard[LLaMA]:
+        """Whether the operator is available and takes this model and this page size."""
+        if not (isinstance(model, LLaMA) and has_kernel(_NAME, "CPU")):
             return False
         weights = list(model.parameters())
         dtype, config = weights[0].dtype, model.config
@@ -54,29 +53,29 @@ class FastDecode:
             all(type(w) is torch.nn.Parameter and w.is_cpu and w.dtype == dtype for w in weights)
             and all(w.is_contiguous() for w in weights)
             and dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and config.num_heads // config.num_kv_heads <= _MOST_HEADS
-            and page % _PAGE_UNIT == 0
+            and config.num_heads // config.num_kv_heads <= _MAX_HEADS
+            and page_size % _PAGE_UNIT == 0
             and all(chosen(op) in ("auto", "cpu") for op in _OPS)
         )
 
     def __call__(self, tokens: Tensor, step: DecodeStep) -> Tensor:
-        """What the head reads (1,B,E), normalised, after each of `tokens` (1,B)."""
+        """The normalised hidden states (1,B,E) of `tokens` (1,B)."""
         x = self._embedding[tokens[0]]  # (B,E)
         angles = step.positions.unsqueeze(1) * self._frequencies  # (B,D/2)
         cache = step.cache
-        found: Tensor = torch.ops.llama_fast.decode_layers.default(
+        hidden: Tensor = torch.ops.llama_fast.decode_layers.default(
             x,
             self._weights,
             angles.cos().float(),
             angles.sin().float(),
             cache.k,
             cache.v,
-            step.held,
+            step.cached,
             step.table,
-            cache.page,
+            cache.page_size,
             self._eps,
         )
-        return found.unsqueeze(0)
+        return hidden.unsqueeze(0)
 
 
 @torch.library.register_fake(_NAME, lib=library)

@@ -1,4 +1,4 @@
-"""How much memory keys and values may take."""
+"""Memory that the key-value cache may take."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import torch
 from torch import Tensor
 
 
-def most_pages(config: Any, batch: int, page: int, weight: Tensor) -> int:
-    """Pages for `batch` full sequences, or what half the free memory holds; at least one sequence.
+def max_pages(config: Any, batch: int, page_size: int, weight: Tensor) -> int:
+    """The number of pages for `batch` sequences of max_seq_len tokens.
+
+    Less if they take over half the free memory, but enough for one sequence.
 
     Args:
         config: of the model.
         batch: sequences.
-        page: tokens of a page.
+        page_size: tokens per page.
         weight: a weight of the model, for its dtype and device.
     """
-    one = -(-config.max_seq_len // page)
-    numbers = 2 * config.num_layers * page * config.num_kv_heads * config.head_dim
+    per_sequence = -(-config.max_seq_len // page_size)
+    elements = 2 * config.num_layers * page_size * config.num_kv_heads * config.head_dim
     free = free_memory(weight.device)
-    room = batch * one if free is None else free // 2 // (numbers * weight.element_size())
-    return max(one, min(batch * one, room))
+    room = batch * per_sequence if free is None else free // 2 // (elements * weight.element_size())
+    return max(per_sequence, min(batch * per_sequence, room))
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on `device`, or None where nobody says."""
+    """Free bytes on `device`, or None where the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

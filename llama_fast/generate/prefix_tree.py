@@ -1,8 +1,8 @@
-"""Which pages of a prompt another prompt has too.
+"""Pages that several prompts share.
 
-A tree of pages: a path from the root is the beginning of a prompt, an edge the tokens of one full
-page (the radix tree of Zheng et al. 2024, "SGLang", arXiv:2312.07104, at the grain of a page). A
-node is there while some request wants it, so that a page leaves the cache with the last request
+A tree of pages: a path from the root is a prefix of a prompt, an edge holds the tokens of one full
+page (the radix tree of Zheng et al. 2024, "SGLang", arXiv:2312.07104, with whole pages as units). A
+node exists while a request has its prefix, so that a page leaves the cache with the last request
 that can use it.
 """
 
@@ -15,86 +15,90 @@ import numpy as np
 from .paged_cache import PagedCache
 
 
-class Node:
-    """One full page of tokens after those of its parents.
+class PrefixNode:
+    """One full page of tokens, after those of its parents.
 
     Attributes:
-        page: where its keys and values are, or None.
-        pending: a sequence is about to compute them.
-        wanted: number of requests whose prompt begins so.
+        page: that holds its keys and values, or None.
+        pending: whether a sequence is computing them.
+        num_requests: number of requests whose prompt has this prefix.
     """
 
-    __slots__ = ("children", "key", "page", "parent", "pending", "wanted")
+    __slots__ = ("children", "key", "num_requests", "page", "parent", "pending")
 
-    def __init__(self, parent: Node | None, key: bytes) -> None:
+    def __init__(self, parent: PrefixNode | None, key: bytes) -> None:
         self.parent, self.key = parent, key
-        self.children: dict[bytes, Node] = {}
+        self.children: dict[bytes, PrefixNode] = {}
         self.page: int | None = None
         self.pending = False
-        self.wanted = 0
+        self.num_requests = 0
 
 
 class PrefixTree:
-    """Pages of prompts that are waiting or under way. It is one user of each page it knows."""
+    """The pages of waiting and live prompts. The tree has a reference to each page it knows."""
 
     def __init__(self, cache: PagedCache) -> None:
         self.cache = cache
-        self._root = Node(None, b"")
+        self._root = PrefixNode(None, b"")
 
-    def want(self, tokens: Sequence[int]) -> list[Node]:
-        """The path of a prompt's full pages, wanted once more."""
-        size = self.cache.page
+    def acquire(self, tokens: Sequence[int]) -> list[PrefixNode]:
+        """The nodes of a prompt's full pages, each counted for one more request."""
+        size = self.cache.page_size
         ids = np.asarray(tokens, dtype=np.int64)
         node, path = self._root, []
         for start in range(0, len(ids) - size + 1, size):
             key = ids[start : start + size].tobytes()
             child = node.children.get(key)
             if child is None:
-                child = node.children[key] = Node(node, key)
-            child.wanted += 1
+                child = node.children[key] = PrefixNode(node, key)
+            child.num_requests += 1
             path.append(child)
             node = child
         return path
 
-    def unwant(self, path: Sequence[Node]) -> None:
-        """Take back one :meth:`want`."""
+    def release(self, path: Sequence[PrefixNode]) -> None:
+        """Undo one :meth:`acquire`."""
         for node in reversed(path):
-            node.wanted -= 1
-            if node.wanted == 0:
-                self._forget(node)
+            node.num_requests -= 1
+            if node.num_requests == 0:
+                self._evict(node)
                 assert node.parent is not None
                 del node.parent.children[node.key]
 
-    def keep(self, node: Node, page: int) -> None:
-        """The node's keys and values are complete in `page`."""
+    def keep(self, node: PrefixNode, page: int) -> None:
+        """Record that the node's keys and values are complete in `page`."""
         node.pending = False
         if node.page is None:
             node.page = page
             self.cache.share([page])
 
     def make_room(self, count: int) -> None:
-        """Forget pages that no sequence reads now, until `count` can be had or none is left.
+        """Evict pages that no live sequence reads until `count` are free or none is left.
 
-        Those that the fewest requests want go first; the deeper of two goes before the other.
+        Pages of the fewest requests go first, and children before their parents.
         """
         if self.cache.free >= count:
             return
-        idle = [n for n in self._nodes() if n.page is not None and self.cache.uses(n.page) == 1]
+        idle = [
+            n for n in self._nodes() if n.page is not None and self.cache.references(n.page) == 1
+        ]
         idle.reverse()  # children before their parents
-        for node in sorted(idle, key=lambda n: n.wanted):  # stable, and no child is wanted more
+        for node in sorted(
+            idle, key=lambda n: n.num_requests
+        ):  # stable, and no child has more requests
             if self.cache.free >= count:
                 return
-            self._forget(node)
+            self._evict(node)
 
-    def _nodes(self) -> Iterator[Node]:
-        """All, parents before their children."""
+    def _nodes(self) -> Iterator[PrefixNode]:
+        """All nodes, parents before their children."""
         stack = list(self._root.children.values())
         while stack:
             node = stack.pop()
             yield node
             stack += node.children.values()
 
-    def _forget(self, node: Node) -> None:
+    def _evict(self, node: PrefixNode) -> None:
         if node.page is not None:
             self.cache.release([node.page])
             node.page = None

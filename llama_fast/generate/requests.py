@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what comes back."""
+"""Requests to the generation engine, and its results."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class GenerationRequest:
 
     Attributes:
         tokens: ids of the prompt, at least one; :meth:`Tokenizer.encode` adds no begin token.
-        max_new_tokens: the most that are added, at least one.
-        stop: generation ends when the new text has one of these strings; the text ends before it.
+        max_new_tokens: largest number of tokens to add, at least 1.
+        stop: generation ends when the new text contains one of these strings, which is cut off.
         stop_ids: generation ends with one of these tokens.
         sampling: how tokens are drawn; greedy by default.
     """
@@ -38,11 +38,11 @@ def check_length(name: str, tokens: Sequence[int], context: int) -> None:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A continuation.
+    """The continuation of a prompt.
 
     Attributes:
-        text: what it adds to the prompt's text, up to the stop string, without control tokens.
-        tokens: all new ids, with those of the stop string or the stop id.
+        text: new text up to the stop string, without control tokens.
+        tokens: all new ids, including those of the stop string or the stop id.
         finish_reason: "stop", or "length" where max_new_tokens or the model's max_seq_len ended it.
     """
 
@@ -53,12 +53,12 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one request got by one step.
+    """The text that one step adds to one request.
 
     Attributes:
-        index: which of the requests.
-        text: new text, maybe none: a token can be a part of a character or of a stop string.
-        result: with its last piece, else None.
+        index: of the request.
+        text: new text; empty where the token is part of a character or may begin a stop string.
+        result: the whole result with the last piece, else None.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits."""
+"""Choosing the next token from the logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are drawn; the meaning and the order are those of transformers' `generate`.
+    """Options for drawing tokens, with the meaning and order of transformers' `generate`.
 
     Attributes:
         temperature: 0 takes the likeliest token; else logits are divided by it.
@@ -54,11 +54,11 @@ class SamplingOptions:
 
 
 def adjusted(logits: Tensor, options: SamplingOptions, seen: Tensor | None = None) -> Tensor:
-    """Logits whose softmax is drawn from, -inf for tokens that are out.
+    """The logits whose softmax is drawn from; -inf for excluded tokens.
 
     Args:
         logits: (B,V).
-        options: the temperature is left out where it is 0.
+        options: a temperature of 0 is not applied.
         seen: (B,S) int64, the tokens of each text so far, for the repetition penalty.
 
     Returns:
@@ -89,7 +89,7 @@ def adjusted(logits: Tensor, options: SamplingOptions, seen: Tensor | None = Non
     return scores
 
 
-def choose(
+def next_tokens(
     logits: Tensor,
     options: SamplingOptions,
     seen: Tensor | None = None,

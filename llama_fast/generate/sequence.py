@@ -1,4 +1,4 @@
-"""One request under way."""
+"""One request in the engine."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from llama_fast.tokenizers import Tokenizer
 
 from .paged_cache import PagedCache
-from .prefix_tree import Node
+from .prefix_tree import PrefixNode
 from .requests import GenerationRequest, GenerationResult, Piece, check_length
 from .text import TextStream
 
 
 class LiveSequence:
-    """A request, its tokens so far, and where their keys and values are.
+    """A request, its tokens so far, and the pages of their keys and values.
 
     Attributes:
         tokens: prompt and new ones.
-        held: how many of them have keys and values in `pages`; all but the last while decoding.
+        cached: number of tokens with keys and values in `pages`; all but the last while decoding.
         pages: in the order of the tokens.
         path: the prompt's full pages in the prefix tree.
-        most: tokens at the end, if nothing stops it before.
+        max_tokens: number of tokens at which it ends unless it stops before.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class LiveSequence:
         self.index, self.request = index, request
         self.tokens = [int(token) for token in request.tokens]
         self._check(config)
-        self.most = min(len(self.tokens) + request.max_new_tokens, config.max_seq_len)
-        self.held = 0
+        self.max_tokens = min(len(self.tokens) + request.max_new_tokens, config.max_seq_len)
+        self.cached = 0
         self.pages: list[int] = []
-        self.path: list[Node] = []
-        self._page = cache.page
+        self.path: list[PrefixNode] = []
+        self._page = cache.page_size
         self._kept = 0  # pages of `path` that are complete, or were when it joined
         self._text = TextStream(tokenizer, self.tokens, request.stop)
         self._generator: torch.Generator | None = None
@@ -61,53 +61,53 @@ class LiveSequence:
             raise ValueError(f"{name}: expected ids in [0, {config.vocab_size}), got {bad}")
 
     @property
-    def missing(self) -> int:
-        """Tokens whose keys and values are still to be computed: 1 while decoding."""
-        return len(self.tokens) - self.held
+    def uncached(self) -> int:
+        """Number of tokens without keys and values: 1 while decoding."""
+        return len(self.tokens) - self.cached
 
     def pages_for(self, tokens: int) -> int:
-        """How many pages that many tokens need."""
+        """Number of pages that `tokens` tokens take."""
         return -(-tokens // self._page)
 
-    def shareable(self) -> list[Node] | None:
-        """Nodes at the beginning of the path that have keys and values.
+    def shareable(self) -> list[PrefixNode] | None:
+        """The nodes of its prefix that have keys and values; None while more are being computed.
 
-        None if more are being computed. The last token is never shared: its pass gives the logits.
+        The last token is never shared, because its pass gives the logits.
         """
-        found: list[Node] = []
+        nodes: list[PrefixNode] = []
         for node in self.path[: (len(self.tokens) - 1) // self._page]:
             if node.pending:
                 return None
             if node.page is None:
                 break
-            found.append(node)
-        return found
+            nodes.append(node)
+        return nodes
 
     def admit(self, pages: list[int], shared: int) -> None:
-        """Join: `pages` for all its tokens, the first `shared` of them complete."""
+        """Join the batch with `pages` for all tokens, of which the first `shared` are complete."""
         self.pages = pages
-        self.held = shared * self._page
+        self.cached = shared * self._page
         self._kept = shared
         for node in self.path[shared:]:
             node.pending = True
 
-    def completed(self) -> Iterator[tuple[Node, int]]:
-        """Nodes of the path that have become complete since the last call, and their pages."""
-        while self._kept < min(len(self.path), self.held // self._page):
+    def completed(self) -> Iterator[tuple[PrefixNode, int]]:
+        """Yield the nodes completed since the last call, and their pages."""
+        while self._kept < min(len(self.path), self.cached // self._page):
             yield self.path[self._kept], self.pages[self._kept]
             self._kept += 1
 
     def retire(self) -> list[int]:
-        """Leave: the pages to release."""
+        """Leave the batch; return the pages to release."""
         pages, self.pages = self.pages, []
         if pages:
             for node in self.path[self._kept :]:
                 node.pending = False
-        self.held = 0
+        self.cached = 0
         return pages
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Its own random numbers, which go on after it was put back."""
+        """The request's own random generator, which continues after a preemption."""
         if self._generator is None:
             seed = self.request.sampling.seed
             if seed is None:
@@ -116,7 +116,7 @@ class LiveSequence:
         return self._generator
 
     def add(self, token: int) -> Piece:
-        """One more token."""
+        """Append a token; return the text it adds."""
         self.tokens.append(token)
         reason = None
         if token in self.request.stop_ids:
@@ -125,12 +125,12 @@ class LiveSequence:
             text = self._text.add(token)
             if self._text.stopped:
                 reason = "stop"
-            elif len(self.tokens) >= self.most:
+            elif len(self.tokens) >= self.max_tokens:
                 reason = "length"
         if reason is None:
             return Piece(self.index, text, None)
         text += self._text.finish()
         if self._text.stopped:
-            reason = "stop"  # bytes that were no character yet ended in a stop string
+            reason = "stop"  # the bytes held back end in a stop string
         new = self.tokens[len(self.request.tokens) :]
         return Piece(self.index, text, GenerationResult(self._text.text, new, reason))

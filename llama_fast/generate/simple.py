@@ -1,4 +1,4 @@
-"""Generation for tensors of prompts: (B,S) in, (B,S + n) out, all rows side by side."""
+"""Generation for a batch of equally long prompts: (B,S) in, (B,S + n) out."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from llama_fast.models import KVCache, LLaMA
 
-from .sampling import SamplingOptions, choose
+from .sampling import SamplingOptions, next_tokens
 
 
 def generate(model: LLaMA, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
-    """Continue each row of ``tokens``. For prompts of many lengths: ``llama_fast.generate.Engine``.
+    """Continue each row of ``tokens``; :class:`Engine` serves prompts of different lengths.
 
     Args:
-        model: in training mode, its dropout is active here too: call ``model.eval()`` before.
+        model: call ``model.eval()`` before; in training mode dropout is active.
         tokens: (B,S) prompts of one length, S >= 1.
-        max_new_tokens: the most that are added.
+        max_new_tokens: largest number of tokens to add.
         **options: those of :func:`stream`.
 
     Returns:
-        (B, S + n) int64, prompts included; n <= max_new_tokens, less if all rows stop before.
+        (B, S + n) int64, prompts included; n <= max_new_tokens, and less if all rows stop before.
 
     Raises:
         ValueError: an empty prompt, a number outside its range, or S + max_new_tokens beyond the
@@ -48,13 +48,12 @@ def stream(
     generator: torch.Generator | None = None,
     **sampling: Any,
 ) -> Iterator[Tensor]:
-    """The new tokens of :func:`generate` as they come: a (B,) int64 tensor each step.
+    """Yield the new tokens of :func:`generate`, a (B,) int64 tensor per step.
 
     Args:
         model, tokens, max_new_tokens: as for :func:`generate`.
-        stop_ids: a row ends with the first of these, which it keeps, and is filled up with it while
-            other rows go on.
-        generator: random numbers for sampling; made from `seed` if None.
+        stop_ids: a row ends with the first of these, and is padded with it while others continue.
+        generator: of the random numbers; None makes one from `seed`.
         **sampling: fields of :class:`SamplingOptions`, such as ``temperature=0.8``.
     """
     B, S = tokens.shape
@@ -80,7 +79,7 @@ def stream(
         with torch.no_grad():
             hidden = model.hidden_states(unseen, cache=cache)[:, -1]  # (B,E)
             logits = torch.nn.functional.linear(hidden, weight)  # (B,V)
-            last = torch.where(stopped, last, choose(logits, options, seen, generator))
+            last = torch.where(stopped, last, next_tokens(logits, options, seen, generator))
         stopped = stopped | torch.isin(last, stops)
         yield last
         if stopped.all():

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from llama_fast.models.llama import Step
+from llama_fast.models.llama import AttentionStep
 
 
 class Decoder(Protocol):
@@ -35,6 +35,6 @@ class Decoder(Protocol):
         """
         ...
 
-    def hidden_states(self, tokens: Tensor, *, step: Step) -> Tensor:
+    def hidden_states(self, tokens: Tensor, *, step: AttentionStep) -> Tensor:
         """What the head reads (1,N,E) after each of `tokens` (1,N)."""
         ...

@@ -54,7 +54,7 @@ def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) ->
     return frequencies
 
 
-class Step(Protocol):
+class AttentionStep(Protocol):
     """Sequences of any length that one pass goes on with; ``llama_fast.generate`` has two kinds.
 
     Attributes:
@@ -84,7 +84,7 @@ class Context(NamedTuple):
     cache: KVCache | None
     cu_seqlens: Tensor | None  # (sequences + 1,): where each sequence of a packed row begins
     ring: Ring | None = None  # the ranks that the packed row is spread over
-    step: Step | None = None  # does attention in place of all of the above
+    step: AttentionStep | None = None  # does attention in place of all of the above
 
 
 class RMSNorm(nn.Module):
@@ -276,7 +276,7 @@ class LLaMA(nn.Module):
         cache: KVCache | None = None,
         cu_seqlens: Tensor | None = None,
         ring: Ring | None = None,
-        step: Step | None = None,
+        step: AttentionStep | None = None,
     ) -> Tensor:
         """What the head reads: (B,S,E), normalised.
 

@@ -95,7 +95,7 @@ def test_pages_come_back(real: tuple[LLaMA, Pairs]) -> None:
     scorer = Scorer(model, budget=64)
     scorer.score(pairs)
     there = scorer.cache.pages
-    assert scorer.cache.free - (scorer.cache.limit - there) == there
+    assert scorer.cache.free - (scorer.cache.max_pages - there) == there
     scorer.score(pairs)
     assert scorer.cache.pages == there
 
@@ -109,7 +109,7 @@ def test_pages_come_back_after_an_error(real: tuple[LLaMA, Pairs]) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         scorer.score(pairs, fail)
-    assert scorer.cache.free == scorer.cache.limit  # none is held
+    assert scorer.cache.free == scorer.cache.max_pages  # none is held
     assert scorer.score(pairs[:1]) == Scorer(model, budget=64).score(pairs[:1])
 
 

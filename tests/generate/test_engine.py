@@ -67,7 +67,7 @@ def test_a_common_beginning_is_computed_once(small: Small) -> None:
     # Six full pages of 16 are shared; the other tokens, and the first prompt, are computed.
     assert engine.prefilled == 102 + 19 * (102 - 96)
     assert engine.reused == 19 * 96
-    assert engine.cache.free == engine.cache.limit  # nothing stays for requests that have ended
+    assert engine.cache.free == engine.cache.max_pages  # nothing stays for requests that have ended
 
 
 def test_beginnings_are_shared_as_a_tree(small: Small) -> None:
@@ -105,7 +105,7 @@ def test_shared_pages_under_memory_pressure(small: Small) -> None:
 
 
 def test_kept_turns_are_not_computed_again(small: Small) -> None:
-    engine = Engine(*small, keep=1)
+    engine = Engine(*small, keep_finished=1)
     prompt = list(range(50))
     [first] = engine.generate([GenerationRequest(prompt, 30)])
     longer = [*prompt, *first.tokens, 1, 2, 3]
@@ -113,7 +113,7 @@ def test_kept_turns_are_not_computed_again(small: Small) -> None:
     assert second == Engine(*small).generate([GenerationRequest(longer, 10)])[0]
     assert engine.reused == 64  # of the 79 that had keys and values
     engine.generate([GenerationRequest([9, 9, 9], 4)])
-    assert engine.cache.limit - engine.cache.free == 0  # too short for a page to stay
+    assert engine.cache.max_pages - engine.cache.free == 0  # too short for a page to stay
 
 
 def test_stop_ids(small: Small) -> None:
@@ -158,7 +158,7 @@ def test_a_stream_that_is_left_gives_all_back(small: Small) -> None:
     with pytest.raises(RuntimeError, match="earlier stream"):
         next(engine.stream([]))
     stream.close()
-    assert engine.cache.free == engine.cache.limit
+    assert engine.cache.free == engine.cache.max_pages
     assert engine.generate(random_requests(2)) == alone(small, random_requests(2))
 
 
@@ -188,7 +188,10 @@ def test_requests_are_taken_as_they_are_needed(small: Small) -> None:
         (GenerationRequest([1], 0), "request 1: expected max_new_tokens >= 1, got 0"),
         (GenerationRequest([1, 256], 5), r"request 1: expected ids in \[0, 256\), got 256"),
         (GenerationRequest([1], 5, stop=[""]), "request 1: expected stop strings"),
-        (GenerationRequest([1] * 50, 50), "request 1: expected at most 96 tokens .* got 100"),
+        (
+            GenerationRequest([1] * 50, 50),
+            "request 1: expected at most the cache's 96 tokens, .* got 100",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_fast.generate.sampling import SamplingOptions, adjusted, choose
+from llama_fast.generate.sampling import SamplingOptions, adjusted, next_tokens
 
 V = 300
 
@@ -61,7 +61,7 @@ def test_the_draws_are_transformers_draws() -> None:
     """One generator, the same probabilities, the same tokens."""
     logits, options = random_logits(200), SamplingOptions(0.9, 50, 0.95, seed=1)
     seen = torch.zeros(200, 1, dtype=torch.int64)
-    ours = choose(logits, options, seen, torch.Generator().manual_seed(3))
+    ours = next_tokens(logits, options, seen, torch.Generator().manual_seed(3))
     torch.manual_seed(3)
     expected = torch.multinomial(theirs(logits, seen, options).softmax(-1), 1).squeeze(1)
     assert torch.equal(ours, expected)
@@ -71,7 +71,7 @@ def test_frequencies_are_the_probabilities() -> None:
     n, options = 20_000, SamplingOptions(1.3, 20, 0.9, 0.01)
     logits = random_logits(1)
     p = theirs(logits.double(), torch.zeros(1, 1, dtype=torch.int64), options).softmax(-1)[0]
-    drawn = choose(logits.expand(n, V), options, None, torch.Generator().manual_seed(0))
+    drawn = next_tokens(logits.expand(n, V), options, None, torch.Generator().manual_seed(0))
     counts = torch.bincount(drawn, minlength=V).double()
     kept = p > 0
     assert counts[~kept].sum() == 0
@@ -84,10 +84,10 @@ def test_frequencies_are_the_probabilities() -> None:
 def test_penalty_changes_greedy_choices_too() -> None:
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     seen = torch.tensor([[0, 2]])
-    assert choose(logits, SamplingOptions(), seen).item() == 0
-    assert choose(logits, SamplingOptions(repetition_penalty=1.2), seen).item() == 1
+    assert next_tokens(logits, SamplingOptions(), seen).item() == 0
+    assert next_tokens(logits, SamplingOptions(repetition_penalty=1.2), seen).item() == 1
     with pytest.raises(ValueError, match="seen: expected"):
-        choose(logits, SamplingOptions(repetition_penalty=1.2))
+        next_tokens(logits, SamplingOptions(repetition_penalty=1.2))
 
 
 @pytest.mark.parametrize(

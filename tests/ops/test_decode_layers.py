@@ -36,7 +36,7 @@ def case(model: LLaMA, batch: int, page: int = 16) -> tuple[Tensor, DecodeStep]:
     generator = torch.Generator().manual_seed(1)
     lengths = [LENGTHS[b % len(LENGTHS)] for b in range(batch)]
     cache = PagedCache(
-        config.num_layers, config.num_kv_heads, config.head_dim, 50 * batch, page=page,
+        config.num_layers, config.num_kv_heads, config.head_dim, 50 * batch, page_size=page,
         dtype=model.head_weight.dtype,
     )  # fmt: skip
     for t in (cache.k, cache.v):
@@ -110,7 +110,7 @@ def test_larger_pages() -> None:
     model, found = model_of(torch.float32), []
     numbers = torch.randn(2, 3, 96, 2, 12, generator=torch.Generator().manual_seed(2))
     for page, pages in ((16, [0, 1, 2]), (48, [0])):  # the same slots
-        cache = PagedCache(3, 2, 12, 96 // page, page=page)
+        cache = PagedCache(3, 2, 12, 96 // page, page_size=page)
         cache.k.copy_(numbers[0])
         cache.v.copy_(numbers[1])
         found.append(FastDecode(model)(torch.tensor([[5]]), DecodeStep(cache, [40], [pages])))
@@ -138,10 +138,10 @@ def test_errors() -> None:
     model = model_of(torch.float32)
     tokens, step = case(model, 2)
     fast = FastDecode(model)
-    step.held[1] = 16
+    step.cached[1] = 16
     with pytest.raises(RuntimeError, match=r"cache_seqlens: expected lengths in \[0, 16\), got 16"):
         fast(tokens, step)
-    step.held[1], step.table[1, 0] = 15, 100
+    step.cached[1], step.table[1, 0] = 15, 100
     with pytest.raises(RuntimeError, match=r"page_table: expected pages in \[0, 100\), got 100"):
         fast(tokens, step)
     fast._weights.pop()
@@ -159,5 +159,5 @@ def test_opcheck() -> None:
     _, step = case(model, 2)
     x, tables = torch.randn(2, 72), torch.randn(2, 2, 6)
     weights = FastDecode(model)._weights
-    arguments = (x, weights, *tables, step.cache.k, step.cache.v, step.held, step.table, 16, 1e-5)
+    arguments = (x, weights, *tables, step.cache.k, step.cache.v, step.cached, step.table, 16, 1e-5)
     torch.library.opcheck(torch.ops.llama_fast.decode_layers.default, arguments)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from llama_fast.integrations.transformers.rotary_length import RotaryLength
-from llama_fast.models.llama import Step
+from llama_fast.models.llama import AttentionStep
 
 NAME = "llama_fast_step"
 
@@ -74,7 +74,7 @@ class TransformersDecoder:
         """See :class:`llama_fast.models.decoder.Decoder`."""
         return self._rotary.group(length)
 
-    def hidden_states(self, tokens: Tensor, *, step: Step) -> Tensor:
+    def hidden_states(self, tokens: Tensor, *, step: AttentionStep) -> Tensor:
         """The head's input (1,N,E) after each of `tokens` (1,N)."""
         with self._attending(step), self._rotary.fixed(step.length):
             found = self._base(
@@ -88,7 +88,7 @@ class TransformersDecoder:
         return hidden
 
     @contextlib.contextmanager
-    def _attending(self, step: Step) -> Iterator[None]:
+    def _attending(self, step: AttentionStep) -> Iterator[None]:
         """Select `attention_function` in all layers inside the block."""
         configs = {
             id(config): config
@@ -117,7 +117,7 @@ def attention_function(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     sliding_window: int | None = None,
-    llama_fast_step: Step | None = None,
+    llama_fast_step: AttentionStep | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a layer over the cache of a step: (1,H,N,D), (1,K,N,D) to (1,N,H,D)."""
