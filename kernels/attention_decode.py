@@ -64,17 +64,12 @@ class DecodePlan:
 
 
 def attention_decode(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
-    cache_seqlens: torch.Tensor,
-    *args: Any,
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *args: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator llama_fast::attention_decode: out, lse."""
     options = AttentionDecodeOptions(*args)
-    page_table, window_left = options.page_table, options.window_left
+    k, v, cache_seqlens, page_table, *_ = options
+    window_left = options.window_left
     B, H, S, D = q.shape
     pages, K, page, DV = v_cache.shape
     capacity = page if page_table is None else page * page_table.shape[1]
@@ -206,9 +201,9 @@ def _example(dtype: torch.dtype, D: int, paged: bool, append: bool, S: int = 1) 
     cache = empty(100, K, 64, D) if paged else empty(B, K, 4096, D)
     table = empty(B, 64, of=torch.int32) if paged else None
     lengths = empty(B, of=torch.int32)
-    options = AttentionDecodeOptions(page_table=table, scale=D**-0.5)
+    options = AttentionDecodeOptions(new, new, lengths, table, scale=D**-0.5)
     if S > 1:
         options = options._replace(
             alibi_slopes=empty(1, H), sinks=empty(H), window_left=1000, softcap=30.0
         )
-    attention_decode(q, cache, cache, new, new, lengths, *options)
+    attention_decode(q, cache, cache, *options)

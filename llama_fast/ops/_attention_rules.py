@@ -40,17 +40,9 @@ def _attention_fake(
 
 @torch.library.register_fake("llama_fast::attention_backward", lib=library)
 def _attention_backward_fake(
-    grad_out: torch.Tensor,
-    grad_lse: OptionalTensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    lse_low: torch.Tensor,
-    *options_and_mask: Any,
+    grad_out: torch.Tensor, grad_lse: OptionalTensor, *args: Any
 ) -> tuple[torch.Tensor, ...]:
-    *options, grad_mask = options_and_mask
+    q, k, v, _out, _lse, _lse_low, *options, grad_mask = args
 
     def grad(bit: int, t: OptionalTensor) -> torch.Tensor:
         if not grad_mask & (1 << bit) or t is None:

@@ -146,15 +146,16 @@ def attention_decode(
         reason = _cuda_refusal(q, k_cache, v_cache)
         if reason is not None:
             raise ValueError(f"backend 'cuda' of attention_decode: {reason}")
-    options = AttentionDecodeOptions(page_table, alibi_slopes, sinks, left, scale, softcap)
-    inputs = (q, k_cache, v_cache, k, v, cache_seqlens)
+    options = AttentionDecodeOptions(
+        k, v, cache_seqlens, page_table, alibi_slopes, sinks, left, scale, softcap
+    )
     if backend in ("cpu", "triton", "cuda"):
-        out, lse = torch.ops.llama_fast.attention_decode(*inputs, *options)
+        out, lse = torch.ops.llama_fast.attention_decode(q, k_cache, v_cache, *options)
     elif backend == "torch":
-        return stock.attention_decode(*inputs, options, return_lse=return_lse)
+        return stock.attention_decode(q, k_cache, v_cache, options, return_lse=return_lse)
     else:
         with without_autocast(q):
-            out, lse = reference.attention_decode(*inputs, options)
+            out, lse = reference.attention_decode(q, k_cache, v_cache, options)
     return (out, lse) if return_lse else out
 
 

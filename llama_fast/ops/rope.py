@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llama_fast import reference
 from llama_fast.ops import stock
@@ -18,13 +19,8 @@ from llama_fast.reference._dtypes import wide_dtype
 
 @overridable
 def rope(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    *,
-    interleaved: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys by position: a pair (a, b) becomes (a cos - b sin, b cos + a sin).
 
     Su et al. 2021, "RoFormer" (arXiv:2104.09864). Computed in float32 (float64 for float64 input)
@@ -76,21 +72,17 @@ def rope(
 
 
 @torch.library.register_fake("llama_fast::rope", lib=library)
-def _shapes(
-    q: torch.Tensor, k: torch.Tensor, *others: torch.Tensor | bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _shapes(q: Tensor, k: Tensor, *others: Tensor | bool) -> tuple[Tensor, Tensor]:
     return empty_like_heads(q), empty_like_heads(k)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, cos, sin, ctx.interleaved, ctx.inverse = inputs
     ctx.tables_need_grad = any(ctx.needs_input_grad[2:4])
     ctx.save_for_backward(cos, sin, *((q, k) if ctx.tables_need_grad else ()))
 
 
-def _backward(
-    ctx: Any, grad_q: torch.Tensor, grad_k: torch.Tensor
-) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient of a rotation is the opposite rotation."""
     cos, sin, *heads = ctx.saved_tensors
     needs_q, needs_k = ctx.needs_input_grad[:2]
@@ -116,8 +108,8 @@ def _backward(
 
 
 def _table_gradients(
-    x: torch.Tensor, grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: Tensor, grad: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
+) -> tuple[Tensor, Tensor]:
     """Gradients of cos and sin in x' = x cos + (x rotated by 90 degrees) sin, in plain torch."""
     wide = wide_dtype(x.dtype)
     numbers = [

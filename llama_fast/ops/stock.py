@@ -111,9 +111,6 @@ def attention_decode(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
-    cache_seqlens: torch.Tensor,
     options: AttentionDecodeOptions,
     *,
     return_lse: bool = False,
@@ -124,8 +121,7 @@ def attention_decode(
         ValueError: softcap, sinks or return_lse, which torch's function lacks.
     """
     _refuse_attention(options.softcap, options.sinks, return_lse)
-    caches = (k_cache, v_cache)
-    results = for_each_sequence(attention, q, caches, (k, v), cache_seqlens, options)
+    results = for_each_sequence(attention, q, k_cache, v_cache, options)
     return torch.cat(results) if results else q.new_empty(0, *q.shape[1:3], v_cache.shape[-1])
 
 
@@ -216,13 +212,8 @@ def rms_norm(
 
 
 def rope(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    *,
-    interleaved: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
     """x * cos + rotate_half(x) * sin, as Hugging Face models write it."""
     if cos.dim() == 3:
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)

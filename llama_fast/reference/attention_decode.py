@@ -1,9 +1,9 @@
 """Attention of new tokens over a cache of keys and values, as mathematics.
 
-Sequence b holds ``cache_seqlens[b]`` keys. The new ones, if there are any, are written behind them;
-then its queries attend, causally and aligned bottom-right, to all that it holds now. The keys of a
-paged cache (Kwon et al. 2023, arXiv:2309.06180) lie wherever ``page_table`` says: key t of sequence
-b is row ``t % page`` of page ``page_table[b, t // page]``.
+Sequence b holds ``cache_seqlens[b]`` keys. New ones, if there are any, are written behind them;
+then its queries attend, causally and aligned bottom-right, to all keys that it holds. In a paged
+cache (Kwon et al. 2023, arXiv:2309.06180) key t of sequence b is row ``t % page`` of page
+``page_table[b, t // page]``.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,15 @@ _Result = TypeVar("_Result")
 
 
 class AttentionDecodeOptions(NamedTuple):
-    """The options of attention over a cache, in the order of the operator, whose last they are.
+    """The arguments of attention over a cache after q and the caches, in the operator's order.
 
-    ``torch.ops.llama_fast.attention_decode(q, k_cache, v_cache, k, v, cache_seqlens, *options)``
-    calls the operator. No default changes anything.
+    ``torch.ops.llama_fast.attention_decode(q, k_cache, v_cache, *options)`` calls the operator. No
+    default changes anything.
 
     Attributes:
+        k: new keys (B,K,S,D), to be written into the cache behind those that it holds; or None.
+        v: new values (B,K,S,Dv); there if `k` is.
+        cache_seqlens: int32 (B,), the number of keys that the cache holds of each sequence.
         page_table: int32 (B, pages), which page holds which keys of a sequence; None where the
             cache is contiguous.
         alibi_slopes: float (1,H) or (B,H).
@@ -33,6 +36,9 @@ class AttentionDecodeOptions(NamedTuple):
         softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0 for none.
     """
 
+    k: torch.Tensor | None
+    v: torch.Tensor | None
+    cache_seqlens: torch.Tensor
     page_table: torch.Tensor | None = None
     alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
@@ -42,17 +48,10 @@ class AttentionDecodeOptions(NamedTuple):
 
 
 def attention_decode(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
-    cache_seqlens: torch.Tensor,
-    options: AttentionDecodeOptions,
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, options: AttentionDecodeOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, lse), sequence by sequence; see ``llama_fast.attention_decode``."""
-    caches = (k_cache, v_cache)
-    results = for_each_sequence(attention, q, caches, (k, v), cache_seqlens, options)
+    results = for_each_sequence(attention, q, k_cache, v_cache, options)
     if not results:
         out = q.new_empty(0, *q.shape[1:3], v_cache.shape[-1])
         return out, q.new_empty(0, *q.shape[1:3], dtype=wide_dtype(q.dtype))
@@ -63,25 +62,24 @@ def attention_decode(
 def for_each_sequence(
     attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionOptions], _Result],
     q: torch.Tensor,
-    caches: tuple[torch.Tensor, torch.Tensor],
-    new: tuple[torch.Tensor | None, torch.Tensor | None],
-    cache_seqlens: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
     options: AttentionDecodeOptions,
 ) -> list[_Result]:
     """Write what is new into the caches and call `attend` for each sequence; its results."""
     B, H, S = q.shape[:3]
     table, left = options.page_table, options.window_left
-    added = 0 if new[0] is None else new[0].shape[2]
+    added = 0 if options.k is None else S
     results = []
-    for b, held in enumerate(cache_seqlens.tolist()):
-        total = held + added
-        for cache, t in zip(caches, new, strict=True):
-            if t is not None:
-                cache[_place(cache, table, b, held, total)] = t[b].transpose(0, 1)
-        # Pages that no query sees any more may be gone.
+    for b, length in enumerate(options.cache_seqlens.tolist()):
+        total = length + added
+        for cache, new in ((k_cache, options.k), (v_cache, options.v)):
+            if new is not None:
+                cache[_cache_index(cache, table, b, length, total)] = new[b].transpose(0, 1)
+        # Pages that no query sees may have been freed.
         first = max(0, total - S - left) if left >= 0 else 0
-        place = _place(caches[0], table, b, first, total)
-        keys, values = (cache[place].transpose(0, 1).unsqueeze(0) for cache in caches)
+        index = _cache_index(k_cache, table, b, first, total)
+        keys, values = (c[index].transpose(0, 1).unsqueeze(0) for c in (k_cache, v_cache))
         slopes = options.alibi_slopes
         own = AttentionOptions(
             alibi_slopes=None if slopes is None else slopes.expand(B, H)[b : b + 1],
@@ -95,10 +93,10 @@ def for_each_sequence(
     return results
 
 
-def _place(
+def _cache_index(
     cache: torch.Tensor, page_table: torch.Tensor | None, b: int, begin: int, end: int
 ) -> tuple[Any, ...]:
-    """Index of the keys [begin, end) of sequence b: ``cache[place]`` is (end - begin, K, D)."""
+    """Index of the keys [begin, end) of sequence b: ``cache[index]`` is (end - begin, K, D)."""
     position = torch.arange(begin, end, device=cache.device)
     if page_table is None:
         return torch.full_like(position, b), slice(None), position

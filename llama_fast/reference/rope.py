@@ -1,6 +1,6 @@
 """Rotary position embedding as mathematics.
 
-A pair (a, b) of one head's numbers at position s turns by the angle of its frequency:
+A pair (a, b) of one head's numbers at position s is rotated by the angle of its frequency:
 
     a' = a cos - b sin        b' = b cos + a sin
 
@@ -9,25 +9,19 @@ out, or (2d, 2d + 1) when interleaved, as Meta's and the paper do.
 """
 
 import torch
+from torch import Tensor
 
 from ._dtypes import compute_dtype
 
 
 def rope(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    *,
-    interleaved: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
     """Rotate q (B,H,S,D) and k (B,K,S,D) by cos, sin (S,D/2) or (B,S,D/2)."""
     return rotate(q, cos, sin, interleaved), rotate(k, cos, sin, interleaved)
 
 
-def rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
-) -> torch.Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate one tensor (B,heads,S,D)."""
     wide = x.to(compute_dtype(x))
     cos, sin = (table.to(wide.dtype) for table in (cos, sin))
@@ -35,8 +29,8 @@ def rotate(
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if interleaved:
         a, b = wide[..., 0::2], wide[..., 1::2]
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+        rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
     else:
         a, b = wide.chunk(2, dim=-1)
-        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-    return turned.to(x.dtype)
+        rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return rotated.to(x.dtype)

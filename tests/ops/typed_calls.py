@@ -47,8 +47,8 @@ def options(q: Tensor, held: Tensor) -> None:
     assert_type(own.bias, Tensor | None)
     assert_type(own.window, tuple[int, int])
     assert_type(reference.attention(q, q, q, own), Pair)
-    decoding = reference.AttentionDecodeOptions(scale=0.5)
-    assert_type(reference.attention_decode(q, q, q, None, None, held, decoding), Pair)
+    decoding = reference.AttentionDecodeOptions(None, None, held, scale=0.5)
+    assert_type(reference.attention_decode(q, q, q, decoding), Pair)
     assert_type(reference.rms_norm(q, q, None, 1e-6, 0.0), Pair)
     reference.AttentionOptions(casual=True)  # type: ignore[call-arg]
     assert_type(torch.ones(1), Tensor)

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from llama_fast.reference import AttentionOptions
+
 Optional: TypeAlias = torch.Tensor | None
 
 
@@ -37,26 +39,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _attention_backward(
-    grad_out: torch.Tensor,
-    grad_lse: Optional,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    lse_low: torch.Tensor,
-    bias: Optional,
-    padding: Optional,
-    slopes: Optional,
-    sinks: Optional,
-    cu_q: Optional,
-    cu_k: Optional,
-    seed: Optional,
-    *options: Any,
-) -> None:
+def _attention_backward(grad_out: torch.Tensor, grad_lse: Optional, *args: Any) -> None:
     name = "attention_backward"
-    packed, mask = cu_q is not None, options[-1]
+    q, k, v, out, lse, lse_low, *options, mask = args
+    bias, padding, slopes, sinks, cu_q, cu_k, *_ = AttentionOptions(*options)
+    packed = cu_q is not None
     _together(name, q, (grad_out, grad_lse, k, v, out, lse, lse_low, bias, padding, slopes, sinks))
     _together(name, q, (cu_q, cu_k))
     _expect(name, "q", q.dim() == k.dim() == v.dim() == (3 if packed else 4))
