@@ -114,15 +114,15 @@ def page(rows: Sequence[Sequence[str]], rounds: int) -> str:
     return f"""# Model support
 
 Made by `make model-support` (transformers {transformers.__version__}, torch {torch.__version__},
-{platform.machine()}). Modules are recognised by what they compute, in evaluation and in training, so
-other architectures work too; `print(llama_fast.patch(model))` lists every module. Linear maps are replaced in all of
-these. Dropout within an MLP stays, and a module that does something else in training only (noise,
-stopped gradients) is left as it is.
+{platform.machine()}). Modules are recognised by what they compute, in evaluation and in training,
+so other architectures work too; `print(llama_fast.patch(model))` lists every module. Linear maps
+are replaced in all of these. Dropout within an MLP stays, and a module that does something else in
+training only (noise, stopped gradients) is left as it is.
 
 The columns attention to loss count replaced modules of those that were examined, in tiny models of
-two layers; empty: the architecture has no such part. *error*: stock / patched, root-mean-square over
-loss, logits and the gradients of all parameters, each relative to its size, against the same model
-in float64; the largest of the plain, left-padded, right-padded and packed batches. {speeds}
+two layers; empty: the architecture has no such part. *error*: stock / patched, root-mean-square
+over loss, logits and the gradients of all parameters, each relative to its size, against the same
+model in float64; the largest of the plain, left-padded, right-padded and packed batches. {speeds}
 
 Every row is also a test (`tests/integrations/test_model_zoo.py`): these errors, greedy generation
 with dynamic and static caches token for token, gradient checkpointing, and complete unpatching.
