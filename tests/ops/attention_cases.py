@@ -1,4 +1,4 @@
-"""Inputs of attention tests, described in a line each."""
+"""Cases of the attention tests, and their input tensors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 
-from tests.ops.criterion import Results
+from tests.ops.criterion import Results, gradients, to_dtype
 
 
 @dataclass(frozen=True)
 class Case:
     """One attention problem and why it is worth testing.
 
-    `tensors` names optional tensor arguments and gives their shapes in letters of (B,H,S,T), a
-    letter or 1 each; ``bool:`` in front makes a boolean one, ``ends:`` one that is True at both
-    ends of a row, ``lowest:`` one of lowest finite numbers, all of every second row. `grad_lse`
-    sends a gradient into lse too. `lengths` are those of packed sequences, (queries, keys) each;
-    B, S and T then mean nothing. Of the `frozen` tensors no gradient is asked. `scales` multiplies
-    tensors, by name.
+    `tensors` has the shapes of optional tensor arguments by name, in letters of (B,H,S,T) or 1. A
+    prefix sets the values: ``bool:`` random booleans, ``ends:`` booleans that are True at both ends
+    of a row, ``lowest:`` lowest finite numbers in half of the places and all of every second row.
+    `grad_lse`: lse gets a gradient too. `lengths`: (queries, keys) of packed sequences, in place of
+    B, S and T. `frozen`: tensors that need no gradient. `scales`: factors of tensors, by name.
     """
 
     why: str
@@ -71,20 +70,20 @@ def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
         tensors = {"q": normal(B, H, S, D), "k": normal(B, K, T, D), "v": normal(B, K, T, Dv)}
     sizes = {"B": B, "H": H, "S": S, "T": T, "1": 1}
     for name, description in case.tensors.items():
-        kind, _, letters = description.rpartition(":")
+        pattern, _, letters = description.rpartition(":")
         value = normal(*(sizes[letter] for letter in letters))
         if name == "alibi_slopes":
             value = value.sigmoid()
-        if kind == "ends":  # True in a first and a last stretch that differ from row to row
+        if pattern == "ends":  # True in a first and a last stretch that differ from row to row
             place = torch.arange(value.shape[-1]) / value.shape[-1]
             row = torch.arange(value.shape[0]).unsqueeze(1)
             tensors[name] = (place < 0.15 * row) | (place >= 1 - 0.25 * row)
-        elif kind == "lowest":
+        elif pattern == "lowest":
             whole_row = torch.arange(value.shape[-2]).unsqueeze(1) % 2 == 0
             lowest = torch.finfo(torch.bfloat16).min  # that of float32 would round to -inf
             tensors[name] = value.masked_fill((value < 0) | whole_row, lowest)
         else:
-            tensors[name] = value > -0.5 if kind == "bool" else value
+            tensors[name] = value > -0.5 if pattern == "bool" else value
     for name, scale in case.scales.items():
         tensors[name] = tensors[name] * scale
     return tensors
@@ -96,11 +95,7 @@ def runner(case: Case) -> Callable[..., Results]:
     def run(
         function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
     ) -> Results:
-        tensors = make_tensors(case, seed)
-        arguments = {
-            name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
-            for name, t in tensors.items()
-        }
+        arguments = to_dtype(make_tensors(case, seed), inputs_dtype, dtype)
         leaves = {
             name: t.requires_grad_()
             for name, t in arguments.items()
@@ -113,18 +108,7 @@ def runner(case: Case) -> Callable[..., Results]:
         results = {"out": result}
         if case.grad_lse:
             results = {"out": result[0], "lse": result[1]}
-        upstream = [upstream_gradient(r, inputs_dtype, seed) for r in results.values()]
-        grads = torch.autograd.grad(list(results.values()), list(leaves.values()), upstream)
-        results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
-        return {name: t.detach() for name, t in results.items()}
+        grads = gradients(results.values(), leaves, inputs_dtype, seed)
+        return {name: t.detach() for name, t in results.items()} | grads
 
     return run
-
-
-def upstream_gradient(result: torch.Tensor, inputs_dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """A fixed random gradient of `result`, the same numbers whatever result's dtype."""
-    g = torch.Generator(result.device).manual_seed(1000 + seed)
-    values = torch.randn(result.shape, generator=g, dtype=torch.float64, device=result.device).to(
-        inputs_dtype
-    )
-    return values.to(result.dtype)

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,36 @@ Run = Callable[[Callable[..., Any], torch.dtype, torch.dtype, int], Results]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FLOAT64_PER_FLOAT32 = 2.0**-29
 MORE_DRAWS = 8
+
+
+def to_dtype(
+    tensors: Mapping[str, torch.Tensor], inputs_dtype: torch.dtype, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Floating tensors rounded to `inputs_dtype`, then converted to `dtype`; others as they are."""
+    return {
+        name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
+        for name, t in tensors.items()
+    }
+
+
+def upstream_gradient(result: torch.Tensor, inputs_dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """A random gradient of `result`, the same numbers whatever its dtype."""
+    g = torch.Generator(result.device).manual_seed(1000 + seed)
+    values = torch.randn(result.shape, generator=g, dtype=torch.float64, device=result.device)
+    return values.to(inputs_dtype).to(result.dtype)
+
+
+def gradients(
+    outputs: Iterable[torch.Tensor],
+    leaves: Mapping[str, torch.Tensor],
+    inputs_dtype: torch.dtype,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """The gradient of each leaf, named "grad NAME", for random gradients of the outputs."""
+    outputs = list(outputs)
+    upstream = [upstream_gradient(out, inputs_dtype, seed) for out in outputs]
+    grads = torch.autograd.grad(outputs, list(leaves.values()), upstream)
+    return {f"grad {name}": grad for name, grad in zip(leaves, grads, strict=True)}
 
 
 def check(

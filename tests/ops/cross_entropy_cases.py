@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.ops.attention_cases import upstream_gradient
-from tests.ops.criterion import Results
+from tests.ops.criterion import Results, gradients, to_dtype
 
 IGNORED = -100
 
@@ -64,11 +63,7 @@ def runner(case: Case) -> Callable[..., Results]:
     def run(
         function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
     ) -> Results:
-        tensors = make_tensors(case, seed)
-        arguments = {
-            name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
-            for name, t in tensors.items()
-        }
+        arguments = to_dtype(make_tensors(case, seed), inputs_dtype, dtype)
         leaves = {"input": arguments["input"].requires_grad_()}
         if case.targets == "probabilities":
             leaves["target"] = arguments["target"].requires_grad_()
@@ -80,9 +75,6 @@ def runner(case: Case) -> Callable[..., Results]:
             loss = result
             results = {"loss": loss.detach()}
         outputs = [loss, stats.lse] if case.grad_lse else [loss]
-        upstream = [upstream_gradient(out, torch.bfloat16, seed) for out in outputs]
-        grads = torch.autograd.grad(outputs, list(leaves.values()), upstream)
-        results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
-        return results
+        return results | gradients(outputs, leaves, torch.bfloat16, seed)
 
     return run

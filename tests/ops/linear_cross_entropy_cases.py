@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.ops.attention_cases import upstream_gradient
-from tests.ops.criterion import Results
+from tests.ops.criterion import Results, gradients, to_dtype
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,7 @@ def runner(case: Case) -> Callable[..., Results]:
     def run(
         function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
     ) -> Results:
-        tensors = make_tensors(case, seed)
-        arguments = {
-            name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
-            for name, t in tensors.items()
-        }
+        arguments = to_dtype(make_tensors(case, seed), inputs_dtype, dtype)
         leaves = {
             name: arguments[name].requires_grad_()
             for name in ("input", "linear_weight", "linear_bias")
@@ -74,9 +69,6 @@ def runner(case: Case) -> Callable[..., Results]:
             results = {"lse": stats.lse.detach(), "z_loss": stats.z_loss}
         results["loss"] = result.detach()
         outputs = [result, stats.lse] if case.grad_lse else [result]
-        upstream = [upstream_gradient(out, torch.bfloat16, seed) for out in outputs]
-        grads = torch.autograd.grad(outputs, list(leaves.values()), upstream)
-        results.update({f"grad {n}": g for n, g in zip(leaves, grads, strict=True)})
-        return results
+        return results | gradients(outputs, leaves, torch.bfloat16, seed)
 
     return run

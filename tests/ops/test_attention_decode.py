@@ -1,7 +1,7 @@
 """Attention over a cache: output, log-sum-exp and what is written, over layouts and lengths.
 
-Whatever a call must not look at is NaN here: cache rows that no sequence holds, and pages that no
-table names; page numbers that must not be used point far outside.
+What a call must not read is NaN here: cache rows that no sequence holds, and pages that no table
+names. Page numbers that must not be used point far outside.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 import llama_fast
 from llama_fast.reference import AttentionDecodeOptions
-from tests.ops.criterion import DTYPES, Results, check, served_by
+from tests.ops.criterion import DTYPES, Results, check, served_by, to_dtype
 
 OP = "attention_decode"
 NOWHERE = 2**31 - 1
@@ -103,15 +103,12 @@ def window_left(case: Case) -> int:
 
 
 def runner(case: Case) -> Callable[..., Results]:
-    """The `run` of `criterion.check`: what a call returns and what it leaves in the caches."""
+    """The `run` of `criterion.check`: the results of a call, and the caches after it."""
 
     def run(
         function: Callable[..., Any], inputs_dtype: torch.dtype, dtype: torch.dtype, seed: int
     ) -> Results:
-        arguments = {
-            name: t.to(inputs_dtype).to(dtype) if t.is_floating_point() else t
-            for name, t in make_tensors(case, seed).items()
-        }
+        arguments = to_dtype(make_tensors(case, seed), inputs_dtype, dtype)
         # torch's own function gives no log-sum-exp.
         with_lse = "out only" not in case.why
         result = function(**arguments, **case.options, return_lse=with_lse)

@@ -18,8 +18,7 @@ import llama_fast
 from llama_fast.ops.linear import linear
 from tests.ops import attention_cases, cross_entropy_cases, linear_cross_entropy_cases
 from tests.ops import test_attention_decode as decode_cases
-from tests.ops.attention_cases import upstream_gradient
-from tests.ops.criterion import DTYPES, Results, Run, check
+from tests.ops.criterion import DTYPES, Results, Run, check, gradients
 
 EXAMPLES = int(os.environ.get("LLAMA_FAST_EXAMPLES", "0"))
 # Rounding errors of a few numbers are a game of chance, and shrinking looks for the unluckiest.
@@ -75,14 +74,13 @@ def normal_runner(
             .to(inputs_dtype).to(dtype).requires_grad_(name in leaves)
             for name, shape in shapes.items()
         }  # fmt: skip
-        made = function(**tensors, **options)
-        outputs = made if isinstance(made, tuple) else (made,)
+        result = function(**tensors, **options)
+        outputs = result if isinstance(result, tuple) else (result,)
         results = dict(zip(names, (out.detach() for out in outputs), strict=True))
         if not leaves:
             return results
-        upstream = [upstream_gradient(out, inputs_dtype, seed) for out in outputs]
-        grads = torch.autograd.grad(outputs, [tensors[name] for name in leaves], upstream)
-        return results | {f"grad {n}": g for n, g in zip(leaves, grads, strict=True)}
+        differentiable = {name: tensors[name] for name in leaves}
+        return results | gradients(outputs, differentiable, inputs_dtype, seed)
 
     return run
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import llama_fast
-from tests.ops.attention_cases import upstream_gradient
-from tests.ops.criterion import DTYPES, Results, check
+from tests.ops.criterion import DTYPES, Results, check, gradients
 
 OP = "rms_norm"
 
@@ -76,10 +75,8 @@ def runner(case: Case) -> Callable[..., Results]:
         }
         out = function(**views, eps=case.eps, offset=case.offset)
         results = {"y": out[0], "x": out[1]} if case.residual else {"y": out}
-        upstream = [upstream_gradient(r, inputs_dtype, seed) for r in results.values()]
-        grads = torch.autograd.grad(list(results.values()), list(leaves.values()), upstream)
-        results = {name: t.detach() for name, t in results.items()}
-        return results | {f"grad {n}": g for n, g in zip(leaves, grads, strict=True)}
+        grads = gradients(results.values(), leaves, inputs_dtype, seed)
+        return {name: t.detach() for name, t in results.items()} | grads
 
     return run
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import llama_fast
-from tests.ops.attention_cases import upstream_gradient
-from tests.ops.criterion import DTYPES, Results, check
+from tests.ops.criterion import DTYPES, Results, check, gradients
 
 OP = "rope"
 
@@ -63,11 +62,9 @@ def runner(case: Case) -> Callable[..., Results]:
         table = (case.B,) * case.per_sequence + (case.S, case.D // 2)
         angle = 1000 * torch.rand(table, generator=g, dtype=torch.float64)
         cos, sin = (t.to(inputs_dtype).to(dtype) for t in (angle.cos(), angle.sin()))
-        turned = function(q, k, cos, sin, interleaved=case.interleaved)
-        upstream = [upstream_gradient(t, inputs_dtype, seed) for t in turned]
-        grads = torch.autograd.grad(turned, (q, k), upstream)
-        names = ("q", "k", "grad q", "grad k")
-        return dict(zip(names, (*(t.detach() for t in turned), *grads), strict=True))
+        outputs = function(q, k, cos, sin, interleaved=case.interleaved)
+        grads = gradients(outputs, {"q": q, "k": k}, inputs_dtype, seed)
+        return {"q": outputs[0].detach(), "k": outputs[1].detach()} | grads
 
     return run
 

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import llama_fast
-from tests.ops.attention_cases import upstream_gradient
-from tests.ops.criterion import DTYPES, Results, check
+from tests.ops.criterion import DTYPES, Results, check, gradients
 
 OP = "swiglu"
 
@@ -38,8 +37,8 @@ def runner(shape: tuple[int, ...], spread: float) -> Callable[..., Results]:
             for size in (spread, 1.0)
         )  # fmt: skip
         out = function(gate, up)
-        grads = torch.autograd.grad(out, (gate, up), upstream_gradient(out, inputs_dtype, seed))
-        return dict(zip(("out", "grad gate", "grad up"), (out.detach(), *grads), strict=True))
+        grads = gradients([out], {"gate": gate, "up": up}, inputs_dtype, seed)
+        return {"out": out.detach()} | grads
 
     return run
 
