@@ -38,7 +38,11 @@ def test_drawings_are_up_to_date(monkeypatch):
 
 
 def test_every_kernel_page_shows_a_drawing():
-    pages = [p for p in (REPOSITORY / "docs" / "how").glob("*.md") if p.name not in ("index.md", "walks.md")]
+    pages = [
+        p
+        for p in (REPOSITORY / "docs" / "how").glob("*.md")
+        if p.name not in ("index.md", "walks.md")
+    ]
     assert pages
     for page in pages:
         assert re.search(r"!\[[^\]]+\]\(\w+\.svg\)", page.read_text()), page
