@@ -1,4 +1,4 @@
-"""Parts of the package whose source lies in a folder beside it: `kernels/` and `benchmarks/`."""
+"""Subpackages whose source is in a folder beside the package: `kernels/` and `benchmarks/`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROOT = Path(__file__).parents[1]
 def find_beside(name: str) -> None:
     """Make ``llama_fast.<name>`` importable in a checkout that is not installed.
 
-    Installed, the folder is a part of the package like any other.
+    In an installed package the folder is an ordinary subpackage, and this does nothing.
     """
     package = f"llama_fast.{name}"
     folder = _ROOT / name

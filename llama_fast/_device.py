@@ -1,4 +1,4 @@
-"""Which device a name means."""
+"""Devices by name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import torch
 
 
 def device_of(name: str) -> torch.device:
-    """What `auto`, `cpu`, `cuda`, ... mean to this process: of several GPUs its own.
+    """The device that `auto`, `cpu`, `cuda`, ... stand for in this process.
+
+    `cuda` and `auto` take the GPU of this process's LOCAL_RANK.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: there is no such device.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

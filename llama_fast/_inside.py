@@ -1,4 +1,4 @@
-"""Files in folders that others made: whatever names them, they are regular files in that folder."""
+"""Paths out of untrusted files: they may only lead to regular files in the same folder."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def inside(
     *,
     links: bool = False,
 ) -> Path:
-    """The path of a file in a folder, once it is sure that to read it reads nothing else.
+    """Return the path of a file in a folder, after checking that it does not lead elsewhere.
 
-    A name that stands in a file may be anything: ``../../.ssh/id_rsa``, ``/dev/zero``, a link to
-    either, or a FIFO, which is waited for without end. A snapshot in the hub's cache consists of
-    links into the folder `blobs` of the same repository; these are read.
+    A name in an untrusted file may be ``../../.ssh/id_rsa``, ``/dev/zero``, a link to either, or a
+    FIFO, which blocks the reader for ever. A snapshot in the hub's cache consists of links into the
+    folder `blobs` of the same repository; these are allowed.
 
     Args:
-        folder: that the file has to lie in, once links are resolved.
-        name: relative path, with slashes; any object, as JSON may have it.
-        where: what names the file, for the message.
+        folder: in which the file has to be after links are resolved.
+        name: relative path with slashes; anything that JSON may hold.
+        where: source of the name, for the message.
         error: class of the exception.
-        links: whether a link may lead elsewhere. For names of our own, such as ``config.json``, in
-            a folder that a person named; what it leads to still has to be a regular file.
+        links: whether a link may lead out of the folder to a regular file. For fixed names, such as
+            ``config.json``, in a folder that the user named.
 
     Returns:
-        ``folder / name``. One that is not there is returned as well: to open it says so.
+        ``folder / name``, also where it does not exist: opening it will fail.
 
     Raises:
-        ValueError, or `error`: names the file and what is wrong.
+        ValueError, or `error`: the name leads elsewhere; the message says how.
     """
     folder = Path(folder)
 
@@ -45,30 +45,30 @@ def inside(
         return error(f"{where}: expected a file inside {folder}, got {name!r:.200}: {reason}")
 
     if not isinstance(name, str) or not name.strip("./\\") or "\0" in name:
-        raise refused("no name of a file")
+        raise refused("not the name of a file")
     windows = PureWindowsPath(name)  # splits at both kinds of slashes
     if PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts:
         raise refused("it leads out of the folder")
     path = folder / name
     try:
-        found = path.resolve(strict=True)
-        kind = found.stat().st_mode
+        target = path.resolve(strict=True)
+        mode = target.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return path
-    except (OSError, RuntimeError) as problem:  # links in a circle, no right to look
+    except (OSError, RuntimeError) as problem:  # a cycle of links, no permission
         raise refused(str(problem)) from None
-    if not stat.S_ISREG(kind):
-        raise refused("no regular file")
-    if not links and not _lies_in(found, folder.resolve()):
-        raise refused(f"it is a link to {found}, which is not in the folder")
+    if not stat.S_ISREG(mode):
+        raise refused("not a regular file")
+    if not links and not _is_in(target, folder.resolve()):
+        raise refused(f"it is a link to {target}, which is not in the folder")
     return path
 
 
-def _lies_in(found: Path, folder: Path) -> bool:
+def _is_in(target: Path, folder: Path) -> bool:
     """Whether a resolved path is in a folder or, of a snapshot, among its repository's blobs."""
-    if found.is_relative_to(folder):
+    if target.is_relative_to(folder):
         return True
     for snapshots in (folder, *folder.parents):
         if snapshots.name == "snapshots" and _HUB_CACHE.fullmatch(snapshots.parent.name):
-            return found.parent == snapshots.parent / "blobs"
+            return target.parent == snapshots.parent / "blobs"
     return False

@@ -1,8 +1,8 @@
-"""How much work and memory a file of somebody else's may take, and how a person raises it.
+"""Limits on the work and memory that reading an untrusted file may take.
 
-A limit is what no honest file comes near. `llama-fast --limit NAME=VALUE` before the command, or
-the environment variable LLAMA_FAST_LIMITS (``line=1G,json=2G``), which child processes inherit,
-sets another. `docs/limits.md` has them all.
+Ordinary files stay far below them. `llama-fast --limit NAME=VALUE` before the command, or the
+environment variable LLAMA_FAST_LIMITS (``line=1G,json=2G``), which child processes inherit, changes
+them. `docs/limits.md` lists them all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 VARIABLE = "LLAMA_FAST_LIMITS"
 
-# Name -> (default, what it bounds). Sizes are in bytes; names that end in -seconds are CPU time.
+# Name -> (default, what it bounds). Sizes in bytes; names that end in -seconds are CPU time.
 LIMITS: dict[str, tuple[int, str]] = {
     "json": (256 << 20, "a JSON file that is read as a whole"),
     "line": (64 << 20, "one line of a .jsonl, .txt or .gz file"),
@@ -30,20 +30,20 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def limit(name: str) -> int:
-    """The limit of that name.
+    """The current value of a limit.
 
     Raises:
-        ValueError: LLAMA_FAST_LIMITS names no limit or no number.
+        ValueError: LLAMA_FAST_LIMITS is malformed.
     """
     given = os.environ.get(VARIABLE, "")
     return _parse(given.split(",")).get(name, LIMITS[name][0]) if given else LIMITS[name][0]
 
 
 def set_limits(given: Sequence[str]) -> None:
-    """Set limits for this process and those that it starts, as ``NAME=VALUE`` each.
+    """Set limits, given as ``NAME=VALUE``, for this process and its children.
 
     Raises:
-        ValueError: no such limit, or no number.
+        ValueError: an unknown limit, or not a number.
     """
     _parse(given)
     if not given:
@@ -53,12 +53,12 @@ def set_limits(given: Sequence[str]) -> None:
 
 
 def raise_it(name: str) -> str:
-    """How a message says that a limit can be raised."""
+    """The part of an error message that says how to raise a limit."""
     return f"--limit {name}=N before the command, or {VARIABLE}={name}=N, raises the limit"
 
 
 def _parse(given: Sequence[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    limits: dict[str, int] = {}
     for entry in given:
         name, _, value = entry.strip().partition("=")
         match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:iB|B)?", value)
@@ -67,5 +67,5 @@ def _parse(given: Sequence[str]) -> dict[str, int]:
                 f"limit: expected NAME=VALUE with a NAME of {', '.join(LIMITS)} and a VALUE such "
                 f"as 30 or 2G, got {entry!r:.100}"
             )
-        found[name] = int(match[1]) << _UNITS[match[2]]
-    return found
+        limits[name] = int(match[1]) << _UNITS[match[2]]
+    return limits

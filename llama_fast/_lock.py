@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock on a folder: one run at a time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _held: dict[tuple[int, Path], BufferedRandom] = {}
 
 
 def hold(folder: Path) -> None:
-    """Keep other processes from running in `folder`, which is made, until this one ends.
+    """Lock `folder`, which is created if needed, until this process ends.
 
-    The system gives the lock back however the process ends, `kill -9` included. A process may hold
-    the same folder again. On a file system without locks nothing is kept from anyone.
+    The system releases the lock however the process ends, `kill -9` included. A process may lock
+    the same folder again. On a file system without locks this does nothing.
 
     Raises:
-        OSError: another process holds it, or its file is a link or something else.
+        OSError: another process has the lock, or the lock file is not a regular file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     key = (os.getpid(), folder.resolve())
@@ -32,16 +32,16 @@ def hold(folder: Path) -> None:
         return
     file = os.fdopen(open_own(folder / ".lock", os.O_RDWR | os.O_CREAT), "r+b")
     try:
-        # Not flock: a fork inherits that, so workers that read data would keep the folder locked
-        # for some seconds after their run was killed.
+        # Not flock: forks inherit it, so data-loading workers would keep the folder locked for some
+        # seconds after their run was killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             file.close()
             raise OSError(
-                f"out: {folder} is in use by another run; expected a folder that is not, or that "
-                "run to end first"
+                f"out: {folder} is in use by another run; choose another folder or wait for "
+                "that run to end"
             ) from None
     else:
         sweep(folder)
-    _held[key] = file  # to close it would give the lock back
+    _held[key] = file  # closing it would release the lock

@@ -1,4 +1,4 @@
-"""What the demo shows while it works: bars on a terminal, plain lines in a pipe."""
+"""Progress of a command: bars on a terminal, plain lines in a pipe."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -19,23 +19,23 @@ from llama_fast._terminal import console as new_console
 
 __all__ = ["Bar", "Screen"]
 
-# Columns of a table in a pipe, which has no width of its own.
+# Width in columns of a table in a pipe, which has none itself.
 PIPE_WIDTH = 110
 
-# Called with (units done, units in all, a few words on the state); bars pass it to the workers.
+# Called with (units done, units in total, a few words on the state).
 Bar = Callable[[int, int, str], None]
 
 
 class Screen:
     """Headings, lines and progress bars on one rich console.
 
-    Where the output is no terminal, a bar becomes a single line that names the work.
+    Where the output is not a terminal, a bar becomes a single line with its text.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         if console is None:
             if hasattr(sys.stdout, "reconfigure"):
-                # A character that the terminal lacks is no reason to end the demo.
+                # A character outside the terminal's encoding must not end the command.
                 sys.stdout.reconfigure(errors="replace")
             console = new_console()
             if not console.is_terminal:
@@ -43,16 +43,16 @@ class Screen:
         self.console = console
 
     def heading(self, text: str) -> None:
-        """A line that starts a part of the demo."""
+        """Print the heading of a part."""
         self.console.print(Text(f"\n{text}", "bold cyan"))
 
     def line(self, text: str) -> None:
-        """One line of findings; rich markup is understood, so that what others wrote is escaped."""
+        """Print one line with rich markup; escape untrusted text in it."""
         self.console.print(text, soft_wrap=True, markup=True)
 
     @contextmanager
     def bar(self, text: str, unit: str = "steps") -> Iterator[Bar]:
-        """A progress bar that goes away when the work is done; ``unit`` "bytes" shows megabytes."""
+        """Show a progress bar while the block runs; ``unit`` "bytes" shows megabytes."""
         if not self.console.is_interactive:
             self.console.print(f"{text} ...")
             yield lambda done, total, state: None
@@ -69,7 +69,9 @@ class Screen:
         )
         scale, unit = (1e6, "MB") if unit == "bytes" else (1, unit)
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(text, total=None, count="", state="")  # unknown: it pulses
+            task = progress.add_task(
+                text, total=None, count="", state=""
+            )  # no total yet: it pulses
 
             def update(done: int, total: int, state: str) -> None:
                 count = f"{done / scale:.0f}/{total / scale:.0f} {unit}"

@@ -1,9 +1,8 @@
-"""What is shown on a terminal: text of models and of files is shown, and steers nothing.
+"""Printing untrusted text: control characters in it do not reach the terminal.
 
-A terminal takes some characters for orders: to write to the clipboard, change the window's title,
-move the cursor over what stands there. Models write such characters, and so do files. All that is
-printed and may hold text of theirs goes through this module. A file or a pipe gets every byte as
-it is.
+A terminal obeys control sequences: they write to the clipboard, change the window's title, move the
+cursor. Models and files may contain them, so all output that may quote either goes through this
+module. Files and pipes get the text unchanged.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-# C0 but tab and line feed, DEL, C1 (one of which begins an order by itself), and what turns the
-# direction of the text around it.
-_ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# C0 except tab and line feed, DEL, C1 (which includes a sequence introducer), and characters that
+# change the direction of text.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def neutral(text: str) -> str:
-    r"""The text with a name such as ``\x1b`` for each character that a terminal obeys."""
+    r"""The text with control characters replaced by their names, such as ``\x1b``."""
 
     def name(match: re.Match[str]) -> str:
         number = ord(match.group())
         return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
-    return _ORDERS.sub(name, text.replace("\r\n", "\n"))
+    return _CONTROL.sub(name, text.replace("\r\n", "\n"))
 
 
 def for_stream(text: str, stream: TextIO | None) -> str:
-    """The text as it may be written to a stream: neutral if that is a terminal."""
+    """The text to write to a stream: neutralised if it is a terminal."""
     try:
         return neutral(text) if stream is not None and stream.isatty() else text
     except ValueError:  # a closed stream
@@ -41,11 +40,11 @@ def for_stream(text: str, stream: TextIO | None) -> str:
 
 
 def show(text: str = "", *, end: str = "\n", file: TextIO | None = None) -> None:
-    """Print a text that may hold what a model or a file says, and flush.
+    """Print untrusted text and flush.
 
     Args:
-        text: without markup.
-        end: printed behind it.
+        text: printed without markup.
+        end: printed after it.
         file: standard output if None.
     """
     stream = sys.stdout if file is None else file
@@ -53,10 +52,10 @@ def show(text: str = "", *, end: str = "\n", file: TextIO | None = None) -> None
 
 
 def console(**options: Any) -> Console:
-    """A console of rich on which strings are text: without markup, emoji and highlighting.
+    """A rich console that prints strings without markup, emoji and highlighting.
 
-    Markup of our own is printed as ``rich.text.Text``. On a terminal every text is neutral, in
-    tables and live displays too.
+    Use ``rich.text.Text`` for styles. On a terminal all text is neutralised, in tables and live
+    displays too.
 
     Args:
         options: of ``rich.console.Console``.
@@ -72,7 +71,7 @@ def _class() -> Any:
     class Neutral(Console):
         def render(self, renderable: Any, options: Any = None) -> Any:
             for segment in super().render(renderable, options):
-                # What moves the cursor on purpose is marked as such.
+                # Control segments are rich's own.
                 if segment.control is None and self.is_terminal:
                     segment = Segment(neutral(segment.text), segment.style)
                 yield segment
@@ -81,7 +80,7 @@ def _class() -> Any:
 
 
 def neutral_warnings() -> None:
-    """Print warnings, which quote files, neutrally from now on."""
+    """Neutralise warnings, which may quote files, from now on."""
     stock = warnings.formatwarning
     if getattr(stock, "neutral", False):
         return

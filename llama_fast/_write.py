@@ -1,8 +1,8 @@
-"""Files that appear whole or not at all, and that nothing in the folder leads elsewhere.
+"""Writing files atomically, without following links.
 
-A folder that somebody else made may hold links under the names that are about to be written. A file
-is therefore made anew, under a name that nobody can guess, and renamed: a rename replaces a link
-and does not follow it.
+An untrusted folder may hold links under the names that are about to be written. A file is therefore
+written under a new name that nobody can guess, and renamed: a rename replaces a link and does not
+follow it.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # neithe
 
 
 def partial_name(path: Path) -> Path:
-    """A name beside `path` for it as long as it is not complete; no other process has the same."""
+    """A temporary name beside `path`, different in every process."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
-    """A new file that takes its name, and the place of what has it, when the block ends.
+    """Yield a new file that replaces `path` when the block ends without an error.
 
-    A kill, an error or a full disk in between leaves the old file, or none. What was written is on
-    the disk before the name changes.
+    A kill, an error or a full disk in between leaves the old file, or none. The content is synced
+    to disk before the rename.
 
     Args:
-        path: of the file; its folder is there.
+        path: of the file; its folder exists.
         mode: "w" (UTF-8 unless `options` say otherwise) or "wb".
         options: of :func:`open`.
 
     Raises:
-        OSError: it can't be written.
+        OSError: it cannot be written.
     """
     path = Path(path)
     partial = partial_name(path)
@@ -56,47 +56,47 @@ def replacing(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> 
 
 
 def write_whole(path: str | os.PathLike[str], parts: str | Iterable[str]) -> None:
-    """Write a text file whole or not at all; see :func:`replacing`.
+    """Write a text file atomically; see :func:`replacing`.
 
-    A lone surrogate in a model's text is written with a backslash.
+    Lone surrogates, which models may generate, are written as backslash escapes.
 
     Raises:
-        OSError: it can't be written.
+        OSError: it cannot be written.
     """
     with replacing(path, errors="backslashreplace") as file:
         file.writelines([parts] if isinstance(parts, str) else parts)
 
 
 def save_picture(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure of matplotlib, in the format that the file's name says; as :func:`replacing`.
+    """Write a matplotlib figure atomically, in the format of the file's suffix.
 
     Raises:
-        OSError: it can't be written.
+        OSError: it cannot be written.
     """
     with replacing(path, "wb") as file:
         figure.savefig(file, format=Path(path).suffix[1:], dpi=130)
 
 
 def open_own(path: Path, flags: int) -> int:
-    """A descriptor of a regular file of that name in its folder, which may be made.
+    """Open a regular file without following links; return its descriptor.
 
     Args:
         path: of the file.
         flags: of :func:`os.open`, such as ``os.O_RDWR | os.O_CREAT``.
 
     Raises:
-        OSError: there is a link, a FIFO or something else of that name; names it.
+        OSError: `path` is a link, a FIFO or another special file.
     """
     if os.path.islink(path) or (path.exists() and not path.is_file()):
         raise OSError(f"{path}: expected a regular file or none, got a link or something else")
-    # The flags once more, for what may have come in between: a FIFO is not waited for.
+    # The flags guard against a replacement since the check; O_NONBLOCK does not wait for a FIFO.
     return os.open(path, flags | _NO_LINKS | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def sweep(folder: Path) -> None:
-    """Delete the partial files in a folder that runs left which were killed.
+    """Delete the partial files that killed processes left in a folder.
 
-    Only for who knows that no other process writes there.
+    No other process may be writing there.
     """
     for path in folder.iterdir():
         if _PARTIAL.fullmatch(path.name) and not path.is_dir():

@@ -65,7 +65,7 @@ def test_links_of_our_own_names(tmp_path: Path, private: Path) -> None:
     (tmp_path / "weights").symlink_to(private / "id_rsa")
     (tmp_path / "zero").symlink_to("/dev/zero")
     assert inside(tmp_path, "weights", "x", links=True).read_text() == "SECRET"
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         inside(tmp_path, "zero", "x", links=True)
 
 
@@ -210,7 +210,7 @@ def test_an_index_of_safetensors_that_names_files_outside(tmp_path: Path) -> Non
     listing = folder / "model.safetensors.index.json"
     listing.write_text(listing.read_text().replace("../private", "weights"))
     os.mkfifo(folder / "weights.safetensors")
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         load(folder)
 
 
@@ -239,7 +239,7 @@ def test_pipes_in_a_folder_of_a_model(tmp_path: Path, name: str) -> None:
     folder = saved_model(tmp_path / "got")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(CheckpointError, match="no regular file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         load(folder)
 
 
@@ -280,7 +280,7 @@ def test_results_whose_samples_are_a_link(tmp_path: Path, private: Path) -> None
         read_run(run)
     (run / "results.json").unlink()
     os.mkfifo(run / "results.json")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_run(run)
 
 

@@ -1,4 +1,4 @@
-"""What the model says to input that it cannot take."""
+"""Checks of the model's input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .kv_cache import KVCache
 
 
 def check_packed(config: LlamaConfig, tokens: Tensor, cu_seqlens: Tensor) -> None:
-    """One row of sequences of which none is longer than the model can take."""
+    """Raise unless `tokens` is one row of packed sequences of at most max_seq_len tokens."""
     if tokens.dim() != 2 or tokens.shape[0] != 1:
         raise ValueError(
             f"tokens: expected shape (1,S) beside cu_seqlens, got {tuple(tokens.shape)}"
@@ -20,7 +20,7 @@ def check_packed(config: LlamaConfig, tokens: Tensor, cu_seqlens: Tensor) -> Non
             "cu_seqlens: expected a vector of int32 or int64, got "
             f"{tuple(cu_seqlens.shape)} of {cu_seqlens.dtype}"
         )
-    # Read on the CPU alone, as in `check_inputs`. The op checks the offsets themselves.
+    # Only on the CPU, as in `check_inputs`. The op checks the offsets themselves.
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
         if longest > config.max_seq_len:
@@ -38,7 +38,7 @@ def check_inputs(
     cache: KVCache | None,
     packed: bool,
 ) -> None:
-    """Ids of the vocabulary, masks that fit them, and room in the cache."""
+    """Raise unless ids are in the vocabulary, masks fit, and the cache has room."""
     if tokens.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"tokens: expected int64 or int32 ids, got {tokens.dtype}")
     if tokens.dim() != 2:
@@ -64,8 +64,8 @@ def check_inputs(
         )
     if padding is not None and padding.dtype != torch.bool:
         raise TypeError(f"src_key_padding_mask: expected bool, got {padding.dtype}")
-    # The embedding would say only that some index is out of range. No check elsewhere than on
-    # the CPU, where reading the result would make the device wait.
+    # The embedding's error does not name the index. On a GPU reading the result would synchronise
+    # the device, so only the CPU checks.
     if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
         bad = (tokens < 0) | (tokens >= config.vocab_size)
         if bad.any():

@@ -1,4 +1,4 @@
-"""Shapes and constants of a Llama model, and presets of the published ones."""
+"""The configuration of a Llama model, and presets of the published ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Llama3RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Everything that fixes a Llama model but its weights.
+    """The architecture of a Llama model.
 
     Attributes:
         vocab_size: V, number of token ids.

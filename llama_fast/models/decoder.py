@@ -1,4 +1,4 @@
-"""What scoring and generating need of a model, whoever wrote it."""
+"""The interface that scoring and generation need of a model, ours or another's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_fast.models.llama import AttentionStep
 
 
 class Decoder(Protocol):
-    """A model whose keys and values are kept elsewhere; :class:`LLaMA` is one.
+    """A model with an external key-value cache; :class:`LLaMA` is one.
 
     Attributes:
         config: with vocab_size, num_layers, num_kv_heads, head_dim and max_seq_len.
@@ -28,13 +28,12 @@ class Decoder(Protocol):
         ...
 
     def rope_group(self, length: int) -> int:
-        """The same number for two lengths of a sequence that have the same rotary factors.
+        """A number that sequence lengths with the same rotary factors have in common.
 
-        0 for the short ones. Else it is a length of these factors, and a step of a sequence in that
-        group is told so.
+        0 for short sequences; else a length with these factors, for :attr:`AttentionStep.length`.
         """
         ...
 
     def hidden_states(self, tokens: Tensor, *, step: AttentionStep) -> Tensor:
-        """What the head reads (1,N,E) after each of `tokens` (1,N)."""
+        """The normalised hidden states (1,N,E) of `tokens` (1,N)."""
         ...

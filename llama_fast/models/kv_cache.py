@@ -1,4 +1,4 @@
-"""Keys and values of a batch of equally long sequences, in one piece of memory."""
+"""A contiguous key-value cache for a batch of equally long sequences."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .config import LlamaConfig
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, so that each new token costs one step.
+    """Keys and values of the tokens so far, so that a new token needs only its own.
 
     Args:
         config: of the model.
         batch: B.
-        max_len: the most tokens it can hold; the memory for them is taken at once.
+        max_len: capacity in tokens, allocated at once.
         dtype, device: those of the model.
 
     Attributes:
-        length: number of tokens held.
+        length: number of cached tokens.
 
     Example:
         >>> cache = KVCache(model.config, batch=1, max_len=128)
@@ -42,20 +42,20 @@ class KVCache:
 
     @property
     def max_len(self) -> int:
-        """The most tokens it can hold."""
+        """Capacity in tokens."""
         return self.k.shape[3]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's k and v (B,K,S,D) after the tokens held; returns all, (B,K,T,D).
+        """Append one layer's k and v (B,K,S,D); return all its keys and values (B,K,T,D).
 
-        ``length`` grows when the model has been through all its layers.
+        The model advances ``length`` after its last layer.
         """
         if k.requires_grad:
             raise ValueError(
                 "cache: expected a call under torch.no_grad(), got tensors that need gradients "
                 "(a KV cache is for inference)"
             )
-        held = slice(self.length, self.length + k.shape[2])
-        self.k[layer, :, :, held] = k
-        self.v[layer, :, :, held] = v
-        return self.k[layer, :, :, : held.stop], self.v[layer, :, :, : held.stop]
+        new = slice(self.length, self.length + k.shape[2])
+        self.k[layer, :, :, new] = k
+        self.v[layer, :, :, new] = v
+        return self.k[layer, :, :, : new.stop], self.v[layer, :, :, : new.stop]

@@ -1,11 +1,11 @@
-"""The whole Llama model, to be read from top to bottom.
+"""The Llama model in one file.
 
     tokens (B,S) -> embedding (B,S,E) -> N blocks (B,S,E) -> RMSNorm -> head -> logits (B,S,V)
     block:   x = x + attention(rms_norm(x));   x = x + feed_forward(rms_norm(x))
 
 Touvron et al. 2023, "Llama 2" (arXiv:2307.09288); Llama 3: arXiv:2407.21783. Letters: B batch,
 S new tokens, T tokens seen so far (S without a cache), E width, H query heads, K key-value heads,
-D head size, V vocabulary. All heavy mathematics is in ``llama_fast.ops``.
+D head size, V vocabulary. The kernels are in ``llama_fast.ops``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .kv_cache import KVCache
 
 
 def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) -> Tensor:
-    """Radians per position of each pair of a head's numbers: (D/2,), float64.
+    """RoPE's angular frequency of each pair of a head's elements: (D/2,), float64, in radians.
 
-    theta^(-2d/D) for pair d (arXiv:2104.09864), with the scaling that ``config`` asks for.
+    theta^(-2d/D) for pair d (Su et al. 2021, arXiv:2104.09864), with the scaling of ``config``.
     """
     D = config.head_dim
     exponents = torch.arange(0, D, 2, dtype=torch.float64, device=device) / D
@@ -45,8 +45,8 @@ def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) ->
         factors = torch.tensor(config.rope_factors, dtype=torch.float64, device=device)
         frequencies = frequencies / factors
     if (scaling := config.rope_scaling) is not None:
-        # How often a pair turns within the original context decides: often, and it keeps its
-        # frequency (keep = 1); seldom, and it is slowed down by the factor (keep = 0).
+        # A pair that turns often within the original context keeps its frequency (keep = 1); one
+        # that turns seldom is slowed down by the factor (keep = 0).
         turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -55,19 +55,19 @@ def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) ->
 
 
 class AttentionStep(Protocol):
-    """Sequences of any length that one pass goes on with; ``llama_fast.generate`` has two kinds.
+    """New tokens of sequences with cached keys and values; see ``llama_fast.generate``.
 
     Attributes:
-        positions: (S,) int64, of each new token in its sequence.
-        length: of the sequences at their end, for models whose rotary factors follow from it (this
-            one's do not); 0 where they are short.
+        positions: (S,) int64, position of each new token in its sequence.
+        length: final length of the sequences, for models whose rotary factors depend on it (this
+            one's do not); 0 for short sequences.
     """
 
     positions: Tensor
     length: int
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        """Attention of q (1,H,S,D) over what is held and the new k, v (1,K,S,D): (1,H,S,D).
+        """Attention (1,H,S,D) of q (1,H,S,D) over cached keys and values and new k, v (1,K,S,D).
 
         `options` are those of ``llama_fast.attention``: scale, softcap, window, sinks.
         """
@@ -75,7 +75,7 @@ class AttentionStep(Protocol):
 
 
 class Context(NamedTuple):
-    """What every block needs besides x."""
+    """The inputs of every block besides x."""
 
     cos: Tensor  # (S, D/2)
     sin: Tensor  # (S, D/2)
@@ -84,7 +84,7 @@ class Context(NamedTuple):
     cache: KVCache | None
     cu_seqlens: Tensor | None  # (sequences + 1,): where each sequence of a packed row begins
     ring: Ring | None = None  # the ranks that the packed row is spread over
-    step: AttentionStep | None = None  # does attention in place of all of the above
+    step: AttentionStep | None = None  # computes attention in place of all of the above
 
 
 class RMSNorm(nn.Module):
@@ -165,7 +165,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; each reads a normalised x and adds what it finds to x."""
+    """Attention, then feed-forward; each reads a normalised x and adds its output to x."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -177,9 +177,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B,S,E) -> (B,S,E)."""
-        found = self.dropout(self.attention(self.attention_norm(x), context))
-        # Under autocast `found` has 16 bits, and so has `normed`; x stays as wide as the embedding.
-        normed, x = self.feed_forward_norm.add_and_norm(found, residual=x)
+        update = self.dropout(self.attention(self.attention_norm(x), context))
+        # Under autocast `update` and `normed` have 16 bits; x keeps the dtype of the embedding.
+        normed, x = self.feed_forward_norm.add_and_norm(update, residual=x)
         return x + self.dropout(self.feed_forward(normed))
 
 
@@ -189,11 +189,10 @@ class LLaMA(nn.Module):
     Takes a :class:`LlamaConfig`, or its fields one by one:
     ``LLaMA(vocab_size, embed_dim, num_heads, num_layers, p_dropout, ...)``.
 
-    The article this project grew from sketches the model loosely: attention as a product with V, a
-    loss on "predictions". What stands here is the real thing: attention is
-    softmax(Q K^T / sqrt(D) + mask) V, causal and with rotary positions, and the loss for token
-    prediction is softmax cross-entropy between the logits and the next token, averaged over the
-    targets that are not -100.
+    The article this project grew from sketches the model loosely. This is the actual one: attention
+    is softmax(Q K^T / sqrt(D) + mask) V, causal and with rotary positions, and the loss is softmax
+    cross-entropy between the logits and the next token, averaged over the targets that are not
+    -100.
 
     Example:
         >>> model = LLaMA(LlamaConfig.preset("debug"))
@@ -218,12 +217,12 @@ class LLaMA(nn.Module):
             if config.tie_embeddings
             else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
-        # How a block is called where not plainly: activation checkpointing takes this place.
+        # Calls a block in place of `block(x, context)`; activation checkpointing sets it.
         self.run_block: Callable[[Block, Tensor, Context], Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights: N(0, 0.02), norms at 1.
+        """Draw new weights from N(0, 0.02); set those of norms to 1.
 
         The two projections that write into the residual stream get 0.02 / sqrt(2 N), so that its
         variance does not grow with the number of layers N (GPT-2's rule).
@@ -278,10 +277,9 @@ class LLaMA(nn.Module):
         ring: Ring | None = None,
         step: AttentionStep | None = None,
     ) -> Tensor:
-        """What the head reads: (B,S,E), normalised.
+        """The normalised hidden states (B,S,E) that the head reads.
 
-        A query never sees later tokens. The masks, in the convention of ``torch.nn.Transformer``,
-        hide more:
+        Attention is causal. The masks, in the convention of ``torch.nn.Transformer``, hide more:
 
         Args:
             tokens: (B,S) int64 or int32 ids.
@@ -289,13 +287,13 @@ class LLaMA(nn.Module):
             src_key_padding_mask: (B,T) bool, True = padding, hidden from every query.
             cache: keys and values of earlier tokens (T = cache.length + S), extended in place by
                 these; needs ``torch.no_grad()``.
-            cu_seqlens: (sequences + 1,) int32 or int64, 0 to S: `tokens` (1,S) are sequences one
-                after the other, none of which sees another. Not with masks or a cache.
-            ring: context parallelism: `tokens`, the same on every rank of the ring, which was made
-                of `cu_seqlens`, are spread over the ranks; what comes back, (1,n,E), is of the n
-                tokens `ring.positions`. Not with dropout.
-            step: `tokens` (1,S) are new tokens of sequences that it knows of. Alone, and under
-                ``torch.no_grad()``.
+            cu_seqlens: (sequences + 1,) int32 or int64, 0 to S: `tokens` (1,S) are packed
+                sequences, which do not attend to each other. Not with masks or a cache.
+            ring: context parallelism: `tokens`, the same on every rank, are spread over the ranks
+                of a ring made of `cu_seqlens`; the result (1,n,E) is that of the n tokens
+                `ring.positions`. Not with dropout.
+            step: `tokens` (1,S) are new tokens of its sequences. Without the arguments above, and
+                under ``torch.no_grad()``.
 
         Raises:
             TypeError, ValueError: wrong dtype or shape; more than max_seq_len or cache.max_len
@@ -309,7 +307,7 @@ class LLaMA(nn.Module):
             check_packed(self.config, tokens, cu_seqlens)
         packed = cu_seqlens is not None or step is not None
         check_inputs(self.config, tokens, src_mask, src_key_padding_mask, cache, packed)
-        # Angles in float64, so that far positions lose nothing; then as wide as the ops compute.
+        # Angles are computed in float64, as far positions need it, and rounded to the ops' dtype.
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         if ring is not None:
             if cu_seqlens is None or self.config.p_dropout > 0:
@@ -319,8 +317,8 @@ class LLaMA(nn.Module):
             positions = step.positions
         x = self.embedding(tokens)
         if cu_seqlens is not None:
-            which = torch.searchsorted(cu_seqlens, positions.to(cu_seqlens.dtype), right=True) - 1
-            positions = positions - cu_seqlens[which]
+            owner = torch.searchsorted(cu_seqlens, positions.to(cu_seqlens.dtype), right=True) - 1
+            positions = positions - cu_seqlens[owner]
         angles = positions.unsqueeze(1) * rope_frequencies(self.config, x.device)  # (S, D/2)
         table_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         bias = src_mask

@@ -1,10 +1,10 @@
 """Modules with the names, arguments and state-dict keys of `torch.nn`, on the fused kernels.
 
-Each is a subclass of torch's module of that name and means the same: its forward is torch's own,
-with attention, losses and norms in it computed by our kernels (:func:`llama_fast.accelerate`).
-Where torch's transformer layers have a fast path of their own, in eval mode, ours takes its place.
-Attention whose weights are asked for (``need_weights=True``) is torch's: ours never has them.
-`torch.jit.script` compiles torch's own modules in their place, parameters included.
+Each is a subclass of torch's module of that name with the same meaning: its forward is torch's own,
+but attention, losses and norms in it run on our kernels (:func:`llama_fast.accelerate`), which also
+replace the fast path of torch's transformer layers in eval mode. Attention weights
+(``need_weights=True``) are computed by torch. `torch.jit.script` compiles torch's own modules, with
+the same parameters.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = [
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def _torchs(module: Module) -> Module:
-    """What `torch.jit.script` compiles: torch's own module, with the same parameters.
+def _torch_module(module: Module) -> Module:
+    """The module that `torch.jit.script` compiles: torch's own, with the same parameters.
 
-    TorchScript has no Python functions to choose a kernel by. Of a subclass that somebody else
-    wrote: the module itself.
+    TorchScript cannot call the Python functions that choose a kernel. Subclasses outside this
+    module are compiled as they are.
     """
-    kind: Any = type(module)
-    if kind.__module__ != __name__:
+    cls: Any = type(module)
+    if cls.__module__ != __name__:
         return module
-    made: Module = kind.__bases__[0].__new__(kind.__bases__[0])
-    vars(made).update({**vars(module), "_modules": dict(module._modules)})
-    return made
+    original: Module = cls.__bases__[0].__new__(cls.__bases__[0])
+    vars(original).update({**vars(module), "_modules": dict(module._modules)})
+    return original
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
@@ -50,37 +50,37 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         """As torch's: (B,S,E) with `batch_first`, else (S,B,E), or (S,E); and the weights."""
         return accelerated(super().forward, *args, **kwargs)
 
-    __prepare_scriptable__ = _torchs
+    __prepare_scriptable__ = _torch_module
 
 
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer`, with `src_mask` and `src_key_padding_mask`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As torch's: `src` (B,S,E) with `batch_first`, else (S,B,E), or (S,E); the same comes."""
+        """As torch's; `src` is (B,S,E) (`batch_first`), (S,B,E) or (S,E), as is the result."""
         return accelerated(super().forward, *args, **kwargs)
 
-    __prepare_scriptable__ = _torchs
+    __prepare_scriptable__ = _torch_module
 
 
 class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
     """`torch.nn.TransformerDecoderLayer`, with all its masks."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As torch's: `tgt` (B,S,E) with `batch_first`, else (S,B,E), or (S,E); the same comes."""
+        """As torch's; `tgt` is (B,S,E) (`batch_first`), (S,B,E) or (S,E), as is the result."""
         return accelerated(super().forward, *args, **kwargs)
 
-    __prepare_scriptable__ = _torchs
+    __prepare_scriptable__ = _torch_module
 
 
 class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As torch's: (..., *normalized_shape), and the same comes."""
+        """As torch's: (..., *normalized_shape), which is returned."""
         return accelerated(super().forward, x)
 
-    __prepare_scriptable__ = _torchs
+    __prepare_scriptable__ = _torch_module
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -90,4 +90,4 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         """As torch's: logits (N,V) or (N,V,d1,...), classes or probabilities as targets."""
         return accelerated(super().forward, input, target)
 
-    __prepare_scriptable__ = _torchs
+    __prepare_scriptable__ = _torch_module

@@ -1,4 +1,4 @@
-"""`torch.nn.LinearCrossEntropyLoss` on the fused kernel, for every torch."""
+"""`torch.nn.LinearCrossEntropyLoss` on the fused kernel, for every version of torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LinearCrossEntropyLoss: Any
 
 if hasattr(torch.nn, "LinearCrossEntropyLoss"):
 
-    class _OnTorchs(torch.nn.LinearCrossEntropyLoss):
+    class _Subclass(torch.nn.LinearCrossEntropyLoss):
         """`torch.nn.LinearCrossEntropyLoss`: a linear head and its cross-entropy in one.
 
         ``LinearCrossEntropyLoss(in_features, num_classes, bias=False, reduction="mean", ...)``
-        holds the head as `linear`. Several `out_features`, probabilities as targets and `options`
-        are torch's to compute.
+        holds the head as `linear`. torch computes several `out_features`, probabilities as targets
+        and `options`.
         """
 
         def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -26,10 +26,10 @@ if hasattr(torch.nn, "LinearCrossEntropyLoss"):
             with accelerate():
                 return super().forward(input, target)
 
-    LinearCrossEntropyLoss = _OnTorchs
+    LinearCrossEntropyLoss = _Subclass
 else:
 
-    class _Ours(torch.nn.Module):
+    class _Backport(torch.nn.Module):
         """A linear head and its cross-entropy in one, as `torch.nn` has it since 2.13."""
 
         def __init__(
@@ -66,5 +66,5 @@ else:
             assert isinstance(loss, torch.Tensor)
             return loss.to(input.dtype)
 
-    LinearCrossEntropyLoss = _Ours
+    LinearCrossEntropyLoss = _Backport
 LinearCrossEntropyLoss.__name__ = LinearCrossEntropyLoss.__qualname__ = "LinearCrossEntropyLoss"

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints, one file a format; a path is known by its content.
+"""Reading and writing checkpoints, one module per format; the content of a path decides which.
 
 | format       | path                                                           | file             |
 |--------------|----------------------------------------------------------------|------------------|
@@ -39,18 +39,18 @@ def load(
         dtype: of the model. None: as stored (that of the embedding), quantised weights as float32.
         config: for a Meta ``.pth`` without ``params.json`` beside it; nothing else needs it.
 
-    A head that the configuration says is tied is so only if the file holds no other: one that
-    differs from the embedding is kept, with a warning. ``model.safetensors`` comes before the files
-    that ``model.safetensors.index.json`` lists, as in transformers.
+    A tied head of the configuration gives way to a stored one that differs from the embedding, with
+    a warning. ``model.safetensors`` has priority over the files that
+    ``model.safetensors.index.json`` lists, as in transformers.
 
     Returns:
         The model on the CPU in evaluation mode; the tokenizer, or None where the checkpoint has
-        none (with a warning, if it has one that this package can't read).
+        none (or, with a warning, one that this package cannot read).
 
     Raises:
         FileNotFoundError: no such path.
         CheckpointError: the checkpoint is damaged, incomplete, of no known format, or a pickle that
-            holds code, which is refused and not executed.
+            holds code, which is not executed.
         ImportError: the package that reads this format is not installed.
 
     Example:
@@ -60,20 +60,19 @@ def load(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"path: no such file or folder: {path}")
-    # The loaders import packages that only their format needs, so each is imported when its turn
-    # comes.
-    kind = _find_kind(path)
-    if kind == "meta":
+    # Each loader imports packages that only its format needs, so it is imported when used.
+    found = _find_format(path)
+    if found == "meta":
         from . import meta
 
         return meta.load(path, dtype, config)
     if config is not None:
-        raise ValueError(f"config: expected None for {path}, which says its own")
-    if kind == "gguf":
+        raise ValueError(f"config: expected None for {path}, which has its own")
+    if found == "gguf":
         from . import gguf
 
         return gguf.load(path, dtype)
-    if kind == "huggingface":
+    if found == "huggingface":
         from . import huggingface
 
         return huggingface.load(path, dtype)
@@ -90,23 +89,23 @@ def save(
     to: str = "hf",
     overwrite: bool = False,
 ) -> None:
-    """Write a model and its tokenizer, in its dtype, whole or not at all.
+    """Write a model and its tokenizer atomically, in the model's dtype.
 
     Args:
-        model: whose weights are read back with the same bits.
+        model: its weights are read back with the same bits.
         path: of the folder, or with ``to="gguf"`` of the file.
-        tokenizer: to be put beside the weights, or None.
+        tokenizer: to write beside the weights, or None.
         to: "hf": ``config.json``, ``model.safetensors`` and the tokenizer's files, for
             transformers' ``Auto`` classes; "meta": ``params.json``, ``consolidated.00.pth`` and
-            ``tokenizer.model``, if the tokenizer can be one; the longest sequence is not kept;
+            ``tokenizer.model``, if the tokenizer has that form; max_seq_len is not stored;
             "gguf": for llama.cpp, in float32, float16 or bfloat16. :func:`load` reads all three.
-        overwrite: replace a checkpoint that is there, once the new one is complete.
+        overwrite: replace an existing checkpoint once the new one is complete.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false, or it is no checkpoint.
-        ValueError: the format has no place for the model's RoPE scaling, head size or dtype, or no
-            name for how the tokenizer works.
-        OSError: the disk is full, or another failure; what was there before still is.
+        ValueError: the format cannot express the model's RoPE scaling, head size or dtype, or the
+            kind of tokenizer.
+        OSError: the disk is full, or another failure; an existing checkpoint is unchanged.
         ImportError: the package that writes this format is not installed.
 
     Example:
@@ -130,7 +129,7 @@ def save(
             huggingface.save(model, partial, tokenizer)
 
 
-def _find_kind(path: Path) -> str:
+def _find_format(path: Path) -> str:
     if path.is_dir():
         if (path / "config.json").exists():
             return "huggingface"
@@ -146,7 +145,7 @@ def _find_kind(path: Path) -> str:
         return "gguf"
     if path.suffix == ".safetensors":
         return "huggingface"
-    # A zip archive is what torch.save writes; a bare pickle starts with its protocol number.
+    # torch.save writes a zip archive; a bare pickle starts with its protocol number.
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return "meta"
     if path.suffix in (".pth", ".pt"):
@@ -154,6 +153,6 @@ def _find_kind(path: Path) -> str:
     if path.suffix == ".bin":
         return "llama2c"
     raise CheckpointError(
-        f"{path}: expected a GGUF, safetensors, .pth or llama2.c .bin file; its first bytes, "
-        f"{start[:4]!r}, are of none of them"
+        f"{path}: expected a GGUF, safetensors, .pth or llama2.c .bin file, got one that "
+        f"begins with {start[:4]!r}"
     )

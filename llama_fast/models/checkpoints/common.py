@@ -1,8 +1,8 @@
-"""What all checkpoint formats share: tensors by name, checked shapes, a model built without copies.
+"""What all checkpoint formats share: names, shapes, and building a model without extra copies.
 
-A loader describes its file as a :class:`LlamaConfig` and a dict of :class:`Stored` tensors, which
-nothing has read yet. :func:`build` compares names and shapes with the model's and reads them one
-by one into a model that was made without memory of its own (on the meta device).
+A loader describes its file by a :class:`LlamaConfig` and a dict of :class:`StoredTensor`, which are
+read later. :func:`build` compares names and shapes with the model's, and reads the tensors one by
+one into a model that was made on the meta device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llama_fast._reading import checked_int
-from llama_fast._reading import read_json as strangers_json
+from llama_fast._reading import read_json as read_untrusted_json
 from llama_fast.tokenizers import Tokenizer, TokenizerError
 from llama_fast.tokenizers.base import MOST_TOKENS
 
@@ -31,15 +31,15 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: its shape, and a function that reads it."""
+class StoredTensor:
+    """The shape of a tensor in a file, and a function that reads it."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
 
 def weight_names(config: LlamaConfig, names: Mapping[str, str]) -> dict[str, str]:
-    """The model's parameter names -> a format's, for all layers.
+    """Map the model's parameter names to a format's, for all layers.
 
     ``names`` maps modules of the model to those of the format, with ``{i}`` for the layer, as in
     ``"layers.{i}.attention.q_proj": "blk.{i}.attn_q"``. Both sides get ``.weight`` appended.
@@ -57,27 +57,27 @@ def build(
     path: Path,
     config: LlamaConfig,
     names: Mapping[str, str],
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, StoredTensor],
     *,
     dtype: torch.dtype | None,
     interleaved: bool,
 ) -> LLaMA:
-    """A model with the weights of a checkpoint, in evaluation mode.
+    """Build a model with the weights of a checkpoint, in evaluation mode.
 
     Args:
         path: of the checkpoint, for messages.
         config: of the model.
         names: module of the model -> the format's, as :func:`weight_names` takes it.
-        tensors: what the checkpoint holds, by its own names.
+        tensors: those of the checkpoint, by its own names.
         dtype: of the model; None takes that of the stored embedding.
         interleaved: the rows of the query and key projections are in the order that RoPE on
             interleaved pairs needs (Meta's, llama2.c's, GGUF's); the model needs halves.
 
     Raises:
-        CheckpointError: tensors are missing, left over, or of another shape.
+        CheckpointError: a tensor is missing, unexpected, or of another shape.
     """
-    config, tensors = _settle_head(path, config, names, tensors)
-    if config.num_layers > len(tensors):  # a damaged number of layers could take for ever
+    config, tensors = _resolve_head(path, config, names, tensors)
+    if config.num_layers > len(tensors):  # a damaged number would build layers without end
         raise CheckpointError(
             f"{path}: expected tensors of {config.num_layers} layers, got {len(tensors)} tensors"
         )
@@ -105,13 +105,13 @@ def build(
     return model.eval()
 
 
-def _settle_head(
-    path: Path, config: LlamaConfig, names: Mapping[str, str], tensors: Mapping[str, Stored]
-) -> tuple[LlamaConfig, Mapping[str, Stored]]:
-    """What a tied head is by the tensors: they decide where the configuration says otherwise.
+def _resolve_head(
+    path: Path, config: LlamaConfig, names: Mapping[str, str], tensors: Mapping[str, StoredTensor]
+) -> tuple[LlamaConfig, Mapping[str, StoredTensor]]:
+    """Tie the head or not by the stored tensors, which override the configuration.
 
-    As transformers has it: of a tied pair, either may be the one that is stored; where both are,
-    and differ, both are kept, and a warning says so.
+    As in transformers, either tensor of a tied pair may be the stored one. Where both are stored
+    and differ, both are kept, with a warning.
     """
     embedding, head = f"{names['embedding']}.weight", f"{names['head']}.weight"
     if not config.tie_embeddings or head not in tensors:
@@ -133,7 +133,7 @@ def _settle_head(
 
 
 def config_of(model: LLaMA) -> LlamaConfig:
-    """The model's configuration, with the head tied or not as the model's modules have it."""
+    """The model's configuration, with `tie_embeddings` as in the model's modules."""
     return dataclasses.replace(model.config, tie_embeddings=model.head is None)
 
 
@@ -147,21 +147,21 @@ def _compare_names(path: Path, what: str, names: set[str]) -> None:
 def pairs_to_halves(weight: Tensor, head_dim: int) -> Tensor:
     """Reorder the rows of a query or key projection (heads * D, E) for RoPE on halves.
 
-    RoPE turns pairs of a head's numbers. Meta's layout puts a pair at rows (2d, 2d + 1) of the
-    head, the model's at (d, d + D/2). Scores are the same, since q and k move together.
+    RoPE rotates pairs of a head's elements. Meta's layout has a pair in rows (2d, 2d + 1) of the
+    head, the model's in (d, d + D/2). Scores stay the same, because q and k are reordered alike.
     """
     rows = weight.view(-1, head_dim // 2, 2, weight.shape[1])
     return rows.transpose(1, 2).reshape(weight.shape)
 
 
 def halves_to_pairs(weight: Tensor, head_dim: int) -> Tensor:
-    """The reverse of :func:`pairs_to_halves`."""
+    """The inverse of :func:`pairs_to_halves`."""
     rows = weight.view(-1, 2, head_dim // 2, weight.shape[1])
     return rows.transpose(1, 2).reshape(weight.shape)
 
 
 def weights_of(model: LLaMA, names: Mapping[str, str], *, interleaved: bool) -> dict[str, Tensor]:
-    """A model's weights by a format's names, contiguous; the reverse of :func:`build`."""
+    """A model's weights by a format's names, contiguous; the inverse of :func:`build`."""
     theirs = weight_names(config_of(model), names)
     weights = {}
     for ours, weight in model.state_dict().items():
@@ -175,9 +175,9 @@ def weights_of(model: LLaMA, names: Mapping[str, str], *, interleaved: bool) -> 
 
 
 def llama3_scaling(config: LlamaConfig) -> Llama3RopeScaling | None:
-    """Llama 3.1's RoPE scaling, also if it is given as the factors that it leads to.
+    """Llama 3.1's RoPE scaling, also where it is given as the factors that GGUF stores.
 
-    GGUF stores these. All published models have low_freq_factor 1, high_freq_factor 4 and a
+    All published models have low_freq_factor 1, high_freq_factor 4 and a
     context that is a power of two.
     """
     factors = config.rope_factors
@@ -193,24 +193,24 @@ def llama3_scaling(config: LlamaConfig) -> Llama3RopeScaling | None:
 
 
 def rope_divisors(config: LlamaConfig, scaling: Llama3RopeScaling) -> Tensor:
-    """What Llama 3.1's scaling divides the RoPE frequencies by: (D/2,), float64."""
+    """The numbers that Llama 3.1's scaling divides the RoPE frequencies by: (D/2,), float64."""
     scaled = dataclasses.replace(config, rope_scaling=scaling)
     plain = dataclasses.replace(config, rope_scaling=None)
     return rope_frequencies(plain) / rope_frequencies(scaled)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file, or a CheckpointError that names the file."""
+    """Read a JSON object; CheckpointError, which names the file, if there is none."""
     try:
-        content: dict[str, Any] = strangers_json(path, error=CheckpointError)
+        content: dict[str, Any] = read_untrusted_json(path, error=CheckpointError)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     return content
 
 
-# More than any model has. What is computed from a size, such as a factor for each pair of a head's
-# numbers, is computed before the tensors' shapes are compared with it.
-MOST = {
+# Beyond any model. Quantities that follow from a size, such as RoPE factors, are computed before
+# the tensors' shapes are compared with it.
+MAX_SIZES = {
     "vocab_size": MOST_TOKENS,
     "embed_dim": 1 << 24,
     "num_heads": 1 << 16,
@@ -223,19 +223,19 @@ MOST = {
 
 
 def size(path: Path, key: str, value: Any, ours: str) -> int:
-    """A size that a file gives, or a CheckpointError that names the file and the key.
+    """Check a size from a file; CheckpointError, which names file and key, if it is none.
 
     Args:
         path: of the file.
-        key: its name in the file.
-        value: whatever stands there.
-        ours: its name in :class:`LlamaConfig`.
+        key: name of the size in the file.
+        value: anything.
+        ours: name of the size in :class:`LlamaConfig`.
     """
-    return checked_int(value, f"{path}: {key!r}", maximum=MOST[ours], error=CheckpointError)
+    return checked_int(value, f"{path}: {key!r}", maximum=MAX_SIZES[ours], error=CheckpointError)
 
 
 def head_size(path: Path, embed_dim: int, num_heads: int) -> int:
-    """E / H, where a file gives no head size."""
+    """The default head size, E / H."""
     if embed_dim % num_heads:
         raise CheckpointError(
             f"{path}: expected a width that is a multiple of its {num_heads} heads, got {embed_dim}"
@@ -244,7 +244,7 @@ def head_size(path: Path, embed_dim: int, num_heads: int) -> int:
 
 
 def make_config(path: Path, **fields: Any) -> LlamaConfig:
-    """A LlamaConfig, or a CheckpointError that names the file its fields come from."""
+    """Make a LlamaConfig; CheckpointError, which names the file, if its fields are invalid."""
     try:
         return LlamaConfig(**fields)
     except (ValueError, TypeError) as error:
@@ -252,7 +252,7 @@ def make_config(path: Path, **fields: Any) -> LlamaConfig:
 
 
 def read_tokenizer(path: Path, read: Callable[[], Tokenizer]) -> Tokenizer | None:
-    """A checkpoint's tokenizer; None, with a warning, if it can't be read: the weights can."""
+    """A checkpoint's tokenizer; None, with a warning, if it cannot be read."""
     try:
         return read()
     except TokenizerError as error:

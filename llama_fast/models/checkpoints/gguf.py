@@ -23,7 +23,7 @@ from ..config import LlamaConfig
 from ..llama import LLaMA
 from .common import (
     CheckpointError,
-    Stored,
+    StoredTensor,
     build,
     head_size,
     make_config,
@@ -64,7 +64,7 @@ NAMES = {
 }
 
 
-# How a dtype is called, for a tensor and for a file of them.
+# dtype -> the type of a tensor, and of a file with such tensors.
 FILE_TYPES = {
     torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
@@ -81,7 +81,9 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
         raise CheckpointError(str(error)) from error
     metadata = reader.metadata
     tensors = {
-        tensor.name: Stored(tuple(int(n) for n in reversed(tensor.shape)), partial(_read, tensor))
+        tensor.name: StoredTensor(
+            tuple(int(n) for n in reversed(tensor.shape)), partial(_read, tensor)
+        )
         for tensor in reader.tensors
     }
     config = read_config(path, metadata, tensors)
@@ -96,16 +98,16 @@ def save(model: LLaMA, path: Path, tokenizer: Tokenizer | None, name: str) -> No
     """Write a file as llama.cpp's converter does; see ``llama_fast.models.save``.
 
     Args:
-        model: in float32, float16 or bfloat16. Norms are written in float32, as llama.cpp wants
-            them; they come back as they were.
+        model: in float32, float16 or bfloat16. Norms are written in float32, as llama.cpp expects,
+            which loses nothing.
         path: of the file.
-        tokenizer: to be put into the file, or None.
-        name: of the model, for people.
+        tokenizer: to write into the file, or None.
+        name: of the model, in the metadata.
     """
     config, dtype = model.config, model.embedding.weight.dtype
     if dtype not in FILE_TYPES:
         raise ValueError(f"dtype: expected float32, float16 or bfloat16 in GGUF, got {dtype}")
-    kind, file_type = FILE_TYPES[dtype]
+    tensor_type, file_type = FILE_TYPES[dtype]
     writer = GGUFWriter(None, "llama")
     writer.add_name(name)
     writer.add_file_type(file_type)
@@ -137,7 +139,7 @@ def save(model: LLaMA, path: Path, tokenizer: Tokenizer | None, name: str) -> No
         if weight.dim() == 1:
             writer.add_tensor(tensor, weight.float().numpy())
         else:  # as bytes: NumPy has no bfloat16
-            writer.add_tensor(tensor, weight.view(torch.uint8).numpy(), raw_dtype=kind)
+            writer.add_tensor(tensor, weight.view(torch.uint8).numpy(), raw_dtype=tensor_type)
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -155,8 +157,10 @@ def _add_field(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]) -> LlamaConfig:
-    """The configuration in a GGUF file's metadata (and in its RoPE factors, if it has some)."""
+def read_config(
+    path: Path, metadata: dict[str, Any], tensors: dict[str, StoredTensor]
+) -> LlamaConfig:
+    """The configuration in a GGUF file's metadata and in its RoPE factors, if any."""
 
     def get(key: str, default: Any = None) -> Any:
         value = metadata.get(f"llama.{key}", default)
@@ -194,13 +198,13 @@ def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]
         raise CheckpointError(f"{path}: RoPE scaling {scaling!r}: expected none or linear")
     factors: tuple[float, ...] | None = None
     if "rope_freqs.weight" in tensors:
-        found = tensors["rope_freqs.weight"]
-        if found.shape != (head_dim // 2,):
+        stored = tensors["rope_freqs.weight"]
+        if stored.shape != (head_dim // 2,):
             raise CheckpointError(
                 f"{path}: tensor 'rope_freqs.weight': expected shape {(head_dim // 2,)}, got "
-                f"{found.shape}"
+                f"{stored.shape}"
             )
-        factors = tuple(linear * f for f in found.read().tolist())
+        factors = tuple(linear * f for f in stored.read().tolist())
     elif linear != 1:
         factors = (linear,) * (head_dim // 2)
     return make_config(
@@ -223,10 +227,10 @@ def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]
 
 
 def _read(tensor: ReaderTensor) -> Tensor:
-    kind = tensor.tensor_type
-    if kind == GGMLQuantizationType.BF16:  # NumPy has no bfloat16: take the bits
+    tensor_type = tensor.tensor_type
+    if tensor_type == GGMLQuantizationType.BF16:  # NumPy has no bfloat16: read the bits
         shape = tuple(int(n) for n in reversed(tensor.shape))
         return torch.from_numpy(tensor.data.view(np.int16).reshape(shape)).view(torch.bfloat16)
-    if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+    if tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
         return torch.from_numpy(tensor.data)
-    return torch.from_numpy(dequantize(tensor.data, kind))
+    return torch.from_numpy(dequantize(tensor.data, tensor_type))

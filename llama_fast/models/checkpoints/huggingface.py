@@ -1,7 +1,7 @@
 """Hugging Face folders: ``config.json`` and safetensors, in one file or listed by an index.
 
-Weights are read from safetensors alone, which hold no code, and nothing of a folder is imported.
-RoPE works on halves here, as in the model, so rows stay in their order.
+Only safetensors are read, which hold no code, and no module of a folder is imported. RoPE works on
+halves here, as in the model, so the rows of q and k keep their order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..config import Llama3RopeScaling, LlamaConfig
 from ..llama import LLaMA
 from .common import (
     CheckpointError,
-    Stored,
+    StoredTensor,
     build,
     config_of,
     head_size,
@@ -67,19 +67,19 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     folder = path if path.is_dir() else path.parent
     config = read_config(folder / "config.json")
     files = _files(folder) if path.is_dir() else _files_of(path)
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
             with no_panics(str(file), CheckpointError):
                 opened = safe_open(file, framework="pt")
                 for name in opened.keys():  # noqa: SIM118 (it is no dict)
                     shape = tuple(opened.get_slice(name).get_shape())
-                    tensors[name] = Stored(shape, partial(opened.get_tensor, name))
+                    tensors[name] = StoredTensor(shape, partial(opened.get_tensor, name))
         except SafetensorError as error:
             raise CheckpointError(f"{file}: truncated or damaged safetensors ({error})") from None
         except OSError as error:
             raise CheckpointError(f"{file}: can't be read ({error})") from None
-    # Old converters left RoPE tables in.
+    # Some old converters stored RoPE tables.
     tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     model = build(folder, config, NAMES, tensors, dtype=dtype, interleaved=False)
     for name in ("tokenizer.json", "tokenizer.model"):
@@ -154,7 +154,7 @@ def read_config(path: Path) -> LlamaConfig:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "transformers_weights": None,  # a file that comes before model.safetensors
+        "transformers_weights": None,  # a file that has priority over model.safetensors
     }
     for key, value in expected.items():
         if fields.get(key, value) != value:
@@ -169,10 +169,10 @@ def read_config(path: Path) -> LlamaConfig:
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise CheckpointError(f"{path}: RoPE scaling: expected a JSON object, got {rope!r:.80}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     scaling, factors = None, None
     try:
-        if kind == "llama3":
+        if rope_type == "llama3":
             scaling = Llama3RopeScaling(
                 number("RoPE scaling 'factor'", rope["factor"]),
                 number("RoPE scaling 'low_freq_factor'", rope["low_freq_factor"]),
@@ -184,15 +184,15 @@ def read_config(path: Path) -> LlamaConfig:
                     "max_seq_len",
                 ),
             )
-        elif kind == "linear":
+        elif rope_type == "linear":
             factors = (number("RoPE scaling 'factor'", rope["factor"]),) * (head_dim // 2)
-        elif kind != "default":
+        elif rope_type != "default":
             raise CheckpointError(
-                f"{path}: RoPE scaling: expected default, linear or llama3, got {kind!r}"
+                f"{path}: RoPE scaling: expected default, linear or llama3, got {rope_type!r}"
             )
     except KeyError as error:
-        raise CheckpointError(f"{path}: RoPE scaling {kind!r}: {error} is missing") from None
-    except ValueError as error:  # of numbers that do not go together
+        raise CheckpointError(f"{path}: RoPE scaling {rope_type!r}: {error} is missing") from None
+    except ValueError as error:  # numbers that contradict each other
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: RoPE scaling: {error}") from None
@@ -219,7 +219,7 @@ def read_config(path: Path) -> LlamaConfig:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that transformers reads: the whole one comes before those that an index lists."""
+    """The files that transformers reads: model.safetensors, else those that the index lists."""
     if (folder / "model.safetensors").exists():
         return [inside(folder, "model.safetensors", folder, CheckpointError, links=True)]
     if (folder / INDEX).exists():
@@ -231,7 +231,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _files_of(file: Path) -> list[Path]:
-    """The files of a model of which `file` is one: all that its index lists, or `file` alone."""
+    """The files of the model that `file` belongs to: those of its index, or `file` alone."""
     index = file.parent / INDEX
     if file.name != "model.safetensors" and index.exists():
         shards = shards_of(index)

@@ -28,7 +28,7 @@ from llama_fast.tokenizers import Tokenizer, from_llama2c
 
 from ..config import LlamaConfig
 from ..llama import LLaMA
-from .common import CheckpointError, Stored, build, make_config, read_tokenizer
+from .common import CheckpointError, StoredTensor, build, make_config, read_tokenizer
 
 MAGIC = 0x616B3432
 HEADER_BYTES = 256  # versions 1 and 2
@@ -37,18 +37,18 @@ ATTENTION_NORM, FFN_NORM = "layers.{i}.attention_norm", "layers.{i}.feed_forward
 ATTENTION = [f"layers.{{i}}.attention.{name}_proj" for name in "qkvo"]
 FFN = [f"layers.{{i}}.feed_forward.{name}_proj" for name in ("gate", "down", "up")]
 
-# The order of the weights; of each that has an {i}, all layers follow one another.
+# The order of the weights; a name with {i} stands for the tensors of all layers in a row.
 LEGACY_ORDER = ["embedding", ATTENTION_NORM, *ATTENTION, FFN_NORM, *FFN, "norm", "rope", "head"]
 ORDER = [ATTENTION_NORM, FFN_NORM, "norm", "embedding", *ATTENTION, *FFN, "head"]
 
 
 class Header(NamedTuple):
-    """What a file says of itself."""
+    """The header of a file."""
 
     version: int  # 0 = legacy
     config: LlamaConfig
     size: int  # bytes before the weights
-    group: int  # numbers a scale, version 2
+    group: int  # elements per scale, version 2
 
 
 def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
@@ -63,7 +63,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     tensors, start = {}, header.size
     for part in _layout(header):
         read = partial(_read, data[start : start + part.size], part)
-        tensors[f"{part.name}.weight"] = Stored(part.shape, read)
+        tensors[f"{part.name}.weight"] = StoredTensor(part.shape, read)
         start += part.size
     tensors.pop("rope.weight", None)
     names = {name: name for name in ORDER}
@@ -75,8 +75,8 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
 
 
 def read_header(path: Path) -> Header:
-    """Read the header and compare the file's size with what it promises."""
-    found = path.stat().st_size
+    """Read the header and check the file's size against it."""
+    file_bytes = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(HEADER_BYTES)
     if len(start) < 28:
@@ -95,10 +95,12 @@ def read_header(path: Path) -> Header:
         version, tied, group, header_bytes = 0, vocab_size > 0, 1, 28
         sizes += [abs(vocab_size), max_seq_len]
     embed_dim, ffn_dim, num_layers, num_heads, num_kv_heads, vocab_size, max_seq_len = sizes
-    what = f"llama2.c version {version}" if version else "llama2.c, or of no known format"
-    # A file of another kind has random numbers here; such as no model has are not worth a layout.
+    format_name = f"llama2.c version {version}" if version else "llama2.c, or of no known format"
+    # Files of other formats have random numbers here; reject sizes beyond any model at once.
     if not all(0 < size < 2**24 for size in sizes) or num_layers > 2**14:
-        raise CheckpointError(f"{path}: {what}: no model has the sizes in its header, {sizes}")
+        raise CheckpointError(
+            f"{path}: {format_name}: no model has the sizes in its header, {sizes}"
+        )
     config = make_config(
         path,
         vocab_size=vocab_size,
@@ -118,10 +120,10 @@ def read_header(path: Path) -> Header:
             f"matrices, got {group}"
         )
     expected = header_bytes + sum(part.size for part in _layout(header))
-    if found != expected:
+    if file_bytes != expected:
         raise CheckpointError(
-            f"{path}: {what}: {'truncated' if found < expected else 'too long'}: its header, "
-            f"{sizes}, promises {expected} bytes, got {found}"
+            f"{path}: {format_name}: {'truncated' if file_bytes < expected else 'too long'}: its "
+            f"header, {sizes}, promises {expected} bytes, got {file_bytes}"
         )
     return header
 
@@ -131,7 +133,7 @@ class Part(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    group: int  # numbers a scale; 0 = float32
+    group: int  # elements per scale; 0 = float32
     size: int  # bytes
 
 

@@ -1,7 +1,7 @@
 """Meta's own checkpoints: ``consolidated.00.pth``, ... with ``params.json`` beside them.
 
-A large model is split over several files, one a GPU of Meta's: each holds a slice of every matrix.
-The pickles are read by torch with ``weights_only=True``, so that nothing in them is executed.
+A large model is split over several files, one per GPU; each holds a slice of every matrix. The
+pickles are read by torch with ``weights_only=True``, so that no code in them is executed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..config import Llama3RopeScaling, LlamaConfig, preset_names
 from ..llama import LLaMA
 from .common import (
     CheckpointError,
-    Stored,
+    StoredTensor,
     build,
     config_of,
     llama3_scaling,
@@ -81,13 +81,13 @@ def load(
 
 
 def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
-    """Write ``params.json``, ``consolidated.00.pth`` and, of a tokenizer that can be one,
+    """Write ``params.json``, ``consolidated.00.pth`` and, if the tokenizer has that form,
     ``tokenizer.model``; see ``llama_fast.models.save``."""
     config = config_of(model)
     params = write_config(config)
     weights = weights_of(model, NAMES, interleaved=True)
     for name, weight in weights.items():
-        if weight.untyped_storage().nbytes() > weight.nbytes:  # torch.save would take it all
+        if weight.untyped_storage().nbytes() > weight.nbytes:  # torch.save would write all of it
             weights[name] = weight.clone()
     if config.tie_embeddings:  # written out, as Meta does; torch stores it once
         weights["output.weight"] = weights["tok_embeddings.weight"]
@@ -99,9 +99,9 @@ def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
 
 
 def write_config(config: LlamaConfig) -> dict[str, Any]:
-    """Fields of ``params.json``, and no others: Meta's code takes what it knows.
+    """The fields of ``params.json``; Meta's code accepts no others.
 
-    The longest sequence is none of them.
+    max_seq_len is not among them.
 
     Raises:
         ValueError: the format cannot express the head size or RoPE scaling.
@@ -110,7 +110,7 @@ def write_config(config: LlamaConfig) -> dict[str, Any]:
     if config.head_dim * config.num_heads != config.embed_dim:
         raise ValueError(
             "model: expected a head size of embed_dim / num_heads = "
-            f"{config.embed_dim / config.num_heads:g}, for params.json has no other, got "
+            f"{config.embed_dim / config.num_heads:g}, as params.json has no field for it, got "
             f"{config.head_dim}"
         )
     others = Llama3RopeScaling()
@@ -118,7 +118,8 @@ def write_config(config: LlamaConfig) -> dict[str, Any]:
         scaling is not None and dataclasses.replace(scaling, factor=others.factor) != others
     ):
         raise ValueError(
-            "model: expected the RoPE scaling of Llama 3.1 or none, for params.json has no other"
+            "model: expected the RoPE scaling of Llama 3.1 or none, as params.json has no field "
+            "for others"
         )
     params = {
         "dim": config.embed_dim,
@@ -145,24 +146,24 @@ def _ffn_dim(embed_dim: int, multiplier: float | None, multiple: int) -> int:
 
 
 def _ffn_fields(config: LlamaConfig) -> dict[str, Any]:
-    """The two numbers from which :func:`_ffn_dim` makes a width, Meta's own where they do."""
+    """Arguments with which :func:`_ffn_dim` gives the width, Meta's own where possible."""
     for multiple in (256, 1024, 4096):
         for multiplier in (None, 1.2, 1.3, 1.4, 1.5):
             if _ffn_dim(config.embed_dim, multiplier, multiple) == config.ffn_dim:
                 fields = {} if multiplier is None else {"ffn_dim_multiplier": multiplier}
                 return {"multiple_of": multiple, **fields}
-    # In the middle of what is cut off to the width, so that no rounding matters.
+    # The middle of the interval that is truncated to the width, so that rounding does not matter.
     multiplier = (config.ffn_dim + 0.5) / int(2 * 4 * config.embed_dim / 3)
     return {"multiple_of": 1, "ffn_dim_multiplier": multiplier}
 
 
 def _rope_factor(embed_dim: int, num_layers: int) -> float:
-    """What params.json leaves open: 8 for Llama 3.1 and 32 for the two of Llama 3.2."""
+    """The factor that params.json omits: 32 for the two models of Llama 3.2, else 8."""
     return 32.0 if (embed_dim, num_layers) in ((2048, 16), (3072, 28)) else 8.0
 
 
 def read_shard(path: Path) -> dict[str, Tensor]:
-    """The weights in one ``.pth`` file, without buffers; nothing in the file is executed.
+    """The weights in one ``.pth`` file, without buffers. No code in the file is executed.
 
     Raises:
         CheckpointError: the file is damaged, holds something else than named tensors, or is a
@@ -191,10 +192,10 @@ def read_shard(path: Path) -> dict[str, Tensor]:
 
 
 def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
-    """The configuration in ``params.json``; what it leaves open follows from the shapes."""
+    """The configuration in ``params.json``; what it omits follows from the shapes."""
     if not path.exists():
         raise CheckpointError(
-            f"{path}: missing: the number of heads stands in no weight; put the file beside the "
+            f"{path}: missing: the weights do not tell the number of heads; put it beside the "
             f".pth or pass config= (presets: {', '.join(preset_names())})"
         )
     params = read_json(path)
@@ -221,7 +222,7 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
         vocab_size = embedding.shape[0] * (len(shards) if split_by_rows else 1)
     multiplier = None
     if params.get("ffn_dim_multiplier") is not None:
-        multiplier = min(number("ffn_dim_multiplier", 1.0), 1e9)  # then it is no size either
+        multiplier = min(number("ffn_dim_multiplier", 1.0), 1e9)  # still too large for a size
     multiple = size(path, "multiple_of", params.get("multiple_of", 256), "ffn_dim")
     ffn_dim = _ffn_dim(embed_dim, multiplier, multiple)
     scaling = None
@@ -241,23 +242,25 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_theta=number("rope_theta", 10000.0),
         rope_scaling=scaling,
-        # Meta writes a tied head out: one storage under two names
+        # Meta stores a tied head too: one storage under two names
         tie_embeddings=output is None or output.data_ptr() == embedding.data_ptr(),
     )
 
 
-def _join(name: str, path: Path, shards: list[dict[str, Tensor]], config: LlamaConfig) -> Stored:
-    """One tensor out of its slices."""
+def _join(
+    name: str, path: Path, shards: list[dict[str, Tensor]], config: LlamaConfig
+) -> StoredTensor:
+    """One tensor, joined from its slices."""
     slices = [shard[name] for shard in shards if name in shard]
     if len(slices) < len(shards):
         raise CheckpointError(f"{path}: tensor {name!r}: missing in some of the .pth files")
     if len(slices) == 1 or name.endswith("norm.weight"):  # norms are the same in every file
-        return Stored(tuple(slices[0].shape), lambda: slices[0])
-    # Matrices whose output is split are slices of rows, those whose input is split of columns.
+        return StoredTensor(tuple(slices[0].shape), lambda: slices[0])
+    # A matrix split by its output is sliced by rows, one split by its input by columns.
     by_columns = name.endswith(("wo.weight", "w2.weight"))
     if name == "tok_embeddings.weight":  # Llama 2 split columns, Llama 3 rows
         by_columns = slices[0].shape[0] == config.vocab_size
     dim = 1 if by_columns else 0
     shape = list(slices[0].shape)
     shape[dim] = sum(part.shape[dim] for part in slices)
-    return Stored(tuple(shape), partial(torch.cat, slices, dim=dim))
+    return StoredTensor(tuple(shape), partial(torch.cat, slices, dim=dim))

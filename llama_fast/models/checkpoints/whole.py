@@ -1,4 +1,4 @@
-"""A file or folder that appears whole or not at all."""
+"""Writing a checkpoint, a file or a folder, atomically."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from llama_fast._write import partial_name
 
-# What a folder may hold that is overwritten: a checkpoint's files, of this package or of others.
-_OURS = re.compile(
+# Names of checkpoint files, of this package and of others: only folders of these are overwritten.
+_CHECKPOINT_FILES = re.compile(
     r"config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?|params\.json"
     r"|consolidated\.\d+\.pth|tokenizer(_config)?\.json|tokenizer\.model|special_tokens_map\.json"
     r"|added_tokens\.json|vocab\.json|merges\.txt|chat_template\.jinja"
@@ -21,17 +21,16 @@ _OURS = re.compile(
 
 @contextlib.contextmanager
 def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
-    """A place beside `path` to write to; it gets its name when the block ends without an error.
+    """Yield a path beside `path` to write to; it is renamed to `path` when the block succeeds.
 
     Args:
-        path: that is to be made.
-        folder: whether it is a folder (the place given is an empty one) or a file (no file yet).
-        overwrite: replace what is there, once the new one is complete.
+        path: of the result.
+        folder: whether it is a folder (an empty one is yielded) or a file (none exists yet).
+        overwrite: replace an existing checkpoint once the new one is complete.
 
     Raises:
-        FileExistsError: it exists and is not to be overwritten, or is something else than a
-            checkpoint.
-        OSError: it could not be written; what was there before still is.
+        FileExistsError: `path` exists and is not to be overwritten, or is not a checkpoint.
+        OSError: it could not be written; an existing checkpoint is unchanged.
     """
     path = Path(os.path.abspath(path))
     _check(path, folder, overwrite)
@@ -42,7 +41,7 @@ def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
             partial.mkdir()
         yield partial
         for file in partial.iterdir() if folder else ():
-            file.chmod(partial.stat().st_mode & 0o666)  # safetensors lets nobody else read
+            file.chmod(partial.stat().st_mode & 0o666)  # safetensors makes it private to the user
             flush(file)
         flush(partial)
         if folder and path.exists():
@@ -53,7 +52,7 @@ def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
         else:
             partial.replace(path)
         flush(path.parent)
-    except (ValueError, TypeError, ImportError):  # about what was to be written
+    except (ValueError, TypeError, ImportError):  # wrong arguments, not a failure to write
         raise
     except Exception as error:  # each library has its own for a full disk
         reason = " ".join(str(error).split())[:300]
@@ -69,13 +68,13 @@ def _check(path: Path, folder: bool, overwrite: bool) -> None:
     if not path.exists():
         return
     if path.is_dir() != folder:
-        kind = "folder" if folder else "file"
-        raise FileExistsError(f"{path}: expected a {kind} or nothing there, got something else")
-    if folder and not (held := sorted(entry.name for entry in path.iterdir())):
+        expected = "folder" if folder else "file"
+        raise FileExistsError(f"{path}: expected a {expected} or nothing there, got something else")
+    if folder and not (names := sorted(entry.name for entry in path.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f"{path}: exists already; another path, or overwriting it, is needed")
-    if folder and (foreign := [name for name in held if not _OURS.fullmatch(name)]):
+        raise FileExistsError(f"{path}: exists already; choose another path or overwrite it")
+    if folder and (foreign := [name for name in names if not _CHECKPOINT_FILES.fullmatch(name)]):
         raise FileExistsError(
             f"{path}: expected a checkpoint alone in a folder to be overwritten, got {foreign[0]!r}"
         )
@@ -84,7 +83,7 @@ def _check(path: Path, folder: bool, overwrite: bool) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make the system write a file or folder to the disk, so that a power cut can't lose it."""
+    """fsync a file or folder, so that a power failure cannot lose it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

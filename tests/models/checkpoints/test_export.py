@@ -74,7 +74,7 @@ def test_weights_and_config_come_back(
     config = SHAPES[shape]
     model = random_model(config, dtype)
     if to == "meta" and shape in ("mqa-wide-heads", "llama3-rope", "linear-rope"):
-        with pytest.raises(ValueError, match=r"for params\.json has no other"):
+        with pytest.raises(ValueError, match=r"as params\.json has no field for"):
             written(model, tmp_path, to)
         assert not list(tmp_path.iterdir())
         return

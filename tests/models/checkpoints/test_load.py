@@ -20,7 +20,7 @@ def test_file_of_no_known_format(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("hello")
     with pytest.raises(
-        CheckpointError, match=r"notes\.txt: expected a GGUF, .* b'hell', are of none"
+        CheckpointError, match=r"notes\.txt: expected a GGUF, .* got one that begins with b'hell'"
     ):
         load(path)
 
