@@ -33,6 +33,11 @@ class Batch(NamedTuple):
     targets: Tensor
     cu_seqlens: Tensor
 
+    @property
+    def num_targets(self) -> int:
+        """Number of tokens with a loss; for a batch in the CPU's memory."""
+        return int(np.count_nonzero(self.targets.numpy() != IGNORE))
+
 
 class PackedDataset(Dataset[Batch]):
     """The batches of one epoch.

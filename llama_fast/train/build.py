@@ -10,7 +10,7 @@ from torch import nn
 
 from llama_fast.models import LLaMA, LlamaConfig, load
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.parallel import kind_of
+from llama_fast.train.parallel import placement_of
 
 
 def new_shape(config: TrainConfig, vocab_size: int | None) -> LlamaConfig | None:
@@ -76,7 +76,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     for weight in model.parameters():
         decay = options.weight_decay if weight.dim() >= 2 else 0.0
         # Insertion order is that of the model, the same on every process.
-        group = groups.setdefault((decay, kind_of(weight)), {"params": [], "weight_decay": decay})
+        group = groups.setdefault(
+            (decay, placement_of(weight)), {"params": [], "weight_decay": decay}
+        )
         group["params"].append(weight)
     betas = (options.beta1, options.beta2)
     return torch.optim.AdamW(

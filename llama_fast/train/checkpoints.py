@@ -159,16 +159,16 @@ class CheckpointManager(CheckpointReader):
         path = self._path(step)
         partial = self.folder / f".{path.name}.partial"
         try:
-            self.by_first_rank(lambda: self._begin(partial))
+            self.on_first_rank(lambda: self._begin(partial))
             _save_tensors(tensors, partial, self._group)
-            self.by_first_rank(lambda: self._complete(partial, path, state))
+            self.on_first_rank(lambda: self._complete(partial, path, state))
         except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
                 f"{path}: could not be written ({reason_of(error)}); earlier checkpoints are whole"
             ) from error
 
-    def by_first_rank(self, work: Callable[[], None]) -> None:
+    def on_first_rank(self, work: Callable[[], None]) -> None:
         """Let rank 0 work; the others wait, and fail with it.
 
         Raises:

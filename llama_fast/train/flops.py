@@ -11,6 +11,7 @@ import time
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,12 +51,12 @@ class PeakFlops(NamedTuple):
 
 
 def attention_pairs(cu_seqlens: Tensor) -> int:
-    """Pairs of a query and a key it attends to, itself included: s (s + 1) / 2 a sequence.
+    """Number of pairs of a query and a key that it attends to: s (s + 1) / 2 per segment.
 
     Args:
-        cu_seqlens: (sequences + 1,) int32, where each packed sequence begins, and the end.
+        cu_seqlens: (segments + 1,) int32, offsets of the packed segments.
     """
-    lengths = cu_seqlens.diff().to(torch.int64)
+    lengths = np.diff(cu_seqlens.cpu().numpy().astype(np.int64))
     return int((lengths * (lengths + 1)).sum()) // 2
 
 

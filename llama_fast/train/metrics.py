@@ -10,6 +10,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import torch
+from torch import Tensor
+
 from llama_fast._inside import inside
 from llama_fast._write import open_own, replacing
 from llama_fast.data import DataError
@@ -67,6 +70,12 @@ class StepMetrics:
         if self.valid_loss is not None:
             parts.append(f"validation {self.valid_loss:.4f} (perplexity {self.perplexity:.4g})")
         return ", ".join(parts)
+
+
+def read_scalars(*values: Tensor) -> list[float]:
+    """Copy 0-dim tensors to the host in one transfer, so that it waits for the device once."""
+    result: list[float] = torch.stack([v.detach().to(torch.float64) for v in values]).tolist()
+    return result
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
-"""A model spread over processes with torch's engines: DDP, FSDP2, tensor and context parallelism.
+"""Parallel training with torch's engines: DDP, FSDP2, tensor and context parallelism.
 
-The processes form a mesh, `replicate` x `shard` x `context` x `tensor`, the last the fastest. What
-they compute together is what one process computes, but for the order of sums.
+The processes form a mesh, `replicate` x `shard` x `context` x `tensor`; the last dimension varies
+fastest. Their result is that of one process, except for the order of sums.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,13 +38,17 @@ from llama_fast.train.config import ParallelOptions
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started, if it started this one, until the end."""
+    """Initialize `torch.distributed` within the context, if `torchrun` started this process.
+
+    Args:
+        device: of this process.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    if device.type == "cuda":  # Triton and NCCL work on the current one
+    if device.type == "cuda":  # Triton and NCCL use the current device
         torch.cuda.set_device(device)
-    # gloo too, beside NCCL: numbers and checkpoints go from host to host.
+    # gloo besides NCCL: for tensors in the CPU's memory, such as those of checkpoints.
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     dist.init_process_group(backend, device_id=None if device.type == "cpu" else device)
     try:
@@ -53,84 +58,86 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 class ParallelContext:
-    """This process's part in a run.
+    """This process's place in the device mesh of a run.
 
     Args:
-        options: the sizes of the mesh.
+        options: sizes of the mesh.
         device: of this process.
 
     Attributes:
-        rank, ranks: of all processes.
-        data_rank, data_ranks: which share of the rows this process gets, and how many there are.
+        rank, world_size: of this process among all, and the number of processes.
+        data_rank, data_world_size: of this process among those with different sequences.
+        averaged: number of processes whose gradients are averaged: those with different tokens.
 
     Raises:
-        ValueError: sizes whose product is not the number of processes.
+        ValueError: the product of the sizes is not the number of processes.
     """
 
     def __init__(self, options: ParallelOptions, device: torch.device) -> None:
         self.device = device
-        started = dist.is_initialized()
-        self.rank: int = dist.get_rank() if started else 0
-        self.ranks: int = dist.get_world_size() if started else 1
+        is_distributed = dist.is_initialized()
+        self.rank: int = dist.get_rank() if is_distributed else 0
+        self.world_size: int = dist.get_world_size() if is_distributed else 1
         inner = options.shard * options.context * options.tensor
-        copies = options.replicate or max(1, self.ranks // inner)
-        if copies * inner != self.ranks:
+        replicas = options.replicate or max(1, self.world_size // inner)
+        if replicas * inner != self.world_size:
             raise ValueError(
-                f"parallel: expected a product of replicate {options.replicate or 'auto'}, shard "
-                f"{options.shard}, context {options.context} and tensor {options.tensor} equal to "
-                f"the number of processes, got {self.ranks} of them (torchrun --nproc-per-node)"
+                f"parallel: expected replicate {options.replicate or 'auto'} x shard "
+                f"{options.shard} x context {options.context} x tensor {options.tensor} to be the "
+                f"number of processes, got {self.world_size} (torchrun --nproc-per-node)"
             )
         self.context, self.tensor = options.context, options.tensor
-        self.data_ranks = copies * options.shard
+        self.data_world_size = replicas * options.shard
         self.data_rank = self.rank // (options.context * options.tensor)
-        # Whose gradients are averaged: all that see different tokens.
-        self.averaged = self.data_ranks * options.context
+        self.averaged = self.data_world_size * options.context
         self._sharded = options.shard > 1 or (options.tensor > 1 and self.averaged > 1)
-        self._copies = copies
+        self._replicas = replicas
         self._mesh: DeviceMesh | None = None
         self._ring_group: dist.ProcessGroup | None = None
         self._replica: DistributedDataParallel | None = None
-        if self.ranks == 1:
+        if self.world_size == 1:
             return
-        # FSDP shares out over those with other tokens of the same rows too.
-        sizes = (copies, options.shard * options.context, options.tensor)
+        # FSDP also shards over the processes that have other tokens of the same sequences.
+        sizes = (replicas, options.shard * options.context, options.tensor)
         self._mesh = init_device_mesh(
             device.type, sizes, mesh_dim_names=("replicate", "shard", "tensor")
         )
         if options.context > 1:
-            sizes = (self.data_ranks, options.context, options.tensor)
+            sizes = (self.data_world_size, options.context, options.tensor)
             names = ("data", "context", "tensor")
             mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
             self._ring_group = mesh["context"].get_group()
 
-    def spread(self, make: Callable[[], LLaMA]) -> LLaMA:
-        """The model that `make` makes, on this process's device, or its part of it.
+    def parallelize(self, make: Callable[[], LLaMA]) -> LLaMA:
+        """Create the model, or this process's part of it, on the device.
 
-        Where the weights are shared out, `make` is called on the first process alone, and the
-        others get their parts from it: nobody else needs memory for the whole.
+        Args:
+            make: creates the whole model in the CPU's memory. If the weights are sharded, it is
+                called on rank 0 only, which sends the others their parts: no other process needs
+                memory for the whole model.
 
         Raises:
-            ValueError: heads, width or vocabulary that `tensor` does not divide; dropout with
-                `context` or `tensor`.
+            ValueError: `tensor` does not divide heads, width or vocabulary; or the model has
+                dropout and `context` or `tensor` is above 1.
         """
         if self._mesh is None or not (self._sharded or self.tensor > 1):
             model = make().to(self.device)
             self._check(model.config)
             return model
         whole = make() if self.rank == 0 else None
-        said = [None if whole is None else whole.config]
-        dist.broadcast_object_list(said, src=0)
-        config = said[0]
+        configs = [None if whole is None else whole.config]
+        dist.broadcast_object_list(configs, src=0)
+        config = configs[0]
         assert config is not None
         self._check(config)
         with torch.device("meta"):
             model = LLaMA(config)
         if self.tensor > 1:
-            # Whoever shards over two dimensions is told at every clip that one would be faster.
+            # Silences a hint at every clipping that one mesh dimension would be faster than two.
             logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-            _share_out(model, self._mesh["tensor"])
+            _apply_tensor_parallelism(model, self._mesh["tensor"])
         if self._sharded:
-            mesh = self._mesh["replicate", "shard"] if self._copies > 1 else self._mesh["shard"]
+            mesh = self._mesh["replicate", "shard"] if self._replicas > 1 else self._mesh["shard"]
             for block in model.layers:
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
@@ -151,73 +158,80 @@ class ParallelContext:
             )
 
     def loss_function(self, model: LLaMA) -> Callable[..., Tensor]:
-        """`model.loss` of this process's tokens; its gradients are averaged over `averaged`."""
+        """`model.loss` for this process's tokens; gradients are averaged over `averaged` ranks."""
         function: Callable[..., Tensor] = model.loss
         if self.averaged > 1 and not self._sharded:
-            self._replica = DistributedDataParallel(_Loss(model))
+            self._replica = DistributedDataParallel(_LossModule(model))
             function = self._replica
         if self._ring_group is None:
             return function
         group = self._ring_group
 
-        def spread(
+        def ring_loss(
             tokens: Tensor, targets: Tensor, *, cu_seqlens: Tensor, **options: Any
         ) -> Tensor:
             return function(
                 tokens, targets, cu_seqlens=cu_seqlens, ring=Ring(group, cu_seqlens), **options
             )
 
-        return spread
+        return ring_loss
 
-    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around each pass, forward and backward: copies exchange gradients after the last alone.
+    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Context of a forward and backward pass: DDP reduces gradients after the last one only.
 
-        Shards exchange them each time: to wait would take memory for the gradient of the whole.
+        FSDP reduces them each time: delaying it would take memory for the whole gradient.
         """
-        if last or self._replica is None:
+        if is_last or self._replica is None:
             return contextlib.nullcontext()
-        waiting: contextlib.AbstractContextManager[Any] = self._replica.no_sync()
-        return waiting
+        context: contextlib.AbstractContextManager[Any] = self._replica.no_sync()
+        return context
 
-    def after_forward_alone(self, model: LLaMA) -> None:
-        """Give back what FSDP keeps gathered for a backward pass, if none has followed.
+    def reshard(self, model: LLaMA) -> None:
+        """Free the weights that FSDP gathered in a forward pass without a backward pass.
 
-        Meanwhile the model's parameters are others than those that the optimizer knows.
+        Until then the model's parameters are not those that the optimizer updates.
         """
         if isinstance(model, FSDPModule):
             model.reshard()
 
-    def whole(self, model: LLaMA) -> LLaMA | None:
-        """On the first process a model with all weights, on the others None; every one calls it."""
+    def full_model(self, model: LLaMA) -> LLaMA | None:
+        """The model with all weights on rank 0, None on the others; every rank calls this."""
         if not (self._sharded or self.tensor > 1):
             return model if self.rank == 0 else None
-        # With the offload the others keep nothing of it.
+        # cpu_offload: the other ranks keep nothing.
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(model, options=options)
         if self.rank != 0:
             return None
         with torch.device("meta"):
-            found = LLaMA(model.config)
-        found.load_state_dict(weights, assign=True)
-        return found.to(self.device)
+            whole = LLaMA(model.config)
+        whole.load_state_dict(weights, assign=True)
+        return whole.to(self.device)
 
-    def sum_over_meters(self, joules: float, device: torch.device) -> float:
-        """Energy of every process, NaN if one has none; a CPU's is the same for all on a host."""
-        counted = device.type == "cuda" or os.environ.get("LOCAL_RANK", "0") == "0"
-        return self.sum(joules if counted or joules != joules else 0.0)[0]
+    def sum_joules(self, joules: float) -> float:
+        """Sum of the energy over all processes, NaN if one cannot measure it.
+
+        The processes of a host share the counter of its CPUs, which is counted once.
+        """
+        is_counted = self.device.type == "cuda" or os.environ.get("LOCAL_RANK", "0") == "0"
+        return self.sum(joules if is_counted or math.isnan(joules) else 0.0)[0]
 
     def sum(self, *numbers: float) -> list[float]:
-        """Of every process, added up."""
-        if self.ranks == 1:
+        """Sum of each number over all processes."""
+        if self.world_size == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(total)
-        found: list[float] = total.tolist()
-        return found
+        result: list[float] = total.tolist()
+        return result
 
 
 def check_divides(tensor: int, config: LlamaConfig) -> None:
-    """Raise ValueError unless `parallel.tensor` divides what it shares out of a model."""
+    """Check that `parallel.tensor` divides the dimensions of a model that it splits.
+
+    Raises:
+        ValueError: it does not.
+    """
     for name in ("num_heads", "num_kv_heads", "ffn_dim", "vocab_size"):
         if (value := getattr(config, name)) % tensor:
             raise ValueError(
@@ -225,8 +239,8 @@ def check_divides(tensor: int, config: LlamaConfig) -> None:
             )
 
 
-class _Loss(nn.Module):
-    """A model whose forward pass is its loss, for DDP to watch."""
+class _LossModule(nn.Module):
+    """A module whose forward pass is the model's loss: DDP hooks into `forward`."""
 
     def __init__(self, model: LLaMA) -> None:
         super().__init__()
@@ -236,11 +250,11 @@ class _Loss(nn.Module):
         return self.model.loss(*args, **options)
 
 
-def _share_out(model: LLaMA, mesh: DeviceMesh) -> None:
-    """Heads, feed-forward width and vocabulary over the ranks of `mesh`.
+def _apply_tensor_parallelism(model: LLaMA, mesh: DeviceMesh) -> None:
+    """Split heads, feed-forward width and vocabulary over the ranks of `mesh`.
 
-    Shoeybi et al. 2019, "Megatron-LM" (arXiv:1909.08053): one sum over the ranks after attention,
-    one after the feed-forward part; the loss exchanges three numbers a token.
+    Shoeybi et al. 2019, "Megatron-LM" (arXiv:1909.08053): one all-reduce after attention, one after
+    the feed-forward part; the loss exchanges three numbers per token.
     """
     parallelize_module(
         model,
@@ -254,32 +268,43 @@ def _share_out(model: LLaMA, mesh: DeviceMesh) -> None:
         plan = {name: ColwiseParallel() for name in columns}
         parallelize_module(block, mesh, {**plan, **{name: RowwiseParallel() for name in rows}})
     if model.head is not None:
-        # Its input and output are those of linear_cross_entropy, which knows of the group.
+        # linear_cross_entropy reduces over the group itself.
         parallelize_module(model, mesh, {"head": ColwiseParallel()})
 
 
-def kind_of(weight: Tensor) -> Any:
-    """What tells apart weights that one fused call can't take together: the mesh they are on."""
-    return (weight.device_mesh, weight.placements) if isinstance(weight, DTensor) else None
+def placement_of(tensor: Tensor) -> Any:
+    """Mesh and placements of a DTensor, None for others.
 
-
-def clip_gradients(weights: list[nn.Parameter], largest: float) -> float:
-    """Scale the gradients so that their norm over all processes is at most `largest`.
-
-    Returns:
-        The norm before.
+    Fused calls such as those of AdamW take only tensors for which this is equal.
     """
+    return (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+
+
+def _by_placement(weights: list[nn.Parameter]) -> list[list[Tensor]]:
+    """The weights that have gradients, grouped by the placement of these."""
     groups: dict[Any, list[Tensor]] = {}
     for weight in weights:
         if weight.grad is not None:
-            groups.setdefault(kind_of(weight.grad), []).append(weight)
+            groups.setdefault(placement_of(weight.grad), []).append(weight)
+    return list(groups.values())
+
+
+def gradient_norm(weights: list[nn.Parameter]) -> Tensor:
+    """Norm of the gradients over all processes: 0-dim, on the device."""
     norms = []
-    for group in groups.values():
+    for group in _by_placement(weights):
         norm = nn.utils.get_total_norm([w.grad for w in group if w.grad is not None])
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    found: float = total.item()
-    if not found <= largest - 1e-5:  # else torch, which adds 1e-6, would multiply all of them by 1
-        for group in groups.values():
-            nn.utils.clip_grads_with_norm_(group, largest, total)
-    return found
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def clip_gradients(weights: list[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    """Scale the gradients down to `max_norm`, in place.
+
+    Args:
+        weights: whose `grad` is scaled.
+        max_norm: largest norm over all processes.
+        norm: of :func:`gradient_norm`.
+    """
+    for group in _by_placement(weights):
+        nn.utils.clip_grads_with_norm_(group, max_norm, norm)

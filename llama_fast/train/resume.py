@@ -19,14 +19,14 @@ MAY_CHANGE = {
 
 
 def check_same(
-    found: Checkpoint, config: TrainConfig, ranks: int, log: Callable[[str], object]
+    found: Checkpoint, config: TrainConfig, world_size: int, log: Callable[[str], object]
 ) -> None:
     """See that a checkpoint is of the run that `config` describes.
 
     Args:
         found: the checkpoint.
         config: of the run that is to go on from it.
-        ranks: processes that are to.
+        world_size: number of processes that resume.
         log: called with a line if other weights to begin with are named, which are not read.
 
     Raises:
@@ -37,7 +37,7 @@ def check_same(
         if name == "model.init_from" and old is not None and new is not None:
             # Weights may have moved since; none are read any more.
             log(f"model.init_from: was {old}, now {new}; the run goes on from its checkpoint")
-        elif not _may_change(name, found, config, ranks):
+        elif not _may_change(name, found, config, world_size):
             changed[name] = f"{name} (was {old!r}, now {new!r})"
     if changed:
         raise ValueError(
@@ -47,9 +47,9 @@ def check_same(
         )
 
 
-def _may_change(name: str, found: Checkpoint, config: TrainConfig, ranks: int) -> bool:
+def _may_change(name: str, found: Checkpoint, config: TrainConfig, world_size: int) -> bool:
     if name == "data.micro_batch_size":  # on other ranks the same batch may take another one
-        return bool(found.state["ranks"] != ranks)
+        return bool(found.state["world_size"] != world_size)
     if name == "steps":  # more of them may leave the learning rates of those done as they were
         return config.optimizer.lr_schedule == "constant"
     return name in MAY_CHANGE or name.startswith("parallel.")

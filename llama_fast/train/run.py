@@ -1,8 +1,8 @@
-"""A training run that can be killed at any moment and goes on as if it had not been.
+"""A training run that can be killed at any moment and resumed with identical results.
 
-Everything the next step depends on is in a checkpoint: weights, moments, the place in the data,
-torch's random numbers, the step. A run of 2N steps, and one of N, killed, continued for N more, end
-with the same bits on a CPU.
+A checkpoint has everything that the next step depends on: weights, moments, the position in the
+data, torch's random state, the step. On a CPU, a run of 2N steps and a run that is killed after N
+steps and resumed for N more end with bitwise identical weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from llama_fast._device import device_of
 from llama_fast._lock import hold
 from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.data import Batch, PackedLoader, TokenShards
-from llama_fast.data.loader import IGNORE
 from llama_fast.models import LLaMA, LlamaConfig
 from llama_fast.models.checkpoints.training import Checkpoint, recorded_shape
 from llama_fast.train.activation_checkpointing import checkpoint_activations
@@ -31,42 +30,57 @@ from llama_fast.train.build import make_model, make_optimizer, new_shape
 from llama_fast.train.checkpoints import CheckpointManager
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import attention_pairs
-from llama_fast.train.metrics import StepMetrics
+from llama_fast.train.metrics import StepMetrics, read_scalars
 from llama_fast.train.out_of_memory import explain
-from llama_fast.train.parallel import ParallelContext, clip_gradients
+from llama_fast.train.parallel import ParallelContext, clip_gradients, gradient_norm
 from llama_fast.train.resume import check_same
 from llama_fast.train.run_logger import RunLogger
 
 
-class TrainingRun:
-    """A model, its data and its optimizer, in the state of the newest checkpoint if there is one.
-
-    Args:
-        config: what to do.
-        log: called with a line of text at a time.
+class StepTotals(NamedTuple):
+    """What the micro-batches of an optimizer step add up to.
 
     Attributes:
-        step: steps done.
-        model, optimizer, loader, average: average is the weights' moving average, or None.
+        loss: 0-dim float64 on the device, this process's part of the mean loss in nats per target.
+        tokens, targets, pairs: tokens, targets, and pairs of a query and a key that it attends to,
+            of all processes.
+    """
+
+    loss: Tensor
+    tokens: int
+    targets: int
+    pairs: int
+
+
+class TrainingRun:
+    """A model, its optimizer and its data; in the state of the newest checkpoint if there is one.
+
+    Args:
+        config: of the run.
+        log: called with each line of output; on rank 0 only.
+
+    Attributes:
+        step: number of steps done.
+        model, optimizer, loader: of the run.
+        average: exponential moving average of the weights by name, or None.
 
     Raises:
-        FileNotFoundError, DataError: the data is not there, or damaged.
-        CheckpointError: there are checkpoints and all are damaged.
-        OSError: another process has a run in the folder.
-        ValueError: the folder has a run of another configuration.
-        MemoryError: the model and its optimizer do not fit; says which settings would help.
+        FileNotFoundError, DataError: the data does not exist, or is damaged.
+        CheckpointError: there are checkpoints, and all are damaged.
+        OSError: another process is training in the folder.
+        ValueError: the folder has a run with another configuration.
+        MemoryError: model and optimizer do not fit; the message names settings that would help.
 
     Example:
         >>> TrainingRun(TrainConfig(out="run", steps=100, data=DataOptions(train="shards"))).train()
     """
 
     def __init__(self, config: TrainConfig, log: Callable[[str], object] = print) -> None:
-        self.config, self.log, self.step = config, log, 0
+        self.config, self.step = config, 0
         self.device = device_of(config.device)
         self.parallel = ParallelContext(config.parallel, self.device)
-        if self.parallel.rank != 0:  # one voice is enough
-            self.log = log = _silent
-        if self.parallel.ranks > 1 and config.precision == "float16":
+        self.log = log = log if self.parallel.rank == 0 else _discard
+        if self.parallel.world_size > 1 and config.precision == "float16":
             raise ValueError("precision: expected float32 or bfloat16 on several processes")
         torch.manual_seed(config.seed)
         verify = config.data.verify and self.parallel.rank == 0
@@ -80,7 +94,7 @@ class TrainingRun:
                 f"tokens, got {self.valid.vocab_size}"
             )
         self.lr_schedule = config.lr_schedule()
-        if self.valid is not None:  # too little of it is said now, rather than after hours
+        if self.valid is not None:  # raises now, not at the first validation, if it is too small
             self._loader(self.valid, shuffle=False)
         self.loader = self._loader(self.shards, shuffle=True)
         shape = new_shape(config, self.shards.vocab_size)
@@ -88,30 +102,30 @@ class TrainingRun:
         self.checkpoints = CheckpointManager(
             out / "checkpoints", keep_last=config.keep_last, log=log
         )
-        self.checkpoints.by_first_rank(lambda: hold(out))
-        found = self.checkpoints.latest()
-        if found is not None:
-            shape = recorded_shape(found)
-            check_same(found, config, self.parallel.ranks, log)
+        self.checkpoints.on_first_rank(lambda: hold(out))
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is not None:
+            shape = recorded_shape(checkpoint)
+            check_same(checkpoint, config, self.parallel.world_size, log)
         try:
-            self._build(shape, found)
+            self._build(shape, checkpoint)
         except (RuntimeError, OSError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise MemoryError(explain(error, config, shape, step=None)) from error
 
-    def _build(self, shape: LlamaConfig | None, found: Checkpoint | None) -> None:
-        """Make all that takes memory: new, or as it is in a checkpoint."""
+    def _build(self, shape: LlamaConfig | None, checkpoint: Checkpoint | None) -> None:
+        """Create the model and all that belongs to it, and load the checkpoint."""
         config = self.config
 
         def make() -> LLaMA:
-            if found is None or shape is None:
+            if checkpoint is None or shape is None:
                 return make_model(config, self.shards.vocab_size)
-            return LLaMA(shape)  # the checkpoint has its weights: init_from is not read again
+            return LLaMA(shape)  # the checkpoint has the weights: init_from is not read again
 
-        self.model = self.parallel.spread(make)
+        self.model = self.parallel.parallelize(make)
         checkpoint_activations(self.model, config.activation_checkpointing)
-        if self.parallel.data_rank > 0:  # other rows, other dropout
+        if self.parallel.data_rank > 0:  # dropout differs between ranks with different data
             torch.manual_seed(config.seed + self.parallel.data_rank * 0x9E3779B9)
         self.optimizer = make_optimizer(self.model, config)
         self.average = None
@@ -121,15 +135,16 @@ class TrainingRun:
             self.device.type, enabled=config.precision == "float16", init_scale=2.0**10
         )
         self._loss = self._loss_function()
-        if found is not None:
-            self._restore(found)
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
     def _loss_function(self) -> Callable[..., Tensor]:
-        if self.config.compile and self.parallel.ranks > 1:
-            for block in self.model.layers:  # between the hooks of FSDP
+        is_distributed = self.parallel.world_size > 1
+        if self.config.compile and is_distributed:
+            for block in self.model.layers:  # one at a time, between the hooks of FSDP
                 block.compile()
         loss = self.parallel.loss_function(self.model)
-        return torch.compile(loss) if self.config.compile and self.parallel.ranks == 1 else loss
+        return torch.compile(loss) if self.config.compile and not is_distributed else loss
 
     def _loader(self, shards: TokenShards, shuffle: bool) -> PackedLoader:
         data = self.config.data
@@ -140,126 +155,147 @@ class TrainingRun:
             seed=self.config.seed,
             num_workers=data.num_workers if shuffle else 0,
             rank=self.parallel.data_rank,
-            world_size=self.parallel.data_ranks,
+            world_size=self.parallel.data_world_size,
             shuffle=shuffle,
         )
 
     def train(self, score_benchmarks: BenchmarkScorer | None = None) -> StepMetrics | None:
-        """Go on to the last step; returns what that was, None if there was none left to do.
+        """Train up to the last step.
 
         Args:
-            score_benchmarks: scores the model on the configuration's `benchmarks`, every
-                `eval_every` steps and after the last one; ``llama-fast train`` takes that of
+            score_benchmarks: scores the model on the benchmarks of the configuration; called every
+                `eval_every` steps and after the last one. ``llama-fast train`` passes the scorer of
                 :mod:`llama_fast.eval`.
 
+        Returns:
+            The metrics of the last step; None if the run was complete already.
+
         Raises:
-            ValueError: `benchmarks` in the configuration, and nothing to score them.
-            FloatingPointError: a loss or gradient is no finite number, and `on_nan` is "stop". The
-                newest checkpoint is from before it.
-            CheckpointError: a checkpoint could not be written. It is raised in the next step; the
-                state after that step is written first, if there is room again.
-            MemoryError: a step did not fit; says which settings would help.
+            ValueError: the configuration has `benchmarks`, but `score_benchmarks` is None.
+            FloatingPointError: the loss or the gradient norm is not finite, and `on_nan` is "stop".
+                The newest checkpoint is from before that step.
+            CheckpointError: a checkpoint could not be written. Raised after the next step, whose
+                state is saved first if there is space again.
+            MemoryError: a step did not fit; the message names settings that would help.
         """
-        config, last = self.config, None
+        config, metrics = self.config, None
         if config.benchmarks and score_benchmarks is None:
             raise ValueError("score_benchmarks: expected a scorer of config.benchmarks, got None")
         if self.step >= config.steps:
             self.log(f"step {self.step}: the run is complete")
             return None
+        scorer = score_benchmarks if config.benchmarks else None
         self.model.train()
+        logger = RunLogger(
+            config, self.model.config, self.shards, self.valid, self.parallel, self.step, self.log
+        )
         try:
-            with RunLogger(self, score_benchmarks) as watch:
+            with logger:
                 while self.step < config.steps:
-                    last = watch.measure(self._train_step)
-                    due = self.step == config.steps
-                    if self.valid is not None and (due or self.step % config.valid_every == 0):
-                        last = dataclasses.replace(last, valid_loss=self.validate())
-                    last = watch.add(last)
-                    if due or self.step % config.checkpoint_every == 0 or self._save_failed():
-                        watch.flush()
+                    metrics = logger.measure(self._train_step)
+                    is_last = self.step == config.steps
+                    if self.valid is not None and (is_last or self.step % config.valid_every == 0):
+                        metrics = dataclasses.replace(metrics, valid_loss=self.validate())
+                    if scorer is not None and (is_last or self.step % config.eval_every == 0):
+                        model = self.parallel.full_model(self.model)
+                        if model is not None:
+                            logger.add_scores(scorer(model, self.step))
+                    metrics = logger.add(metrics)
+                    is_due = is_last or self.step % config.checkpoint_every == 0
+                    if is_due or self._save_failed():
+                        logger.flush()
                         self.save()
         finally:
             self.checkpoints.wait()
-        return last
+        return metrics
 
     def _train_step(self) -> StepMetrics:
-        begin = time.perf_counter()
-        total, tokens, targets, pairs = self.make_gradients()
-        lr = self.config.optimizer.lr * self.lr_schedule(self.step)
+        start, config = time.perf_counter(), self.config.optimizer
+        totals = self.accumulate_gradients()
+        lr = config.lr * self.lr_schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        max_norm = self.config.optimizer.max_grad_norm
-        norm = clip_gradients(
-            list(self.model.parameters()), math.inf if max_norm is None else max_norm
-        )
-        # In float16 a gradient that overflows is expected now and then: the scaler leaves the step
-        # out and scales less.
-        if math.isfinite(total) and (math.isfinite(norm) or self.scaler.is_enabled()):
+        weights = list(self.model.parameters())
+        norm = gradient_norm(weights)
+        # The one time in a step that the host waits for the device.
+        local_loss, grad_norm = read_scalars(totals.loss, norm)
+        loss = self.mean_loss(local_loss)
+        if config.max_grad_norm is not None and not grad_norm <= config.max_grad_norm - 1e-5:
+            clip_gradients(weights, config.max_grad_norm, norm)
+        # In float16 an overflow of the gradient is expected now and then: the scaler skips the step
+        # and lowers its scale.
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             self.scaler.step(self.optimizer)
         else:
-            self._not_finite(total, norm)
+            self._not_finite(loss, grad_norm)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_average()
         self.step += 1
-        seconds = time.perf_counter() - begin
-        return StepMetrics(self.step, tokens, targets, total, norm, lr, seconds, pairs=pairs)
+        seconds = time.perf_counter() - start
+        return StepMetrics(self.step, totals.tokens, totals.targets, loss, grad_norm, lr, seconds,
+                           pairs=totals.pairs)  # fmt: skip
 
-    def make_gradients(self) -> tuple[float, int, int, int]:
-        """Of the next step's loss, in the weights' `grad`, times the scaler's factor.
+    def accumulate_gradients(self) -> StepTotals:
+        """Run the micro-batches of the next step; their gradients add up in the weights' `grad`.
 
-        Returns:
-            loss, tokens, targets, and pairs of a query and a key it sees; of all processes.
+        The gradients are those of the mean loss, times the scaler's factor. The host does not wait
+        for the device.
         """
         count = self.config.optimizer.gradient_accumulation_steps
         batches = [next(self.loader) for _ in range(count)]
-        # Divided by all targets of the step: the mean does not depend on how they are split up.
-        tokens, targets, pairs = self._of_all_rows(
+        tokens, targets, pairs = self._sum_over_data(
             sum(batch.tokens.shape[1] for batch in batches),
-            sum(int((batch.targets != IGNORE).sum()) for batch in batches),
+            sum(batch.num_targets for batch in batches),
             sum(attention_pairs(batch.cu_seqlens) for batch in batches),
         )
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
-            with self.parallel.micro_batch(last=batch is batches[-1]):
-                loss = self._loss_of(batch, z_loss=self.config.optimizer.z_loss) / max(1, targets)
-                # The processes' gradients are averaged, and their sum is wanted.
+            with self.parallel.micro_batch(is_last=batch is batches[-1]):
+                # Divided by the targets of the whole step: the result does not depend on how they
+                # are split into micro-batches.
+                loss = self._sum_of_losses(batch, z_loss=self.config.optimizer.z_loss)
+                loss = loss / max(1, targets)
+                # The engines average the gradients over processes; their sum is needed.
                 self.scaler.scale(loss * self.parallel.averaged).backward()
-            total += loss.item()
-        total = self.parallel.sum(total)[0] / self.config.parallel.tensor
-        return total, tokens, targets, pairs
+            total += loss.detach()
+        return StepTotals(total, tokens, targets, pairs)
 
-    def _of_all_rows(self, *numbers: int) -> list[int]:
-        """Sums over the processes that have rows of their own."""
-        inner = self.parallel.ranks // self.parallel.data_ranks
-        return [round(total) // inner for total in self.parallel.sum(*numbers)]
+    def mean_loss(self, local: float) -> float:
+        """The mean loss of a step, from this process's :attr:`StepTotals.loss`."""
+        return self.parallel.sum(local)[0] / self.config.parallel.tensor
 
-    def _loss_of(self, batch: Batch, **options: Any) -> Tensor:
-        """Sum over the targets of a batch."""
+    def _sum_over_data(self, *counts: int) -> list[int]:
+        """Sums over the data-parallel ranks."""
+        copies = self.parallel.world_size // self.parallel.data_world_size
+        return [round(total) // copies for total in self.parallel.sum(*counts)]
+
+    def _sum_of_losses(self, batch: Batch, **options: Any) -> Tensor:
+        """Sum of the losses over the targets of a batch."""
         tokens, targets, offsets = (t.to(self.device, non_blocking=True) for t in batch)
-        with self._precision():
+        with self._autocast():
             loss: Tensor = self._loss(
                 tokens, targets, cu_seqlens=offsets, reduction="sum", **options
             )
         return loss
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "float32":
             return contextlib.nullcontext()
-        # Each weight is used once: to keep its copy for a second use would only take memory, with
-        # FSDP that of the whole model on each process.
+        # Each weight is used once, so caching its cast would only take memory; with FSDP, that of
+        # the whole model on each process.
         dtype = getattr(torch, self.config.precision)
         return torch.autocast(self.device.type, dtype, cache_enabled=False)
 
     def _not_finite(self, loss: float, norm: float) -> None:
         what = f"loss {loss}, gradient norm {norm} in step {self.step + 1}"
         if self.config.on_nan == "skip":
-            self.log(f"{what}: step left out")
+            self.log(f"{what}: step skipped")
             return
         raise FloatingPointError(
-            f"{what}: expected finite numbers; checkpoints are from before it (--on_nan skip "
-            "leaves such steps out; a lower learning rate may avoid them)"
+            f"{what}: expected finite numbers; the checkpoints are from before it (--on_nan skip "
+            "skips such steps; a lower learning rate may avoid them)"
         )
 
     @torch.no_grad()
@@ -271,43 +307,47 @@ class TrainingRun:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss in nats per token over the first `valid_batches` of the validation data."""
+        """Mean loss in nats per target over the first `valid_batches` of the validation data.
+
+        Raises:
+            ValueError: the run has no validation data.
+        """
         if self.valid is None:
             raise ValueError("data.valid: expected a folder with shards, got None")
-        loader, total, targets = self._loader(self.valid, shuffle=False), 0.0, 0
+        loader, targets = self._loader(self.valid, shuffle=False), 0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        max_sequences = self.config.valid_batches * self.config.data.micro_batch_size
         self.model.eval()
         try:
-            max_sequences = self.config.valid_batches * self.config.data.micro_batch_size
             while (
                 loader.position.epoch == 0
                 and loader.batches_left()
                 and loader.position.sequence < max_sequences
             ):
                 batch = next(loader)
-                total += self._loss_of(batch).item()
-                targets += int((batch.targets != IGNORE).sum())
+                total += self._sum_of_losses(batch)
+                targets += batch.num_targets
         finally:
             self.model.train()
-            self.parallel.after_forward_alone(self.model)
-        total = self.parallel.sum(total)[0] / self.config.parallel.tensor
-        return total / max(1, *self._of_all_rows(targets))
+            self.parallel.reshard(self.model)
+        return self.mean_loss(total.item()) / max(1, *self._sum_over_data(targets))
 
     def _save_failed(self) -> bool:
-        """Whether the save in the background has failed; on every process the same."""
+        """Whether the save in the background has failed; the same on every process."""
         if not self.checkpoints.pending:
             return False
-        is_writing = self.checkpoints.is_writing  # first: what fails in between is seen next time
+        is_writing = self.checkpoints.is_writing  # first: a failure in between is seen next time
         writing, failed = self.parallel.sum(is_writing, self.checkpoints.has_failed)
         if not writing and not failed:
-            self.checkpoints.wait()  # not at all: then no process asks again until the next save
+            self.checkpoints.wait()  # returns at once; nothing is pending until the next save
         return not writing and failed > 0
 
     def save(self) -> None:
         """Write a checkpoint in the background.
 
         Raises:
-            CheckpointError: the one before could not be written. This one was, if that was possible
-                again, before this is raised.
+            CheckpointError: the previous one could not be written. This one was written first, if
+                that was possible.
         """
         state = {
             "step": self.step,
@@ -315,13 +355,13 @@ class TrainingRun:
             "model": dataclasses.asdict(self.model.config),
             "loader": self.loader.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ranks": self.parallel.ranks,
+            "world_size": self.parallel.world_size,
             "device": self.device.type,
         }
         self.checkpoints.save(self.step, dict(self._tensors()), state, asynchronous=True)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor the next step depends on, by name; to be saved, or to be filled."""
+        """Every tensor that the next step depends on, by name."""
         for name, weight in self.model.named_parameters():
             yield f"model.{name}", weight
             state = self.optimizer.state[weight]
@@ -338,22 +378,22 @@ class TrainingRun:
         if self.device.type == "cuda":
             yield f"random.cuda.{rank}", torch.cuda.get_rng_state(self.device)
 
-    def _restore(self, found: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state, rank = checkpoint.state, self.parallel.rank
         tensors = {name: tensor.detach() for name, tensor in self._tensors()}
         random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
-        if self.parallel.rank < found.state["ranks"]:  # else drawn anew: there are more processes
-            saved = ("random.cpu.", f"random.{found.state['device']}.")  # of another device as well
+        if rank < state["world_size"]:  # a rank that was not there keeps its new random state
+            saved = ("random.cpu.", f"random.{state['device']}.")  # it may be another device now
             tensors.update({name: t for name, t in random.items() if name.startswith(saved)})
-        self.checkpoints.load(found, tensors)
-        rank = self.parallel.rank
+        self.checkpoints.load(checkpoint, tensors)
         torch.set_rng_state(random[f"random.cpu.{rank}"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(random[f"random.cuda.{rank}"], self.device)
-        self.loader.load_state_dict(found.state["loader"])
-        self.scaler.load_state_dict(found.state["scaler"])
-        self.step = found.step
-        self.log(f"step {self.step}: going on from {found.path}")
+        self.loader.load_state_dict(state["loader"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = checkpoint.step
+        self.log(f"step {self.step}: resuming from {checkpoint.path}")
 
 
-def _silent(line: str) -> None:
-    pass
+def _discard(line: str) -> None:
+    """Log nothing."""

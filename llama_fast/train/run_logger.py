@@ -1,87 +1,100 @@
-"""Everything that a person sees of a run; the run itself only calls this."""
+"""Measures the steps of a run and writes everything that a user sees of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 
 from llama_fast._format import duration
 from llama_fast._memory import peak_rss
 from llama_fast._out_of_memory import is_out_of_memory
+from llama_fast.data import TokenShards
+from llama_fast.models import LlamaConfig
 from llama_fast.models.checkpoints.training import CheckpointError
 from llama_fast.train import out_of_memory, progress, record
-from llama_fast.train.benchmarks import BenchmarkScore, BenchmarkScorer
+from llama_fast.train.benchmarks import BenchmarkScore
+from llama_fast.train.config import TrainConfig
 from llama_fast.train.energy import find_meter
 from llama_fast.train.flops import peak_flops, training_flops
 from llama_fast.train.metrics import MetricsFile, StepMetrics
+from llama_fast.train.parallel import ParallelContext
 from llama_fast.train.profiling import Profiler
 from llama_fast.train.trackers import TensorBoard, Tracker, WandbOrTrackio, scalars
 
-if TYPE_CHECKING:
-    from llama_fast.train.run import TrainingRun
+MAX_EXPONENT = 709  # e to a higher power overflows a float64
 
 
 class RunLogger:
-    """Measures the steps of a run, writes them down, and shows them.
+    """Measures steps, logs them, and writes metrics, curves, the record of the run and a trace.
 
-    With `torch.distributed` every rank has one; only rank 0 writes and shows. An error that says
-    that memory is used up becomes a MemoryError that says what would help.
+    With `torch.distributed` every rank has one; only rank 0 writes. An out-of-memory error within
+    the context becomes a MemoryError that names settings that would help.
 
     Args:
-        run: ready for its next step.
-        score_benchmarks: called every `eval_every` steps and after the last one.
+        config: of the run.
+        model: architecture of the model.
+        shards, valid: training and validation data.
+        parallel: of this process.
+        step: number of steps done.
+        log: called with each line of output.
 
     Raises:
-        ImportError: TensorBoard or what `report_to` names is not installed.
+        ImportError: TensorBoard or the tracker in `report_to` is not installed.
 
     Example:
-        >>> with RunLogger(run) as watch:
-        ...     watch.add(watch.measure(run._train_step))
+        >>> with RunLogger(config, model.config, shards, None, parallel, 0, print) as logger:
+        ...     logger.add(logger.measure(train_step))
     """
 
-    def __init__(self, run: TrainingRun, score_benchmarks: BenchmarkScorer | None = None) -> None:
-        self.run, self.config, self.folder = run, run.config, Path(run.config.out)
-        self._is_first = run.parallel.rank == 0
-        self._model = run.model.config
-        self._score_benchmarks = score_benchmarks
-        self._peak = peak_flops(run.device, self.config.precision)
-        self._meter = find_meter(run.device)
-        self._pace = progress.ThroughputMeter(self.config.steps)
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: LlamaConfig,
+        shards: TokenShards,
+        valid: TokenShards | None,
+        parallel: ParallelContext,
+        step: int,
+        log: Callable[[str], object],
+    ) -> None:
+        self._config, self._model, self._parallel = config, model, parallel
+        self._device, self._step, self._log = parallel.device, step, log
+        self._peak = peak_flops(self._device, config.precision)
+        self._meter = find_meter(self._device)
+        self._throughput = progress.ThroughputMeter(config.steps)
         self._trackers: list[Tracker] = []
-        self._bar: progress.ProgressDisplay | None = None
+        self._display: progress.ProgressDisplay | None = None
         self._profiler: Profiler | None = None
         self._metrics: MetricsFile | None = None
-        if self._is_first:
-            self._begin()
+        self._scores: MetricsFile | None = None
+        if parallel.rank == 0:
+            self._open(shards, valid)
 
-    def _begin(self) -> None:
-        run, config = self.run, self.config
-        self._metrics = MetricsFile(self.folder / "metrics.csv", keep_steps=run.step)
-        self._trackers.append(TensorBoard(self.folder / "tensorboard", run.step))
-        start = record.entry(config, run.shards, run.valid, run.step)
-        run_id = record.add_entry(self.folder, start)
+    def _open(self, shards: TokenShards, valid: TokenShards | None) -> None:
+        """Open the files and trackers that rank 0 writes."""
+        config, folder = self._config, Path(self._config.out)
+        self._metrics = MetricsFile(folder / "metrics.csv", keep_steps=self._step)
+        self._trackers.append(TensorBoard(folder / "tensorboard", self._step))
+        run_id = record.add_entry(folder, record.entry(config, shards, valid, self._step))
         if config.report_to != "none":
-            shown = dataclasses.asdict(config)
-            self._trackers.append(WandbOrTrackio(config.report_to, self.folder, run_id, shown))
-        if self._score_benchmarks is not None:
-            path = self.folder / "benchmarks.csv"
-            self._scores = MetricsFile(path, run.step, BenchmarkScore)
-        run.log(
-            f"{self._model.num_parameters() / 1e6:.1f} M weights on {run.device.type}; MFU: share "
-            f"of {self._peak}; energy: "
+            settings = dataclasses.asdict(config)
+            self._trackers.append(WandbOrTrackio(config.report_to, folder, run_id, settings))
+        if config.benchmarks:
+            self._scores = MetricsFile(folder / "benchmarks.csv", self._step, BenchmarkScore)
+        self._log(
+            f"{self._model.num_parameters() / 1e6:.1f} M weights on {self._device.type}; MFU: "
+            f"share of {self._peak}; energy: "
             f"{'not measurable' if self._meter is None else self._meter.source}"
         )
         if config.profile_steps:
-            cuda = run.device.type == "cuda"
-            self._profiler = Profiler(self.folder, config.profile_steps, cuda, run.log)
-        self._bar = progress.progress_display(config.steps, run.step)
+            is_cuda = self._device.type == "cuda"
+            self._profiler = Profiler(folder, config.profile_steps, is_cuda, self._log)
+        self._display = progress.progress_display(config.steps, self._step)
 
     def __enter__(self) -> RunLogger:
         return self
@@ -92,80 +105,73 @@ class RunLogger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        text = None
-        # Of a checkpoint that could not be written, the error names it and says why.
-        of_step = None if isinstance(error, CheckpointError) else error
-        if of_step is not None and is_out_of_memory(of_step):
-            text = out_of_memory.explain(of_step, self.config, self._model, self.run.step)
-            # The failed step's tensors hang on its frames: what follows may need the memory.
+        advice = None
+        # A CheckpointError names the checkpoint and the reason already.
+        if not isinstance(error, CheckpointError) and is_out_of_memory(error):
+            assert error is not None
+            advice = out_of_memory.explain(error, self._config, self._model, self._step)
+            # The frames hold the failed step's tensors; what follows may need the memory.
             traceback.clear_frames(trace)
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._bar is not None:
-            self._bar.close()
-        if self._profiler is not None:
-            self._profiler.close()
-        for tracker in self._trackers:
-            tracker.close()
-        if self._score_benchmarks is not None and self._is_first:
-            self._scores.close()
-        if text is not None:
-            raise MemoryError(text) from error
+        for part in (self._metrics, self._display, self._profiler, *self._trackers, self._scores):
+            if part is not None:
+                part.close()
+        if advice is not None:
+            raise MemoryError(advice) from error
 
-    def measure(self, take_step: Callable[[], StepMetrics]) -> StepMetrics:
-        """Take a step; returns it with memory (this process's), MFU and energy (of all)."""
+    def measure(self, train_step: Callable[[], StepMetrics]) -> StepMetrics:
+        """Run a step; returns its metrics with memory, MFU and energy added.
+
+        Memory is that of this process, MFU and energy are those of all.
+        """
         before = math.nan if self._meter is None else self._meter.joules()
-        step = take_step()
+        metrics = train_step()
+        self._step = metrics.step
         joules = -before if self._meter is None else self._meter.joules() - before
-        joules = self.run.parallel.sum_over_meters(joules, self.run.device)
-        flops = training_flops(self._model, step.tokens, step.targets, step.pairs)
-        cuda = self.run.device.type == "cuda"
+        joules = self._parallel.sum_joules(joules)
+        flops = training_flops(self._model, metrics.tokens, metrics.targets, metrics.pairs)
+        is_cuda = self._device.type == "cuda"
         return dataclasses.replace(
-            step,
-            memory=torch.cuda.max_memory_allocated(self.run.device) if cuda else peak_rss(),
-            mfu=flops / step.seconds / (self._peak.flops * self.run.parallel.ranks),
+            metrics,
+            memory=torch.cuda.max_memory_allocated(self._device) if is_cuda else peak_rss(),
+            mfu=flops / metrics.seconds / (self._peak.flops * self._parallel.world_size),
             joules=None if math.isnan(joules) else joules,
         )
 
-    def add(self, step: StepMetrics) -> StepMetrics:
-        """Write a measured step down, and score the benchmarks if it is time; returns its row."""
-        due = step.step == self.config.steps
-        if step.valid_loss is not None:
-            # A loss above 709 nats has no perplexity that a float could hold.
-            huge = step.valid_loss > 709
-            step = dataclasses.replace(
-                step, perplexity=math.inf if huge else math.exp(step.valid_loss)
-            )
-        if self._score_benchmarks is not None and (due or step.step % self.config.eval_every == 0):
-            self._add_scores(self._score_benchmarks, step.step)
+    def add(self, metrics: StepMetrics) -> StepMetrics:
+        """Write the metrics of a step; returns them with the perplexity added."""
+        step, config = metrics.step, self._config
+        if metrics.valid_loss is not None:
+            overflows = metrics.valid_loss > MAX_EXPONENT
+            perplexity = math.inf if overflows else math.exp(metrics.valid_loss)
+            metrics = dataclasses.replace(metrics, perplexity=perplexity)
         if self._metrics is None:
-            return step
-        self._metrics.add(step)
+            return metrics
+        self._metrics.add(metrics)
         for tracker in self._trackers:
-            tracker.log(scalars(step), step.step)
-        self._pace.add(step)
-        if due or step.step % self.config.log_every == 0 or step.valid_loss is not None:
-            left = f", {duration(self._pace.seconds_left)} left" if not due else ""
-            self.run.log(f"step {step.step}/{self.config.steps}: {step}{left}")
-        if self._bar is not None:
-            self._bar.update(step, self._pace)
+            tracker.log(scalars(metrics), step)
+        self._throughput.add(metrics)
+        is_last = step == config.steps
+        if is_last or step % config.log_every == 0 or metrics.valid_loss is not None:
+            left = "" if is_last else f", {duration(self._throughput.seconds_left)} left"
+            self._log(f"step {step}/{config.steps}: {metrics}{left}")
+        if self._display is not None:
+            self._display.update(metrics, self._throughput)
         if self._profiler is not None:
             self._profiler.step()
-        return step
+        return metrics
 
-    def _add_scores(self, score_benchmarks: BenchmarkScorer, step: int) -> None:
-        model = self.run.parallel.whole(self.run.model)
-        if model is None:
+    def add_scores(self, scores: Sequence[BenchmarkScore]) -> None:
+        """Write the scores of the benchmarks after a step; on rank 0 only."""
+        if self._scores is None:
             return
-        rows = score_benchmarks(model, step)
-        for row in rows:
-            self._scores.add(row)
-            self.run.log(f"step {step}/{self.config.steps}: {row}")
-        found = {f"benchmarks/{row.benchmark}": row.accuracy for row in rows}
+        for score in scores:
+            self._scores.add(score)
+            self._log(f"step {score.step}/{self._config.steps}: {score}")
+        accuracies = {f"benchmarks/{score.benchmark}": score.accuracy for score in scores}
         for tracker in self._trackers:
-            tracker.log(found, step)
+            tracker.log(accuracies, self._step)
 
     def flush(self) -> None:
-        """Before a checkpoint: no curve has a hole where a run goes on from it."""
+        """Flush the trackers, before a checkpoint: a resumed run leaves no gap in the curves."""
         for tracker in self._trackers:
             tracker.flush()

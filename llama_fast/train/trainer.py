@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llama_fast.train.metrics import read_scalars
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -106,7 +108,7 @@ class Trainer:
         for step, (tokens, targets) in enumerate(dataloader, first_step):
             tokens, targets = tokens.to(device), targets.to(device)
             loss = self._loss(tokens, targets)
-            value = loss.item()
+            value, counted = read_scalars(loss, (targets != -100).sum())
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"loss: expected a finite number, got {value} at step {step}"
@@ -116,10 +118,9 @@ class Trainer:
             if self.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
             self.optimizer.step()
-            counted = int((targets != -100).sum())
             losses.append(value)
             total += value * counted
-            tokens_seen += counted
+            tokens_seen += int(counted)
             if self.on_step is not None:
                 self.on_step(step, value)
         if not losses:

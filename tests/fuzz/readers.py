@@ -251,7 +251,7 @@ def _run() -> dict[str, bytes]:
         "model": dataclasses.asdict(model.config),
         "loader": {"epoch": 0, "row": 0},
         "scaler": {},
-        "ranks": 1,
+        "world_size": 1,
         "device": "cpu",
     }
     weights = {f"model.{name}": p.detach() for name, p in model.named_parameters()}

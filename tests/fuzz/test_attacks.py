@@ -367,7 +367,7 @@ def test_json_of_others_is_read_by_one_function() -> None:
 
 def test_a_run_folder_of_wrong_types(tmp_path: Path) -> None:
     state = json.loads(readers._run()["state.json"])
-    for name, value in (("model", []), ("config", 3), ("ranks", "1"), ("device", None)):
+    for name, value in (("model", []), ("config", 3), ("world_size", "1"), ("device", None)):
         folder = tmp_path / name
         content = json.dumps({**state, name: value}).encode()
         with pytest.raises(OSError, match=rf"state\.json: expected \w+ for '{name}"):

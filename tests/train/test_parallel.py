@@ -77,7 +77,7 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def gradients(run: TrainingRun) -> tuple[float, dict[str, Tensor]]:
-    loss = run.make_gradients()[0]
+    loss = run.mean_loss(run.accumulate_gradients().loss.item())
     found = {n: full(p.grad).clone() for n, p in run.model.named_parameters() if p.grad is not None}
     run.optimizer.zero_grad()
     return loss, found
@@ -170,14 +170,14 @@ def goes_on_rank(rank: int, folder: Path, questions: str) -> None:
 
 
 def stop_in_step(run: TrainingRun, number: int) -> None:
-    make_gradients = run.make_gradients
+    accumulate = run.accumulate_gradients
 
     def stopped() -> tuple[float, int, int, int]:
         if run.step == number - 1:
             raise KeyboardInterrupt
-        return make_gradients()
+        return accumulate()
 
-    run.make_gradients = stopped  # type: ignore[method-assign]
+    run.accumulate_gradients = stopped  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         run.train(benchmark_scorer(run))
 

@@ -175,7 +175,7 @@ def test_a_bad_step_is_left_out_if_asked(
     monkeypatch.setattr(run, "_loss", bad)
     run._train_step()
     assert torch.equal(weights(run), before)
-    assert said == ["loss nan, gradient norm nan in step 1: step left out"]
+    assert said == ["loss nan, gradient norm nan in step 1: step skipped"]
     monkeypatch.setattr(run, "_loss", loss)
     run.train()
     assert run.step == 6 and bool(weights(run).isfinite().all())

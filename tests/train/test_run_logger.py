@@ -229,11 +229,14 @@ def test_what_a_person_sees_costs_less_than_a_twentieth(tmp_path: Path, shards: 
     run = TrainingRun(config, log=lambda line: None)
     run.model.train()
     bare, around = [], []
-    with RunLogger(run) as watch:
+    logger = RunLogger(
+        config, run.model.config, run.shards, None, run.parallel, 0, lambda line: None
+    )
+    with logger:
         while run.step < config.steps - 1:
             begin = time.perf_counter()
-            step = watch.measure(run._train_step)
-            watch.add(step)
+            step = logger.measure(run._train_step)
+            logger.add(step)
             around.append(time.perf_counter() - begin - step.seconds)
             bare.append(step.seconds)
     assert median(around) < 0.05 * median(bare)

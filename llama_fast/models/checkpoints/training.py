@@ -215,7 +215,13 @@ def recorded_shape(found: Checkpoint) -> LlamaConfig:
 
 def check_state(found: Checkpoint) -> None:
     """CheckpointError unless a checkpoint's state has the parts of a run, each of its type."""
-    state: dict[str, Any] = {"loader": {}, "scaler": {}, "ranks": 1, "device": "cpu", **found.state}
+    state: dict[str, Any] = {
+        "loader": {},
+        "scaler": {},
+        "world_size": 1,
+        "device": "cpu",
+        **found.state,
+    }
     for name, kind in _STATE.items():
         value: Any = state
         for part in name.split("."):
@@ -235,6 +241,6 @@ _STATE: dict[str, type] = {
     "config.optimizer": dict,
     "loader": dict,
     "scaler": dict,
-    "ranks": int,
+    "world_size": int,
     "device": str,
 }
