@@ -40,6 +40,21 @@ def test_a_bare_import_brings_the_ops_alone() -> None:
     assert out.split("\n")[:3] == ["[]", "True", "False"]
 
 
+def test_a_bare_import_needs_little_beyond_torch() -> None:
+    """Of torch's own parts only those that `import torch` loads: torch._dynamo takes as long."""
+    out = run(
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import llama_fast\n"
+        "more = [name for name in sys.modules if name not in before]\n"
+        "print(*(name for name in more if name.split('.')[0] not in ('llama_fast', 'torch')))\n"
+        "print(*(name for name in more if name.startswith('torch._dynamo')))\n"
+    )
+    others, dynamo = out.split("\n")[:2]
+    assert not {"numpy", "triton", "transformers", "rich", "gguf"} & set(others.split())
+    assert not dynamo
+
+
 @pytest.mark.parametrize("name", ["data", "eval", "info", "ops", "tokenizers", "train.config"])
 def test_subpackages_need_no_import_of_their_own(name: str) -> None:
     run(f"import llama_fast\nllama_fast.{name.split('.')[0]}\nimport llama_fast.{name}\n")

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import torch
 
 from llama_fast._torch_internals import hides_values, is_wrapped
-from llama_fast.ops._subclasses import CausalBias
+from llama_fast.ops._subclasses import is_causal_bias
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,7 +22,7 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Whether this is a tensor with values; torch's `CausalBias` is a tensor without."""
     if type(value) is torch.Tensor:
         return True
-    return isinstance(value, torch.Tensor) and not isinstance(value, CausalBias)
+    return isinstance(value, torch.Tensor) and not is_causal_bias(value)
 
 
 def check_float(name: str, value: object) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
 
 import torch
-from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import handle_torch_function
 
 from llama_fast._torch_internals import has_torch_function
+
+if TYPE_CHECKING:
+    from torch.nn.attention.bias import CausalBias
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -48,8 +50,8 @@ def _overrides(value: object) -> bool:
     own = getattr(type(value), "__torch_function__", None)
     return (
         own is not None
-        and not isinstance(value, CausalBias)
         and getattr(own, "__func__", None) is not _DEFAULT
+        and not is_causal_bias(value)
         and has_torch_function(own)
     )
 
@@ -58,6 +60,19 @@ def _call_override(op: Callable[..., _R], args: tuple[object, ...], kwargs: dict
     relevant = [v for v in (*args, *kwargs.values()) if hasattr(type(v), "__torch_function__")]
     result: _R = handle_torch_function(op, relevant, *args, **kwargs)
     return result
+
+
+def is_causal_bias(value: object) -> TypeGuard[CausalBias]:
+    """Whether a value is torch's `CausalBias`.
+
+    Its module imports torch._dynamo, which takes as long as all of torch: only a tensor subclass
+    is a reason to.
+    """
+    if type(value) in _ORDINARY:
+        return False
+    from torch.nn.attention.bias import CausalBias
+
+    return isinstance(value, CausalBias)
 
 
 def causal_bias(name: str, bias: CausalBias, queries: int, keys: int) -> bool:
@@ -72,4 +87,6 @@ def causal_bias(name: str, bias: CausalBias, queries: int, keys: int) -> bool:
             f"{name}: expected a CausalBias of {queries} queries and {keys} keys, got one of "
             f"{size[0]} and {size[1]}"
         )
+    from torch.nn.attention.bias import CausalVariant
+
     return bias.variant == CausalVariant.LOWER_RIGHT or queries == keys

@@ -18,7 +18,7 @@ from llama_fast.ops import stock
 from llama_fast.ops._attention_checks import Window
 from llama_fast.ops._attention_rules import call_attention
 from llama_fast.ops._autograd import needs_plain_torch, without_autocast
-from llama_fast.ops._subclasses import CausalBias, causal_bias, overridable
+from llama_fast.ops._subclasses import causal_bias, is_causal_bias, overridable
 from llama_fast.ops.backends.choice import choose
 from llama_fast.reference import AttentionOptions
 
@@ -140,7 +140,7 @@ def attention(
     scale = checks.check_scale(scale, q.shape[-1])
     softcap, dropout_p = checks.check_softcap(softcap), checks.check_dropout(dropout_p)
     top_left = False
-    if isinstance(bias, CausalBias):
+    if is_causal_bias(bias):
         top_left = not causal_bias("bias", bias, q.shape[2], k.shape[2])
         bias, causal = None, causal or not top_left
     if bias is not None:

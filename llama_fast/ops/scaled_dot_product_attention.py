@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from llama_fast.ops import _checks
-from llama_fast.ops._subclasses import CausalBias, causal_bias, overridable
+from llama_fast.ops._subclasses import causal_bias, is_causal_bias, overridable
 from llama_fast.ops.attention import attention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.bias import CausalBias
 
 
 @overridable
@@ -51,7 +56,7 @@ def scaled_dot_product_attention(
     if is_causal and attn_mask is not None:
         raise ValueError("attn_mask: expected None with is_causal=True, got a tensor")
     bottom_right = False
-    if isinstance(attn_mask, CausalBias):
+    if is_causal_bias(attn_mask):
         is_causal = not (bottom_right := _is_bottom_right(attn_mask, query, key))
         attn_mask = None
     grouped = enable_gqa and query.dim() >= 3 and key.dim() >= 3
