@@ -138,15 +138,8 @@ def _request(
 ) -> Any:
     from llama_fast.generate import GenerationRequest
 
-    tokens = tokenizer.begin(tokenizer.encode(text, special=args.special))
-    if not tokens and tokenizer.bos_id is not None:
-        tokens = [tokenizer.bos_id]
-    if not tokens:
-        raise ValueError(
-            "prompt: expected a text, because the tokenizer has no BOS token; got none"
-        )
     return GenerationRequest(
-        tokens,
+        tokenizer.encode_prompt(text, special=args.special),
         args.max_new_tokens,
         stop=args.stop,
         stop_ids=ends,

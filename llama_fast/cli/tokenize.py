@@ -121,13 +121,11 @@ def encode(
     if isinstance(document, str):
         if template is not None:
             raise ValueError("--chat-template: expected chats, got a text")
-        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        return begin + tokenizer.encode(document) + end, None
+        return tokenizer.encode_document(document), None
     if template is None:
         raise ValueError("--chat-template: expected one for chats, got none")
     ids, answer = template.encode(document, tokenizer)
-    begun = tokenizer.begin(ids)  # as the model is asked later
+    begun = tokenizer.prepend_bos(ids)  # as in a prompt
     return begun, [False] * (len(begun) - len(ids)) + answer
 
 

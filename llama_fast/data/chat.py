@@ -201,7 +201,7 @@ class ChatTemplate:
         """
         rendering = self._rendering(messages, tokenizer, variables)
         ids, _ = self._ids(rendering, rendering.text(True), True, tokenizer)
-        return tokenizer.begin(ids)
+        return tokenizer.prepend_bos(ids)
 
     def continued(self, messages: Messages, tokenizer: Tokenizer, **variables: Any) -> str:
         """Render a chat whose last message is to be continued: without the end of its turn.

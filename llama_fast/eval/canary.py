@@ -166,14 +166,13 @@ def measure(
     Raises:
         ValueError: see :func:`log_perplexities` and :func:`fitted_exposure`.
     """
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     total = planted.space if sample is None else sample
 
     def encoded() -> Iterator[list[int]]:
         for number, text in enumerate(candidates(planted, sample, seed)):
             if progress is not None and number % 256 == 0:
                 progress(number, total, "")
-            yield begin + tokenizer.encode(text)
+            yield tokenizer.encode_document(text, end=False)
 
     everything = log_perplexities(model, encoded(), batch_tokens=batch_tokens)
     numbers = [int(canary.digits) for canary in planted.canaries]
@@ -184,8 +183,9 @@ def measure(
         values = everything[numbers]
         ranked = [*(exact_exposure(value, everything) for value in values.tolist())]
     else:
+        texts = (planted.text(n) for n in numbers)
         values = log_perplexities(
-            model, (begin + tokenizer.encode(planted.text(n)) for n in numbers)
+            model, (tokenizer.encode_document(text, end=False) for text in texts)
         )
         fitted, fit = fitted_exposure(values, everything)
         ranked = [(None, exposure) for exposure in fitted.tolist()]

@@ -157,7 +157,7 @@ class HarnessModel(TemplateLM):
     ) -> list[int]:
         """Token ids, with a begin token in front if the model was trained with one."""
         ids = self.words.encode(string, special=True)
-        return ids if add_special_tokens is False else self.words.begin(ids)
+        return ids if add_special_tokens is False else self.words.prepend_bos(ids)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As the harness does, but a context is encoded once for all its options."""

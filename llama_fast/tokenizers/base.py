@@ -142,13 +142,47 @@ class Tokenizer(ABC):
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """What the model expects before each text: `bos_id` where `add_bos` is set, or nothing."""
+        """Ids that the model expects before each text: `bos_id` if `add_bos` is set, or none."""
         return (self.bos_id,) if self.add_bos and self.bos_id is not None else ()
 
-    def begin(self, ids: Sequence[int]) -> list[int]:
-        """The ids, behind `begin_ids` unless they begin so already."""
+    def prepend_bos(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids with `begin_ids` in front, unless they start with them."""
         head = list(self.begin_ids)
         return list(ids) if list(ids[: len(head)]) == head else [*head, *ids]
+
+    def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of a text that a model is to continue, with `begin_ids` in front.
+
+        An empty text is `bos_id`, also where the model does not expect it before other texts.
+
+        Args:
+            text, special: see :meth:`encode`.
+
+        Raises:
+            ValueError: the text is empty and there is no `bos_id`.
+        """
+        ids = self.prepend_bos(self.encode(text, special=special))
+        if not ids and self.bos_id is not None:
+            return [self.bos_id]
+        if not ids:
+            raise ValueError(
+                "prompt: expected a text, because the tokenizer has no BOS token, got ''"
+            )
+        return ids
+
+    def encode_document(self, text: str, *, end: bool = True) -> list[int]:
+        """Return the ids of a training document: `bos_id`, the text, `eos_id`.
+
+        Both are there whenever the tokenizer has them, so that documents in one row are apart, even
+        if `add_bos` is not set.
+
+        Args:
+            text: see :meth:`encode`.
+            end: whether `eos_id` follows.
+        """
+        first = [] if self.bos_id is None else [self.bos_id]
+        last = [self.eos_id] if end and self.eos_id is not None else []
+        return [*first, *self.encode(text), *last]
 
     def _special_spans(self, text: str, literal: Sequence[Span] = ()) -> Iterator[Span]:
         """Where names of control tokens stand for these: none that touches a literal span."""

@@ -83,7 +83,7 @@ def _encoded(path: Path) -> object:
     tokenizer = load_tokenizer(path)
     ids = tokenizer.encode("Hello, wörld <|im_end|> 123\n")
     tokenizer.encode_with_offsets("a <|im_end|> b")
-    tokenizer.begin(ids)
+    tokenizer.prepend_bos(ids)
     return tokenizer.decode(ids)
 
 

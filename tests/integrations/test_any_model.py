@@ -137,7 +137,7 @@ def test_a_turn_ends_alike_for_all_commands(form: str, tmp_path: Path) -> None:
         words = from_gguf({k: v for k, v in fields.items() if "eot_token_id" not in k})
     torch.manual_seed(0)
     model = LLaMA(LlamaConfig(words.vocab_size, 8, 2, 1, ffn_dim=8, tie_embeddings=False)).eval()
-    prompt = torch.tensor([words.begin(words.encode("Hi"))])
+    prompt = torch.tensor([words.prepend_bos(words.encode("Hi"))])
     with torch.no_grad():
         first = llama_fast.generate.generate(model, prompt, 1, temperature=0.0)[0, -1].item()
         model.head_weight[[first, eot]] = model.head_weight[[eot, first]].clone()

@@ -249,8 +249,8 @@ def test_what_the_post_processor_puts_before_a_text(
     theirs = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos)
     ours = as_tokenizer(theirs)
     for text in ("ab", "", "<one>"):
-        assert ours.begin(ours.encode(text, special=True)) == theirs(text).input_ids
-    assert ours.begin(theirs("ab").input_ids) == theirs("ab").input_ids
+        assert ours.prepend_bos(ours.encode(text, special=True)) == theirs(text).input_ids
+    assert ours.prepend_bos(theirs("ab").input_ids) == theirs("ab").input_ids
     save_huggingface(ours, tmp_path, 4096)
     assert load_tokenizer(tmp_path).begin_ids == ours.begin_ids
 
@@ -275,7 +275,7 @@ def test_a_begin_token_is_what_the_post_processor_says(
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     for ours in (load_tokenizer(tmp_path), as_tokenizer(theirs)):
         assert ours.add_bos == (theirs("ab").input_ids[:1] == [begin]) == processor
-        assert ours.begin(ours.encode("ab")) == theirs("ab").input_ids
+        assert ours.prepend_bos(ours.encode("ab")) == theirs("ab").input_ids
     for wanted in (True, False):  # a written file says what the tokenizer is asked to do
         ours.add_bos = wanted
         save_huggingface(ours, tmp_path, 4096)

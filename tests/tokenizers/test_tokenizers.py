@@ -10,7 +10,13 @@ from typing import Any
 import gguf
 import pytest
 
-from llama_fast.tokenizers import Tokenizer, TokenizerError, from_gguf, load_tokenizer
+from llama_fast.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    TokenizerError,
+    from_gguf,
+    load_tokenizer,
+)
 from tests.paths import shared_data, smollm2
 
 GGUF_TINY = "checkpoints/gguf_tiny/llama-2-tiny-random.gguf"
@@ -259,3 +265,19 @@ def test_gguf_tokenizers_that_cannot_be_built(changes: dict[str, Any], message: 
     }
     with pytest.raises(TokenizerError, match=message):
         from_gguf({key: value for key, value in fields.items() if value is not None})
+
+
+def test_begin_and_end_of_documents_and_prompts() -> None:
+    tokenizer = ByteTokenizer()
+    assert tokenizer.encode_document("ab") == [256, 97, 98, 256]
+    assert tokenizer.encode_document("ab", end=False) == [256, 97, 98]
+    assert tokenizer.encode_prompt("ab") == [97, 98]  # add_bos is not set
+    assert tokenizer.encode_prompt("") == [256]
+    assert tokenizer.encode_prompt("a<|endoftext|>", special=True) == [97, 256]
+    tokenizer.add_bos = True
+    assert tokenizer.encode_prompt("ab") == tokenizer.prepend_bos([97, 98]) == [256, 97, 98]
+    assert tokenizer.prepend_bos([256, 97]) == [256, 97]
+    tokenizer.bos_id = tokenizer.eos_id = None
+    assert tokenizer.encode_document("ab") == tokenizer.encode_prompt("ab") == [97, 98]
+    with pytest.raises(ValueError, match="prompt: expected a text, because the tokenizer has no"):
+        tokenizer.encode_prompt("")
