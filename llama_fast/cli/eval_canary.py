@@ -19,7 +19,7 @@ class Canary(Command):
     """Measures the exposure of planted canaries."""
 
     name = "canary"
-    help = "measure how well a model remembers what `llama-fast data plant` put into its training data"
+    help = "measure how well a model remembers what `llama-fast data plant` put into its data"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""
