@@ -11,9 +11,27 @@ the largest z, sum exp(z - shift), sum u, sum u (z - shift), argmax, and where t
 shift is the largest z, or 0 where that is -inf. Numbers of a row are float64: there are few.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import triton
 import triton.language as tl
 from llama_fast.kernels._math import divide, exp, tanh
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the code of a kernel is specialised for."""
+
+    SMOOTHING: float
+    SOFTCAP: float
+    Z_LOSS: float
+    EXACT: bool  # logits of 32 bits or more, which want a more exact tanh than those of 16
+    SPREAD: bool  # part of t is spread over the classes
+    BY_INDEX: bool  # targets are classes, not probabilities
+    STATS: bool  # argmax is wanted
+    ACC: Any  # the type that is computed in
+    BLOCK: int  # classes that are taken at once
 
 
 @triton.jit
@@ -23,27 +41,27 @@ def row_start(row, strides, inner):
 
 
 @triton.jit
-def squash(x, SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
+def squash(x, P: tl.constexpr):
     """tanh(x / softcap), of which the gradient needs every digit; or x."""
-    if SOFTCAP != 0:
-        return tanh(divide(x, tl.full([], SOFTCAP, x.dtype)), EXACT)
+    if P.SOFTCAP != 0:
+        return tanh(divide(x, tl.full([], P.SOFTCAP, x.dtype)), P.EXACT)
     else:
         return x
 
 
 @triton.jit
-def unsquash(t, SOFTCAP: tl.constexpr):
+def unsquash(t, P: tl.constexpr):
     """Logits as the loss takes them."""
-    if SOFTCAP != 0:
-        return SOFTCAP * t
+    if P.SOFTCAP != 0:
+        return P.SOFTCAP * t
     else:
         return t
 
 
 @triton.jit
-def cap(x, SOFTCAP: tl.constexpr, EXACT: tl.constexpr):
+def cap(x, P: tl.constexpr):
     """Both."""
-    return unsquash(squash(x, SOFTCAP, EXACT), SOFTCAP)
+    return unsquash(squash(x, P), P)
 
 
 @triton.jit
@@ -53,58 +71,38 @@ def shift_of(largest):
 
 
 @triton.jit
-def spread(
-    weight,
-    probabilities,
-    column,
-    mask,
-    classes,
-    class_stride,
-    SMOOTHING: tl.constexpr,
-    ACC: tl.constexpr,
-):
+def spread(weight, probabilities, column, mask, classes, class_stride, P: tl.constexpr):
     """u of some classes; `weight` and `probabilities` (of this row) may be None."""
-    u = tl.full(column.shape, 1, ACC) * SMOOTHING / classes
+    u = tl.full(column.shape, 1, P.ACC) * P.SMOOTHING / classes
     if probabilities is not None:
         q = tl.load(probabilities + column.to(tl.int64) * class_stride, mask, other=0.0)
-        u += (1.0 - SMOOTHING) * q.to(ACC)
+        u += (1.0 - P.SMOOTHING) * q.to(P.ACC)
     if weight is not None:
-        u *= tl.load(weight + column, mask, other=0.0).to(ACC)
+        u *= tl.load(weight + column, mask, other=0.0).to(P.ACC)
     return u
 
 
 @triton.jit
-def empty_sums(ACC: tl.constexpr, classes):
+def empty_sums(classes, P: tl.constexpr):
     """The six numbers of no class."""
-    zero = tl.full([], 0, ACC)
+    zero = tl.full([], 0, P.ACC)
     no_class = tl.full([], 0, tl.int32) + classes
     return zero - float("inf"), zero, zero, zero, tl.full([], 0, tl.int32), no_class
 
 
 @triton.jit
-def add_block(
-    sums,
-    best,
-    x,
-    z,
-    u,
-    column,
-    mask,
-    classes,
-    SPREAD: tl.constexpr,
-    STATS: tl.constexpr,
-):
+def add_block(sums, best, x, z, u, column, mask, classes, P: tl.constexpr):
     """`sums`, and the largest raw logit, with one more block of classes."""
     largest, exp_sum, u_sum, uz_sum, argmax, nan_at = sums
     z = tl.where(mask, z, -float("inf"))
     new = tl.maximum(largest, tl.max(z, axis=0))
     shift = shift_of(new)
     exp_sum = exp_sum * exp(largest - shift) + tl.sum(exp(z - shift), axis=0)
-    if SPREAD:
+    if P.SPREAD:
         uz_sum += u_sum * (shift_of(largest) - shift)
         uz_sum += tl.sum(tl.where(mask, u * (z - shift), 0.0), axis=0)
         u_sum += tl.sum(tl.where(mask, u, 0.0), axis=0)
-    if STATS:
+    if P.STATS:
         is_nan = x != x
         nan_at = tl.minimum(nan_at, tl.min(tl.where(mask & is_nan, column, classes), axis=0))
         top = tl.where(mask & (x == x), x, -float("inf"))
@@ -117,52 +115,30 @@ def add_block(
 
 
 @triton.jit
-def row_loss(
-    sums,
-    label,
-    label_weight,
-    kept,
-    good,
-    SMOOTHING: tl.constexpr,
-    SPREAD: tl.constexpr,
-    BY_INDEX: tl.constexpr,
-    Z_LOSS: tl.constexpr,
-):
+def row_loss(sums, label, label_weight, kept, good, P: tl.constexpr):
     """(cross-entropy, z-loss, lse) of a row: 0, 0 where it is ignored, NaN for a bad target."""
     largest, exp_sum, u_sum, uz_sum, _, _ = sums
     shift = shift_of(largest).to(tl.float64)
     log_sum = tl.log(exp_sum.to(tl.float64))
     loss = tl.full([], 0, tl.float64)
-    if BY_INDEX:
-        loss = (1.0 - SMOOTHING) * label_weight * ((shift - label.to(tl.float64)) + log_sum)
-    if SPREAD:
+    if P.BY_INDEX:
+        loss = (1.0 - P.SMOOTHING) * label_weight * ((shift - label.to(tl.float64)) + log_sum)
+    if P.SPREAD:
         loss += u_sum.to(tl.float64) * log_sum - uz_sum.to(tl.float64)
     lse = shift + log_sum
-    z_term = Z_LOSS * lse * lse if Z_LOSS != 0 else tl.full([], 0, tl.float64)
+    z_term = P.Z_LOSS * lse * lse if P.Z_LOSS != 0 else tl.full([], 0, tl.float64)
     loss = tl.where(good, loss, float("nan"))
     return tl.where(kept, loss, 0.0), tl.where(kept, z_term, 0.0), lse
 
 
 @triton.jit
-def gradient(
-    t,
-    p_scaled,
-    u,
-    column,
-    target,
-    at_label,
-    ce_scale,
-    graded,
-    SOFTCAP: tl.constexpr,
-    SPREAD: tl.constexpr,
-    BY_INDEX: tl.constexpr,
-):
+def gradient(t, p_scaled, u, column, target, at_label, ce_scale, graded, P: tl.constexpr):
     """The gradient of some classes; `p_scaled` is the term with p, `t` is `squash`ed x."""
     g = p_scaled
-    if SPREAD:
+    if P.SPREAD:
         g -= u * ce_scale
-    if BY_INDEX:
+    if P.BY_INDEX:
         g -= tl.where(column == target, at_label, 0.0)
-    if SOFTCAP != 0:
+    if P.SOFTCAP != 0:
         g *= 1.0 - t * t
     return tl.where(graded, g, 0.0)

@@ -10,56 +10,57 @@ the GPU. Nothing is read or written out of place for it.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
-from llama_fast.kernels._cross_entropy_kernels import (
-    _backward,
-    _combine,
-    _forward,
-    _fused,
-    _reduce,
-    _totals,
-)
+from llama_fast.kernels._cross_entropy_gradient import _backward, _fused
+from llama_fast.kernels._cross_entropy_loss import _combine, _forward, _reduce, _totals
+from llama_fast.kernels._cross_entropy_row import Plan
 from llama_fast.kernels._launch import Options, accumulator, gpu, launch, warps
 
 from llama_fast.reference._dtypes import wide_dtype
+from llama_fast.reference.cross_entropy import (
+    MEAN,
+    NONE,
+    CrossEntropyOptions,
+    class_dim,
+    token_shape,
+)
 
-NONE, MEAN, SUM = range(3)
 # The longest row, in bytes as float32, that stays in registers; what is taken at once of a longer.
 LONGEST_ROW, PIECE = 64 << 10, 8192
 
 Strides = tuple[int, int, int]
+# loss, lse, z_loss and argmax
+LossResults = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class Problem(NamedTuple):
-    """The arguments of an operator as the kernels take them."""
+class Inputs(NamedTuple):
+    """The arguments of an operator as the kernels take them.
+
+    Of `target` and `probabilities` one is None. `inner` is the size of the inner token dimension.
+    """
 
     logits: torch.Tensor
     strides: Strides
     target: torch.Tensor | None
     probabilities: torch.Tensor | None
     probability_strides: Strides
-    weight: torch.Tensor | None
     tokens: int
     classes: int
     inner: int
-    ignore_index: int
-    options: Options
+    options: CrossEntropyOptions
 
 
-class Rows(NamedTuple):
-    """What is known of each row; empty where not asked for."""
+class RowResults(NamedTuple):
+    """What is computed of each row; argmax is empty where it is not asked for."""
 
     losses: torch.Tensor
     z_losses: torch.Tensor
     lse: torch.Tensor
     argmax: torch.Tensor
-
-
-def _class_dim(input: torch.Tensor) -> int:
-    return 0 if input.dim() == 1 else 1
 
 
 def _strided(t: torch.Tensor) -> tuple[torch.Tensor, Strides]:
@@ -82,95 +83,96 @@ def _strided(t: torch.Tensor) -> tuple[torch.Tensor, Strides]:
     return t, (t.stride(0), inner, t.stride(1))
 
 
-def problem(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-) -> Problem:
+def inputs(input: torch.Tensor, target: torch.Tensor, options: CrossEntropyOptions) -> Inputs:
     """What all launches of an operator share."""
     logits, strides = _strided(input)
     by_index = not target.is_floating_point()
     probabilities, probability_strides = (None, strides) if by_index else _strided(target)
-    classes = input.shape[_class_dim(input)]
-    if weight is not None:
-        weight = weight.to(wide_dtype(input.dtype)).contiguous()
-    options = {
-        "SMOOTHING": label_smoothing,
-        "SOFTCAP": softcap,
-        "Z_LOSS": z_loss,
-        "EXACT": input.element_size() > 2,
-        "SPREAD": label_smoothing > 0 or not by_index,
-        "ACC": accumulator(input.dtype),
-    }
-    return Problem(
+    classes = input.shape[class_dim(input)]
+    if options.weight is not None:
+        weight = options.weight.to(wide_dtype(input.dtype)).contiguous()
+        options = options._replace(weight=weight)
+    return Inputs(
         logits, strides, target.contiguous().view(-1) if by_index else None, probabilities,
-        probability_strides, weight, input.numel() // max(1, classes), classes,
-        max(1, input.shape[2:].numel()), ignore_index, options,
+        probability_strides, input.numel() // max(1, classes), classes,
+        max(1, input.shape[2:].numel()), options,
     )  # fmt: skip
 
 
-def totals(p: Problem, reduction: int) -> torch.Tensor | None:
-    """What "mean" divides cross-entropy and z-loss by, (2,) float64, or None."""
-    if reduction != MEAN:
+def totals(p: Inputs) -> torch.Tensor | None:
+    """What "mean" divides cross-entropy and z-loss by, (2,) float64; None for other reductions."""
+    if p.options.reduction != MEAN:
         return None
     if p.target is None:
         return p.logits.new_full((2,), p.tokens, dtype=torch.float64)
-    made = p.logits.new_empty(2, dtype=torch.float64)
-    arguments = (p.target, p.weight, made, p.tokens, p.classes, p.ignore_index)
+    divisors = p.logits.new_empty(2, dtype=torch.float64)
+    arguments = (
+        p.target, p.options.weight, divisors, p.tokens, p.classes, p.options.ignore_index,
+    )  # fmt: skip
     launch(_totals, (1,), arguments, {"BLOCK": 1024, "num_warps": 4})
-    return made
+    return divisors
 
 
-def _new_rows(p: Problem, stats: bool) -> Rows:
+def _new_rows(p: Inputs, stats: bool) -> RowResults:
     def new(size: int, dtype: torch.dtype) -> torch.Tensor:
         return p.logits.new_empty(size, dtype=dtype)
 
     wide = torch.float64
     argmax = new(p.tokens if stats else 0, torch.int64)
-    return Rows(new(p.tokens, wide), new(p.tokens, wide), new(p.tokens, wide), argmax)
+    return RowResults(new(p.tokens, wide), new(p.tokens, wide), new(p.tokens, wide), argmax)
 
 
-def _sweep_options(p: Problem) -> Options:
-    block = min(PIECE, max(128, triton.next_power_of_2(p.classes)))
-    if p.logits.dtype == torch.float64:
-        block = min(block, PIECE // 2)
-    return {**p.options, "BLOCK": block, "num_warps": warps(block, 8)}
+def _plan(p: Inputs, stats: bool) -> Plan:
+    """For a kernel that takes a piece of a row at a time."""
+    dtype, by_index, options = p.logits.dtype, p.target is not None, p.options
+    piece = PIECE if dtype != torch.float64 else PIECE // 2
+    return Plan(
+        SMOOTHING=options.label_smoothing,
+        SOFTCAP=options.softcap,
+        Z_LOSS=options.z_loss,
+        EXACT=dtype.itemsize > 2,
+        SPREAD=options.label_smoothing > 0 or not by_index,
+        BY_INDEX=by_index,
+        STATS=stats,
+        ACC=accumulator(dtype),
+        BLOCK=min(piece, max(128, triton.next_power_of_2(p.classes))),
+    )
 
 
-def loss_of_rows(p: Problem, stats: bool) -> Rows:
+def _options(plan: Plan, max_warps: int) -> Options:
+    """How a kernel is launched."""
+    return {"P": plan, "num_warps": warps(plan.BLOCK, max_warps)}
+
+
+def loss_of_rows(p: Inputs, stats: bool) -> RowResults:
     """Sweep every row once."""
     rows = _new_rows(p, stats)
-    options = _sweep_options(p) | {"BY_INDEX": p.target is not None, "STATS": stats}
+    plan = _plan(p, stats)
     wanted = 4 * gpu(p.logits).processors
     splits = 1
-    if p.classes > options["BLOCK"] and 0 < p.tokens < wanted // 2:
-        splits = min(triton.cdiv(p.classes, options["BLOCK"]), triton.cdiv(wanted, p.tokens), 64)
-    split = triton.cdiv(triton.cdiv(p.classes, splits), options["BLOCK"]) * options["BLOCK"]
+    if p.classes > plan.BLOCK and 0 < p.tokens < wanted // 2:
+        splits = min(triton.cdiv(p.classes, plan.BLOCK), triton.cdiv(wanted, p.tokens), 64)
+    split = triton.cdiv(triton.cdiv(p.classes, splits), plan.BLOCK) * plan.BLOCK
     splits = triton.cdiv(p.classes, split) if split else 1
     partial = None
     if splits > 1:
-        kind = wide_dtype(p.logits.dtype)
-        partial = p.logits.new_empty((7, p.tokens, splits), dtype=kind)
+        partial = p.logits.new_empty((7, p.tokens, splits), dtype=wide_dtype(p.logits.dtype))
     arguments = (
-        p.logits, p.target, p.weight, p.probabilities, *rows, partial, p.classes, split, p.inner,
-        p.strides, p.probability_strides, p.ignore_index,
+        p.logits, p.target, p.options.weight, p.probabilities, *rows, partial, p.classes, split,
+        p.inner, p.strides, p.probability_strides, p.options.ignore_index,
     )  # fmt: skip
-    launch(_forward, (p.tokens, splits), arguments, options)
+    launch(_forward, (p.tokens, splits), arguments, _options(plan, 8))
     if splits > 1:
         arguments = (
-            p.logits, p.target, p.weight, *rows, partial, p.classes, splits, p.inner, p.strides,
-            p.ignore_index,
+            p.logits, p.target, p.options.weight, *rows, partial, p.classes, splits, p.inner,
+            p.strides, p.options.ignore_index,
         )  # fmt: skip
-        launch(_combine, (p.tokens,), arguments, options | {"BLOCK": 64, "num_warps": 1})
+        launch(_combine, (p.tokens,), arguments, _options(replace(plan, BLOCK=64), 1))
     return rows
 
 
 def gradient_of_rows(
-    p: Problem,
+    p: Inputs,
     out: torch.Tensor,
     out_strides: Strides,
     lse: torch.Tensor,
@@ -179,20 +181,19 @@ def gradient_of_rows(
     grad_lse: torch.Tensor | None = None,
 ) -> None:
     """The gradient for class indices, from the lse of each row."""
-    weight_sum = None if p.weight is None else p.weight.sum(dtype=torch.float64)
-    options = {**_sweep_options(p)}
-    options["BLOCK"] = min(options["BLOCK"], 4096 // (1 + (p.logits.element_size() > 4)))
-    options["num_warps"] = warps(options["BLOCK"], 8)
+    weight_sum = None if p.options.weight is None else p.options.weight.sum(dtype=torch.float64)
+    plan = _plan(p, stats=False)
+    plan = replace(plan, BLOCK=min(plan.BLOCK, 4096 // (1 + (p.logits.element_size() > 4))))
     grad_loss, stride = _upstream(p, grad_loss)
     arguments = (
-        p.logits, out, lse, p.target, p.weight, weight_sum, grad_loss, grad_lse, divisors,
-        p.classes, p.inner, p.strides, out_strides, stride, p.ignore_index,
+        p.logits, out, lse, p.target, p.options.weight, weight_sum, grad_loss, grad_lse, divisors,
+        p.classes, p.inner, p.strides, out_strides, stride, p.options.ignore_index,
     )  # fmt: skip
-    programs = p.tokens * triton.cdiv(p.classes, options["BLOCK"])
-    launch(_backward, (programs,), arguments, options, repeatable=False)
+    programs = p.tokens * triton.cdiv(p.classes, plan.BLOCK)
+    launch(_backward, (programs,), arguments, _options(plan, 8), repeatable=False)
 
 
-def _upstream(p: Problem, grad_loss: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
+def _upstream(p: Inputs, grad_loss: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
     """The upstream gradient of each row, and the step from one to the next."""
     if grad_loss is None:
         return None, 0
@@ -200,14 +201,14 @@ def _upstream(p: Problem, grad_loss: torch.Tensor | None) -> tuple[torch.Tensor 
     return flat, 0 if flat.numel() == 1 else flat.stride(0)
 
 
-def _may_keep(p: Problem, stats: bool) -> bool:
+def _may_keep(p: Inputs, plan: Plan) -> bool:
     """Whether a row stays in registers, beside what else is computed of it."""
-    longest = LONGEST_ROW // 2 if stats or p.options["SPREAD"] else LONGEST_ROW
+    longest = LONGEST_ROW // 2 if plan.STATS or plan.SPREAD else LONGEST_ROW
     return p.classes * wide_dtype(p.logits.dtype).itemsize <= longest
 
 
 def loss_and_gradient(
-    p: Problem,
+    p: Inputs,
     out: torch.Tensor,
     out_strides: Strides,
     grad_loss: torch.Tensor | None,
@@ -215,97 +216,83 @@ def loss_and_gradient(
     stats: bool,
     want_loss: bool = True,
     grad_lse: torch.Tensor | None = None,
-) -> Rows | None:
+) -> RowResults | None:
     """Both in one launch; `out` may be the logits themselves."""
-    whole, by_index = _may_keep(p, stats), p.target is not None
-    if not whole and by_index and p.tokens < 2 * gpu(p.logits).processors and want_loss:
+    plan = _plan(p, stats)
+    whole = _may_keep(p, plan)
+    if not whole and plan.BY_INDEX and p.tokens < 2 * gpu(p.logits).processors and want_loss:
         rows = loss_of_rows(p, stats)  # too few rows for a program each
         gradient_of_rows(p, out, out_strides, rows.lse, grad_loss, divisors, grad_lse)
         return rows
     rows = _new_rows(p, stats) if want_loss else None
-    options = _sweep_options(p) | {"BY_INDEX": by_index, "STATS": stats, "WHOLE": whole}
     if whole:
-        options["BLOCK"] = max(128, triton.next_power_of_2(p.classes))
-        options["num_warps"] = warps(options["BLOCK"])
+        plan = replace(plan, BLOCK=max(128, triton.next_power_of_2(p.classes)))
+    config = _options(plan, 32 if whole else 8) | {"WHOLE": whole}
     grad_loss, stride = _upstream(p, grad_loss)
     arguments = (
-        p.logits, out, p.target, p.weight, p.probabilities, grad_loss, grad_lse, divisors,
+        p.logits, out, p.target, p.options.weight, p.probabilities, grad_loss, grad_lse, divisors,
         *(rows or (None,) * 4), p.classes, p.inner, p.strides, p.probability_strides, out_strides,
-        stride, p.ignore_index,
+        stride, p.options.ignore_index,
     )  # fmt: skip
-    launch(_fused, (p.tokens,), arguments, options, repeatable=False)
+    launch(_fused, (p.tokens,), arguments, config, repeatable=False)
     return rows
 
 
 def reduced(
-    p: Problem, found: Rows, divisors: torch.Tensor | None, reduction: int, stats: bool
+    p: Inputs, rows: RowResults, divisors: torch.Tensor | None, stats: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, z-loss) of the operator from those of each row; the latter empty without `stats`."""
-    dtype, with_z = wide_dtype(p.logits.dtype), p.options["Z_LOSS"] != 0
-    if reduction == NONE:
-        loss = (found.losses + found.z_losses if with_z else found.losses).to(dtype)
-        return loss, found.z_losses.to(dtype) if stats else loss.new_empty(0)
-    loss = found.losses.new_empty((), dtype=dtype)
+    dtype, with_z = wide_dtype(p.logits.dtype), p.options.z_loss != 0
+    if p.options.reduction == NONE:
+        loss = (rows.losses + rows.z_losses if with_z else rows.losses).to(dtype)
+        return loss, rows.z_losses.to(dtype) if stats else loss.new_empty(0)
+    loss = rows.losses.new_empty((), dtype=dtype)
     z_loss = loss.new_empty(() if stats else 0)
-    arguments = (found.losses, found.z_losses, divisors, loss, z_loss, p.tokens)
-    options = {"Z_LOSS": with_z, "STATS": stats, "BLOCK": 1024, "num_warps": 4}
-    launch(_reduce, (1,), arguments, options)
+    arguments = (rows.losses, rows.z_losses, divisors, loss, z_loss, p.tokens)
+    constants = {"Z_LOSS": with_z, "STATS": stats, "BLOCK": 1024, "num_warps": 4}
+    launch(_reduce, (1,), arguments, constants)
     return loss, z_loss
 
 
 def _results(
     input: torch.Tensor,
-    p: Problem,
-    found: Rows,
+    p: Inputs,
+    rows: RowResults,
     divisors: torch.Tensor | None,
-    reduction: int,
     stats: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> LossResults:
     """What both forward operators return."""
-    tokens = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
-    loss, z_loss = reduced(p, found, divisors, reduction, stats)
-    if reduction == NONE:
+    tokens = token_shape(input)
+    loss, z_loss = reduced(p, rows, divisors, stats)
+    if p.options.reduction == NONE:
         loss, z_loss = loss.view(tokens), z_loss.view(tokens) if stats else z_loss
-    argmax = found.argmax.view(tokens) if stats else found.argmax
-    return loss, found.lse.view(tokens), z_loss, argmax
+    argmax = rows.argmax.view(tokens) if stats else rows.argmax
+    return loss, rows.lse.view(tokens), z_loss, argmax
 
 
-def cross_entropy(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    stats: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+# Each takes the CrossEntropyOptions one by one, as the operator has them.
+
+
+def cross_entropy(input: torch.Tensor, target: torch.Tensor, *arguments: Any) -> LossResults:
     """The operator llama_fast::cross_entropy."""
-    p = problem(input, target, weight, ignore_index, label_smoothing, softcap, z_loss)
-    divisors = totals(p, reduction)
-    return _results(input, p, loss_of_rows(p, stats), divisors, reduction, stats)
+    options, (stats,) = CrossEntropyOptions.split(arguments)
+    p = inputs(input, target, options)
+    divisors = totals(p)
+    return _results(input, p, loss_of_rows(p, stats), divisors, stats)
 
 
 def cross_entropy_inplace(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    stats: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    input: torch.Tensor, target: torch.Tensor, *arguments: Any
+) -> LossResults:
     """The operator llama_fast::cross_entropy_inplace."""
-    p = problem(input, target, weight, ignore_index, label_smoothing, softcap, z_loss)
-    divisors = totals(p, reduction)
+    options, (stats,) = CrossEntropyOptions.split(arguments)
+    p = inputs(input, target, options)
+    divisors = totals(p)
     rows = loss_and_gradient(p, p.logits, p.strides, None, divisors, stats)
     assert rows is not None
     if p.logits is not input:  # strides that the kernels do not take
         input.copy_(p.logits)
-    return _results(input, p, rows, divisors, reduction, stats)
+    return _results(input, p, rows, divisors, stats)
 
 
 def cross_entropy_backward(
@@ -313,21 +300,15 @@ def cross_entropy_backward(
     input: torch.Tensor,
     lse: torch.Tensor,
     target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    grad_lse: torch.Tensor | None = None,
+    *arguments: Any,
 ) -> torch.Tensor:
     """The operator llama_fast::cross_entropy_backward."""
-    p = problem(input, target, weight, ignore_index, label_smoothing, softcap, z_loss)
-    divisors = totals(p, reduction)
+    options, others = CrossEntropyOptions.split(arguments)
+    grad_lse = others[0].contiguous() if others and others[0] is not None else None
+    p = inputs(input, target, options)
+    divisors = totals(p)
     grad = torch.empty_like(input)
     out, out_strides = _strided(grad)
-    if grad_lse is not None:
-        grad_lse = grad_lse.contiguous()
     if p.target is None or input.dtype == torch.float64:
         # The row is swept again: the sums of its target were not saved; or, in float64, lse has too
         # few digits for p.
@@ -364,7 +345,7 @@ def _examples_of(dtype: torch.dtype, classes: int, tokens: int) -> Iterator[Call
         every += [(weight, 0.0, 0.0, 0.0, False), (weight, 0.1, 0.0, 0.0, False)]
         every += [(None, 0.0, 30.0, 0.0, False), (None, 0.0, 0.0, 1e-4, True)]
     for w, smoothing, softcap, z_loss, stats in every:
-        options = (w, -100, MEAN, smoothing, softcap, z_loss)
+        options = CrossEntropyOptions(w, -100, MEAN, smoothing, softcap, z_loss)
         for target in (y, x) if w is None else (y,):
             yield lambda t=target, o=options, s=stats: cross_entropy(x, t, *o, s)
             yield lambda t=target, o=options, s=stats: cross_entropy_inplace(x, t, *o, s)

@@ -16,21 +16,22 @@ from typing import Any
 import torch
 from llama_fast.kernels import cross_entropy as rows
 
+from llama_fast._grad_mask import wanted_gradients
 from llama_fast.reference._dtypes import wide_dtype
+from llama_fast.reference.cross_entropy import CrossEntropyOptions
 
-NONE, MEAN, SUM = range(3)
 CHUNK_ROWS = 4096
 
 
 class _Count:
     """A number on the device that the host wants to know later."""
 
-    def __init__(self, number: torch.Tensor, most: int) -> None:
+    def __init__(self, number: torch.Tensor, upper_bound: int) -> None:
         # In a CUDA graph the host cannot know: every row is computed.
-        self.most, self.copied = most, None
+        self.number, self.copied = upper_bound, None
         if not number.is_cuda:
-            self.most = int(number)
-        elif most > CHUNK_ROWS and not torch.cuda.is_current_stream_capturing():
+            self.number = int(number)
+        elif upper_bound > CHUNK_ROWS and not torch.cuda.is_current_stream_capturing():
             self.host = torch.empty((), dtype=number.dtype, pin_memory=True)
             self.host.copy_(number, non_blocking=True)
             self.copied = torch.cuda.Event()
@@ -40,8 +41,8 @@ class _Count:
         """Waits for the copy, not for what was queued after it."""
         if self.copied is not None:
             self.copied.synchronize()
-            self.most, self.copied = int(self.host), None
-        return self.most
+            self.number, self.copied = int(self.host), None
+        return self.number
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -68,45 +69,38 @@ def _sweep(
     linear_weight: torch.Tensor,
     target: torch.Tensor,
     linear_bias: torch.Tensor | None,
-    weight: torch.Tensor | None,
     grad_loss: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    stats: bool,
-    grad_mask: int,
-    grad_lse: torch.Tensor | None = None,
+    *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:
+    options, (stats, mask, *others) = CrossEntropyOptions.split(arguments)
+    grad_lse = others[0] if others else None
     wide = wide_dtype(input.dtype)
     N, V = input.shape[0], linear_weight.shape[0]
-    wanted = [bool(grad_mask & 1 << i) for i in range(3)]
-    if weight is not None:
-        weight = weight.to(wide)
+    wanted = wanted_gradients(mask, 3)
+    if options.weight is not None:
+        options = options._replace(weight=options.weight.to(wide))
     # Small gradients in float16 would be zero before they are scaled.
-    kind = torch.float32 if input.dtype == torch.float16 else input.dtype
+    grad_dtype = torch.float32 if input.dtype == torch.float16 else input.dtype
     shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
     grads = [
-        input.new_empty(shape if want else 0, dtype=wide if i else kind)
+        input.new_empty(shape if want else 0, dtype=wide if i else grad_dtype)
         for i, (shape, want) in enumerate(zip(shapes, wanted, strict=True))
     ]
     if wanted[0]:
         grads[0].zero_()
 
-    ignored = target == ignore_index
+    ignored = target == options.ignore_index
     order = torch.argsort(ignored, stable=True)
     count = _Count(N - ignored.sum(), N)
     losses = input.new_zeros(N, dtype=torch.float64)
     z_losses, lse = torch.zeros_like(losses), input.new_zeros(N, dtype=wide)
     argmax = torch.full_like(target, -1) if stats else target.new_empty(0)
 
-    options = (weight, ignore_index, label_smoothing, softcap, z_loss)
-    # The whole problem, but for its logits, which there never are.
-    whole = rows.problem(input.new_empty(()).expand(N, V), target, *options)
-    divisors = rows.totals(whole, reduction)
+    # All rows, but for their logits, which are never there at once.
+    whole = rows.inputs(input.new_empty(()).expand(N, V), target, options)
+    divisors = rows.totals(whole)
     if grad_lse is None:
-        upstream, scale, relative = _scales(divisors, weight, grad_loss, input)
+        upstream, scale, relative = _scales(divisors, options.weight, grad_loss, input)
     else:
         upstream, scale, relative = torch.zeros_like(grad_lse), _largest([grad_lse], input), None
         grad_lse = grad_lse.masked_fill(ignored, 0) / scale
@@ -118,23 +112,22 @@ def _sweep(
         gone = ignored[chunk]
         x = input[chunk].masked_fill_(gone.unsqueeze(1), 0)
         logits = torch.nn.functional.linear(x, linear_weight, linear_bias)
-        p = rows.problem(logits, target[chunk], *options)
+        p = rows.inputs(logits, target[chunk], options)
         if any(wanted):
-            of_rows = None if upstream is None else upstream[chunk]
-            of_lse = None if grad_lse is None else grad_lse[chunk]
-            made = rows.loss_and_gradient(
-                p, logits, p.strides, of_rows, relative, stats, grad_lse=of_lse
-            )
+            results = rows.loss_and_gradient(
+                p, logits, p.strides, None if upstream is None else upstream[chunk], relative,
+                stats, grad_lse=None if grad_lse is None else grad_lse[chunk],
+            )  # fmt: skip
         else:
-            made = rows.loss_of_rows(p, stats)
-        assert made is not None
-        losses[chunk], z_losses[chunk] = made.losses, made.z_losses
-        lse[chunk] = made.lse.to(wide).masked_fill_(gone, 0)
+            results = rows.loss_of_rows(p, stats)
+        assert results is not None
+        losses[chunk], z_losses[chunk] = results.losses, results.z_losses
+        lse[chunk] = results.lse.to(wide).masked_fill_(gone, 0)
         if stats:
-            argmax[chunk] = made.argmax.masked_fill_(gone, -1)
+            argmax[chunk] = results.argmax.masked_fill_(gone, -1)
         if wanted[0]:
             product = _product(logits, linear_weight)
-            grads[0][chunk] = product.mul_(scale).to(kind)
+            grads[0][chunk] = product.mul_(scale).to(grad_dtype)
         if wanted[1]:
             if done == 0:
                 grads[1] = _product(logits.T, x)
@@ -146,10 +139,10 @@ def _sweep(
         del logits  # before the next chunk's are made
     for i in (1, 2):
         if wanted[i]:
-            grads[i] = _finished(grads[i], scale, N, kind if i == 1 else wide)
+            grads[i] = _finished(grads[i], scale, N, grad_dtype if i == 1 else wide)
 
-    found = rows.Rows(losses, z_losses, lse, argmax)
-    loss, z_part = rows.reduced(whole, found, divisors, reduction, True)
+    of_rows = rows.RowResults(losses, z_losses, lse, argmax)
+    loss, z_part = rows.reduced(whole, of_rows, divisors, True)
     return loss, lse, z_part, argmax, *grads
 
 

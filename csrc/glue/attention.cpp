@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "glue/errors.h"
 #include "glue/memory.h"
 #include "glue/tensors.h"
 
@@ -130,13 +131,13 @@ struct Call {
   }
 
   static int64_t longest(const char* name, const int64_t* cu, int64_t n, int64_t rows) {
-    STD_TORCH_CHECK(cu[0] == 0 && cu[n] == rows, "ValueError: ", name,
-                    ": expected offsets from 0 to the number of rows, ", rows, ", got ", cu[0],
-                    " to ", cu[n]);
+    check_value(cu[0] == 0 && cu[n] == rows, name,
+                ": expected offsets from 0 to the number of rows, ", rows, ", got ", cu[0], " to ",
+                cu[n]);
     int64_t most = 0;
     for (int64_t i = 0; i < n; ++i) {
-      STD_TORCH_CHECK(cu[i + 1] >= cu[i], "ValueError: ", name, ": expected offsets that do not ",
-                      "decrease, got ", cu[i], " then ", cu[i + 1], " at position ", i + 1);
+      check_value(cu[i + 1] >= cu[i], name, ": expected offsets that do not ", "decrease, got ",
+                  cu[i], " then ", cu[i + 1], " at position ", i + 1);
       most = cu[i + 1] - cu[i] > most ? cu[i + 1] - cu[i] : most;
     }
     return most;

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/attention_cache.h"
+#include "glue/errors.h"
 #include "glue/tensors.h"
 
 namespace llama_fast {
@@ -19,14 +20,13 @@ void check_lengths(const AttentionDecodeArgs& a, int64_t pages, int64_t capacity
   const int64_t max_held = capacity - a.appended();
   for (int64_t b = 0; b < a.attention.batch; ++b) {
     const int64_t count = a.key_count(b), held = count - a.appended();
-    STD_TORCH_CHECK(held >= 0 && held <= max_held,
-                    "ValueError: cache_seqlens: expected lengths in [0, ", max_held, "], got ",
-                    held, " at position ", b);
+    check_value(held >= 0 && held <= max_held, "cache_seqlens: expected lengths in [0, ", max_held,
+                "], got ", held, " at position ", b);
     if (a.page_table == nullptr) continue;
     for (int64_t t = a.first_key(b) / a.page * a.page; t < count; t += a.page) {
       const int64_t page = a.page_of(b, t);
-      STD_TORCH_CHECK(page >= 0 && page < pages, "ValueError: page_table: expected pages in [0, ",
-                      pages, "), got ", page, " at position (", b, ", ", t / a.page, ")");
+      check_value(page >= 0 && page < pages, "page_table: expected pages in [0, ", pages, "), got ",
+                  page, " at position (", b, ", ", t / a.page, ")");
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "glue/errors.h"
 #include "glue/memory.h"
 #include "glue/tensors.h"
 
@@ -78,7 +79,7 @@ struct Call {
     args.probability = rows(target, strides[1]);
   }
 
-  // Python raises it as an IndexError; the words are those of check_targets in ops/_checks.py.
+  // The words are those of check_targets in ops/_checks.py.
   [[noreturn]] void throw_bad_target() const {
     std::string position;
     int64_t rest = args.bad_token;
@@ -88,10 +89,9 @@ struct Call {
       rest /= token_sizes[d];
     }
     if (args.token_dims == 1) position += ",";
-    throw std::runtime_error(
-        "IndexError: target: expected class indices in [0, " + std::to_string(args.classes) +
-        ") or ignore_index (" + std::to_string(args.ignore_index) + "), got " +
-        std::to_string(args.target[args.bad_token]) + " at position (" + position + ")");
+    throw_error<std::out_of_range>("target: expected class indices in [0, ", args.classes,
+                                   ") or ignore_index (", args.ignore_index, "), got ",
+                                   args.target[args.bad_token], " at position (", position, ")");
   }
 };
 

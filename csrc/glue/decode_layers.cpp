@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/attention.h"
+#include "glue/errors.h"
 #include "glue/tensors.h"
 
 namespace llama_fast {
@@ -90,14 +91,12 @@ void check(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& co
   const int64_t pages = k_cache.size(1) / page, capacity = page_table.size(1) * page;
   for (int64_t b = 0; b < B; ++b) {
     const int64_t held = static_cast<const int32_t*>(cache_seqlens.data_ptr())[b];
-    STD_TORCH_CHECK(held >= 0 && held < capacity,
-                    "ValueError: cache_seqlens: expected lengths in [0, ", capacity, "), got ",
-                    held, " at position ", b);
+    check_value(held >= 0 && held < capacity, "cache_seqlens: expected lengths in [0, ", capacity,
+                "), got ", held, " at position ", b);
     const auto* row = static_cast<const int32_t*>(page_table.data_ptr()) + b * page_table.size(1);
     for (int64_t i = 0; i <= held / page; ++i)
-      STD_TORCH_CHECK(row[i] >= 0 && row[i] < pages,
-                      "ValueError: page_table: expected pages in [0, ", pages, "), got ", row[i],
-                      " at position (", b, ", ", i, ")");
+      check_value(row[i] >= 0 && row[i] < pages, "page_table: expected pages in [0, ", pages,
+                  "), got ", row[i], " at position (", b, ", ", i, ")");
   }
 }
 

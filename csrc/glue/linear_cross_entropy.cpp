@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/dispatch.h"
+#include "glue/errors.h"
 #include "glue/tensors.h"
 
 namespace llama_fast {
@@ -21,7 +22,7 @@ Tensor with_rows(const Tensor& t, int64_t* stride) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
     Tensor input, Tensor linear_weight, Tensor target, OptionalTensor linear_bias,
-    OptionalTensor weight, OptionalTensor grad_loss, int64_t ignore_index, int64_t reduction,
+    OptionalTensor grad_loss, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, double softcap, double z_loss, bool stats, int64_t grad_mask,
     OptionalTensor grad_lse) {
   const auto check = [](bool good, const char* what) {
@@ -53,10 +54,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   a.linear_weight = w.data_ptr();
   a.target = static_cast<const int64_t*>(y.data_ptr());
   for (int64_t n = 0; n < a.tokens; ++n)
-    STD_TORCH_CHECK(a.target[n] == ignore_index || (a.target[n] >= 0 && a.target[n] < a.classes),
-                    "IndexError: target: expected class indices in [0, ", a.classes,
-                    ") or ignore_index (", ignore_index, "), got ", a.target[n], " at position (",
-                    n, ",)");
+    check_index(a.target[n] == ignore_index || (a.target[n] >= 0 && a.target[n] < a.classes),
+                "target: expected class indices in [0, ", a.classes, ") or ignore_index (",
+                ignore_index, "), got ", a.target[n], " at position (", n, ",)");
 
   const bool per_token = a.reduction == Reduction::none;
   const ScalarType acc = a.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;

@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor> swiglu_backward(Tensor grad_out, Tensor gate, Tensor 
                                            int64_t grad_mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
     Tensor input, Tensor linear_weight, Tensor target, OptionalTensor linear_bias,
-    OptionalTensor weight, OptionalTensor grad_loss, int64_t ignore_index, int64_t reduction,
+    OptionalTensor grad_loss, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, double softcap, double z_loss, bool stats, int64_t grad_mask,
     OptionalTensor grad_lse);
 

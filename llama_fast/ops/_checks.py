@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypeGuard
 
 import torch
@@ -143,14 +142,6 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """`value` must be one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-
-
-def meant(error: RuntimeError) -> Exception:
-    """The error that the compiled library means: it can raise no other kind, and names it."""
-    found = re.search(r"(?:^|, )(IndexError|ValueError): (.*)", str(error))
-    if found is None:
-        return error
-    return (IndexError if found[1] == "IndexError" else ValueError)(found[2])
 
 
 def check_targets(target: torch.Tensor, classes: int, ignore_index: int) -> None:

@@ -9,42 +9,26 @@ import torch
 
 from llama_fast import reference
 from llama_fast._torch_internals import below_autograd, keeps_graph
-from llama_fast.ops import _checks
 from llama_fast.ops._autograd import differentiable, saves_backend, with_backend
 from llama_fast.ops.backends.library import library
-
-REDUCTIONS = ("none", "mean", "sum")  # in the order of the C++ enumeration
-_NONE, _MEAN, _SUM = range(3)
-
-
-def class_dim(input: torch.Tensor) -> int:
-    """Which dimension of the logits counts the classes."""
-    return 0 if input.dim() == 1 else 1
-
-
-def loss_dtype(input: torch.Tensor) -> torch.dtype:
-    """The dtype that the loss of `input` is computed and returned in."""
-    return torch.float64 if input.dtype is torch.float64 else torch.float32
-
+from llama_fast.reference._dtypes import compute_dtype
+from llama_fast.reference.cross_entropy import (
+    MEAN,
+    NONE,
+    CrossEntropyOptions,
+    class_dim,
+    token_shape,
+)
 
 # --- shapes ----------------------------------------------------------------------------------
 
 
 @torch.library.register_fake("llama_fast::cross_entropy_inplace", lib=library)
 @torch.library.register_fake("llama_fast::cross_entropy", lib=library)
-def _shapes(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    stats: bool,
-) -> tuple[torch.Tensor, ...]:
-    tokens = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
-    loss = input.new_empty(tokens if reduction == _NONE else (), dtype=loss_dtype(input))
+def _shapes(input: torch.Tensor, target: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    options, (stats,) = CrossEntropyOptions.split(arguments)
+    tokens = token_shape(input)
+    loss = input.new_empty(tokens if options.reduction == NONE else (), dtype=compute_dtype(input))
     # float64: of logits near 1e4 a float32 lse would leave the gradient three correct digits.
     lse = input.new_empty(tokens, dtype=torch.float64)
     z_part = torch.empty_like(loss) if stats else loss.new_empty(0)
@@ -81,16 +65,14 @@ def _backward(
         input, lse, target, weight = ctx.saved_tensors
         if ctx.needs_input_grad[0]:
             gradient = _gradient if torch.is_grad_enabled() else _gradient_kernel
-            try:
-                if grad_loss is None:
-                    grad_input = _lse_gradient(gradient, grad_lse, input, lse, ctx.options)
-                else:
-                    args = grad_loss, input, lse, target, weight, *ctx.options, grad_lse
-                    grad_input = gradient(*args)
-            except RuntimeError as error:
-                raise _checks.meant(error) from None
+            if grad_loss is None:
+                grad_input = _lse_gradient(gradient, grad_lse, input, lse, ctx.options)
+            else:
+                args = grad_loss, input, lse, target, weight, *ctx.options, grad_lse
+                grad_input = gradient(*args)
         if grad_loss is not None and ctx.needs_input_grad[1]:
-            grad_target = _target_gradient(grad_loss, input, target, weight, *ctx.options)
+            options = CrossEntropyOptions(weight, *ctx.options)
+            grad_target = _target_gradient(grad_loss, input, target, options)
     return grad_input, grad_target, *(None,) * 7
 
 
@@ -102,36 +84,32 @@ def _lse_gradient(
     options: list[Any],
 ) -> torch.Tensor:
     """The gradient of lse alone: that of a loss whose targets are all ignored."""
-    _, _, _, softcap, _ = options
-    no_loss = torch.zeros_like(grad_lse, dtype=loss_dtype(input))
+    *_, softcap, _ = options
+    no_loss = torch.zeros_like(grad_lse, dtype=compute_dtype(input))
     ignored = torch.full_like(grad_lse, -100, dtype=torch.int64)
-    return gradient(no_loss, input, lse, ignored, None, -100, _NONE, 0.0, softcap, 0.0, grad_lse)
+    no_options = CrossEntropyOptions(reduction=NONE, softcap=softcap)
+    return gradient(no_loss, input, lse, ignored, *no_options, grad_lse)
 
 
 def _target_gradient(
     grad_loss: torch.Tensor,
     input: torch.Tensor,
     target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
+    options: CrossEntropyOptions,
 ) -> torch.Tensor:
     """Gradient of probability targets: (1 - e) w_c (lse - z_c) for each token."""
-    dim = class_dim(input)
-    z = input.to(loss_dtype(input))
+    dim, weight, softcap = class_dim(input), options.weight, options.softcap
+    z = input.to(compute_dtype(input))
     if softcap:
         z = softcap * torch.tanh(z / softcap)
     each = -torch.log_softmax(z, dim=dim)
     if weight is not None:
         each = each * weight.view(-1, *[1] * (input.dim() - 1 - dim))
-    if reduction == _MEAN:
+    if options.reduction == MEAN:
         grad_loss = grad_loss * (max(input.shape[dim], 1) / max(input.numel(), 1))
-    elif reduction == _NONE:
+    elif options.reduction == NONE:
         grad_loss = grad_loss.unsqueeze(dim)
-    return (grad_loss * (1 - label_smoothing) * each).to(target.dtype)
+    return (grad_loss * (1 - options.label_smoothing) * each).to(target.dtype)
 
 
 # --- second derivative -----------------------------------------------------------------------
@@ -149,7 +127,7 @@ def _second_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     lse itself gets none: the gradient is taken as a function of the logits alone.
     """
     grad_loss, grad_lse, input, target, weight = ctx.saved_tensors
-    ignore_index, reduction, label_smoothing, softcap, z_loss = ctx.options
+    options = CrossEntropyOptions(weight, *ctx.options)
     tensors = {"grad_loss": grad_loss, "input": input}
     if grad_lse is not None:
         tensors["grad_lse"] = grad_lse
@@ -160,17 +138,8 @@ def _second_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         given = dict(zip(tensors, values, strict=True))
 
         def outputs(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            loss, stats = reference.cross_entropy(
-                x,
-                given.get("target", target),
-                weight,
-                ignore_index,
-                REDUCTIONS[reduction],
-                label_smoothing,
-                softcap=softcap or None,
-                z_loss=z_loss,
-                return_stats=True,
-            )
+            goal = given.get("target", target)
+            loss, stats = reference.cross_entropy(x, goal, options, return_stats=True)
             return (loss, stats.lse) if "grad_lse" in given else (loss,)
 
         made, vjp = torch.func.vjp(outputs, given["input"])

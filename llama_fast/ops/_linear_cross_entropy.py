@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from llama_fast import reference
+from llama_fast._grad_mask import grad_mask
 from llama_fast._torch_internals import (
     has_dispatch_mode,
     in_transform,
@@ -16,59 +18,42 @@ from llama_fast._torch_internals import (
 )
 from llama_fast.ops._autograd import saves_backend, with_backend
 from llama_fast.ops.backends.library import library
-from llama_fast.ops.chunked import REDUCTIONS, gradient_shapes, resolve_group
+from llama_fast.ops.chunked import empty_results, resolve_group
 from llama_fast.reference._dtypes import compute_dtype
+from llama_fast.reference.cross_entropy import NONE, CrossEntropyOptions
 
 
 @torch.library.register_fake("llama_fast::linear_cross_entropy", lib=library)
 def _shapes(
-    input: torch.Tensor,
-    linear_weight: torch.Tensor,
-    target: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    grad_loss: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    stats: bool,
-    grad_mask: int,
-    grad_lse: torch.Tensor | None = None,
+    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *arguments: Any
 ) -> tuple[torch.Tensor, ...]:
-    lse = input.new_empty(target.shape, dtype=compute_dtype(input))
-    loss = torch.empty_like(lse) if REDUCTIONS[reduction] == "none" else lse.new_empty(())
-    argmax = torch.empty_like(target) if stats else target.new_empty(0)
     # float16 would round small gradients to zero before they are scaled.
     dtype = torch.float32 if input.dtype == torch.float16 else input.dtype
-    wanted = [bool(grad_mask & 1 << i) for i in range(3)]
-    shapes = gradient_shapes(input, linear_weight, wanted)
-    dtypes = (dtype, dtype, lse.dtype)
-    grads = [input.new_empty(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True)]
-    return loss, lse, torch.empty_like(loss), argmax, *grads
+    dtypes = (dtype, dtype, compute_dtype(input))
+    return empty_results(input, linear_weight, target, dtypes, *arguments)
 
 
 def _run(
-    input: torch.Tensor,
-    linear_weight: torch.Tensor,
+    tensors: Sequence[torch.Tensor | None],
     target: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    grad_loss: torch.Tensor | None,
-    grad_lse: torch.Tensor | None,
-    options: tuple[Any, ...],
+    options: CrossEntropyOptions,
     group_name: str | None,
     stats: bool,
     wanted: list[bool],
+    *,
+    grad_loss: torch.Tensor | None = None,
+    grad_lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """The compiled operator when `group_name` is None, else the one in ``chunked.py``."""
+    """The compiled operator when `group_name` is None, else the one in ``chunked.py``.
+
+    `tensors` are input, linear_weight and linear_bias, and `wanted` says whose gradients are.
+    """
     ops = torch.ops.llama_fast
-    tensors = (input, linear_weight, target, linear_bias, weight, grad_loss)
+    input, linear_weight, linear_bias = tensors
+    others = (linear_bias, grad_loss, *options, stats, grad_mask(wanted), grad_lse)
     if group_name is None:
-        mask = sum(want << i for i, want in enumerate(wanted))
-        return ops.linear_cross_entropy(*tensors, *options, stats, mask, grad_lse)
-    return ops.linear_cross_entropy_chunked(*tensors, *options, group_name, stats, wanted, grad_lse)
+        return ops.linear_cross_entropy(input, linear_weight, target, *others)
+    return ops.linear_cross_entropy_chunked(input, linear_weight, target, *others, group_name)
 
 
 def _second_derivative_wanted(*saved: torch.Tensor | None) -> bool:
@@ -96,7 +81,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         linear_weight: torch.Tensor,
         linear_bias: torch.Tensor | None,
         target: torch.Tensor,
-        weight: torch.Tensor | None,
+        weight: torch.Tensor | None,  # one by one: torch.compile mistakes the length of `*args`
         ignore_index: int,
         reduction: int,
         label_smoothing: float,
@@ -106,12 +91,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         stats: bool,
         wanted: list[bool],
     ) -> tuple[torch.Tensor, ...]:
-        now = [w and REDUCTIONS[reduction] != "none" for w in wanted]
-        options = (ignore_index, reduction, label_smoothing, softcap, z_loss)
-        return _run(
-            input, linear_weight, target, linear_bias, weight, None, None, options, group_name,
-            stats, now,
-        )  # fmt: skip
+        options = CrossEntropyOptions(
+            weight, ignore_index, reduction, label_smoothing, softcap, z_loss
+        )
+        now = [want and options.reduction != NONE for want in wanted]
+        return _run((input, linear_weight, linear_bias), target, options, group_name, stats, now)
 
     @staticmethod
     @saves_backend
@@ -119,7 +103,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         input, linear_weight, linear_bias, target, weight, *options, group_name, _, wanted = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.options, ctx.group_name, ctx.wanted = tuple(options), group_name, wanted
+        ctx.options, ctx.group_name, ctx.wanted = options, group_name, wanted
         # The memory of the targets may be reused, by a loader for one.
         kept = (input, linear_weight, linear_bias, target.clone(), weight)
         ctx.save_for_backward(*kept, *output[4:])
@@ -130,17 +114,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * 13
         *inputs, target, weight, g_input, g_weight, g_bias = ctx.saved_tensors
+        options = CrossEntropyOptions(weight, *ctx.options)
         if _second_derivative_wanted(*inputs, grad_loss):
-            return (
-                *_differentiable_gradients(ctx, grad_loss, inputs, target, weight),
-                *[None] * 10,
-            )
-        if REDUCTIONS[ctx.options[1]] == "none":
-            input, linear_weight, linear_bias = inputs
+            second = _differentiable_gradients(ctx, grad_loss, inputs, target, options)
+            return (*second, *[None] * 10)
+        if options.reduction == NONE:
             made = _run(
-                input, linear_weight, target, linear_bias, weight, grad_loss, None, ctx.options,
-                ctx.group_name, False, ctx.wanted,
-            )[4:]  # fmt: skip
+                inputs, target, options, ctx.group_name, False, ctx.wanted, grad_loss=grad_loss
+            )[4:]
         else:
             made = tuple(_scaled(grad, grad_loss) for grad in (g_input, g_weight, g_bias))
         return (*_wanted(made, inputs, ctx.wanted), *[None] * 10)
@@ -173,7 +154,7 @@ class LogSumExp(torch.autograd.Function):
     @saves_backend
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         input, linear_weight, linear_bias, target, _, ignore_index, softcap, *others = inputs
-        ctx.options = (ignore_index, REDUCTIONS.index("none"), 0.0, softcap, 0.0)
+        ctx.options = CrossEntropyOptions(None, ignore_index, NONE, 0.0, softcap, 0.0)
         ctx.group_name, ctx.wanted = others
         ctx.save_for_backward(input, linear_weight, linear_bias, target.clone())
 
@@ -181,14 +162,14 @@ class LogSumExp(torch.autograd.Function):
     @with_backend
     def backward(ctx: Any, grad_lse: torch.Tensor) -> tuple[Any, ...]:
         *inputs, target = ctx.saved_tensors
-        input, linear_weight, linear_bias = inputs
         if _second_derivative_wanted(*inputs, grad_lse):
-            second = _differentiable_gradients(ctx, grad_lse, inputs, target, None, of_lse=True)
+            second = _differentiable_gradients(
+                ctx, grad_lse, inputs, target, ctx.options, of_lse=True
+            )
             return (*second, *[None] * 6)
         made = _run(
-            input, linear_weight, target, linear_bias, None, None, grad_lse, ctx.options,
-            ctx.group_name, False, ctx.wanted,
-        )[4:]  # fmt: skip
+            inputs, target, ctx.options, ctx.group_name, False, ctx.wanted, grad_lse=grad_lse
+        )[4:]
         return (*_wanted(made, inputs, ctx.wanted), *[None] * 6)
 
 
@@ -218,30 +199,20 @@ def _differentiable_gradients(
     upstream: torch.Tensor,
     inputs: list[torch.Tensor],
     target: torch.Tensor,
-    weight: torch.Tensor | None,
+    options: CrossEntropyOptions,
     of_lse: bool = False,
 ) -> list[torch.Tensor | None]:
     """The gradients by autograd through the reference: for second derivatives, which are rare."""
-    ignore_index, reduction, label_smoothing, softcap, z_loss = ctx.options
     with torch.enable_grad():
         # Views: of inputs that are made of one another (a tied weight) each gets its own share.
         views = [None if x is None else x.view_as(x) for x in inputs]
         input, linear_weight, linear_bias = views
         assert input is not None and linear_weight is not None
+        group = resolve_group(ctx.group_name or "")
         loss, stats = reference.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            weight=weight,
-            reduction=REDUCTIONS[reduction],
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            softcap=softcap or None,
-            z_loss=z_loss,
-            process_group=resolve_group(ctx.group_name or ""),
-            return_stats=True,
-        )
+            input, linear_weight, target, linear_bias, options,
+            process_group=group, return_stats=True,
+        )  # fmt: skip
         output = stats.lse if of_lse else loss
         chosen = [
             x if x is not None and want and x.requires_grad else None

@@ -13,17 +13,18 @@ numbers a token: the vocabulary-parallel loss of Megatron-LM (arXiv:1909.08053).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from llama_fast._grad_mask import wanted_gradients
 from llama_fast._torch_internals import process_group
 from llama_fast.ops._checks import check_targets
 from llama_fast.ops.backends.choice import choose
 from llama_fast.ops.backends.library import library
 from llama_fast.reference._dtypes import compute_dtype
-
-REDUCTIONS = ("none", "mean", "sum")  # in the order of the C++ enumeration
+from llama_fast.reference.cross_entropy import MEAN, NONE, SUM, CrossEntropyOptions
 
 # The logits of a chunk take about 48 MB, little beside the weight and its gradient. With fewer
 # than 256 rows the matrix products would spend their time reading the weight.
@@ -43,6 +44,25 @@ def rows_per_chunk(classes: int, itemsize: int) -> int:
     return max(MINIMUM_ROWS, CHUNK_BYTES // max(1, classes * itemsize))
 
 
+def empty_results(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype],
+    linear_bias: torch.Tensor | None,
+    grad_loss: torch.Tensor | None,
+    *arguments: Any,
+) -> tuple[torch.Tensor, ...]:
+    """Tensors of the shapes that the operators return; `dtypes` are those of the gradients."""
+    options, (stats, mask, *_) = CrossEntropyOptions.split(arguments)
+    lse = input.new_empty(target.shape, dtype=compute_dtype(input))
+    loss = torch.empty_like(lse) if options.reduction == NONE else lse.new_empty(())
+    argmax = torch.empty_like(target) if stats else target.new_empty(0)
+    shapes = gradient_shapes(input, linear_weight, wanted_gradients(mask, 3))
+    grads = [input.new_empty(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True)]
+    return loss, lse, torch.empty_like(loss), argmax, *grads
+
+
 def gradient_shapes(
     input: torch.Tensor, linear_weight: torch.Tensor, wanted: list[bool]
 ) -> list[tuple[int, ...]]:
@@ -56,34 +76,31 @@ def linear_cross_entropy(
     linear_weight: torch.Tensor,
     target: torch.Tensor,
     linear_bias: torch.Tensor | None,
-    weight: torch.Tensor | None,
     grad_loss: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    group_name: str,
-    stats: bool,
-    wanted: list[bool],
-    grad_lse: torch.Tensor | None = None,
+    *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """Loss, statistics and gradients, on flat arguments.
+    """The operator llama_fast::linear_cross_entropy_chunked.
 
     Args:
         input, linear_weight, target: (N,E), (V,E) or this rank's rows of it, (N,) int64.
         grad_loss: upstream gradient, of the shape of the loss; None means one.
-        softcap: 0 means none.
-        group_name: of the process group; "" means none.
-        wanted: whether the gradients of input, linear_weight and linear_bias are wanted.
-        grad_lse: (N,), or None; given, the gradients are those of (grad_lse * lse).sum() instead,
-            and the other results are nothing.
+        *arguments: the `CrossEntropyOptions`, then
+            stats: whether argmax is wanted.
+            grad_mask: which of the gradients of input, linear_weight and linear_bias are wanted.
+            grad_lse: (N,), or None; given, the gradients are those of (grad_lse * lse).sum()
+                instead, and the other results are nothing.
+            group_name: of the process group; "" means none.
 
     Returns:
         loss; lse (N,), 0 where ignored; the z-loss part of the loss; argmax (N,), -1 where
         ignored, (0,) without `stats`; three gradients, (0,) where not wanted. All but argmax in
         the type computed in.
     """
+    options, (stats, mask, *others) = CrossEntropyOptions.split(arguments)
+    grad_lse = others[0] if others else None  # torch leaves defaults at the end out
+    group_name = others[1] if len(others) > 1 else ""
+    weight, ignore_index, reduction, z_loss = *options[:3], options.z_loss
+    wanted = wanted_gradients(mask, 3)
     dtype = compute_dtype(input)
     group = resolve_group(group_name)
     classes = linear_weight.shape[0] * _world_size(linear_weight.shape[0], group)
@@ -95,12 +112,16 @@ def linear_cross_entropy(
 
     z_coefficient = z_loss
     row_scale = input.new_ones((), dtype=dtype) if grad_loss is None else grad_loss.to(dtype)
-    if REDUCTIONS[reduction] == "mean":
+    if reduction == MEAN:
         row_scale = row_scale / divisor
         # The mean divides cross-entropy by the sum of the class weights, but z-loss by the number
         # of tokens. Scaled by their ratio, z-loss can go through the same division.
         z_coefficient *= divisor / max(1, tokens)
     row_scale = row_scale.expand(target.shape)
+    # No target is ignored in a chunk; -1 is none of its class indices.
+    of_chunk = options._replace(
+        weight=weight, ignore_index=-1, reduction=NONE, z_loss=z_coefficient
+    )
 
     losses = input.new_zeros(target.shape, dtype=dtype)
     lse = torch.zeros_like(losses)
@@ -113,19 +134,11 @@ def linear_cross_entropy(
         logits = _logits(x, linear_weight, linear_bias)
         # The small operands take the scale, so that the logits are not passed over again.
         if grad_lse is not None:
-            _softmax_(logits, softcap, group)
+            _softmax_(logits, options.softcap, group)
             scale = grad_lse[rows].to(dtype).unsqueeze(1)
         else:
             losses[rows], lse[rows], top = _cross_entropy_(
-                logits,
-                target[rows],
-                weight,
-                label_smoothing,
-                softcap,
-                z_coefficient,
-                group,
-                any(wanted),
-                stats,
+                logits, target[rows], of_chunk, group, any(wanted), stats
             )
             if stats:
                 argmax[rows] = top
@@ -144,37 +157,18 @@ def linear_cross_entropy(
     # Not 0 * lse^2, which overflows to NaN for logits of 1e20.
     z_part = z_loss * lse.square() if z_loss else torch.zeros_like(lse)
     loss = losses
-    if REDUCTIONS[reduction] == "mean":  # 0 / 0 when every target is ignored
+    if reduction == MEAN:  # 0 / 0 when every target is ignored
         loss, z_part = losses.sum() / divisor, z_part.sum() / tokens
-    elif REDUCTIONS[reduction] == "sum":
+    elif reduction == SUM:
         loss, z_part = losses.sum(), z_part.sum()
     return loss, lse, z_part, argmax, *grads
 
 
 def _shapes(
-    input: torch.Tensor,
-    linear_weight: torch.Tensor,
-    target: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    grad_loss: torch.Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
-    group_name: str,
-    stats: bool,
-    wanted: list[bool],
-    grad_lse: torch.Tensor | None = None,
+    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *arguments: Any
 ) -> tuple[torch.Tensor, ...]:
     """The operator's shape rule, for torch.compile and meta tensors."""
-    dtype = compute_dtype(input)
-    lse = input.new_empty(target.shape, dtype=dtype)
-    loss = torch.empty_like(lse) if REDUCTIONS[reduction] == "none" else lse.new_empty(())
-    argmax = torch.empty_like(target) if stats else target.new_empty(0)
-    grads = [lse.new_empty(shape) for shape in gradient_shapes(input, linear_weight, wanted)]
-    return loss, lse, torch.empty_like(loss), argmax, *grads
+    return empty_results(input, linear_weight, target, (compute_dtype(input),) * 3, *arguments)
 
 
 for _device in ("cpu", "cuda"):
@@ -256,10 +250,7 @@ def _softmax_(logits: torch.Tensor, softcap: float, group: dist.ProcessGroup | N
 def _cross_entropy_(
     logits: torch.Tensor,
     target: torch.Tensor,
-    weight: torch.Tensor | None,
-    label_smoothing: float,
-    softcap: float,
-    z_loss: float,
+    options: CrossEntropyOptions,
     group: dist.ProcessGroup | None,
     gradient: bool,
     stats: bool,
@@ -269,12 +260,11 @@ def _cross_entropy_(
     if group is None and backend not in ("torch", "reference"):
         ops = torch.ops.llama_fast
         kernel = ops.cross_entropy_inplace if gradient else ops.cross_entropy
-        options = (REDUCTIONS.index("none"), label_smoothing, softcap, z_loss, stats)
-        # No target is ignored in a chunk; -1 is none of its class indices.
-        loss, lse, _, argmax = kernel(logits, target, weight, -1, *options)
+        loss, lse, _, argmax = kernel(logits, target, *options, stats)
         return loss, lse.to(loss.dtype), argmax
 
     # What llama_fast/reference/cross_entropy.py writes as mathematics, on this rank's classes.
+    weight, _, _, label_smoothing, softcap, z_loss = options
     z, held = logits, logits.shape[1]
     first = 0 if group is None else group.rank() * held
     classes = held * (1 if group is None else group.size())

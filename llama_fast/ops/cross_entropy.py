@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Literal, overload
 
 import torch
 
@@ -10,21 +10,44 @@ from llama_fast import reference
 from llama_fast._torch_internals import has_dispatch_mode, in_transform, view_base
 from llama_fast.ops import _checks, stock
 from llama_fast.ops._autograd import needs_plain_torch
-from llama_fast.ops._cross_entropy import (
-    REDUCTIONS,
-    InplaceLoss,
-    class_dim,
-    eager_loss,
-    general_loss,
-    loss_dtype,
+from llama_fast.ops._cross_entropy import InplaceLoss, eager_loss, general_loss
+from llama_fast.ops._cross_entropy_options import (
+    INDEX_DTYPES,
+    check_class_weight,
+    checked_options,
 )
 from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.backends.choice import choose
-from llama_fast.reference.cross_entropy import Stats
+from llama_fast.reference._dtypes import compute_dtype
+from llama_fast.reference.cross_entropy import (
+    CrossEntropyOptions,
+    Stats,
+    class_dim,
+    token_shape,
+)
 
-_INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-
+@overload
+def cross_entropy(
+    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
+    ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0, *,
+    softcap: float | None = None, z_loss: float = 0.0, inplace: bool = False,
+    return_stats: Literal[False] = False,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def cross_entropy(
+    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
+    ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0, *,
+    softcap: float | None = None, z_loss: float = 0.0, inplace: bool = False,
+    return_stats: Literal[True],
+) -> tuple[torch.Tensor, Stats]: ...  # fmt: skip
+@overload
+def cross_entropy(
+    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
+    ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0, *,
+    softcap: float | None = None, z_loss: float = 0.0, inplace: bool = False,
+    return_stats: bool,
+) -> torch.Tensor | tuple[torch.Tensor, Stats]: ...  # fmt: skip
 @overridable
 def cross_entropy(
     input: torch.Tensor,
@@ -82,118 +105,71 @@ def cross_entropy(
     Example:
         >>> loss = llama_fast.cross_entropy(logits.view(-1, V), tokens.view(-1), inplace=True)
     """
-    ignore_index = _checks.integer("ignore_index", ignore_index)
-    label_smoothing = _checks.number("label_smoothing", label_smoothing)
-    softcap = None if softcap is None else _checks.number("softcap", softcap)
-    z_loss = _checks.number("z_loss", z_loss)
-    _check(input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss)
+    by_index = _check_tensors(input, target)
+    if weight is not None:
+        check_class_weight(weight, input, input.shape[class_dim(input)])
+    options = checked_options(weight, ignore_index, reduction, label_smoothing, softcap, z_loss)
+    if not by_index and options.ignore_index >= 0:
+        raise ValueError(
+            "ignore_index: expected it unset with class probabilities as target, "
+            f"got {options.ignore_index}"
+        )
     if inplace and not torch.compiler.is_compiling():
         _check_no_leaf(input)
     backend = choose("cross_entropy", input)
     if backend in ("reference", "torch") or needs_plain_torch():
+        if by_index:
+            _checks.check_targets(target, input.shape[class_dim(input)], options.ignore_index)
         module = stock if backend == "torch" else reference
-        if not target.is_floating_point():
-            _checks.check_targets(target, input.shape[class_dim(input)], ignore_index)
-        return module.cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index,
-            reduction,
-            label_smoothing,
-            softcap=softcap,
-            z_loss=z_loss,
-            return_stats=return_stats,
-        )
+        return module.cross_entropy(input, target, options, return_stats=return_stats)
 
-    if backend in ("triton", "cuda") and not (input.is_cuda or target.is_floating_point()):
+    if backend in ("triton", "cuda") and by_index and not input.is_cuda:
         # On the CPU; on a GPU the host would have to wait, and the loss is NaN instead.
-        _checks.check_targets(target, input.shape[class_dim(input)], ignore_index)
-    if target.dtype is not torch.int64 and not target.is_floating_point():
+        _checks.check_targets(target, input.shape[class_dim(input)], options.ignore_index)
+    if by_index and target.dtype is not torch.int64:
         target = target.long()
-    if weight is not None:
-        weight = weight.to(loss_dtype(input))
+    if options.weight is not None:
+        options = CrossEntropyOptions(options.weight.to(compute_dtype(input)), *options[1:])
     if not _is_eager(input):
         run = general_loss
     elif inplace and _may_overwrite(input, target):
         run = InplaceLoss.apply
     else:
         run = eager_loss
-    try:
-        loss, lse, z_part, argmax = run(
-            input,
-            target,
-            weight,
-            ignore_index,
-            REDUCTIONS.index(reduction),
-            label_smoothing,
-            softcap or 0.0,
-            z_loss,
-            return_stats,
-        )
-    except RuntimeError as error:
-        raise _checks.meant(error) from None
+    loss, lse, z_part, argmax = run(input, target, *options, return_stats)
     if not return_stats:
         return loss
-    if target.is_floating_point():
-        correct = argmax == target.argmax(dim=class_dim(input))
+    if by_index:
+        correct = (argmax == target) & (target != options.ignore_index)
     else:
-        correct = (argmax == target) & (target != ignore_index)
+        correct = argmax == target.argmax(dim=class_dim(input))
     return loss, Stats(lse.to(loss.dtype), argmax, correct, z_part)
 
 
-# --- what is asked of the arguments ----------------------------------------------------------
-
-
-def _check(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    softcap: float | None,
-    z_loss: float,
-) -> None:
+def _check_tensors(input: torch.Tensor, target: torch.Tensor) -> bool:
+    """Checks them; whether the targets are class indices, not probabilities."""
     _checks.check_float("input", input)
     if input.dim() < 1:
         raise ValueError("input: expected shape (V,), (N,V) or (N,V,d1,...), got ()")
     if not _checks.is_tensor(target):
         raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
-    if target.is_floating_point():
+    by_index = not target.is_floating_point()
+    if not by_index:
         _checks.check_float("target", target)
         if target.shape != input.shape:
             _checks.check_shape("target", target, tuple(input.shape), "of class probabilities")
-        if ignore_index >= 0:
-            raise ValueError(
-                "ignore_index: expected it unset with class probabilities as target, "
-                f"got {ignore_index}"
-            )
     else:
-        if target.dtype not in _INDEX_DTYPES:
+        if target.dtype not in INDEX_DTYPES:
             raise TypeError(
                 "target: expected int64 class indices or floating-point class probabilities, "
                 f"got {target.dtype}"
             )
-        expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
+        expected = token_shape(input)
         if target.shape != expected:
             _checks.check_shape("target", target, tuple(expected), "of input without its classes")
     if target.device != input.device:
         _checks.check_device("target", target, "input", input)
-    if weight is not None:
-        _checks.check_float("weight", weight)
-        _checks.check_shape("weight", weight, (input.shape[class_dim(input)],), "(V,)")
-        _checks.check_device("weight", weight, "input", input)
-        if weight.requires_grad and torch.is_grad_enabled():
-            raise ValueError("weight: expected a tensor that does not require grad")
-    if reduction not in REDUCTIONS:
-        _checks.check_choice("reduction", reduction, REDUCTIONS)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
-    if softcap is not None and not 0.0 < softcap < math.inf:
-        raise ValueError(f"softcap: expected None or a positive number, got {softcap!r}")
-    if not 0.0 <= z_loss < math.inf:
-        raise ValueError(f"z_loss: expected a number that is not negative, got {z_loss!r}")
+    return by_index
 
 
 def _check_no_leaf(input: torch.Tensor) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
+from typing import Literal, overload
 
 import torch
 
@@ -11,27 +11,52 @@ from llama_fast import reference
 from llama_fast.ops import stock
 from llama_fast.ops._autograd import needs_plain_torch, nested_transforms
 from llama_fast.ops._checks import (
-    check_choice,
     check_device,
     check_float,
-    check_number,
     check_same,
     check_shape,
     check_targets,
     check_tensor,
-    integer,
-    number,
     shape,
+)
+from llama_fast.ops._cross_entropy_options import (
+    INDEX_DTYPES,
+    check_class_weight,
+    checked_options,
 )
 from llama_fast.ops._linear_cross_entropy import LinearCrossEntropy, LogSumExp
 from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.backends.choice import choose
-from llama_fast.ops.chunked import REDUCTIONS
-from llama_fast.reference import Stats
-
-INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+from llama_fast.reference.cross_entropy import NONE, Stats
 
 
+@overload
+def linear_cross_entropy(
+    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *,
+    linear_bias: torch.Tensor | None = None, weight: torch.Tensor | None = None,
+    reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0,
+    softcap: float | None = None, z_loss: float = 0.0, shift: bool = False,
+    process_group: torch.distributed.ProcessGroup | None = None,
+    return_stats: Literal[False] = False,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def linear_cross_entropy(
+    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *,
+    linear_bias: torch.Tensor | None = None, weight: torch.Tensor | None = None,
+    reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0,
+    softcap: float | None = None, z_loss: float = 0.0, shift: bool = False,
+    process_group: torch.distributed.ProcessGroup | None = None,
+    return_stats: Literal[True],
+) -> tuple[torch.Tensor, Stats]: ...  # fmt: skip
+@overload
+def linear_cross_entropy(
+    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *,
+    linear_bias: torch.Tensor | None = None, weight: torch.Tensor | None = None,
+    reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0,
+    softcap: float | None = None, z_loss: float = 0.0, shift: bool = False,
+    process_group: torch.distributed.ProcessGroup | None = None,
+    return_stats: bool,
+) -> torch.Tensor | tuple[torch.Tensor, Stats]: ...  # fmt: skip
 @overridable
 def linear_cross_entropy(
     input: torch.Tensor,
@@ -97,6 +122,63 @@ def linear_cross_entropy(
             x.to(narrow) if x is not None and x.dtype != torch.float64 else x
             for x in (input, linear_weight, linear_bias)
         )
+    _check_tensors(input, linear_weight, target, linear_bias, shift)
+    world = 1 if process_group is None else process_group.size()
+    classes = linear_weight.shape[0] * world
+    if weight is not None:
+        check_class_weight(weight, input, classes)
+    options = checked_options(weight, ignore_index, reduction, label_smoothing, softcap, z_loss)
+
+    backend = choose("linear_cross_entropy", input)
+    if needs_plain_torch() or nested_transforms():
+        if process_group is not None:
+            raise ValueError(
+                "process_group: expected None under forward-mode derivatives and under torch.func "
+                "(but for one torch.func.grad or vjp), got a group"
+            )
+        backend = "torch" if backend == "torch" else "reference"
+    if shift:  # position t predicts the token at t + 1
+        input, target = input[..., :-1, :], target[..., 1:]
+    # On a GPU the host would have to wait; the compiled kernels see a bad target themselves.
+    if backend != "triton" or not input.is_cuda:
+        check_targets(target, classes, options.ignore_index)
+    if backend in ("torch", "reference"):
+        module = stock if backend == "torch" else reference
+        with torch.autocast(device_type, enabled=False) if can_autocast else nullcontext():
+            return module.linear_cross_entropy(
+                input, linear_weight, target, linear_bias, options,
+                process_group=process_group, return_stats=return_stats,
+            )  # fmt: skip
+
+    rows, flat = input.reshape(target.numel(), input.shape[-1]), target.reshape(-1).long()
+    # The compiled kernel knows no process groups, and Triton's neither.
+    compiled = backend in ("cpu", "triton") and process_group is None
+    group_name = None if compiled else _name(process_group)
+    wanted = [_needs_gradient(x) for x in (input, linear_weight, linear_bias)]
+    loss, lse, z_part, argmax = LinearCrossEntropy.apply(
+        rows, linear_weight, linear_bias, flat, *options, group_name, return_stats, wanted
+    )[:4]
+    if options.reduction == NONE:
+        loss, z_part = loss.view(target.shape), z_part.view(target.shape)
+    if not return_stats:
+        return loss
+    if any(wanted):
+        lse = LogSumExp.apply(
+            rows, linear_weight, linear_bias, flat, lse, options.ignore_index, options.softcap,
+            group_name, wanted,
+        )  # fmt: skip
+    lse, argmax = lse.view(target.shape), argmax.view(target.shape)
+    correct = (argmax == target) & (target != options.ignore_index)
+    return loss, Stats(lse, argmax, correct, z_part)
+
+
+def _check_tensors(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    shift: bool,
+) -> None:
     if shift:
         if input.dim() < 2 or input.shape[-2] < 1:
             raise ValueError(
@@ -113,91 +195,10 @@ def linear_cross_entropy(
     check_tensor("target", target, INDEX_DTYPES, "integer class indices")
     check_shape("target", target, tuple(input.shape[:-1]), "of input without its last dimension")
     check_device("target", target, "input", input)
-    world = 1 if process_group is None else process_group.size()
-    classes = linear_weight.shape[0] * world
     if linear_bias is not None:
         check_float("linear_bias", linear_bias)
         check_shape("linear_bias", linear_bias, (linear_weight.shape[0],), "(V,)")
         check_same("linear_bias", linear_bias, "input", input)
-    if weight is not None:
-        check_float("weight", weight)
-        check_shape("weight", weight, (classes,), "(V,)")
-        check_device("weight", weight, "input", input)
-        if _needs_gradient(weight):
-            raise ValueError("weight: expected a tensor that does not require grad")
-    check_choice("reduction", reduction, REDUCTIONS)
-    ignore_index = integer("ignore_index", ignore_index)
-    label_smoothing, z_loss = number("label_smoothing", label_smoothing), number("z_loss", z_loss)
-    softcap = None if softcap is None else number("softcap", softcap)
-    smooth, capped = 0 <= label_smoothing <= 1, softcap is None or 0 < softcap < math.inf
-    check_number("label_smoothing", label_smoothing, "a number in [0, 1]", smooth)
-    check_number("softcap", softcap, "a positive finite number or None", capped)
-    check_number("z_loss", z_loss, "a finite number >= 0", 0 <= z_loss < math.inf)
-
-    backend = choose("linear_cross_entropy", input)
-    if needs_plain_torch() or nested_transforms():
-        if process_group is not None:
-            raise ValueError(
-                "process_group: expected None under forward-mode derivatives and under torch.func "
-                "(but for one torch.func.grad or vjp), got a group"
-            )
-        backend = "torch" if backend == "torch" else "reference"
-    if backend in ("torch", "reference"):
-        check_targets(target[..., 1:] if shift else target, classes, ignore_index)
-        function = stock if backend == "torch" else reference
-        with torch.autocast(device_type, enabled=False) if can_autocast else nullcontext():
-            return function.linear_cross_entropy(
-                input,
-                linear_weight,
-                target,
-                linear_bias=linear_bias,
-                weight=weight,
-                reduction=reduction,
-                ignore_index=ignore_index,
-                label_smoothing=label_smoothing,
-                softcap=softcap,
-                z_loss=z_loss,
-                shift=shift,
-                process_group=process_group,
-                return_stats=return_stats,
-            )
-
-    if shift:
-        input, target = input[..., :-1, :], target[..., 1:]
-    if backend != "triton" or not input.is_cuda:  # on a GPU the host would have to wait
-        check_targets(target, classes, ignore_index)
-    rows, flat = input.reshape(target.numel(), input.shape[-1]), target.reshape(-1).long()
-    # The compiled kernel knows no process groups, and Triton's neither.
-    compiled = backend in ("cpu", "triton") and process_group is None
-    group_name = None if compiled else _name(process_group)
-    wanted = [_needs_gradient(x) for x in (input, linear_weight, linear_bias)]
-    loss, lse, z_part, argmax = LinearCrossEntropy.apply(
-        rows,
-        linear_weight,
-        linear_bias,
-        flat,
-        weight,
-        ignore_index,
-        REDUCTIONS.index(reduction),
-        label_smoothing,
-        softcap or 0.0,
-        z_loss,
-        group_name,
-        return_stats,
-        wanted,
-    )[:4]
-    if reduction == "none":
-        loss, z_part = loss.view(target.shape), z_part.view(target.shape)
-    if not return_stats:
-        return loss
-    if any(wanted):
-        lse = LogSumExp.apply(
-            rows, linear_weight, linear_bias, flat, lse, ignore_index, softcap or 0.0, group_name,
-            wanted,
-        )  # fmt: skip
-    lse, argmax = lse.view(target.shape), argmax.view(target.shape)
-    correct = (argmax == target) & (target != ignore_index)
-    return loss, Stats(lse, argmax, correct, z_part)
 
 
 def _name(group: torch.distributed.ProcessGroup | None) -> str:

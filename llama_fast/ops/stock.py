@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_fast.reference import AttentionDecodeOptions, AttentionOptions
+from llama_fast.reference import AttentionDecodeOptions, AttentionOptions, CrossEntropyOptions
 from llama_fast.reference.attention import NEG_INF
 from llama_fast.reference.attention_decode import for_each_sequence
+from llama_fast.reference.cross_entropy import NONE, REDUCTIONS
 
 
 def _refuse(op: str, function: str, options: dict[str, object]) -> None:
@@ -128,14 +129,8 @@ def attention_decode(
 def cross_entropy(
     input: torch.Tensor,
     target: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    options: CrossEntropyOptions,
     *,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-    inplace: bool = False,
     return_stats: bool = False,
 ) -> torch.Tensor:
     """`F.cross_entropy`; the loss is returned in float32 or wider, like that of the other backends.
@@ -143,6 +138,7 @@ def cross_entropy(
     Raises:
         ValueError: softcap, z_loss or return_stats, which it lacks.
     """
+    weight, ignore_index, reduction, label_smoothing, softcap, z_loss = options
     _refuse(
         "cross_entropy",
         "cross_entropy",
@@ -155,7 +151,7 @@ def cross_entropy(
         target,
         weight,
         ignore_index=ignore_index,
-        reduction=reduction,
+        reduction=REDUCTIONS[reduction],
         label_smoothing=label_smoothing,
     )
     return loss if loss.dtype == torch.float64 else loss.float()
@@ -165,15 +161,9 @@ def linear_cross_entropy(
     input: torch.Tensor,
     linear_weight: torch.Tensor,
     target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    options: CrossEntropyOptions,
     *,
-    linear_bias: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-    shift: bool = False,
     process_group: torch.distributed.ProcessGroup | None = None,
     return_stats: bool = False,
 ) -> torch.Tensor:
@@ -184,21 +174,10 @@ def linear_cross_entropy(
     """
     group = None if process_group is None else "a process group"
     _refuse("linear_cross_entropy", "cross_entropy", {"process_group": group})
-    if shift:
-        input, target = input[..., :-1, :], target[..., 1:]
     tokens = target.numel()
-    loss = cross_entropy(
-        F.linear(input.reshape(tokens, input.shape[-1]), linear_weight, linear_bias),
-        target.flatten(),
-        weight,
-        ignore_index,
-        reduction,
-        label_smoothing,
-        softcap=softcap,
-        z_loss=z_loss,
-        return_stats=return_stats,
-    )
-    return loss.view(target.shape) if reduction == "none" else loss
+    logits = F.linear(input.reshape(tokens, input.shape[-1]), linear_weight, linear_bias)
+    loss = cross_entropy(logits, target.flatten(), options, return_stats=return_stats)
+    return loss.view(target.shape) if options.reduction == NONE else loss
 
 
 def rms_norm(

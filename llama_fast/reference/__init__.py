@@ -7,7 +7,7 @@ takes them as one NamedTuple, which every backend of it takes.
 
 from .attention import AttentionOptions, attention
 from .attention_decode import AttentionDecodeOptions, attention_decode
-from .cross_entropy import Stats, cross_entropy
+from .cross_entropy import CrossEntropyOptions, Stats, cross_entropy
 from .linear_cross_entropy import linear_cross_entropy
 from .rms_norm import rms_norm
 from .rope import rope
@@ -16,6 +16,7 @@ from .swiglu import swiglu
 __all__ = [
     "AttentionDecodeOptions",
     "AttentionOptions",
+    "CrossEntropyOptions",
     "Stats",
     "attention",
     "attention_decode",

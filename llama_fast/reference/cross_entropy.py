@@ -11,12 +11,47 @@ For one token with logits x over V classes, class weights w and label smoothing 
 Label smoothing: Szegedy et al. 2015 (arXiv:1512.00567); z-loss: PaLM (arXiv:2204.02311).
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from ._dtypes import compute_dtype
 from ._logsumexp import logsumexp
+
+# How the losses of the tokens become the result, by the numbers that the operators take;
+# `Reduction` in csrc/cpu/cross_entropy.h says the same.
+REDUCTIONS = ("none", "mean", "sum")
+NONE, MEAN, SUM = range(3)
+
+
+class CrossEntropyOptions(NamedTuple):
+    """The options of cross_entropy and linear_cross_entropy, in the order of their operators.
+
+    An operator is called as ``cross_entropy(input, target, *options, stats)``.
+
+    weight: a factor for each class, (V,), or None.
+    ignore_index: the target of tokens that add nothing.
+    reduction: NONE, MEAN or SUM.
+    label_smoothing: e, in [0, 1].
+    softcap: bound of the logits, 0 for none.
+    z_loss: factor of lse^2.
+    """
+
+    weight: torch.Tensor | None = None
+    ignore_index: int = -100
+    reduction: int = MEAN
+    label_smoothing: float = 0.0
+    softcap: float = 0.0
+    z_loss: float = 0.0
+
+    @classmethod
+    def split(cls, arguments: Sequence[Any]) -> tuple[CrossEntropyOptions, Sequence[Any]]:
+        """The options that flat arguments of an operator begin with, and the arguments after."""
+        count = len(cls._fields)
+        return cls(*arguments[:count]), arguments[count:]
 
 
 class Stats(NamedTuple):
@@ -34,33 +69,40 @@ class Stats(NamedTuple):
     z_loss: torch.Tensor
 
 
+def class_dim(input: torch.Tensor) -> int:
+    """Which dimension of logits (V,), (N,V) or (N,V,d1,...) counts the classes."""
+    return 0 if input.dim() == 1 else 1
+
+
+def token_shape(input: torch.Tensor) -> torch.Size:
+    """The shape of logits without their classes."""
+    shape = input.shape
+    return shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
+
+
 def cross_entropy(
     input: torch.Tensor,
     target: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    options: CrossEntropyOptions,
     *,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-    inplace: bool = False,
     return_stats: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, Stats]:
+) -> Any:
     """Cross-entropy of logits (V,), (N,V) or (N,V,d1,...); see ``llama_fast.cross_entropy``.
 
-    ``inplace`` is a permission, of which this implementation makes no use.
+    Returns:
+        The loss; with `return_stats` (loss, `Stats`).
     """
-    class_dim = 0 if input.dim() == 1 else 1
-    x = input.movedim(class_dim, -1).to(compute_dtype(input))
+    weight, ignore_index, reduction, label_smoothing, softcap, z_loss = options
+    dim = class_dim(input)
+    x = input.movedim(dim, -1).to(compute_dtype(input))
     V = x.shape[-1]
-    z = x if softcap is None else softcap * torch.tanh(x / softcap)
+    z = softcap * torch.tanh(x / softcap) if softcap else x
     lse = logsumexp(z)
     log_p = torch.log_softmax(z, dim=-1)
     w = torch.ones(V, dtype=x.dtype, device=x.device) if weight is None else weight.to(x.dtype)
 
     if target.is_floating_point():
-        target = target.movedim(class_dim, -1).to(x.dtype)
+        target = target.movedim(dim, -1).to(x.dtype)
         label = target.argmax(dim=-1) if V else target.new_zeros(target.shape[:-1]).long()
         smoothed = target * (1 - label_smoothing) + label_smoothing / V
         ce = -(w * smoothed * log_p).sum(dim=-1)
@@ -78,9 +120,9 @@ def cross_entropy(
         denominator = w_label.masked_fill(~kept, 0)
     z_term = (z_loss * lse**2).masked_fill(~kept, 0) if z_loss else torch.zeros_like(ce)
 
-    if reduction == "mean":
+    if reduction == MEAN:
         ce, z_term = ce.sum() / denominator.sum(), z_term.sum() / kept.sum()
-    elif reduction == "sum":
+    elif reduction == SUM:
         ce, z_term = ce.sum(), z_term.sum()
     # Adding an absent term would turn "all ignored" or an infinite loss into something else.
     loss = ce + z_term if z_loss else ce

@@ -6,37 +6,34 @@ The fused form that never holds all logits: Wijmans et al. 2024, "Cut Your Losse
 Large-Vocabulary Language Models" (arXiv:2411.09009).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
 
 from ._dtypes import compute_dtype
-from .cross_entropy import Stats, cross_entropy
+from .cross_entropy import NONE, CrossEntropyOptions, Stats, cross_entropy
 
 
 def linear_cross_entropy(
     input: torch.Tensor,
     linear_weight: torch.Tensor,
     target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    options: CrossEntropyOptions,
     *,
-    linear_bias: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-    shift: bool = False,
     process_group: torch.distributed.ProcessGroup | None = None,
     return_stats: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, Stats]:
+) -> Any:
     """input (...,E), linear_weight (V,E), target (...); see ``llama_fast.linear_cross_entropy``.
 
     All logits are in memory at once. With ``process_group`` every rank gathers the whole weight.
+
+    Returns:
+        The loss; with `return_stats` (loss, `Stats`).
     """
     dtype = compute_dtype(input)
-    if shift:  # position t predicts the token at t + 1
-        input, target = input[..., :-1, :], target[..., 1:]
     if process_group is not None:
         linear_weight = gather_rows(linear_weight, process_group)
         if linear_bias is not None:
@@ -45,24 +42,15 @@ def linear_cross_entropy(
     logits = rows.to(dtype) @ linear_weight.to(dtype).T
     if linear_bias is not None:
         logits = logits + linear_bias.to(dtype)
-    result: Any = cross_entropy(
-        logits,
-        target.flatten(),
-        weight,
-        ignore_index,
-        reduction,
-        label_smoothing,
-        softcap=softcap,
-        z_loss=z_loss,
-        return_stats=return_stats,
-    )
+    result = cross_entropy(logits, target.flatten(), options, return_stats=return_stats)
     loss, stats = result if return_stats else (result, None)
-    if reduction == "none":
+    if options.reduction == NONE:
         loss = loss.view(target.shape)
     if stats is None:
         return loss
     lse, argmax, correct, z_part = (x.view(target.shape) if x.dim() else x for x in stats)
-    ignored = target == ignore_index  # no logits are computed for these: they have no statistics
+    # No logits are computed for ignored tokens: they have no statistics.
+    ignored = target == options.ignore_index
     lse, argmax = lse.masked_fill(ignored, 0), argmax.masked_fill(ignored, -1)
     return loss, Stats(lse, argmax, correct, z_part)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import llama_fast
-from tests.ops.criterion import DTYPES, check
+from tests.ops.criterion import DTYPES, check, served_by
 from tests.ops.cross_entropy_cases import Case, make_tensors, runner
 
 OP = "cross_entropy"
@@ -32,7 +32,7 @@ INPLACE = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", INPLACE, ids=lambda c: c.id)
 def test_inplace(case: Case, dtype: torch.dtype, kernel: str) -> None:
-    check(OP, inplace, runner(case), dtype, formula=llama_fast.reference.cross_entropy)
+    check(OP, inplace, runner(case), dtype, formula=served_by("reference", OP))
 
 
 def test_inplace_second_backward_gives_the_same_numbers(backend: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import llama_fast
+from llama_fast.reference.cross_entropy import CrossEntropyOptions
 from tests.ops.criterion import DTYPES, check
 from tests.ops.cross_entropy_cases import Case, runner
 from tests.ops.test_cross_entropy_inputs import SPECIAL
@@ -124,7 +125,7 @@ def test_not_asked_for_there_is_none(backend: str) -> None:
     if backend == "reference":
         pytest.skip("has no operator")
     x = torch.randn(3, 5, requires_grad=True)
-    options = (torch.tensor([1, -100, 2]), None, -100, 1, 0.0, 0.0, 0.0)
+    target = torch.tensor([1, -100, 2])
     for stats in (False, True):
-        outputs = torch.ops.llama_fast.cross_entropy(x, *options, stats)
+        outputs = torch.ops.llama_fast.cross_entropy(x, target, *CrossEntropyOptions(), stats)
         assert [o.requires_grad for o in outputs] == [True, stats, False, False]

@@ -9,7 +9,11 @@ import pytest
 import torch
 
 import llama_fast
+from llama_fast.ops import _checks
+from llama_fast.ops.backends import library
+from llama_fast.reference.cross_entropy import CrossEntropyOptions
 
+ops = torch.ops.llama_fast
 Q, K, V = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 6, 8), torch.zeros(2, 2, 6, 3)
 PACKED = {name: torch.zeros(5, 2, 8) for name in "qkv"} | {"cu_seqlens_q": torch.tensor([0, 2, 5])}
 LOGITS, TARGET = torch.zeros(5, 7), torch.tensor([3, -100, 0, 6, 1])
@@ -187,6 +191,37 @@ def test_position_of_a_bad_target_among_trailing_dimensions() -> None:
     target[1, 2, 3] = 99
     with pytest.raises(IndexError, match=r"got 99 at position \(1, 2, 3\)"):
         llama_fast.cross_entropy(torch.zeros(2, 5, 3, 4), target)
+
+
+@pytest.mark.skipif(library.missing_reason is not None, reason="nothing was compiled")
+@pytest.mark.parametrize("tokens", [(), (3,), (2, 3, 4)], ids=str)
+def test_compiled_kernels_raise_what_the_checks_in_python_raise(tokens: tuple[int, ...]) -> None:
+    """Of the same type, in the same words; a compiled graph has the kernels' checks only."""
+    shape = (*tokens[:1], 5, *tokens[1:])
+    target = torch.full(tokens, -100)
+    target.view(-1)[-1] = 99
+    errors = []
+    for call in (
+        lambda: _checks.check_targets(target, 5, -100),
+        lambda: ops.cross_entropy(torch.zeros(shape), target, *CrossEntropyOptions(), False),
+        lambda: ops.linear_cross_entropy(
+            torch.zeros(target.numel(), 2), torch.zeros(5, 2), target.flatten(), None, None,
+            *CrossEntropyOptions(), False, 0,
+        ),
+    ):  # fmt: skip
+        with pytest.raises(IndexError) as caught:
+            call()
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    assert errors[0].partition(" at position")[0] == errors[2].partition(" at position")[0]
+
+
+@pytest.mark.skipif(library.missing_reason is not None, reason="nothing was compiled")
+def test_compiled_kernels_raise_value_errors() -> None:
+    q, offsets = torch.zeros(4, 2, 8), torch.tensor([0, 3, 2, 4])
+    arguments = (q, q, q, *(None,) * 4, offsets, offsets, None, False, -1, -1, 1.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match=r"^cu_seqlens_q: expected offsets .* got 3 then 2"):
+        ops.attention(*arguments)
 
 
 def test_the_torch_backend_names_what_torch_lacks() -> None:

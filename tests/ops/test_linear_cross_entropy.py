@@ -120,6 +120,15 @@ def test_written_out_without_the_kernel(case: Case) -> None:
         check(OP, llama_fast.linear_cross_entropy, runner(case), torch.float32)
 
 
+def test_shift_predicts_the_next_token(backend: str) -> None:
+    x, w, target = torch.randn(2, 5, 8), torch.randn(11, 8), torch.randint(0, 11, (2, 5))
+    x.requires_grad_()
+    ours = llama_fast.linear_cross_entropy(x, w, target, shift=True)
+    expected = F.cross_entropy(F.linear(x[:, :-1], w).flatten(0, 1), target[:, 1:].flatten())
+    torch.testing.assert_close(ours, expected)
+    assert (torch.autograd.grad(ours, x)[0][:, -1] == 0).all()
+
+
 def test_statistics(backend: str) -> None:
     tensors = make_tensors(Case("", tokens=(4, 6), ignored=True), seed=0)
     x, w, target = (t.float() if t.is_floating_point() else t for t in tensors.values())

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from llama_fast import reference
-from llama_fast.reference import AttentionOptions
+from llama_fast.reference import AttentionOptions, CrossEntropyOptions
+from llama_fast.reference.cross_entropy import REDUCTIONS
 from tests.ops.criterion import served_by
 
 Tensor = torch.Tensor
@@ -155,9 +156,12 @@ def test_cross_entropy_equals_torch(
         if target.numel() > 2:
             target.view(-1)[1] = -100
     weight = torch.rand(11, dtype=torch.float64) if weighted else None
+    options = CrossEntropyOptions(weight, -100, REDUCTIONS.index(reduction), smoothing)
     results = []
-    for function in (reference.cross_entropy, F.cross_entropy):
-        loss = function(logits, target, weight, reduction=reduction, label_smoothing=smoothing)
+    for loss in (
+        reference.cross_entropy(logits, target, options),
+        F.cross_entropy(logits, target, weight, reduction=reduction, label_smoothing=smoothing),
+    ):
         results.append((loss, torch.autograd.grad(loss.sum(), logits)[0]))
     for ours, torchs in zip(*results, strict=True):
         torch.testing.assert_close(ours, torchs, equal_nan=True)
@@ -167,7 +171,7 @@ def test_cross_entropy_softcap_and_z_loss_are_their_definitions() -> None:
     logits, target = normal(6, 11), torch.randint(0, 11, (6,))
     capped = 2 * torch.tanh(logits / 2)
     expected = F.cross_entropy(capped, target) + 0.1 * (capped.logsumexp(1) ** 2).mean()
-    ours = reference.cross_entropy(logits, target, softcap=2.0, z_loss=0.1)
+    ours = reference.cross_entropy(logits, target, CrossEntropyOptions(softcap=2.0, z_loss=0.1))
     torch.testing.assert_close(ours, expected)
 
 
@@ -175,15 +179,15 @@ def test_cross_entropy_means_differ_for_weights_and_z_loss() -> None:
     logits, target = normal(6, 11), torch.tensor([0, 1, -100, 3, 4, -100])
     weight = torch.rand(11, dtype=torch.float64)
     z_loss = (0.1 * logits.logsumexp(1) ** 2)[target >= 0].mean()
-    ours = reference.cross_entropy(logits, target, weight, z_loss=0.1)
+    ours = reference.cross_entropy(logits, target, CrossEntropyOptions(weight, z_loss=0.1))
     torch.testing.assert_close(ours, F.cross_entropy(logits, target, weight) + z_loss)
 
 
 def test_linear_cross_entropy_equals_torch() -> None:
     x, w, b = normal(2, 5, 8), normal(11, 8), normal(11)
     target = torch.randint(0, 11, (2, 5))
-    expected = F.cross_entropy(F.linear(x[:, :-1], w, b).flatten(0, 1), target[:, 1:].flatten())
-    ours = reference.linear_cross_entropy(x, w, target, linear_bias=b, shift=True)
+    expected = F.cross_entropy(F.linear(x, w, b).flatten(0, 1), target.flatten())
+    ours = reference.linear_cross_entropy(x, w, target, b, CrossEntropyOptions())
     torch.testing.assert_close(ours, expected)
 
 

@@ -6,12 +6,13 @@ passed their checks, which say more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from llama_fast.reference import AttentionOptions
+from llama_fast.reference.cross_entropy import NONE, CrossEntropyOptions, class_dim, token_shape
 
 Optional: TypeAlias = torch.Tensor | None
 
@@ -74,30 +75,28 @@ def _attention_backward(grad_out: torch.Tensor, grad_lse: Optional, *args: Any) 
         _expect(name, "grad_mask", there or not mask & bit)
 
 
-def _class_targets(
-    name: str, input: torch.Tensor, target: torch.Tensor, weight: Optional
-) -> tuple[int, ...]:
-    """Checks them; the shape of the tokens."""
+def _class_targets(name: str, input: torch.Tensor, target: torch.Tensor, weight: Optional) -> int:
+    """Checks them; the number of tokens."""
     _together(name, input, (target, weight))
     _expect(name, "input", input.dim() > 0)
-    tokens = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
+    tokens = token_shape(input)
     by_index = target.dtype == torch.int64
     _expect(name, "target", by_index or target.is_floating_point())
     _expect(name, "target", target.shape == (tokens if by_index else input.shape))
-    _expect(name, "weight", _is(weight, (input.shape[min(1, input.dim() - 1)],)))
-    return tuple(tokens)
+    _expect(name, "weight", _is(weight, (input.shape[class_dim(input)],)))
+    return tokens.numel()
 
 
-def _gradient_of_lse(name: str, input: torch.Tensor, tokens: int, options: tuple[Any, ...]) -> None:
-    """The last argument, which is left out where there is none."""
-    grad_lse = options[-1]
+def _gradient_of_lse(name: str, input: torch.Tensor, tokens: int, arguments: Sequence[Any]) -> None:
+    """grad_lse, the last of the arguments, which is left out where there is none."""
+    grad_lse = arguments[-1] if arguments else None
     if isinstance(grad_lse, torch.Tensor):
         _together(name, input, (grad_lse,))
         _expect(name, "grad_lse", grad_lse.numel() == tokens)
 
 
 def _cross_entropy(
-    input: torch.Tensor, target: torch.Tensor, weight: Optional, *options: Any
+    input: torch.Tensor, target: torch.Tensor, weight: Optional, *others: Any
 ) -> None:
     _class_targets("cross_entropy", input, target, weight)
 
@@ -107,22 +106,15 @@ def _cross_entropy_backward(
     input: torch.Tensor,
     lse: torch.Tensor,
     target: torch.Tensor,
-    weight: Optional,
-    ignore_index: int,
-    reduction: int,
-    *options: Any,
+    *arguments: Any,
 ) -> None:
     name = "cross_entropy_backward"
-    tokens = _class_targets(name, input, target, weight)
+    options, others = CrossEntropyOptions.split(arguments)
+    tokens = _class_targets(name, input, target, options.weight)
     _together(name, input, (grad_loss, lse))
-    _expect(name, "lse", lse.dtype == torch.float64 and lse.numel() == _count(tokens))
-    _expect(name, "grad_loss", grad_loss.numel() == (1 if reduction else _count(tokens)))
-    _gradient_of_lse(name, input, _count(tokens), options)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    """How many tokens there are."""
-    return torch.Size(shape).numel()
+    _expect(name, "lse", lse.dtype == torch.float64 and lse.numel() == tokens)
+    _expect(name, "grad_loss", grad_loss.numel() == (tokens if options.reduction == NONE else 1))
+    _gradient_of_lse(name, input, tokens, others)
 
 
 def _linear_cross_entropy(
@@ -130,22 +122,20 @@ def _linear_cross_entropy(
     linear_weight: torch.Tensor,
     target: torch.Tensor,
     linear_bias: Optional,
-    weight: Optional,
     grad_loss: Optional,
-    ignore_index: int,
-    reduction: int,
-    *options: Any,
+    *arguments: Any,
 ) -> None:
     name = "linear_cross_entropy"
-    _together(name, input, (linear_weight, target, linear_bias, weight, grad_loss))
+    options, others = CrossEntropyOptions.split(arguments)
+    _together(name, input, (linear_weight, target, linear_bias, options.weight, grad_loss))
     _expect(name, "input", input.dim() == 2)
     _expect(name, "linear_weight", _is(linear_weight, (linear_weight.shape[0], input.shape[1])))
-    classes = (linear_weight.shape[0],)
-    _expect(name, "target", _is(target, input.shape[:1], torch.int64))
+    classes, tokens = (linear_weight.shape[0],), tuple(input.shape[:1])
+    _expect(name, "target", _is(target, tokens, torch.int64))
     _expect(name, "linear_bias", _is(linear_bias, classes))
-    _expect(name, "weight", _is(weight, classes))
-    _expect(name, "grad_loss", _is(grad_loss, () if reduction else tuple(input.shape[:1])))
-    _gradient_of_lse(name, input, input.shape[0], options)
+    _expect(name, "weight", _is(options.weight, classes))
+    _expect(name, "grad_loss", _is(grad_loss, tokens if options.reduction == NONE else ()))
+    _gradient_of_lse(name, input, input.shape[0], others)
 
 
 def _rms_norm_backward(

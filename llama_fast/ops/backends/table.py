@@ -58,14 +58,14 @@ _ATTENTION_OPTIONS = (
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? dropout_seed, bool causal, "
     "SymInt window_left, SymInt window_right, float scale, float softcap, float dropout_p"
 )
+# The fields of CrossEntropyOptions in llama_fast/reference/cross_entropy.py.
 _CROSS_ENTROPY_OPTIONS = (
-    "Tensor target, Tensor? weight, int ignore_index, int reduction, float label_smoothing, "
-    "float softcap, float z_loss"
+    "Tensor? weight, int ignore_index, int reduction, float label_smoothing, float softcap, "
+    "float z_loss"
 )
 _LINEAR_CROSS_ENTROPY = (
-    "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, "
-    "Tensor? grad_loss, int ignore_index, int reduction, float label_smoothing, float softcap, "
-    "float z_loss"
+    "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? grad_loss, "
+    f"{_CROSS_ENTROPY_OPTIONS}, bool stats, int grad_mask, Tensor? grad_lse=None"
 )
 _LINEAR_CROSS_ENTROPY_RESULTS = (
     "(Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax, Tensor input, Tensor linear_weight, "
@@ -98,13 +98,13 @@ TABLE = {
     ),
     "cross_entropy": Op(
         (
-            f"cross_entropy(Tensor input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
+            f"cross_entropy(Tensor input, Tensor target, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
             "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
-            "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, "
+            "cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor target, "
             f"{_CROSS_ENTROPY_OPTIONS}, Tensor? grad_lse=None) -> Tensor",
             # Overwrites `input` with the gradient of the loss (for an upstream gradient of one).
-            f"cross_entropy_inplace(Tensor(a!) input, {_CROSS_ENTROPY_OPTIONS}, bool stats) "
-            "-> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
+            f"cross_entropy_inplace(Tensor(a!) input, Tensor target, {_CROSS_ENTROPY_OPTIONS}, "
+            "bool stats) -> (Tensor loss, Tensor lse, Tensor z_loss, Tensor argmax)",
         ),
         {"cpu": FLOATS, "triton": FLOATS, "cuda": UP_TO_FLOAT32},
     ),
@@ -112,8 +112,7 @@ TABLE = {
         (
             # With grad_lse the gradients are those of (grad_lse * lse).sum(), not of the loss.
             # Bits of grad_mask: input, linear_weight, linear_bias.
-            f"linear_cross_entropy({_LINEAR_CROSS_ENTROPY}, bool stats, int grad_mask, "
-            f"Tensor? grad_lse=None) -> {_LINEAR_CROSS_ENTROPY_RESULTS}",
+            f"linear_cross_entropy({_LINEAR_CROSS_ENTROPY}) -> {_LINEAR_CROSS_ENTROPY_RESULTS}",
         ),
         {"cpu": FLOATS, "triton": FLOATS, "chunked": FLOATS},
     ),
@@ -161,9 +160,9 @@ OTHER_SCHEMAS = (
     # weights a block, then that of the last norm. Writes into the caches (L,slots,K,D).
     "decode_layers(Tensor x, Tensor[] weights, Tensor cos, Tensor sin, Tensor(a!) k_cache, "
     "Tensor(b!) v_cache, Tensor cache_seqlens, Tensor page_table, int page, float eps) -> Tensor",
-    # The backend "chunked", in Python.
-    f"linear_cross_entropy_chunked({_LINEAR_CROSS_ENTROPY}, str group_name, bool stats, "
-    f"bool[3] wanted, Tensor? grad_lse=None) -> {_LINEAR_CROSS_ENTROPY_RESULTS}",
+    # The backend "chunked", in Python; it also knows process groups.
+    f"linear_cross_entropy_chunked({_LINEAR_CROSS_ENTROPY}, str group_name='') "
+    f"-> {_LINEAR_CROSS_ENTROPY_RESULTS}",
 )
 
 

@@ -23,7 +23,8 @@ UNCHECKED = {"attention", "attention_decode", "rms_norm", "swiglu"}
 
 
 def test_every_op_has_the_rooms_it_should() -> None:
-    assert set(reference.__all__) - set(OPS) == {"Stats"}
+    types = {name for name in reference.__all__ if isinstance(getattr(reference, name), type)}
+    assert set(reference.__all__) - types == set(OPS)
     for op in OPS:
         for room in (llama_fast, reference, stock):
             assert callable(getattr(room, op)), (room, op)

@@ -1,0 +1,30 @@
+// Errors that keep their kind on the way to Python: torch calls operators through pybind11, which
+// raises std::out_of_range as an IndexError, std::invalid_argument as a ValueError and everything
+// else as a RuntimeError.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+
+namespace llama_fast {
+
+template <class Error, class... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void throw_error(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Error(message.str());
+}
+
+// IndexError unless `good`; the parts make its message.
+template <class... Parts>
+inline void check_index(bool good, const Parts&... parts) {
+  if (!good) throw_error<std::out_of_range>(parts...);
+}
+
+// ValueError unless `good`; the parts make its message.
+template <class... Parts>
+inline void check_value(bool good, const Parts&... parts) {
+  if (!good) throw_error<std::invalid_argument>(parts...);
+}
+
+}  // namespace llama_fast
