@@ -11,6 +11,7 @@ the GPU. Nothing is read or written out of place for it.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -154,17 +155,17 @@ def loss_of_rows(p: Inputs, stats: bool) -> RowResults:
         splits = min(triton.cdiv(p.classes, plan.BLOCK), triton.cdiv(wanted, p.tokens), 64)
     split = triton.cdiv(triton.cdiv(p.classes, splits), plan.BLOCK) * plan.BLOCK
     splits = triton.cdiv(p.classes, split) if split else 1
-    partial = None
+    parts = None
     if splits > 1:
-        partial = p.logits.new_empty((7, p.tokens, splits), dtype=wide_dtype(p.logits.dtype))
-    arguments = (
-        p.logits, p.target, p.options.weight, p.probabilities, *rows, partial, p.classes, split,
+        parts = p.logits.new_empty((7, p.tokens, splits), dtype=wide_dtype(p.logits.dtype))
+    arguments: tuple[Any, ...] = (
+        p.logits, p.target, p.options.weight, p.probabilities, *rows, parts, p.classes, split,
         p.inner, p.strides, p.probability_strides, p.options.ignore_index,
     )  # fmt: skip
     launch(_forward, (p.tokens, splits), arguments, _options(plan, 8))
     if splits > 1:
         arguments = (
-            p.logits, p.target, p.options.weight, *rows, partial, p.classes, splits, p.inner,
+            p.logits, p.target, p.options.weight, *rows, parts, p.classes, splits, p.inner,
             p.strides, p.options.ignore_index,
         )  # fmt: skip
         launch(_combine, (p.tokens,), arguments, _options(replace(plan, BLOCK=64), 1))
@@ -221,9 +222,9 @@ def loss_and_gradient(
     plan = _plan(p, stats)
     whole = _may_keep(p, plan)
     if not whole and plan.BY_INDEX and p.tokens < 2 * gpu(p.logits).processors and want_loss:
-        rows = loss_of_rows(p, stats)  # too few rows for a program each
-        gradient_of_rows(p, out, out_strides, rows.lse, grad_loss, divisors, grad_lse)
-        return rows
+        swept = loss_of_rows(p, stats)  # too few rows for a program each
+        gradient_of_rows(p, out, out_strides, swept.lse, grad_loss, divisors, grad_lse)
+        return swept
     rows = _new_rows(p, stats) if want_loss else None
     if whole:
         plan = replace(plan, BLOCK=max(128, triton.next_power_of_2(p.classes)))
@@ -347,9 +348,7 @@ def _examples_of(dtype: torch.dtype, classes: int, tokens: int) -> Iterator[Call
     for w, smoothing, softcap, z_loss, stats in every:
         options = CrossEntropyOptions(w, -100, MEAN, smoothing, softcap, z_loss)
         for target in (y, x) if w is None else (y,):
-            yield lambda t=target, o=options, s=stats: cross_entropy(x, t, *o, s)
-            yield lambda t=target, o=options, s=stats: cross_entropy_inplace(x, t, *o, s)
+            yield partial(cross_entropy, x, target, *options, stats)
+            yield partial(cross_entropy_inplace, x, target, *options, stats)
             for grad_lse in (None, lse) if stats else (None,):
-                yield lambda t=target, o=options, g=grad_lse: cross_entropy_backward(
-                    one, x, lse, t, *o, g
-                )
+                yield partial(cross_entropy_backward, one, x, lse, target, *options, grad_lse)
