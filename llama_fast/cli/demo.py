@@ -106,6 +106,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
     from llama_fast.demo import answer, finetune, kernels, report
     from llama_fast.demo.results import Results
     from llama_fast.eval.multiple_choice import score
+    from llama_fast.models.loading import load_model
 
     seconds: dict[str, float] = {}
 
@@ -131,7 +132,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
 
     with part("model", "3. The model"):
         with screen.bar("loading and running SmolLM2-135M-Instruct") as bar:
-            model, tokenizer = answer.load_both(gguf_path, torch.float32)
+            model, tokenizer = load_model(gguf_path, dtype=torch.float32)
             said = answer.ask(model, tokenizer)
             passages = boolq_passages(data)
             logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:64])
@@ -143,7 +144,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
         )
 
     with part("fine-tuning", "4. Fine-tuning on BoolQ passages, stock PyTorch and ours"):
-        settings = finetune.Settings(
+        settings = finetune.FinetuneSettings(
             model=str(gguf_path),
             data=str(data),
             backend="auto",

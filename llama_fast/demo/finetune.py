@@ -1,8 +1,8 @@
-"""Fine-tunes the model twice from the same start: on stock PyTorch ops and on ours.
+"""Fine-tunes the model from the same start on stock PyTorch ops and on ours.
 
-Each run is a process of its own (``finetune_side.py``) with the same seed, data and settings. In
-several rounds the sides take turns at going first, as a machine warms up or gets busy; speed and
-memory are medians over all rounds.
+Each run is a process of its own (``finetune_side.py``) with the same seed, data and settings. The
+sides alternate in going first, because a machine warms up or gets busy. Speed and memory are
+medians over all rounds.
 """
 
 import json
@@ -14,28 +14,28 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from llama_fast.demo.finetune_side import Settings
+from llama_fast.demo.finetune_side import FinetuneSettings
 
-__all__ = ["SIDES", "Comparison", "Run", "TrainingError", "compare", "run_side"]
+__all__ = ["SIDES", "Comparison", "SideResult", "TrainingError", "compare", "run_side"]
 
 # Name of each side -> backend.
 SIDES = {"torch": "torch", "llama_fast": "auto"}
 
 
 class TrainingError(RuntimeError):
-    """A training process failed; the message holds the end of what it said."""
+    """A training process failed; the message quotes the end of its output."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one run of one side brought.
+class SideResult:
+    """The measurements of one run of one side.
 
     Attributes:
         side: "torch" or "llama_fast".
         losses, seconds: of each step.
-        held_out_before, held_out_after: loss on text that is not trained on.
-        resident: bytes in RAM before the first step (weights and what Python needs).
-        peak: most bytes in RAM during the steps.
+        held_out_before, held_out_after: loss on held-out text before and after training.
+        resident: RSS in bytes before the first step (weights, Python, libraries).
+        peak: largest RSS in bytes during the steps.
     """
 
     side: str
@@ -49,16 +49,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs, and how the sides compare."""
+    """All runs, and statistics of each side."""
 
-    settings: Settings
-    runs: list[Run]
+    settings: FinetuneSettings
+    runs: list[SideResult]
 
-    def of(self, side: str) -> list[Run]:
+    def of(self, side: str) -> list[SideResult]:
         """The runs of one side, in the order they ran."""
         return [run for run in self.runs if run.side == side]
 
-    def rate(self, *runs: Run) -> float:
+    def rate(self, *runs: SideResult) -> float:
         """Tokens per second of the median step of ``runs``, without their first (a warm-up)."""
         steps = [seconds for run in runs for seconds in (run.seconds[1:] or run.seconds)]
         return self.settings.batch * self.settings.length / statistics.median(steps)
@@ -72,25 +72,25 @@ class Comparison:
         return statistics.median(run.peak for run in self.of(side))
 
     def largest_loss_difference(self) -> float:
-        """Between the sides' loss curves, in the first round."""
+        """The largest distance between the sides' loss curves in the first round."""
         pairs = zip(self.of("torch")[0].losses, self.of("llama_fast")[0].losses, strict=True)
         return max(abs(a - b) for a, b in pairs)
 
 
 def compare(
-    settings: Settings,
+    settings: FinetuneSettings,
     rounds: int,
     progress: Callable[[int, int, str], None] = lambda done, total, state: None,
 ) -> Comparison:
-    """Runs both sides ``rounds`` times. ``settings.backend`` is filled in for each side.
+    """Run both sides ``rounds`` times; ``settings.backend`` is replaced by that of each side.
 
     Args:
         settings: what to train.
         rounds: how often each side runs.
-        progress: called with (steps done, steps in all, the state in a few words).
+        progress: called with (steps done, steps in total, the state in a few words).
     """
     total = 2 * rounds * settings.steps
-    runs: list[Run] = []
+    runs: list[SideResult] = []
     for turn in range(rounds):
         order = list(SIDES) if turn % 2 == 0 else list(SIDES)[::-1]
         for side in order:
@@ -106,10 +106,10 @@ def compare(
 
 def run_side(
     side: str,
-    settings: Settings,
+    settings: FinetuneSettings,
     progress: Callable[[int, float], None] = lambda step, loss: None,
-) -> Run:
-    """Runs one side once in a process of its own.
+) -> SideResult:
+    """Run one side once in a process of its own.
 
     Args:
         side: a key of ``SIDES``.
@@ -117,7 +117,7 @@ def run_side(
         progress: called with (step, loss) after each step.
 
     Raises:
-        TrainingError: the process failed; holds the end of what it said.
+        TrainingError: the process failed; quotes the end of its output.
     """
     argument = json.dumps(asdict(settings) | {"backend": SIDES[side]})
     command = [sys.executable, "-m", "llama_fast.demo.finetune_side", argument]
@@ -147,9 +147,9 @@ def run_side(
                 child.wait()
         if code != 0 or not after:
             errors.seek(0)
-            said = "".join(errors.readlines()[-15:])
-            raise TrainingError(f"fine-tuning on {side} ended with exit code {code}:\n{said}")
-    return Run(
+            output = "".join(errors.readlines()[-15:])
+            raise TrainingError(f"fine-tuning on {side} ended with exit code {code}:\n{output}")
+    return SideResult(
         side,
         losses,
         seconds,

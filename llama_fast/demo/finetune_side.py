@@ -1,9 +1,9 @@
 """One side of the fine-tuning comparison, in a process of its own.
 
 ``python -m llama_fast.demo.finetune_side '<settings as JSON>'`` trains the model on one backend
-and prints one JSON object a line: {"ready": ...} once the model and data are loaded, {"step": ...}
-after each step, and {"done": ...} at the end. A process of its own makes the peak memory honest,
-and gives each side a fresh allocator.
+and prints one JSON object per line: {"ready": ...} once model and data are loaded, {"step": ...}
+after each step, and {"done": ...} at the end. In a process of its own, each side has a fresh
+allocator and a peak memory that the other side does not affect.
 """
 
 import json
@@ -19,23 +19,23 @@ import torch
 import llama_fast
 from llama_fast._memory import peak_rss, reset_peak_rss, rss
 from llama_fast.data.benchmark_tables import boolq_passages
-from llama_fast.demo.answer import load_both
+from llama_fast.models.loading import load_model
 
-__all__ = ["Settings", "batches", "main", "train"]
+__all__ = ["FinetuneSettings", "batches", "main", "train"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What one side trains.
+class FinetuneSettings:
+    """What one side trains on, and how.
 
     Attributes:
         model: path of the checkpoint.
         data: folder of the benchmark data.
-        backend: name for :func:`llama_fast.use_backend`; "auto" is our kernels.
-        steps, batch, length: optimizer steps, sequences a step, tokens a sequence.
-        learning_rate: AdamW's, after a linear warm-up over a tenth of the steps.
+        backend: name for :func:`llama_fast.use_backend`; "auto" stands for our kernels.
+        steps, batch, length: optimizer steps, sequences per step, tokens per sequence.
+        learning_rate: of AdamW, after a linear warm-up over a tenth of the steps.
         dtype: precision of weights and activations.
-        seed: of the draw of passages.
+        seed: of the order of passages.
         threads: for torch and for our kernels.
     """
 
@@ -52,27 +52,30 @@ class Settings:
 
 
 def batches(
-    passages: list[str], encode: Callable[[str], list[int]], settings: Settings, end: list[int]
+    passages: list[str],
+    encode: Callable[[str], list[int]],
+    settings: FinetuneSettings,
+    end: list[int],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields (tokens, targets), both (batch, length): shuffled passages + ``end``, cut to size."""
+    """Yield (tokens, targets), both (batch, length), of shuffled passages, each with ``end``."""
     generator = torch.Generator().manual_seed(settings.seed)
-    need = settings.batch * settings.length
+    needed = settings.batch * settings.length
     stream: list[int] = []
     while True:
         for row in torch.randperm(len(passages), generator=generator).tolist():
             stream += encode(passages[row]) + end
-            while len(stream) > need:
-                cut = torch.tensor(stream[: need + 1])
-                stream = stream[need:]
+            while len(stream) > needed:
+                cut = torch.tensor(stream[: needed + 1])
+                stream = stream[needed:]
                 shape = (settings.batch, settings.length)
                 yield cut[:-1].view(shape), cut[1:].view(shape)
 
 
-def train(settings: Settings, say: Callable[[dict], None]) -> None:
-    """Trains as ``settings`` say; ``say`` gets the records described at the top of this file."""
+def train(settings: FinetuneSettings, emit: Callable[[dict], None]) -> None:
+    """Train on one backend; call ``emit`` with the records described at the top of this file."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    model, tokenizer = load_both(Path(settings.model), getattr(torch, settings.dtype))
+    model, tokenizer = load_model(settings.model, None, getattr(torch, settings.dtype))
     model.train()
     passages = boolq_passages(Path(settings.data))
     end = tokenizer.encode("\n\n")
@@ -89,7 +92,7 @@ def train(settings: Settings, say: Callable[[dict], None]) -> None:
         with torch.inference_mode():
             before = model.loss(*held_out).item()
         reset_peak_rss()
-        say({"ready": True, "held_out": before, "resident": rss()})
+        emit({"ready": True, "held_out": before, "resident": rss()})
         for step, (tokens, targets) in enumerate(data):
             started = time.perf_counter()
             loss = model.loss(tokens, targets)
@@ -98,16 +101,19 @@ def train(settings: Settings, say: Callable[[dict], None]) -> None:
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             value = loss.item()
-            say({"step": step, "loss": value, "seconds": time.perf_counter() - started})
+            emit({"step": step, "loss": value, "seconds": time.perf_counter() - started})
         peak = peak_rss()
         with torch.inference_mode():
             after = model.loss(*held_out).item()
-    say({"done": True, "held_out": after, "peak": peak})
+    emit({"done": True, "held_out": after, "peak": peak})
 
 
 def main(argument: str) -> None:
     """Entry point of the process: settings in, records out."""
-    train(Settings(**json.loads(argument)), lambda record: print(json.dumps(record), flush=True))
+    train(
+        FinetuneSettings(**json.loads(argument)),
+        lambda record: print(json.dumps(record), flush=True),
+    )
 
 
 if __name__ == "__main__":

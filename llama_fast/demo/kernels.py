@@ -1,17 +1,16 @@
-"""Checks every kernel against float64, next to stock PyTorch in the same precision.
+"""Checks every kernel against float64, beside stock PyTorch in the same precision.
 
-The truth is the reference in float64 on the very numbers that the kernel gets (already rounded to
-its precision). A kernel passes if, for each output and each gradient,
+The truth is the reference in float64 on the kernel's input (already rounded to its precision). A
+kernel passes if, for each output and each gradient,
 
 - its root-mean-square error is at most PyTorch's plus one rounding step of the tensor's precision
   (the criterion of cut-cross-entropy, Wijmans et al. 2024), and
 - its largest error is at most twice PyTorch's plus one rounding step (that of flash-attention, Dao
-  2023): the largest of 100,000 roundings varies twofold from draw to draw for one and the same
-  function, so on the single draw here a stricter bound would be a lottery.
+  2023): the largest of 100,000 roundings varies twofold between draws even for one function, so a
+  stricter bound on a single draw would fail at random.
 
-PyTorch's error is the larger of what torch's own function makes of the numbers and what the formula
-does, written with torch's elementary operations. The op tests (``tests/ops``) hold the kernels to
-more, on many more inputs.
+PyTorch's error is the larger of those of torch's own function and of the formula in torch's
+elementary operations. The op tests (``tests/ops``) are stricter, on many more inputs.
 
 Shapes are those of SmolLM2-135M.
 """
@@ -45,7 +44,7 @@ class Case:
             constants; returns the outputs to compare.
         constants: makes the tensors that get no gradient; they keep their own precision, but are
             float64 for the truth.
-        differentiable: whether the op has gradients at all.
+        differentiable: whether the op has gradients.
     """
 
     op: str
@@ -58,11 +57,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Check:
-    """What one backend made of one case in one precision.
+    """The errors of one backend on one case in one precision.
 
     ``forward`` and ``backward`` are its largest errors over outputs and gradients, relative to the
     largest number of the tensor; ``torch_forward`` and ``torch_backward`` those of torch's own
-    function, None where there are no gradients; ``ok`` is the verdict.
+    function, None where there are no gradients; ``ok`` tells whether the check passed.
     """
 
     op: str
@@ -226,7 +225,7 @@ def _errors(got: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
 def check(
     case: Case, dtype: torch.dtype, device: torch.device, backends: Sequence[str]
 ) -> list[Check]:
-    """Runs one case in one precision on each of ``backends`` and compares with float64."""
+    """Run one case in one precision on each of ``backends`` and compare it with float64."""
     generator = torch.Generator().manual_seed(0)
     leaves = {n: t.to(device, dtype) for n, t in case.draw(generator).items()}
     constants = {n: t.to(device) for n, t in case.constants(generator).items()}
@@ -239,8 +238,8 @@ def check(
         return [_errors(got, want) for got, want in zip(results, truth, strict=True)]
 
     def largest(pairs: list[tuple[float, float]]) -> tuple[float, float | None]:
-        most = [pair[0] for pair in pairs]
-        return max(most[:outputs]), max(most[outputs:]) if most[outputs:] else None
+        values = [pair[0] for pair in pairs]
+        return max(values[:outputs]), max(values[outputs:]) if values[outputs:] else None
 
     steps = [torch.finfo(t.dtype).eps for t in _run(case, "reference", leaves, constants)]
     stock, formula = errors("torch"), errors("reference")
@@ -258,9 +257,9 @@ def check(
 
 
 def backends_of(op: str) -> list[str]:
-    """The backends to check: all that are here, the reference only where it is alone.
+    """The backends to check: all available ones, the reference only where it is the only one.
 
-    "torch" is the yardstick, and the reference can't fail against itself.
+    "torch" is the baseline, and the reference cannot fail against itself.
     """
     names = [name for name in llama_fast.backends().available[op] if name != "torch"]
     return [name for name in names if name != "reference"] or names
@@ -270,13 +269,13 @@ def check_all(
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[Check]:
-    """Every case, in every precision, on every backend of its op (:func:`backends_of`).
+    """Check every case in every precision on every backend of its op (:func:`backends_of`).
 
     "triton" and "cuda" run on the GPU, the others on the CPU.
 
     Args:
         dtypes: precisions to check.
-        progress: called with (runs done, runs in all, what runs now) before each run.
+        progress: called with (runs done, runs in total, the current one) before each run.
     """
     runs = [(case, dtype) for case in CASES for dtype in dtypes]
     checks = []

@@ -1,4 +1,4 @@
-"""Turns the findings into the table on the screen, ``demo-report.md`` and its pictures."""
+"""The demo's results as a table on the terminal, and as ``demo-report.md`` with figures."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ PICTURES = "demo-report"  # folder beside the report
 
 
 def summary_rows(results: Results) -> list[tuple[str, str, str, str]]:
-    """(what, ours, stock PyTorch or the yardstick, verdict) for every finding."""
+    """(what, ours, stock PyTorch or another baseline, verdict) for every result."""
     proofs = [check for check in results.checks if check.backend != "reference"]
     verdict = f"{sum(check.ok for check in proofs)} of {len(proofs)} checks pass"
     if not proofs:
@@ -87,7 +87,7 @@ def summary_rows(results: Results) -> list[tuple[str, str, str, str]]:
 
 
 def summary_table(results: Results) -> Table:
-    """The findings as one table for the terminal."""
+    """The results as one table for the terminal."""
     table = Table(title="Summary", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("llama_fast", style="cyan")
@@ -121,7 +121,7 @@ def kernel_table(checks: Sequence[Check]) -> Table:
 
 
 def _largest(errors: Sequence[tuple[float | None, float | None]]) -> str:
-    """The largest of ours and of PyTorch's; a dash for gradients of an op that has none."""
+    """The largest error of ours and of PyTorch's; a dash where an op has no gradients."""
     ours, theirs = (
         max((e for e in side if e is not None), default=None) for side in zip(*errors, strict=True)
     )
@@ -131,7 +131,7 @@ def _largest(errors: Sequence[tuple[float | None, float | None]]) -> str:
 
 
 def _mark(backend: str, ok: bool) -> str:
-    """The verdict; the reference has none, as it can't fail against itself."""
+    """The verdict; the reference has none, because it cannot fail against itself."""
     return "FAIL" if not ok else "–" if backend == "reference" else "ok"
 
 
@@ -268,7 +268,7 @@ def _picture(name: str, text: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a bar in a cell would end it."""
+    """A Markdown table; bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(
         "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines

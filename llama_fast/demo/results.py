@@ -1,4 +1,4 @@
-"""Everything that one run of the demo found out."""
+"""The results of one run of the demo."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ __all__ = ["Results", "fastest"]
 
 @dataclass
 class Results:
-    """The findings, part by part.
+    """The results of each part.
 
     Attributes:
         command: the command line that repeats the run.
@@ -34,7 +34,7 @@ class Results:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def failures(self) -> list[str]:
-        """What did not hold, one line each; the demo's exit code is nonzero if there is any."""
+        """The failed checks, a line each; the demo's exit code is nonzero if there are any."""
         lines = [
             f"{c.op} ({c.what}) on {c.backend} in {c.dtype} is less exact than PyTorch"
             for c in self.checks

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from llama_fast.demo.finetune import SIDES, TrainingError, compare, run_side
-from llama_fast.demo.finetune_side import Settings, batches
+from llama_fast.demo.finetune_side import FinetuneSettings, batches
 
-SETTINGS = Settings("none", "none", "auto", 4, 2, 16, 1e-3, "float32", 0, 1)
+SETTINGS = FinetuneSettings("none", "none", "auto", 4, 2, 16, 1e-3, "float32", 0, 1)
 PASSAGES = [f"passage {i} ends here" for i in range(20)]
 
 
@@ -16,7 +16,9 @@ def characters(text: str) -> list[int]:
     return [ord(c) for c in text]
 
 
-def first_batches(settings: Settings, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def first_batches(
+    settings: FinetuneSettings, count: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(islice(batches(PASSAGES, characters, settings, [0]), count))
 
 

@@ -10,18 +10,18 @@ from rich.console import Console
 
 from llama_fast.demo import report
 from llama_fast.demo.answer import Answer, Logits
-from llama_fast.demo.finetune import Comparison, Run
-from llama_fast.demo.finetune_side import Settings
+from llama_fast.demo.finetune import Comparison, SideResult
+from llama_fast.demo.finetune_side import FinetuneSettings
 from llama_fast.demo.kernels import Check
 from llama_fast.demo.results import Results, fastest
 from llama_fast.eval.multiple_choice import Score
 
-SETTINGS = Settings("m.gguf", "data", "auto", 3, 2, 100, 1e-5, "float32", 0, 2)
+SETTINGS = FinetuneSettings("m.gguf", "data", "auto", 3, 2, 100, 1e-5, "float32", 0, 2)
 RUNS = [
-    Run("torch", [3.0, 2.5, 2.0], [9.0, 2.0, 4.0], 2.9, 2.4, 10**9, 4 * 10**9),
-    Run("llama_fast", [3.0, 2.5, 2.25], [9.0, 1.0, 1.0], 2.9, 2.5, 10**9, 2 * 10**9),
-    Run("llama_fast", [3.0, 2.5, 2.25], [9.0, 1.0, 2.0], 2.9, 2.5, 10**9, 3 * 10**9),
-    Run("torch", [3.0, 2.5, 2.0], [9.0, 4.0, 4.0], 2.9, 2.4, 10**9, 5 * 10**9),
+    SideResult("torch", [3.0, 2.5, 2.0], [9.0, 2.0, 4.0], 2.9, 2.4, 10**9, 4 * 10**9),
+    SideResult("llama_fast", [3.0, 2.5, 2.25], [9.0, 1.0, 1.0], 2.9, 2.5, 10**9, 2 * 10**9),
+    SideResult("llama_fast", [3.0, 2.5, 2.25], [9.0, 1.0, 2.0], 2.9, 2.5, 10**9, 3 * 10**9),
+    SideResult("torch", [3.0, 2.5, 2.0], [9.0, 4.0, 4.0], 2.9, 2.4, 10**9, 5 * 10**9),
 ]
 
 
@@ -59,7 +59,7 @@ def test_medians_leave_the_first_step_out() -> None:
     assert training.tokens_per_second("llama_fast") == 200
     assert training.peak("torch") == 4.5e9
     assert training.largest_loss_difference() == 0.25
-    one_step = Comparison(SETTINGS, [Run("torch", [3.0], [8.0], 2.0, 1.0, 1, 1)])
+    one_step = Comparison(SETTINGS, [SideResult("torch", [3.0], [8.0], 2.0, 1.0, 1, 1)])
     assert one_step.tokens_per_second("torch") == 25
 
 
@@ -132,7 +132,7 @@ def test_fastest_takes_the_first_backend_of_each_op() -> None:
 @pytest.mark.parametrize("steps", [1, 40])
 def test_pictures_of_short_and_long_runs(tmp_path: Path, steps: int) -> None:
     runs = [
-        Run(side, [2.0] * steps, [1.0] * steps, 2.0, 1.9, 1, 10**9)
+        SideResult(side, [2.0] * steps, [1.0] * steps, 2.0, 1.9, 1, 10**9)
         for side in ("torch", "llama_fast")
     ]
     report.write(replace(results(), training=Comparison(SETTINGS, runs)), tmp_path)
