@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import torch
 from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.generate import fast_decode
 from llama_fast.ops import _output_cache
-from llama_fast.ops._cross_entropy import REDUCTIONS
 from llama_fast.reference import philox
+from llama_fast.reference.cross_entropy import REDUCTIONS
 
 _host = pytest.importorskip("llama_fast._host", reason="host module not built")
 CONSTANTS = _host.constants()
@@ -29,6 +30,14 @@ def group(name: str) -> dict[str, int]:
 def test_reductions() -> None:
     assert list(group("reduction").values()) == list(range(len(REDUCTIONS)))
     assert tuple(group("reduction")) == REDUCTIONS
+
+
+def test_largest_log_sum_exp_that_a_gradient_relies_on() -> None:
+    pytest.importorskip("triton")
+    from llama_fast.kernels._cross_entropy_gradient import TOO_LARGE
+
+    source = (Path(__file__).parents[2] / "csrc" / "cuda" / "cross_entropy.cu").read_text()
+    assert re.findall(r"kTooLarge = (\S+);", source) == [f"{TOO_LARGE.value:.0e}".replace("+0", "")]
 
 
 def test_dtypes() -> None:
