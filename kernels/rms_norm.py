@@ -125,8 +125,8 @@ def _backward(
                 gradient += more.to(ACC)
             tl.store(dx + row * features + column, gradient, mask)
     if NEEDS_WEIGHT:
-        place = partial + tl.program_id(0).to(tl.int64) * features + column
-        tl.store(place, tl.sum(weight_sum, axis=0)[None, :], column < features)
+        pointer = partial + tl.program_id(0).to(tl.int64) * features + column
+        tl.store(pointer, tl.sum(weight_sum, axis=0)[None, :], column < features)
 
 
 @triton.jit
@@ -172,8 +172,8 @@ def _weight_sums(
         r = tl.load(rstd + row, row < rows, other=0.0).to(ACC)
         d = tl.load(grad_y + row * grad_y_stride + column, mask, other=0.0).to(ACC)
         weight_sum += d * (tl.load(x + row * x_stride + column, mask, other=0.0).to(ACC) * r)
-    place = partial + tl.program_id(0).to(tl.int64) * features + column
-    tl.store(place, tl.sum(weight_sum, axis=0)[None, :], column < features)
+    pointer = partial + tl.program_id(0).to(tl.int64) * features + column
+    tl.store(pointer, tl.sum(weight_sum, axis=0)[None, :], column < features)
 
 
 @triton.jit

@@ -84,7 +84,7 @@ def _rope(
 
 
 def _options(positions: int, pairs: int, heads: int, q: torch.Tensor) -> Options:
-    """At most 2048 numbers of a head for 128 threads, which are 16 each."""
+    """At most 2048 numbers of a head for a program of 128 threads: 16 for each thread."""
     block = triton.next_power_of_2(pairs)
     rows = min(max(1, 1024 // block), triton.next_power_of_2(positions))
     return {

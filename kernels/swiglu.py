@@ -53,7 +53,7 @@ def _backward(
 
 
 def _options(columns: int, t: torch.Tensor) -> Options:
-    """16 bytes of each tensor a thread; short rows take a smaller block."""
+    """16 bytes of each tensor for a thread; a smaller block for short rows."""
     block = min(4096 // t.element_size(), max(64, triton.next_power_of_2(columns)))
     return {"BLOCK": block, "ACC": accumulator(t.dtype), "num_warps": max(1, min(8, block // 256))}
 

@@ -18,9 +18,10 @@ Window = int | Sequence[int] | None
 
 
 def is_plain_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether q, k and v obviously need no check: spares most calls 10 microseconds.
+    """Whether q, k and v are in the common form, which needs no further check.
 
-    They are (B,H,S,D), (B,K,T,D) and (B,K,T,D) tensors of one float dtype, outside autocast.
+    That is: tensors (B,H,S,D), (B,K,T,D), (B,K,T,D) of one float dtype, outside autocast. It
+    saves 10 microseconds a call.
     """
     if not (type(q) is type(k) is type(v) is torch.Tensor) or not (q.is_cpu or q.is_cuda):
         return False

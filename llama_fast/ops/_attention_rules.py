@@ -13,7 +13,7 @@ from llama_fast.ops.backends.library import library
 from llama_fast.reference import AttentionOptions
 from llama_fast.reference._dtypes import wide_dtype
 
-# The fields of AttentionOptions that are tensors stand first.
+# The fields of AttentionOptions that are tensors come first.
 TENSORS = AttentionOptions._fields.index("causal")
 # The inputs that have a gradient, in the order in which attention_backward returns them.
 _DIFFERENTIABLE = ("q", "k", "v", "bias", "alibi_slopes", "sinks")

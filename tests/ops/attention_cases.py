@@ -75,9 +75,9 @@ def make_tensors(case: Case, seed: int) -> dict[str, torch.Tensor]:
         if name == "alibi_slopes":
             value = value.sigmoid()
         if pattern == "ends":  # True in a first and a last stretch that differ from row to row
-            place = torch.arange(value.shape[-1]) / value.shape[-1]
+            position = torch.arange(value.shape[-1]) / value.shape[-1]
             row = torch.arange(value.shape[0]).unsqueeze(1)
-            tensors[name] = (place < 0.15 * row) | (place >= 1 - 0.25 * row)
+            tensors[name] = (position < 0.15 * row) | (position >= 1 - 0.25 * row)
         elif pattern == "lowest":
             whole_row = torch.arange(value.shape[-2]).unsqueeze(1) % 2 == 0
             lowest = torch.finfo(torch.bfloat16).min  # that of float32 would round to -inf

@@ -176,7 +176,7 @@ def measure(
         allowed = [sizes(y[name].double() - stock_truth[name]) for y in yardsticks]
         info = torch.finfo(value.dtype)
         least = info.smallest_normal * info.eps  # the spacing of denormal numbers
-        for kind, error, stock_errors, size in zip(
+        for measure_name, error, stock_errors, size in zip(
             ("largest error", "root-mean-square error"),
             sizes(value.double() - truth[name]),
             zip(*allowed, strict=True),
@@ -186,7 +186,7 @@ def measure(
             step = max(info.eps * size, least)
             factor = (16 if dtype == torch.float64 else 2) if extreme else 1
             allowance = scale * max(stock_errors) * factor
-            measured[f"{kind} of {name}"] = (error, allowance, step * factor)
+            measured[f"{measure_name} of {name}"] = (error, allowance, step * factor)
     return measured
 
 

@@ -84,7 +84,7 @@ OTHERS = [
                   "key_padding_mask": "bool:BT"}),
 ]  # fmt: skip
 
-# With at most 8 queries a key head, keys and values are read where they lie, in chunks of 512.
+# With at most 8 queries a key head, keys and values are read in place, in chunks of 512.
 FEW_QUERIES = [
     Case("one query, several chunks of keys", H=6, K=2, S=1, T=1300, D=64, options=CAUSAL),
     Case("few queries, causal, grouped, odd sizes", H=4, K=2, S=3, T=700, D=40, Dv=72,

@@ -1,4 +1,4 @@
-"""Attention in Triton: what its launchers decide, and bad input that only a GPU cannot refuse."""
+"""Attention in Triton: what its launchers decide, and bad input that a GPU cannot check."""
 
 from collections.abc import Iterator
 
@@ -22,8 +22,8 @@ def _triton() -> Iterator[None]:
         yield
 
 
-def inside(t: torch.Tensor) -> torch.Tensor:
-    """A copy of `t` with NaN before and behind it in memory."""
+def surrounded_by_nan(t: torch.Tensor) -> torch.Tensor:
+    """A copy of `t` with NaN before and after it in memory."""
     edge = torch.full((4096,), torch.nan, dtype=t.dtype)
     return torch.cat([edge, t.flatten(), edge])[4096:-4096].view(t.shape)
 
@@ -45,8 +45,8 @@ def test_few_heads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
             assert torch.equal(a, b)
 
 
-def test_descriptors_and_addresses_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors that a tensor descriptor cannot stand for are read otherwise, that is all."""
+def test_descriptors_and_pointers_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that no descriptor supports are read through pointers, with the same result."""
     from llama_fast.kernels import _attention_tuning as tuning
     from llama_fast.kernels._attention_plan import supports_descriptor
 
@@ -77,11 +77,11 @@ def test_descriptors_and_addresses_agree(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bad_offsets_read_nothing_outside(
     offsets_q: tuple[int, ...], offsets_k: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody looks at offsets on a GPU. The result means nothing then, but memory is safe."""
+    """On a GPU offsets are not checked: the result is undefined then, but memory is safe."""
     # Rows of no sequence are not written: let them be zero rather than what was in memory.
     monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
     monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
-    q, k, v, grad = (inside(torch.randn(12, 2, 16)) for _ in range(4))
+    q, k, v, grad = (surrounded_by_nan(torch.randn(12, 2, 16)) for _ in range(4))
     options = AttentionOptions(
         cu_seqlens_q=torch.tensor(offsets_q),
         cu_seqlens_k=torch.tensor(offsets_k),
@@ -91,9 +91,9 @@ def test_bad_offsets_read_nothing_outside(
     )
     results = torch.ops.llama_fast.attention(q, k, v, *options)
     assert all(result[result != -torch.inf].isfinite().all() for result in results)
-    inputs = (grad, None, q, k, v, *map(inside, results))
-    for made in torch.ops.llama_fast.attention_backward(*inputs, *options, 7):
-        assert made.isfinite().all()
+    inputs = (grad, None, q, k, v, *map(surrounded_by_nan, results))
+    for grad in torch.ops.llama_fast.attention_backward(*inputs, *options, 7):
+        assert grad.isfinite().all()
 
 
 @pytest.mark.parametrize("window", ((2**62, 0), (-1, 2**62), (2**31, 2**31)), ids=str)
@@ -110,9 +110,9 @@ def test_splits_of_the_keys_add_up(T: int, monkeypatch: pytest.MonkeyPatch) -> N
 
     q, k, v = (torch.randn(1, h, n, 32) for h, n in ((4, 1), (2, T), (2, T)))
     options = {"window": (600, 0), "sinks": torch.randn(4), "return_lse": True}
-    found = llama_fast.attention(q, k, v, **options)
+    split = llama_fast.attention(q, k, v, **options)
     monkeypatch.setattr(_attention_tuning, "key_splits", lambda *_: 1)
-    for a, b in zip(found, llama_fast.attention(q, k, v, **options), strict=True):
+    for a, b in zip(split, llama_fast.attention(q, k, v, **options), strict=True):
         torch.testing.assert_close(a, b)
 
 

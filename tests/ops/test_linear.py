@@ -51,23 +51,23 @@ def test_any_strides_and_shapes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_for_any_number_of_threads_and_rows(dtype: torch.dtype) -> None:
     weight, x = random(515, 257, dtype=dtype), random(64, 257, dtype=dtype, seed=1)
-    before, found = torch.get_num_threads(), []
+    before, results = torch.get_num_threads(), []
     try:
         for threads, rows in ((1, 64), (2, 64), (3, 5), (2, 1), (1, 2), (1, 33)):
             torch.set_num_threads(threads)
             parts = [torch.ops.llama_fast.linear(part, weight, None) for part in x.split(rows)]
-            found.append(torch.cat(parts))
+            results.append(torch.cat(parts))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(found[0], other) for other in found)
+    assert all(torch.equal(results[0], other) for other in results)
 
 
 def test_few_rows_are_ours_and_many_torchs() -> None:
-    for dtype, most in MAX_ROWS.items():
-        assert 4 <= most <= 64
-        weight, x = random(64, 33, dtype=dtype), random(most + 1, 33, dtype=dtype, seed=1)
-        ours = torch.ops.llama_fast.linear(x[:most], weight, None)
-        assert torch.equal(linear(x[:most], weight), ours)
+    for dtype, max_rows in MAX_ROWS.items():
+        assert 4 <= max_rows <= 64
+        weight, x = random(64, 33, dtype=dtype), random(max_rows + 1, 33, dtype=dtype, seed=1)
+        ours = torch.ops.llama_fast.linear(x[:max_rows], weight, None)
+        assert torch.equal(linear(x[:max_rows], weight), ours)
         assert torch.equal(linear(x, weight), F.linear(x, weight))
 
 

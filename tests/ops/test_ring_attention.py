@@ -35,7 +35,7 @@ def make(offsets: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def ring_results(rank: int, folder: Path) -> None:
-    found = {}
+    results = {}
     for name, offsets in CASES.items():
         for dtype in (torch.float64, torch.float32, torch.bfloat16):
             ring = Ring(dist.group.WORLD, torch.tensor(offsets))
@@ -43,8 +43,8 @@ def ring_results(rank: int, folder: Path) -> None:
             leaves = [t.requires_grad_() for t in (q, k, v)]
             out = ring_attention(*leaves, ring)
             grads = torch.autograd.grad(out, leaves, upstream)
-            found[name, dtype] = (ring.positions, out.detach(), *grads)
-    torch.save(found, folder / f"{rank}.pt")
+            results[name, dtype] = (ring.positions, out.detach(), *grads)
+    torch.save(results, folder / f"{rank}.pt")
 
 
 def one_process(offsets: list[int], dtype: torch.dtype) -> list[Tensor]:
@@ -60,19 +60,19 @@ def test_equals_one_process(world: int, tmp_path: Path) -> None:
     on_ranks(world, ring_results, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     for name, dtype in ranks[0]:
-        positions, *parts = zip(*(found[name, dtype] for found in ranks), strict=True)
+        positions, *parts = zip(*(results[name, dtype] for results in ranks), strict=True)
         order = torch.cat(positions).argsort()
         assert torch.equal(torch.cat(positions)[order], torch.arange(CASES[name][-1]))
         ours = [torch.cat(part)[order].double() for part in parts]
         exact = [t.double() for t in one_process(CASES[name], torch.float64)]
         alone = [t.double() for t in one_process(CASES[name], dtype)]
-        for mine, theirs, truth in zip(ours, alone, exact, strict=True):
-            error = (mine - truth).norm()
+        for result, single, truth in zip(ours, alone, exact, strict=True):
+            error = (result - truth).norm()
             if dtype == torch.float64:
                 assert error <= 1e-13 * truth.norm(), name
             else:
                 # Twice: a block's output is rounded before it is merged, and once more after.
-                assert error <= 2 * (theirs - truth).norm(), (name, dtype)
+                assert error <= 2 * (single - truth).norm(), (name, dtype)
 
 
 def bad_input(rank: int, folder: Path) -> None:

@@ -144,8 +144,8 @@ def test_autocast(backend: str) -> None:
     stream = torch.randn(3, 32, requires_grad=True)
     projection, w = torch.randn(32, 32, requires_grad=True), torch.ones(32, requires_grad=True)
     with torch.autocast(stream.device.type, dtype=torch.bfloat16):
-        found = torch.nn.functional.linear(stream, projection)
-        y, total = llama_fast.rms_norm(found, w, residual=stream)
+        projected = torch.nn.functional.linear(stream, projection)
+        y, total = llama_fast.rms_norm(projected, w, residual=stream)
     assert (y.dtype, total.dtype) == (torch.bfloat16, torch.float32)
     grads = torch.autograd.grad((y.float() + total).sum(), (stream, projection, w))
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
@@ -220,6 +220,6 @@ def test_forward_mode(backend: str) -> None:
     x, w, tangent = torch.randn(3, 8), torch.randn(8), torch.randn(3, 8)
     with llama_fast.use_backend(rms_norm="reference"):
         expected = torch.func.jvp(lambda x: llama_fast.rms_norm(x, w), (x,), (tangent,))
-    found = torch.func.jvp(lambda x: llama_fast.rms_norm(x, w), (x,), (tangent,))
-    for ours, same in zip(found, expected, strict=True):
+    derivatives = torch.func.jvp(lambda x: llama_fast.rms_norm(x, w), (x,), (tangent,))
+    for ours, same in zip(derivatives, expected, strict=True):
         torch.testing.assert_close(ours, same)

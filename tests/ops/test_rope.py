@@ -107,9 +107,9 @@ def test_tables_keep_their_precision(backend: str) -> None:
     """float32 tables are not rounded to the 16 bits of the heads."""
     q, k = (torch.randn(1, 1, 5, 8).bfloat16() for _ in range(2))
     angle = torch.rand(5, 4)
-    turned = llama_fast.rope(q, k, angle.cos(), angle.sin())
+    rotated = llama_fast.rope(q, k, angle.cos(), angle.sin())
     wide = llama_fast.rope(q.float(), k.float(), angle.cos(), angle.sin())
-    for a, b in zip(turned, wide, strict=True):
+    for a, b in zip(rotated, wide, strict=True):
         assert torch.equal(a, b.bfloat16())
 
 
@@ -145,8 +145,8 @@ def test_layout(backend: str) -> None:
     if backend == "reference":
         pytest.skip("the reference leaves layouts to torch")
     q, k = (torch.randn(2, 5, heads, 8, requires_grad=True) for heads in (4, 2))
-    turned = llama_fast.rope(q.transpose(1, 2), k.mT.mT.transpose(1, 2), *torch.rand(2, 5, 4))
-    for x, out in zip((q, k), turned, strict=True):
+    rotated = llama_fast.rope(q.transpose(1, 2), k.mT.mT.transpose(1, 2), *torch.rand(2, 5, 4))
+    for x, out in zip((q, k), rotated, strict=True):
         assert out.transpose(1, 2).is_contiguous()
         (grad,) = torch.autograd.grad(out, x, torch.ones_like(out), retain_graph=True)
         assert grad.is_contiguous()
@@ -180,10 +180,10 @@ def test_large_outputs(dtype: torch.dtype, backend: str) -> None:
     H = 20 * 2**20 // (S * D * dtype.itemsize)
     q, k = (torch.randn(1, S, heads, D, dtype=dtype).transpose(1, 2) for heads in (H, 2))
     cos, sin = torch.rand(S, D // 2), torch.rand(S, D // 2)
-    turned = llama_fast.rope(q, k, cos, sin)
+    rotated = llama_fast.rope(q, k, cos, sin)
     few = slice(470, 540)
     parts = llama_fast.rope(q[:, :, few], k[:, :, few], cos[few], sin[few])
-    for whole, part in zip(turned, parts, strict=True):
+    for whole, part in zip(rotated, parts, strict=True):
         torch.testing.assert_close(whole[:, :, few], part)
 
 
@@ -199,5 +199,7 @@ def test_strides_past_2_31(backend: str) -> None:
 def test_forward_mode(backend: str) -> None:
     """A rotation is linear: the derivative is the rotation of the tangent."""
     q, tangent, table = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4), torch.rand(3, 2)
-    _, found = torch.func.jvp(lambda q: llama_fast.rope(q, q, table, table)[0], (q,), (tangent,))
-    torch.testing.assert_close(found, llama_fast.rope(tangent, tangent, table, table)[0])
+    _, derivative = torch.func.jvp(
+        lambda q: llama_fast.rope(q, q, table, table)[0], (q,), (tangent,)
+    )
+    torch.testing.assert_close(derivative, llama_fast.rope(tangent, tangent, table, table)[0])

@@ -73,13 +73,13 @@ def test_equals_torch(
     compare(shapes, options)
 
 
-@pytest.mark.parametrize("kind", ("bool", "float"))
+@pytest.mark.parametrize("mask_type", ("bool", "float"))
 @pytest.mark.parametrize(("query", "mask"), MASKS.values(), ids=MASKS.keys())
 def test_masks_equal_torch(
-    query: tuple[int, ...], mask: tuple[int, ...], kind: str, backend: str
+    query: tuple[int, ...], mask: tuple[int, ...], mask_type: str, backend: str
 ) -> None:
     attn_mask = torch.randn(mask, dtype=torch.float64)
-    if kind == "bool":
+    if mask_type == "bool":
         attn_mask = attn_mask > -0.5
     key = (*query[:-2], 7, 8)
     compare((query, key, key), {"attn_mask": attn_mask})

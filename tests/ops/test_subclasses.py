@@ -42,9 +42,9 @@ class Elsewhere(torch.Tensor):
 
     @staticmethod
     def of(values: torch.Tensor) -> Elsewhere:
-        made = torch.zeros_like(values).as_subclass(Elsewhere)
-        made.held = values
-        return made
+        wrapper = torch.zeros_like(values).as_subclass(Elsewhere)
+        wrapper.held = values
+        return wrapper
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -64,11 +64,11 @@ class Wrapped(torch.Tensor):
 
     @staticmethod
     def of(values: torch.Tensor) -> Wrapped:
-        made = torch.Tensor._make_wrapper_subclass(
+        wrapper = torch.Tensor._make_wrapper_subclass(
             Wrapped, values.shape, dtype=values.dtype, strides=values.stride()
         )
-        made.held = values
-        return made
+        wrapper.held = values
+        return wrapper
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,8 +126,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor]]] = {
 ARGUMENTS = [(op, name) for op, (_, tensors) in CALLS.items() for name in tensors]
 
 
-def _leaves(found: Any) -> list[torch.Tensor]:
-    return torch.utils._pytree.tree_leaves(found)
+def _leaves(value: Any) -> list[torch.Tensor]:
+    return torch.utils._pytree.tree_leaves(value)
 
 
 @pytest.mark.parametrize(("op", "name"), ARGUMENTS)
@@ -183,15 +183,15 @@ def test_causal_bias(make: Callable[..., Any], queries: int, keys: int) -> None:
         {"window": (-1, 5), "alibi_slopes": torch.rand(4)},
         {"key_padding_mask": padding, "sinks": torch.rand(4)},
     ):
-        found = llama_fast.attention(q, k, k, bias=bias, **options)
+        result = llama_fast.attention(q, k, k, bias=bias, **options)
         expected = llama_fast.attention(q, k, k, bias=mask, **options)
-        torch.testing.assert_close(found, expected)
-    found = llama_fast.scaled_dot_product_attention(q, k, k, bias, enable_gqa=True)
+        torch.testing.assert_close(result, expected)
+    result = llama_fast.scaled_dot_product_attention(q, k, k, bias, enable_gqa=True)
     expected = llama_fast.scaled_dot_product_attention(q, k, k, mask, enable_gqa=True)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
     if queries <= keys:  # else torch gives NaN in rows that see nothing
         k = k.repeat_interleave(2, 1)
-        torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k, k, bias))
+        torch.testing.assert_close(result, F.scaled_dot_product_attention(q, k, k, bias))
     if make is causal_lower_right or queries == keys:  # no mask at all in memory
         plain = llama_fast.attention(q, k, k, causal=True)
         assert torch.equal(llama_fast.attention(q, k, k, bias=bias), plain)
@@ -217,10 +217,10 @@ def test_gradients_through_a_causal_bias() -> None:
     for bias, k in ((causal_upper_left(4, 6), _random(1, 2, 6, 8).double()),
                     (causal_lower_right(4, 6), _random(1, 2, 6, 8).double())):  # fmt: skip
         out = llama_fast.scaled_dot_product_attention(q, k, k, bias)
-        (found,) = torch.autograd.grad(out.square().sum(), q)
+        (grad,) = torch.autograd.grad(out.square().sum(), q)
         out = F.scaled_dot_product_attention(q, k, k, bias._materialize())
         (expected,) = torch.autograd.grad(out.square().sum(), q)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(grad, expected)
 
 
 def test_memory_that_is_not_plain() -> None:

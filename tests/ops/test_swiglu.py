@@ -121,7 +121,7 @@ def test_strides_past_2_31(backend: str) -> None:
 
 def test_forward_mode(backend: str) -> None:
     gate, up, tangent = torch.randn(3, 8).unbind(0)
-    found = torch.func.jvp(lambda g: llama_fast.swiglu(g, up), (gate,), (tangent,))
+    derivatives = torch.func.jvp(lambda g: llama_fast.swiglu(g, up), (gate,), (tangent,))
     expected = torch.func.jvp(lambda g: F.silu(g) * up, (gate,), (tangent,))
-    for ours, same in zip(found, expected, strict=True):
+    for ours, same in zip(derivatives, expected, strict=True):
         torch.testing.assert_close(ours, same)

@@ -1,6 +1,6 @@
 """Every op under every transform of torch.func, and under forward-mode derivatives.
 
-What comes is what plain PyTorch gives: the same transform of the reference, in float64.
+The result is that of plain PyTorch: the same transform of the reference, in float64.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _rows(x: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 def _dual(f: Function, x: Any, reverse: bool = False) -> Any:
     with forward_ad.dual_level():
         leaves = [t.clone().requires_grad_(reverse) for t in x]
-        made = [forward_ad.make_dual(t, d) for t, d in zip(leaves, _tangents(x), strict=True)]
-        out = torch.autograd.grad(f(*made), made) if reverse else (f(*made),)
+        duals = [forward_ad.make_dual(t, d) for t, d in zip(leaves, _tangents(x), strict=True)]
+        out = torch.autograd.grad(f(*duals), duals) if reverse else (f(*duals),)
         return [(forward_ad.unpack_dual(o).primal, forward_ad.unpack_dual(o).tangent) for o in out]
 
 
@@ -106,12 +106,15 @@ def test_as_of_the_reference(call: Call, name: str) -> None:
     def function(*x: torch.Tensor) -> torch.Tensor:
         return total(call.function(*x))
 
-    found = TRANSFORMS[name](function, leaves)
+    result = TRANSFORMS[name](function, leaves)
     with in_force(call.op, "reference"):
         expected = TRANSFORMS[name](function, leaves)
-    ours, theirs = torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(expected)
-    assert len(ours) == len(theirs) > 0
-    for a, b in zip(ours, theirs, strict=True):
+    ours, reference = (
+        torch.utils._pytree.tree_leaves(result),
+        torch.utils._pytree.tree_leaves(expected),
+    )
+    assert len(ours) == len(reference) > 0
+    for a, b in zip(ours, reference, strict=True):
         assert isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)  # no tangent got lost
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
@@ -134,8 +137,8 @@ def test_scaled_dot_product_attention_as_torchs() -> None:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             f = lambda *y, sdpa=sdpa: sdpa(*y, is_causal=True).square().sum()  # noqa: E731
             results.append((*jvp(f, x, _tangents(x)), *hessian(f)(*x).flatten(0, 3)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference)
 
 
 def test_decoding_says_what_it_does_not_know() -> None:
