@@ -213,3 +213,14 @@ def test_named_files_exist(page):
         pytest.skip("speaks of files of its time")
     absent = [p for p in PATHS.findall(page.read_text()) if not (REPOSITORY / p).exists()]
     assert not absent
+
+
+def test_names_of_the_walks_exist():
+    """What docs/how/walks.md names is somewhere in the code."""
+    page = (REPOSITORY / "docs" / "how" / "walks.md").read_text()
+    sources = [p for f in ("llama_fast", "csrc") for p in (REPOSITORY / f).rglob("*.*")]
+    code = "\n".join(p.read_text() for p in sources if p.suffix in (".py", ".cpp", ".h"))
+    words = set(re.findall(r"\w+", code))
+    names = re.findall(r"`((?:\w+(?:\.|::))*\w+)(?:\(.*\))?`", page)
+    assert len(names) > 20
+    assert not [n for n in names if "/" not in n and not set(re.findall(r"\w+", n)) <= words]
