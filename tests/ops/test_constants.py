@@ -59,7 +59,7 @@ def test_bits_of_grad_mask_are_the_gradients_in_the_order_of_the_schema(operator
 
 
 def test_what_decode_layers_serves() -> None:
-    assert CONSTANTS["attention.few_rows"] == fast_decode._MOST_HEADS
+    assert CONSTANTS["attention.few_rows"] == fast_decode._MAX_HEADS
     assert CONSTANTS["attention.page_unit"] == fast_decode._PAGE_UNIT
 
 

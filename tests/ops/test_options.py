@@ -9,7 +9,7 @@ import torch
 
 import llama_fast
 from llama_fast import reference
-from llama_fast.reference import AttentionDecodeOptions, AttentionOptions
+from llama_fast.reference import AttentionDecodeOptions, AttentionOptions, CrossEntropyOptions
 
 Tensor = torch.Tensor
 needs_kernel = pytest.mark.skipif(
@@ -23,6 +23,11 @@ needs_kernel = pytest.mark.skipif(
         ("attention", 3, AttentionOptions, 0),
         ("attention_backward", 8, AttentionOptions, 1),
         ("attention_decode", 3, AttentionDecodeOptions, 0),
+        ("cross_entropy", 2, CrossEntropyOptions, 1),
+        ("cross_entropy_backward", 4, CrossEntropyOptions, 1),
+        ("cross_entropy_inplace", 2, CrossEntropyOptions, 1),
+        ("linear_cross_entropy", 5, CrossEntropyOptions, 3),
+        ("linear_cross_entropy_chunked", 5, CrossEntropyOptions, 4),
     ],
 )
 def test_fields_are_the_operators_arguments(
@@ -103,3 +108,33 @@ def test_transforms_reach_their_tensors() -> None:
         leaf = bias.clone().requires_grad_()
         (expected,) = torch.autograd.grad(loss(OPTIONS._replace(bias=leaf)), leaf)
         torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.compile
+def test_options_of_cross_entropy_are_traced_and_split() -> None:
+    """Built inside a compiled graph and handed to the operator; flat, they are split again."""
+    x, target, weight = torch.randn(5, 7), torch.tensor([3, -100, 0, 6, 1]), torch.rand(7)
+
+    def function(x: Tensor, weight: Tensor) -> Any:
+        options = CrossEntropyOptions(weight, label_smoothing=0.1, softcap=2.0, z_loss=0.01)
+        again, others = CrossEntropyOptions.split((*options, "behind"))
+        assert others == ("behind",) and again.ignore_index == -100
+        loss, lse, _, _ = torch.ops.llama_fast.cross_entropy(x, target, *again, True)
+        return loss, lse, reference.cross_entropy(x, target, options, return_stats=True)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    loss, lse, (expected, stats) = compiled(x, weight)
+    torch.testing.assert_close((loss, lse.float()), (expected, stats.lse), rtol=1e-5, atol=1e-5)
+
+
+def test_transforms_reach_the_weight_of_cross_entropy() -> None:
+    x, target, weights = torch.randn(5, 7), torch.tensor([3, 2, 0, 6, 1]), torch.rand(4, 7)
+
+    def loss(options: CrossEntropyOptions) -> Tensor:
+        return reference.cross_entropy(x, target, options)
+
+    mapped = CrossEntropyOptions(*[None] * 6)._replace(weight=0)
+    losses = torch.func.vmap(loss, in_dims=(mapped,))(CrossEntropyOptions(weights))
+    expected = torch.stack([loss(CrossEntropyOptions(weight)) for weight in weights])
+    torch.testing.assert_close(losses, expected)

@@ -11,6 +11,7 @@ import llama_fast
 from llama_fast import reference
 
 Pair = tuple[Tensor, Tensor]
+LossAndStats = tuple[Tensor, reference.Stats]
 
 
 def attention(q: Tensor, flag: bool) -> None:
@@ -42,6 +43,18 @@ def small_ops(x: Tensor, optional: Tensor | None) -> None:
     llama_fast.swiglu(x)  # type: ignore[call-arg]
 
 
+def losses(x: Tensor, y: Tensor, flag: bool) -> None:
+    assert_type(llama_fast.cross_entropy(x, y, x, -1, "sum", 0.1, softcap=3.0), Tensor)
+    assert_type(llama_fast.cross_entropy(x, y, return_stats=False), Tensor)
+    assert_type(llama_fast.cross_entropy(x, y, inplace=True, return_stats=True), LossAndStats)
+    assert_type(llama_fast.cross_entropy(x, y, return_stats=flag), Tensor | LossAndStats)
+    llama_fast.cross_entropy(x, y, reduction=1)  # type: ignore[call-overload]
+    assert_type(llama_fast.linear_cross_entropy(x, x, y, shift=True, z_loss=1e-4), Tensor)
+    assert_type(llama_fast.linear_cross_entropy(x, x, y, return_stats=True), LossAndStats)
+    assert_type(llama_fast.linear_cross_entropy(x, x, y, return_stats=flag), Tensor | LossAndStats)
+    llama_fast.linear_cross_entropy(x, x, y, x)  # type: ignore[call-overload]
+
+
 def options(q: Tensor, held: Tensor) -> None:
     own = reference.AttentionOptions(causal=True, scale=0.5)
     assert_type(own.bias, Tensor | None)
@@ -49,6 +62,7 @@ def options(q: Tensor, held: Tensor) -> None:
     assert_type(reference.attention(q, q, q, own), Pair)
     decoding = reference.AttentionDecodeOptions(None, None, held, scale=0.5)
     assert_type(reference.attention_decode(q, q, q, decoding), Pair)
+    assert_type(reference.CrossEntropyOptions(q, label_smoothing=0.1).weight, Tensor | None)
     assert_type(reference.rms_norm(q, q, None, 1e-6, 0.0), Pair)
     reference.AttentionOptions(casual=True)  # type: ignore[call-arg]
     assert_type(torch.ones(1), Tensor)
