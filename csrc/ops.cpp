@@ -1,5 +1,5 @@
-// Registers the CPU kernels with PyTorch's dispatcher through the libtorch stable ABI, so that
-// one binary serves torch 2.10 and later. The schemas are declared in llama_fast/ops/backends/table.py.
+// Registers the CPU kernels with PyTorch's dispatcher through the libtorch stable ABI, so that one
+// binary serves torch 2.10 and later. llama_fast/ops/backends/table.py declares the schemas.
 #include "glue/ops.h"
 
 #include <torch/csrc/stable/library.h>
@@ -18,7 +18,7 @@
 namespace llama_fast {
 
 void run_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  // An error would come back as a number: what was thrown first is kept, and thrown again here.
+  // torch would turn an exception into an error code: the first one is kept and rethrown here.
   struct Guarded {
     void (*body)(int64_t, int64_t, void*);
     void* context;
@@ -47,7 +47,7 @@ int num_threads() {
 namespace {
 std::string isa() { return kernels().isa; }
 
-int64_t empty_cache() { return static_cast<int64_t>(give_up_idle_memory()); }
+int64_t empty_cache() { return static_cast<int64_t>(free_idle_memory()); }
 
 template <Boxed* function>
 void with_scratch(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
@@ -59,7 +59,7 @@ void with_scratch(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
 }  // namespace llama_fast
 
 #define LF_CPU_BOX(function) \
-  (&llama_fast::with_reasons<&llama_fast::with_scratch<&TORCH_BOX(function)>>)
+  (&llama_fast::with_clear_errors<&llama_fast::with_scratch<&TORCH_BOX(function)>>)
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
   m.impl("attention", LF_CPU_BOX(&llama_fast::attention));

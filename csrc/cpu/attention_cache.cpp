@@ -178,7 +178,7 @@ class Decode {
 
   const AttentionDecodeArgs& a_;
   const AttentionArgs& sizes_;
-  const int64_t element_, wide_element_;  // bytes of a number, and of one of the type computed in
+  const int64_t element_, wide_element_;  // bytes of a number, and of one of the accumulation type
 };
 
 }  // namespace

@@ -58,7 +58,7 @@ void scatter(const TokenRows& rows, const int64_t* offsets, int64_t count, int64
       data[offsets[i] + c * rows.class_stride] = from[i * classes + c];
 }
 
-// A row of probabilities of any type, in the type computed in. Writes whole vectors.
+// A row of probabilities of any type, in the accumulation type. Writes whole vectors.
 template <class P, class A>
 void read_row_as(const TokenRows& rows, int64_t offset, int64_t classes, A* out) {
   if constexpr (std::is_same_v<acc_t<P>, A>) {

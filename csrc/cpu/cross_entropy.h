@@ -25,13 +25,13 @@ struct CrossEntropyArgs {
   const int64_t* target;  // (tokens) class indices, or null and then
   TokenRows probability;  // class probabilities, of any type
 
-  const void* weight;  // (V) of the type computed in (float; double for f64), or null
+  const void* weight;  // (V) of the accumulation type (float; double for f64), or null
   int64_t ignore_index;
   Reduction reduction;
   double label_smoothing, softcap /* 0: none */, z_loss;
 
   // Forward outputs.
-  void* loss;        // type computed in: (tokens) for Reduction::none, else one number
+  void* loss;        // accumulation type: (tokens) for Reduction::none, else one number
   void* z_loss_out;  // like loss: its z-loss part; or null
   int64_t* argmax;   // (tokens), or null when no statistics are wanted
   // (tokens). Double even for float logits: of logits near 1e4, a float log-sum-exp would leave

@@ -73,7 +73,7 @@ LF_INLINE acc_t<T> block_exp_sum(const T* z, int64_t n, acc_t<T> shift, acc_t<T>
   return reduce_add<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// out = x in the type computed in, softcapped unless softcap is 0. Writes whole vectors: `out` has
+// out = x in the accumulation type, softcapped unless softcap is 0. Writes whole vectors: `out` has
 // room for kBlock elements, as every temporary of a block has.
 template <class T>
 LF_INLINE void widen_block(const T* x, int64_t n, acc_t<T> softcap, acc_t<T>* out) {

@@ -6,7 +6,7 @@
 //   dloss/dz_c = p_c * (sum_k w_k t_k + 2 z_loss lse) - w_c t_c
 //   dlse/dz_c = p_c          d/dx_c = d/dz_c * (1 - (z_c / softcap)^2)
 //
-// Within a block (cross_entropy_block.h) sums are in the type computed in, between blocks in
+// Within a block (cross_entropy_block.h) sums are in the accumulation type, between blocks in
 // double.
 #pragma once
 
@@ -23,7 +23,7 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// What all rows of a call share. A is the type computed in.
+// What all rows of a call share. A is the accumulation type.
 template <class A>
 struct RowOptions {
   int64_t classes;

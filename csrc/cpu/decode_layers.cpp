@@ -17,10 +17,10 @@ namespace {
 // Where intermediate results lie.
 struct Intermediates {
   int32_t* key_counts;  // (B): keys of each sequence, the new one included
-  char* rstd;           // (B), type computed in
+  char* rstd;           // (B), accumulation type
   char* qkv;            // (B, (H + 2 K) D): queries, keys, values
   char* attended;       // (B, H D)
-  char *lse, *lse_low;  // (B, H), type computed in
+  char *lse, *lse_low;  // (B, H), accumulation type
   char* gate_up;        // (B, 2 F)
   char* activated;      // (B, F): silu(gate) * up
   char* block_output;   // (B, E): what a block adds to the residual stream
@@ -87,7 +87,7 @@ class Decoder {
     shape.sizes[0] = a_.batch;
     return shape;
   }
-  Rows rows(const void* data, int64_t stride) const {
+  RowTensor rows(const void* data, int64_t stride) const {
     return {const_cast<void*>(data), a_.dtype, {stride}};
   }
 

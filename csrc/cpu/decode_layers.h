@@ -2,7 +2,7 @@
 // sequences whose keys and values are in pages.
 //
 // B sequences, E model width, H query heads, K key-value heads, D head size, F width of the
-// feed-forward layer. All tensors have one dtype but cos and sin, which have the type computed in
+// feed-forward layer. All tensors have one dtype but cos and sin, which have the accumulation type
 // (float; double for f64).
 #pragma once
 

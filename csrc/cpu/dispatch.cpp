@@ -69,8 +69,8 @@ bool has_avx512_bf16() {
 #endif
 
 #ifdef LLAMA_FAST_HAVE_AMX_BF16
-// Whether there are tile registers and the system lets this process use them, which it has to be
-// asked for: they make the state larger that it saves of each thread.
+// Whether there are tile registers and the system lets this process use them. It has to be asked,
+// because they enlarge the state that it saves for each thread.
 bool has_amx_bf16() {
 #if defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -85,7 +85,7 @@ bool has_amx_bf16() {
 }
 #endif
 
-Kernels choose() {
+Kernels select() {
   // Best first.
   const Candidate candidates[] = {
 #ifdef LLAMA_FAST_HAVE_AMX_BF16
@@ -105,25 +105,26 @@ Kernels choose() {
 #endif
       {LF_KERNELS(portable), true},
   };
-  const char* wanted = std::getenv("LLAMA_FAST_ISA");
-  std::string known;
+  const char* requested = std::getenv("LLAMA_FAST_ISA");
+  std::string names;
   for (const Candidate& c : candidates) {
-    if (wanted == nullptr || *wanted == '\0') {
+    if (requested == nullptr || *requested == '\0') {
       if (c.runs_here) return c.kernels;
-    } else if (std::strcmp(wanted, c.kernels.isa) == 0) {
+    } else if (std::strcmp(requested, c.kernels.isa) == 0) {
       if (c.runs_here) return c.kernels;
-      throw std::runtime_error(std::string("LLAMA_FAST_ISA: this processor cannot run ") + wanted);
+      throw std::runtime_error(std::string("LLAMA_FAST_ISA: this processor cannot run ") +
+                               requested);
     }
-    known += known.empty() ? c.kernels.isa : std::string(", ") + c.kernels.isa;
+    names += names.empty() ? c.kernels.isa : std::string(", ") + c.kernels.isa;
   }
-  throw std::runtime_error("LLAMA_FAST_ISA: expected one of " + known + ", got " + wanted);
+  throw std::runtime_error("LLAMA_FAST_ISA: expected one of " + names + ", got " + requested);
 }
 
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels chosen = choose();
-  return chosen;
+  static const Kernels selected = select();
+  return selected;
 }
 
 }  // namespace llama_fast

@@ -25,7 +25,7 @@ struct Kernels {
   void (*swiglu_backward)(const SwigluArgs&);
   void (*linear_cross_entropy)(LinearCrossEntropyArgs&);
   void (*linear)(const LinearArgs&);
-  int64_t (*linear_rows)(DType);  // with more, torch's product of matrices is faster
+  int64_t (*linear_rows)(DType);  // with more rows than this, torch's matrix product is faster
 };
 
 // The best that this processor runs, or the one that LLAMA_FAST_ISA names. Throws

@@ -10,10 +10,10 @@
 #error "compile with -DLLAMA_FAST_ISA=portable|avx2|avx512|avx512_bf16|amx_bf16"
 #endif
 
-// Fully inlined, so that no copy compiled for a newer instruction set can be picked by the linker.
+// Always inlined, so that the linker cannot pick a copy compiled for a newer instruction set.
 #define LF_INLINE inline __attribute__((always_inline))
-// One piece of code for every caller, so that it rounds alike in all of them: where a compiler puts
-// a product and a sum into one operation depends on what stands around them.
+// Compiled once for all callers, so that it rounds alike in all of them: whether the compiler
+// contracts a product and a sum into one operation depends on the code around them.
 #if defined(__clang__)
 #define LF_APART __attribute__((noinline))
 #else

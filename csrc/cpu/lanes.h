@@ -10,15 +10,14 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kItemElements = 1 << 15;  // what a thread takes at a time
+constexpr int64_t kItemElements = 1 << 15;  // of a work item
 
-// Whether outputs of that size go around the caches: they would not fit, and a plain store first
-// reads the line that it is about to overwrite.
+// Whether outputs of that size are written by streaming stores: they would not fit the caches.
 inline bool worth_streaming(int64_t bytes) { return kCanStream && bytes >= int64_t{16} << 20; }
 
 // Whether each row of T begins where streaming stores may begin.
 template <class T>
-bool rows_are_aligned(const RowShape& shape, const Rows& rows) {
+bool rows_are_aligned(const RowShape& shape, const RowTensor& rows) {
   constexpr int64_t bytes = kLanes<acc_t<T>> * static_cast<int64_t>(sizeof(T));
   bool aligned = reinterpret_cast<uintptr_t>(rows.data) % bytes == 0;
   for (int d = 0; d < shape.dims; ++d)
@@ -26,8 +25,7 @@ bool rows_are_aligned(const RowShape& shape, const Rows& rows) {
   return aligned;
 }
 
-// Elements [at, at + count) of a row, on the way through a loop. Whole vectors are known as such
-// when compiling.
+// Elements [at, at + count) of a row, in a loop over it. kWhole: they fill a vector.
 template <bool kWhole>
 struct Piece {
   int64_t at, count;
@@ -46,7 +44,7 @@ struct Piece {
       store_acc_n(row + at, v, count);
     }
   }
-  // Around the caches, if the vector is a whole one; aligned then.
+  // With kStream a streaming store, if the vector is whole; it must be aligned then.
   template <bool kStream, class T>
   LF_INLINE void put(T* row, vec<acc_t<T>> v) const {
     if constexpr (kWhole && kStream) {
@@ -58,7 +56,7 @@ struct Piece {
 };
 
 // f(piece, chain) for the pieces of a row of n elements that are computed in A, kChains vectors at
-// a time: sums can be kept apart by `chain`, so that they do not wait for each other.
+// a time. With one sum for each `chain`, additions do not wait for each other.
 template <class A, int kChains, class F>
 LF_INLINE void for_pieces(int64_t n, F&& f) {
   constexpr int64_t lanes = kLanes<A>;
@@ -71,7 +69,7 @@ LF_INLINE void for_pieces(int64_t n, F&& f) {
   if (at < n) f(Piece<false>{at, n - at}, 0);
 }
 
-// What reading back a stored v would give.
+// v as it would be read back after a store to T.
 template <class T>
 LF_INLINE vec<acc_t<T>> rounded(vec<acc_t<T>> v) {
   if constexpr (sizeof(T) == 2) {

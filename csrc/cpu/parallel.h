@@ -32,8 +32,8 @@ void parallel_ranges(int64_t n, int64_t grain, F&& f) {
   run_parallel(n, grain, body, &f);
 }
 
-// f(item) for every item of [0, n), handed out one at a time in increasing order to whichever
-// thread is free. Results must not depend on who runs an item: items write to places of their own.
+// f(item) for every item of [0, n). Free threads take items one at a time, in increasing order.
+// Items must write to different memory, so that results do not depend on which thread runs an item.
 template <class F>
 void parallel_items(int64_t n, bool worth_threads, F&& f) {
   const int64_t threads = worth_threads ? (n < num_threads() ? n : num_threads()) : 1;

@@ -17,7 +17,7 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kSumBlock = 1024;  // elements summed in the type computed in; more in double
+constexpr int64_t kSumBlock = 1024;  // elements summed in the accumulation type; more in double
 constexpr int64_t kMaxPrefetchBytes = 64
                                       << 10;  // a longer row would leave the cache before its use
 // dweight is summed in at most this many blocks of rows. The number does not depend on the number
@@ -34,7 +34,7 @@ void with_types(DType input, DType x, F&& f) {
   });
 }
 
-// offset + weight, in the type computed in.
+// offset + weight, in the accumulation type.
 template <class A>
 const A* wide_weight(const RmsNormArgs& a, A* scratch) {
   if (std::is_same_v<A, float> && a.weight_dtype == DType::f32 && a.offset == 0)
@@ -61,8 +61,8 @@ class Prefetch {
  public:
   Prefetch(const RmsNormArgs& a, int64_t row, int64_t end, size_t size) {
     if (row + 1 == end || a.features * static_cast<int64_t>(size) > kMaxPrefetchBytes) return;
-    const Rows& first = a.input.data ? a.input : a.x;
-    const Rows& second = a.input.data ? a.residual : a.grad_y;
+    const RowTensor& first = a.input.data ? a.input : a.x;
+    const RowTensor& second = a.input.data ? a.residual : a.grad_y;
     first_ = distance(a.shape, first, row);
     second_ = second.data ? distance(a.shape, second, row) : 0;
   }
@@ -75,7 +75,7 @@ class Prefetch {
   }
 
  private:
-  static int64_t distance(const RowShape& shape, const Rows& rows, int64_t row) {
+  static int64_t distance(const RowShape& shape, const RowTensor& rows, int64_t row) {
     return row_pointer<const char>(shape, rows, row + 1) -
            row_pointer<const char>(shape, rows, row);
   }

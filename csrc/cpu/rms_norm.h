@@ -1,7 +1,7 @@
 // Arguments of the RMSNorm kernels. The types they take together:
 //   input, y, grad_y        T, any of the four
 //   residual, x, grad_x, dx T, or float where T is bf16 or f16
-//   rstd                    the type computed in (float; double for f64)
+//   rstd                    the accumulation type (float; double for f64)
 //   weight, dweight         any of the four
 #pragma once
 
@@ -18,11 +18,11 @@ struct RmsNormArgs {
   void* rstd;  // (rows): 1 / sqrt(mean(x^2) + eps); written by the forward, read by the backward
 
   // Forward. Without a residual x is the input itself.
-  Rows input, residual;
-  Rows x, y;
+  RowTensor input, residual;
+  RowTensor x, y;
 
   // Backward: reads x. grad_x, dx and dweight may be missing.
-  Rows grad_y, grad_x, dx;
+  RowTensor grad_y, grad_x, dx;
   void* dweight;  // (E)
 };
 

@@ -1,5 +1,5 @@
-// Working memory of a thread, kept between calls: fresh pages cost more than the arithmetic on
-// them.
+// Working memory of a thread, kept between calls: page faults of fresh memory cost more than the
+// arithmetic on it.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,8 @@ namespace llama_fast {
 // Where memory runs out, std::runtime_error says so.
 void* thread_scratch(size_t bytes);
 
-// While one lives, this thread may be using its scratch: around operators and parallel loops.
+// Marks that this thread may use its scratch while the object lives: around operators and the
+// bodies of parallel loops.
 class ScratchInUse {
  public:
   ScratchInUse();
@@ -23,11 +24,11 @@ class ScratchInUse {
 // Frees the scratch of every thread that is not using it; returns how many bytes that was.
 size_t free_idle_scratch();
 
-// The size of n elements of `each` bytes; std::runtime_error where no memory is that large.
+// The size of n elements of `each` bytes; throws std::runtime_error where no memory is that large.
 size_t bytes_of(int64_t n, size_t each);
 
-// Memory for all threads of one call: this thread's scratch, or if that would be too large to keep,
-// memory that is given back at the end.
+// Memory for all threads of one call: this thread's scratch, or, if that would be too large to
+// keep, memory that is freed at the end.
 class Workspace {
  public:
   explicit Workspace(size_t bytes);
@@ -40,7 +41,7 @@ class Workspace {
   bool owned_;
 };
 
-// Hands out aligned pieces of one block: size everything first, then take it.
+// Divides one allocation into aligned arrays. Used twice: without a base to measure, then with one.
 class Carver {
  public:
   explicit Carver(void* base = nullptr) : base_(static_cast<char*>(base)) {}

@@ -213,7 +213,7 @@ LF_INLINE vec_u16 narrow(f16, vec<float> v) {
 #endif
 }
 
-// --- load and store with conversion to and from the type that is computed in ------------------
+// --- load and store with conversion to and from the accumulation type ------------------
 
 template <class T>
 struct AccOf {

@@ -1,5 +1,5 @@
-// Stores that go around the caches, for large outputs that nobody reads soon: a plain store first
-// reads the line it is about to overwrite.
+// Streaming stores, which bypass the caches, for large outputs that are not read soon: an ordinary
+// store first reads the cache line that it overwrites.
 #pragma once
 
 #include "cpu/simd.h"

@@ -8,9 +8,9 @@ namespace llama_fast {
 struct SwigluArgs {
   RowShape shape;
   int64_t rows, columns;
-  Rows gate, up;
-  Rows out;                           // forward
-  Rows grad_out, grad_gate, grad_up;  // backward; data of the last two may be null
+  RowTensor gate, up;
+  RowTensor out;                           // forward
+  RowTensor grad_out, grad_gate, grad_up;  // backward; data of the last two may be null
 };
 
 }  // namespace llama_fast

@@ -1,4 +1,4 @@
-// Element types of the tensors that kernels read and write, free of torch headers.
+// Element types of the tensors that kernels read and write, without torch headers.
 #pragma once
 
 #include <cstdint>

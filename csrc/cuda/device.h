@@ -114,7 +114,7 @@ LF_DEVICE void load_numbers(const void* data, DType type, int64_t at, float (&to
 }
 
 // Where a row begins, for the rows of csrc/cpu/rows.h.
-LF_DEVICE int64_t row_offset(const RowShape& shape, const Rows& rows, int64_t row) {
+LF_DEVICE int64_t row_offset(const RowShape& shape, const RowTensor& rows, int64_t row) {
   int64_t offset = 0;
   for (int d = shape.dims - 1; d > 0; --d) {
     offset += row % shape.sizes[d] * rows.strides[d];

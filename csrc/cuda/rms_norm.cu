@@ -258,7 +258,7 @@ LF_KERNEL(256) add_parts(RmsNormArgs a, DType type, const float* partial, int64_
 // --- launches --------------------------------------------------------------------------------
 
 // Whether the rows of a tensor can be accessed W elements at a time.
-bool aligned(const RowShape& shape, const Rows& rows, int64_t W) {
+bool aligned(const RowShape& shape, const RowTensor& rows, int64_t W) {
   if (rows.data == nullptr) return true;
   const int64_t size = element_size(rows.dtype), step = W * size < 16 ? W * size : 16;
   bool fits = reinterpret_cast<uintptr_t>(rows.data) % static_cast<uintptr_t>(step) == 0;
@@ -268,7 +268,7 @@ bool aligned(const RowShape& shape, const Rows& rows, int64_t W) {
 
 bool aligned(const RmsNormArgs& a, int64_t W) {
   bool fits = a.features % W == 0 && reinterpret_cast<uintptr_t>(a.weight) % 16 == 0;
-  for (const Rows* rows : {&a.input, &a.residual, &a.x, &a.y, &a.grad_y, &a.grad_x, &a.dx})
+  for (const RowTensor* rows : {&a.input, &a.residual, &a.x, &a.y, &a.grad_y, &a.grad_x, &a.dx})
     fits = fits && aligned(a.shape, *rows, W);
   return fits;
 }

@@ -2,6 +2,7 @@
 // checks here only keep a direct call of the operator from reading outside its tensors.
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -42,28 +43,29 @@ Tensor4 broadcast4(const Tensor& t) {
 }
 
 // Kernel arguments, and the tensors that they point into.
-struct Call {
+struct AttentionCall {
   AttentionArgs args{};
-  std::vector<Tensor> keep;
+  std::vector<Tensor> kept;
 
   template <class T>
-  const T* hold(Tensor t) {
-    keep.push_back(t);
+  const T* keep(Tensor t) {
+    kept.push_back(t);
     return static_cast<const T*>(t.data_ptr());
   }
 
-  Call(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& bias,
-       const OptionalTensor& key_padding_mask, const OptionalTensor& alibi_slopes,
-       const OptionalTensor& sinks, const OptionalTensor& cu_seqlens_q,
-       const OptionalTensor& cu_seqlens_k, const OptionalTensor& dropout_seed, bool causal,
-       int64_t window_left, int64_t window_right, double scale, double softcap, double dropout_p) {
+  AttentionCall(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& bias,
+                const OptionalTensor& key_padding_mask, const OptionalTensor& alibi_slopes,
+                const OptionalTensor& sinks, const OptionalTensor& cu_seqlens_q,
+                const OptionalTensor& cu_seqlens_k, const OptionalTensor& dropout_seed, bool causal,
+                int64_t window_left, int64_t window_right, double scale, double softcap,
+                double dropout_p) {
     const bool packed = cu_seqlens_q.has_value();
     const int64_t dims = packed ? 3 : 4;
     STD_TORCH_CHECK(q.dim() == dims && k.dim() == dims && v.dim() == dims,
                     "llama_fast::attention: q, k, v must have ", dims, " dimensions");
     STD_TORCH_CHECK(packed == cu_seqlens_k.has_value(),
                     "llama_fast::attention: cu_seqlens_q and cu_seqlens_k go together");
-    expect_countable(q, k, v);
+    expect_valid_sizes(q, k, v);
     args.dtype = dtype_of(q);
     STD_TORCH_CHECK(dtype_of(k) == args.dtype && dtype_of(v) == args.dtype,
                     "llama_fast::attention: q, k, v must have one dtype");
@@ -101,20 +103,20 @@ struct Call {
       args.dropout_seed = static_cast<uint64_t>(*static_cast<int64_t*>(dropout_seed->data_ptr()));
     }
     set_bias(bias, key_padding_mask, packed);
-    const ScalarType type = wide_type(q.scalar_type());
+    const ScalarType type = accumulation_type(q.scalar_type());
     if (alibi_slopes.has_value()) {
       const Tensor& slopes = *alibi_slopes;
       STD_TORCH_CHECK(slopes.dim() == 2 && slopes.size(1) == args.heads &&
                           (slopes.size(0) == 1 || slopes.size(0) == args.batch),
                       "llama_fast::attention: alibi_slopes must be (1,H) or (B,H)");
-      args.alibi = hold<void>(contiguous_as(slopes, type));
+      args.alibi = keep<void>(contiguous_as(slopes, type));
       args.alibi_stride_head = 1;
       args.alibi_stride_batch = slopes.size(0) == 1 ? 0 : args.heads;
     }
     if (sinks.has_value()) {
       STD_TORCH_CHECK(sinks->dim() == 1 && sinks->size(0) == args.heads,
                       "llama_fast::attention: sinks must be (H,)");
-      args.sinks = hold<void>(contiguous_as(*sinks, type));
+      args.sinks = keep<void>(contiguous_as(*sinks, type));
     }
   }
 
@@ -124,8 +126,8 @@ struct Call {
                         cu_q.numel() == cu_k.numel() && v.size(0) == k.size(0),
                     "llama_fast::attention: cu_seqlens_q and cu_seqlens_k must have one length");
     args.batch = cu_q.numel() - 1;
-    args.cu_queries = hold<int64_t>(contiguous_as(cu_q, ScalarType::Long));
-    args.cu_keys = hold<int64_t>(contiguous_as(cu_k, ScalarType::Long));
+    args.cu_queries = keep<int64_t>(contiguous_as(cu_q, ScalarType::Long));
+    args.cu_keys = keep<int64_t>(contiguous_as(cu_k, ScalarType::Long));
     args.queries = longest("cu_seqlens_q", args.cu_queries, args.batch, q.size(0));
     args.keys = longest("cu_seqlens_k", args.cu_keys, args.batch, k.size(0));
   }
@@ -134,13 +136,13 @@ struct Call {
     check_value(cu[0] == 0 && cu[n] == rows, name,
                 ": expected offsets from 0 to the number of rows, ", rows, ", got ", cu[0], " to ",
                 cu[n]);
-    int64_t most = 0;
+    int64_t max_length = 0;
     for (int64_t i = 0; i < n; ++i) {
-      check_value(cu[i + 1] >= cu[i], name, ": expected offsets that do not ", "decrease, got ",
-                  cu[i], " then ", cu[i + 1], " at position ", i + 1);
-      most = cu[i + 1] - cu[i] > most ? cu[i + 1] - cu[i] : most;
+      check_value(cu[i + 1] >= cu[i], name, ": expected offsets that do not decrease, got ", cu[i],
+                  " then ", cu[i + 1], " at position ", i + 1);
+      max_length = std::max(max_length, cu[i + 1] - cu[i]);
     }
-    return most;
+    return max_length;
   }
 
   void set_bias(const OptionalTensor& bias, const OptionalTensor& padding, bool packed) {
@@ -186,7 +188,7 @@ void expect_like(const char* name, const Tensor& t, const Tensor& q, ScalarType 
 
 // (B,H,S), or packed (N,H).
 Tensor new_rows(const Tensor& q) {
-  return new_tensor(q, q.sizes().data(), q.dim() - 1, wide_type(q.scalar_type()));
+  return new_tensor(q, q.sizes().data(), q.dim() - 1, accumulation_type(q.scalar_type()));
 }
 
 }  // namespace
@@ -196,8 +198,9 @@ std::tuple<Tensor, Tensor, Tensor> attention(
     OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor cu_seqlens_q,
     OptionalTensor cu_seqlens_k, OptionalTensor dropout_seed, bool causal, int64_t window_left,
     int64_t window_right, double scale, double softcap, double dropout_p) {
-  Call call(q, k, v, bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
-            dropout_seed, causal, window_left, window_right, scale, softcap, dropout_p);
+  AttentionCall call(q, k, v, bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q,
+                     cu_seqlens_k, dropout_seed, causal, window_left, window_right, scale, softcap,
+                     dropout_p);
   Tensor out = new_like_heads(q, q.scalar_type(), call.args.value_size);
   Tensor lse = new_rows(q), lse_low = new_rows(q);
   call.args.out = tensor4(out);
@@ -213,10 +216,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor cu_seqlens_q,
     OptionalTensor cu_seqlens_k, OptionalTensor dropout_seed, bool causal, int64_t window_left,
     int64_t window_right, double scale, double softcap, double dropout_p, int64_t grad_mask) {
-  Call call(q, k, v, bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
-            dropout_seed, causal, window_left, window_right, scale, softcap, dropout_p);
+  AttentionCall call(q, k, v, bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q,
+                     cu_seqlens_k, dropout_seed, causal, window_left, window_right, scale, softcap,
+                     dropout_p);
   AttentionArgs& args = call.args;
-  const ScalarType type = wide_type(q.scalar_type());
+  const ScalarType type = accumulation_type(q.scalar_type());
   const int64_t last = args.value_size;
   expect_like("grad_out", grad_out, q, q.scalar_type(), last);
   expect_like("out", out, q, q.scalar_type(), last);
@@ -229,7 +233,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
           (!(grad_mask & kGradSinks) || sinks.has_value()),
       "llama_fast::attention_backward: grad_mask asks for the gradient of a tensor that "
       "is not there, or not floating point");
-  const auto none = [&] { return no_tensor(q, q.scalar_type()); };
+  const auto none = [&] { return empty_tensor(q, q.scalar_type()); };
   const auto gradient = [&](int64_t bit, const Tensor& t) {
     return grad_mask & bit ? new_like_heads(t, t.scalar_type()) : none();
   };
@@ -249,7 +253,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
   if (grad_mask & kGradK) args.grad_k = tensor4(grad_k);
   if (grad_mask & kGradV) args.grad_v = tensor4(grad_v);
 
-  // Sums per batch element and head, so that no two threads share one; reduced at the end.
+  // One sum for each batch element and head, so that no two threads add to the same one.
   Tensor grad_bias = none(), grad_alibi = none(), grad_sinks = none();
   if (grad_mask & kGradBias) {
     const bool summed = bias->size(2) == 1 || bias->size(3) == 1;

@@ -40,8 +40,8 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
                                             int64_t window_left, double scale, double softcap) {
   expect_decode_arguments(q, k_cache, v_cache, k, v, cache_seqlens, page_table, alibi_slopes,
                           sinks);
-  expect_countable(q, k_cache, v_cache);
-  const ScalarType type = q.scalar_type(), wide = wide_type(type);
+  expect_valid_sizes(q, k_cache, v_cache);
+  const ScalarType type = q.scalar_type(), wide = accumulation_type(type);
 
   AttentionDecodeArgs a{};
   AttentionArgs& attention = a.attention;

@@ -1,4 +1,4 @@
-// How a function becomes an operator: TORCH_BOX, and what it throws says why.
+// LF_BOX makes an operator of a function: TORCH_BOX with clear error messages.
 #pragma once
 
 #include <dlfcn.h>
@@ -12,9 +12,9 @@
 
 namespace llama_fast {
 
-// The message of torch's last error in this thread: its C functions return a number. Empty with
+// The message of torch's last error in this thread, which its C functions do not return. Empty with
 // torch before 2.13: the library is built for 2.10 and looks the function up at run time.
-inline std::string reason_of_torch() {
+inline std::string torch_error_message() {
   static const auto what = reinterpret_cast<const char* (*)()>(
       dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
   const char* const reason = what == nullptr ? nullptr : what();
@@ -23,10 +23,10 @@ inline std::string reason_of_torch() {
 
 using Boxed = void(StableIValue*, uint64_t, uint64_t);
 
-// Calls `function` so that an error of torch, which comes through its C functions as "API call
-// failed at ...", has torch's own message, and lack of memory can be told from other errors.
+// Calls `function`. An error of torch, which its C functions report as "API call failed at ...",
+// gets torch's own message, and lack of memory gets a message of its own.
 template <Boxed* function>
-void with_reasons(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+void with_clear_errors(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   try {
     function(stack, inputs, outputs);
   } catch (const std::bad_alloc&) {
@@ -36,7 +36,7 @@ void with_reasons(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   } catch (const std::runtime_error& error) {
     const bool of_torch =
         std::string(error.what()).find(" API call failed at ") != std::string::npos;
-    const std::string reason = of_torch ? reason_of_torch() : "";
+    const std::string reason = of_torch ? torch_error_message() : "";
     if (reason.empty()) throw;
     throw std::runtime_error("llama_fast: " + reason);
   }
@@ -44,4 +44,4 @@ void with_reasons(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
 
 }  // namespace llama_fast
 
-#define LF_BOX(function) (&llama_fast::with_reasons<&TORCH_BOX(function)>)
+#define LF_BOX(function) (&llama_fast::with_clear_errors<&TORCH_BOX(function)>)

@@ -58,7 +58,7 @@ void check(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& co
   };
   const ScalarType type = x.scalar_type();
   fits(x.dim() == 2 && x.is_contiguous(), "x");
-  expect_countable(x, k_cache, page_table);
+  expect_valid_sizes(x, k_cache, page_table);
   const int64_t B = x.size(0), E = x.size(1);
   fits(k_cache.dim() == 4 && k_cache.scalar_type() == type && k_cache.is_contiguous(), "k_cache");
   fits(v_cache.scalar_type() == type && v_cache.is_contiguous() && same_shape(k_cache, v_cache),
@@ -80,7 +80,7 @@ void check(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& co
   }
   for (const Tensor* t : {&cos, &sin})
     fits(t->dim() == 2 && t->size(0) == B && t->size(1) == D / 2 && t->is_contiguous() &&
-             t->scalar_type() == wide_type(type),
+             t->scalar_type() == accumulation_type(type),
          "cos or sin");
   fits(cache_seqlens.dim() == 1 && cache_seqlens.size(0) == B &&
            cache_seqlens.scalar_type() == ScalarType::Int && cache_seqlens.is_contiguous(),

@@ -15,7 +15,7 @@ Tensor linear(Tensor input, Tensor weight, OptionalTensor bias) {
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) &&
                             bias->scalar_type() == weight.scalar_type()),
                   "llama_fast::linear: bias does not fit");
-  expect_countable(input, weight);
+  expect_valid_sizes(input, weight);
   input = as_contiguous(input);
   if (weight.stride(1) != 1) weight = as_contiguous(weight);
   if (bias) bias = as_contiguous(*bias);

@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
             target.scalar_type() == ScalarType::Long,
         "target must have shape (N,) and be int64");
   check(reduction >= 0 && reduction <= 2, "reduction");
-  expect_countable(input, linear_weight);
+  expect_valid_sizes(input, linear_weight);
 
   LinearCrossEntropyArgs a{};
   a.tokens = input.size(0);
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const ScalarType out = a.dtype == DType::f16 ? ScalarType::Float : input.scalar_type();
   const auto gradient = [&](int64_t bit, std::initializer_list<int64_t> sizes, ScalarType type,
                             void** data) {
-    if (!(grad_mask & bit)) return no_tensor(input, type);
+    if (!(grad_mask & bit)) return empty_tensor(input, type);
     Tensor t = new_tensor(input, sizes.begin(), static_cast<int64_t>(sizes.size()), type);
     *data = t.data_ptr();
     return t;

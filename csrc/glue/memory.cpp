@@ -24,7 +24,7 @@ void throw_out_of_memory(size_t bytes, const std::string& cause) {
                            cause);
 }
 
-size_t give_up_idle_memory() {
+size_t free_idle_memory() {
   return static_cast<size_t>(empty_output_cache()) + free_idle_scratch();
 }
 

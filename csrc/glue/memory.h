@@ -1,4 +1,4 @@
-// What happens when memory runs out, and locks that a forked process can take.
+// Errors and retries when memory runs out, and locks that work across fork().
 #pragma once
 
 #include <cstddef>
@@ -10,25 +10,25 @@
 namespace llama_fast {
 
 // "not enough memory: tried to allocate ...", which llama_fast/_out_of_memory.py recognises.
-// `cause`: what the system or torch said; may be empty.
+// `cause`: the message of the system or torch; may be empty.
 [[noreturn]] void throw_out_of_memory(size_t bytes, const std::string& cause = "");
 
-// Gives back all memory that lies idle: outputs of dead tensors, and the scratch of threads that
-// run no kernel. Returns how many bytes that was.
-size_t give_up_idle_memory();
+// Frees idle memory: outputs of freed tensors, and the scratch of threads that run no kernel.
+// Returns the number of bytes.
+size_t free_idle_memory();
 
-// What f() returns; a second time where it throws and there was idle memory to give up.
+// Calls f(); if it throws and there is idle memory to free, frees that and calls f() again.
 template <class F>
 auto with_idle_memory(F&& f) {
   try {
     return f();
   } catch (const std::runtime_error&) {
-    if (give_up_idle_memory() == 0) throw;
+    if (free_idle_memory() == 0) throw;
   }
   return f();
 }
 
-// Locked across every fork(): in the child nobody holds it, and what it guards is whole.
+// Locked across every fork(): in the child it is unlocked, and what it guards is consistent.
 class ForkSafeMutex {
  public:
   using Handler = void (*)();

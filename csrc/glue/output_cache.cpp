@@ -28,7 +28,7 @@ size_t limit() {
 }
 
 // Memory that starts on a huge page, straight from the system.
-Block map(size_t bytes) {
+OutputMemory map(size_t bytes) {
   void* wide =
       mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (wide == MAP_FAILED) return {};
@@ -40,103 +40,106 @@ Block map(size_t bytes) {
   return {low + before, bytes};
 }
 
-// The blocks that no tensor uses, the one returned last at the end. Nothing here allocates or
-// throws: blocks are returned by the deleters of tensors.
-class Cache {
+// Memory that no tensor uses, the one returned last at the end. Nothing here allocates or throws,
+// because deleters of tensors call it.
+class IdleOutputs {
  public:
-  Cache(ForkSafeMutex::Handler lock_it, ForkSafeMutex::Handler unlock_it)
+  IdleOutputs(ForkSafeMutex::Handler lock_it, ForkSafeMutex::Handler unlock_it)
       : mutex_(lock_it, unlock_it) {}
 
   ForkSafeMutex& mutex() { return mutex_; }
 
-  Block take(size_t bytes) {
+  OutputMemory take(size_t bytes) {
     const std::lock_guard<ForkSafeMutex> lock(mutex_);
     int best = -1;
     for (int b = 0; b < count_; ++b)
-      if (blocks_[b].bytes >= bytes && blocks_[b].bytes <= bytes + bytes / 4 &&
-          (best < 0 || blocks_[b].bytes <= blocks_[best].bytes))
+      if (idle_[b].bytes >= bytes && idle_[b].bytes <= bytes + bytes / 4 &&
+          (best < 0 || idle_[b].bytes <= idle_[best].bytes))
         best = b;
-    return best < 0 ? Block{} : remove(best);
+    return best < 0 ? OutputMemory{} : remove(best);
   }
 
-  // Keeps a block. Returns one to unmap instead, after which the call is to be repeated, or {}.
-  Block give(const Block& block) {
+  // Keeps `memory` and returns {}, or returns other memory that has to be unmapped before this is
+  // called again.
+  OutputMemory give(const OutputMemory& memory) {
     const std::lock_guard<ForkSafeMutex> lock(mutex_);
-    if (count_ > 0 && (count_ == kMost || held_ + block.bytes > limit())) return remove(0);
-    blocks_[count_++] = block;
-    held_ += block.bytes;
+    if (count_ > 0 && (count_ == kMaxIdle || held_ + memory.bytes > limit())) return remove(0);
+    idle_[count_++] = memory;
+    held_ += memory.bytes;
     return {};
   }
 
-  // Any block, or {} when there is none left.
-  Block give_up() {
+  // Any idle memory, or {} when there is none left.
+  OutputMemory take_any() {
     const std::lock_guard<ForkSafeMutex> lock(mutex_);
-    return count_ > 0 ? remove(count_ - 1) : Block{};
+    return count_ > 0 ? remove(count_ - 1) : OutputMemory{};
   }
 
  private:
-  static constexpr int kMost = 1024;
+  static constexpr int kMaxIdle = 1024;
 
-  Block remove(int at) {
-    const Block block = blocks_[at];
-    std::copy(blocks_ + at + 1, blocks_ + count_, blocks_ + at);
+  OutputMemory remove(int at) {
+    const OutputMemory memory = idle_[at];
+    std::copy(idle_ + at + 1, idle_ + count_, idle_ + at);
     --count_;
-    held_ -= block.bytes;
-    return block;
+    held_ -= memory.bytes;
+    return memory;
   }
 
   ForkSafeMutex mutex_;
-  Block blocks_[kMost];
+  OutputMemory idle_[kMaxIdle];
   int count_ = 0;
   size_t held_ = 0;
 };
 
-Cache& cache();
-void lock_cache() { cache().mutex().lock(); }
-void unlock_cache() { cache().mutex().unlock(); }
+IdleOutputs& idle_outputs();
+void lock_cache() { idle_outputs().mutex().lock(); }
+void unlock_cache() { idle_outputs().mutex().unlock(); }
 
-// Never destroyed: tensors may die after everything else.
-Cache& cache() {
-  static Cache& instance = *new Cache(lock_cache, unlock_cache);
+// Never destroyed: tensors may be freed after static objects are destroyed.
+IdleOutputs& idle_outputs() {
+  static IdleOutputs& instance = *new IdleOutputs(lock_cache, unlock_cache);
   return instance;
 }
 
-// Before there is a second thread: a process must not be forked while another thread makes it.
-[[maybe_unused]] const Cache& made_early = cache();
+// Created before there is a second thread: fork() must not happen while another thread creates it.
+[[maybe_unused]] const IdleOutputs& made_early = idle_outputs();
 
 }  // namespace
 
-Block take_output(size_t bytes) {
+OutputMemory take_output_memory(size_t bytes) {
   if (bytes < kMinCachedOutput || bytes > SIZE_MAX / 2 || limit() == 0) return {};
   const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  const Block block = cache().take(rounded);
-  return block.data != nullptr ? block : map(rounded);
+  const OutputMemory memory = idle_outputs().take(rounded);
+  return memory.data != nullptr ? memory : map(rounded);
 }
 
-void give_back(Block block) {
-  if (block.bytes > limit()) {
-    munmap(block.data, block.bytes);
+void return_output_memory(OutputMemory memory) {
+  if (memory.bytes > limit()) {
+    munmap(memory.data, memory.bytes);
     return;
   }
   // The system may take these pages while nobody uses them, if it runs short of memory.
 #ifdef MADV_FREE
-  madvise(block.data, block.bytes, MADV_FREE);
+  madvise(memory.data, memory.bytes, MADV_FREE);
 #endif
-  for (Block b = cache().give(block); b.data != nullptr; b = cache().give(block))
+  for (OutputMemory b = idle_outputs().give(memory); b.data != nullptr;
+       b = idle_outputs().give(memory))
     munmap(b.data, b.bytes);
 }
 
 int64_t empty_output_cache() {
   size_t bytes = 0;
-  for (Block b = cache().give_up(); b.data != nullptr; b = cache().give_up()) {
+  for (OutputMemory b = idle_outputs().take_any(); b.data != nullptr;
+       b = idle_outputs().take_any()) {
     bytes += b.bytes;
     munmap(b.data, b.bytes);
   }
   return static_cast<int64_t>(bytes);
 }
 #else
-Block take_output(size_t) { return {}; }
-void give_back(Block) {}
+OutputMemory take_output_memory(size_t) { return {}; }
+void return_output_memory(OutputMemory) {}
 int64_t empty_output_cache() { return 0; }
 #endif
 

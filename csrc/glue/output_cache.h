@@ -1,5 +1,5 @@
-// Memory of large outputs, kept when a tensor dies and handed to the next one: the page faults of
-// a new tensor cost more than the arithmetic that fills it.
+// Memory of large outputs, kept when a tensor is freed and reused for the next one: the page faults
+// of fresh memory cost more than the arithmetic that fills it.
 #pragma once
 
 #include <cstddef>
@@ -7,20 +7,20 @@
 
 namespace llama_fast {
 
-// A block of memory for one tensor, on huge pages where the system offers them.
-struct Block {
+// Memory for one tensor, on huge pages where the system offers them.
+struct OutputMemory {
   void* data = nullptr;
   size_t bytes = 0;
 };
 
-// At least `bytes` of uninitialised memory, or {nullptr} where the usual allocator should serve:
-// small outputs, and systems or settings without a cache.
-Block take_output(size_t bytes);
+// At least `bytes` of uninitialised memory, or null where torch's allocator should serve: for small
+// outputs, and where there is no cache.
+OutputMemory take_output_memory(size_t bytes);
 
-// What take_output() gave, when its tensor is gone. Throws nothing.
-void give_back(Block block);
+// Takes back what take_output_memory() returned, when its tensor is freed. Throws nothing.
+void return_output_memory(OutputMemory memory);
 
-// Returns all memory that no tensor uses to the system, and how many bytes that was.
+// Frees all memory that no tensor uses; returns the number of bytes.
 int64_t empty_output_cache();
 
 }  // namespace llama_fast

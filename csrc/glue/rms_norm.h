@@ -17,7 +17,7 @@ inline ScalarType promote(ScalarType a, ScalarType b) {
 }
 
 // Whether the kernels take input of one type beside x of the other.
-inline bool go_together(ScalarType input, ScalarType x) {
+inline bool are_supported_together(ScalarType input, ScalarType x) {
   return input == x || (x == ScalarType::Float && input != ScalarType::Double);
 }
 
@@ -26,7 +26,7 @@ inline Tensor set_input_and_weight(RmsNormArgs& args, const Tensor& input, const
   STD_TORCH_CHECK(
       input.dim() >= 1 && weight.dim() == 1 && weight.size(0) == input.size(input.dim() - 1),
       "llama_fast::rms_norm: expected input (...,E) and weight (E,)");
-  expect_countable(input);
+  expect_valid_sizes(input);
   args.features = weight.size(0);
   args.rows = 1;
   for (int64_t d = 0; d + 1 < input.dim(); ++d) args.rows *= input.size(d);
@@ -47,13 +47,13 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_forward_with(Tensor input, const Ten
   args.offset = offset;
   const ScalarType type = input.scalar_type();
   const ScalarType x_type = residual.has_value() ? promote(type, residual->scalar_type()) : type;
-  Tensor y = new_like_heads(input, go_together(type, x_type) ? type : x_type);
-  Tensor x = residual.has_value() ? new_like_heads(input, x_type) : no_tensor(input, type);
-  Tensor rstd = new_tensor(input, input.sizes().data(), input.dim() - 1, wide_type(x_type));
+  Tensor y = new_like_heads(input, are_supported_together(type, x_type) ? type : x_type);
+  Tensor x = residual.has_value() ? new_like_heads(input, x_type) : empty_tensor(input, type);
+  Tensor rstd = new_tensor(input, input.sizes().data(), input.dim() - 1, accumulation_type(x_type));
   args.rstd = rstd.data_ptr();
 
   input = with_rows(as_type(input, y.scalar_type()));
-  RowsOf rows(input);
+  RowMerger rows(input);
   rows.add(input, args.input);
   rows.add(y, args.y);
   Tensor residual_kept = input;
@@ -81,20 +81,21 @@ std::tuple<Tensor, Tensor> rms_norm_backward_with(Tensor grad_y, const OptionalT
   const Tensor weight_kept = set_input_and_weight(args, x, weight);
   args.offset = offset;
   const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(rstd.scalar_type() == wide_type(type) && rstd.numel() == args.rows,
+  STD_TORCH_CHECK(rstd.scalar_type() == accumulation_type(type) && rstd.numel() == args.rows,
                   "llama_fast::rms_norm_backward: rstd: expected that of the forward");
   STD_TORCH_CHECK(same_shape(x, grad_y),
                   "llama_fast::rms_norm_backward: grad_y: expected the shape of x");
   rstd = as_contiguous(rstd);
   args.rstd = rstd.data_ptr();
-  Tensor dx = grad_mask & kGradX ? new_like_heads(x, type) : no_tensor(x, type);
+  Tensor dx = grad_mask & kGradX ? new_like_heads(x, type) : empty_tensor(x, type);
   Tensor dweight = grad_mask & kGradWeight ? new_tensor(x, {args.features}, dweight_type)
-                                           : no_tensor(x, dweight_type);
+                                           : empty_tensor(x, dweight_type);
   if (grad_mask & kGradWeight) args.dweight = dweight.data_ptr();
 
   x = with_rows(x);
-  grad_y = with_rows(go_together(grad_y.scalar_type(), type) ? grad_y : as_type(grad_y, type));
-  RowsOf rows(x);
+  grad_y = with_rows(are_supported_together(grad_y.scalar_type(), type) ? grad_y
+                                                                        : as_type(grad_y, type));
+  RowMerger rows(x);
   rows.add(x, args.x);
   rows.add(grad_y, args.grad_y);
   Tensor grad_x_kept = x;

@@ -39,17 +39,17 @@ struct RopeCall {
         q.dim() == 4 && k.dim() == 4 && q.scalar_type() == k.scalar_type() &&
             q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3),
         "llama_fast::rope: q, k: expected shapes (B,H,S,D) and (B,K,S,D), and one dtype");
-    expect_countable(q, k);
+    expect_valid_sizes(q, k);
     return with_rows(q);
   }
 
-  // (S,D/2) or (B,S,D/2), in the type computed in.
+  // (S,D/2) or (B,S,D/2), in the accumulation type.
   static Tensor table(const Tensor& t, const Tensor& q) {
     const int64_t dims = t.dim();
     STD_TORCH_CHECK((dims == 2 || (dims == 3 && t.size(0) == q.size(0))) &&
                         t.size(dims - 2) == q.size(2) && 2 * t.size(dims - 1) == q.size(3),
                     "llama_fast::rope: cos, sin: expected shape (S,D/2) or (B,S,D/2)");
-    return with_rows(as_type(t, wide_type(q.scalar_type())));
+    return with_rows(as_type(t, accumulation_type(q.scalar_type())));
   }
 
   static RopeHeads heads(const Tensor& in, const Tensor& out) {

@@ -19,12 +19,12 @@ namespace llama_fast {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kKeep = size_t{64} << 20;  // more than this is given back before the next request
+constexpr size_t kMaxKept = size_t{64} << 20;  // more is freed at the next smaller request
 
 // Memory of at least `bytes`, or null; its size.
 void* try_allocate(size_t bytes, size_t* size) {
   const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-  if (bytes > SIZE_MAX / 2) return nullptr;  // also what a size below zero became
+  if (bytes > SIZE_MAX / 2) return nullptr;  // also catches sizes below zero
   *size = (bytes + alignment - 1) / alignment * alignment;
   void* const data = std::aligned_alloc(alignment, *size);
 #ifdef __linux__
@@ -35,49 +35,49 @@ void* try_allocate(size_t bytes, size_t* size) {
 
 void* allocate(size_t bytes, size_t* size) {
   void* data = try_allocate(bytes, size);
-  if (data == nullptr && give_up_idle_memory() > 0) data = try_allocate(bytes, size);
+  if (data == nullptr && free_idle_memory() > 0) data = try_allocate(bytes, size);
   if (data == nullptr) throw_out_of_memory(bytes);
   return data;
 }
 
-class Block;
+class ThreadScratch;
 
-// The blocks of all threads, so that empty_cache() finds those that are not in use.
+// The scratch of all threads, so that empty_cache() finds what is not in use.
 struct Registry {
   ForkSafeMutex mutex;
-  Block* first = nullptr;
+  ThreadScratch* first = nullptr;
 };
 Registry& registry();
 
 void lock_registry() { registry().mutex.lock(); }
 void unlock_registry() { registry().mutex.unlock(); }
 
-// Never destroyed: threads may end after everything else.
+// Never destroyed: threads may end after static objects are destroyed.
 Registry& registry() {
   static Registry& instance = *new Registry{{lock_registry, unlock_registry}};
   return instance;
 }
 
-// Before there is a second thread: a process must not be forked while another thread makes it.
+// Created before there is a second thread: fork() must not happen while another thread creates it.
 [[maybe_unused]] const Registry& made_early = registry();
 
-// The scratch of one thread. Whoever owns it, the thread or empty_cache(), has changed its state
-// from idle.
-class Block {
+// The scratch of one thread. Its owner, the thread or empty_cache(), is the one that changed its
+// state from idle.
+class ThreadScratch {
  public:
-  Block() {
+  ThreadScratch() {
     Registry& all = registry();
     const std::lock_guard<ForkSafeMutex> lock(all.mutex);
     next_ = all.first;
-    if (next_ != nullptr) next_->before_ = this;
+    if (next_ != nullptr) next_->previous_ = this;
     all.first = this;
   }
 
-  ~Block() {
+  ~ThreadScratch() {
     Registry& all = registry();
     const std::lock_guard<ForkSafeMutex> lock(all.mutex);
-    (before_ == nullptr ? all.first : before_->next_) = next_;
-    if (next_ != nullptr) next_->before_ = before_;
+    (previous_ == nullptr ? all.first : previous_->next_) = next_;
+    if (next_ != nullptr) next_->previous_ = previous_;
     std::free(data_);
   }
 
@@ -91,15 +91,15 @@ class Block {
   }
 
   void* at_least(size_t bytes) {
-    if (!owned_) {  // until the outermost kernel ends; for good where there is none
+    if (!owned_) {  // owned until the outermost kernel ends; forever outside a kernel
       while (!idle_.exchange(false, std::memory_order_acquire)) {
-        // empty_cache() is freeing it
+        // empty_cache() is freeing it: wait for that.
         const std::lock_guard<ForkSafeMutex> lock(registry().mutex);
       }
       owned_ = true;
     }
-    const bool too_big_to_keep = size_ > kKeep && bytes <= kKeep;
-    if (bytes <= size_ && !too_big_to_keep) return data_;
+    const bool shrinks = size_ > kMaxKept && bytes <= kMaxKept;
+    if (bytes <= size_ && !shrinks) return data_;
     std::free(std::exchange(data_, nullptr));
     size_ = 0;
     size_t size = 0;
@@ -117,36 +117,36 @@ class Block {
     return bytes;
   }
 
-  Block* next() const { return next_; }
+  ThreadScratch* next() const { return next_; }
 
  private:
   void* data_ = nullptr;
   size_t size_ = 0;
-  int depth_ = 0;       // of kernels, in this thread
-  bool owned_ = false;  // by this thread, which has asked for scratch in them
+  int depth_ = 0;       // nesting of kernels in this thread
+  bool owned_ = false;  // by this thread, since it asked for scratch
   std::atomic<bool> idle_{true};
-  Block *before_ = nullptr, *next_ = nullptr;
+  ThreadScratch *previous_ = nullptr, *next_ = nullptr;
 };
 
-Block& own() {
-  static thread_local Block block;
-  return block;
+ThreadScratch& this_thread() {
+  static thread_local ThreadScratch scratch;
+  return scratch;
 }
 
 }  // namespace
 
-void* thread_scratch(size_t bytes) { return own().at_least(bytes); }
+void* thread_scratch(size_t bytes) { return this_thread().at_least(bytes); }
 
 size_t free_idle_scratch() {
   Registry& all = registry();
   const std::lock_guard<ForkSafeMutex> lock(all.mutex);
   size_t bytes = 0;
-  for (Block* b = all.first; b != nullptr; b = b->next()) bytes += b->free_if_idle();
+  for (ThreadScratch* b = all.first; b != nullptr; b = b->next()) bytes += b->free_if_idle();
   return bytes;
 }
 
-ScratchInUse::ScratchInUse() { own().enter(); }
-ScratchInUse::~ScratchInUse() { own().leave(); }
+ScratchInUse::ScratchInUse() { this_thread().enter(); }
+ScratchInUse::~ScratchInUse() { this_thread().leave(); }
 
 size_t bytes_of(int64_t n, size_t each) {
   size_t bytes = 0;
@@ -157,7 +157,7 @@ size_t bytes_of(int64_t n, size_t each) {
   return bytes;
 }
 
-Workspace::Workspace(size_t bytes) : data_(nullptr), owned_(bytes > kKeep) {
+Workspace::Workspace(size_t bytes) : data_(nullptr), owned_(bytes > kMaxKept) {
   size_t size = 0;
   data_ = owned_ ? allocate(bytes, &size) : thread_scratch(bytes);
 }

@@ -8,18 +8,19 @@ namespace llama_fast {
 namespace {
 
 void check(const Tensor& gate, const Tensor& other) {
-  STD_TORCH_CHECK(same_shape(gate, other), "llama_fast::swiglu: shapes do not fit");
-  expect_countable(gate);
-  STD_TORCH_CHECK(gate.scalar_type() == other.scalar_type(), "llama_fast::swiglu: dtypes differ");
+  STD_TORCH_CHECK(same_shape(gate, other) && gate.scalar_type() == other.scalar_type(),
+                  "llama_fast::swiglu: gate, up, grad_out: expected one shape and one dtype");
+  expect_valid_sizes(gate);
 }
 
-// Rows of the last dimension, all in one when nothing lies between them.
-void merge(RowsOf& rows, const Tensor& gate, SwigluArgs& a) {
+// Sets the rows, each the last dimension of the tensors.
+void set_rows(RowMerger& rows, const Tensor& gate, SwigluArgs& a) {
   if (gate.dim() > 0) rows.merge(a.shape);
   a.columns = gate.dim() > 0 ? gate.size(gate.dim() - 1) : 1;
   a.rows = a.columns > 0 ? gate.numel() / a.columns : 0;
 }
 
+// One row, where all tensors are contiguous.
 void flatten(SwigluArgs& a, bool contiguous) {
   if (!contiguous) return;
   a.columns *= a.rows;
@@ -35,11 +36,11 @@ Tensor swiglu(Tensor gate, Tensor up) {
   up = with_rows(up);
   Tensor out = new_tensor(gate, gate.sizes().data(), gate.dim(), gate.scalar_type());
   SwigluArgs a{};
-  RowsOf rows(gate);
+  RowMerger rows(gate);
   rows.add(gate, a.gate);
   rows.add(up, a.up);
   rows.add(out, a.out);
-  merge(rows, gate, a);
+  set_rows(rows, gate, a);
   flatten(a, gate.is_contiguous() && up.is_contiguous());
   kernels().swiglu_forward(a);
   return out;
@@ -54,17 +55,17 @@ std::tuple<Tensor, Tensor> swiglu_backward(Tensor grad_out, Tensor gate, Tensor 
   grad_out = with_rows(grad_out);
   const auto gradient = [&](bool wanted) {
     return wanted ? new_tensor(gate, gate.sizes().data(), gate.dim(), gate.scalar_type())
-                  : no_tensor(gate, gate.scalar_type());
+                  : empty_tensor(gate, gate.scalar_type());
   };
   Tensor grad_gate = gradient(grad_mask & kGradGate), grad_up = gradient(grad_mask & kGradUp);
   SwigluArgs a{};
-  RowsOf rows(gate);
+  RowMerger rows(gate);
   rows.add(gate, a.gate);
   rows.add(up, a.up);
   rows.add(grad_out, a.grad_out);
   if (grad_mask & kGradGate) rows.add(grad_gate, a.grad_gate);
   if (grad_mask & kGradUp) rows.add(grad_up, a.grad_up);
-  merge(rows, gate, a);
+  set_rows(rows, gate, a);
   flatten(a, gate.is_contiguous() && up.is_contiguous() && grad_out.is_contiguous());
   kernels().swiglu_backward(a);
   return {grad_gate, grad_up};

@@ -15,8 +15,8 @@
 namespace llama_fast {
 namespace {
 
-// torch_from_blob with a deleter came with torch 2.11. The library is built for 2.10 and looks
-// for it at run time; without it every output is an ordinary tensor.
+// torch_from_blob with a deleter came with torch 2.11. The library is built for 2.10 and looks the
+// function up at run time; without it torch allocates every output.
 using FromBlob = AOTITorchError (*)(void* data, int64_t dims, const int64_t* sizes,
                                     const int64_t* strides, int64_t offset, int32_t dtype,
                                     int32_t device_type, int32_t device_index,
@@ -29,7 +29,7 @@ FromBlob from_blob() {
   return function;
 }
 
-// The size of a tensor; an error where no memory is that large.
+// The size of a tensor; throws where no memory is that large.
 size_t tensor_bytes(const int64_t* sizes, int64_t dims, ScalarType type) {
   const bool narrow = type == ScalarType::BFloat16 || type == ScalarType::Half;
   size_t bytes = narrow ? 2 : type == ScalarType::Float ? 4 : 8;
@@ -57,25 +57,25 @@ std::optional<Tensor> try_new(const int64_t* sizes, const int64_t* strides, int6
                               ScalarType type, size_t bytes) {
   AtenTensorHandle handle;
   const int32_t cpu = aoti_torch_device_type_cpu();
-  const Block block = from_blob() == nullptr ? Block{} : take_output(bytes);
-  if (block.data == nullptr) {
-    // Through the C shim: torch::stable::empty looks its operator up by name at every call, which
-    // a small input would feel.
+  const OutputMemory memory = from_blob() == nullptr ? OutputMemory{} : take_output_memory(bytes);
+  if (memory.data == nullptr) {
+    // The C function, because torch::stable::empty looks its operator up by name at every call,
+    // which takes time that small inputs notice.
     if (aoti_torch_empty_strided(dims, sizes, strides, shim_type(type), cpu, 0, &handle) !=
         TORCH_SUCCESS)
       return {};
     return Tensor(handle);
   }
   const auto deleter = [](void*, void* context) {
-    Block* dead = static_cast<Block*>(context);
-    give_back(*dead);
-    delete dead;
+    auto* const freed = static_cast<OutputMemory*>(context);
+    return_output_memory(*freed);
+    delete freed;
   };
-  Block* const kept = new (std::nothrow) Block(block);
+  auto* const kept = new (std::nothrow) OutputMemory(memory);
   if (kept == nullptr ||
-      from_blob()(block.data, dims, sizes, strides, 0, shim_type(type), cpu, -1, &handle,
+      from_blob()(memory.data, dims, sizes, strides, 0, shim_type(type), cpu, -1, &handle,
                   aoti_torch_layout_strided(), nullptr, 0, deleter, kept) != TORCH_SUCCESS) {
-    give_back(block);
+    return_output_memory(memory);
     delete kept;
     return {};
   }
@@ -111,8 +111,8 @@ Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* stri
   const size_t bytes = tensor_bytes(sizes, dims, type);
   std::optional<Tensor> made = try_new(sizes, strides, dims, type, bytes);
   if (!made) {
-    const std::string reason = reason_of_torch();
-    if (give_up_idle_memory() > 0) made = try_new(sizes, strides, dims, type, bytes);
+    const std::string reason = torch_error_message();
+    if (free_idle_memory() > 0) made = try_new(sizes, strides, dims, type, bytes);
     if (!made) throw_out_of_memory(bytes, reason);
   }
   return *made;

@@ -16,8 +16,8 @@ namespace llama_fast {
 
 constexpr int64_t kMaxDims = 64;  // torch's own limit
 
-// The type that `type` is computed in.
-inline ScalarType wide_type(ScalarType type) {
+// float for float, bfloat16 and float16; double for double.
+inline ScalarType accumulation_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
@@ -61,13 +61,12 @@ class WorkingMemory {
   OptionalTensor tensor_;
 };
 
-// Throws where a tensor, expanded as it may be, has more elements than any memory: sizes within
-// this can be multiplied by what a kernel works on at a time without overflow.
+// Throws where a tensor, which may be expanded, has more than 2^48 elements. Below that, products
+// of sizes with the sizes of a kernel's tiles do not overflow.
 template <class... Tensors>
-void expect_countable(const Tensors&... tensors) {
+void expect_valid_sizes(const Tensors&... tensors) {
   const auto check = [](const Tensor& t) {
-    constexpr int64_t kMost = int64_t{1} << 48;
-    int64_t left = kMost;
+    int64_t left = int64_t{1} << 48;
     for (int64_t d = 0; d < t.dim(); ++d) left /= t.size(d) > 1 ? t.size(d) : 1;
     if (left > 0) return;
     std::string shape;
@@ -78,11 +77,13 @@ void expect_countable(const Tensors&... tensors) {
   (check(tensors), ...);
 }
 
-// For what is not wanted, or not there.
-inline Tensor no_tensor(const Tensor& like, ScalarType type) { return new_tensor(like, {0}, type); }
+// For an output that is not wanted.
+inline Tensor empty_tensor(const Tensor& like, ScalarType type) {
+  return new_tensor(like, {0}, type);
+}
 
 // The shape of t, but `last` in its last dimension, and the order of its heads: a (B,H,S,D) view of
-// (B,S,H,D) stays one. Everything else is contiguous. `empty_like_heads` in ops/_autograd.py says
+// (B,S,H,D) stays one. Everything else is contiguous. `empty_like_heads` in ops/_autograd.py does
 // the same.
 inline Tensor new_like_heads(const Tensor& t, ScalarType type, int64_t last) {
   int64_t sizes[kMaxDims];
@@ -99,13 +100,13 @@ inline Tensor new_like_heads(const Tensor& t, ScalarType type) {
   return new_like_heads(t, type, t.dim() == 0 ? 1 : t.size(t.dim() - 1));
 }
 
-// t, or a contiguous copy: of a floating type or int64.
+// t, or a contiguous copy; of a floating type or int64.
 Tensor as_contiguous(const Tensor& t);
 
 // t, or a copy of that type in the order of its heads.
 Tensor as_type(const Tensor& t, ScalarType type);
 
-// As type, and contiguous.
+// t, or a contiguous copy of that type.
 inline Tensor contiguous_as(const Tensor& t, ScalarType type) {
   return as_contiguous(as_type(t, type));
 }
@@ -120,13 +121,13 @@ inline Tensor with_rows(const Tensor& t) {
   return as_contiguous(t);
 }
 
-// Finds the fewest dimensions that number the rows of several tensors of one shape.
-class RowsOf {
+// Merges dimensions of several tensors of one shape, so that few of them number the rows.
+class RowMerger {
  public:
-  explicit RowsOf(const Tensor& t) : sizes_(t.sizes().data()), dims_(t.dim() - 1) {}
+  explicit RowMerger(const Tensor& t) : sizes_(t.sizes().data()), dims_(t.dim() - 1) {}
 
   // `rows` is complete after merge(). t is new, or comes from with_rows().
-  void add(const Tensor& t, Rows& rows) {
+  void add(const Tensor& t, RowTensor& rows) {
     rows.data = t.data_ptr();
     rows.dtype = dtype_of(t);
     strides_[count_] = t.strides().data();
@@ -141,7 +142,8 @@ class RowsOf {
       for (int i = 0; i < count_ && fits; ++i)
         fits = rows_[i]->strides[last] == strides_[i][d] * sizes_[d];
       const int to = fits ? last : shape.dims++;
-      STD_TORCH_CHECK(to < kMaxRowDims, "llama_fast: too many dimensions");
+      STD_TORCH_CHECK(to < kMaxRowDims, "llama_fast: expected at most ", kMaxRowDims + 1,
+                      " dimensions that cannot be merged");
       shape.sizes[to] = fits ? shape.sizes[to] * sizes_[d] : sizes_[d];
       for (int i = 0; i < count_; ++i) rows_[i]->strides[to] = strides_[i][d];
     }
@@ -151,7 +153,7 @@ class RowsOf {
   const int64_t* sizes_;
   int64_t dims_;
   int count_ = 0;
-  Rows* rows_[6];
+  RowTensor* rows_[6];
   const int64_t* strides_[6];
 };
 

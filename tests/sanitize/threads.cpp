@@ -154,7 +154,7 @@ Written linear_cross_entropy(DType dtype) {
   return {loss.bytes, lse.bytes, dx.bytes, dw.bytes, db.bytes};
 }
 
-Rows rows_of(Numbers& t, int64_t columns) { return {t.data(), t.dtype, {columns}}; }
+RowTensor rows_of(Numbers& t, int64_t columns) { return {t.data(), t.dtype, {columns}}; }
 
 Written rms_norm(DType dtype) {
   const int64_t N = 3000, E = 70;
@@ -245,9 +245,9 @@ int main() {
   // Meanwhile outputs come from the cache and go back, and both kinds of idle memory are freed.
   std::thread cleaner([&] {
     while (!done) {
-      const llama_fast::Block block = take_output(size_t{5} << 20);
-      if (block.data != nullptr) give_back(block);
-      give_up_idle_memory();
+      const llama_fast::Block block = take_output_memory(size_t{5} << 20);
+      if (block.data != nullptr) return_output_memory(block);
+      free_idle_memory();
       std::this_thread::yield();
     }
   });

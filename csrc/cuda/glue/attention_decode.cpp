@@ -4,8 +4,8 @@
 
 #include "cuda/attention_decode.h"
 #include "cuda/attention_decode_plan.h"
+#include "cuda/glue/device_scope.h"
 #include "cuda/glue/ops.h"
-#include "cuda/glue/tensors.h"
 
 namespace llama_fast {
 namespace cuda {
@@ -42,8 +42,8 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
                                             Tensor cache_seqlens, OptionalTensor page_table,
                                             OptionalTensor alibi_slopes, OptionalTensor sinks,
                                             int64_t window_left, double scale, double softcap) {
-  const OnDeviceOf device(q, k_cache, v_cache, k, v, cache_seqlens, page_table, alibi_slopes,
-                          sinks);
+  const DeviceScope device(q, k_cache, v_cache, k, v, cache_seqlens, page_table, alibi_slopes,
+                           sinks);
   expect_decode_arguments(q, k_cache, v_cache, k, v, cache_seqlens, page_table, alibi_slopes,
                           sinks);
   expect_servable(q, k_cache, v_cache);

@@ -1,18 +1,17 @@
-// Cross-entropy: tensors to kernel arguments. Arguments were checked by ops/cross_entropy.py; the
-// checks here only keep a direct call of the operator from reading outside its tensors.
-#include "cuda/cross_entropy.h"
+// Cross-entropy on a GPU: tensors to kernel arguments.
+#include "glue/cross_entropy.h"
 
 #include <limits>
 
-#include "constants.h"
+#include "cuda/cross_entropy.h"
+#include "cuda/glue/device_scope.h"
 #include "cuda/glue/ops.h"
-#include "cuda/glue/tensors.h"
 
 namespace llama_fast {
 namespace cuda {
 namespace {
 
-// Whether the dimensions behind the classes can be counted as one.
+// Whether the dimensions after the classes can be merged into one.
 bool is_regular(const Tensor& t) {
   int64_t stride = 0, length = 1;
   for (int64_t d = t.dim() - 1; d >= 2; --d) {
@@ -33,49 +32,38 @@ ClassRows rows(const Tensor& t) {
   return r;
 }
 
-Tensor regular(const Tensor& t) { return is_regular(t) ? t : torch::stable::contiguous(t); }
+Tensor regular(const Tensor& t) { return is_regular(t) ? t : as_contiguous(t); }
 
 // Kernel arguments, and the tensors that they point into.
-struct Call {
+struct CrossEntropyCall : LogitsShape {
   CrossEntropyArgs args{};
   Reduction reduction;
   Tensor logits, target, weight, totals;
-  int64_t token_sizes[kMaxDims];
-  int64_t token_dims;
 
-  Call(const Queue& queue, const Tensor& input, const Tensor& target_,
-       const OptionalTensor& weight_, int64_t ignore_index, int64_t reduction_,
-       double label_smoothing, double softcap, double z_loss)
-      : reduction(static_cast<Reduction>(reduction_)),
+  CrossEntropyCall(const Queue& queue, const Tensor& input, const Tensor& target_,
+                   const OptionalTensor& weight_, int64_t ignore_index, int64_t reduction_,
+                   double label_smoothing, double softcap, double z_loss)
+      : LogitsShape(input),
+        reduction(reduction_of(reduction_)),
         logits(input),
         target(target_),
         weight(target_),
         totals(target_) {
-    const int64_t dims = input.dim();
-    STD_TORCH_CHECK(dims >= 1 && dims <= kMaxDims, "llama_fast::cross_entropy: input has no dims");
-    STD_TORCH_CHECK(reduction_ >= 0 && reduction_ <= 2, "llama_fast::cross_entropy: reduction");
-    expect_narrow(input);
-    const int64_t class_dim = dims == 1 ? 0 : 1;
-    const int64_t classes = input.size(class_dim);
-    STD_TORCH_CHECK(classes < std::numeric_limits<int32_t>::max() / 2,
-                    "llama_fast::cross_entropy: too many classes");
+    expect_no_float64(input);
+    constexpr int64_t kMaxClasses = std::numeric_limits<int32_t>::max() / 2 - 1;
+    STD_TORCH_CHECK(classes <= kMaxClasses, "llama_fast::cross_entropy: input: expected at most ",
+                    kMaxClasses, " classes, got ", classes);
     args.classes = static_cast<int>(classes);
-    token_dims = dims - 1;
-    args.tokens = args.inner = 1;
-    for (int64_t d = 0, k = 0; d < dims; ++d) {
-      if (d == class_dim) continue;
-      token_sizes[k++] = input.size(d);
-      args.tokens *= input.size(d);
-      if (d > class_dim) args.inner *= input.size(d);
-    }
+    args.tokens = tokens;
+    args.inner = 1;
+    for (int64_t d = class_dim + 1; d < input.dim(); ++d) args.inner *= input.size(d);
     if (args.inner == 0) args.inner = 1;
     logits = regular(input);
     args.logits = rows(logits);
     set_target(input);
     if (weight_.has_value()) {
-      STD_TORCH_CHECK(weight_->dim() == 1 && weight_->size(0) == classes,
-                      "llama_fast::cross_entropy: weight must have shape (V,)");
-      weight = torch::stable::contiguous(as_type(*weight_, ScalarType::Float));
+      expect_weight(*weight_);
+      weight = contiguous_as(*weight_, ScalarType::Float);
       args.weight = static_cast<const float*>(weight.data_ptr());
     }
     args.ignore_index = ignore_index;
@@ -90,18 +78,14 @@ struct Call {
       args.totals = made;
     }
   }
-  Call(const Call&) = delete;
+  CrossEntropyCall(const CrossEntropyCall&) = delete;
 
   void set_target(const Tensor& input) {
-    if (target.scalar_type() == ScalarType::Long) {
-      STD_TORCH_CHECK(target.dim() == token_dims, "llama_fast::cross_entropy: target dims");
-      for (int64_t d = 0; d < token_dims; ++d)
-        STD_TORCH_CHECK(target.size(d) == token_sizes[d], "llama_fast::cross_entropy: target size");
-      if (!target.is_contiguous()) target = torch::stable::contiguous(target);
+    if (is_class_indices(target, input)) {
+      target = as_contiguous(target);
       args.target = static_cast<const int64_t*>(target.data_ptr());
       return;
     }
-    STD_TORCH_CHECK(same_shape(target, input), "llama_fast::cross_entropy: shape of target");
     if (target.scalar_type() == ScalarType::Double) target = as_type(target, ScalarType::Float);
     target = regular(target);
     args.probability = rows(target);
@@ -118,8 +102,8 @@ RowSums* sums(const Tensor& parts) {
   return parts.numel() > 0 ? static_cast<RowSums*>(parts.data_ptr()) : nullptr;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Queue& queue, Call& call, bool stats,
-                                                       bool gradient) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Queue& queue, CrossEntropyCall& call,
+                                                       bool stats, bool gradient) {
   CrossEntropyArgs& a = call.args;
   const Tensor& like = call.logits;
   const int64_t* sizes = call.token_sizes;
@@ -128,9 +112,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Queue& queue, Call&
   Tensor loss = new_tensor(like, sizes, loss_dims, ScalarType::Float);
   Tensor lse = new_tensor(like, sizes, call.token_dims, ScalarType::Double);
   Tensor z_loss = stats ? new_tensor(like, sizes, loss_dims, ScalarType::Float)
-                        : no_tensor(like, ScalarType::Float);
+                        : empty_tensor(like, ScalarType::Float);
   Tensor argmax = stats ? new_tensor(like, sizes, call.token_dims, ScalarType::Long)
-                        : no_tensor(like, ScalarType::Long);
+                        : empty_tensor(like, ScalarType::Long);
   Tensor each = new_tensor(like, {per_token ? 0 : 2 * a.tokens}, ScalarType::Double);
   auto* loss_out = static_cast<float*>(loss.data_ptr());
   auto* z_loss_out = stats ? static_cast<float*>(z_loss.data_ptr()) : nullptr;
@@ -160,18 +144,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(Tensor input, Tensor ta
                                                          int64_t ignore_index, int64_t reduction,
                                                          double label_smoothing, double softcap,
                                                          double z_loss, bool stats) {
-  const OnDeviceOf device(input, target, weight);
-  Call call(device.queue(), input, target, weight, ignore_index, reduction, label_smoothing,
-            softcap, z_loss);
+  const DeviceScope device(input, target, weight);
+  CrossEntropyCall call(device.queue(), input, target, weight, ignore_index, reduction,
+                        label_smoothing, softcap, z_loss);
   return run_forward(device.queue(), call, stats, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_inplace(
     Tensor input, Tensor target, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, double softcap, double z_loss, bool stats) {
-  const OnDeviceOf device(input, target, weight);
-  Call call(device.queue(), input, target, weight, ignore_index, reduction, label_smoothing,
-            softcap, z_loss);
+  const DeviceScope device(input, target, weight);
+  CrossEntropyCall call(device.queue(), input, target, weight, ignore_index, reduction,
+                        label_smoothing, softcap, z_loss);
   call.args.grad = call.args.logits;
   auto results = run_forward(device.queue(), call, stats, true);
   if (!is_regular(input)) torch::stable::copy_(input, call.logits);
@@ -182,22 +166,18 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
                               OptionalTensor weight, int64_t ignore_index, int64_t reduction,
                               double label_smoothing, double softcap, double z_loss,
                               OptionalTensor grad_lse) {
-  const OnDeviceOf device(input, grad_loss, lse, target, weight, grad_lse);
-  Call call(device.queue(), input, target, weight, ignore_index, reduction, label_smoothing,
-            softcap, z_loss);
+  const DeviceScope device(input, grad_loss, lse, target, weight, grad_lse);
+  CrossEntropyCall call(device.queue(), input, target, weight, ignore_index, reduction,
+                        label_smoothing, softcap, z_loss);
   CrossEntropyArgs& a = call.args;
   const bool per_token = call.reduction == Reduction::none;
-  STD_TORCH_CHECK(lse.scalar_type() == ScalarType::Double && lse.numel() == a.tokens,
-                  "llama_fast::cross_entropy_backward: lse is not that of the forward");
-  STD_TORCH_CHECK(grad_loss.numel() == (per_token ? a.tokens : 1),
-                  "llama_fast::cross_entropy_backward: grad_loss");
-  grad_loss = torch::stable::contiguous(as_type(grad_loss, ScalarType::Float));
+  call.expect_backward(grad_loss, lse, grad_lse, call.reduction);
+  grad_loss = contiguous_as(grad_loss, ScalarType::Float);
   a.grad_loss = static_cast<const float*>(grad_loss.data_ptr());
   a.grad_step = per_token ? 1 : 0;
   Tensor grad_lse_kept = lse;  // alive until the kernel is queued
   if (grad_lse.has_value()) {
-    STD_TORCH_CHECK(grad_lse->numel() == a.tokens, "llama_fast::cross_entropy_backward: grad_lse");
-    grad_lse_kept = torch::stable::contiguous(as_type(*grad_lse, ScalarType::Float));
+    grad_lse_kept = contiguous_as(*grad_lse, ScalarType::Float);
     a.grad_lse = static_cast<const float*>(grad_lse_kept.data_ptr());
   }
 
@@ -207,10 +187,10 @@ Tensor cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor lse, Tensor
                    : new_tensor(input, input.sizes().data(), input.dim(), input.scalar_type());
   a.grad = rows(out);
   if (a.target) {
-    lse = torch::stable::contiguous(lse);
+    lse = as_contiguous(lse);
     a.lse = static_cast<double*>(lse.data_ptr());
     cross_entropy_backward(device.queue(), a);
-  } else {  // the sums of the target were not saved: the row is swept again
+  } else {  // the forward saved no sums over the target: read the row again
     Tensor again = new_tensor(input, {a.tokens}, ScalarType::Double);
     a.lse = static_cast<double*>(again.data_ptr());
     const Tensor parts = call.parts(device.queue(), true);

@@ -1,8 +1,8 @@
 // RMSNorm on a GPU.
 #include "glue/rms_norm.h"
 
+#include "cuda/glue/device_scope.h"
 #include "cuda/glue/ops.h"
-#include "cuda/glue/tensors.h"
 #include "cuda/rms_norm.h"
 
 namespace llama_fast {
@@ -20,9 +20,9 @@ bool is_empty(const RmsNormArgs& args) { return args.rows == 0 || args.features 
 
 std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, Tensor weight, OptionalTensor residual,
                                             double eps, double offset) {
-  const OnDeviceOf device(input, weight, residual);
-  expect_narrow(input);
-  if (residual.has_value()) expect_narrow(*residual);
+  const DeviceScope device(input, weight, residual);
+  expect_no_float64(input);
+  if (residual.has_value()) expect_no_float64(*residual);
   return rms_norm_forward_with(input, narrow(weight), residual, eps, offset,
                                [&](const RmsNormArgs& args) {
                                  if (!is_empty(args)) rms_norm_forward(device.queue(), args);
@@ -32,8 +32,8 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm(Tensor input, Tensor weight, Optiona
 std::tuple<Tensor, Tensor> rms_norm_backward(Tensor grad_y, OptionalTensor grad_x, Tensor x,
                                              Tensor weight, Tensor rstd, double, double offset,
                                              int64_t grad_mask) {
-  const OnDeviceOf device(x, grad_y, grad_x, weight, rstd);
-  expect_narrow(x);
+  const DeviceScope device(x, grad_y, grad_x, weight, rstd);
+  expect_no_float64(x);
   const ScalarType dweight_type = weight.scalar_type();
   const auto launch = [&](const RmsNormArgs& args, Tensor& dweight) {
     if (is_empty(args)) {

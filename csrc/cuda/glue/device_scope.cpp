@@ -1,4 +1,4 @@
-#include "cuda/glue/tensors.h"
+#include "cuda/glue/device_scope.h"
 
 #include <dlfcn.h>
 
@@ -11,9 +11,9 @@ void* current_stream(int device) {
   using GetStream = AOTITorchError (*)(int32_t device, void** stream);
   static const auto get = [] {
     constexpr const char* name = "aoti_torch_get_current_cuda_stream";
-    void* found = dlsym(RTLD_DEFAULT, name);
-    void* library = found ? nullptr : dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return reinterpret_cast<GetStream>(library ? dlsym(library, name) : found);
+    void* function = dlsym(RTLD_DEFAULT, name);
+    void* library = function ? nullptr : dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<GetStream>(library ? dlsym(library, name) : function);
   }();
   STD_TORCH_CHECK(get != nullptr, "llama_fast: this torch has no CUDA");
   void* stream = nullptr;
@@ -23,12 +23,12 @@ void* current_stream(int device) {
 
 }  // namespace
 
-OnDeviceOf::OnDeviceOf(const Tensor& t) : queue_{0, nullptr} {
+DeviceScope::DeviceScope(const Tensor& t) : queue_{0, nullptr} {
 #ifdef LLAMA_FAST_EMULATION
-  STD_TORCH_CHECK(!t.is_cuda(), "llama_fast: emulated kernels take tensors on the CPU");
+  STD_TORCH_CHECK(!t.is_cuda(), "llama_fast: emulated kernels: expected tensors on the CPU");
   return;
 #endif
-  STD_TORCH_CHECK(t.is_cuda(), "llama_fast: CUDA kernels take tensors on a GPU");
+  STD_TORCH_CHECK(t.is_cuda(), "llama_fast: CUDA kernels: expected tensors on a GPU");
   queue_.device = t.get_device_index();
   guard_.emplace(queue_.device);
   queue_.stream = current_stream(queue_.device);
