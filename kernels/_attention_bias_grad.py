@@ -7,7 +7,8 @@ program, in one order.
 
 import triton
 import triton.language as tl
-from llama_fast.kernels._attention_tile import (
+
+from ._attention_tile import (
     dot,
     dropout_keep,
     from_bits,

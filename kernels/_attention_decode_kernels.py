@@ -2,8 +2,9 @@
 
 import triton
 import triton.language as tl
-from llama_fast.kernels._attention_tile import INF, apply_softcap, dot, dot_add, from_bits
-from llama_fast.kernels._math import divide
+
+from ._attention_tile import INF, apply_softcap, dot, dot_add, from_bits
+from ._math import divide
 
 
 @triton.jit

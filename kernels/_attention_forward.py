@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._attention_plan import Masks, strided_heads, strided_rows
-from llama_fast.kernels._attention_tile import (
+
+from ._attention_plan import Masks, strided_heads, strided_rows
+from ._attention_tile import (
     INF,
     LN2,
     dot,
@@ -28,8 +29,8 @@ from llama_fast.kernels._attention_tile import (
     modify_scores,
     visible_keys,
 )
-from llama_fast.kernels._launch import launch
-from llama_fast.kernels._math import divide
+from ._launch import launch
+from ._math import divide
 
 
 @triton.jit

@@ -11,7 +11,8 @@ heads that share it, so sums over a group need no atomic additions. Tiles of sco
 
 import triton
 import triton.language as tl
-from llama_fast.kernels._attention_tile import (
+
+from ._attention_tile import (
     dot,
     dot_add,
     dropout_keep,

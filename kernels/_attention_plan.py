@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._launch import accumulator
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llama_fast.reference import AttentionOptions
 from llama_fast.reference._dtypes import wide_dtype
+
+from ._launch import accumulator
 
 MIN_DOT_SIZE = 16  # rows, columns and depth of the smallest matrix product
 

@@ -10,7 +10,8 @@ One program computes the gradient of one tile of queries, so no two programs add
 
 import triton
 import triton.language as tl
-from llama_fast.kernels._attention_tile import (
+
+from ._attention_tile import (
     INF,
     dot,
     dot_add,

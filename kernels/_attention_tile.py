@@ -9,7 +9,8 @@ other: (queries, 1) and (1, keys), or (1, queries) and (keys, 1) for a transpose
 
 import triton
 import triton.language as tl
-from llama_fast.kernels._math import tanh
+
+from ._math import tanh
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LN2 = tl.constexpr(0.6931471805599453)

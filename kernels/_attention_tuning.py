@@ -7,14 +7,15 @@ The numbers are the largest tiles that spill no register and fit in shared memor
 from __future__ import annotations
 
 import torch
-from llama_fast.kernels._attention_plan import (
+
+from ._attention_plan import (
     MIN_DOT_SIZE,
     AttentionProblem,
     Tiling,
     dot_size,
     supports_descriptor,
 )
-from llama_fast.kernels._launch import Gpu
+from ._launch import Gpu
 
 Tensors = tuple[torch.Tensor, ...]
 

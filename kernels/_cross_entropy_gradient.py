@@ -5,8 +5,9 @@ Their arguments are those of the kernels in _cross_entropy_loss.py.
 
 import triton
 import triton.language as tl
-from llama_fast.kernels._cross_entropy_loss import load_target, store_row, sweep
-from llama_fast.kernels._cross_entropy_row import (
+
+from ._cross_entropy_loss import load_target, store_row, sweep
+from ._cross_entropy_row import (
     add_block,
     cap,
     empty_sums,
@@ -18,7 +19,7 @@ from llama_fast.kernels._cross_entropy_row import (
     squash,
     unsquash,
 )
-from llama_fast.kernels._math import exp
+from ._math import exp
 
 # Of a log-sum-exp: beyond, float64 has not enough digits left for the logarithm in it.
 TOO_LARGE = tl.constexpr(1e9)

@@ -6,7 +6,8 @@ Pointers to what is not there are None; `strides` are those of two token dimensi
 
 import triton
 import triton.language as tl
-from llama_fast.kernels._cross_entropy_row import (
+
+from ._cross_entropy_row import (
     add_block,
     cap,
     empty_sums,
@@ -15,7 +16,7 @@ from llama_fast.kernels._cross_entropy_row import (
     shift_of,
     spread,
 )
-from llama_fast.kernels._math import exp
+from ._math import exp
 
 
 @triton.jit

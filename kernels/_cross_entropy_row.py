@@ -16,7 +16,8 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from llama_fast.kernels._math import divide, exp, tanh
+
+from ._math import divide, exp, tanh
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from llama_fast.kernels import _attention_tuning as tuning
-from llama_fast.kernels._attention_bias_grad import bias_grad_kernel
-from llama_fast.kernels._attention_forward import combine_splits, forward_kernel
-from llama_fast.kernels._attention_key_grad import key_grad_kernel
-from llama_fast.kernels._attention_plan import (
+
+from llama_fast.reference import AttentionOptions
+from llama_fast.reference._dtypes import wide_dtype
+
+from . import _attention_tuning as tuning
+from ._attention_bias_grad import bias_grad_kernel
+from ._attention_forward import combine_splits, forward_kernel
+from ._attention_key_grad import key_grad_kernel
+from ._attention_plan import (
     AttentionProblem,
     Plan,
     StridedTensor,
@@ -30,15 +34,12 @@ from llama_fast.kernels._attention_plan import (
     strided_heads,
     strided_rows,
 )
-from llama_fast.kernels._attention_query_grad import (
+from ._attention_query_grad import (
     delta_kernel,
     query_grad_kernel,
     slope_sum_kernel,
 )
-from llama_fast.kernels._launch import Options, gpu, launch
-
-from llama_fast.reference import AttentionOptions
-from llama_fast.reference._dtypes import wide_dtype
+from ._launch import Options, gpu, launch
 
 Tensors = tuple[torch.Tensor, ...]
 # Bits of `grad_mask`: which gradients the backward computes.

@@ -15,9 +15,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._attention_decode_kernels import append_kernel, decode_kernel
-from llama_fast.kernels._attention_forward import combine_splits
-from llama_fast.kernels._attention_plan import (
+
+from llama_fast.reference import AttentionDecodeOptions
+from llama_fast.reference._dtypes import wide_dtype
+
+from ._attention_decode_kernels import append_kernel, decode_kernel
+from ._attention_forward import combine_splits
+from ._attention_plan import (
     MIN_DOT_SIZE,
     Masks,
     Scalars,
@@ -29,10 +33,7 @@ from llama_fast.kernels._attention_plan import (
     strided_rows,
     strided_slopes,
 )
-from llama_fast.kernels._launch import accumulator, gpu, launch, new_like_heads
-
-from llama_fast.reference import AttentionDecodeOptions
-from llama_fast.reference._dtypes import wide_dtype
+from ._launch import accumulator, gpu, launch, new_like_heads
 
 MAX_SPLIT_KEYS = 4096  # of one split of the keys, approximately
 

@@ -16,10 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from llama_fast.kernels._cross_entropy_gradient import _backward, _fused
-from llama_fast.kernels._cross_entropy_loss import _combine, _forward, _reduce, _totals
-from llama_fast.kernels._cross_entropy_row import Plan
-from llama_fast.kernels._launch import Options, accumulator, gpu, launch, warps
 
 from llama_fast.reference._dtypes import wide_dtype
 from llama_fast.reference.cross_entropy import (
@@ -29,6 +25,11 @@ from llama_fast.reference.cross_entropy import (
     class_dim,
     token_shape,
 )
+
+from ._cross_entropy_gradient import _backward, _fused
+from ._cross_entropy_loss import _combine, _forward, _reduce, _totals
+from ._cross_entropy_row import Plan
+from ._launch import Options, accumulator, gpu, launch, warps
 
 # The longest row, in bytes as float32, that stays in registers; what is taken at once of a longer.
 LONGEST_ROW, PIECE = 64 << 10, 8192

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from llama_fast.kernels import cross_entropy as rows
 
 from llama_fast._grad_mask import wanted_gradients
 from llama_fast.reference._dtypes import wide_dtype
 from llama_fast.reference.cross_entropy import CrossEntropyOptions
+
+from . import cross_entropy as rows
 
 CHUNK_ROWS = 4096
 

@@ -14,7 +14,10 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._launch import (
+
+from llama_fast.reference._dtypes import wide_dtype
+
+from ._launch import (
     Options,
     accumulator,
     as_rows,
@@ -24,9 +27,7 @@ from llama_fast.kernels._launch import (
     new_like_heads,
     warps,
 )
-from llama_fast.kernels._math import divide, reciprocal_root
-
-from llama_fast.reference._dtypes import wide_dtype
+from ._math import divide, reciprocal_root
 
 # The longest row, in bytes of float32, that stays in registers; in the backward with the sums for
 # the weight. Of longer rows LONG_ROW_BLOCK numbers are read at a time.

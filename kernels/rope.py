@@ -11,9 +11,10 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._launch import Options, accumulator, launch, new_like_heads
 
 from llama_fast.reference._dtypes import wide_dtype
+
+from ._launch import Options, accumulator, launch, new_like_heads
 
 MAX_HEADS = 4  # that a program rotates
 

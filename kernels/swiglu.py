@@ -9,8 +9,9 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from llama_fast.kernels._launch import Options, accumulator, as_rows, launch
-from llama_fast.kernels._math import divide, exp
+
+from ._launch import Options, accumulator, as_rows, launch
+from ._math import divide, exp
 
 
 @triton.jit
