@@ -10,49 +10,49 @@ import llama_fast
 from . import baselines_cuda, baselines_torch
 from .cases import DTYPES, Case
 from .implementation import OURS, Implementation, Run, optimizer_step
-from .problem import Problem
+from .inputs import Inputs
 
 
-def _attention(case: Case, problem: Problem) -> Run:
+def _attention(case: Case, inputs: Inputs) -> Run:
     options: dict[str, Any] = {
         "causal": case.options["causal"],
         "window": case.options.get("window"),
-        "bias": problem.extra.get("bias"),
-        "key_padding_mask": problem.extra.get("key_padding_mask"),
-        "cu_seqlens_q": problem.extra.get("cu_seqlens"),
+        "bias": inputs.extra.get("bias"),
+        "key_padding_mask": inputs.extra.get("key_padding_mask"),
+        "cu_seqlens_q": inputs.extra.get("cu_seqlens"),
     }
     return lambda q, k, v: llama_fast.attention(q, k, v, **options)
 
 
-def _attention_decode(case: Case, problem: Problem) -> Run:
-    extra = problem.extra
+def _attention_decode(case: Case, inputs: Inputs) -> Run:
+    extra = inputs.extra
     return lambda q, k_cache, v_cache, k, v: llama_fast.attention_decode(
         q, k_cache, v_cache, k=k, v=v, **extra
     )
 
 
-def _cross_entropy(case: Case, problem: Problem) -> Run:
+def _cross_entropy(case: Case, inputs: Inputs) -> Run:
     inplace = bool(case.options.get("inplace"))
     return lambda logits, target: llama_fast.cross_entropy(logits, target, inplace=inplace)
 
 
-def _rms_norm(case: Case, problem: Problem) -> Run:
+def _rms_norm(case: Case, inputs: Inputs) -> Run:
     return lambda input, weight, residual=None: llama_fast.rms_norm(
         input, weight, 1e-5, residual=residual
     )
 
 
-def _rope(case: Case, problem: Problem) -> Run:
-    cos, sin = problem.extra["cos"], problem.extra["sin"]
+def _rope(case: Case, inputs: Inputs) -> Run:
+    cos, sin = inputs.extra["cos"], inputs.extra["sin"]
     return lambda q, k: llama_fast.rope(q, k, cos, sin)
 
 
-def _training(case: Case, problem: Problem) -> Run:
+def _training(case: Case, inputs: Inputs) -> Run:
     s = case.sizes
     config = llama_fast.models.LlamaConfig(
         s["V"], s["E"], s["H"], s["L"], ffn_dim=s["F"], max_seq_len=s["S"]
     )
-    device = problem.sets[0]["tokens"].device
+    device = inputs.sets[0]["tokens"].device
     model = llama_fast.LLaMA(config).to(device, DTYPES[case.dtype]).train()
     return optimizer_step(model, model.loss)
 
@@ -64,10 +64,10 @@ _LLAMA_FAST = Implementation(
         "attention": _attention,
         "attention_decode": _attention_decode,
         "cross_entropy": _cross_entropy,
-        "linear_cross_entropy": lambda case, problem: llama_fast.linear_cross_entropy,
+        "linear_cross_entropy": lambda case, inputs: llama_fast.linear_cross_entropy,
         "rms_norm": _rms_norm,
         "rope": _rope,
-        "swiglu": lambda case, problem: llama_fast.swiglu,
+        "swiglu": lambda case, inputs: llama_fast.swiglu,
         "llama_training": _training,
     },
 )
@@ -82,7 +82,7 @@ def all_implementations() -> dict[str, Implementation]:
 
 
 def choose(names: Sequence[str], device: str) -> tuple[list[Implementation], dict[str, str]]:
-    """The implementations that can take part, ours always among them, and why the others cannot.
+    """The available implementations, always including ours, and why the others are not.
 
     Args:
         names: of implementations; empty for all.

@@ -9,20 +9,20 @@ import torch
 from .baselines_torch import EPS, _full_tables
 from .cases import Case
 from .implementation import Implementation, Run, Unsupported
-from .problem import Problem
+from .inputs import Inputs
 
 
-def _flash_attn(case: Case, problem: Problem) -> Run | None:
+def _flash_attn(case: Case, inputs: Inputs) -> Run | None:
     import flash_attn
 
-    if "bias" in problem.extra or "key_padding_mask" in problem.extra:
+    if "bias" in inputs.extra or "key_padding_mask" in inputs.extra:
         return None
     if case.dtype == "float32":
         raise Unsupported("flash-attn has no float32")
     window = (case.options["window"] - 1, 0) if "window" in case.options else (-1, -1)
     causal = case.options["causal"]
     if "documents" in case.options:
-        offsets, longest = problem.extra["cu_seqlens"], max(case.options["documents"])
+        offsets, longest = inputs.extra["cu_seqlens"], max(case.options["documents"])
         return lambda q, k, v: flash_attn.flash_attn_varlen_func(
             q, k, v, offsets, offsets, longest, longest, causal=causal
         )
@@ -39,13 +39,13 @@ def _flash_attn(case: Case, problem: Problem) -> Run | None:
     return run
 
 
-def _flash_attn_decode(case: Case, problem: Problem) -> Run:
+def _flash_attn_decode(case: Case, inputs: Inputs) -> Run:
     import flash_attn
 
     page = case.options["page"]
     if page % 256:
         raise Unsupported("flash-attn takes pages of 256 keys")
-    held, table = problem.extra["cache_seqlens"], problem.extra.get("page_table")
+    held, table = inputs.extra["cache_seqlens"], inputs.extra.get("page_table")
 
     def run(q, k_cache, v_cache, k, v) -> torch.Tensor:  # type: ignore[no-untyped-def]
         q, k_cache, v_cache, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache, k, v))
@@ -56,19 +56,19 @@ def _flash_attn_decode(case: Case, problem: Problem) -> Run:
     return run
 
 
-def _liger_cross_entropy(case: Case, problem: Problem) -> Run:
+def _liger_cross_entropy(case: Case, inputs: Inputs) -> Run:
     from liger_kernel.transformers.functional import liger_cross_entropy
 
     return liger_cross_entropy
 
 
-def _liger_linear_cross_entropy(case: Case, problem: Problem) -> Run:
+def _liger_linear_cross_entropy(case: Case, inputs: Inputs) -> Run:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     return liger_fused_linear_cross_entropy
 
 
-def _liger_rms_norm(case: Case, problem: Problem) -> Run:
+def _liger_rms_norm(case: Case, inputs: Inputs) -> Run:
     from liger_kernel.transformers import functional
 
     if not case.options.get("residual"):
@@ -79,21 +79,21 @@ def _liger_rms_norm(case: Case, problem: Problem) -> Run:
     return lambda input, weight, residual: fused(input, residual, weight, EPS, in_place=False)
 
 
-def _liger_rope(case: Case, problem: Problem) -> Run:
+def _liger_rope(case: Case, inputs: Inputs) -> Run:
     from liger_kernel.transformers.functional import liger_rope
 
-    cos, sin = _full_tables(case, problem)
+    cos, sin = _full_tables(case, inputs)
     # It turns contiguous inputs in place, leaves included; a copy keeps every round the same.
     return lambda q, k: liger_rope(q.clone(), k.clone(), cos, sin)
 
 
-def _liger_swiglu(case: Case, problem: Problem) -> Run:
+def _liger_swiglu(case: Case, inputs: Inputs) -> Run:
     from liger_kernel.transformers.functional import liger_swiglu
 
     return liger_swiglu
 
 
-def _cut_cross_entropy(case: Case, problem: Problem) -> Run:
+def _cut_cross_entropy(case: Case, inputs: Inputs) -> Run:
     from cut_cross_entropy import linear_cross_entropy
 
     if case.dtype == "float32":
@@ -101,7 +101,7 @@ def _cut_cross_entropy(case: Case, problem: Problem) -> Run:
     return linear_cross_entropy
 
 
-def _quack_cross_entropy(case: Case, problem: Problem) -> Run:
+def _quack_cross_entropy(case: Case, inputs: Inputs) -> Run:
     from quack import cross_entropy
 
     inplace = bool(case.options.get("inplace"))
@@ -110,13 +110,13 @@ def _quack_cross_entropy(case: Case, problem: Problem) -> Run:
     )
 
 
-def _quack_linear_cross_entropy(case: Case, problem: Problem) -> Run:
+def _quack_linear_cross_entropy(case: Case, inputs: Inputs) -> Run:
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
     return chunked_linear_cross_entropy
 
 
-def _quack_rms_norm(case: Case, problem: Problem) -> Run:
+def _quack_rms_norm(case: Case, inputs: Inputs) -> Run:
     from quack import rmsnorm
 
     if not case.options.get("residual"):

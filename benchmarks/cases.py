@@ -1,4 +1,4 @@
-"""What is measured: shapes that a Llama-style model meets, each with its reason.
+"""The measured cases: shapes from Llama-style models, each with its reason.
 
 Letters as in the docstrings of the ops: B batch, S/T query/key length, H query heads, K key-value
 heads, D head size, N tokens, V vocabulary, E width, F width of the feed-forward layer, L layers.
@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BOTH = tuple(DTYPES)
 FORWARD, BACKWARD, STEP = "forward", "forward+backward", "training step"
 
-# Sizes of `Case.small`: enough to run every code path, too little to mean anything.
+# Sizes of `Case.small`, which runs every code path but measures nothing.
 _SMALL = {"B": 2, "H": 4, "S": 64, "T": 64, "N": 32, "V": 384, "E": 64, "F": 128, "L": 2}
 
 
@@ -29,12 +29,12 @@ class Case:
 
     Attributes:
         op: name of the op, or "llama_training".
-        variant: what is special, "" for the plain op.
+        variant: the special feature; "" for the plain op.
         sizes: letter -> number.
         dtype: a key of `DTYPES`.
         mode: FORWARD, BACKWARD or STEP.
         reason: why this case is here.
-        options: what `variant` means to `problem` and the implementations.
+        options: of `make_inputs` and the implementations, as `variant` says.
     """
 
     op: str
@@ -47,7 +47,7 @@ class Case:
 
     @property
     def shape(self) -> str:
-        """The sizes that say something: "S=2048 D=64 H=8"."""
+        """The sizes without defaults: "S=2048 D=64 H=8"."""
         same = {"B": 1, "K": self.sizes.get("H"), "T": self.sizes.get("S")}
         return " ".join(f"{n}={x}" for n, x in self.sizes.items() if same.get(n) != x)
 

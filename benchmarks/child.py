@@ -1,4 +1,4 @@
-"""Processes that answer questions: one JSON object a line each way."""
+"""Worker processes with a JSON protocol: one object per line in each direction."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import llama_fast
 
 
 class Child:
-    """A process of this package; `ask` it, then `close` it.
+    """A worker process of this package; call `ask`, then `close`.
 
     Args:
         role: a module of this package: "memory", "training", "train_sides".
-        settings: for its `serve` function.
-        environment: added to ours.
+        settings: passed to its `serve` function.
+        environment: variables added to those of this process.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Child:
             stderr=self._errors,
             text=True,
             env=os.environ | (environment or {}),
-            cwd=Path(llama_fast.__file__).parents[1],  # so that it imports this very package
+            cwd=Path(llama_fast.__file__).parents[1],  # so that it imports the same package
         )
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The answer.
+        """Send a question and return the answer.
 
         Raises:
-            RuntimeError: the process has ended; the message is the end of what it said.
+            RuntimeError: the process has ended; the message quotes the end of its output.
         """
         assert self._process.stdin and self._process.stdout
         try:
@@ -55,8 +55,8 @@ class Child:
             return json.loads(line)
         code = self._process.wait()
         self._errors.seek(0)
-        said = "".join(self._errors.readlines()[-5:]).strip()
-        raise RuntimeError(f"{said}\nthe process ended with code {code}".strip())
+        output = "".join(self._errors.readlines()[-5:]).strip()
+        raise RuntimeError(f"{output}\nthe process ended with code {code}".strip())
 
     def close(self) -> None:
         """Ends the process."""

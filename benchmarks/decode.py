@@ -2,9 +2,9 @@
 
     python -m benchmarks.decode [--quick]        (part of `make bench-eval`)
 
-SmolLM2-135M, greedy, the same weights and prompt, the sides taking turns in one process; medians of
-the rounds. The bound is the time in which the weights that a token needs can be read: all but the
-embedding, of which a token reads one row; SmolLM2's is read as a whole where it is the head.
+SmolLM2-135M, greedy, with the same weights and prompt; the sides alternate in one process, medians
+of the rounds. The bound is the time to read the weights that a token needs: all but the embedding,
+of which a token reads one row, though as SmolLM2's tied head it is read as a whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BUFFER = 512 << 20  # bytes
 
 
 def read_bandwidth(rounds: int = 7) -> float:
-    """Bytes a second: the best of a sum, a maximum, and a product of a matrix with a vector."""
+    """Bytes per second: the best of a sum, a maximum, and a matrix-vector product."""
     numbers, ones = torch.ones(BUFFER // 4), torch.ones(4096)
     matrix = numbers.view(-1, len(ones))
     best = 0.0
@@ -50,8 +50,8 @@ def read_bandwidth(rounds: int = 7) -> float:
     return best
 
 
-def bytes_a_token(model: LLaMA) -> int:
-    """Of the weights that are read for each token."""
+def bytes_per_token(model: LLaMA) -> int:
+    """Bytes of the weights that are read for each token."""
     numbers = sum(w.numel() for w in model.parameters())
     if model.head is not None:
         numbers -= model.embedding.weight.numel()
@@ -113,7 +113,7 @@ def report(
     seconds, texts = in_turns(runs, rounds)
     bandwidth = max(bandwidth, read_bandwidth())
     speeds = {side: NEW_TOKENS / statistics.median(seconds[side]) for side in runs}
-    bound = bandwidth / bytes_a_token(model)
+    bound = bandwidth / bytes_per_token(model)
     name = str(dtype).removeprefix("torch.")
     for side, speed in speeds.items():
         print(f"decode, {name}, B=1, {side:<12} {speed:6.1f} tokens/s")
@@ -125,7 +125,7 @@ def report(
     )  # fmt: skip
     print(
         f"  {ours / speeds['transformers']:.2f}x; {ours / bound:.0%} of the bound of {bound:.1f} "
-        f"tokens/s ({bytes_a_token(model) / 1e6:.0f} MB a token at {bandwidth / 1e9:.1f} GB/s); "
+        f"tokens/s ({bytes_per_token(model) / 1e6:.0f} MB a token at {bandwidth / 1e9:.1f} GB/s); "
         f"the first {alike} of {NEW_TOKENS} tokens are the same",
         flush=True,
     )

@@ -1,9 +1,9 @@
-"""What `llama_fast.patch` gives SmolLM2-135M of transformers: training, memory, generation.
+"""Speed and memory of transformers' SmolLM2-135M with `llama_fast.patch`.
 
     python -m benchmarks.dropin [--quick]        (`make bench-dropin`)
 
-Three copies of one model in one process take turns: stock (eager), stock through `torch.compile`,
-and patched. Medians of the rounds. Memory is that of a process for each side alone.
+Three copies of one model alternate in one process: stock (eager), stock with `torch.compile`, and
+patched. Medians of the rounds. Memory is measured in a process of its own for each side.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NEW_TOKENS = 128
 
 
 def write_checkpoint(folder: Path) -> list[int]:
-    """The demo's SmolLM2-135M as a folder that transformers loads; the tokens of the prompt."""
+    """Write SmolLM2-135M as a folder that transformers loads; return the prompt's tokens."""
     model, tokenizer = llama_fast.models.load(smollm2_path(), dtype=torch.float32)
     llama_fast.models.save(model, folder)
     assert tokenizer is not None
@@ -43,7 +43,7 @@ def write_checkpoint(folder: Path) -> list[int]:
 
 
 def prepared(side: str, folder: Path, dtype: torch.dtype) -> tuple[Any, Callable[..., Any]]:
-    """(model, what to call) of one side."""
+    """The model of one side, and the function to call."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

@@ -1,11 +1,11 @@
-"""How fast SmolLM2-135M answers benchmarks: lm-evaluation-harness's own engine beside ours.
+"""Speed of evaluating SmolLM2-135M: lm-evaluation-harness's own engine beside ours.
 
     python -m benchmarks.evaluation --data-dir DIR [--dtype bfloat16] [--quick] [--out FOLDER]
 
-(`make bench-eval`.) Both have the same weights in the same dtype, and answer the same requests in
-one process, in turns, after a few that do not count; medians of the rounds. Tokenising is part of
-the time, loading is not. Scores are compared: the chosen option of every question, or the text.
-16-bit rounding turns what is nearly a draw, so each side is compared with float32 there as well.
+(`make bench-eval`.) Both have the same weights in the same dtype, and alternate on the same
+requests in one process, after a warm-up; medians of the rounds. The time includes tokenising, but
+not loading. Scores are compared: the chosen option of every question, or the text. Rounding to 16
+bits decides near-ties, so there each side is compared with float32 as well.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ PACKAGES = ("torch", "transformers", "lm_eval", "llama_fast")
 
 @dataclass(frozen=True)
 class Case:
-    """Requests to answer.
+    """One set of requests.
 
     Attributes:
-        name: what is shown.
+        name: shown in the table.
         task: of the suite.
-        questions: its first ones.
-        goal: how many times as fast as the harness's engine ours should be.
-        tokens: longest text that is generated; 0: likelihoods.
-        rounds: how often each side takes its turn.
+        questions: number of its first questions.
+        goal: required speed-up over the harness's engine.
+        tokens: largest number of generated tokens; 0: likelihoods.
+        rounds: of each side.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""What an implementation has to offer to take part in the benchmarks, ours as any other.
+"""The interface of an implementation that the benchmarks measure, ours or a baseline.
 
-An implementation builds, for a case and its problem, a function of the problem's tensors that
-returns what is then differentiated, in the shape that ours returns. What can be made once a batch
-(a mask, a table) is made while building, and is not timed: to the baseline's advantage.
+For a case and its inputs, an implementation builds a function of the input tensors that returns the
+output to differentiate, in the shape of ours. Tensors needed once per batch (masks, tables) are
+made while building, which is not timed: an advantage for the baseline.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 from .cases import Case
-from .problem import Problem
+from .inputs import Inputs
 
 Run = Callable[..., Any]
-Builder = Callable[[Case, Problem], Run | None]
+Builder = Callable[[Case, Inputs], Run | None]
 
 OURS = "llama_fast"
 
 
 class Unsupported(Exception):
-    """An implementation cannot do a case that is its own; the message says why."""
+    """An implementation does not support a case; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Implementation:
 
     Attributes:
         name: for --baselines.
-        what: in a few words.
-        build: op -> builder. A builder returns None for a case that is none of its business, and
-            raises `Unsupported` for one that should be, but does not work.
+        what: a few words on it.
+        build: op -> builder. A builder returns None for a case that does not concern it, and raises
+            `Unsupported` for one that does, but is not supported.
         needs: packages it imports.
-        device: "cuda" for one that runs nowhere else.
-        compiled: goes through torch.compile, so that a new process has to compile first.
-        overwrites: ops whose input it destroys without being asked to.
+        device: "cuda" if it runs only there.
+        compiled: whether it uses torch.compile, so that a new process has to compile first.
+        overwrites: ops whose input it overwrites unasked.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Implementation:
     overwrites: tuple[str, ...] = ()
 
     def missing(self, device: str) -> str | None:
-        """Why it cannot take part on `device`, or None."""
+        """Why it is not available on `device`, or None."""
         if self.device and self.device != device:
             return f"runs on {self.device} only"
         for package in self.needs:
@@ -65,7 +65,7 @@ class Implementation:
 
 
 def optimizer_step(model: torch.nn.Module, loss_of: Run) -> Run:
-    """The same step for every side of the training: forward, backward, fused AdamW."""
+    """A training step, the same for every side: forward, backward, fused AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, fused=True)
 
     def step(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How a case is timed: all sides in one process, taking turns; medians."""
+"""Timing a case: all sides alternate in one process; medians."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import torch
 
 from .cases import BACKWARD, STEP, Case
 from .implementation import OURS, Implementation, Unsupported
-from .problem import Problem, problem
+from .inputs import Inputs, make_inputs
 from .results import Side
 
-WARM = 2.0  # seconds; a first call as long as that needs no second one to warm up
-# A baseline whose step takes longer than SLOW seconds and than twice the fastest baseline's decides
-# nothing: it gets FEW rounds.
+WARM = 2.0  # seconds; after a first call this long no second warm-up call is needed
+# A baseline whose step takes longer than SLOW seconds and than twice the fastest baseline's cannot
+# change the result: it gets FEW rounds.
 SLOW, FEW = 2.0, 3
-SAMPLE = 2e-3  # seconds; a shorter step is repeated until a sample takes as long
+SAMPLE = 2e-3  # seconds; a shorter step is repeated within a sample
 
 
 class _Computed(torch.autograd.Function):
-    """The identity as an operation: its output is no leaf, and costs nothing.
+    """The identity as an operation at no cost, so that its output is not a leaf.
 
-    It stands for the head that made the logits: an op may not overwrite a leaf.
+    It stands for the head that computes the logits: an op may not overwrite a leaf.
     """
 
     @staticmethod
@@ -38,15 +38,15 @@ class _Computed(torch.autograd.Function):
         return grad
 
 
-class Step:
-    """One side of one case, ready to run again and again.
+class TimedStep:
+    """One side of one case, to be called repeatedly.
 
     Raises:
         Unsupported: the implementation does not cover this case; the message is empty where it
             never would.
     """
 
-    def __init__(self, case: Case, implementation: Implementation, tensors: Problem) -> None:
+    def __init__(self, case: Case, implementation: Implementation, tensors: Inputs) -> None:
         build = implementation.build.get(case.op)
         run = build(case, tensors) if build else None
         if run is None:
@@ -64,7 +64,7 @@ class Step:
         return not self._untouched
 
     def restore(self) -> None:
-        """Puts back what a call overwrote; not timed."""
+        """Restore the tensors that a call overwrote; not timed."""
         for name, tensor in self._untouched.items():
             self._first[name].detach().copy_(tensor)
 
@@ -72,7 +72,7 @@ class Step:
         """Outputs and gradients of one run."""
         given = next(self._sets)
         if self.case.mode != BACKWARD:
-            # Training brings its own backward; nothing else here needs a graph.
+            # A training step runs its own backward; the other modes need no graph.
             with torch.set_grad_enabled(self.case.mode == STEP):
                 return self._run(*given.values()), ()
         leaves = [given[name] for name in self._leaves]
@@ -100,7 +100,7 @@ def difference(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> float:
 
 
 def seconds(step: Callable[[], Any], repeat: int, device: str) -> float:
-    """Time of one call, over `repeat` calls."""
+    """Mean seconds of one call over `repeat` calls."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     synchronize()
     begin = time.perf_counter()
@@ -111,7 +111,7 @@ def seconds(step: Callable[[], Any], repeat: int, device: str) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, short enough for a table's footnote."""
+    """An error as one line, short enough for a table's footnote."""
     text = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {text[0][:160]}".rstrip(": ")
 
@@ -136,15 +136,15 @@ def measure(
         One `Side` for each implementation that has the op, in the order of `implementations`.
     """
     torch.compiler.reset()  # shapes of the last case would make the next one dynamic
-    tensors = problem(case, device)
+    tensors = make_inputs(case, device)
     sides: list[Side] = []
-    steps: list[tuple[Side, Step, float]] = []  # and the seconds of one step
+    steps: list[tuple[Side, TimedStep, float]] = []  # and the seconds of one step
     ours: list[torch.Tensor] | None = None
     for implementation in implementations:
         side = Side(implementation.name)
         progress(0, implementation.name)
         try:
-            step = Step(case, implementation, tensors)
+            step = TimedStep(case, implementation, tensors)
             begin = time.perf_counter()
             got = _first_tensors(step())
             side.first_ms = 1e3 * (time.perf_counter() - begin)

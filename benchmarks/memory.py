@@ -66,16 +66,16 @@ class Worker:
 
 def _step(case: Case, implementation: Implementation) -> int:
     """Bytes that one step takes; runs in the forked child."""
-    from .measure import Step
-    from .problem import problem
+    from .inputs import make_inputs
+    from .measure import TimedStep
 
-    step = Step(case, implementation, problem(case))
+    step = TimedStep(case, implementation, make_inputs(case))
     # Compiling takes memory, too. What is compiled keeps nothing from one call to the next, so the
     # case itself may be the rehearsal; our own kernels keep scratch, which has to count.
     rehearsal = (
         step
         if implementation.compiled
-        else Step(case.small(), implementation, problem(case.small()))
+        else TimedStep(case.small(), implementation, make_inputs(case.small()))
     )
     rehearsal()
     rehearsal.restore()

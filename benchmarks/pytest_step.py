@@ -11,8 +11,8 @@ import torch
 from .baselines import choose
 from .cases import Case, cases
 from .implementation import Implementation, Unsupported
-from .measure import Step
-from .problem import problem
+from .inputs import make_inputs
+from .measure import TimedStep
 
 
 def matrix(op: str) -> list[Any]:
@@ -31,7 +31,7 @@ def run_rounds(benchmark: Any, case: Case, implementation: Implementation) -> No
     """Run nine rounds of an implementation on a case, after a warm-up; skip what it lacks."""
     torch.compiler.reset()
     try:
-        step = Step(case, implementation, problem(case))
+        step = TimedStep(case, implementation, make_inputs(case))
     except Unsupported as error:
         pytest.skip(str(error) or f"{implementation.name} has no such case")
     benchmark.group = f"{case.op} {case.title} {case.dtype} {case.mode}"

@@ -13,9 +13,9 @@ from llama_fast import info
 from . import memory
 from .cases import BACKWARD, STEP, Case
 from .implementation import Implementation
+from .inputs import make_inputs
 from .limits import measure_limits
-from .measure import Step, measure
-from .problem import problem
+from .measure import TimedStep, measure
 from .results import Result, Results, Side
 from .training import measure_training
 
@@ -124,7 +124,7 @@ class Suite:
 
 def cuda_extra_bytes(case: Case, implementation: Implementation) -> int:
     """Memory that a step takes on the GPU at its peak, on top of its inputs."""
-    step = Step(case, implementation, problem(case, "cuda"))
+    step = TimedStep(case, implementation, make_inputs(case, "cuda"))
     for _ in range(2):  # (the first compiles and tunes)
         step.restore()
         torch.cuda.synchronize()

@@ -81,9 +81,9 @@ def serve(settings: dict[str, Any]) -> None:
     import torch
 
     from .child import answers
-    from .measure import Step, one_line
+    from .inputs import make_inputs
+    from .measure import TimedStep, one_line
     from .memory import unavailable
-    from .problem import problem
 
     case, device = Case(**settings["case"]), settings["device"]
     torch.set_num_threads(settings["threads"])
@@ -104,8 +104,8 @@ def serve(settings: dict[str, Any]) -> None:
             return timed()
         try:
             torch.manual_seed(0)
-            state["step"] = Step(
-                case, all_implementations()[settings["implementation"]], problem(case, device)
+            state["step"] = TimedStep(
+                case, all_implementations()[settings["implementation"]], make_inputs(case, device)
             )
             first = timed()
             timed()

@@ -15,7 +15,7 @@ from llama_fast.cli.bench import suite
 cases_ = suite("cases")
 measure = suite("measure")
 baselines_ = suite("baselines")
-problem_ = suite("problem")
+inputs_ = suite("inputs")
 report = suite("report")
 results_ = suite("results")
 
@@ -26,8 +26,8 @@ QUICK = {case.name: case for case in cases_.cases("cpu", quick=True)}
 
 def pairs_by_counting(case) -> int:  # type: ignore[no-untyped-def]
     """Query-key pairs that the mask of the baseline lets through."""
-    from_torch = suite("baselines_torch")
-    tensors = problem_.problem(case)
+    from_torch = suite("baselines_attention")
+    tensors = inputs_.make_inputs(case)
     mask = from_torch.mask_of(case, tensors)
     B, S, T = (case.sizes[n] for n in "BST")
     if mask is None:
@@ -43,7 +43,7 @@ def test_work_of_attention_counts_the_pairs_that_are_not_masked(case) -> None:  
     if kind == "read":
         assert work == sum(
             x.numel() * x.element_size()
-            for name, x in problem_.problem(case).sets[0].items()
+            for name, x in inputs_.make_inputs(case).sets[0].items()
             if name != "q"
         )
         return
@@ -55,7 +55,7 @@ def test_work_of_attention_counts_the_pairs_that_are_not_masked(case) -> None:  
 
 @pytest.mark.parametrize("case", DECODE, ids=lambda case: case.name)
 def test_work_of_decoding_is_reading_the_cache(case) -> None:  # type: ignore[no-untyped-def]
-    tensors = problem_.problem(case).sets[0]
+    tensors = inputs_.make_inputs(case).sets[0]
     cache = sum(tensors[n].numel() * tensors[n].element_size() for n in ("k_cache", "v_cache"))
     assert case.work() == ("read", cache)
 
@@ -89,9 +89,9 @@ def test_the_band_of_the_hand_written_window_fits_any_length() -> None:
 def test_a_wrong_baseline_is_reported() -> None:
     case = next(c for c in QUICK.values() if c.op == "swiglu")
     wrong = baselines_.Implementation(
-        "wrong", "", {"swiglu": lambda case, problem: lambda gate, up: gate * up}
+        "wrong", "", {"swiglu": lambda case, inputs: lambda gate, up: gate * up}
     )
-    broken = baselines_.Implementation("broken", "", {"swiglu": lambda case, problem: 1 / 0})
+    broken = baselines_.Implementation("broken", "", {"swiglu": lambda case, inputs: 1 / 0})
     ours = baselines_.choose(["llama_fast"], "cpu")[0]
     sides = measure.measure(case, [*ours, wrong, broken], 2, "cpu")
     found = results_.Results(
@@ -107,7 +107,7 @@ def test_a_wrong_baseline_is_reported() -> None:
 def test_a_baseline_that_is_slow_by_far_gets_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(c for c in QUICK.values() if c.op == "swiglu" and c.dtype == "float32")
 
-    def slow(case, problem):  # type: ignore[no-untyped-def]
+    def slow(case, inputs):  # type: ignore[no-untyped-def]
         def run(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
             time.sleep(0.03)
             return torch.nn.functional.silu(gate) * up
@@ -126,9 +126,9 @@ def test_a_baseline_that_is_slow_by_far_gets_few_rounds(monkeypatch: pytest.Monk
 
 def test_overwritten_logits_are_put_back() -> None:
     case = next(c for c in QUICK.values() if c.options.get("inplace"))
-    tensors = problem_.problem(case)
+    tensors = inputs_.make_inputs(case)
     before = tensors.sets[0]["logits"].detach().clone()
-    step = measure.Step(case, baselines_.choose(["llama_fast"], "cpu")[0][0], tensors)
+    step = measure.TimedStep(case, baselines_.choose(["llama_fast"], "cpu")[0][0], tensors)
     step()
     assert not torch.equal(tensors.sets[0]["logits"], before)
     step.restore()

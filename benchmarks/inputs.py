@@ -1,4 +1,4 @@
-"""The tensors of a case: what every side gets, and the gradients that flow back into it."""
+"""The input tensors of a case, and the upstream gradients of its outputs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
-class Problem:
+class Inputs:
     """Inputs of one case.
 
     Attributes:
-        sets: arguments of the op by name. Several sets are used in turn (decoding: one a layer).
-        leaves: names of the arguments whose gradients are wanted, the first being the data.
-        extra: what implementations make their masks from; not an argument of the op.
+        sets: arguments of the op by name. Several sets alternate (decoding: one per layer).
+        leaves: names of the arguments that need gradients; the first is the data.
+        extra: tensors from which implementations build masks; not arguments of the op.
         grads: upstream gradients of the outputs; None for a scalar loss.
         untouched: copies of the arguments that some implementations overwrite.
     """
@@ -30,8 +30,8 @@ class Problem:
     untouched: Tensors = field(default_factory=dict)
 
 
-def problem(case: Case, device: str = "cpu") -> Problem:
-    """Draw the tensors of `case`, the same at every call."""
+def make_inputs(case: Case, device: str = "cpu") -> Inputs:
+    """Draw the tensors of `case`; every call gives the same ones."""
     generator = torch.Generator(device).manual_seed(0)
     dtype = DTYPES[case.dtype]
 
@@ -41,7 +41,7 @@ def problem(case: Case, device: str = "cpu") -> Problem:
     def classes(*shape: int) -> torch.Tensor:
         return torch.randint(case.sizes["V"], shape, generator=generator, device=device)
 
-    made = {
+    inputs = {
         "attention": _attention,
         "attention_decode": _attention_decode,
         "cross_entropy": _cross_entropy,
@@ -51,15 +51,15 @@ def problem(case: Case, device: str = "cpu") -> Problem:
         "swiglu": _swiglu,
         "llama_training": _training,
     }[case.op](case, normal, classes)
-    for tensors in made.sets:
-        for name in made.leaves:
+    for tensors in inputs.sets:
+        for name in inputs.leaves:
             tensors[name].requires_grad_(case.backward)
     if case.mode == STEP:
-        made.leaves = ()
-    return made
+        inputs.leaves = ()
+    return inputs
 
 
-def _attention(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+def _attention(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     B, S, T, D, H, K = (case.sizes[n] for n in "BSTDHK")
     leaves = ("q", "k", "v")
     shapes: dict[str, tuple[int, ...]]
@@ -81,10 +81,10 @@ def _attention(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def
     if "lengths" in case.options:
         lengths = torch.tensor(case.options["lengths"], device=grad.device)
         extra["key_padding_mask"] = torch.arange(T, device=grad.device) >= lengths.unsqueeze(1)
-    return Problem(sets, leaves, extra, (grad,))
+    return Inputs(sets, leaves, extra, (grad,))
 
 
-def _attention_decode(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+def _attention_decode(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     B, S, T, D, H, K = (case.sizes[n] for n in "BSTDHK")
     page = case.options["page"]
     cache = (B * -(-T // page), K, page, D) if page else (B, K, T, D)
@@ -96,57 +96,57 @@ def _attention_decode(case, normal, classes) -> Problem:  # type: ignore[no-unty
     ]
     device = sets[0]["q"].device
     extra = {"cache_seqlens": torch.full((B,), T - S, dtype=torch.int32, device=device)}
-    if page:  # in no order, as after a while of use
+    if page:  # in random order, as after a while of use
         pages = torch.randperm(cache[0], generator=torch.Generator().manual_seed(0))
         extra["page_table"] = pages.view(B, -1).to(device, torch.int32)
-    return Problem(sets, extra=extra)
+    return Inputs(sets, extra=extra)
 
 
-def _cross_entropy(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+def _cross_entropy(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     N, V = case.sizes["N"], case.sizes["V"]
     logits = normal(N, V)
     untouched = {"logits": logits.clone()}
-    return Problem([{"logits": logits, "target": classes(N)}], ("logits",), untouched=untouched)
+    return Inputs([{"logits": logits, "target": classes(N)}], ("logits",), untouched=untouched)
 
 
-def _linear_cross_entropy(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+def _linear_cross_entropy(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     N, E, V = (case.sizes[n] for n in "NEV")
     target = classes(N)
     ignored = int(N * case.options.get("ignored", 0.0))
-    if ignored:  # prompts come in stretches, one before each answer
+    if ignored:  # prompts are contiguous, one before each answer
         rows = torch.arange(N, device=target.device).view(4, -1)
         target[rows[:, : ignored // 4].flatten()] = -100
     tensors = {"input": normal(N, E), "weight": normal(V, E) * E**-0.5, "target": target}
-    return Problem([tensors], ("input", "weight"))
+    return Inputs([tensors], ("input", "weight"))
 
 
-def _rms_norm(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+def _rms_norm(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     N, E = case.sizes["N"], case.sizes["E"]
     tensors = {"input": normal(N, E), "weight": normal(E)}
     if not case.options.get("residual"):
-        return Problem([tensors], ("input", "weight"), grads=(normal(N, E),))
+        return Inputs([tensors], ("input", "weight"), grads=(normal(N, E),))
     tensors["residual"] = normal(N, E)
     grads = (normal(N, E), normal(N, E))
-    return Problem([tensors], ("input", "weight", "residual"), grads=grads)
+    return Inputs([tensors], ("input", "weight", "residual"), grads=grads)
 
 
-def _rope(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+def _rope(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     B, H, K, S, D = (case.sizes[n] for n in "BHKSD")
     tensors = {"q": normal(B, H, S, D), "k": normal(B, K, S, D)}
     device = tensors["q"].device
     frequencies = 10000.0 ** (-torch.arange(0, D, 2, device=device, dtype=torch.float64) / D)
     angles = torch.arange(S, device=device, dtype=torch.float64).unsqueeze(1) * frequencies
     tables = {"cos": angles.cos().float(), "sin": angles.sin().float()}  # (S,D/2)
-    return Problem([tensors], ("q", "k"), tables, (normal(B, H, S, D), normal(B, K, S, D)))
+    return Inputs([tensors], ("q", "k"), tables, (normal(B, H, S, D), normal(B, K, S, D)))
 
 
-def _swiglu(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+def _swiglu(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     N, F = case.sizes["N"], case.sizes["F"]
-    return Problem(
+    return Inputs(
         [{"gate": normal(N, F), "up": normal(N, F)}], ("gate", "up"), grads=(normal(N, F),)
     )
 
 
-def _training(case, normal, classes) -> Problem:  # type: ignore[no-untyped-def]
+def _training(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     tokens = classes(case.sizes["B"], case.sizes["S"] + 1)
-    return Problem([{"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}])
+    return Inputs([{"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}])
