@@ -1,6 +1,6 @@
 """What is installed, what was built and what this machine can do (`python -m llama_fast.info`).
 
-The first thing to look at, and to send along, when something is slow or missing.
+Read it first, and attach it to a bug report, when something is slow or missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from llama_fast._version import __version__
 
-# Change what the package does, so they belong into a report.
+# Environment variables that change what the package does.
 ENVIRONMENT = (
     "LLAMA_FAST_BACKEND",
     "LLAMA_FAST_CACHE_MB",
@@ -48,7 +48,7 @@ def _version_of(package: str) -> str:
 
 
 def build_facts() -> dict[str, Any]:
-    """What the build wrote down (llama_fast/_build.json); empty when nothing was built."""
+    """The record of the build (llama_fast/_build.json); empty when nothing was built."""
     try:
         return json.loads((Path(__file__).parent / "_build.json").read_text())
     except OSError:
@@ -79,7 +79,7 @@ def _instruction_set() -> str:
 
     try:
         return library.isa()
-    except RuntimeError as error:  # LLAMA_FAST_ISA asks for one that is not there
+    except RuntimeError as error:  # LLAMA_FAST_ISA names one that is not available
         return f"none: {str(error).splitlines()[0]}"
 
 
@@ -92,14 +92,14 @@ def huge_pages() -> str:
 
 def gpus() -> list[str]:
     """One line for each GPU that torch can use."""
-    found = []
+    lines = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
-        found.append(
+        lines.append(
             f"{properties.name}, sm_{properties.major}{properties.minor}, "
             f"{properties.total_memory / 2**30:.0f} GiB"
         )
-    return found
+    return lines
 
 
 def collect() -> dict[str, Any]:
@@ -155,7 +155,7 @@ def as_json(facts: dict[str, Any]) -> str:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """`facts` for reading."""
+    """`facts` as text for a terminal."""
     lines = []
     for section in ("versions", "build", "cpu", "environment"):
         rows = facts[section] or {"": "none"}

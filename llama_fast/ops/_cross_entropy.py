@@ -47,11 +47,12 @@ def _backward_shapes(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     input, target, weight, *options, stats = inputs
-    # Without `stats` the lse of ignored tokens stands for nothing.
+    # Without `stats` the lse of ignored tokens has no meaning, so lse is not differentiable.
     ctx.mark_non_differentiable(*output[2 if stats else 1 :])
     ctx.set_materialize_grads(False)
-    # A loader may reuse the memory of class indices, and lse does not hold for others: what was
-    # ignored has none. Probabilities, which are as large as the logits, are not copied.
+    # Class indices are copied: a loader may overwrite them before the backward pass, and lse, which
+    # ignored tokens lack, would not fit the new ones. Probabilities are as large as the logits, so
+    # they are not copied.
     kept = target if target.is_floating_point() else target.clone()
     ctx.save_for_backward(input, output[1], kept, weight)
     ctx.options = options
@@ -147,9 +148,12 @@ def _second_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         return vjp(tuple(g.to(out.dtype) for g, out in zip(upstream, made, strict=True)))[0]
 
     second = torch.func.vjp(gradient, *tensors.values())[1](grad)
-    found = dict(zip(tensors, second, strict=True))
-    grads = found["grad_loss"], found["input"], None, found.get("target"), *(None,) * 6
-    return *grads, found.get("grad_lse")
+    grads = dict(zip(tensors, second, strict=True))
+    of_options = (None,) * 6
+    return (
+        grads["grad_loss"], grads["input"], None, grads.get("target"), *of_options,
+        grads.get("grad_lse"),
+    )  # fmt: skip
 
 
 # --- ways to call the operators --------------------------------------------------------------
@@ -159,8 +163,8 @@ _loss_kernel = below_autograd(torch.ops.llama_fast.cross_entropy.default)
 _inplace_kernel = below_autograd(torch.ops.llama_fast.cross_entropy_inplace.default)
 _gradient_kernel = below_autograd(torch.ops.llama_fast.cross_entropy_backward.default)
 _gradient = differentiable("cross_entropy_backward", _setup_second, _second_backward)
-# (input, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss, stats)
-# -> (loss, lse, z_loss, argmax), for every kind of tensor and transform.
+# (input, target, *options, stats) -> (loss, lse, z_loss, argmax), for tensors of every class and
+# under every transform.
 general_loss = differentiable("cross_entropy", _setup_context, _backward)
 
 
@@ -168,8 +172,8 @@ _setup_and_backend = saves_backend(_setup_context)
 
 
 class _Loss(torch.autograd.Function):
-    # One `forward` instead of `forward` and `setup_context`: torch.func cannot use it, but it is
-    # called in 15 microseconds instead of 40, which a small input feels.
+    # `forward` also saves for the backward, without a `setup_context`. torch.func cannot use such a
+    # Function, but a call takes 15 microseconds instead of 40, which matters for a small input.
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[torch.Tensor, ...]:
         out = _loss_kernel(*args)
@@ -187,7 +191,7 @@ def eager_loss(input: torch.Tensor, target: torch.Tensor, *args: Any) -> tuple[t
 
 
 class InplaceLoss(torch.autograd.Function):
-    """`eager_loss` that leaves the gradient (of upstream gradient one) in the logits' place."""
+    """`eager_loss` that overwrites the logits with their gradient, for an upstream one of 1."""
 
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
@@ -229,7 +233,7 @@ class InplaceLoss(torch.autograd.Function):
                 "modified by an in-place operation before the backward pass"
             )
         if keeps_graph():
-            gradient = gradient.clone()  # the next backward pass starts from it again
+            gradient = gradient.clone()  # the next backward pass needs it again
         else:
             ctx.gradient = None
         if grad_loss.dim() > 0:

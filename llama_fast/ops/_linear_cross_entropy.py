@@ -67,10 +67,10 @@ def _second_derivative_wanted(*saved: torch.Tensor | None) -> bool:
 class LinearCrossEntropy(torch.autograd.Function):
     """Autograd rule of both operators.
 
-    A scalar loss has a scalar upstream gradient, so the forward pass makes the gradients for an
-    upstream gradient of one and the backward pass scales them. Of float16 they stay float32 until
-    then: the scale of float16 training would come too late for gradients already rounded to zero.
-    Without reduction the backward pass sweeps again, with the upstream gradient of each token.
+    A scalar loss has a scalar upstream gradient, so the forward pass computes the gradients for an
+    upstream gradient of one and the backward pass scales them. The gradients of float16 arguments
+    stay in float32 until then: rounded to float16 before the loss scale, small ones would be zero.
+    Without reduction the backward pass computes them, with the upstream gradient of each token.
     """
 
     generate_vmap_rule = True
@@ -104,7 +104,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.options, ctx.group_name, ctx.wanted = options, group_name, wanted
-        # The memory of the targets may be reused, by a loader for one.
+        # The caller, a data loader for example, may overwrite the targets before the backward pass.
         kept = (input, linear_weight, linear_bias, target.clone(), weight)
         ctx.save_for_backward(*kept, *output[4:])
 
@@ -128,10 +128,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 class LogSumExp(torch.autograd.Function):
-    """`lse` with a derivative: the backward pass sweeps over the logits once more.
+    """`lse` with a derivative: the backward pass computes the logits once more.
 
-    Apart from the loss, so that neither the other's gradient nor what it keeps costs anything
-    where only one of them is used; torch.compile would make zeros for the missing one.
+    A function of its own, so that a gradient of the loss alone, or of lse alone, costs nothing for
+    the other; in one function torch.compile would fill the missing gradient with zeros.
     """
 
     generate_vmap_rule = True
@@ -184,13 +184,13 @@ def _wanted(
 
 
 def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """grad * scale, without a second `grad` where eager mode can tell that none is needed."""
+    """grad * scale; in place where eager mode can tell that `grad` is not needed again."""
     eager = not torch.compiler.is_compiling() and not in_transform() and not has_dispatch_mode()
     if not eager or grad.device.type != "cpu" or is_batch_of_gradients(scale):
         return grad * scale
     factor = scale.item()
     if keeps_graph():
-        return grad * factor  # the next backward pass starts from `grad` again
+        return grad * factor  # the next backward pass needs `grad` again
     return grad if factor == 1.0 else grad.mul_(factor)
 
 
@@ -202,9 +202,9 @@ def _differentiable_gradients(
     options: CrossEntropyOptions,
     of_lse: bool = False,
 ) -> list[torch.Tensor | None]:
-    """The gradients by autograd through the reference: for second derivatives, which are rare."""
+    """The gradients by autograd through the reference, for the rare second derivatives."""
     with torch.enable_grad():
-        # Views: of inputs that are made of one another (a tied weight) each gets its own share.
+        # Views, so that arguments that depend on each other (a tied weight) get one gradient each.
         views = [None if x is None else x.view_as(x) for x in inputs]
         input, linear_weight, linear_bias = views
         assert input is not None and linear_weight is not None

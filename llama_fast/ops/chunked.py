@@ -1,13 +1,13 @@
 """Backend "chunked" of linear_cross_entropy: a few hundred rows of logits at a time.
 
-Loss and gradients come from one sweep over the rows. The logits of a chunk are made, turned into
-their own gradient in place, multiplied into the gradients of input and weight, and forgotten, so
-the (N,V) logits never exist. Rows whose target is ignored are never touched. After Wijmans et al.
-2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv:2411.09009) and Hsu et al. 2024
-(Liger-Kernel, arXiv:2410.10989), which also computes gradients in the forward pass.
+One pass over the rows gives the loss and the gradients. For each chunk of rows it computes the
+logits, replaces them by their gradient, multiplies that into the gradients of input and weight, and
+frees it, so the (N,V) logits never exist. Rows whose target is ignored are left out. After Wijmans
+et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv:2411.09009) and Hsu et al.
+2024 (Liger-Kernel, arXiv:2410.10989), which also computes gradients in the forward pass.
 
 With a process group each rank holds V / world rows of the weight, and the ranks exchange a few
-numbers a token: the vocabulary-parallel loss of Megatron-LM (arXiv:1909.08053).
+numbers for each token: the vocabulary-parallel loss of Megatron-LM (arXiv:1909.08053).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from llama_fast.ops.backends.library import library
 from llama_fast.reference._dtypes import compute_dtype
 from llama_fast.reference.cross_entropy import MEAN, NONE, SUM, CrossEntropyOptions
 
-# The logits of a chunk take about 48 MB, little beside the weight and its gradient. With fewer
-# than 256 rows the matrix products would spend their time reading the weight.
+# The logits of a chunk take about 48 MB, which is small beside the weight and its gradient. With
+# fewer than 256 rows, reading the weight would take most of the time of the matrix products.
 CHUNK_BYTES = 48 << 20
 MINIMUM_ROWS = 256
-# A 16-bit weight is widened in pieces of this many elements, never as a whole.
+# A 16-bit weight is converted to float32 in pieces of this many elements, never as a whole.
 WIDEN_ELEMENTS = 4 << 20
 
 
 def resolve_group(name: str) -> dist.ProcessGroup | None:
-    """The process group of this name: an operator takes no such object."""
+    """The process group of this name, None for "": operators take strings, not process groups."""
     return process_group(name) if name else None
 
 
@@ -87,17 +87,17 @@ def linear_cross_entropy(
         *arguments: the `CrossEntropyOptions`, then
             stats: whether argmax is wanted.
             grad_mask: which of the gradients of input, linear_weight and linear_bias are wanted.
-            grad_lse: (N,), or None; given, the gradients are those of (grad_lse * lse).sum()
-                instead, and the other results are nothing.
+            grad_lse: (N,), or None. If given, the gradients are those of (grad_lse * lse).sum()
+                instead, and the other results have no meaning.
             group_name: of the process group; "" means none.
 
     Returns:
         loss; lse (N,), 0 where ignored; the z-loss part of the loss; argmax (N,), -1 where
-        ignored, (0,) without `stats`; three gradients, (0,) where not wanted. All but argmax in
-        the type computed in.
+        ignored, (0,) without `stats`; three gradients, (0,) where not wanted. All but argmax
+        have the dtype of the computation.
     """
     options, (stats, mask, *others) = CrossEntropyOptions.split(arguments)
-    grad_lse = others[0] if others else None  # torch leaves defaults at the end out
+    grad_lse = others[0] if others else None  # torch omits trailing arguments equal to defaults
     group_name = others[1] if len(others) > 1 else ""
     weight, ignore_index, reduction, z_loss = *options[:3], options.z_loss
     wanted = wanted_gradients(mask, 3)
@@ -115,10 +115,10 @@ def linear_cross_entropy(
     if reduction == MEAN:
         row_scale = row_scale / divisor
         # The mean divides cross-entropy by the sum of the class weights, but z-loss by the number
-        # of tokens. Scaled by their ratio, z-loss can go through the same division.
+        # of tokens. Scaling z-loss by the ratio of the two lets one division serve both.
         z_coefficient *= divisor / max(1, tokens)
     row_scale = row_scale.expand(target.shape)
-    # No target is ignored in a chunk; -1 is none of its class indices.
+    # A chunk has no ignored targets: -1 equals none of its class indices.
     of_chunk = options._replace(
         weight=weight, ignore_index=-1, reduction=NONE, z_loss=z_coefficient
     )
@@ -129,10 +129,10 @@ def linear_cross_entropy(
     shapes = gradient_shapes(input, linear_weight, wanted)
     grads = [input.new_zeros(shape, dtype=dtype) for shape in shapes]
     rows_at_once = rows_per_chunk(linear_weight.shape[0], losses.element_size())
-    for rows in kept.split(rows_at_once) if tokens else ():  # a split of nothing is one piece
+    for rows in kept.split(rows_at_once) if tokens else ():  # an empty split is one piece
         x = input[rows].to(dtype)
         logits = _logits(x, linear_weight, linear_bias)
-        # The small operands take the scale, so that the logits are not passed over again.
+        # The scale goes into the small operands, which saves another pass over the logits.
         if grad_lse is not None:
             _softmax_(logits, options.softcap, group)
             scale = grad_lse[rows].to(dtype).unsqueeze(1)
@@ -148,9 +148,9 @@ def linear_cross_entropy(
         if wanted[1]:
             grads[1].addmm_(logits.T, x * scale)
         if wanted[2]:
-            # Not a product with `scale`, which would add the rows up one after the other.
+            # Not a matrix product with `scale`: it would sum the rows one after another.
             grads[2] += logits.mul_(scale).sum(dim=0)
-        del logits  # before the next chunk's are made
+        del logits  # before those of the next chunk are allocated
     if group is not None and wanted[0]:
         dist.all_reduce(grads[0], group=group)
 
@@ -172,7 +172,7 @@ def _shapes(
 
 
 for _device in ("cpu", "cuda"):
-    # Autocast has done its work before the operator; inside, it would narrow the products again.
+    # Autocast was applied before the operator; inside, it would round the products to 16 bits.
     _wide = torch.autocast(_device, enabled=False)(linear_cross_entropy)
     library.impl("linear_cross_entropy_chunked", _wide, _device.upper())
 torch.library.register_fake("llama_fast::linear_cross_entropy_chunked", _shapes, lib=library)
@@ -204,7 +204,7 @@ def _times_weight(grad_logits: torch.Tensor, linear_weight: torch.Tensor) -> tor
 def _widened(
     linear_weight: torch.Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """(rows as a slice, these rows of the weight in a wider dtype), piece by piece."""
+    """Yields (a slice of rows, those rows of the weight in `dtype`), piece by piece."""
     step = max(1, WIDEN_ELEMENTS // max(1, linear_weight.shape[1]))
     for first in range(0, linear_weight.shape[0], step):
         rows = slice(first, first + step)
@@ -212,7 +212,7 @@ def _widened(
 
 
 def _world_size(rows: int, group: dist.ProcessGroup | None) -> int:
-    """Number of ranks, all of which must hold the same number of rows of the weight."""
+    """Number of ranks; ValueError unless all hold the same number of rows of the weight."""
     if group is None:
         return 1
     held = [0] * group.size()
@@ -234,7 +234,7 @@ def _gather(t: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
 
 
 def _softmax_(logits: torch.Tensor, softcap: float, group: dist.ProcessGroup | None) -> None:
-    """The logits of some rows become the gradient of their log-sum-exp."""
+    """Replace the logits of some rows by the gradient of their log-sum-exp."""
     slope = None
     if softcap:
         logits.div_(softcap).tanh_()
@@ -255,7 +255,7 @@ def _cross_entropy_(
     gradient: bool,
     stats: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, lse and argmax of each row; with `gradient` the logits become the loss's gradient."""
+    """Loss, lse and argmax of each row; with `gradient`, that of the loss replaces the logits."""
     backend = choose("cross_entropy", logits)
     if group is None and backend not in ("torch", "reference"):
         ops = torch.ops.llama_fast
@@ -273,7 +273,7 @@ def _cross_entropy_(
     w_sum = classes if weight is None else weight.sum()
     mine = (target >= first) & (target < first + held)
     column = torch.where(mine, target - first, 0).unsqueeze(1)
-    top, argmax = z.max(dim=1)  # before the softcap makes equals of them
+    top, argmax = z.max(dim=1)  # before the softcap, which can make different logits equal
     tops = _gather(top, group)
     top, owner = tops.max(dim=0, keepdim=True)
     argmax = _gather(argmax + first, group).gather(0, owner).squeeze(0)
@@ -283,7 +283,7 @@ def _cross_entropy_(
         z.mul_(softcap)
         top = softcap * torch.tanh(top / softcap)
 
-    # Relative to the largest logit, and p as a quotient: exp(z - lse) would lose the last digits
+    # Logits relative to the largest, and p as a quotient: exp(z - lse) would lose the last digits
     # of p to the rounding of lse.
     z.sub_(top.T)
     z_label = torch.where(mine, z.gather(1, column).squeeze(1), 0)

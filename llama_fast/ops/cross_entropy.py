@@ -1,10 +1,11 @@
-"""Softmax cross-entropy: arguments, backends, results. The derivatives are in _cross_entropy.py."""
+"""Softmax cross-entropy: checks its arguments, picks a backend; derivatives: _cross_entropy.py."""
 
 from __future__ import annotations
 
 from typing import Literal, overload
 
 import torch
+from torch import Tensor
 
 from llama_fast import reference
 from llama_fast._torch_internals import has_dispatch_mode, in_transform, view_base
@@ -29,30 +30,27 @@ from llama_fast.reference.cross_entropy import (
 
 @overload
 def cross_entropy(
-    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
-    ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0, *,
-    softcap: float | None = None, z_loss: float = 0.0, inplace: bool = False,
-    return_stats: Literal[False] = False,
-) -> torch.Tensor: ...  # fmt: skip
+    input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+    reduction: str = "mean", label_smoothing: float = 0.0, *, softcap: float | None = None,
+    z_loss: float = 0.0, inplace: bool = False, return_stats: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
 @overload
 def cross_entropy(
-    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
-    ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0, *,
-    softcap: float | None = None, z_loss: float = 0.0, inplace: bool = False,
-    return_stats: Literal[True],
-) -> tuple[torch.Tensor, Stats]: ...  # fmt: skip
+    input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+    reduction: str = "mean", label_smoothing: float = 0.0, *, softcap: float | None = None,
+    z_loss: float = 0.0, inplace: bool = False, return_stats: Literal[True],
+) -> tuple[Tensor, Stats]: ...  # fmt: skip
 @overload
 def cross_entropy(
-    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None,
-    ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0, *,
-    softcap: float | None = None, z_loss: float = 0.0, inplace: bool = False,
-    return_stats: bool,
-) -> torch.Tensor | tuple[torch.Tensor, Stats]: ...  # fmt: skip
+    input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+    reduction: str = "mean", label_smoothing: float = 0.0, *, softcap: float | None = None,
+    z_loss: float = 0.0, inplace: bool = False, return_stats: bool,
+) -> Tensor | tuple[Tensor, Stats]: ...  # fmt: skip
 @overridable
 def cross_entropy(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None = None,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
@@ -61,7 +59,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     inplace: bool = False,
     return_stats: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, Stats]:
+) -> Tensor | tuple[Tensor, Stats]:
     """Cross-entropy between logits and targets: `torch.nn.functional.cross_entropy` and more.
 
     For one token with logits x, class weights w and label smoothing e,
@@ -124,7 +122,7 @@ def cross_entropy(
         return module.cross_entropy(input, target, options, return_stats=return_stats)
 
     if backend in ("triton", "cuda") and by_index and not input.is_cuda:
-        # On the CPU; on a GPU the host would have to wait, and the loss is NaN instead.
+        # On a GPU the host would have to wait for the check: there the loss is NaN instead.
         _checks.check_targets(target, input.shape[class_dim(input)], options.ignore_index)
     if by_index and target.dtype is not torch.int64:
         target = target.long()
@@ -146,8 +144,8 @@ def cross_entropy(
     return loss, Stats(lse.to(loss.dtype), argmax, correct, z_part)
 
 
-def _check_tensors(input: torch.Tensor, target: torch.Tensor) -> bool:
-    """Checks them; whether the targets are class indices, not probabilities."""
+def _check_tensors(input: Tensor, target: Tensor) -> bool:
+    """Check both; returns whether the targets are class indices, not probabilities."""
     _checks.check_float("input", input)
     if input.dim() < 1:
         raise ValueError("input: expected shape (V,), (N,V) or (N,V,d1,...), got ()")
@@ -172,7 +170,7 @@ def _check_tensors(input: torch.Tensor, target: torch.Tensor) -> bool:
     return by_index
 
 
-def _check_no_leaf(input: torch.Tensor) -> None:
+def _check_no_leaf(input: Tensor) -> None:
     """`inplace` refuses what torch's in-place operations refuse."""
     base = view_base(input)
     if base.is_leaf and base.requires_grad and torch.is_grad_enabled():
@@ -182,20 +180,20 @@ def _check_no_leaf(input: torch.Tensor) -> None:
         )
 
 
-def _may_overwrite(input: torch.Tensor, target: torch.Tensor) -> bool:
-    """Whether `inplace` is of use and possible."""
+def _may_overwrite(input: Tensor, target: Tensor) -> bool:
+    """Whether there is a gradient that may take the place of `input`."""
     if not (torch.is_grad_enabled() and input.requires_grad) or target.requires_grad:
-        return False  # nothing to write; or the target's gradient needs the logits
-    # An expanded tensor has less memory than gradient.
+        return False  # no gradient is wanted; or that of the target, which needs the logits
+    # The elements of an expanded tensor share memory; those of its gradient cannot.
     return all(
         stride != 0 or size <= 1 for size, stride in zip(input.shape, input.stride(), strict=True)
     )
 
 
-def _is_eager(input: torch.Tensor) -> bool:
-    """Whether nothing but autograd watches: no tracing, mode, transform or tensor subclass."""
+def _is_eager(input: Tensor) -> bool:
+    """Whether this is a plain eager call: no tracing, mode, transform or tensor subclass."""
     return (
-        type(input) in (torch.Tensor, torch.nn.Parameter)
+        type(input) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not has_dispatch_mode()
         and not in_transform()

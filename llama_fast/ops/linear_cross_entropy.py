@@ -1,4 +1,4 @@
-"""Projection onto the vocabulary and softmax cross-entropy in one, without the (N,V) logits."""
+"""Projection onto the vocabulary and softmax cross-entropy in one op, without the (N,V) logits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from typing import Literal, overload
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from llama_fast import reference
 from llama_fast.ops import stock
@@ -32,53 +34,49 @@ from llama_fast.reference.cross_entropy import NONE, Stats
 
 @overload
 def linear_cross_entropy(
-    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *,
-    linear_bias: torch.Tensor | None = None, weight: torch.Tensor | None = None,
-    reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0,
-    softcap: float | None = None, z_loss: float = 0.0, shift: bool = False,
-    process_group: torch.distributed.ProcessGroup | None = None,
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
+    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100,
+    label_smoothing: float = 0.0, softcap: float | None = None, z_loss: float = 0.0,
+    shift: bool = False, process_group: dist.ProcessGroup | None = None,
     return_stats: Literal[False] = False,
-) -> torch.Tensor: ...  # fmt: skip
+) -> Tensor: ...  # fmt: skip
 @overload
 def linear_cross_entropy(
-    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *,
-    linear_bias: torch.Tensor | None = None, weight: torch.Tensor | None = None,
-    reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0,
-    softcap: float | None = None, z_loss: float = 0.0, shift: bool = False,
-    process_group: torch.distributed.ProcessGroup | None = None,
-    return_stats: Literal[True],
-) -> tuple[torch.Tensor, Stats]: ...  # fmt: skip
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
+    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100,
+    label_smoothing: float = 0.0, softcap: float | None = None, z_loss: float = 0.0,
+    shift: bool = False, process_group: dist.ProcessGroup | None = None, return_stats: Literal[True]
+) -> tuple[Tensor, Stats]: ...  # fmt: skip
 @overload
 def linear_cross_entropy(
-    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *,
-    linear_bias: torch.Tensor | None = None, weight: torch.Tensor | None = None,
-    reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0,
-    softcap: float | None = None, z_loss: float = 0.0, shift: bool = False,
-    process_group: torch.distributed.ProcessGroup | None = None,
-    return_stats: bool,
-) -> torch.Tensor | tuple[torch.Tensor, Stats]: ...  # fmt: skip
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
+    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100,
+    label_smoothing: float = 0.0, softcap: float | None = None, z_loss: float = 0.0,
+    shift: bool = False, process_group: dist.ProcessGroup | None = None, return_stats: bool
+) -> Tensor | tuple[Tensor, Stats]: ...  # fmt: skip
 @overridable
 def linear_cross_entropy(
-    input: torch.Tensor,
-    linear_weight: torch.Tensor,
-    target: torch.Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
     *,
-    linear_bias: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
     shift: bool = False,
-    process_group: torch.distributed.ProcessGroup | None = None,
+    process_group: dist.ProcessGroup | None = None,
     return_stats: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, Stats]:
+) -> Tensor | tuple[Tensor, Stats]:
     """cross_entropy(input @ linear_weight.T + linear_bias, target), without the (N,V) logits.
 
-    Computed and accumulated in float32 (float64 for float64 input). Tokens whose target is ignored
-    take part in no matrix product. With reduction "mean" or "sum" the gradients are made in the
-    forward pass, so the backward pass costs next to nothing; frozen arguments cost nothing.
+    It is computed and accumulated in float32 (float64 for float64 input). Ignored tokens are left
+    out of the matrix products. With reduction "mean" or "sum" the forward pass also computes the
+    gradients, and the backward pass only scales them; no gradient is computed for an argument that
+    does not require one.
 
     Args:
         input: (..., E), usually hidden states (N,E) or (B,S,E); float64, float32, bfloat16 or
@@ -89,7 +87,7 @@ def linear_cross_entropy(
         weight: (V,), weight of each class, any float dtype; not differentiable.
         reduction: "none", "mean" (over the class weights of the targets that are not ignored) or
             "sum".
-        ignore_index: target value of the tokens that count for nothing.
+        ignore_index: target of the tokens that are left out: no loss, no gradient.
         label_smoothing: in [0, 1], the share of the target spread evenly over all classes.
         softcap: logits become softcap * tanh(logits / softcap).
         z_loss: adds z_loss * lse^2 to the loss of each token.
@@ -107,8 +105,8 @@ def linear_cross_entropy(
         gradient takes a second pass over the logits.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not fit, or an option out of its range.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not match, or an option is out of range.
         IndexError: a target that is neither a class index nor `ignore_index`; on a GPU, where
             finding out would hold up the host, its loss is NaN instead.
     """
@@ -139,7 +137,7 @@ def linear_cross_entropy(
         backend = "torch" if backend == "torch" else "reference"
     if shift:  # position t predicts the token at t + 1
         input, target = input[..., :-1, :], target[..., 1:]
-    # On a GPU the host would have to wait; the compiled kernels see a bad target themselves.
+    # On a GPU the host would have to wait for the check: there the loss is NaN instead.
     if backend != "triton" or not input.is_cuda:
         check_targets(target, classes, options.ignore_index)
     if backend in ("torch", "reference"):
@@ -151,7 +149,7 @@ def linear_cross_entropy(
             )  # fmt: skip
 
     rows, flat = input.reshape(target.numel(), input.shape[-1]), target.reshape(-1).long()
-    # The compiled kernel knows no process groups, and Triton's neither.
+    # Neither the compiled kernel nor Triton's knows process groups.
     compiled = backend in ("cpu", "triton") and process_group is None
     group_name = None if compiled else _name(process_group)
     wanted = [_needs_gradient(x) for x in (input, linear_weight, linear_bias)]
@@ -173,10 +171,10 @@ def linear_cross_entropy(
 
 
 def _check_tensors(
-    input: torch.Tensor,
-    linear_weight: torch.Tensor,
-    target: torch.Tensor,
-    linear_bias: torch.Tensor | None,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
     shift: bool,
 ) -> None:
     if shift:
@@ -201,9 +199,9 @@ def _check_tensors(
         check_same("linear_bias", linear_bias, "input", input)
 
 
-def _name(group: torch.distributed.ProcessGroup | None) -> str:
+def _name(group: dist.ProcessGroup | None) -> str:
     return "" if group is None else group.group_name
 
 
-def _needs_gradient(t: torch.Tensor | None) -> bool:
+def _needs_gradient(t: Tensor | None) -> bool:
     return t is not None and t.requires_grad and torch.is_grad_enabled()

@@ -1,7 +1,7 @@
-"""The ops on PyTorch's own functions: backend "torch", the yardstick in tests and benchmarks.
+"""Backend "torch": the ops by PyTorch's own functions, the baseline of tests and benchmarks.
 
-What a PyTorch user would write today, in the dtype of the input. An option that torch's function
-does not have is a ValueError that names it.
+Each is what a PyTorch user would write, in the dtype of the input. An option that torch's function
+lacks is a ValueError that names it.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def cross_entropy(
     *,
     return_stats: bool = False,
 ) -> torch.Tensor:
-    """`F.cross_entropy`; the loss is returned in float32 or wider, like that of the other backends.
+    """The loss by `F.cross_entropy`, in float32 or float64 as from the other backends.
 
     Raises:
         ValueError: softcap, z_loss or return_stats, which it lacks.
@@ -167,7 +167,7 @@ def linear_cross_entropy(
     process_group: torch.distributed.ProcessGroup | None = None,
     return_stats: bool = False,
 ) -> torch.Tensor:
-    """`F.linear`, then `F.cross_entropy`: all logits in memory, in the dtype of the input.
+    """The loss by `F.linear` and `F.cross_entropy`: all logits in memory, in the input's dtype.
 
     Raises:
         ValueError: softcap, z_loss, return_stats or process_group, which they lack.

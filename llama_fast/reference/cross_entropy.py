@@ -55,7 +55,7 @@ class CrossEntropyOptions(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """What the forward pass knows besides the loss; of this only lse is differentiable.
+    """Statistics of the forward pass; of these only lse is differentiable.
 
     lse: log-sum-exp of each token's (softcapped) logits, float32 (float64 for float64 input).
     argmax: int64, the class with the largest logit.
@@ -124,7 +124,7 @@ def cross_entropy(
         ce, z_term = ce.sum() / denominator.sum(), z_term.sum() / kept.sum()
     elif reduction == SUM:
         ce, z_term = ce.sum(), z_term.sum()
-    # Adding an absent term would turn "all ignored" or an infinite loss into something else.
+    # Without z-loss nothing is added: 0 / 0 or 0 * inf would change the loss.
     loss = ce + z_term if z_loss else ce
     if not return_stats:
         return loss
