@@ -10,7 +10,7 @@ from llama_fast._inside import inside
 from llama_fast._reading import file_sha256
 from llama_fast.data.documents import DataError
 from llama_fast.data.shards import INDEX, TokenShards
-from llama_fast.tokenizers import SETTINGS, Tokenizer, load_tokenizer, tokenizer_file
+from llama_fast.tokenizers import SETTINGS_FILES, Tokenizer, load_tokenizer, tokenizer_file
 
 FOLDER = "tokenizer"  # subfolder of a shard folder that holds its tokenizer
 
@@ -64,7 +64,7 @@ def copy_tokenizer(shards: TokenShards, folder: Path) -> dict[str, Any]:
     (folder / FOLDER).mkdir()
     shutil.copyfile(path, folder / FOLDER / name)
     parent = path.parent.relative_to(shards.folder)
-    for other in SETTINGS:
+    for other in SETTINGS_FILES:
         source = inside(shards.folder, (parent / other).as_posix(), shards.folder, DataError)
         if source.is_file():
             shutil.copyfile(source, folder / FOLDER / other)

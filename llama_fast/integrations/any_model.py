@@ -52,7 +52,7 @@ def load_any(
         its = as_tokenizer(tokenizer)
         if its is not tokenizer:
             settings = getattr(source, "generation_config", None)
-            its.end_also_at(getattr(settings, "eos_token_id", None))
+            its.add_end_ids(getattr(settings, "eos_token_id", None))
         return source.eval(), its
     path = locate(source, trust_remote_code=trust_remote_code)
     words = None if tokenizer is None else as_tokenizer(tokenizer)

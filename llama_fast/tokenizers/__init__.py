@@ -1,4 +1,4 @@
-"""Tokenizers of Llama models, whatever file they come in, behind one small interface.
+"""Tokenizers of Llama models: one small interface for all file formats.
 
 | file                                   | read with      | module              |
 |----------------------------------------|----------------|---------------------|
@@ -8,9 +8,9 @@
 | Llama 2's ``tokenizer.model``          | sentencepiece  | `spm.py`            |
 | Llama 3's ``tokenizer.model``          | tiktoken       | `ranks.py`          |
 | llama2.c's ``tok512.bin``              | sentencepiece  | `spm.py`            |
-| none: the text's bytes                 |                | `byte.py`           |
+| none: the bytes of the text            |                | `byte.py`           |
 
-`train_bpe.py` makes a new byte-level BPE out of a corpus; `save.py` writes any of them.
+`train_bpe.py` trains a new byte-level BPE on a corpus; `save.py` writes any of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 from llama_fast._inside import inside
 from llama_fast._reading import no_panics, read_json
 
-from .base import MOST_TOKENS, Tokenizer, TokenizerError
+from .base import MAX_VOCAB_SIZE, Tokenizer, TokenizerError
 from .byte import ByteTokenizer
 
 __all__ = [
-    "SETTINGS",
+    "SETTINGS_FILES",
     "ByteTokenizer",
     "Tokenizer",
     "TokenizerError",
@@ -36,24 +36,28 @@ __all__ = [
     "tokenizer_file",
 ]
 
-# What stands beside a tokenizer's file and says how it is used.
-SETTINGS = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+# Files beside a tokenizer's own that say how it is used.
+SETTINGS_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
-# The modules below import the package that reads their format, so each waits for its turn.
+# Each module below imports the package that reads its format, so it is imported when needed.
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Load ``tokenizer.json``, ``tokenizer.model`` (Llama 2's or 3's), llama2.c's ``tok*.bin``, or
-    the tokenizer in a ``.gguf``.
+    """Return the tokenizer of a file or folder.
 
-    A folder stands for the first of these in it, ``.gguf`` left out; ``byte`` is
-    :class:`ByteTokenizer`. A GGUF file has its settings in it; for the others the chat template is
-    that of ``tokenizer_config.json`` or ``chat_template.jinja`` beside it, and what ends a text
-    besides `eos_id`, that of ``generation_config.json``.
+    A GGUF file contains its settings. For the others, the chat template is read from
+    ``chat_template.jinja`` or ``tokenizer_config.json`` beside the file, and the ids other than
+    `eos_id` that end a text from ``generation_config.json``.
+
+    Args:
+        path: ``tokenizer.json``, ``tokenizer.model`` (Llama 2 or 3), llama2.c's ``tok*.bin``, a
+            ``.gguf``, a folder with one of these except ``.gguf``, or ``byte``, which is
+            :class:`ByteTokenizer`.
 
     Raises:
-        FileNotFoundError: no such file.
-        TokenizerError: it is none of these, or damaged, or the package that reads it is missing.
+        FileNotFoundError: there is no such file.
+        TokenizerError: the format is unknown, the file is damaged, or the package that reads it is
+            not installed.
     """
     if os.fspath(path) == "byte":
         return ByteTokenizer()
@@ -65,10 +69,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def tokenizer_file(path: str | os.PathLike[str]) -> Path:
-    """The file that :func:`load_tokenizer` reads: `path` itself, or one in that folder.
+    """Return the file that :func:`load_tokenizer` reads: `path` itself, or one in that folder.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if path.is_dir():
@@ -114,25 +118,25 @@ def _gguf_metadata(path: Path) -> dict[str, Any]:
 
 
 def _read_settings(tokenizer: Tokenizer, folder: Path, *, has_post_processor: bool) -> None:
-    """What Hugging Face's files say of a tokenizer beside them."""
+    """Set what Hugging Face's files in the tokenizer's folder say of it."""
     fields = _json(folder / "tokenizer_config.json")
-    # A link to a private file would show it to whoever reads the prompts.
+    # No link: one to a private file would put its content into the prompts.
     template = inside(folder, "chat_template.jinja", folder, TokenizerError)
-    # A tokenizer.json says it by its post-processor; transformers leaves the flag aside then.
+    # With a tokenizer.json, transformers ignores the flag and follows the post-processor.
     if isinstance(fields.get("add_bos_token"), bool) and not has_post_processor:
         tokenizer.add_bos = fields["add_bos_token"] and tokenizer.bos_id is not None
     try:
-        found = default_template(fields.get("chat_template"))
+        chat_template = default_template(fields.get("chat_template"))
     except TokenizerError as error:
         raise TokenizerError(f"{folder / 'tokenizer_config.json'}: {error}") from None
     if template.is_file():
-        found = _text(template)
-    tokenizer.chat_template = found
+        chat_template = _text(template)
+    tokenizer.chat_template = chat_template
     generation = folder / "generation_config.json"
     ends = _json(generation).get("eos_token_id")
     try:
-        tokenizer.end_also_at(ends)
-        if not all(0 <= i < MOST_TOKENS for i in tokenizer.end_ids):
+        tokenizer.add_end_ids(ends)
+        if not all(0 <= i < MAX_VOCAB_SIZE for i in tokenizer.end_ids):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise TokenizerError(
@@ -141,14 +145,22 @@ def _read_settings(tokenizer: Tokenizer, folder: Path, *, has_post_processor: bo
 
 
 def default_template(given: Any) -> str | None:
-    """The chat template among several by name, as files and transformers have them."""
+    """Return the chat template named "default" of several, or the only one; None if there is none.
+
+    Args:
+        given: Jinja source, a dict of sources by name, or a list of dicts with "name" and
+            "template", as in ``tokenizer_config.json`` and in transformers.
+
+    Raises:
+        TokenizerError: the template is not a string.
+    """
     if isinstance(given, list):
         named = [each for each in given if isinstance(each, dict)]
         given = {str(each.get("name")): each.get("template") for each in named}
-    found = given.get("default") if isinstance(given, dict) else given
-    if found is not None and not isinstance(found, str):
-        raise TokenizerError(f"chat_template: expected Jinja source, got {found!r:.80}")
-    return found
+    template = given.get("default") if isinstance(given, dict) else given
+    if template is not None and not isinstance(template, str):
+        raise TokenizerError(f"chat_template: expected Jinja source, got {template!r:.80}")
+    return template
 
 
 def _text(path: Path) -> str:
@@ -159,7 +171,7 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A file's fields; none if there is no such file."""
+    """Return the fields of a JSON file, none if there is no such file."""
     if not path.is_file():
         return {}
     fields: dict[str, Any] = read_json(path, error=TokenizerError)
@@ -167,43 +179,43 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
-    """The tokenizer in a GGUF file's metadata (its keys ``tokenizer.ggml.*``).
+    """Return the tokenizer of a GGUF file's metadata (its keys ``tokenizer.ggml.*``).
 
     Raises:
-        TokenizerError: there is none, or of a kind that is not supported.
+        TokenizerError: there is none, or its type is not supported.
     """
     _check_types(metadata)
-    kind = metadata.get("tokenizer.ggml.model")
+    model = metadata.get("tokenizer.ggml.model")
     tokenizer: Tokenizer
     try:
         with no_panics("tokenizer.ggml", TokenizerError):
-            if kind == "gpt2":
+            if model == "gpt2":
                 from .bpe import from_gguf_bpe
 
                 tokenizer = from_gguf_bpe(metadata)
-            elif kind == "llama":
+            elif model == "llama":
                 from .spm import from_gguf_spm
 
                 tokenizer = from_gguf_spm(metadata)
             else:
                 raise TokenizerError(
-                    f"tokenizer.ggml.model: expected 'gpt2' or 'llama', got {kind!r:.80}"
+                    f"tokenizer.ggml.model: expected 'gpt2' or 'llama', got {model!r:.80}"
                 )
     except (TokenizerError, ImportError):
         raise
-    except Exception as error:  # of the packages that read it, which have no narrower class
+    except Exception as error:  # the packages that read it raise no narrower class
         raise TokenizerError(f"tokenizer.ggml: damaged: {error}") from error
     tokenizer.chat_template = default_template(metadata.get("tokenizer.chat_template"))
-    tokenizer.end_also_at(metadata.get("tokenizer.ggml.eot_token_id"))
+    tokenizer.add_end_ids(metadata.get("tokenizer.ggml.eot_token_id"))
     return tokenizer
 
 
-def _is_list_of(value: Any, kinds: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, kinds) for each in value)
+def _is_list_of(value: Any, types: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, types) for each in value)
 
 
 def _check_types(metadata: dict[str, Any]) -> None:
-    """TokenizerError if a key of the tokenizer has a value of another type than GGUF says."""
+    """Raise TokenizerError if a value does not have the type that GGUF gives to its key."""
     for key, value in metadata.items():
         name = key.removeprefix("tokenizer.ggml.")
         if key == "tokenizer.chat_template" or name in ("model", "pre"):
@@ -218,7 +230,7 @@ def _check_types(metadata: dict[str, Any]) -> None:
                 hasattr(value, "dtype") and value.dtype.kind in "iuf"
             )
         elif name in ("bos_token_id", "eos_token_id", "eot_token_id"):
-            expected, ok = "an id", isinstance(value, int) and 0 <= value < MOST_TOKENS
+            expected, ok = "an id", isinstance(value, int) and 0 <= value < MAX_VOCAB_SIZE
         elif name in ("add_bos_token", "add_space_prefix"):
             expected, ok = "a bool", isinstance(value, bool)
         else:
@@ -228,7 +240,7 @@ def _check_types(metadata: dict[str, Any]) -> None:
 
 
 def from_llama2c(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer in one of llama2.c's ``tok*.bin`` files. Raises as :func:`load_tokenizer`."""
+    """Return the tokenizer of llama2.c's ``tok*.bin``; raises as :func:`load_tokenizer` does."""
     from .spm import from_llama2c_bin
 
     return from_llama2c_bin(Path(path))

@@ -1,6 +1,6 @@
-"""The process that tries a tokenizer.json: run by path, so that it starts without torch.
+"""The process that checks a tokenizer.json: run by its path, so that it imports no torch.
 
-The tokenizers package ends the process where it runs out of memory, and no exception stops it.
+The tokenizers package aborts the process when it runs out of memory; no exception is raised.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Of every kind of character that a normalizer may turn into many.
-TRIAL = (
+# Contains every kind of character that a normalizer may expand.
+SAMPLE = (
     "".join(map(chr, range(32, 127))) * 4
     + "\t\n\r 0123 ÄÖÜäöüßéñçàâ ﬁ½Å가日本語中文кириллица🙂"
     + " " * 64
@@ -19,7 +19,7 @@ TRIAL = (
 
 
 def main() -> None:
-    """Load what standard input holds behind a line of settings, and say what is wrong."""
+    """Read a line of settings and a file from standard input; print what is wrong as JSON."""
     settings = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = settings["path"]
     _limit(settings["memory"], settings["seconds"])
@@ -35,15 +35,15 @@ def main() -> None:
     sys.stdout.write(json.dumps(problem))
 
 
-def _problem(backend: Any, most: int) -> str | None:
-    if (highest := max(backend.get_vocab().values(), default=0)) >= most:
-        return f"expected ids below {most:,}, got {highest:,}"
-    for text in ("a", TRIAL):
+def _problem(backend: Any, max_vocab_size: int) -> str | None:
+    if (highest := max(backend.get_vocab().values(), default=0)) >= max_vocab_size:
+        return f"expected ids below {max_vocab_size:,}, got {highest:,}"
+    for text in ("a", SAMPLE):
         try:
-            found = backend.encode(text, add_special_tokens=True)
-        except Exception:  # letters that it does not know: that is said where a text has them
+            encoding = backend.encode(text, add_special_tokens=True)
+        except Exception:  # unknown characters: an error only for texts that contain them
             continue
-        backend.decode(found.ids)
+        backend.decode(encoding.ids)
     return None
 
 

@@ -1,4 +1,4 @@
-"""What every tokenizer offers."""
+"""The interface of all tokenizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import accumulate, islice
 
 Span = tuple[int, int]  # of characters: begin, end
 
-# How Llama 3 cuts a text into words before BPE: English contractions; letters with at most one
+# How Llama 3 splits a text into words before BPE: English contractions; letters with at most one
 # other character in front; one to three digits; punctuation with the line breaks after it; line
 # breaks; other white space. Source: github.com/meta-llama/llama-models, models/llama3/tokenizer.py
 LLAMA3_SPLIT = (
@@ -19,37 +19,38 @@ LLAMA3_SPLIT = (
 )
 
 
-# Control tokens that end a turn by their name, as llama.cpp knows them: files often leave them out.
+# Names of control tokens that end a turn, as in llama.cpp: files often do not declare them.
 TURN_ENDS = (
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end|>",
 )  # fmt: skip
 
-# Longer ones are none of a language; splitting one takes the square of its length.
-LONGEST_TOKEN = 8192
-MOST_NAMED = 1 << 20  # characters of control tokens' names, which make one regular expression
-MOST_TOKENS = 1 << 24  # ids; one far above leads to lists of as many
+# Characters. No token of a language is longer, and splitting one takes quadratic time.
+MAX_TOKEN_LENGTH = 8192
+MAX_SPECIAL_CHARACTERS = 1 << 20  # of all control tokens' names, which make one regular expression
+MAX_VOCAB_SIZE = 1 << 24  # a huge id in a file would lead to a list of that length
 
-# Characters that hardly any text has: no part of a word, and letters that no program escapes.
+# Characters that hardly any text has: ones that are in no word, and letters that are not escaped.
 PRIVATE_USE = range(0xF0000, 0xFFFFE)
 RARE_LETTERS = range(0x20000, 0x2A6D7)  # CJK, extension B
 
 
 class TokenizerError(ValueError):
-    """A tokenizer file is damaged, of an unknown kind, or its package is not installed."""
+    """A tokenizer file is damaged or in an unknown format, or its package is not installed."""
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Attributes:
         vocab_size: number of ids.
-        bos_id, eos_id: ids that begin and end a text, or None; :meth:`encode` adds neither.
-        end_ids: ids at which a generated text ends: `eos_id`, control tokens whose name says that
-            they end a turn (``TURN_ENDS``), and others that come with the model.
-        special: control tokens by name, for example ``{"<|im_end|>": 2}``.
-        special_pattern: finds these names in a text.
+        bos_id, eos_id: ids that begin and end a text, or None. :meth:`encode` adds neither;
+            :meth:`encode_prompt` and :meth:`encode_document` do.
+        end_ids: ids at which a generated text ends: `eos_id`, control tokens that end a turn
+            (``TURN_ENDS``), and others that the model's files name.
+        special: id of each control token by name, for example ``{"<|im_end|>": 2}``.
+        special_pattern: matches these names in a text.
         add_bos: whether the model expects `bos_id` before each text.
-        chat_template: Jinja source that makes a text of a chat, or None.
+        chat_template: Jinja source that renders a chat as text, or None.
     """
 
     add_bos = False
@@ -62,50 +63,50 @@ class Tokenizer(ABC):
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.special = dict(special)
-        if sum(map(len, self.special)) > MOST_NAMED:
+        if sum(map(len, self.special)) > MAX_SPECIAL_CHARACTERS:
             raise TokenizerError(
-                f"tokenizer: expected control tokens whose names have at most {MOST_NAMED:,} "
-                "characters together, got more"
+                "tokenizer: expected control tokens whose names have together at most "
+                f"{MAX_SPECIAL_CHARACTERS:,} characters, got more"
             )
         longest_first = sorted(self.special, key=len, reverse=True)
         self.special_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self.end_ids: tuple[int, ...] = ()
-        self.end_also_at(eos_id)
-        # With <|return|> at the end of a turn, <|end|> is between an answer and its reasoning.
+        self.add_end_ids(eos_id)
+        # Where <|return|> ends a turn, <|end|> separates an answer from its reasoning.
         inner = {"<|end|>"} if "<|return|>" in self.special else set()
         names = [name for name in TURN_ENDS if name in self.special and name not in inner]
-        self.end_also_at([self.special[name] for name in names])
+        self.add_end_ids([self.special[name] for name in names])
 
-    def end_also_at(self, ids: int | Sequence[int] | None) -> None:
-        """Add to `end_ids` what a model's files say: one id, several, or none."""
+    def add_end_ids(self, ids: int | Sequence[int] | None) -> None:
+        """Add one id, several, or none to `end_ids`."""
         more = () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
         self.end_ids = tuple(dict.fromkeys((*self.end_ids, *map(int, more))))
 
     @property
     def bos_token(self) -> str:
-        """Name of `bos_id`, for templates; empty if there is none."""
+        """Name of `bos_id` for templates; empty if there is none."""
         return self._name(self.bos_id)
 
     @property
     def eos_token(self) -> str:
-        """Name of `eos_id`, for templates; empty if there is none."""
+        """Name of `eos_id` for templates; empty if there is none."""
         return self._name(self.eos_id)
 
     def _name(self, token: int | None) -> str:
         return next((name for name, i in self.special.items() if i == token), "")
 
     def encode(self, text: str, *, special: bool = False, continues: bool = False) -> list[int]:
-        """Ids of a text, without begin or end.
+        """Return the ids of a text, without BOS and EOS.
 
         Args:
-            text: any string; lone surrogates count as U+FFFD.
+            text: any string; lone surrogates are replaced by U+FFFD.
             special: whether names of control tokens in the text stand for these tokens. By default
-                they are text as any other, so that a user's input can't end a turn.
-            continues: whether the text goes on after another one. SentencePiece puts a space before
-                a text that does not.
+                they are ordinary text, so that a user's input cannot end a turn.
+            continues: whether the text continues another one. SentencePiece puts a space before a
+                text that does not.
 
         Raises:
-            TypeError: ``text`` is no string.
+            TypeError: ``text`` is not a string.
         """
         text = valid_text(text)
         return self._encode_special(text, continues) if special else self._encode(text, continues)
@@ -113,22 +114,22 @@ class Tokenizer(ABC):
     def encode_with_offsets(
         self, text: str, *, literal: Sequence[Span] = ()
     ) -> tuple[list[int], list[Span]]:
-        """Ids of a text whose names of control tokens stand for these, and the characters of each.
+        """Return the ids of a text in which names of control tokens stand for these tokens.
 
         Args:
             text: any string without lone surrogates.
-            literal: where such names are text: (begin, end) in characters.
+            literal: spans (begin, end) in characters, in which such names are ordinary text.
 
         Returns:
-            The ids, and for each (begin, end) in `text`. Tokens that share a character, such as the
-            bytes of one, have the same.
+            The ids, and the span (begin, end) in `text` of each. Tokens that share a character,
+            such as the bytes of one, have the same span.
         """
         ids: list[int] = []
         offsets: list[Span] = []
 
         def add(begin: int, end: int) -> None:
-            found, spans = self._encode_with_offsets(text[begin:end])
-            ids.extend(found)
+            part_ids, spans = self._encode_with_offsets(text[begin:end])
+            ids.extend(part_ids)
             offsets.extend((begin + first, begin + last) for first, last in spans)
 
         start = 0
@@ -185,10 +186,10 @@ class Tokenizer(ABC):
         return [*first, *self.encode(text), *last]
 
     def _special_spans(self, text: str, literal: Sequence[Span] = ()) -> Iterator[Span]:
-        """Where names of control tokens stand for these: none that touches a literal span."""
+        """Yield the spans of control tokens' names, except those that overlap a literal span."""
         position = 0
         spans = sorted(literal)
-        # Of the spans that begin before a place, how far the farthest reaches.
+        # The furthest end among the spans that begin before a position.
         begins, reach = [begin for begin, _ in spans], list(accumulate((e for _, e in spans), max))
         while (match := self.special_pattern.search(text, position)) is not None:
             before = bisect_left(begins, match.end())
@@ -199,7 +200,7 @@ class Tokenizer(ABC):
                 position = match.end()
 
     def _encode_special(self, text: str, continues: bool) -> list[int]:
-        """Ids of a text whose names of control tokens stand for these."""
+        """Return the ids of a text in which names of control tokens stand for these tokens."""
         ids: list[int] = []
         start = 0
         for begin, end in self._special_spans(text):
@@ -209,10 +210,10 @@ class Tokenizer(ABC):
         return ids + self._encode(text[start:], continues)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD.
+        """Return the text of ids, without control tokens; invalid UTF-8 becomes U+FFFD.
 
         Raises:
-            IndexError: an id outside [0, vocab_size).
+            IndexError: an id is outside [0, vocab_size).
         """
         ids = [int(i) for i in ids]
         for position, i in enumerate(ids):
@@ -234,7 +235,7 @@ class Tokenizer(ABC):
 
 
 def valid_text(text: str) -> str:
-    """The text with U+FFFD for lone surrogates; TypeError if it is no string."""
+    """Return the text with U+FFFD for lone surrogates; TypeError if it is not a string."""
     if not isinstance(text, str):
         raise TypeError(f"text: expected a str, got {type(text).__name__}")
     try:
@@ -245,7 +246,7 @@ def valid_text(text: str) -> str:
 
 
 def in_characters(text: str, spans: Sequence[Span]) -> list[Span]:
-    """Spans of UTF-8 bytes as spans of the characters that these belong to."""
+    """Convert spans of UTF-8 bytes to spans of the characters that they belong to."""
     if text.isascii():
         return list(spans)
     ends = list(accumulate(len(character.encode("utf-8")) for character in text))
@@ -257,12 +258,17 @@ def in_characters(text: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def unused_characters(text: str, count: int, among: Iterable[int] = RARE_LETTERS) -> str:
-    """That many characters, of those with the given numbers, that a text does not have.
+    """Return `count` characters that do not occur in a text.
+
+    Args:
+        text: the text.
+        count: number of characters.
+        among: code points to choose from.
 
     Raises:
-        TokenizerError: it has nearly all of them.
+        TokenizerError: the text contains nearly all of them.
     """
-    found = "".join(islice((c for c in map(chr, among) if c not in text), count))
-    if len(found) < count:
-        raise TokenizerError("text: expected one that leaves a character unused, got all of them")
-    return found
+    unused = "".join(islice((c for c in map(chr, among) if c not in text), count))
+    if len(unused) < count:
+        raise TokenizerError("text: expected one that does not contain all characters")
+    return unused

@@ -12,16 +12,16 @@ from typing import Any
 from llama_fast._limits import limit, raise_it
 from llama_fast._reading import is_panic, no_panics, read_at_most, read_json
 
+from ._json_check import check_json
 from .base import (
     LLAMA3_SPLIT,
-    MOST_TOKENS,
+    MAX_VOCAB_SIZE,
     PRIVATE_USE,
     Span,
     Tokenizer,
     TokenizerError,
     unused_characters,
 )
-from .trial import try_json
 
 try:
     import tokenizers
@@ -31,15 +31,15 @@ except ImportError as error:
         "this tokenizer needs the tokenizers package: pip install tokenizers"
     ) from error
 
-CONTROL, USER_DEFINED = 3, 4  # kinds of tokens in GGUF
+CONTROL, USER_DEFINED = 3, 4  # token types in GGUF
 
 
 class FastTokenizer(Tokenizer):
     """A tokenizer of the ``tokenizers`` package.
 
     Args:
-        backend: from now on this object's own. Its truncation, padding and dropout, settings of
-            somebody's training that would change a text's ids, are switched off.
+        backend: used, and changed, by this object alone. Its truncation, padding and dropout are
+            switched off: these settings of a training would change the ids of a text.
         bos_id, eos_id: see :class:`Tokenizer`.
     """
 
@@ -50,95 +50,97 @@ class FastTokenizer(Tokenizer):
         backend.no_padding()
         if getattr(backend.model, "dropout", None) is not None:
             backend.model.dropout = None
-        backend.encode_special_tokens = True  # names of control tokens in a text are text
+        backend.encode_special_tokens = True  # names of control tokens are ordinary text
         added = backend.get_added_tokens_decoder()
         special = {token.content: i for i, token in added.items() if token.special}
         size = max(backend.get_vocab().values(), default=-1) + 1  # some ids may have no token
-        if size > MOST_TOKENS:
-            raise TokenizerError(f"tokenizer: expected ids below {MOST_TOKENS:,}, got {size - 1:,}")
+        if size > MAX_VOCAB_SIZE:
+            raise TokenizerError(
+                f"tokenizer: expected ids below {MAX_VOCAB_SIZE:,}, got {size - 1:,}"
+            )
         super().__init__(size, bos_id, eos_id, special)
         self.backend = backend
-        self._head = put_before(backend)
+        self._head = leading_ids(backend)
         self.add_bos = bos_id is not None and self._head == [bos_id]
         first = _encoded(backend, "a").tokens[:1]
-        self._puts_space = bool(first) and first[0][0] in "▁Ġ"  # before a text, as in Llama 2's
+        self._adds_space = bool(first) and first[0][0] in "▁Ġ"  # before a text, as in Llama 2's
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """See :class:`Tokenizer`; other control tokens, or several, where the file has them."""
+        """See :class:`Tokenizer`; what the file's post-processor adds, if it is not `bos_id`."""
         if self._head and self._head != [self.bos_id]:
             return tuple(self._head)
         return super().begin_ids
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_with_special", "_renamings")  # again when they are needed
-        return {name: value for name, value in self.__dict__.items() if name not in made}
+        cached = ("_with_special", "_renamings")  # made again when they are needed
+        return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.backend.encode_special_tokens = True  # which a copy of it forgets
+        self.backend.encode_special_tokens = True  # a copy of the backend loses it
 
     def _encode(self, text: str, continues: bool) -> list[int]:
         return self._encode_by(self.backend, text, continues)
 
     def _encode_special(self, text: str, continues: bool) -> list[int]:
-        # As a whole: spaces beside a control token, and words at it, are the backend's matter.
+        # Not in parts: the backend decides about spaces and words next to a control token.
         return self._encode_by(self._with_special, text, continues)
 
     def _encode_by(self, backend: tokenizers.Tokenizer, text: str, continues: bool) -> list[int]:
         ids: list[int] = _encoded(backend, text).ids
-        if continues and self._puts_space:
-            # Behind a line break, which merges with nothing, there is none.
-            line = _encoded(backend, "\n").ids
-            behind = _encoded(backend, "\n" + text).ids
-            if behind[: len(line)] == line:
-                return behind[len(line) :]
+        if continues and self._adds_space:
+            # No space is added after a line break, which merges with nothing.
+            line_break = _encoded(backend, "\n").ids
+            with_break = _encoded(backend, "\n" + text).ids
+            if with_break[: len(line_break)] == line_break:
+                return with_break[len(line_break) :]
         return ids
 
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
-        found = _encoded(self.backend, text)
-        return found.ids, found.offsets
+        encoding = _encoded(self.backend, text)
+        return encoding.ids, encoding.offsets
 
     def encode_with_offsets(
         self, text: str, *, literal: Sequence[Span] = ()
     ) -> tuple[list[int], list[Span]]:
         """See :class:`Tokenizer`. The text is encoded as a whole, as transformers does."""
         if not any(self.special_pattern.search(text, *span) for span in literal):
-            found = _encoded(self._with_special, text)
-            return found.ids, found.offsets
-        # Control tokens get other names, for their own are text; these begin with a character that
-        # the text does not have.
+            encoding = _encoded(self._with_special, text)
+            return encoding.ids, encoding.offsets
+        # Control tokens get other names, because their own are ordinary text in the literal spans.
+        # These begin with a character that the text does not contain.
         mark = unused_characters(text, 1, PRIVATE_USE)
         backend, ids_of = self._renamed(mark)
         starts = [begin for begin, _ in self._special_spans(text, literal)]
         cuts = [0, *starts, len(text)]
-        found = _encoded(backend, mark.join(text[begin:end] for begin, end in pairwise(cuts)))
+        encoding = _encoded(backend, mark.join(text[begin:end] for begin, end in pairwise(cuts)))
         marks = [start + number for number, start in enumerate(starts)]
         return (
-            [ids_of.get(i, i) for i in found.ids],
-            [(a - bisect_left(marks, a), b - bisect_left(marks, b)) for a, b in found.offsets],
+            [ids_of.get(i, i) for i in encoding.ids],
+            [(a - bisect_left(marks, a), b - bisect_left(marks, b)) for a, b in encoding.offsets],
         )
 
     @cached_property
     def _with_special(self) -> tokenizers.Tokenizer:
-        """A backend for which names of control tokens in a text are these tokens."""
-        found = self._copy()
-        found.encode_special_tokens = False
-        return found
+        """A backend for which names of control tokens in a text stand for these tokens."""
+        backend = self._copy()
+        backend.encode_special_tokens = False
+        return backend
 
     def _renamed(self, mark: str) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
-        """A backend that knows control tokens as mark + name, and their ids by its own."""
+        """Return a backend that calls control tokens mark + name, and their ids by its ids."""
         if mark not in self._renamings:
-            found = self._copy()
-            found.encode_special_tokens = True
+            backend = self._copy()
+            backend.encode_special_tokens = True
             ids_of: dict[int, int] = {}
             for i, token in self.backend.get_added_tokens_decoder().items():
                 if token.special:
                     fields = {**_flags(token), "special": False}
                     name = mark + token.content
-                    found.add_tokens([tokenizers.AddedToken(name, **fields)])
-                    ids_of[found.token_to_id(name)] = i  # type: ignore[index]
-            self._renamings[mark] = found, ids_of
+                    backend.add_tokens([tokenizers.AddedToken(name, **fields)])
+                    ids_of[backend.token_to_id(name)] = i  # type: ignore[index]
+            self._renamings[mark] = backend, ids_of
         return self._renamings[mark]
 
     @cached_property
@@ -146,17 +148,17 @@ class FastTokenizer(Tokenizer):
         return {}
 
     def _copy(self) -> tokenizers.Tokenizer:
-        """Another backend that gives the same ids; the vocabulary is shared where that works."""
+        """Return another backend that gives the same ids; shares the vocabulary if possible."""
         added = self.backend.get_added_tokens_decoder()
-        found = tokenizers.Tokenizer(self.backend.model)
-        found.normalizer = self.backend.normalizer
-        found.pre_tokenizer = self.backend.pre_tokenizer
-        found.post_processor = self.backend.post_processor
+        backend = tokenizers.Tokenizer(self.backend.model)
+        backend.normalizer = self.backend.normalizer
+        backend.pre_tokenizer = self.backend.pre_tokenizer
+        backend.post_processor = self.backend.post_processor
         for _, token in sorted(added.items()):
-            (found.add_special_tokens if token.special else found.add_tokens)([token])
-        if repr(sorted(found.get_added_tokens_decoder().items())) != repr(sorted(added.items())):
-            found = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        return found
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        if repr(sorted(backend.get_added_tokens_decoder().items())) != repr(sorted(added.items())):
+            backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        return backend
 
     def _decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids, skip_special_tokens=True)
@@ -166,17 +168,17 @@ class FastTokenizer(Tokenizer):
 
 
 def _encoded(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> Any:
-    """What a backend makes of a text; TokenizerError where it fails, as for a letter unknown."""
+    """Return a backend's encoding of a text; TokenizerError if it fails (an unknown character)."""
     try:
         return backend.encode(text, add_special_tokens=add_special_tokens)
-    except BaseException as error:  # a panic is no Exception
+    except BaseException as error:  # a panic is not an Exception
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise TokenizerError(f"tokenizer: cannot encode {text!r:.80}: {error}") from None
 
 
-def put_before(backend: tokenizers.Tokenizer) -> list[int]:
-    """Ids of the control tokens that a backend's post-processor puts before each text."""
+def leading_ids(backend: tokenizers.Tokenizer) -> list[int]:
+    """Return the ids of the control tokens that a backend's post-processor puts before a text."""
     ids = _encoded(backend, "a").ids
     whole: list[int] = _encoded(backend, "a", add_special_tokens=True).ids
     starts = range(len(whole) - len(ids) + 1)
@@ -189,10 +191,10 @@ def _flags(token: tokenizers.AddedToken) -> dict[str, bool]:
 
 
 def from_json(path: Path) -> FastTokenizer:
-    """Hugging Face's ``tokenizer.json``; begin and end are named in ``tokenizer_config.json``.
+    """Return the tokenizer of a ``tokenizer.json``; ``tokenizer_config.json`` names BOS and EOS.
 
-    Whether a text begins with `bos_id` is what the file's post-processor says, and control tokens
-    are also what ``tokenizer_config.json`` adds to the file's, as transformers has it.
+    As in transformers, the file's post-processor says whether a text begins with `bos_id`, and
+    ``tokenizer_config.json`` can declare more control tokens.
     """
     backend = _backend_of(path)
     ids: dict[str, int | None] = {"bos_token": None, "eos_token": None}
@@ -219,7 +221,7 @@ def _backend_of(path: Path) -> tokenizers.Tokenizer:
         raise TokenizerError(
             f"{path}: expected at most {limit('json'):,} bytes, got more; {raise_it('json')}"
         )
-    try_json(path, content)
+    check_json(path, content)
     try:
         with no_panics(str(path), TokenizerError):
             return tokenizers.Tokenizer.from_buffer(content)
@@ -232,7 +234,7 @@ def _token_name(token: Any) -> str | None:
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
-    """Control tokens that ``tokenizer_config.json`` describes otherwise, or more of."""
+    """Add the control tokens that ``tokenizer_config.json`` declares, or declares differently."""
     known = set(map(repr, backend.get_added_tokens_decoder().values()))
     listed = settings.get("added_tokens_decoder") or {}
     for _, fields in sorted(listed.items(), key=lambda item: int(item[0])):
@@ -249,11 +251,11 @@ def _add_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None
 
 
 def from_gguf_bpe(metadata: dict[str, Any]) -> FastTokenizer:
-    """The tokenizer of a GGUF file with ``tokenizer.ggml.model`` "gpt2"."""
+    """Return the tokenizer of a GGUF file with ``tokenizer.ggml.model`` "gpt2"."""
     try:
         tokens = metadata["tokenizer.ggml.tokens"]
-        kinds = metadata["tokenizer.ggml.token_type"]
-        # A list of none is not written: the tokens are bytes then.
+        types = metadata["tokenizer.ggml.token_type"]
+        # An empty list is not written to the file: the tokens are bytes then.
         merges = [tuple(m.split(" ")) for m in metadata.get("tokenizer.ggml.merges", [])]
     except KeyError as error:
         raise TokenizerError(f"metadata {error} is missing") from None
@@ -263,16 +265,16 @@ def from_gguf_bpe(metadata: dict[str, Any]) -> FastTokenizer:
             f"tokenizer.ggml.pre: expected one of {', '.join(PRE_TOKENIZERS)}, got {pre!r}"
         )
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    # Llama 3 takes a word that is a token as it is, without merging its letters.
+    # In Llama 3, a word that is a token is not split and merged again.
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in LLAMA3)
     )
     backend.pre_tokenizer = PRE_TOKENIZERS[pre]
     backend.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, kinds, strict=True):
-        if kind == CONTROL:
+    for token, token_type in zip(tokens, types, strict=True):
+        if token_type == CONTROL:
             backend.add_special_tokens([tokenizers.AddedToken(token, special=True)])
-        elif kind == USER_DEFINED:
+        elif token_type == USER_DEFINED:
             backend.add_tokens([tokenizers.AddedToken(token, normalized=False)])
     tokenizer = FastTokenizer(
         backend,
@@ -284,7 +286,7 @@ def from_gguf_bpe(metadata: dict[str, Any]) -> FastTokenizer:
 
 
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
-    """Words as a regular expression finds them, in the letters of a byte-level BPE."""
+    """Return a pre-tokenizer that splits words by a regular expression, for byte-level BPE."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
@@ -293,7 +295,7 @@ def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-# How a text is cut into words, by the name that GGUF gives it.
+# How a text is split into words, by GGUF's name for it.
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 SMOLLM = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
 LLAMA3 = ("llama3", "llama-v3", "llama-bpe")

@@ -1,4 +1,4 @@
-"""The simplest tokenizer: a text is its UTF-8 bytes."""
+"""A tokenizer without a vocabulary: the tokens are the UTF-8 bytes of the text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ END = "<|endoftext|>"
 class ByteTokenizer(Tokenizer):
     """Ids 0 to 255 are bytes; 256, ``<|endoftext|>``, begins and ends a text.
 
-    A loss in nats per token over ln 2 is in bits per byte.
+    A loss in nats per token divided by ln 2 is in bits per byte.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Llama 3's ``tokenizer.model``: lines of "base64-token rank", read with tiktoken.
 
-The file has the 128,000 ordinary tokens. The 256 control tokens are fixed by the model:
+The file contains the 128,000 ordinary tokens. The 256 control tokens are fixed by the model:
 github.com/meta-llama/llama-models, ``models/llama3/tokenizer.py``.
 """
 
@@ -44,15 +44,15 @@ NAMED_SPECIAL = {
 }
 
 
-# tiktoken's pattern matching overflows its stack on a run of some 10^5 spaces; Meta's code, too,
-# cuts runs of more than this many characters.
-LONGEST_RUN = 25_000
-# From where a run begins alone: at each of its characters it would be read to its end again.
-LONG_RUN = re.compile(rf"(?<!\s)\s{{{LONGEST_RUN + 1},}}|(?<!\S)\S{{{LONGEST_RUN + 1},}}")
+# Longer runs of spaces or of other characters are split, as in Meta's code: tiktoken's pattern
+# matching overflows the stack on about 10^5 spaces.
+MAX_RUN = 25_000
+# A match begins where a run begins: from each of its characters it would be read to its end again.
+LONG_RUN = re.compile(rf"(?<!\s)\s{{{MAX_RUN + 1},}}|(?<!\S)\S{{{MAX_RUN + 1},}}")
 
 
 class RankTokenizer(Tokenizer):
-    """Byte-level BPE by token rank."""
+    """Byte-level BPE that merges by the rank of the tokens."""
 
     add_bos = True
 
@@ -72,7 +72,7 @@ class RankTokenizer(Tokenizer):
     def _encode(self, text: str, continues: bool) -> list[int]:
         ids, start = [], 0
         for run in LONG_RUN.finditer(text):
-            for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN):
+            for cut in range(run.start() + MAX_RUN, run.end(), MAX_RUN):
                 ids += self._piece(text[start:cut])
                 start = cut
         return ids + self._piece(text[start:])
@@ -92,7 +92,7 @@ class RankTokenizer(Tokenizer):
 
     @cached_property
     def _lengths(self) -> list[int]:
-        """Of the tokens of text, in bytes."""
+        """Length in bytes of each ordinary token."""
         ranks = self.encoding._mergeable_ranks
         return [len(token) for token in sorted(ranks, key=ranks.__getitem__)]
 
@@ -101,7 +101,7 @@ class RankTokenizer(Tokenizer):
 
 
 def from_ranks(path: Path) -> RankTokenizer:
-    """Read a rank file."""
+    """Return the tokenizer of a rank file."""
     ranks = {}
     try:
         for line in path.read_bytes().splitlines():
@@ -112,7 +112,7 @@ def from_ranks(path: Path) -> RankTokenizer:
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise TokenizerError(f"{path}: expected ranks 0, 1, 2, ..., got gaps or repeats")
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:  # tiktoken would panic at the first text that has it
+    if missing:  # tiktoken would panic on a text that contains it
         raise TokenizerError(f"{path}: expected a rank for each byte, got none for {missing[0]:#x}")
     with no_panics(str(path), TokenizerError):
         return RankTokenizer(ranks)

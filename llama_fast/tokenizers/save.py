@@ -1,11 +1,11 @@
-"""Writing tokenizers: as Hugging Face files, as a ``tokenizer.model``, as a GGUF file's metadata.
+"""Writers of tokenizers: Hugging Face files, ``tokenizer.model``, metadata of a GGUF file.
 
 | tokenizer                     | Hugging Face       | Meta                        | GGUF    |
 |-------------------------------|--------------------|-----------------------------|---------|
-| of a ``tokenizer.json``       | ``tokenizer.json`` | none: there is no such form | "gpt2"  |
+| of a ``tokenizer.json``       | ``tokenizer.json`` | not possible                | "gpt2"  |
 | SentencePiece                 | both files         | ``tokenizer.model``         | "llama" |
 | Llama 3's ranks               | ``tokenizer.json`` | ``tokenizer.model``         | "gpt2"  |
-| bytes                         | ``tokenizer.json`` | none                        | "gpt2"  |
+| bytes                         | ``tokenizer.json`` | not possible                | "gpt2"  |
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .base import LLAMA3_SPLIT, LONGEST_TOKEN, Tokenizer, TokenizerError
+from .base import LLAMA3_SPLIT, MAX_TOKEN_LENGTH, Tokenizer, TokenizerError
 from .byte import ByteTokenizer
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens in GGUF
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types in GGUF
 
 
 def save_huggingface(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     """Write the files that transformers' ``AutoTokenizer`` and :func:`load_tokenizer` read.
 
     Args:
-        tokenizer: any of this package's.
-        folder: that exists.
-        max_length: most tokens the model takes.
+        tokenizer: any tokenizer of this package.
+        folder: an existing folder.
+        max_length: maximum number of tokens of the model.
 
     Raises:
-        TokenizerError: SentencePiece's of another kind than Llama's, or the package that its kind
-            needs is not installed.
+        TokenizerError: a SentencePiece model of another type than Llama's, or a package that is
+            needed is not installed.
     """
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -43,11 +43,11 @@ def save_huggingface(tokenizer: Tokenizer, folder: Path, max_length: int) -> Non
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
-    from .bpe import put_before
+    from .bpe import leading_ids
 
     made = as_backend(tokenizer)
     backend = json.loads(made.to_str())
-    if put_before(made) != list(tokenizer.begin_ids):  # readers follow the post-processor
+    if leading_ids(made) != list(tokenizer.begin_ids):  # transformers follows the post-processor
         backend["post_processor"] = (
             _begin_with(settings["bos_token"], tokenizer.bos_id) if tokenizer.add_bos else None
         )
@@ -60,7 +60,7 @@ def save_huggingface(tokenizer: Tokenizer, folder: Path, max_length: int) -> Non
 
 
 def model_file(tokenizer: Tokenizer) -> bytes | None:
-    """Content of a ``tokenizer.model`` as Meta has it; None if there is no such form of it."""
+    """Return the content of Meta's ``tokenizer.model``, None if the tokenizer has no such form."""
     if _is_ranks(tokenizer):
         ranks = tokenizer.encoding._mergeable_ranks  # type: ignore[attr-defined]
         in_order = sorted(ranks.items(), key=lambda item: item[1])
@@ -72,14 +72,14 @@ def model_file(tokenizer: Tokenizer) -> bytes | None:
 
 
 def gguf_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """Metadata ``tokenizer.*`` of a GGUF file.
+    """Return the metadata ``tokenizer.*`` of a GGUF file.
 
     Args:
-        tokenizer: any of this package's.
-        vocab_size: V of the model; tokens that it has beside the tokenizer's are marked as unused.
+        tokenizer: any tokenizer of this package.
+        vocab_size: V of the model; tokens that the tokenizer does not have are marked as unused.
 
     Raises:
-        TokenizerError: GGUF has no name for how it cuts texts into words.
+        TokenizerError: GGUF has no name for how the tokenizer splits texts into words.
     """
     fields = (_spm_fields if _is_sentencepiece(tokenizer) else _bpe_fields)(tokenizer)
     missing = vocab_size - len(fields["tokenizer.ggml.tokens"])
@@ -89,7 +89,7 @@ def gguf_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         fields["tokenizer.ggml.scores"] += [-1000.0] * missing
     fields["tokenizer.ggml.bos_token_id"] = tokenizer.bos_id
     fields["tokenizer.ggml.eos_token_id"] = tokenizer.eos_id
-    if len(tokenizer.end_ids) > 1:  # GGUF has room for one more
+    if len(tokenizer.end_ids) > 1:  # GGUF stores one more
         fields["tokenizer.ggml.eot_token_id"] = tokenizer.end_ids[1]
     fields["tokenizer.ggml.add_bos_token"] = tokenizer.add_bos
     fields["tokenizer.chat_template"] = tokenizer.chat_template
@@ -97,10 +97,10 @@ def gguf_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def as_backend(tokenizer: Tokenizer) -> Any:
-    """A tokenizer of the ``tokenizers`` package that gives the same ids.
+    """Return a tokenizer of the ``tokenizers`` package that gives the same ids.
 
     Raises:
-        TokenizerError: SentencePiece's of another kind than Llama's, or the package is not
+        TokenizerError: a SentencePiece model of another type than Llama's, or the package is not
             installed.
     """
     from .bpe import FastTokenizer, decoders, models, pre_tokenizers, split_by, tokenizers
@@ -136,16 +136,17 @@ def _spm_backend(tokenizer: Tokenizer) -> Any:
     content = model_file(tokenizer) or b""
     if not is_plain_bpe(content):
         raise TokenizerError(
-            "tokenizer: expected SentencePiece's BPE that changes no text, as Llama has it, for "
-            "tokenizer.json; got a unigram model or one with a normalisation"
+            "tokenizer: expected a SentencePiece BPE model without normalisation, as Llama's, for "
+            "tokenizer.json; got a unigram model or one with normalisation"
         )
     pieces = parse(content)
     vocabulary = {text: i for i, (text, _, _) in enumerate(pieces)}
-    scores = {text: score for text, score, kind in pieces if kind in (NORMAL, USER_DEFINED)}
-    # Python's sort keeps the order of equals, that of their ids.
+    mergeable = (NORMAL, USER_DEFINED)
+    scores = {text: score for text, score, piece_type in pieces if piece_type in mergeable}
+    # Equal scores keep the order of their ids: Python's sort is stable.
     merges = _merges(scores, sorted(scores, key=lambda text: -scores[text]))
     unknown = pieces[tokenizer.processor.unk_id()][0]  # type: ignore[attr-defined]
-    found = tokenizers.Tokenizer(
+    backend = tokenizers.Tokenizer(
         models.BPE(
             vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
         )
@@ -155,15 +156,15 @@ def _spm_backend(tokenizer: Tokenizer) -> Any:
     if _has_space_prefix(tokenizer):
         spaces.insert(0, tokenizers.normalizers.Prepend("▁"))
         parts.append(decoders.Strip(" ", 1, 0))
-    found.normalizer = tokenizers.normalizers.Sequence(spaces)
-    found.decoder = decoders.Sequence(parts)
-    return found
+    backend.normalizer = tokenizers.normalizers.Sequence(spaces)
+    backend.decoder = decoders.Sequence(parts)
+    return backend
 
 
 def _merges(known: Collection[str], in_order: list[str]) -> list[tuple[str, str]]:
-    """Any two neighbours merge whose sum is a token, the one that comes first in order first."""
-    if max(map(len, in_order), default=0) > LONGEST_TOKEN:
-        raise TokenizerError(f"tokenizer: expected tokens of at most {LONGEST_TOKEN} characters")
+    """Return all merges of two tokens into a token, in the order of the results."""
+    if max(map(len, in_order), default=0) > MAX_TOKEN_LENGTH:
+        raise TokenizerError(f"tokenizer: expected tokens of at most {MAX_TOKEN_LENGTH} characters")
     return [
         (token[:i], token[i:])
         for token in in_order
@@ -186,7 +187,7 @@ def _is_ranks(tokenizer: Tokenizer) -> bool:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in a byte-level BPE (GPT-2's table)."""
+    """Return the character that stands for each byte in byte-level BPE (GPT-2's table)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
@@ -206,13 +207,13 @@ def _begin_with(name: str, token: int | None) -> dict[str, Any]:
 def _spm_fields(tokenizer: Tokenizer) -> dict[str, Any]:
     from .spm import parse
 
-    texts, scores, kinds = map(list, zip(*parse(model_file(tokenizer) or b""), strict=True))
+    texts, scores, types = map(list, zip(*parse(model_file(tokenizer) or b""), strict=True))
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": texts,
         "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.unknown_token_id": tokenizer.processor.unk_id(),  # type: ignore[attr-defined]
         "tokenizer.ggml.add_space_prefix": _has_space_prefix(tokenizer),
     }
@@ -225,55 +226,56 @@ def _bpe_fields(tokenizer: Tokenizer) -> dict[str, Any]:
     content = json.loads(backend.to_str())
     if content["model"]["type"] != "BPE" or content["model"].get("byte_fallback"):
         raise TokenizerError(
-            "tokenizer: expected byte-level BPE for a GGUF file, got another kind of "
-            "tokenizer.json; where a tokenizer.model lies beside it, give that"
+            "tokenizer: expected byte-level BPE for a GGUF file, got another type of "
+            "tokenizer.json; if there is a tokenizer.model beside it, use that"
         )
-    # Without merges it does not matter how a text is cut.
+    # Without merges it does not matter how a text is split.
     pre = "gpt-2" if not content["model"]["merges"] else _pre_name(content["pre_tokenizer"])
     if content["normalizer"] is not None:
         raise TokenizerError(
-            "tokenizer: expected one that changes no text, for GGUF cannot say how; got "
+            "tokenizer: expected one without a normalizer, because GGUF cannot store it; got "
             f"{content['normalizer']['type']}"
         )
     if content["model"].get("ignore_merges", False) != (pre in LLAMA3):
         _check_tokens_stay_whole(backend, pre)
     vocabulary = backend.get_vocab()
     tokens = [f"[PAD{i}]" for i in range(max(vocabulary.values()) + 1)]
-    kinds = [UNUSED] * len(tokens)
+    types = [UNUSED] * len(tokens)
     for token, i in vocabulary.items():
-        tokens[i], kinds[i] = token, NORMAL
+        tokens[i], types[i] = token, NORMAL
     for i, added in backend.get_added_tokens_decoder().items():
-        kinds[i] = CONTROL if added.special else USER_DEFINED
+        types[i] = CONTROL if added.special else USER_DEFINED
     merges = content["model"]["merges"]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in merges] or None,
     }
 
 
 def _pre_name(pre_tokenizer: Any) -> str:
-    """GGUF's name for how a text is cut into words."""
+    """Return GGUF's name for how a text is split into words."""
     from .bpe import PRE_TOKENIZERS, models, tokenizers
 
     wanted, known = _comparable(pre_tokenizer), tokenizers.Tokenizer(models.BPE())
     for name, candidate in PRE_TOKENIZERS.items():
         known.pre_tokenizer = candidate
         if _comparable(json.loads(known.to_str())["pre_tokenizer"]) == wanted:
-            # Llama 3's has several names, of which llama.cpp writes this one.
+            # Llama 3's has several names; llama.cpp writes this one.
             return "llama-bpe" if name == "llama3" else name
     raise TokenizerError(
-        f"tokenizer: expected one that cuts texts as {', '.join(PRE_TOKENIZERS)} does, for GGUF "
-        f"has names for these; got {wanted}"
+        f"tokenizer: expected a pre-tokenizer that GGUF has a name for, one of "
+        f"{', '.join(PRE_TOKENIZERS)}; got {wanted}"
     )
 
 
 def _check_tokens_stay_whole(backend: Any, pre: str) -> None:
-    """Whether it matters that readers take a word that is a token as it is, or merge its letters.
+    """Raise TokenizerError unless the merges lead to every token.
 
-    It does not where the merges lead to that token in any case.
+    Readers of GGUF merge the letters of a word that is a token, or take it as it is. Only if the
+    merges lead to that token, both give the same ids.
     """
     added = backend.get_added_tokens_decoder()
     ignored = backend.model.ignore_merges
@@ -283,14 +285,14 @@ def _check_tokens_stay_whole(backend: Any, pre: str) -> None:
             if i not in added and [part.id for part in backend.model.tokenize(token)] != [i]:
                 raise TokenizerError(
                     f"tokenizer: expected merges that lead to every token, as GGUF's {pre!r} "
-                    f"takes them; they do not lead to {token!r}"
+                    f"needs; they do not lead to {token!r}"
                 )
     finally:
         backend.model.ignore_merges = ignored
 
 
 def _comparable(pre_tokenizer: Any) -> Any:
-    """Without what has no effect on the ids."""
+    """Return a pre-tokenizer's description without what has no effect on the ids."""
     if isinstance(pre_tokenizer, dict):
         kept = {k: _comparable(v) for k, v in pre_tokenizer.items() if k != "trim_offsets"}
         if kept.get("type") == "Sequence" and len(kept["pretokenizers"]) == 1:

@@ -1,7 +1,7 @@
 """SentencePiece tokenizers, from SentencePiece's own file, a GGUF file or a llama2.c file.
 
-The last two hold the vocabulary (pieces, scores, kinds) and no more. From it a SentencePiece model
-is put together in memory, so that SentencePiece itself does the work in all three cases.
+The last two contain only the vocabulary (pieces, scores, types). A SentencePiece model is built in
+memory from it, so that SentencePiece does the work in all three cases.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ except ImportError as error:
         "SentencePiece tokenizers need the sentencepiece package: pip install sentencepiece"
     ) from error
 
-# Kinds of pieces, the same numbers in SentencePiece and GGUF
+# Types of pieces; SentencePiece and GGUF use the same numbers.
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 
 class SentencePieceTokenizer(Tokenizer):
     """BPE over Unicode characters, with bytes for characters that the vocabulary lacks.
 
-    A text behind a control token begins with a space as one at the beginning does: Meta's code and
-    llama.cpp encode what stands between control tokens by itself.
+    A text after a control token begins with a space, as at the beginning: Meta's code and llama.cpp
+    encode the texts between control tokens separately.
     """
 
     add_bos = True
@@ -45,7 +45,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         # Protocol buffer SentencePieceText: pieces are field 2, with id, begin and end (in bytes).
-        # SentencePiece's own class for it has another name in each version.
+        # Parsed here because the name of SentencePiece's class for it depends on the version.
         message = self.processor.encode(text, out_type="serialized_proto")
         pieces = [dict(_fields(content)) for field, content in _fields(message) if field == 2]
         spans = [(piece.get(4, 0), piece.get(5, 0)) for piece in pieces]
@@ -53,7 +53,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _continuing(self) -> SentencePieceProcessor:
-        """The same without a space before the text: what comes last in a protocol buffer holds."""
+        """The processor without a space before the text. The last value of a field holds."""
         model = self.processor.serialized_model_proto() + _field(3, _number(3, 0))
         return _processor(model, "the tokenizer")
 
@@ -62,13 +62,13 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def from_model(path: Path) -> SentencePieceTokenizer:
-    """Llama 2's ``tokenizer.model``."""
+    """Return the tokenizer of Llama 2's ``tokenizer.model``."""
     processor = _processor(path.read_bytes(), str(path))
     return SentencePieceTokenizer(processor, processor.bos_id(), processor.eos_id())
 
 
 def from_gguf_spm(metadata: dict[str, Any]) -> SentencePieceTokenizer:
-    """The tokenizer of a GGUF file with ``tokenizer.ggml.model`` "llama"."""
+    """Return the tokenizer of a GGUF file with ``tokenizer.ggml.model`` "llama"."""
     try:
         pieces = zip(
             metadata["tokenizer.ggml.tokens"],
@@ -89,7 +89,10 @@ def from_gguf_spm(metadata: dict[str, Any]) -> SentencePieceTokenizer:
 
 
 def from_llama2c_bin(path: Path) -> SentencePieceTokenizer:
-    """llama2.c's ``tok*.bin``: the longest piece's length, then score, length, bytes of each."""
+    """Return the tokenizer of llama2.c's ``tok*.bin``.
+
+    Format: maximum length of a piece; then score, length and bytes of each piece.
+    """
     data, position = path.read_bytes(), 4
     pieces: list[tuple[str, float, int]] = []
     try:
@@ -100,27 +103,27 @@ def from_llama2c_bin(path: Path) -> SentencePieceTokenizer:
             if length < 0 or position + length > len(data):
                 raise ValueError("the last piece ends outside the file")
             position += length
-            # export.py of llama2.c writes a space for SentencePiece's "▁", and pads <s> and </s>.
+            # export.py of llama2.c replaces SentencePiece's "▁" by a space, and pads <s> and </s>.
             number = len(pieces)
-            kind = UNKNOWN if number == 0 else CONTROL if number < 3 else NORMAL
+            piece_type = UNKNOWN if number == 0 else CONTROL if number < 3 else NORMAL
             if 3 <= number < 259:
-                kind = BYTE
-            text = piece.strip() if kind == CONTROL else piece.replace(" ", "▁")
-            pieces.append((text, score, kind))
+                piece_type = BYTE
+            text = piece.strip() if piece_type == CONTROL else piece.replace(" ", "▁")
+            pieces.append((text, score, piece_type))
     except (struct.error, ValueError) as error:
         raise TokenizerError(f"{path}: truncated or damaged: {error}") from None
     return SentencePieceTokenizer(_processor(serialise(pieces), str(path)), bos_id=1, eos_id=2)
 
 
 def serialise(pieces: Iterable[tuple[str, float, int]], space_prefix: bool = True) -> bytes:
-    """A SentencePiece model of BPE pieces (text, score, kind), as a protocol buffer.
+    """Return a SentencePiece model of BPE pieces (text, score, type) as a protocol buffer.
 
     Field numbers: ``sentencepiece_model.proto`` of github.com/google/sentencepiece.
     """
     model = []
-    for text, score, kind in pieces:
+    for text, score, piece_type in pieces:
         encoded = text.encode("utf-8")
-        piece = _field(1, encoded) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
+        piece = _field(1, encoded) + b"\x15" + struct.pack("<f", score) + _number(3, piece_type)
         model.append(_field(1, piece))
     trainer = _number(3, 2) + _number(35, 1)  # model_type = BPE, byte_fallback
     normalizer = _field(1, b"identity")  # name; then add_dummy_prefix, remove_extra_whitespaces
@@ -129,7 +132,7 @@ def serialise(pieces: Iterable[tuple[str, float, int]], space_prefix: bool = Tru
 
 
 def parse(model: bytes) -> list[tuple[str, float, int]]:
-    """Pieces (text, score, kind) of a SentencePiece model: the reverse of :func:`serialise`."""
+    """Return the pieces (text, score, type) of a SentencePiece model; see :func:`serialise`."""
     pieces = []
     for field, content in _fields(model):
         if field == 1:
@@ -140,7 +143,7 @@ def parse(model: bytes) -> list[tuple[str, float, int]]:
 
 
 def is_plain_bpe(model: bytes) -> bool:
-    """Whether a SentencePiece model is BPE with bytes for the unknown that changes no text.
+    """Whether a SentencePiece model is BPE with byte fallback and without normalisation.
 
     Field numbers as for :func:`serialise`.
     """
@@ -151,7 +154,7 @@ def is_plain_bpe(model: bytes) -> bool:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and contents of a protocol buffer's fields."""
+    """Yield the number and the content of each field of a protocol buffer."""
     position = 0
 
     def varint() -> int:
@@ -167,11 +170,11 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
     while position < len(message):
         key = varint()
-        kind = key & 7
-        if kind == 0:
+        wire_type = key & 7
+        if wire_type == 0:
             yield key >> 3, varint()
             continue
-        length = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        length = varint() if wire_type == 2 else {1: 8, 5: 4}[wire_type]
         yield key >> 3, message[position : position + length]
         position += length
 

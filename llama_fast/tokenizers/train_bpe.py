@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer made from a corpus, for runs from scratch."""
+"""Training of a byte-level BPE tokenizer, for runs from scratch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .byte import END
 def train_bpe(
     texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str]
 ) -> FastTokenizer:
-    """Learn `vocab_size` tokens from `texts`, write them as a Hugging Face tokenizer, and load it.
+    """Train a tokenizer of `vocab_size` tokens on texts, write its files, and return it.
 
-    Words are cut as Llama 3 cuts them; any text can be encoded, since all 256 bytes are tokens.
+    Texts are split into words as in Llama 3. All 256 bytes are tokens, so any text can be encoded.
     ``<|endoftext|>``, id 0, begins and ends a text (Sennrich et al. 2016, arXiv:1508.07909).
 
     Args:
         texts: the corpus.
-        vocab_size: at least 257: the bytes and the end of text.
-        folder: gets ``tokenizer.json`` and ``tokenizer_config.json``.
+        vocab_size: at least 257: the bytes and ``<|endoftext|>``.
+        folder: ``tokenizer.json`` and ``tokenizer_config.json`` are written here.
 
     Raises:
-        ValueError: a smaller vocabulary.
-        TokenizerError: the corpus is too small for so many tokens.
+        ValueError: `vocab_size` is smaller.
+        TokenizerError: the corpus is too small for that many tokens.
     """
     if vocab_size < 257:
         raise ValueError(f"vocab_size: expected at least 257, got {vocab_size}")
@@ -43,7 +43,7 @@ def train_bpe(
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() != vocab_size:
         raise TokenizerError(
-            f"vocab_size: expected a corpus with {vocab_size} tokens in it, got one with "
+            f"vocab_size: expected a corpus large enough for {vocab_size} tokens, got one for "
             f"{backend.get_vocab_size()}"
         )
     folder = Path(folder)

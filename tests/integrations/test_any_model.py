@@ -104,7 +104,7 @@ def test_a_text_ends_with_any_of_the_models_end_tokens(tmp_path: Path) -> None:
         ids = llama_fast.generate.generate(model, torch.tensor([prompt]), 8, temperature=0.0)
     new = ids[0, len(prompt) :].tolist()
     last = next(i for i in range(1, 8) if new[i] not in new[:i])
-    words.end_also_at([new[last]])
+    words.add_end_ids([new[last]])
     save(model, tmp_path / "m", words)
 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m")

@@ -20,7 +20,7 @@ from torch import Tensor
 from llama_fast._reading import checked_int
 from llama_fast._reading import read_json as read_untrusted_json
 from llama_fast.tokenizers import Tokenizer, TokenizerError
-from llama_fast.tokenizers.base import MOST_TOKENS
+from llama_fast.tokenizers.base import MAX_VOCAB_SIZE
 
 from ..config import Llama3RopeScaling, LlamaConfig
 from ..llama import LLaMA, rope_frequencies
@@ -211,7 +211,7 @@ def read_json(path: Path) -> dict[str, Any]:
 # Beyond any model. Quantities that follow from a size, such as RoPE factors, are computed before
 # the tensors' shapes are compared with it.
 MAX_SIZES = {
-    "vocab_size": MOST_TOKENS,
+    "vocab_size": MAX_VOCAB_SIZE,
     "embed_dim": 1 << 24,
     "num_heads": 1 << 16,
     "num_layers": 1 << 14,

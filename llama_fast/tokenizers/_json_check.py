@@ -1,4 +1,4 @@
-"""Trying a tokenizer.json in a process of its own, before this one loads it."""
+"""Checks a tokenizer.json in a separate process before this one loads it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pathlib import Path
 
 from llama_fast._limits import limit, raise_it
 
-from .base import MOST_TOKENS, TokenizerError
+from .base import MAX_VOCAB_SIZE, TokenizerError
 
 _CHILD = Path(__file__).with_name("_json_child.py")
-_tried: set[bytes] = set()  # hashes of what loaded
+_checked: set[bytes] = set()  # SHA-256 of the files that loaded
 
 
-def try_json(path: Path, content: bytes) -> None:
-    """See that the tokenizers package loads a file and encodes a text with it.
+def check_json(path: Path, content: bytes) -> None:
+    """Check that the tokenizers package loads a file and encodes a text with it.
 
     Args:
-        path: of the file, for messages.
-        content: all of it.
+        path: the file, for messages.
+        content: its whole content.
 
     Raises:
-        TokenizerError: it does not, or takes more time or memory than the limits.
+        TokenizerError: it does not, or takes more time or memory than the limits allow.
     """
     digest = hashlib.sha256(content).digest()
-    if digest in _tried:
+    if digest in _checked:
         return
     settings = {
         "path": [entry for entry in sys.path if entry],
         "memory": limit("tokenizer-memory"),
         "seconds": limit("tokenizer-seconds"),
-        "tokens": MOST_TOKENS,
+        "tokens": MAX_VOCAB_SIZE,
     }
     done = subprocess.run(
         [sys.executable, "-I", str(_CHILD)],
@@ -45,10 +45,10 @@ def try_json(path: Path, content: bytes) -> None:
         problem = json.loads(done.stdout)
     except ValueError:
         problem = (
-            f"to load it takes more than {settings['seconds']} s of CPU time or "
-            f"{settings['memory']:,} bytes of memory, or ends the process (status "
-            f"{done.returncode}); {raise_it('tokenizer-memory')}"
+            f"loading it takes more than {settings['seconds']} s of CPU time or "
+            f"{settings['memory']:,} bytes of memory, or crashes (status {done.returncode}); "
+            f"{raise_it('tokenizer-memory')}"
         )
     if problem is not None:
         raise TokenizerError(f"{path}: not a tokenizer.json: {problem}")
-    _tried.add(digest)
+    _checked.add(digest)
