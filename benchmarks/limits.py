@@ -1,4 +1,4 @@
-"""What the machine can do: matrix products, reading and copying memory, measured with torch."""
+"""The machine's limits, measured with torch: matrix products, reading and copying memory."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""How much memory a step takes: each side in a process of its own, forked from a clean one.
+"""Peak memory of a step: each side in a process of its own, forked from a clean one.
 
 `Worker` starts a process that has imported everything and run nothing. For each question it forks
-a child, which makes the inputs, notes its resident memory, runs one step and reads its peak
-(VmHWM, reset by writing 5 to /proc/self/clear_refs). A library's first call takes memory that has
-nothing to do with the case, so the same op runs on a small shape before.
+a child, which makes the inputs, reads its RSS, runs one step and reads its peak RSS. The first call
+of a library allocates memory of its own, so the same op runs on a small shape before.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from .cases import Case
 from .child import Child
 from .implementation import Implementation
 
-# glibc keeps what is freed below a threshold that grows with use; a fixed one gives all large
-# blocks back, so that what is resident is in use.
+# glibc keeps freed blocks below a threshold that grows with use. With a fixed threshold it returns
+# all large blocks, so that resident memory is memory in use.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
@@ -47,10 +46,10 @@ class Worker:
             "implementations": [implementation.name for implementation in implementations],
         }
         self._child = Child("memory", settings, ENVIRONMENT)
-        self._child.ask({})  # until it has imported everything: not while something is timed
+        self._child.ask({})  # waits for its imports, which must not overlap with timing
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._child.close()
 
     def extra_bytes(

@@ -1,9 +1,9 @@
-"""docs/model-support.md: what `llama_fast.patch` does in each architecture, and what it gives.
+"""Writes docs/model-support.md: what `llama_fast.patch` patches in each architecture, and the gain.
 
     python -m benchmarks.model_support [--only NAMES] [--no-speed]      (`make model-support`)
 
-The architectures are the tests' (tests/integrations/zoo.py), tiny for the errors, larger for the
-speed of a training step: patched and stock take turns in one process, medians.
+The architectures are those of the tests (tests/integrations/zoo.py): tiny for the errors, larger
+for the speed of a training step, where patched and stock alternate in one process; medians.
 """
 
 from __future__ import annotations

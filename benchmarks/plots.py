@@ -95,7 +95,7 @@ def _legend(figure: Figure, names: list[str], filled: str) -> None:
 
 
 def _dots(panel: Axes, y: float, values: dict[str, float]) -> None:
-    """The baselines of a row, a little apart in height, so that equal ones show."""
+    """Draw the baselines of a row at slightly different heights, so that none hides another."""
     step = 0.36 / max(1, len(values) - 1)
     top = y - step * (len(values) - 1) / 2
     for index, (implementation, value) in enumerate(values.items()):
@@ -105,7 +105,7 @@ def _dots(panel: Axes, y: float, values: dict[str, float]) -> None:
 
 
 def _figure(panel: Axes, y: float, text: str) -> None:
-    """The row's number, between its label and the axis."""
+    """Write the row's number between its label and the axis."""
     panel.annotate(
         text, (0, y), (-6, 0), ("axes fraction", "data"), "offset points", ha="right", va="center",
         fontsize=8, color=INK, weight="bold",
@@ -129,7 +129,7 @@ def _log_ticks(axes: Axes, low: float, high: float, text: Callable[[float], str]
 
 
 def speedup(results: Results, path: Path) -> bool:
-    """How many times longer each baseline takes; the bar ends at the fastest one."""
+    """Draw the times of the baselines divided by ours; the bar ends at the fastest one."""
     rows = [r for r in results.results if r.ours and r.baselines]
     if not rows:
         return False
@@ -159,7 +159,7 @@ def speedup(results: Results, path: Path) -> bool:
 
 
 def limits(results: Results, path: Path) -> bool:
-    """Share of the measured limit of the machine: ours as a bar, the baselines as dots."""
+    """Draw shares of the machine's limit: ours as a bar, baselines as dots."""
     rows = [
         r for r in results.results
         if r.ours and percent(r.case, r.ours.median_ms / 1e3, results.limits)

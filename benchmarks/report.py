@@ -1,4 +1,4 @@
-"""What people read: tables on a terminal, markdown, and the names of the files."""
+"""Results as tables on a terminal and in Markdown, and file names."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .results import Result, Results, Side
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 PASS = {"forward": "fwd", "forward+backward": "fwd+bwd", "training step": "step"}
-# Half of bfloat16's digits: further apart than that, two sides do not compute the same.
+# Half of bfloat16's digits: sides that differ more do not compute the same.
 DISAGREE = 0.06
 
 
 def machine_slug(device: str) -> str:
-    """A file name for this machine: "cpu-amd-epyc-zen4", "cuda-nvidia-h200"."""
+    """A name of this machine for file names: "cpu-amd-epyc-zen4", "cuda-nvidia-h200"."""
     if device == "cuda":
         import torch
 
@@ -37,7 +37,7 @@ def _slug(text: str) -> str:
 
 
 def _amd_generation() -> str:
-    """The microarchitecture of an AMD processor, whose name in a virtual machine may be "EPYC"."""
+    """The microarchitecture of an AMD processor, which virtual machines may call just "EPYC"."""
     facts = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
@@ -54,14 +54,14 @@ def _amd_generation() -> str:
 
 
 def milliseconds(ms: float) -> str:
-    """With three digits that mean something."""
+    """A time with three significant digits."""
     if ms < 1:
         return f"{1e3 * ms:.0f} µs" if ms >= 0.1 else f"{1e3 * ms:.1f} µs"
     return f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms" if ms < 1e3 else f"{ms / 1e3:.2f} s"
 
 
 def size(bytes_: int | None) -> str:
-    """With a unit that fits."""
+    """A size in kB, MB or GB."""
     if bytes_ is None:
         return "–"
     if bytes_ < 1e6:
@@ -70,20 +70,20 @@ def size(bytes_: int | None) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """A ratio: "2.4×"."""
+    """A ratio such as "2.4×"."""
     if ratio is None:
         return "–"
     return f"{ratio:.2f}×" if ratio < 2 else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
 
 
 def share(results: Results, result: Result, side: Side) -> str:
-    """Percent of the machine's limit."""
+    """The share of the machine's limit, in percent."""
     value = percent(result.case, side.median_ms / 1e3, results.limits)
     return "–" if value is None else f"{value:.0f} %" if value >= 1 else "<1 %"
 
 
 def summary(results: Results, result: Result) -> str:
-    """A case in a few words, with rich's markup: our time and the fastest baseline."""
+    """One case with rich markup: our time and the fastest baseline's."""
     ours, baselines = result.ours, result.baselines
     if ours is None:
         return "[bold red]not measured[/]"
@@ -118,7 +118,7 @@ def header(results: Results) -> list[str]:
 
 
 def notes(results: Results) -> list[str]:
-    """Implementations that took no part and sides that failed or disagreed, a line each."""
+    """Missing implementations and sides that failed or disagreed, a line each."""
     lines = [f"{name} is missing: {why}" for name, why in results.missing.items()]
     failed: dict[tuple[str, str], list[str]] = {}
     for result in results.results:

@@ -72,12 +72,12 @@ class Result:
 
     @property
     def baselines(self) -> list[Side]:
-        """Measured sides but ours, the fastest first."""
+        """The measured baselines, the fastest first."""
         baselines = [side for side in self.measured if side.implementation != OURS]
         return sorted(baselines, key=lambda side: side.median_ms)
 
     def ratio(self, side: Side) -> float | None:
-        """How many times longer `side` takes than ours."""
+        """The time of `side` divided by ours."""
         return side.median_ms / self.ours.median_ms if self.ours else None
 
     def tokens_per_second(self, side: Side) -> float | None:
@@ -87,7 +87,7 @@ class Result:
         return self.case.sizes["B"] * self.case.sizes["S"] / side.median_ms * 1e3
 
     def as_dict(self, limits: dict[str, float]) -> dict[str, Any]:
-        """For JSON, with what follows from the samples written out."""
+        """For JSON, with the statistics of the samples."""
         kind, amount = self.case.work()
         sides = []
         for side in self.sides:
@@ -115,10 +115,10 @@ class Results:
         settings: device, rounds, quick, threads, huge_pages, command.
         machine: `llama_fast.info.collect()`.
         limits: "gemm <dtype>" in FLOP/s, "read" and "copy" in bytes/s.
-        missing: implementation -> why it took no part.
-        implementations: implementation -> what it is.
-        results: one a case.
-        seconds: the whole run.
+        missing: name of an implementation -> why it is not available.
+        implementations: name -> a few words on it.
+        results: one per case.
+        seconds: of the whole run.
     """
 
     settings: dict[str, Any]

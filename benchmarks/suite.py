@@ -19,19 +19,19 @@ from .measure import TimedStep, measure
 from .results import Result, Results, Side
 from .training import measure_training
 
-# Called with (work done, work in all, what is going on).
+# Called with (work done, work in total, the current work).
 Bar = Callable[[int, int, str], None]
 
 
 @dataclass
 class Settings:
-    """How the suite runs.
+    """The options of a run.
 
     Attributes:
         command: the command line, for the report.
         device: "cpu" or "cuda".
         rounds: samples of each side.
-        quick: small sizes, which mean nothing.
+        quick: small sizes, to try the suite out.
         huge_pages: whether torch's allocator asks for them (THP_MEM_ALLOC_ENABLE).
         memory: whether to measure it.
         threads: of torch and of our kernels.
@@ -47,7 +47,7 @@ class Settings:
 
 
 class Suite:
-    """A run; `results` holds what is measured so far."""
+    """A run; `results` holds the measurements so far."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Suite:
         return measure(case, self._implementations, s.rounds, s.device, progress)
 
     def _worker(self) -> tuple[memory.Worker | None, str | None]:
-        """The process that measures memory if one is needed, or why there is none."""
+        """The worker that measures memory, if needed, or why there is none."""
         needed = any(case.mode == BACKWARD for case in self._cases)
         if not (needed and self._settings.memory and self._settings.device == "cpu"):
             return None, None

@@ -1,4 +1,4 @@
-"""Bits per byte that need no neural network: a compressor, and counts of byte sequences."""
+"""Bits per byte without a neural network: a compressor, and n-gram counts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import lzma
 import numpy as np
 import numpy.typing as npt
 
-LONGEST = 8  # bytes, which make a 64-bit key: an n-gram model of up to this order
+MAX_ORDER = 8  # bytes of an n-gram, which make a 64-bit key
 
 Keys = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
 
 
 def xz(train: bytes, valid: bytes) -> float:
-    """What xz -9e adds for `valid` when it has read `train` before: bits per byte of `valid`."""
+    """Bits per byte that xz -9e needs for `valid` after `train`."""
 
     def size(text: bytes) -> int:
         return len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
@@ -23,7 +23,7 @@ def xz(train: bytes, valid: bytes) -> float:
 
 
 def ngrams(train: bytes, valid: bytes) -> list[float]:
-    """Bits per byte of `valid` under interpolated Kneser-Ney models of order 1 to `LONGEST`.
+    """Bits per byte of `valid` under interpolated Kneser-Ney models of order 1 to `MAX_ORDER`.
 
     An order is how many bytes an n-gram has, the predicted one included. Each order has its own
     discount, n1 / (n1 + 2 n2) of the numbers of n-grams counted once and twice (Chen & Goodman
@@ -31,12 +31,12 @@ def ngrams(train: bytes, valid: bytes) -> list[float]:
     orders count the different bytes before an n-gram instead of the n-gram itself. A byte that was
     never seen gets the rest of the mass, spread over all 256.
     """
-    return [_order(train, valid, order) for order in range(1, LONGEST + 1)]
+    return [_order(train, valid, order) for order in range(1, MAX_ORDER + 1)]
 
 
 def _order(train: bytes, valid: bytes, order: int) -> float:
     # The first bytes of `valid` are predicted from the last of `train`.
-    tail = train[-(LONGEST - 1) :]
+    tail = train[-(MAX_ORDER - 1) :]
     probability: Floats = np.full(len(valid), 1 / 256)
     for length in range(1, order + 1):
         if length == order:

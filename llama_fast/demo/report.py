@@ -172,11 +172,11 @@ def markdown(results: Results) -> str:
         "## Kernels",
         "",
         "Each op runs forward and backward on each backend. An error is the largest deviation from "
-        "the float64 reference on the same numbers, relative to the largest number of the tensor. "
+        "the float64 reference on the same input, relative to the largest element of the tensor. "
         "A check passes if the root-mean-square error is at most PyTorch's and the largest at most "
         "twice PyTorch's, plus one rounding step of the precision. PyTorch's is that of its own "
         "function (shown) or of the formula in its elementary operations, the larger of the two. "
-        "Ops that only the reference serves here have nothing to prove (–).",
+        "Ops that only the reference serves have no check (–).",
         "",
         _picture("kernels", "Errors of the kernels beside those of PyTorch"),
         "",
@@ -195,9 +195,9 @@ def markdown(results: Results) -> str:
         "",
         f"{settings.steps} steps of {settings.batch} × {settings.length} tokens of BoolQ passages, "
         f"{settings.dtype}, AdamW, learning rate {settings.learning_rate:g}, seed {settings.seed}. "
-        "Each side is a process of its own; speed is that of the median step, memory the most "
-        "that was resident during the steps. Stars in the picture: the loss on a batch of other "
-        "passages before and after.",
+        "Each side runs in a process of its own; speed is that of the median step, memory the largest "
+        "RSS during the steps. Stars in the picture: the loss on a batch of held-out passages before "
+        "and after.",
         "",
         _picture("loss", "Loss curves of both sides"),
         "",

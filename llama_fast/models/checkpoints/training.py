@@ -70,7 +70,7 @@ class CheckpointReader:
     ) -> None:
         self.folder, self.log = Path(folder), log
         self._damaged: set[Path] = set()
-        # A group of its own: a save in the background may not meet the model's communication.
+        # A separate group, so that a save in the background cannot mix with the model's collectives.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
     @property
