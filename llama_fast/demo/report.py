@@ -195,9 +195,9 @@ def markdown(results: Results) -> str:
         "",
         f"{settings.steps} steps of {settings.batch} × {settings.length} tokens of BoolQ passages, "
         f"{settings.dtype}, AdamW, learning rate {settings.learning_rate:g}, seed {settings.seed}. "
-        "Each side runs in a process of its own; speed is that of the median step, memory the largest "
-        "RSS during the steps. Stars in the picture: the loss on a batch of held-out passages before "
-        "and after.",
+        "Each side runs in a process of its own; speed is that of the median step, memory the "
+        "largest RSS during the steps. Stars in the picture: the loss on a batch of held-out "
+        "passages before and after.",
         "",
         _picture("loss", "Loss curves of both sides"),
         "",

@@ -70,7 +70,7 @@ class CheckpointReader:
     ) -> None:
         self.folder, self.log = Path(folder), log
         self._damaged: set[Path] = set()
-        # A separate group, so that a save in the background cannot mix with the model's collectives.
+        # A separate group: a save in the background must not mix with the model's collectives.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
     @property
@@ -191,8 +191,8 @@ def recorded_shape(found: Checkpoint) -> LlamaConfig:
     """The shape of the model in a run's checkpoint.
 
     Raises:
-        CheckpointError: none that can be built, or one of more weights than its files hold: nothing
-            is allocated for a number that somebody wrote.
+        CheckpointError: it is not a model that can be built, or has more weights than its files
+            hold. Nothing is allocated before this check.
     """
     check_state(found)
     where, fields = found.path / STATE, dict(found.state["model"])
