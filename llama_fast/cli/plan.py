@@ -115,7 +115,7 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
     console.print(
         Text.assemble(
             (
-                f"{plan.model.num_parameters() / 1e6:,.1f} M weights on {mesh.ranks} × "
+                f"{plan.model.num_parameters() / 1e6:,.1f} M weights on {mesh.world_size} × "
                 f"{plan.gpu.name}",
                 "bold",
             ),
@@ -125,7 +125,7 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
     console.print(
         f"{config.precision}, checkpointing {config.activation_checkpointing}; a step of "
         f"{plan.tokens:,} tokens: {config.optimizer.gradient_accumulation_steps} micro-batches of "
-        f"{config.data.micro_batch_size} × {config.data.seq_len:,} on {mesh.data_ranks} ranks"
+        f"{config.data.micro_batch_size} × {config.data.seq_len:,} on {mesh.data_world_size} ranks"
     )
     memory = Table("memory of a GPU", "GB", title_justify="left")
     memory.columns[1].justify = "right"
@@ -140,12 +140,12 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
     run = duration(plan.run_seconds, decimals=True)
     console.print(
         f"step {duration(plan.step_seconds, decimals=True)} at {plan.mfu:.0%} of {plan.peak}: "
-        f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / mesh.ranks:,.0f} on "
-        f"each GPU"
+        f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / mesh.world_size:,.0f} "
+        f"on each GPU"
     )
     console.print(
         f"{config.steps:,} steps, {config.steps * plan.tokens / 1e9:,.2f} G tokens: "
-        f"{run}, {plan.run_seconds * mesh.ranks / 3600:,.1f} GPU hours"
+        f"{run}, {plan.run_seconds * mesh.world_size / 3600:,.1f} GPU hours"
     )
     if plan.fits:
         console.print(Text("fits", "bold green"))

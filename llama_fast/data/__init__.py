@@ -22,7 +22,7 @@ __all__ = [
     "read_documents",
 ]
 
-# Only the loader needs torch: texts are tokenized and checked without it.
+# Only the loader needs torch: texts are tokenised and checked without it.
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {

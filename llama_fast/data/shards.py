@@ -1,4 +1,4 @@
-"""Tokenized documents on disk: memory-mapped NumPy arrays and an index with their hashes.
+"""Tokenised documents on disk: memory-mapped NumPy arrays and an index with their hashes.
 
     FOLDER/index.json        tokenizer, counts, sha256 of each file and of all together
     FOLDER/00000.tokens.npy  token ids of all documents, concatenated; uint16 or uint32

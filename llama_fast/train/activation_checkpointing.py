@@ -1,7 +1,7 @@
-"""Less memory for activations: the backward pass computes some of them again.
+"""Activation checkpointing: the backward pass recomputes activations instead of storing them.
 
-Chen et al. 2016 (arXiv:1604.06174); that what is costly is kept and what is cheap is not:
-Korthikanti et al. 2022 (arXiv:2205.05198).
+Chen et al. 2016 (arXiv:1604.06174); storing only what is expensive to recompute: Korthikanti et al.
+2022 (arXiv:2205.05198).
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from torch.utils.checkpoint import (
 
 from llama_fast.models import LLaMA
 
-# Costly: products (under autocast and with a bias too) and attention, whose backward needs what
-# it has made. Norms, rotations, SwiGLU, sums and casts are read and written in no time.
-_KEPT = ("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.linear.", "llama_fast.attention.")
+# Expensive operators: matrix products (also under autocast and with a bias) and attention, whose
+# backward pass needs its outputs. Norms, rotations, SwiGLU, sums and casts are cheap.
+_SAVED = ("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.linear.", "llama_fast.attention.")
 
 
 def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = str(operator).startswith(_KEPT)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    is_saved = str(operator).startswith(_SAVED)
+    return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def checkpoint_activations(model: LLaMA, mode: str) -> None:
-    """Let `model` keep less between its forward and backward pass. The results are the same bits.
+    """Set which activations `model` stores; results are bitwise the same in every mode.
 
     Args:
-        mode: "none" keeps everything; "selective" products and attention; "full" only the input
-            of each block, which costs a third more arithmetic.
+        model: changed in place.
+        mode: "none" stores everything; "selective" the outputs of matrix products and attention;
+            "full" only the input of each block, which takes a third more arithmetic.
     """
     if mode == "none":
         model.run_block = None
@@ -44,9 +45,9 @@ def checkpoint_activations(model: LLaMA, mode: str) -> None:
 
     def run(block: Any, x: torch.Tensor, context: Any) -> torch.Tensor:
         if not torch.is_grad_enabled():
-            found: torch.Tensor = block(x, context)
-            return found
-        out: torch.Tensor = checkpoint(block, x, context, **options)
+            out: torch.Tensor = block(x, context)
+            return out
+        out = checkpoint(block, x, context, **options)
         return out
 
     model.run_block = run

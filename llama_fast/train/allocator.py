@@ -1,8 +1,9 @@
-"""How memory is taken from the system in a process that trains on a CPU.
+"""Settings of the C library's allocator for training on a CPU.
 
-Every step frees what the one before it took. By default glibc gives large pieces back at once, and
-the next step pays for them again in page faults: up to a third of a step in bfloat16 of the 58 M
-model of `make bench-train` where other processes want memory too, for a tenth less of it.
+Each step frees the memory that it allocated. By default glibc returns large blocks to the system at
+once, and the next step allocates them again with page faults: up to a third of the time of a step
+in bfloat16 (the 58 M model of `make bench-train`, beside other processes that use memory), for a
+tenth less memory.
 """
 
 from __future__ import annotations
@@ -11,25 +12,25 @@ import ctypes
 import os
 import sys
 
-# Parameters of mallopt(3), and values: no piece is mapped by itself, and what is freed at the top
-# of the heap stays there.
+# Parameters of mallopt(3), and a value: no block is mapped on its own, and freed memory at the top
+# of the heap is not returned.
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
-LARGEST = (1 << 31) - 1
+MAX_VALUE = (1 << 31) - 1
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
 
 
 def keep_memory() -> bool:
-    """Keep what is freed for the next step; call it once, early.
+    """Make the allocator keep freed memory for the next step; call it once, early.
 
-    For the whole process, so it is for programs, not for libraries.
+    It affects the whole process, so call it from programs, not from libraries.
 
     Returns:
-        Whether freed memory is kept: not where the C library is another than glibc, nor where the
-        environment has settings of its own (`SETTINGS`).
+        Whether freed memory is kept. It is not if the C library is not glibc, or if the environment
+        has its own settings (`SETTINGS`).
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in SETTINGS):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    return bool(library.mallopt(MMAP_MAX, 0) and library.mallopt(TRIM_THRESHOLD, LARGEST))
+    return bool(library.mallopt(MMAP_MAX, 0) and library.mallopt(TRIM_THRESHOLD, MAX_VALUE))

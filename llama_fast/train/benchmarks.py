@@ -1,4 +1,4 @@
-"""Scores of a model on benchmarks while it trains: who measures them is the caller's choice."""
+"""Types of the benchmark scores of a model during training; the caller provides the scorer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class BenchmarkScore:
     """A line of ``benchmarks.csv``.
 
     Attributes:
-        step: after which the model was scored.
+        step: number of steps done.
         benchmark: its name.
-        questions: how many.
-        accuracy: share answered rightly by log-likelihood per character.
+        questions: number of questions.
+        accuracy: fraction of correct answers by log-likelihood per character, from 0 to 1.
         stderr: standard error of ``accuracy``.
-        raw_accuracy: the same without length normalisation.
+        raw_accuracy: fraction of correct answers by log-likelihood.
         chance: expected accuracy of guessing.
     """
 
@@ -31,13 +31,13 @@ class BenchmarkScore:
     chance: float
 
     def __str__(self) -> str:
-        """For a line of output."""
+        """Text for a log line."""
         return (
             f"{self.benchmark} {self.accuracy:.1%} ± {self.stderr:.1%} of {self.questions} "
             f"questions (guessing: {self.chance:.1%})"
         )
 
 
-# Called with a whole model and the number of steps done, on the first process only. It leaves the
-# model as it was, and draws no random numbers.
+# Called with the whole model and the number of steps done, on rank 0 only. It must not change the
+# model or torch's random state.
 BenchmarkScorer = Callable[[LLaMA, int], Sequence[BenchmarkScore]]

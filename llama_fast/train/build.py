@@ -1,4 +1,4 @@
-"""What a run is built of, as its configuration says: the model and its optimizer."""
+"""Create the model and the optimizer of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def new_shape(config: TrainConfig, vocab_size: int | None) -> LlamaConfig | None
 
     Args:
         config: of the run.
-        vocab_size: of its data; None takes the preset's.
+        vocab_size: of its data; None uses that of the preset.
 
     Returns:
-        None with `model.init_from`: those weights have their own.
+        The architecture; None with `model.init_from`, whose weights determine it.
 
     Raises:
         ValueError: overrides that make no valid model, a vocabulary smaller than that of the data,
@@ -55,10 +55,11 @@ def _check_vocabulary(name: str, shape: LlamaConfig, vocab_size: int | None) -> 
 
 
 def make_model(config: TrainConfig, vocab_size: int) -> LLaMA:
-    """The model of a new run, its weights drawn or those of `model.init_from`.
+    """Create the model of a new run, with random weights or those of `model.init_from`.
 
     Raises:
-        ValueError: as :func:`new_shape`; `init_from` with too few tokens for the data.
+        ValueError: see :func:`new_shape`; or the vocabulary of `init_from` is smaller than that of
+            the data.
     """
     shape = new_shape(config, vocab_size)
     if shape is not None:
@@ -70,12 +71,12 @@ def make_model(config: TrainConfig, vocab_size: int) -> LLaMA:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in one kernel a step; weight decay on matrices alone."""
+    """Create a fused AdamW; only matrices have weight decay."""
     options = config.optimizer
     groups: dict[Any, dict[str, Any]] = {}
     for weight in model.parameters():
         decay = options.weight_decay if weight.dim() >= 2 else 0.0
-        # Insertion order is that of the model, the same on every process.
+        # The order of groups is that of the model's weights, the same on every process.
         group = groups.setdefault(
             (decay, placement_of(weight)), {"params": [], "weight_decay": decay}
         )

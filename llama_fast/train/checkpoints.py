@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, verified before they are trusted, rotated.
+"""Write the checkpoints of a run: atomically, with hashes, and keeping the last few.
 
 The files are those that :mod:`llama_fast.models.checkpoints.training` reads.
 """
@@ -32,24 +32,28 @@ from llama_fast.models.checkpoints.whole import flush
 
 
 class CheckpointManager(CheckpointReader):
-    """The checkpoints in one folder.
+    """Writes and reads the checkpoints in one folder.
 
-    A checkpoint is written under another name, flushed to the disk, and renamed: a process killed
-    at any moment leaves whole checkpoints and at most one folder that :meth:`save` clears away.
-    With `torch.distributed` every rank calls every method; rank 0 writes state and manifest.
+    A checkpoint is written under a temporary name, flushed to the disk, and renamed. A process that
+    is killed at any moment leaves complete checkpoints and at most one temporary folder, which the
+    next :meth:`save` deletes. With `torch.distributed` every rank calls every method; rank 0 writes
+    state and manifest.
 
     Args:
-        folder: made when the first is saved.
-        keep_last: how many to keep; older ones, and those that :meth:`latest` found damaged, are
-            deleted after a new one is complete. 0 keeps all.
-        log: called with one line about each damaged checkpoint that is passed over.
+        folder: created when the first checkpoint is saved.
+        keep_last: number of checkpoints to keep. Older ones, and those that :meth:`latest` found
+            damaged, are deleted after a new one is complete. 0 keeps all.
+        log: called with one line about each damaged checkpoint that is skipped.
+
+    Raises:
+        ValueError: `keep_last` is negative.
 
     Example:
         >>> checkpoints = CheckpointManager("run/checkpoints", keep_last=3)
         >>> checkpoints.save(100, {"model.weight": weight}, {"lr": 1e-3}, asynchronous=True)
         >>> checkpoints.wait()
-        >>> found = checkpoints.latest()
-        >>> checkpoints.load(found, {"model.weight": weight})   # in place
+        >>> checkpoint = checkpoints.latest()
+        >>> checkpoints.load(checkpoint, {"model.weight": weight})   # in place
     """
 
     def __init__(
@@ -79,32 +83,33 @@ class CheckpointManager(CheckpointReader):
         *,
         asynchronous: bool = False,
     ) -> None:
-        """Write a checkpoint; one of the same step is replaced.
+        """Write a checkpoint, replacing one of the same step.
 
         Args:
-            step: >= 0.
-            tensors: by name; copied before this returns, so they may change at once.
-            state: anything JSON can hold.
-            asynchronous: write in a thread. What goes wrong there is raised by the next call.
+            step: number of steps done, >= 0.
+            tensors: by name; copied before this returns, so they may be changed immediately.
+            state: anything that JSON can represent.
+            asynchronous: whether to write in a background thread. Its error is raised by the next
+                call of :meth:`save` or :meth:`wait`.
 
         Raises:
-            CheckpointError: the disk is full, or another failure; earlier checkpoints are whole.
-                Or the one before could not be written; then this one is written first, not in a
-                thread, and is there if there was room again.
-            TypeError: `state` holds what JSON cannot.
+            CheckpointError: this checkpoint could not be written, for example because the disk is
+                full; earlier ones are intact. Or the previous one could not be written in the
+                background; then this one was written first, synchronously, if that was possible.
+            TypeError: `state` has what JSON cannot represent.
         """
         if step < 0:
             raise ValueError(f"step: expected a number >= 0, got {step}")
         text = json.dumps(state, indent=1)
-        before = self._join()
+        previous_error = self._join()
         copies = {name: _copied(tensor) for name, tensor in tensors.items()}
-        if before is not None:
+        if previous_error is not None:
             try:
                 self._write(step, copies, text)
             except CheckpointError:
-                raise before from None
+                raise previous_error from None
             name = self._path(step).name
-            raise CheckpointError(f"{before}; {name} was written since") from before
+            raise CheckpointError(f"{previous_error}; {name} was written since") from previous_error
         if not asynchronous:
             self._write(step, copies, text)
             return
@@ -118,16 +123,16 @@ class CheckpointManager(CheckpointReader):
         thread = threading.Thread(target=write, name="checkpoint", daemon=False)
         try:
             thread.start()
-        except RuntimeError:  # no room for another one's stack, or too many of them
+        except RuntimeError:  # no memory for its stack, or too many threads
             self._write(step, copies, text)
         else:
             self._thread = thread
 
     def wait(self) -> None:
-        """Until the checkpoint being written is complete.
+        """Wait until the save in the background is complete.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: the checkpoint could not be written.
         """
         error = self._join()
         if error is not None:
@@ -142,17 +147,17 @@ class CheckpointManager(CheckpointReader):
 
     @property
     def pending(self) -> bool:
-        """Whether a save in the background was begun of which nothing is known yet."""
+        """Whether the result of a save in the background is not known yet."""
         return self._thread is not None
 
     @property
     def is_writing(self) -> bool:
-        """Whether a save in the background goes on, so that :meth:`wait` would wait."""
+        """Whether a save in the background is running, so that :meth:`wait` would block."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def has_failed(self) -> bool:
-        """Whether :meth:`wait` would raise; known once nothing :attr:`is_writing`."""
+        """Whether :meth:`wait` would raise; final once :attr:`is_writing` is False."""
         return self._error is not None
 
     def _write(self, step: int, tensors: dict[str, Tensor], state: str) -> None:
@@ -162,17 +167,17 @@ class CheckpointManager(CheckpointReader):
             self.on_first_rank(lambda: self._begin(partial))
             _save_tensors(tensors, partial, self._group)
             self.on_first_rank(lambda: self._complete(partial, path, state))
-        except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+        except (Exception, dcp.api.CheckpointException) as error:  # the latter is not an Exception
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f"{path}: could not be written ({reason_of(error)}); earlier checkpoints are whole"
+                f"{path}: could not be written ({reason_of(error)}); earlier checkpoints are intact"
             ) from error
 
     def on_first_rank(self, work: Callable[[], None]) -> None:
-        """Let rank 0 work; the others wait, and fail with it.
+        """Call `work` on rank 0; the other ranks wait, and raise an error if it fails.
 
         Raises:
-            OSError: rank 0 failed; there its own error is raised.
+            OSError: on the other ranks, if rank 0 failed. Rank 0 raises the error of `work`.
         """
         error: Exception | None = None
         if self._is_first:
@@ -184,12 +189,12 @@ class CheckpointManager(CheckpointReader):
             failed = torch.tensor(error is not None)
             dist.broadcast(failed, src=0, group=self._group)
             if failed and error is None:
-                raise OSError("rank 0 failed, and says why")
+                raise OSError("rank 0 failed; see its error")
         if error is not None:
             raise error
 
     def _begin(self, partial: Path) -> None:
-        if self.folder.is_symlink():  # to rotate would delete what lies elsewhere
+        if self.folder.is_symlink():  # deleting old checkpoints would delete files elsewhere
             raise OSError(f"expected a folder, got a link to {self.folder.resolve()}")
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".step-*"):
@@ -204,7 +209,7 @@ class CheckpointManager(CheckpointReader):
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
             flush(file)
-        if path.exists():  # of a run that went on from an earlier step
+        if path.exists():  # of a run that was resumed from an earlier step
             replaced = path.with_name(f".{path.name}.replaced")
             path.rename(replaced)
             partial.rename(path)
@@ -217,18 +222,18 @@ class CheckpointManager(CheckpointReader):
             self._rotate(path)
 
     def _rotate(self, newest: Path) -> None:
-        """Delete what is not to be kept beside the one just written.
+        """Delete old checkpoints.
 
-        That one stays even if there are later steps: a run may have gone on from before them.
-        Damaged ones do not count, or they would take the place of whole ones.
+        The one just written is kept even if there are later steps: the run may have been resumed
+        from an earlier one. Damaged checkpoints are not counted, and are deleted.
         """
         others = [path for _, path in self._all() if path != newest]
-        whole = [path for path in others if path not in self._damaged]
-        for old in set(others) - set(whole[: self.keep_last - 1]):
-            # Renamed first: a folder half deleted is not taken for a damaged checkpoint.
-            gone = old.with_name(f".{old.name}.old")
-            old.rename(gone)
-            shutil.rmtree(gone)
+        intact = [path for path in others if path not in self._damaged]
+        for old in set(others) - set(intact[: self.keep_last - 1]):
+            # Renamed first: a partly deleted folder must not look like a damaged checkpoint.
+            renamed = old.with_name(f".{old.name}.old")
+            old.rename(renamed)
+            shutil.rmtree(renamed)
         self._damaged.clear()
 
 
@@ -244,6 +249,5 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, group: Any) -> None:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """A copy in the CPU's memory, sharded as `tensor` is."""
-    # In the order of its indices, for safetensors knows no other.
+    """A contiguous copy in the CPU's memory, as safetensors needs it; sharded as `tensor` is."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,7 +1,7 @@
-"""Whether a YAML file can be a training configuration, before its content is built.
+"""Checks the size of a YAML file before its content is built.
 
-An alias costs nothing to load, but everything that copies, compares or shows the content follows
-it: nine lines of nine aliases each are a billion values.
+Loading an alias costs nothing, but whatever copies, compares or prints the content expands it: nine
+lines of nine aliases each are a billion values.
 """
 
 from __future__ import annotations
@@ -12,30 +12,32 @@ from typing import Any
 from llama_fast._limits import limit, raise_it
 from llama_fast._reading import read_at_most
 
-MOST_VALUES = 10_000  # aliases counted as what they stand for
-MOST_LEVELS = 20
-LONGEST_VALUE = 10_000  # characters; a number in base 60 takes the square of its length
+MAX_VALUES = 10_000  # with aliases expanded
+MAX_LEVELS = 20
+MAX_LENGTH = 10_000  # characters; parsing a number in base 60 takes quadratic time
 
 
 def check_yaml(path: Path) -> None:
-    """See that a configuration is small, aliases followed.
+    """Check that a configuration is small, with aliases expanded.
 
     Args:
-        path: of a YAML file; one that is not there is left to whoever reads it.
+        path: of the YAML file; if it does not exist, nothing is checked.
 
     Raises:
-        ValueError: it is larger than the limit "yaml", no YAML, or its values or levels are too
-            many; the message names the file.
+        ValueError: the file is larger than the limit "yaml", is not YAML, or has too many values or
+            levels; the message names the file.
     """
     import yaml
 
     if not path.is_file():
         return
-    most = limit("yaml")
+    max_bytes = limit("yaml")
     with path.open("rb") as file:
-        content = read_at_most(file, most)
-    if len(content) > most:
-        raise ValueError(f"{path}: expected at most {most:,} bytes, got more; {raise_it('yaml')}")
+        content = read_at_most(file, max_bytes)
+    if len(content) > max_bytes:
+        raise ValueError(
+            f"{path}: expected at most {max_bytes:,} bytes, got more; {raise_it('yaml')}"
+        )
     try:
         _check_events(path, yaml.parse(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except yaml.YAMLError as error:
@@ -45,31 +47,33 @@ def check_yaml(path: Path) -> None:
 def _check_events(path: Path, events: Any) -> None:
     import yaml
 
-    sizes: dict[str, int] = {}  # of what an anchor names
-    opened: list[tuple[str | None, int]] = []  # (anchor, values before it) of each level
+    sizes: dict[str, int] = {}  # values that each anchor stands for
+    opened: list[tuple[str | None, int]] = []  # (anchor, values before it) of each open level
     count = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(f"{path}: alias {event.anchor!r:.80}: expected an earlier value")
+                raise ValueError(
+                    f"{path}: alias {event.anchor!r:.80}: expected an anchor before it"
+                )
             count += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
-            if len(event.value) > LONGEST_VALUE:
-                raise ValueError(f"{path}: expected values of at most {LONGEST_VALUE} characters")
+            if len(event.value) > MAX_LENGTH:
+                raise ValueError(f"{path}: expected values of at most {MAX_LENGTH} characters")
             if event.anchor is not None:
                 sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionStartEvent):
             count += 1
             opened.append((event.anchor, count - 1))
-            if event.anchor is not None:  # it may not name itself
+            if event.anchor is not None:  # it may not contain itself
                 sizes.pop(event.anchor, None)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = opened.pop()
             if anchor is not None:
                 sizes[anchor] = count - before
-        if count > MOST_VALUES or len(opened) > MOST_LEVELS:
+        if count > MAX_VALUES or len(opened) > MAX_LEVELS:
             raise ValueError(
-                f"{path}: expected at most {MOST_VALUES:,} values, aliases followed, in "
-                f"{MOST_LEVELS} levels, got more"
+                f"{path}: expected at most {MAX_VALUES:,} values, with aliases expanded, in "
+                f"{MAX_LEVELS} levels, got more"
             )

@@ -1,8 +1,8 @@
-"""Energy that the machine's own counters saw, or nothing: never an estimate.
+"""Energy from the machine's counters; it is never estimated.
 
-GPUs: NVML's counter since the driver was loaded (Volta and later). CPUs: Intel's and AMD's RAPL,
-which Linux shows as files (kernel documentation, power/powercap); most systems let only root read
-them. What else runs on the same processor or GPU is counted too.
+GPUs: the counter of NVML (Volta and later). CPUs: RAPL of Intel and AMD, which Linux provides as
+files (kernel documentation, power/powercap) that on most systems only root can read. The counters
+include whatever else runs on the same processor or GPU.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class RaplMeter:
-    """Joules of the processors, and of the memory where it has a counter of its own.
+    """Measures the energy of the processors, and of the memory if it has its own counter.
 
     Args:
-        folder: with an ``intel-rapl:N`` folder for each domain.
+        folder: that has an ``intel-rapl:N`` folder for each domain.
 
     Attributes:
-        source: what is counted, in words.
+        source: description of the counters.
 
     Raises:
-        OSError: there is no counter, or it may not be read.
+        OSError: there is no counter, or it is not readable.
     """
 
     def __init__(self, folder: str | os.PathLike[str] = POWERCAP) -> None:
@@ -35,7 +35,7 @@ class RaplMeter:
         names = []
         for domain in sorted(Path(folder).glob("intel-rapl:*")):
             name = (domain / "name").read_text().strip()
-            # `core` and `uncore` are parts of a package, and `psys` holds the packages.
+            # `core` and `uncore` are parts of a package, and `psys` includes the packages.
             if name.startswith("package") or name == "dram":
                 self._files.append(domain / "energy_uj")
                 self._ranges.append(int((domain / "max_energy_range_uj").read_text()))
@@ -50,29 +50,29 @@ class RaplMeter:
         return [int(file.read_text()) for file in self._files]
 
     def joules(self) -> float:
-        """Energy since the meter was made.
+        """Energy since the meter was created, in joules.
 
-        Counters begin again at their range (minutes under load): ask more often than that.
+        Call it at least once a minute: the counters wrap around, within minutes under load.
         """
         now = self._read()
-        for new, old, most in zip(now, self._last, self._ranges, strict=True):
-            self._total += new - old if new >= old else new + most - old
+        for new, old, period in zip(now, self._last, self._ranges, strict=True):
+            self._total += new - old if new >= old else new + period - old
         self._last = now
         return self._total / 1e6
 
 
 class NvmlMeter:
-    """Joules of one GPU.
+    """Measures the energy of one GPU.
 
     Args:
-        device: of torch; found by its UUID, so CUDA_VISIBLE_DEVICES does not matter.
+        device: of torch; looked up by UUID, so CUDA_VISIBLE_DEVICES has no effect.
 
     Attributes:
-        source: what is counted, in words.
+        source: description of the counter.
 
     Raises:
         ImportError: nvidia-ml-py is not installed.
-        pynvml.NVMLError: no driver, or a GPU without a counter.
+        pynvml.NVMLError: there is no driver, or the GPU has no counter.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -89,18 +89,18 @@ class NvmlMeter:
         return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
 
     def joules(self) -> float:
-        """Energy since the meter was made."""
+        """Energy since the meter was created, in joules."""
         return (self._millijoules() - self._begin) / 1e3
 
 
 def find_meter(
     device: torch.device, powercap: str | os.PathLike[str] = POWERCAP
 ) -> RaplMeter | NvmlMeter | None:
-    """What measures the energy of work on a device; None where nothing does."""
+    """Create the energy meter of a device; None if it has no readable counter."""
     if device.type == "cuda":
         try:
             return NvmlMeter(device)
-        except Exception:  # NVML's errors are classes of a package that may not be there
+        except Exception:  # the classes of NVML's errors are in a package that may not be installed
             return None
     try:
         return RaplMeter(powercap)

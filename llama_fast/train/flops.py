@@ -1,7 +1,7 @@
-"""Arithmetic of a training step, and the rate of the machine that it is compared with.
+"""FLOPs of a training step, and peak FLOP/s of devices.
 
-Model FLOPs utilisation (MFU) is the share of the machine's rate that goes into the operations a
-step cannot do without (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B).
+Model FLOPs utilisation (MFU) is the fraction of the peak rate that is spent on the operations that
+a step requires (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from llama_fast.models import LlamaConfig
 
-# Dense rates of NVIDIA's data sheets in FLOP/s: 16 bit, TF32, float32. A GPU is known by the words
-# of its name; the first line whose words are all in it counts.
+# Dense rates from NVIDIA's data sheets in FLOP/s: 16 bit, TF32, float32. The first entry applies
+# whose words are all in the name of the GPU.
 _SHEETS: dict[tuple[str, ...], tuple[float, float, float]] = {
     ("A100",): (312e12, 156e12, 19.5e12),
     ("H100", "PCIe"): (756e12, 378e12, 51e12),
@@ -34,18 +34,18 @@ _SHEETS: dict[tuple[str, ...], tuple[float, float, float]] = {
 
 
 class PeakFlops(NamedTuple):
-    """A rate that a step is compared with.
+    """Peak rate of a device.
 
     Attributes:
-        flops: floating-point operations per second, a multiplication and an addition being two.
-        source: where it comes from, in words.
+        flops: floating-point operations per second; a multiplication and an addition are two.
+        source: description of where the number comes from.
     """
 
     flops: float
     source: str
 
     def __str__(self) -> str:
-        """For a line of output."""
+        """Text for a log line."""
         scale, unit = (1e12, "TFLOP/s") if self.flops >= 1e12 else (1e9, "GFLOP/s")
         return f"{self.flops / scale:,.0f} {unit} ({self.source})"
 
@@ -61,18 +61,19 @@ def attention_pairs(cu_seqlens: Tensor) -> int:
 
 
 def training_flops(config: LlamaConfig, tokens: int, targets: int, pairs: int) -> int:
-    """Operations of a forward and a backward pass, those of matrix products alone.
+    """FLOPs of the matrix products in a forward and a backward pass.
 
-    Two a weight and token forward and four backward: 6 N, with N the weights of the layers; the
-    head's 6 V E only for tokens that have a target. Attention takes 4 H D a pair and layer forward
-    (scores, and their sum over values) and twice that backward. PaLM's 6 N + 12 L H D S per token
-    is the same with pairs = tokens x S, which counts what the causal mask hides too. Work done
-    again to save memory does not count.
+    Each weight takes 2 per token in the forward and 4 in the backward pass: 6 N per token, with N
+    the weights of the layers, and 6 V E of the head per token with a target. Attention takes 4 H D
+    per pair and layer in the forward pass (scores and weighted sum of values) and twice that in the
+    backward pass. PaLM's formula, 6 N + 12 L H D S per token, is the same with pairs = tokens x S,
+    which includes the pairs that the causal mask excludes. Recomputation of activations is not
+    counted.
 
     Args:
         config: of the model.
-        tokens: that it reads.
-        targets: tokens that have a loss.
+        tokens: number of tokens.
+        targets: number of tokens with a loss.
         pairs: of :func:`attention_pairs`.
     """
     c = config
@@ -83,12 +84,12 @@ def training_flops(config: LlamaConfig, tokens: int, targets: int, pairs: int) -
 
 
 def data_sheet(name: str, precision: str, *, tf32: bool = False) -> PeakFlops | None:
-    """The rate that NVIDIA gives for a GPU; None for one that is not known.
+    """Peak rate from the data sheet of a GPU; None for an unknown GPU.
 
     Args:
-        name: as the GPU gives it, such as "NVIDIA H100 80GB HBM3".
+        name: of the GPU as the driver reports it, such as "NVIDIA H100 80GB HBM3".
         precision: "float32", "bfloat16" or "float16".
-        tf32: whether products of float32 are rounded to TF32.
+        tf32: whether float32 matrix products use TF32.
     """
     for words, (half, rounded, full) in _SHEETS.items():
         if set(words) <= set(re.split(r"[ -]", name)):
@@ -102,10 +103,10 @@ def data_sheet(name: str, precision: str, *, tf32: bool = False) -> PeakFlops | 
 
 @cache
 def peak_flops(device: torch.device, precision: str) -> PeakFlops:
-    """The rate of a device in a precision: NVIDIA's data sheet, or else measured.
+    """Peak rate of a device: from NVIDIA's data sheet, otherwise measured.
 
     Args:
-        device: "cuda" or "cpu".
+        device: of type "cuda" or "cpu".
         precision: "float32", "bfloat16" or "float16".
     """
     if device.type == "cuda":
@@ -117,14 +118,14 @@ def peak_flops(device: torch.device, precision: str) -> PeakFlops:
 
 
 def measured_flops(device: torch.device, precision: str, seconds: float = 0.15) -> float:
-    """FLOP/s of the fastest of some matrix products, tried for `seconds`.
+    """FLOP/s of the fastest of the matrix products that run in `seconds`.
 
-    No random numbers are drawn: a run goes on as if this had not been.
+    Does not use torch's random state, so it does not affect a run.
     """
     rows, size = (8192, 8192) if device.type == "cuda" else (512, 1024)
     a = torch.ones(rows, size, dtype=getattr(torch, precision), device=device)
     b = torch.ones(size, size, dtype=getattr(torch, precision), device=device)
-    out = torch.mm(a, b)  # the first one sets things up
+    out = torch.mm(a, b)  # warm-up
     best, end = float("inf"), time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < end:
         _wait(device)

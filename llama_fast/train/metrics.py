@@ -1,4 +1,4 @@
-"""What each step was, in memory, in a line of output, and in a CSV file."""
+"""Metrics of the steps of a run, and the CSV files that hold them."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from llama_fast.data import DataError
 
 Row = TypeVar("Row")
 
-# Columns that another run of the same steps fills with other numbers.
+# Columns that differ between two runs of the same steps.
 MEASURED = ("seconds", "memory", "mfu", "joules")
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One step of the optimizer.
+    """Metrics of one optimizer step.
 
     Attributes:
-        step: counted from 1.
-        tokens: that the model read.
-        targets: that the loss is the mean of.
-        loss: nats per target, z-loss included.
-        grad_norm: before it was clipped.
+        step: index, from 1.
+        tokens: number of tokens.
+        targets: number of tokens with a loss.
+        loss: mean in nats per target, including the z-loss.
+        grad_norm: norm of the gradient before clipping.
         lr: learning rate.
-        seconds: of the step, loading of the data included.
-        valid_loss: nats per target of the validation data, where the step was followed by one.
+        seconds: duration of the step, including data loading.
+        valid_loss: mean over the validation data in nats per target, if the step had a validation.
         perplexity: e to the power of valid_loss.
-        pairs: of a query and a key it attends to, which the arithmetic of attention follows.
-        memory: most bytes so far: resident in RAM, or allocated on the GPU by torch.
-        mfu: model FLOPs utilisation, a share; see :mod:`llama_fast.train.flops`.
-        joules: of the step; None where the machine has no counter.
+        pairs: number of pairs of a query and a key that it attends to.
+        memory: peak so far in bytes: resident in RAM, or allocated on the GPU by torch.
+        mfu: model FLOPs utilisation, from 0 to 1; see :mod:`llama_fast.train.flops`.
+        joules: energy of the step; None if it cannot be measured.
     """
 
     step: int
@@ -58,7 +58,7 @@ class StepMetrics:
     joules: float | None = None
 
     def __str__(self) -> str:
-        """For a line of output."""
+        """Text for a log line."""
         parts = [f"loss {self.loss:.4f}", f"{self.tokens / self.seconds:,.0f} tokens/s"]
         if self.mfu is not None:
             parts.append(f"MFU {self.mfu:.0%}")
@@ -79,27 +79,27 @@ def read_scalars(*values: Tensor) -> list[float]:
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Around what writes to a file of a run: its OSError, such as a full disk, names the file."""
+def naming_file(path: Path) -> Iterator[None]:
+    """Add the name of a file to an OSError, such as a full disk, that writing it raises."""
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"{path}: could not be written ({error}); the checkpoints are whole"
+            f"{path}: could not be written ({error}); the checkpoints are intact"
         ) from error
 
 
 class MetricsFile:
-    """A CSV file with a row a step, written at once.
+    """A CSV file to which each row is written immediately.
 
     Args:
-        path: made if it is not there.
-        keep_steps: rows of later steps are dropped: the run went on from before them.
-        row: class of the rows, a dataclass that begins with `step`; its fields are the columns.
+        path: created if it does not exist.
+        keep_steps: rows of later steps are deleted: the run is resumed from this step.
+        row: class of the rows, a dataclass whose first field is `step`; its fields are the columns.
 
     Raises:
-        DataError: the file is something else.
-        OSError: it can't be written.
+        DataError: the file has other columns.
+        OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path, keep_steps: int, row: type[Any] = StepMetrics) -> None:
@@ -108,8 +108,8 @@ class MetricsFile:
         names = [field.name for field in fields(row)]
         old = _rows(path, names) if path.exists() else []
         kept = [line for line in old if int(line[0]) <= keep_steps]
-        with written(path):
-            with replacing(path, newline="") as file:  # a kill in between loses no row
+        with naming_file(path):
+            with replacing(path, newline="") as file:  # a kill loses no row
                 csv.writer(file).writerows([names, *kept])
             descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
         self._file = os.fdopen(descriptor, "a", newline="", encoding="utf-8")
@@ -119,16 +119,16 @@ class MetricsFile:
         """Append a row.
 
         Raises:
-            OSError: the disk is full, or another failure.
+            OSError: the row cannot be written, for example because the disk is full.
         """
         values: list[Any] = ["" if value is None else value for value in astuple(row)]
-        with written(self.path):
+        with naming_file(self.path):
             self._writer.writerow(values)
             self._file.flush()
 
     def close(self) -> None:
-        """No more rows."""
-        with contextlib.suppress(OSError):  # of a row that could not be written: add() said so
+        """Close the file."""
+        with contextlib.suppress(OSError):  # add() has raised the error already
             self._file.close()
 
 
@@ -138,33 +138,37 @@ def _rows(path: Path, names: list[str]) -> list[list[str]]:
         header, *rows = list(csv.reader(file)) or [names]
     if header != names:
         raise DataError(f"{path}: expected the columns {', '.join(names)}")
-    # A kill can leave the last line unfinished.
+    # A kill can leave the last line incomplete.
     return [row for row in rows if len(row) == len(names) and row[0].isdigit()]
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
-    """The steps in a ``metrics.csv``; see :func:`read_rows`."""
+    """Read the steps in a ``metrics.csv``; see :func:`read_rows`."""
     return read_rows(path, StepMetrics)
 
 
 def read_rows(path: Path, row: type[Row]) -> list[Row]:
-    """The rows of a :class:`MetricsFile`; one that is just being written is left out.
+    """Read the rows of a :class:`MetricsFile`; an incomplete last row is skipped.
+
+    Args:
+        path: of the file.
+        row: class of the rows.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it has other columns.
+        DataError: the file has other columns.
     """
-    kinds = get_type_hints(row)
+    types = get_type_hints(row)
     names = [field.name for field in fields(row)]  # type: ignore[arg-type]
     return [
-        row(**{name: _value(text, kinds[name]) for name, text in zip(names, line, strict=True)})
+        row(**{name: _value(text, types[name]) for name, text in zip(names, line, strict=True)})
         for line in _rows(path, names)
     ]
 
 
-def _value(text: str, kind: Any) -> Any:
-    """A cell as what its field is annotated with: a type, or that type or None."""
+def _value(text: str, annotation: Any) -> Any:
+    """Convert a cell to the annotated type of its field: `T` or `T | None`."""
     if not text:
         return None
-    (plain,) = set(get_args(kind) or (kind,)) - {type(None)}
+    (plain,) = set(get_args(annotation) or (annotation,)) - {type(None)}
     return plain(text)

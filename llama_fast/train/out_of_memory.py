@@ -1,4 +1,4 @@
-"""What to do when a run does not fit."""
+"""Advice for a run that is out of memory."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import re
 from llama_fast.models import LlamaConfig
 from llama_fast.train.config import TrainConfig
 
-_ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?(?:bytes|[KMGT]iB))")
+_REQUESTED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?(?:bytes|[KMGT]iB))")
 
 
 def explain(
     error: BaseException, config: TrainConfig, model: LlamaConfig | None, step: int | None
 ) -> str:
-    """One line: what a run tried to hold, and which of its settings would make that less.
+    """One line that says what needed memory, and which settings would reduce it.
 
     Args:
-        error: that :func:`llama_fast._out_of_memory.is_out_of_memory` knows.
+        error: for which :func:`llama_fast._out_of_memory.is_out_of_memory` is true.
         config: of the run.
-        model: its model; None: not known yet.
-        step: steps done; None: the run was still being made ready.
+        model: architecture of the model; None if it is not known yet.
+        step: number of steps done; None if the model and its optimizer were being created.
     """
     data, options = config.data, config.optimizer
-    tokens, held, advice = "", "", []
+    tokens, state, advice = "", "", []
     if model is not None:
         weights = model.num_parameters()
         # Weights, gradients and two moments in float32, and the average.
         size = weights * 4 * (4 if options.ema_decay is None else 5) / 1e9
-        held = (
+        state = (
             f"{size:.2f} GB for the weights, gradients and moments of {weights / 1e6:.1f} M "
             "parameters"
         )
     if step is None:
-        when = "in the making of the model and its optimizer"
+        when = "while creating the model and its optimizer"
         advice.append("a smaller model (model.preset, model.overrides)")
     else:
         when = f"in step {step + 1}"
@@ -45,20 +45,20 @@ def explain(
     if options.ema_decay is not None:
         advice.append("optimizer.ema_decay null")
     advice.append("more devices and parallel.shard, context or tensor")
-    asked = _ASKED.search(str(error))
-    whole = f". The checkpoints in {config.out} are whole: the same command goes on from the newest"
-    what = ", and ".join(part for part in (tokens, held) if part)
+    requested = _REQUESTED.search(str(error))
+    resume = f". The checkpoints in {config.out} are intact: the same command resumes from the last"
+    contents = ", and ".join(part for part in (tokens, state) if part)
     return (
         f"out of memory {when}"
-        + (f", which asked for {asked[1]} more" if asked else "")
-        + (f": {what}" if what else "")
-        + f". Would help: {'; '.join(advice)}"
-        + ("" if step is None else whole)
+        + (f", which requested {requested[1]}" if requested else "")
+        + (f": {contents}" if contents else "")
+        + f". Use less with: {'; '.join(advice)}"
+        + ("" if step is None else resume)
     )
 
 
 def _smaller_steps(config: TrainConfig) -> list[str]:
-    """Settings with which a step takes less."""
+    """Settings with which a step needs less memory."""
     data, advice = config.data, []
     if data.micro_batch_size > 1:
         half = data.micro_batch_size // 2

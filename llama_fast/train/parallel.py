@@ -38,7 +38,7 @@ from llama_fast.train.config import ParallelOptions
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Initialize `torch.distributed` within the context, if `torchrun` started this process.
+    """Initialise `torch.distributed` within the context, if `torchrun` started this process.
 
     Args:
         device: of this process.

@@ -1,7 +1,7 @@
-"""What a run will need, before it is started: memory of a GPU, time of a step, traffic of the mesh.
+"""Estimate a run before it is started: GPU memory, time of a step, communication.
 
-Sizes come from `plan_memory.py` and `plan_traffic.py`; this file knows the machines, puts all of it
-together, and looks for settings with which a run fits that does not.
+`plan_memory.py` and `plan_traffic.py` compute sizes in bytes. This module has the data of GPUs,
+combines everything, and searches for settings with which a run fits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from llama_fast.train.plan_traffic import Traffic, traffic
 
 
 class GpuSpec(NamedTuple):
-    """A kind of GPU.
+    """Properties of a GPU model.
 
     Attributes:
-        name: that :func:`llama_fast.train.flops.data_sheet` knows.
-        memory: bytes that a process finds on it.
-        link: bytes per second to the other GPUs of its host, one way: NVLink, or PCIe.
+        name: for :func:`llama_fast.train.flops.data_sheet`.
+        memory: bytes that a process can see.
+        link: bytes per second to other GPUs of the host in one direction, over NVLink or PCIe.
     """
 
     name: str
@@ -36,8 +36,8 @@ class GpuSpec(NamedTuple):
 
 
 GiB = 1 << 30
-# Memory as torch.cuda.mem_get_info gives it, about; links of NVIDIA's data sheets, halved for one
-# way.
+# Memory is approximately what torch.cuda.mem_get_info returns. Links are from NVIDIA's data sheets,
+# halved for one direction.
 GPUS = {
     "a100": GpuSpec("A100", 79 * GiB, 300e9),
     "a100-40gb": GpuSpec("A100", 39 * GiB, 300e9),
@@ -48,24 +48,25 @@ GPUS = {
     "l40s": GpuSpec("L40S", 44 * GiB, 32e9),
     "l4": GpuSpec("L4", 22 * GiB, 32e9),
 }
-# The CUDA context, NCCL's buffers and the libraries' workspaces; an estimate, as is the share of
-# the rest that the allocator cannot use for being in pieces.
+# Estimates: memory of the CUDA context, NCCL's buffers and the libraries' workspaces; and the
+# fraction of the rest that is lost to fragmentation.
 RESERVED, FRAGMENTED = 2 * GiB, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPlan:
-    """What a run needs.
+    """Estimate of a run.
 
     Attributes:
         model, config, mesh: of the run.
-        gpu, peak: its memory and links; the rate that MFU is a share of.
-        mfu: assumed.
-        memory: bytes of each kind on one GPU at the worst moment; the peak is their sum.
-        traffic: of each dimension of the mesh in a step.
+        gpu: memory and links of a GPU.
+        peak: rate of a GPU that the MFU refers to.
+        mfu: assumed model FLOPs utilisation, from 0 to 1.
+        memory: bytes on one GPU by category when their sum is largest.
+        traffic: communication along each dimension of the mesh in a step.
         flops: of a step, on all GPUs together.
-        tokens: of a step.
-        links: bytes per second of each dimension's slowest link.
+        tokens: in a step, on all GPUs together.
+        links: bytes per second of the slowest link in each dimension of the mesh.
     """
 
     model: LlamaConfig
@@ -82,45 +83,45 @@ class TrainingPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that tensors take on one GPU."""
+        """Peak of the memory that tensors take on one GPU, in bytes."""
         return sum(self.memory.values())
 
     @property
     def usable(self) -> int:
-        """Bytes of a GPU that tensors can have."""
+        """Memory of a GPU that is available to tensors, in bytes."""
         return int((self.gpu.memory - RESERVED) * (1 - FRAGMENTED))
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within what is usable."""
+        """Whether the peak is at most the usable memory."""
         return self.peak_bytes <= self.usable
 
     @property
     def step_seconds(self) -> float:
-        """Of a step at the MFU assumed, in which waiting for others is counted."""
-        return self.flops / (self.mfu * self.peak.flops * self.mesh.ranks)
+        """Duration of a step at the assumed MFU, which includes waiting for communication."""
+        return self.flops / (self.mfu * self.peak.flops * self.mesh.world_size)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all GPUs together."""
+        """Throughput of all GPUs together."""
         return self.tokens / self.step_seconds
 
     @property
     def run_seconds(self) -> float:
-        """Of all steps; validation and checkpoints come on top."""
+        """Duration of all steps, without validation and checkpoints."""
         return self.config.steps * self.step_seconds
 
-    def seconds_on_link(self, found: Traffic) -> float:
-        """The least that an exchange takes, if nothing is computed meanwhile."""
-        return found.sent / self.links[found.dimension]
+    def seconds_on_link(self, traffic: Traffic) -> float:
+        """Minimum duration of a communication, from the bandwidth of its link."""
+        return traffic.sent / self.links[traffic.dimension]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: sizes in bytes, times in seconds."""
+        """The plan as JSON: sizes in bytes, times in seconds."""
         return {
             "model": dataclasses.asdict(self.model),
             "parameters": self.model.num_parameters(),
             "mesh": self.mesh._asdict(),
-            "gpus": self.mesh.ranks,
+            "gpus": self.mesh.world_size,
             "gpu": {**self.gpu._asdict(), "usable": self.usable, "flops": self.peak.flops},
             "mfu": self.mfu,
             "memory": {**self.memory, "peak": self.peak_bytes},
@@ -140,28 +141,28 @@ class TrainingPlan:
 
 
 def mesh_of(config: TrainConfig, gpus: int) -> MeshShape:
-    """The mesh of a run on so many GPUs.
+    """The device mesh of a run on a number of GPUs.
 
     Raises:
-        ValueError: the sizes in the configuration do not make that number.
+        ValueError: the product of the sizes in the configuration is not `gpus`.
     """
     p = config.parallel
     inner = p.shard * p.context * p.tensor
-    copies = p.replicate or max(1, gpus // inner)
-    if copies * inner != gpus:
+    replicas = p.replicate or max(1, gpus // inner)
+    if replicas * inner != gpus:
         raise ValueError(
-            f"--gpus: expected a product of parallel.replicate {p.replicate or 'auto'}, shard "
+            f"--gpus: expected the product of parallel.replicate {p.replicate or 'auto'}, shard "
             f"{p.shard}, context {p.context} and tensor {p.tensor}, got {gpus}"
         )
-    return MeshShape(copies, p.shard, p.context, p.tensor)
+    return MeshShape(replicas, p.shard, p.context, p.tensor)
 
 
 def model_of(config: TrainConfig, vocab_size: int | None) -> LlamaConfig:
-    """The shape of a run's model, without its weights.
+    """The architecture of a run's model, without creating its weights.
 
     Args:
         config: of the run.
-        vocab_size: of its data; None takes the preset's.
+        vocab_size: of its data; None uses that of the preset.
     """
     options = config.model
     if options.init_from is not None and Path(options.init_from).exists():
@@ -171,9 +172,9 @@ def model_of(config: TrainConfig, vocab_size: int | None) -> LlamaConfig:
         from llama_fast.models.checkpoints.huggingface import read_config
 
         return read_config(folder / "config.json")
-    # Weights that are not here yet have the preset's shape.
-    plain = dataclasses.replace(config, model=dataclasses.replace(options, init_from=None))
-    shape = new_shape(plain, vocab_size)
+    # For weights that do not exist yet, the architecture is that of the preset.
+    without_weights = dataclasses.replace(options, init_from=None)
+    shape = new_shape(dataclasses.replace(config, model=without_weights), vocab_size)
     assert shape is not None
     return shape
 
@@ -192,16 +193,16 @@ def plan(
 
     Args:
         config: of the run.
-        model: as :func:`model_of` gives it.
-        gpus: all together.
-        gpu: a name in ``GPUS``.
-        mfu: share of the GPU's rate in the run's precision that a step reaches.
-        gpus_per_host: joined by their own links; what goes further goes over the network.
-        network: bytes per second of each GPU to other hosts.
+        model: of :func:`model_of`.
+        gpus: number of GPUs on all hosts.
+        gpu: a key of ``GPUS``.
+        mfu: assumed model FLOPs utilisation in the run's precision.
+        gpus_per_host: number of GPUs connected by `GpuSpec.link`; others use the network.
+        network: bytes per second of each GPU to other hosts in one direction.
 
     Raises:
-        ValueError: a size that is not positive, an unknown GPU, a mesh that is not `gpus`
-            large or does not divide the model.
+        ValueError: a number is not positive, the GPU is unknown, or the mesh does not have `gpus`
+            processes or does not divide the model.
     """
     for name, value, expected, ok in (
         ("--gpus", gpus, "at least 1", gpus >= 1),
@@ -214,23 +215,25 @@ def plan(
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
     mesh = mesh_of(config, gpus)
     check_divides(mesh.tensor, model)
-    data, kind = config.data, GPUS[gpu]
-    rows = data.micro_batch_size * config.optimizer.gradient_accumulation_steps * mesh.data_ranks
+    data, spec = config.data, GPUS[gpu]
+    rows = (
+        data.micro_batch_size * config.optimizer.gradient_accumulation_steps * mesh.data_world_size
+    )
     tokens = rows * data.seq_len
-    # The most there can be: each row one document, each token with a target.
+    # Upper bound: each sequence is one document, each token has a target.
     pairs = rows * data.seq_len * (data.seq_len + 1) // 2
-    peak = data_sheet(kind.name, config.precision)
+    peak = data_sheet(spec.name, config.precision)
     assert peak is not None
-    # How many neighbouring ranks an exchange spans, the last dimension the fastest.
+    # Number of neighbouring ranks that a communication spans; the last dimension varies fastest.
     inner = mesh.context * mesh.tensor
     spans = {"tensor": mesh.tensor, "context": inner, "shard": inner * mesh.shard,
-             "replicate": mesh.ranks}  # fmt: skip
-    links = {d: kind.link if span <= gpus_per_host else network for d, span in spans.items()}
+             "replicate": mesh.world_size}  # fmt: skip
+    links = {d: spec.link if span <= gpus_per_host else network for d, span in spans.items()}
     return TrainingPlan(
         model=model,
         config=config,
         mesh=mesh,
-        gpu=kind,
+        gpu=spec,
         peak=peak,
         mfu=mfu,
         memory=memory(model, config, mesh),
@@ -242,74 +245,79 @@ def plan(
 
 
 class Advice(NamedTuple):
-    """A change of settings, in words, and the plan with it."""
+    """Settings with which a run fits.
+
+    Attributes:
+        change: the options that differ, as text.
+        plan: of the changed run.
+    """
 
     change: str
     plan: TrainingPlan
 
 
-def advice(found: TrainingPlan, **options: Any) -> list[Advice]:
-    """Changes that make a run need less memory, one at a time and then together.
+def advice(original: TrainingPlan, **options: Any) -> list[Advice]:
+    """Settings with which a run fits, at the same batch size.
 
     Args:
-        found: a plan.
-        **options: what :func:`plan` was given besides configuration and model.
+        original: plan of a run that does not fit.
+        **options: that :func:`plan` was called with besides configuration and model.
 
     Returns:
-        Those with which the run fits; what changes less, and sends less, comes first.
+        Smaller changes, and those with less communication, come first.
     """
-    fitting = []
-    for change, changed in _changes(found.config, options["gpus"]):
+    result = []
+    for change, config in _changes(original.config, options["gpus"]):
         try:
-            other = plan(changed, found.model, **options)
-        except ValueError:  # sizes that do not divide
+            changed = plan(config, original.model, **options)
+        except ValueError:  # sizes that do not divide the model
             continue
-        if other.fits:
-            fitting.append(Advice(change, other))
-    return fitting
+        if changed.fits:
+            result.append(Advice(change, changed))
+    return result
 
 
 def _changes(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]]:
-    """Changes of what a process holds, after which as many rows make a step."""
+    """Yield (changes as text, configuration) for settings that need less memory per process."""
     p = config.parallel
-    fewer: dict[str, Any] = {"data.micro_batch_size": 1}
-    narrow: dict[str, Any] = {"precision": "bfloat16"}
-    full: dict[str, Any] = {"activation_checkpointing": "full"}
-    least = {**fewer, **full, **({} if config.precision != "float32" else narrow)}
-    steps = [
+    small_batch: dict[str, Any] = {"data.micro_batch_size": 1}
+    bfloat16: dict[str, Any] = {"precision": "bfloat16"}
+    recompute: dict[str, Any] = {"activation_checkpointing": "full"}
+    minimum = {**small_batch, **recompute, **({} if config.precision != "float32" else bfloat16)}
+    changes = [
         {"activation_checkpointing": "selective"},
-        full,
-        fewer,
-        narrow,
-        {**fewer, **full},
-        least,
+        recompute,
+        small_batch,
+        bfloat16,
+        {**small_batch, **recompute},
+        minimum,
     ]
     sizes = [n for n in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if n <= gpus]
-    for name, held, others in (
+    for name, current, others in (
         ("shard", p.shard, p.context * p.tensor),
         ("tensor", p.tensor, p.context * p.shard),
         ("context", p.context, p.shard * p.tensor),
     ):
         for size in sizes:
-            if size > held and gpus % (size * others) == 0:
-                more = {f"parallel.{name}": size, "parallel.replicate": 0}
-                steps += [more, {**least, **more}]
+            if size > current and gpus % (size * others) == 0:
+                split = {f"parallel.{name}": size, "parallel.replicate": 0}
+                changes += [split, {**minimum, **split}]
     accumulation = config.optimizer.gradient_accumulation_steps
-    rows = config.data.micro_batch_size * accumulation * mesh_of(config, gpus).data_ranks
+    rows = config.data.micro_batch_size * accumulation * mesh_of(config, gpus).data_world_size
     seen = [config]
-    for step in steps:
-        changed, said = copy.deepcopy(config), []
-        for name, value in step.items():
+    for change in changes:
+        changed, texts = copy.deepcopy(config), []
+        for name, value in change.items():
             section, _, field = name.rpartition(".")
-            place = getattr(changed, section) if section else changed
-            if getattr(place, field) != value:
-                setattr(place, field, value)
-                said.append(f"{name} {value}")
-        # What they compute one after the other instead of beside each other.
-        times = rows // (changed.data.micro_batch_size * mesh_of(changed, gpus).data_ranks)
+            options = getattr(changed, section) if section else changed
+            if getattr(options, field) != value:
+                setattr(options, field, value)
+                texts.append(f"{name} {value}")
+        # Smaller micro-batches, or fewer data-parallel ranks, are made up for by accumulation.
+        times = rows // (changed.data.micro_batch_size * mesh_of(changed, gpus).data_world_size)
         if times > accumulation:
             changed.optimizer.gradient_accumulation_steps = times
-            said.append(f"optimizer.gradient_accumulation_steps {times}")
+            texts.append(f"optimizer.gradient_accumulation_steps {times}")
         if changed not in seen and times >= 1:
             seen.append(changed)
-            yield ", ".join(said), changed
+            yield ", ".join(texts), changed

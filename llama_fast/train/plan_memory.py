@@ -1,10 +1,10 @@
-"""What a training step holds in the memory of one process.
+"""Estimate the memory of one process in a training step.
 
-The largest sum is looked for at the moments of a step at which it can be: the end of the
-forward pass, the first and the last block of the backward pass, the embedding's gradient, and the
-optimizer's step. Bytes of
-weights, gradients, moments and saved activations follow from shapes; working memory is that of the
-largest operation. What the allocator rounds up and what CUDA and NCCL keep is not in it.
+The peak is the largest of the sums at these points of a step: the end of the forward pass, the
+first and the last block of the backward pass, the embedding's gradient, and the optimizer's step.
+The bytes of weights, gradients, moments and saved activations follow from shapes; working memory is
+that of the largest operation. Rounding by the allocator and memory of CUDA and NCCL are not
+included.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from llama_fast.ops.chunked import WIDEN_ELEMENTS, rows_per_chunk
 from llama_fast.train.config import TrainConfig
 
 FLOAT = 4  # bytes of a float32: weights, gradients and moments
-CHUNK_ROWS = 4096  # of the logits that the GPU's fused loss holds; kernels/linear_cross_entropy.py
-# Of the CPU's; csrc/cpu/linear_cross_entropy_plan.h
-CPU_LEAST, CPU_MOST = 16 << 20, 512 << 20
+# Rows of logits in memory at a time in the GPU's fused loss; see kernels/linear_cross_entropy.py.
+CHUNK_ROWS = 4096
+# Bytes of logits in the CPU's fused loss; see csrc/cpu/linear_cross_entropy_plan.h.
+CPU_MIN_LOGITS, CPU_MAX_LOGITS = 16 << 20, 512 << 20
 
 
 class MeshShape(NamedTuple):
-    """The mesh of processes: `parallel` of a configuration with `replicate` worked out."""
+    """Sizes of the device mesh: `parallel` of a configuration with `replicate` resolved."""
 
     replicate: int
     shard: int
@@ -31,43 +32,43 @@ class MeshShape(NamedTuple):
     tensor: int
 
     @property
-    def ranks(self) -> int:
+    def world_size(self) -> int:
         """Number of processes."""
         return self.replicate * self.shard * self.context * self.tensor
 
     @property
-    def data_ranks(self) -> int:
-        """Processes with rows of their own."""
+    def data_world_size(self) -> int:
+        """Number of processes with different sequences."""
         return self.replicate * self.shard
 
     @property
     def averaged(self) -> int:
-        """Processes whose gradients are averaged."""
-        return self.data_ranks * self.context
+        """Number of processes whose gradients are averaged."""
+        return self.data_world_size * self.context
 
     @property
     def uses_fsdp(self) -> bool:
-        """As :class:`llama_fast.train.parallel.ParallelContext` decides it."""
+        """Whether FSDP shards the weights; see `llama_fast.train.parallel.ParallelContext`."""
         return self.shard > 1 or (self.tensor > 1 and self.averaged > 1)
 
     @property
     def uses_ddp(self) -> bool:
-        """Whether every process has all weights of its tensor parallel part, and there are more."""
+        """Whether DDP replicates the weights on several processes."""
         return self.averaged > 1 and not self.uses_fsdp
 
     @property
     def shards(self) -> int:
-        """Parts that FSDP makes of each weight."""
+        """Number of shards that FSDP splits each weight into."""
         return self.shard * self.context if self.uses_fsdp else 1
 
 
 class WeightCounts(NamedTuple):
-    """Numbers of one process's weights.
+    """Number of weights of one process.
 
     Attributes:
-        block, root: of a block, and of all else (embedding, last norm, head), gathered: what FSDP
-            puts together of all its parts, padding of uneven ones included.
-        held: what stays on the process.
+        block: in a block, when FSDP has gathered it, including the padding of uneven shards.
+        root: the same for the other weights: embedding, last norm, head.
+        held: that the process stores.
     """
 
     block: int
@@ -76,7 +77,7 @@ class WeightCounts(NamedTuple):
 
 
 def weights_of(model: LlamaConfig, mesh: MeshShape) -> WeightCounts:
-    """Of the first process, which has the most where parts are uneven."""
+    """Number of weights of rank 0, whose shards are the largest if they are uneven."""
 
     def padded(shapes: Iterator[tuple[int, int]]) -> int:
         return sum(-(-rows // mesh.shards) * columns for rows, columns in shapes)
@@ -90,7 +91,7 @@ def _block_shapes(model: LlamaConfig, mesh: MeshShape) -> Iterator[tuple[int, in
     E, D, t = model.embed_dim, model.head_dim, mesh.tensor
     heads, kv, width = model.num_heads * D // t, model.num_kv_heads * D // t, model.ffn_dim // t
     yield from ((heads, E), (kv, E), (kv, E), (E, heads), (width, E), (width, E), (E, width))
-    yield from ((E, 1), (E, 1))  # norms, which every tensor parallel process has
+    yield from ((E, 1), (E, 1))  # norms are replicated by tensor parallelism
 
 
 def _root_shapes(model: LlamaConfig, mesh: MeshShape) -> Iterator[tuple[int, int]]:
@@ -100,36 +101,36 @@ def _root_shapes(model: LlamaConfig, mesh: MeshShape) -> Iterator[tuple[int, int
 
 
 def item_size(config: TrainConfig) -> int:
-    """Bytes of a number in a matrix product."""
+    """Bytes of an element in a matrix product."""
     return FLOAT if config.precision == "float32" else 2
 
 
 def tokens_of(config: TrainConfig, mesh: MeshShape) -> int:
-    """Of a micro-batch on one process."""
+    """Number of tokens in a micro-batch on one process."""
     return -(-config.data.micro_batch_size * config.data.seq_len // mesh.context)
 
 
 class BlockMemory(NamedTuple):
-    """Bytes of a block.
+    """Bytes of the activations of a block.
 
     Attributes:
-        kept: from its forward to its backward pass.
-        again: made again in the backward pass, all of it while that lasts.
-        working: of the backward pass besides, at most.
+        kept: stored from the forward to the backward pass.
+        recomputed: recomputed and stored during the backward pass.
+        working: additional peak of the backward pass.
     """
 
     kept: int
-    again: int
+    recomputed: int
     working: int
 
 
 def block_bytes(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> BlockMemory:
-    """Activations of a block: what its operations save for the backward pass.
+    """Memory of the activations of a block.
 
-    The sum that the blocks add to and its gradient are float32, the operands of products are in
-    the precision of the run. Without checkpointing are kept: both inputs of the norms, the
-    normalised ones (the first is cast for each of the three projections), q, k, v and the output
-    of attention with two logs a head, and gate, up and their product.
+    The residual stream and its gradient are float32, operands of matrix products are in the
+    precision of the run. Stored without checkpointing: the inputs of both norms, their outputs (the
+    first is cast for each of the three projections), q, k, v, the output of attention with two
+    log-sum-exps per head, and gate, up and their product.
     """
     a, t, N = item_size(config), mesh.tensor, tokens_of(config, mesh)
     E, F = model.embed_dim, model.ffn_dim // t
@@ -155,7 +156,8 @@ class LossMemory(NamedTuple):
 
     Attributes:
         working: while it runs.
-        kept: its input and the gradients that it makes at once, until the backward pass is at them.
+        kept: its input and the gradients that it computes in the forward pass, until the backward
+            pass uses them.
     """
 
     working: int
@@ -163,36 +165,39 @@ class LossMemory(NamedTuple):
 
 
 def loss_bytes(model: LlamaConfig, config: TrainConfig, mesh: MeshShape, device: str) -> LossMemory:
-    """Logits of a few rows at a time, and the gradients of hidden states and head."""
+    """Memory of the fused loss: a chunk of logits, and gradients of hidden states and head."""
     a, N = item_size(config), tokens_of(config, mesh)
     E, V = model.embed_dim, model.vocab_size // mesh.tensor
-    # float16 would round small gradients to zero before they are scaled.
+    # float32 for float16, which would round small gradients to zero before they are scaled.
     g = FLOAT if config.precision == "float16" else a
-    hidden = FLOAT * N * (E + 1) + a * N * E * (1 if a == FLOAT else 2)  # for the norm, and cast
-    if mesh.tensor > 1:  # the chunked form, in float32
+    hidden = FLOAT * N * (E + 1) + a * N * E * (
+        1 if a == FLOAT else 2
+    )  # input of the norm, and its cast
+    if mesh.tensor > 1:  # the chunked implementation, in float32
         rows = min(N, rows_per_chunk(V, FLOAT))
         working = FLOAT * (rows * (V + 3 * E) + (WIDEN_ELEMENTS if a < FLOAT else 0))
         return LossMemory(working, hidden + FLOAT * (N * E + V * E))
     kept = hidden + g * (N * E + V * E)
     if device == "cpu":
-        torchs = 3 * N * V * a
-        return LossMemory(min(max(CPU_LEAST, torchs // 11), CPU_MOST), kept)
+        logits_of_torch = 3 * N * V * a
+        working = min(max(CPU_MIN_LOGITS, logits_of_torch // 11), CPU_MAX_LOGITS)
+        return LossMemory(working, kept)
     rows = min(N, CHUNK_ROWS)
-    # The head's gradient is summed in float32, next to which stands the one that is returned.
+    # The head's gradient is accumulated in float32, besides the one that is returned.
     return LossMemory(a * rows * (V + E) + FLOAT * rows * E + FLOAT * V * E, kept)
 
 
 def memory(
     model: LlamaConfig, config: TrainConfig, mesh: MeshShape, device: str = "cuda"
 ) -> dict[str, int]:
-    """Bytes of each kind at the moment of a step at which they are the most.
+    """Estimate the peak memory of a step by category.
 
     Args:
         model, config, mesh: of the run.
-        device: "cuda" or "cpu", whose fused losses differ.
+        device: "cuda" or "cpu"; their fused losses differ.
 
     Returns:
-        Kinds in the order to be shown; their sum is the peak.
+        Bytes of each category at the peak, in display order; the peak is their sum.
     """
     held = weights_of(model, mesh).held * FLOAT
     fixed = {"weights": held, "optimizer moments": 2 * held}
@@ -200,24 +205,24 @@ def memory(
         fixed["moving average"] = held
     if mesh.uses_ddp:
         fixed["DDP buckets"] = held
-    moments = list(_moments(model, config, mesh, device))
-    largest = max(moments, key=lambda kinds: sum(kinds.values()))
+    candidates = _peak_candidates(model, config, mesh, device)
+    largest = max(candidates, key=lambda parts: sum(parts.values()))
     order = ("gradients", "activations", "working memory", "loss", "16-bit weights", "FSDP buffers")
-    return {**fixed, **{kind: largest[kind] for kind in order if largest.get(kind)}}
+    return {**fixed, **{name: largest[name] for name in order if largest.get(name)}}
 
 
-def _moments(
+def _peak_candidates(
     model: LlamaConfig, config: TrainConfig, mesh: MeshShape, device: str
 ) -> Iterator[dict[str, int]]:
-    """What is there besides weights and moments, at each of five moments."""
+    """Yield the memory besides weights and moments at each point that can be the peak."""
     weights, layers = weights_of(model, mesh), model.num_layers
     block, loss = block_bytes(model, config, mesh), loss_bytes(model, config, mesh, device)
     gradients = FLOAT * weights.held
-    # Of the micro-batches before; none is there before the first.
+    # Gradients of earlier micro-batches.
     before = gradients if config.optimizer.gradient_accumulation_steps > 1 else 0
-    is_narrow, is_checkpointed = item_size(config) < FLOAT, block.again > 0
-    # A product's 16-bit copy of its weight is kept for its backward pass, or made there again. The
-    # embedding is not cast, but its weight is where it is the head too.
+    is_narrow, is_checkpointed = item_size(config) < FLOAT, block.recomputed > 0
+    # The 16-bit copy of a weight is stored for the backward pass, or recomputed there. The
+    # embedding is not cast, unless its weight is also that of the head.
     embedding_size = model.vocab_size // mesh.tensor * model.embed_dim
     of_block, of_head = (2 * n if is_narrow else 0 for n in (weights.block, embedding_size))
     of_blocks = of_block if is_checkpointed else layers * of_block
@@ -232,24 +237,25 @@ def _moments(
     yield {
         "gradients": before,
         "activations": layers * block.kept,
-        "working memory": block.again + block.working,
+        "working memory": block.recomputed + block.working,
         "loss": loss.kept,
         "16-bit weights": of_blocks,
-        # The block and the one fetched before its turn; its gradient and the one on its way.
+        # The block and the prefetched one; its gradient and the one that is being reduced.
         "FSDP buffers": root_gathered + 4 * block_gathered,
     }
-    # At the first block, whose gradient, and the embedding's, are the last to come.
+    # At the first block: its gradient and that of the embedding are the last to be computed.
     last = FLOAT * (weights.block + embedding_size) // mesh.shards
     yield {
         "gradients": gradients if before else gradients - last,
-        "working memory": block.again + block.working,
+        "working memory": block.recomputed + block.working,
         "FSDP buffers": root_gathered + 4 * block_gathered,
     }
     yield {
         "gradients": gradients,
-        # The embedding's stands beside what it is added to: the head's, or that of before.
+        # The embedding's gradient, before it is added to that of the head or of earlier
+        # micro-batches.
         "working memory": FLOAT * embedding_size if model.tie_embeddings or before else 0,
-        # Embedding and head, their gradients, and these on their way.
+        # Embedding and head, their gradients, and those that are being reduced.
         "FSDP buffers": 3 * root_gathered,
     }
     yield {"gradients": gradients}

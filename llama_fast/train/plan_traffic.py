@@ -1,7 +1,7 @@
-"""What the processes of a run send each other in a step.
+"""Estimate the communication between the processes of a run in a step.
 
-Bytes follow from shapes: `tests/train/test_plan.py` holds them to what torch is asked to send. The
-exchange of single numbers (the norm of the gradient, the loss that is shown) is left out.
+The bytes follow from shapes; `tests/train/test_plan.py` compares them with the calls of torch's
+communication. Exchanges of single numbers (the gradient norm, the logged loss) are left out.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from llama_fast.train.plan_memory import FLOAT, MeshShape, item_size, tokens_of,
 
 
 class Traffic(NamedTuple):
-    """One kind of exchange along one dimension of the mesh, in a step.
+    """One kind of communication along one dimension of the mesh, in a step.
 
     Attributes:
         dimension: of the mesh: replicate, shard, context or tensor.
         operation: all-reduce, all-gather, reduce-scatter or send.
-        size: how many processes take part.
-        payload: bytes, summed over the step: of the whole tensor that is reduced, gathered or
-            scattered, or that a process sends.
-        what: in words.
+        size: number of processes that take part.
+        payload: bytes in a step: of the whole tensors that are reduced, gathered or scattered, or
+            that a process sends.
+        what: description of the tensors.
     """
 
     dimension: str
@@ -34,7 +34,7 @@ class Traffic(NamedTuple):
 
     @property
     def sent(self) -> int:
-        """Bytes that each process sends, on a ring (Patarasuk & Yuan 2009, all-reduce)."""
+        """Bytes that each process sends with ring algorithms (Patarasuk & Yuan 2009)."""
         if self.operation == "send":
             return self.payload
         passes = 2 if self.operation == "all-reduce" else 1
@@ -42,10 +42,9 @@ class Traffic(NamedTuple):
 
 
 def traffic(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> list[Traffic]:
-    """Everything that is sent in an optimizer step, by all of its micro-batches."""
-    return [
-        found for found in _all(model, config, mesh) if found.size > 1 and found.payload > 0
-    ]  # fmt: skip
+    """Estimate all communication in an optimizer step, in the order of the mesh's dimensions."""
+    everything = _all(model, config, mesh)
+    return [traffic for traffic in everything if traffic.size > 1 and traffic.payload > 0]
 
 
 def _all(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> Iterator[Traffic]:
@@ -59,27 +58,27 @@ def _all(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> Iterator[T
         yield Traffic("replicate", "all-reduce", mesh.averaged, gradients, "gradients, DDP")
     if mesh.uses_fsdp:
         blocks, root = FLOAT * layers * weights.block, FLOAT * weights.root
-        # A block is gathered for its forward and again for its backward pass; the rest stays.
+        # A block is gathered for its forward pass and for its backward pass, the root only once.
         yield Traffic("shard", "all-gather", mesh.shards, times * (2 * blocks + root), "weights")
         yield Traffic("shard", "reduce-scatter", mesh.shards, times * (blocks + root), "gradients")
         held = times * FLOAT * weights.held
         yield Traffic("replicate", "all-reduce", mesh.replicate, held, "shards of gradients")
     a, N = item_size(config), tokens_of(config, mesh)
-    # What is computed again in the backward pass is exchanged again.
-    again = config.activation_checkpointing != "none"
+    # Recomputation in the backward pass repeats the communication.
+    recomputes = config.activation_checkpointing != "none"
     if mesh.context > 1:
-        yield from _ring(model, mesh, a, N, again, times)
+        yield from _ring(model, mesh, a, N, recomputes, times)
     if mesh.tensor > 1:
-        yield from _tensor(model, mesh, a, N, again, times)
+        yield from _tensor(model, mesh, a, N, recomputes, times)
 
 
 def _ring(
-    model: LlamaConfig, mesh: MeshShape, a: int, N: int, again: bool, times: int
+    model: LlamaConfig, mesh: MeshShape, a: int, N: int, recomputes: bool, times: int
 ) -> Iterator[Traffic]:
-    """Keys and values go once around, less the last step; their gradients go home."""
+    """Ring attention: keys and values travel once around the ring, and their gradients back."""
     kv = 2 * N * (model.num_kv_heads // mesh.tensor) * model.head_dim
     steps, size = mesh.context - 1, mesh.context
-    of_keys = (2 + again) * steps * kv * a
+    of_keys = (2 + recomputes) * steps * kv * a
     of_gradients = size * kv * FLOAT
     layers = times * model.num_layers
     yield Traffic("context", "send", size, layers * of_keys, "keys and values")
@@ -87,17 +86,17 @@ def _ring(
 
 
 def _tensor(
-    model: LlamaConfig, mesh: MeshShape, a: int, N: int, again: bool, times: int
+    model: LlamaConfig, mesh: MeshShape, a: int, N: int, recomputes: bool, times: int
 ) -> Iterator[Traffic]:
-    """Sums over the parts of heads, width and vocabulary, each of (N,E).
+    """Tensor parallelism: all-reduces of (N,E) over heads, width and vocabulary.
 
-    Left out: the few numbers a token that the loss exchanges.
+    Left out: the few numbers per token that the loss exchanges.
     """
     hidden, layers = N * model.embed_dim, model.num_layers
-    # After attention and the feed-forward part; what is computed again ends before the second.
-    forward = a * (2 + again)
-    # In front of q, k and v, whose input is the float32 of the norm, and of gate and up.
+    # After attention and the feed-forward part; recomputation ends before the second.
+    forward = a * (2 + recomputes)
+    # Gradients of the inputs of q, k and v, float32 from the norm, and of gate and up.
     backward = 3 * FLOAT + 2 * a
-    ends = 2 * FLOAT  # what the embedding found; the gradient of the head's input
+    ends = 2 * FLOAT  # the embedding's output, and the gradient of the head's input
     payload = times * hidden * (layers * (forward + backward) + ends)
     yield Traffic("tensor", "all-reduce", mesh.tensor, payload, "activations and their gradients")

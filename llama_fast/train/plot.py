@@ -1,4 +1,4 @@
-"""Curves of training runs."""
+"""Plot the curves of training runs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _X_LABELS = {"step": "step", "tokens": "tokens", "hours": "hours of training"}
 
 
 def figure(runs: Sequence[Path], x: X = "step") -> Figure:
-    """Loss, speed, learning rate and gradient norm of runs, each in its colour.
+    """Plot loss, speed, learning rate and gradient norm of runs, one colour per run.
 
-    Lines are means over a fortieth of the run around each step; what the steps themselves were
-    lies pale behind them. Validation losses are marked.
+    Lines are moving averages over a fortieth of the run, drawn over the pale values of the steps.
+    Validation losses have markers.
 
     Args:
-        runs: their folders.
-        x: what the horizontal axis counts.
+        runs: folders of the runs.
+        x: unit of the horizontal axis; hours are those of training steps.
 
     Raises:
-        FileNotFoundError: no metrics.csv in a folder.
-        DataError: one without a step, or of another kind.
+        FileNotFoundError: a folder has no metrics.csv.
+        DataError: a metrics.csv has no steps, or other columns.
     """
     drawn = Figure(figsize=(10, 7), layout="constrained")
     panels = drawn.subplot_mosaic([["loss", "loss"], ["speed", "lr"], ["gradient", "gradient"]],
@@ -82,9 +82,14 @@ def figure(runs: Sequence[Path], x: X = "step") -> Figure:
 
 
 def smoothed(values: Array, share: int = 40) -> Array:
-    """Mean over the `1 / share` of the values that lies around each, fewer at the ends.
+    """Moving average.
 
-    Values that are no finite numbers are left out of the means.
+    Args:
+        values: (n,) values; those that are not finite are left out of the means.
+        share: the window has n / share values, fewer at the ends.
+
+    Returns:
+        (n,) means; NaN where a window has no finite value.
     """
     width = min(len(values), max(1, len(values) // share) | 1)
     finite = np.isfinite(values)
@@ -97,7 +102,7 @@ def smoothed(values: Array, share: int = 40) -> Array:
 def _read(folder: Path) -> list[StepMetrics]:
     path = folder / "metrics.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"run: expected the folder of a run, there is no {path}")
+        raise FileNotFoundError(f"run: expected the folder of a run, {path} does not exist")
     steps = read_metrics(path)
     if not steps:
         raise DataError(f"{path}: expected at least one step, got none")
@@ -113,13 +118,13 @@ def _positions(steps: list[StepMetrics], x: X) -> Array:
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """Names of the folders; with those above them where two are the same."""
+    """Names of the folders, or their paths if two names are the same."""
     short = [run.resolve().name for run in runs]
     return short if len(set(short)) == len(short) else [str(run) for run in runs]
 
 
 def _limit(axes: Axes) -> None:
-    """Cut the axis off above the first steps' peak: it would press the rest against the bottom."""
+    """Limit the axis to the smoothed curves: the first steps' peak would flatten the rest."""
     smooth = np.concatenate([line.get_ydata() for line in axes.lines if line.get_zorder() >= 2])
     finite = smooth[np.isfinite(smooth)]
     if finite.size:

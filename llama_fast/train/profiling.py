@@ -1,4 +1,4 @@
-"""A trace of some steps, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
+"""Record a trace of some steps for Perfetto (ui.perfetto.dev) or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-WARMUP = 3  # steps that compile, fill caches, and start the readers of the data
+WARMUP = 3  # steps that compile, fill caches, and start the data workers
 TRACE = "trace.json.gz"
 
 
 class Profiler:
-    """Records some steps of a run after its first :data:`WARMUP` ones.
+    """Records steps of a run after the first :data:`WARMUP` ones.
 
     Args:
-        folder: of the run; the trace is `trace.json.gz` in it.
-        steps: how many; at least 1.
+        folder: of the run; the trace is written to `trace.json.gz` in it.
+        steps: number of steps to record, at least 1.
         cuda: whether the model is on a GPU.
-        log: called with lines of text.
+        log: called with each line of output.
     """
 
     def __init__(self, folder: Path, steps: int, cuda: bool, log: Callable[[str], object]) -> None:
@@ -37,12 +37,12 @@ class Profiler:
         self._profile.start()
 
     def step(self) -> None:
-        """A step has ended."""
+        """Call it after each step."""
         if not self._done:
             self._profile.step()
 
     def close(self) -> None:
-        """No more steps; writes what there is if they were fewer."""
+        """Stop recording; writes the trace if there were fewer steps."""
         if not self._done:
             self._profile.stop()
         if not self._done:
@@ -51,7 +51,7 @@ class Profiler:
     def _write(self, recorded: Any) -> None:
         self._done = True
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Its end says that it is packed; in a folder of its own it meets no link of that name.
+        # The suffix selects compression. In a temporary folder no link of that name can exist.
         with tempfile.TemporaryDirectory(prefix=".trace-", dir=self._path.parent) as folder:
             recorded.export_chrome_trace(str(Path(folder, TRACE)))
             os.replace(Path(folder, TRACE), self._path)
@@ -61,12 +61,15 @@ class Profiler:
 
 
 def top_ops(averages: Any, attribute: str, count: int = 10) -> list[str]:
-    """A table of the ops that take most time, without that of the ops they call.
+    """Format a table of the operators with the largest self time.
 
     Args:
         averages: of ``torch.profiler.profile.key_averages()``.
-        attribute: its time to sort by, in microseconds.
-        count: rows of the table.
+        attribute: of an entry, the time in microseconds to sort by.
+        count: maximum number of rows.
+
+    Returns:
+        The lines of the table, the first of which is its header.
     """
     ops = [(getattr(op, attribute), op) for op in averages if not op.key.startswith("Profiler")]
     total = sum(time for time, _ in ops) or 1.0

@@ -1,4 +1,4 @@
-"""A live bar under the lines of a run, where standard error is a terminal."""
+"""Progress display at the bottom of the terminal, and the throughput that it shows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llama_fast._format import duration
 from llama_fast._terminal import console as new_console
 from llama_fast.train.metrics import StepMetrics
 
-WINDOW = 50  # steps that speed and time left follow: a single slow one does not move them
+WINDOW = 50  # steps that throughput and remaining time are estimated from
 
 
 class ThroughputMeter:
-    """Speed and time left, from the last steps.
+    """Estimates throughput and remaining time from the last :data:`WINDOW` steps.
 
     Args:
-        steps: of the whole run.
+        steps: number of steps in the run.
     """
 
     def __init__(self, steps: int) -> None:
@@ -34,19 +34,19 @@ class ThroughputMeter:
         self._begin = time.perf_counter()
 
     def add(self, step: StepMetrics, now: float | None = None) -> None:
-        """A step that ended `now` (of ``time.perf_counter``)."""
+        """Add a step that ended at `now`, a time of ``time.perf_counter``; by default just now."""
         self._last.append(step)
         self._training += step.seconds
         self._elapsed = (time.perf_counter() if now is None else now) - self._begin
 
     @property
     def tokens_per_second(self) -> float:
-        """Mean of the last steps."""
+        """Mean over the last steps."""
         return sum(s.tokens for s in self._last) / sum(s.seconds for s in self._last)
 
     @property
     def joules_per_token(self) -> float | None:
-        """Mean of the last steps; None where energy is not measurable."""
+        """Mean over the last steps; None if energy cannot be measured."""
         joules = [s.joules for s in self._last if s.joules is not None]
         if len(joules) < len(self._last):
             return None
@@ -54,7 +54,7 @@ class ThroughputMeter:
 
     @property
     def mfu(self) -> float | None:
-        """Mean of the last steps, None where one has none."""
+        """Mean over the last steps, weighted by time; None if it is unknown."""
         shares = [s.mfu * s.seconds for s in self._last if s.mfu is not None]
         if len(shares) < len(self._last):
             return None
@@ -62,19 +62,19 @@ class ThroughputMeter:
 
     @property
     def seconds_left(self) -> float:
-        """Median of the last steps times those left, plus validation and saving at their share."""
+        """Remaining steps times the median of the last ones, plus the share of other work."""
         others = max(1.0, self._elapsed / self._training)
         left = self.steps - self._last[-1].step
         return median(s.seconds for s in self._last) * left * others
 
 
 class ProgressDisplay:
-    """Two lines that stay at the bottom of a terminal; what is printed meanwhile goes above them.
+    """Two lines at the bottom of a terminal; other output is printed above them.
 
     Args:
-        steps: of the whole run.
-        done: steps of it done before.
-        console: of standard error if None.
+        steps: number of steps in the run.
+        done: number of steps done.
+        console: to display on; None uses standard error.
     """
 
     def __init__(self, steps: int, done: int, console: Console | None = None) -> None:
@@ -84,14 +84,14 @@ class ProgressDisplay:
             Text(f"step {done}/{steps}: starting"),
             console=console or new_console(stderr=True),
             refresh_per_second=4,
-            # A file that standard output goes to gets its lines as they are.
+            # If standard output is a file, its lines are left as they are.
             redirect_stdout=sys.stdout.isatty(),
             transient=True,
         )
         self._live.start()
 
     def update(self, step: StepMetrics, pace: ThroughputMeter) -> None:
-        """Show a step."""
+        """Show the metrics of a step."""
         self._bar.update(step.step)
         line = Table.grid(padding=(0, 1), expand=True)
         for _ in range(2):
@@ -117,11 +117,11 @@ class ProgressDisplay:
         self._live.update(Group(line, Text(" · ".join(filter(None, parts)), no_wrap=True)))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the display."""
         self._live.stop()
 
 
 def progress_display(steps: int, done: int) -> ProgressDisplay | None:
-    """A :class:`ProgressDisplay` if standard error is a terminal that can show one."""
+    """Create a display if standard error is a terminal that supports it."""
     console = new_console(stderr=True)
     return ProgressDisplay(steps, done, console) if console.is_interactive else None

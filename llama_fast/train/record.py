@@ -1,4 +1,4 @@
-"""``run.json``: with what a run was made. One entry is added each time it is started."""
+"""``run.json``: the provenance of a run. Each start of the run adds an entry."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from llama_fast._write import write_whole
 from llama_fast.data import DataError, TokenShards
 from llama_fast.info import collect
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.metrics import written
+from llama_fast.train.metrics import naming_file
 
 RECORD = "run.json"
 _PACKAGE = Path(__file__).parents[1]
 
 
 def code_sha256(package: Path = _PACKAGE) -> str:
-    """Hash of a package's Python files and native libraries, their names included."""
+    """SHA-256 of the names and contents of a package's Python files and native libraries."""
     files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".so"))
     lines = (f"{path.relative_to(package).as_posix()} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def git_commit(package: Path = _PACKAGE) -> str | None:
-    """The commit of the checkout that a package lies in, "+changes" if files differ from it.
+    """Commit of the git checkout that contains a package, with "+changes" if files differ from it.
 
-    None without a checkout or without git.
+    None if it is not in a checkout, or git is not installed.
     """
     git = shutil.which("git")
     if git is None or not (package.parent / ".git").exists():
         return None
 
-    def ask(*arguments: str) -> str:
+    def run_git(*arguments: str) -> str:
         command = [git, "-C", str(package.parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return result.stdout.strip()
 
     try:
-        commit = ask("rev-parse", "HEAD")
-        return commit + ("+changes" if ask("status", "--porcelain", "-uno") else "")
+        commit = run_git("rev-parse", "HEAD")
+        return commit + ("+changes" if run_git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -56,7 +56,13 @@ def git_commit(package: Path = _PACKAGE) -> str | None:
 def entry(
     config: TrainConfig, train: TokenShards, valid: TokenShards | None, step: int
 ) -> dict[str, Any]:
-    """What is true of a start of a run after `step` steps; JSON can hold it."""
+    """Describe a start of a run, as JSON: configuration, data, code and machine.
+
+    Args:
+        config: of the run.
+        train, valid: its data.
+        step: number of steps done before.
+    """
     settings = dataclasses.asdict(config)
     text = json.dumps(settings, sort_keys=True)
     data = {"train": train} if valid is None else {"train": train, "valid": valid}
@@ -80,10 +86,18 @@ def entry(
 
 
 def add_entry(folder: Path, start: dict[str, Any]) -> str:
-    """Append a start to the record in a run's folder; returns the run's id.
+    """Append an entry to ``run.json`` in a run's folder.
+
+    Args:
+        folder: of the run.
+        start: of :func:`entry`.
+
+    Returns:
+        The id of the run, 12 hexadecimal digits.
 
     Raises:
-        DataError: the file there is no record.
+        DataError: the file has something else.
+        OSError: the file cannot be written.
     """
     path = inside(folder, RECORD, folder, DataError)
     record: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "starts": []}
@@ -95,7 +109,7 @@ def add_entry(folder: Path, start: dict[str, Any]) -> str:
             raise DataError(f"{path}: expected the record of a run, got something else") from None
     else:
         record["starts"].append(start)
-    with written(path):
+    with naming_file(path):
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(record, indent=1))
     return str(record.get("id"))

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint."""
+"""Check whether a run may be resumed from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from llama_fast.models.checkpoints.training import Checkpoint
 from llama_fast.train.config import TrainConfig
 
-# What a resumed run may change; anything else would make another run of it.
+# Options that may differ when a run is resumed; the others would change its results.
 MAY_CHANGE = {
     "out", "keep_last", "checkpoint_every", "log_every", "device", "compile", "on_nan",
     "activation_checkpointing", "data.train", "data.valid", "data.num_workers", "data.verify",
@@ -19,38 +19,38 @@ MAY_CHANGE = {
 
 
 def check_same(
-    found: Checkpoint, config: TrainConfig, world_size: int, log: Callable[[str], object]
+    checkpoint: Checkpoint, config: TrainConfig, world_size: int, log: Callable[[str], object]
 ) -> None:
-    """See that a checkpoint is of the run that `config` describes.
+    """Check that a checkpoint was written with the same configuration.
 
     Args:
-        found: the checkpoint.
-        config: of the run that is to go on from it.
-        world_size: number of processes that resume.
-        log: called with a line if other weights to begin with are named, which are not read.
+        checkpoint: to resume from.
+        config: of the run that resumes.
+        world_size: number of its processes.
+        log: called with a line if `model.init_from` differs, which is not read again.
 
     Raises:
-        ValueError: it is of another configuration; names what differs.
+        ValueError: an option differs that may not; the message names all of them.
     """
     changed = {}
-    for name, old, new in _differences(found.state["config"], dataclasses.asdict(config)):
+    for name, old, new in _differences(checkpoint.state["config"], dataclasses.asdict(config)):
         if name == "model.init_from" and old is not None and new is not None:
-            # Weights may have moved since; none are read any more.
-            log(f"model.init_from: was {old}, now {new}; the run goes on from its checkpoint")
-        elif not _may_change(name, found, config, world_size):
+            # The file may have been moved; it is not read again.
+            log(f"model.init_from: was {old}, now {new}; the run is resumed from its checkpoint")
+        elif not _may_change(name, checkpoint, config, world_size):
             changed[name] = f"{name} (was {old!r}, now {new!r})"
     if changed:
         raise ValueError(
-            f"out: {config.out} has a run of another configuration: "
+            f"out: {config.out} has a run with another configuration: "
             f"{'; '.join(changed[name] for name in sorted(changed))}; "
-            "expected the same one, or another folder"
+            "expected the same configuration, or another folder"
         )
 
 
-def _may_change(name: str, found: Checkpoint, config: TrainConfig, world_size: int) -> bool:
-    if name == "data.micro_batch_size":  # on other ranks the same batch may take another one
-        return bool(found.state["world_size"] != world_size)
-    if name == "steps":  # more of them may leave the learning rates of those done as they were
+def _may_change(name: str, checkpoint: Checkpoint, config: TrainConfig, world_size: int) -> bool:
+    if name == "data.micro_batch_size":  # the same batch on another number of ranks
+        return bool(checkpoint.state["world_size"] != world_size)
+    if name == "steps":  # the learning rates of earlier steps must not change
         return config.optimizer.lr_schedule == "constant"
     return name in MAY_CHANGE or name.startswith("parallel.")
 

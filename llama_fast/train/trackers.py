@@ -1,4 +1,4 @@
-"""Where the curves of a run go beside its CSV files: TensorBoard, and W&B or trackio if asked."""
+"""Experiment trackers: TensorBoard always, Weights & Biases or trackio with `report_to`."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from llama_fast.train.metrics import StepMetrics, written
+from llama_fast.train.metrics import StepMetrics, naming_file
 
 ReportTo = Literal["none", "wandb", "trackio"]
 PROJECT = "llama_fast"
 
 
 class Tracker(Protocol):
-    """Takes numbers by name."""
+    """Receives scalars by name."""
 
     def log(self, scalars: dict[str, float], step: int) -> None:
-        """Numbers of a step; steps come in their order. Raises OSError where the disk is full."""
+        """Log the scalars of a step, in the order of steps. Raises OSError if the disk is full."""
 
     def flush(self) -> None:
-        """Have written what was logged."""
+        """Write everything that was logged."""
 
     def close(self) -> None:
-        """No more."""
+        """End the run."""
 
 
 class TensorBoard:
-    """An event file in a folder, written step by step by this thread.
+    """Writes a TensorBoard event file, each step immediately and in this thread.
 
-    PyTorch's SummaryWriter does it in a thread of its own: what fails there, such as a full disk,
-    is a traceback on the terminal, and a kill loses what it has not written yet.
+    PyTorch's SummaryWriter writes in a background thread: an error there, such as a full disk, is
+    only a traceback on the terminal, and a kill loses what it has not written yet.
 
     Args:
-        folder: that ``tensorboard --logdir`` reads; others of the same run may lie there.
-        after_step: what earlier ones say about later steps is not shown.
+        folder: for ``tensorboard --logdir``; may have event files of earlier starts of the run.
+        after_step: TensorBoard hides what those files have about later steps.
 
     Raises:
         ImportError: TensorBoard is not installed.
@@ -59,39 +59,39 @@ class TensorBoard:
         self._write(step=after_step + 1, session_log=start)
 
     def _write(self, **fields: Any) -> None:
-        with written(self._path):
+        with naming_file(self._path):
             event = self._event(wall_time=time.time(), **fields)
             self._records.write(event.SerializeToString())
             self._records.flush()
 
     def log(self, scalars: dict[str, float], step: int) -> None:
-        """Write them."""
+        """Write the scalars."""
         values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
         self._write(step=step, summary=self._summary(value=values))
 
     def flush(self) -> None:
-        """Nothing waits to be written."""
+        """Nothing to do: every step is written immediately."""
 
     def close(self) -> None:
-        """No more."""
-        with contextlib.suppress(OSError):  # of what could not be written: log() said so
+        """Close the file."""
+        with contextlib.suppress(OSError):  # log() has raised the error already
             self._file.close()
 
 
 class WandbOrTrackio:
-    """Weights & Biases, or trackio, which has its functions.
+    """Logs to Weights & Biases, or to trackio, which has the same functions.
 
-    A run that goes on is the same run there. W&B leaves out steps that it already has; trackio
-    shows those twice that were done again after a kill.
+    A resumed run continues the run there. W&B ignores steps that it already has; trackio shows
+    steps twice that were repeated after a kill.
 
     Args:
         package: "wandb" or "trackio".
-        folder: of the run; its name is the run's.
+        folder: of the run, whose name is the name of the run.
         run_id: of run.json.
-        config: shown beside the curves.
+        config: shown with the curves.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the package is not installed.
     """
 
     def __init__(self, package: str, folder: Path, run_id: str, config: dict[str, Any]) -> None:
@@ -104,14 +104,14 @@ class WandbOrTrackio:
             self._package.init(name=f"{name}-{run_id}", **common)
 
     def log(self, scalars: dict[str, float], step: int) -> None:
-        """Hand them on."""
+        """Log the scalars."""
         self._package.log(scalars, step=step)
 
     def flush(self) -> None:
-        """Neither package has such a function: both send in the background."""
+        """Nothing to do: neither package has such a function, both send in the background."""
 
     def close(self) -> None:
-        """Send the rest."""
+        """Send what is left and end the run."""
         self._package.finish()
 
 
@@ -120,14 +120,14 @@ def _import(package: str, remedy: str, setting: str = "") -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise ImportError(
-            f"{setting}expected the package {package}, it is not installed ({remedy})"
+            f"{setting}expected the package {package} to be installed ({remedy})"
         ) from None
 
 
 def scalars(step: StepMetrics) -> dict[str, float]:
-    """The numbers of a step under the names that trackers show; those it lacks are left out."""
+    """The metrics of a step by their names in trackers; those that are None are left out."""
     per_token = None if step.joules is None else step.joules / step.tokens
-    found = {
+    named = {
         "train/loss": step.loss,
         "train/grad_norm": step.grad_norm,
         "train/lr": step.lr,
@@ -138,4 +138,4 @@ def scalars(step: StepMetrics) -> dict[str, float]:
         "memory/peak_gb": None if step.memory is None else step.memory / 1e9,
         "energy/joules_per_token": per_token,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in named.items() if value is not None}

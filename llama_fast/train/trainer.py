@@ -1,4 +1,4 @@
-"""A training loop small enough to read in a minute."""
+"""A minimal training loop."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from llama_fast.train.metrics import read_scalars
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one pass over the data gave.
+    """Result of one pass over the data.
 
     Attributes:
-        loss: mean over the targets that count.
+        loss: mean over all targets that are not -100.
         losses: loss of each step.
-        tokens: targets that count.
-        seconds: wall-clock time, data loading included.
+        tokens: number of targets that are not -100.
+        seconds: wall-clock time, including data loading.
     """
 
     loss: float
@@ -34,14 +34,14 @@ class Trainer:
     """Minimises ``criterion`` over batches of (tokens, targets).
 
     Args:
-        model: from tokens (B,S) to logits (B,S,V), such as ``LLaMA``.
-        criterion: from logits (N,V) and targets (N,) to a scalar, the mean over targets that are
-            not -100, such as ``llama_fast.cross_entropy`` or ``torch.nn.CrossEntropyLoss()``. None
-            takes ``model.loss``, the fused form that never holds the logits.
-        optimizer: over the model's parameters.
-        max_grad_norm: gradients are scaled down to this norm; None leaves them.
-        log: called with a line of text after each epoch; None for silence.
-        on_step: called with (step, loss) after each step, counted over all epochs from 0.
+        model: maps tokens (B,S) to logits (B,S,V), such as ``LLaMA``.
+        criterion: maps logits (N,V) and targets (N,) to the mean loss over the targets that are not
+            -100, such as ``llama_fast.cross_entropy`` or ``torch.nn.CrossEntropyLoss()``. None uses
+            ``model.loss``, which computes the loss without storing the logits.
+        optimizer: of the model's parameters.
+        max_grad_norm: gradients are clipped to this norm; None disables clipping.
+        log: called with a line of text after each epoch; None logs nothing.
+        on_step: called with (step, loss) after each step; steps count from 0 over all epochs.
 
     Example:
         >>> model = LLaMA(vocab_size=256, embed_dim=64, num_heads=4, num_layers=2, p_dropout=0.1)
@@ -70,15 +70,19 @@ class Trainer:
     def train(
         self, dataloader: Iterable[tuple[Tensor, Tensor]], num_epochs: int
     ) -> list[EpochResult]:
-        """Pass ``num_epochs`` times over pairs of tokens and targets, both (B,S) int64.
+        """Train for ``num_epochs`` passes over the data.
 
-        The model is in training mode meanwhile and then as before.
+        The model is in training mode meanwhile; its mode is restored.
+
+        Args:
+            dataloader: yields pairs of tokens and targets, both (B,S) int64.
+            num_epochs: number of passes, >= 0.
 
         Returns:
-            One :class:`EpochResult` an epoch.
+            One :class:`EpochResult` per epoch.
 
         Raises:
-            ValueError: the dataloader is empty.
+            ValueError: the dataloader is empty, or `num_epochs` is negative.
             FloatingPointError: the loss is NaN or infinite; the weights are those before that step.
         """
         if num_epochs < 0:

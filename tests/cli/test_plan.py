@@ -66,7 +66,7 @@ def test_the_vocabulary_is_that_of_the_data(
     ("arguments", "message"),
     [
         (["no.yaml"], "config: no such file: no.yaml"),
-        ([CONFIG, "--gpus", "12"], "--gpus: expected a product of parallel.replicate auto, shard"),
+        ([CONFIG, "--gpus", "12"], "--gpus: expected the product of parallel.replicate auto"),
         ([CONFIG, "--gpu", "abacus"], "--gpu: expected one of a100, a100-40gb, h100"),
         ([CONFIG, "--parallel.tensor", "0"], "parallel.tensor: expected at least 1, got 0"),
     ],

@@ -299,8 +299,8 @@ def test_a_training_configuration_of_aliases(tmp_path: Path) -> None:
 
     laughs = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     laughs += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
-    assert "expected at most 10,000 values, aliases followed" in read("\n".join(laughs))
-    assert "alias 'a': expected an earlier value" in read("model: &a [*a]")
+    assert "expected at most 10,000 values, with aliases expanded" in read("\n".join(laughs))
+    assert "alias 'a': expected an anchor before it" in read("model: &a [*a]")
     assert "levels, got more" in read("model: " + "[" * 900 + "]" * 900)
     assert "of at most 10000 characters" in read("seed: 1" + ":1" * 200_000)
     assert "expected at most 1,048,576 bytes" in read("#" * (2 * MB))

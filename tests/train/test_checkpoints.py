@@ -164,7 +164,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, asynchronous: bool) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"step-00000002: could not be written \(.*whole"):
+        with pytest.raises(
+            CheckpointError, match=r"step-00000002: could not be written \(.*intact"
+        ):
             checkpoints.save(2, {"big": torch.zeros(9999)}, {}, asynchronous=asynchronous)
             checkpoints.wait()
     finally:
@@ -222,7 +224,7 @@ def rank_saves(rank: int, ranks: int, folder: str) -> None:
         Path(folder, "c/.step-00000003.partial").touch()  # in the way of rank 0
         with pytest.raises(CheckpointError) as failure:
             checkpoints.save(3, {"w": shard}, {})
-        reason = "File exists" if rank == 0 else "rank 0 failed, and says why"
+        reason = "File exists" if rank == 0 else "rank 0 failed; see its error"
         assert reason in str(failure.value)
     else:
         mine = distribute_tensor(torch.zeros(6, 4), mesh, [Shard(1)])

@@ -75,7 +75,7 @@ def test_the_weights_to_begin_with_are_read_once(tmp_path: Path, shards: str) ->
     moved = dataclasses.replace(config, model=ModelOptions(init_from="moved.gguf"))
     again = TrainingRun(moved, log=said.append)
     assert again.step == 2 and again.model.config == expected.model.config
-    assert any("weights.gguf, now moved.gguf; the run goes on from its checkp" in s for s in said)
+    assert any("weights.gguf, now moved.gguf; the run is resumed from its" in s for s in said)
     again.train()
     assert torch.equal(weights(again), weights(expected))
     with pytest.raises(ValueError, match=r"another configuration: model.init_from \(was 'moved.g"):

@@ -321,7 +321,7 @@ def test_less_is_needed_where_more_share() -> None:
 @pytest.mark.parametrize(
     ("gpus", "changes", "options", "message"),
     [
-        (12, {}, {}, "--gpus: expected a product of parallel.replicate auto, shard 8, context 1"),
+        (12, {}, {}, "--gpus: expected the product of parallel.replicate auto, shard 8, context 1"),
         (0, {}, {}, "--gpus: expected at least 1, got 0"),
         (8, {}, {"gpu": "h1000"}, "--gpu: expected one of a100, .* got 'h1000'"),
         (8, {}, {"mfu": 40.0}, "--mfu: expected 0 < MFU <= 1, got 40.0"),

@@ -54,7 +54,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pixels = imread(out)
     assert pixels.shape[:2] == (910, 1300) and pixels.std() > 0.01
     assert main(["plot", str(tmp_path / "nowhere")]) == 2
-    assert "there is no" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     (tmp_path / "b").mkdir()
     MetricsFile(tmp_path / "b/metrics.csv", 0).close()
     assert main(["plot", str(tmp_path / "b"), "--out", str(out)]) == 2

@@ -205,8 +205,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, shards: str) 
     assert said[2].startswith("second: code 2")
     checkpoint, row = done.stderr.splitlines()
     full = "could not be written ([Errno 28] No space left on device)"
-    assert f"step-00000006: {full}; earlier checkpoints are whole" in checkpoint
-    assert f"{full}; the checkpoints are whole" in row and "second/" in row
+    assert f"step-00000006: {full}; earlier checkpoints are intact" in checkpoint
+    assert f"{full}; the checkpoints are intact" in row and "second/" in row
 
 
 def test_another_configuration_is_refused(tmp_path: Path, shards: str) -> None:
@@ -278,7 +278,7 @@ def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture
         ),
         (
             ["--data.train", "{shards}", "--model.overrides", '{{"ffn_dim": 10000000000000}}'],
-            "out of memory in the making of the model and its optimizer, which asked for 2560000",
+            "out of memory while creating the model and its optimizer, which requested 2560000",
         ),
         (["--data.train", "{shards}", "--device", "cua"], "device: expected cpu, cuda or auto"),
     ],
