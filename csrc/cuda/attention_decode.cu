@@ -1,9 +1,9 @@
-// Attention of a few queries over a cache of keys and values, which it appends to: limited by
-// reading the cache once.
+// Attention of a few queries over a cache of keys and values, to which it appends the new ones. Its
+// time is that of reading the cache once.
 //
 // The keys of a sequence are cut into shares, one a block (attention_decode_block.h). At the end a
 // block merges its warps, and a second kernel the shares, always in the same order. New keys are
-// read where they come from, never from the cache: who appends them does not matter to who reads
+// read from the arguments, never from the cache, so blocks need not wait for the one that appends
 // them.
 #include "cuda/attention_decode.h"
 #include "cuda/attention_decode_block.h"
@@ -16,14 +16,14 @@ constexpr float kLn2 = 0.6931471805599453f;
 
 // Writes the new keys and values of the block's share into the cache.
 template <class T, int D>
-LF_DEVICE void append(const AttentionDecodeArgs& a, const Work& w) {
+LF_DEVICE void append(const AttentionDecodeArgs& a, const BlockWork& w) {
   constexpr int kChunks = D / kPerChunk<T>;
   const int first = w.begin > w.held ? w.begin : w.held;
   for (int i = thread(); i < (w.end - first) * kChunks; i += threads()) {
     const int position = first + i / kChunks, at = i % kChunks * kPerChunk<T>;
     int row;
-    const int page = find(a, w.batch, position, row);
-    if (page == kNothing) continue;
+    const int page = locate(a, w.batch, position, row);
+    if (page == kNoPage) continue;
     const int from = position - w.held;
     store_chunk(row_of<T>(a.k_cache, page, w.kv_head, row) + at,
                 load_chunk(row_of<T>(a.k, w.batch, w.kv_head, from) + at));
@@ -32,25 +32,25 @@ LF_DEVICE void append(const AttentionDecodeArgs& a, const Work& w) {
   }
 }
 
-// What a part adds to a whole whose maximum is `largest`. A part without a visible key adds
-// nothing.
-LF_DEVICE float weight_of(float part_max, float largest) {
-  return part_max == -INFINITY ? 0.0f : exp2_fast(part_max - largest);
+// The factor of a part in a sum whose maximum is `max`; 0 for a part without a visible key.
+LF_DEVICE float weight_of(float part_max, float max) {
+  return part_max == -INFINITY ? 0.0f : exp2_fast(part_max - max);
 }
 
-// From a row's maximum and sum: what to multiply its sum of values with. Writes the log-sum-exp.
+// Returns the factor of the sum of values of a row with this maximum and sum, and writes the
+// log-sum-exp.
 LF_DEVICE float finish(const AttentionDecodeArgs& a, int64_t batch, int64_t head, int64_t query,
-                       Row row, bool write) {
+                       RowSoftmax row, bool write) {
   float shrink = 1;
   if (a.sinks) {
-    const float sink = a.sinks[head] * kLog2e, largest = larger(row.largest, sink);
-    shrink = weight_of(row.largest, largest);
-    row = {largest, row.sum * shrink + weight_of(sink, largest)};
+    const float sink = a.sinks[head] * kLog2e, max = fmaxf(row.max, sink);
+    shrink = weight_of(row.max, max);
+    row = {max, row.sum * shrink + weight_of(sink, max)};
   }
   const bool empty = row.sum == 0;
   if (write)
     a.lse[(batch * a.heads + head) * a.queries + query] =
-        empty ? -INFINITY : row.largest * kLn2 + logf(row.sum);
+        empty ? -INFINITY : row.max * kLn2 + logf(row.sum);
   return empty ? 0.0f : shrink / row.sum;
 }
 
@@ -58,7 +58,7 @@ template <class T, int D, int kTiles>
 LF_KERNEL(32 * kDecodeWarps)
 decode(AttentionDecodeArgs a, int64_t shares, int row_blocks) {
   using Block = Decoder<T, D, kTiles>;
-  const Work w = work_of<Block::kKeys>(a, shares, row_blocks, Block::kRows);
+  const BlockWork w = work_of<Block::kKeys>(a, shares, row_blocks, Block::kRows);
   const int64_t unit = w.batch * a.kv_heads + w.kv_head;
   const auto part_of = [&](int row) { return (unit * shares + w.share) * w.rows + row; };
   if (shares > 1 && w.begin == w.end && !w.bad) {  // the sequence is short
@@ -74,20 +74,19 @@ decode(AttentionDecodeArgs a, int64_t shares, int row_blocks) {
   block.load_queries();
   sync_block();
   block.run();
-  block.publish();
+  block.store_sums();
   sync_block();
 
-  // A warp a row, two numbers a lane.
+  // One warp for each row, two numbers for each lane.
   for (int r = warp(); r < Block::kRows && w.first_row + r < w.rows; r += kDecodeWarps) {
-    Row whole = {-INFINITY, 0.0f};
+    RowSoftmax whole = {-INFINITY, 0.0f};
 #pragma unroll
-    for (int i = 0; i < kDecodeWarps; ++i)
-      whole.largest = larger(whole.largest, Block::warp_rows(i)[r].largest);
+    for (int i = 0; i < kDecodeWarps; ++i) whole.max = fmaxf(whole.max, Block::warp_rows(i)[r].max);
     float weight[kDecodeWarps];
 #pragma unroll
     for (int i = 0; i < kDecodeWarps; ++i) {
-      const Row part = Block::warp_rows(i)[r];
-      weight[i] = weight_of(part.largest, whole.largest);
+      const RowSoftmax part = Block::warp_rows(i)[r];
+      weight[i] = weight_of(part.max, whole.max);
       whole.sum += part.sum * weight[i];
     }
     const int row = w.first_row + r;
@@ -97,7 +96,7 @@ decode(AttentionDecodeArgs a, int64_t shares, int row_blocks) {
     if (shares == 1) {
       factor = finish(a, w.batch, head, query, whole, lane() == 0);
     } else if (lane() == 0) {
-      a.part_max[part] = whole.largest;
+      a.part_max[part] = whole.max;
       a.part_sum[part] = whole.sum;
     }
 #pragma unroll
@@ -119,7 +118,7 @@ decode(AttentionDecodeArgs a, int64_t shares, int row_blocks) {
   }
 }
 
-// Merges the shares of one row. The warps take turns at them, then their sums are added up.
+// Merges the shares of one row: each warp adds some of them, then the sums of the warps are added.
 template <class T, int D>
 LF_KERNEL(32 * kDecodeWarps)
 merge(AttentionDecodeArgs a, int64_t shares) {
@@ -127,13 +126,13 @@ merge(AttentionDecodeArgs a, int64_t shares) {
   const int64_t rows = a.heads / a.kv_heads * a.queries;
   const int64_t unit = block_x() / rows, r = block_x() % rows;
   const auto part = [&](int64_t share) { return (unit * shares + share) * rows + r; };
-  float largest = -INFINITY;
-  for (int64_t s = lane(); s < shares; s += 32) largest = larger(largest, a.part_max[part(s)]);
-  largest = warp_max(largest);
+  float max = -INFINITY;
+  for (int64_t s = lane(); s < shares; s += 32) max = fmaxf(max, a.part_max[part(s)]);
+  max = warp_max(max);
   float total = 0, sum[kColumns] = {};
 #pragma unroll 4
   for (int64_t s = warp(); s < shares; s += kDecodeWarps) {
-    const float weight = weight_of(a.part_max[part(s)], largest);
+    const float weight = weight_of(a.part_max[part(s)], max);
     if (weight == 0) continue;  // a share without a key leaves no sum of values
     total += a.part_sum[part(s)] * weight;
     const float* from = a.part_out + part(s) * D + lane();
@@ -145,7 +144,7 @@ merge(AttentionDecodeArgs a, int64_t shares) {
   for (int c = 0; c < kColumns; ++c) shared[warp() * (D + 1) + c * 32 + lane()] = sum[c];
   if (lane() == 0) shared[warp() * (D + 1) + D] = total;
   sync_block();
-  Row row = {largest, 0.0f};
+  RowSoftmax row = {max, 0.0f};
   for (int i = 0; i < kDecodeWarps; ++i) row.sum += shared[i * (D + 1) + D];
   const int64_t group = a.heads / a.kv_heads, batch = unit / a.kv_heads;
   const int64_t head = unit % a.kv_heads * group + r % group, query = r / group;
@@ -161,7 +160,7 @@ merge(AttentionDecodeArgs a, int64_t shares) {
 template <class T, int D, int kTiles>
 void launch_tiles(const Queue& queue, const AttentionDecodeArgs& a, int64_t shares) {
   const int64_t rows = a.heads / a.kv_heads * a.queries, units = a.batch * a.kv_heads;
-  const auto row_blocks = static_cast<int>(divide_up(rows, kTiles * kTileRows));
+  const auto row_blocks = static_cast<int>(ceil_div(rows, kTiles * kTileRows));
   constexpr int kThreads = 32 * kDecodeWarps;
   const Launch how{"attention_decode",
                    {units * shares * row_blocks, 1, 1},

@@ -13,7 +13,7 @@ struct AttentionDecodeArgs {
   int64_t capacity;     // keys that a sequence can hold
   int64_t pages, page;  // of the cache, and keys of each; contiguous caches: a page a sequence
 
-  // Rows of numbers side by side, each at a multiple of 16 bytes.
+  // Contiguous rows, each at a multiple of 16 bytes.
   Tensor4 q, k_cache, v_cache, k, v, out;  // k and v are null where nothing is appended
   const int32_t* seqlens;
   int64_t seqlens_stride;
@@ -24,10 +24,11 @@ struct AttentionDecodeArgs {
   const float* sinks;   // (H), or null
   float* lse;           // (B, H, S) contiguous
   int64_t window_left;  // -1: unlimited
-  // A product p scores p scale, or softcap tanh(p scale) where softcap is not 0, in powers of two.
+  // The score of a product p, to the base 2: p scale, or softcap tanh(p scale) where softcap is not
+  // 0.
   float scale, softcap;
 
-  // Where the keys are shared out: of each share and row the maximum, the sum, the sum of values.
+  // With several shares: the maximum, sum and sum of values of each share and row.
   float *part_max, *part_sum, *part_out;
 };
 

@@ -1,8 +1,8 @@
 // One block of the decoding kernel: its share of the keys of a sequence and key head, against rows
 // that are the queries of all heads of the group.
 //
-// The warps take turns at steps of 16 or 32 keys. Each has a pipeline of asynchronous copies and
-// sums of its own, so that no warp waits for another.
+// The warps take steps of 16 or 32 keys in turn. Each has its own pipeline of asynchronous copies
+// and its own sums, so that no warp waits for another.
 #pragma once
 
 #include "cuda/attention_decode.h"
@@ -13,20 +13,21 @@ namespace llama_fast {
 namespace cuda {
 namespace {
 
-constexpr int kNothing = -1, kNew = -2;  // instead of a page
+constexpr int kNoPage = -1, kNewKey = -2;  // in place of the number of a page
 
 // What a block works on. Positions are those of keys in their sequence.
-struct Work {
+struct BlockWork {
   int64_t batch, kv_head, share;
   int first_row, rows;  // of the key head's rows: the block's first, and all
   int held, total;      // keys before and after the call
   int begin, end;       // of the share
-  bool bad;             // a length that there cannot be
+  bool bad;             // the length is impossible
 };
 
 template <int kKeys>
-LF_DEVICE Work work_of(const AttentionDecodeArgs& a, int64_t shares, int row_blocks, int rows) {
-  Work w;
+LF_DEVICE BlockWork work_of(const AttentionDecodeArgs& a, int64_t shares, int row_blocks,
+                            int rows) {
+  BlockWork w;
   w.rows = static_cast<int>(a.heads / a.kv_heads * a.queries);
   w.first_row = static_cast<int>(block_x() % row_blocks) * rows;
   w.share = block_x() / row_blocks % shares;
@@ -49,14 +50,15 @@ LF_DEVICE Work work_of(const AttentionDecodeArgs& a, int64_t shares, int row_blo
   return w;
 }
 
-// The page and the row in it of a position in the cache; kNothing for a page that there is not.
-LF_DEVICE int find(const AttentionDecodeArgs& a, int64_t batch, int position, int& row) {
+// The page of a position in the cache, or kNoPage where the table names none; and the row in the
+// page.
+LF_DEVICE int locate(const AttentionDecodeArgs& a, int64_t batch, int position, int& row) {
   row = position;
   if (!a.table) return static_cast<int>(batch);
   const auto page = static_cast<uint32_t>(a.page), entry = static_cast<uint32_t>(position) / page;
   row = static_cast<int>(static_cast<uint32_t>(position) - entry * page);
   const int found = a.table[batch * a.table_stride_batch + entry * a.table_stride_page];
-  return found >= 0 && found < a.pages ? found : kNothing;
+  return found >= 0 && found < a.pages ? found : kNoPage;
 }
 
 template <class T>
@@ -65,7 +67,7 @@ LF_DEVICE T* row_of(const Tensor4& t, int64_t batch, int64_t head, int64_t row) 
          row * t.stride_row;
 }
 
-// Rows of D numbers in shared memory. Their chunks are mixed, so that the same chunk of eight rows
+// Rows of D numbers in shared memory. Chunks are swizzled, so that the same chunk of eight rows
 // lies in different banks.
 template <class T, int D>
 struct Tile {
@@ -78,8 +80,8 @@ struct Tile {
 };
 
 // The online softmax of one row as one thread sees it; `sum` is over the thread's own columns.
-struct Row {
-  float largest, sum;
+struct RowSoftmax {
+  float max, sum;
 };
 
 template <class T, int D, int kTiles>
@@ -93,14 +95,14 @@ struct Decoder {
   static_assert(kSumsBytes + kRows * 8 <= kWarpBytes, "the sums go where keys and values were");
 
   const AttentionDecodeArgs& a;
-  const Work& w;
+  const BlockWork& w;
   const int group = static_cast<int>(a.heads / a.kv_heads);
   Tile<T, D> queries{reinterpret_cast<T*>(shared_memory())};
   bool bad = false;
-  Row row[kTiles][2];            // rows lane / 4 and 8 more of each tile
+  RowSoftmax row[kTiles][2];     // rows lane / 4 and 8 more of each tile
   float sums[kTiles][D / 8][4];  // of values, as a matrix product leaves them
 
-  LF_DEVICE Decoder(const AttentionDecodeArgs& args, const Work& work) : a(args), w(work) {}
+  LF_DEVICE Decoder(const AttentionDecodeArgs& args, const BlockWork& work) : a(args), w(work) {}
 
   LF_DEVICE static char* warp_memory(int warp) {
     return shared_memory() + kRows * D * 2 + warp * kWarpBytes;
@@ -121,15 +123,15 @@ struct Decoder {
     }
   }
 
-  // Asks for the keys and values of positions [first, first + kKeys), zeros from w.end on.
+  // Starts copying the keys and values of positions [first, first + kKeys); zeros from w.end on.
   LF_DEVICE void fetch(int first, int stage) {
     constexpr int kChunks = D / kPerChunk<T>, kAtOnce = 32 / kChunks;  // rows of one copy
     const Tile<T, D> keys = keys_of(stage), values = values_of(stage);
     const int line = lane() / kChunks, chunk = lane() % kChunks;
     if (first + kKeys <= w.held && first + kKeys <= w.end) {
       int row;
-      const int page = find(a, w.batch, first, row);
-      if (page != kNothing && row + kKeys <= a.page) {  // one after another in the cache
+      const int page = locate(a, w.batch, first, row);
+      if (page != kNoPage && row + kKeys <= a.page) {  // contiguous in the cache
         const T* k = row_of<T>(a.k_cache, page, w.kv_head, row + line) + chunk * kPerChunk<T>;
         const T* v = row_of<T>(a.v_cache, page, w.kv_head, row + line) + chunk * kPerChunk<T>;
 #pragma unroll
@@ -142,21 +144,21 @@ struct Decoder {
         return;
       }
     }
-    // Each lane looks one position up, and tells the others.
+    // Each lane looks up one position and shares it with the others.
     const int position = first + lane() % kKeys;
-    int page = kNothing, row = 0;
+    int page = kNoPage, row = 0;
     if (position < w.end) {
-      page = find(a, w.batch, position, row);
-      bad = bad || page == kNothing;
+      page = locate(a, w.batch, position, row);
+      bad = bad || page == kNoPage;
       if (position >= w.held) {
-        page = kNew;
+        page = kNewKey;
         row = position - w.held;
       }
     }
 #pragma unroll 1
     for (int i = 0; i < kKeys; i += kAtOnce) {
       const int from = shuffle(page, i + line), at = shuffle(row, i + line);
-      const bool fresh = from == kNew, valid = from != kNothing;
+      const bool fresh = from == kNewKey, valid = from != kNoPage;
       const Tensor4 &k = fresh ? a.k : a.k_cache, &v = fresh ? a.v : a.v_cache;
       const int64_t where = fresh ? w.batch : valid ? from : 0;
       copy_async(keys.at(i + line, chunk),
@@ -181,7 +183,8 @@ struct Decoder {
     int stage = 0, next = 0;
     for (int position = first - kAhead; position < w.end; position += kStep) {
       copy_async_wait<kStages - 2>();
-      sync_warp();  // all lanes have what they asked for, and are done with the stage before
+      sync_warp();  // the copies of all lanes have arrived, and the previous stage is no longer
+                    // used
       if (position + kAhead < w.end) fetch(position + kAhead, next);
       copy_async_commit();
       next = next + 1 == kStages ? 0 : next + 1;
@@ -281,22 +284,22 @@ struct Decoder {
     });
   }
 
-  // Scores of 16 rows to probabilities relative to the rows' running maxima. A NaN hides from the
-  // maximum, but not from the sum.
+  // Turns the scores of 16 rows into probabilities relative to the running maxima of the rows. The
+  // maximum ignores NaN, the sum does not.
   LF_DEVICE void softmax(int t, float (&x)[kKeys / 8][4]) {
     float shrink[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      Row& r = row[t][half];
-      float largest = r.largest;
+      RowSoftmax& r = row[t][half];
+      float max = r.max;
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) largest = fmaxf(largest, x[n][half * 2 + i]);
-      largest = fmaxf(largest, shuffle_xor(largest, 1));
-      largest = fmaxf(largest, shuffle_xor(largest, 2));
-      const float shift = largest == -INFINITY ? 0.0f : largest;
-      shrink[half] = exp2_fast(r.largest - shift);
+        for (int i = 0; i < 2; ++i) max = fmaxf(max, x[n][half * 2 + i]);
+      max = fmaxf(max, shuffle_xor(max, 1));
+      max = fmaxf(max, shuffle_xor(max, 2));
+      const float shift = max == -INFINITY ? 0.0f : max;
+      shrink[half] = exp2_fast(r.max - shift);
       float sum = r.sum * shrink[half];
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n)
@@ -305,9 +308,9 @@ struct Decoder {
           x[n][half * 2 + i] = exp2_fast(x[n][half * 2 + i] - shift);
           sum += x[n][half * 2 + i];
         }
-      r = {largest, sum};
+      r = {max, sum};
     }
-    if (!ballot(shrink[0] != 1 || shrink[1] != 1)) return;  // few steps raise a maximum
+    if (!ballot(shrink[0] != 1 || shrink[1] != 1)) return;  // few steps change a maximum
 #pragma unroll
     for (int n = 0; n < D / 8; ++n)
 #pragma unroll
@@ -317,22 +320,22 @@ struct Decoder {
   LF_DEVICE static float* warp_sums(int warp) {
     return reinterpret_cast<float*>(warp_memory(warp));
   }
-  LF_DEVICE static Row* warp_rows(int warp) {
-    return reinterpret_cast<Row*>(warp_memory(warp) + kSumsBytes);
+  LF_DEVICE static RowSoftmax* warp_rows(int warp) {
+    return reinterpret_cast<RowSoftmax*>(warp_memory(warp) + kSumsBytes);
   }
 
-  // For the other warps to see.
-  LF_DEVICE void publish() {
+  // Stores the sums of this warp in shared memory for the other warps.
+  LF_DEVICE void store_sums() {
     sync_warp();  // all lanes are done with the keys and values that lie there
     float* to = warp_sums(warp());
-    Row* rows = warp_rows(warp());
+    RowSoftmax* rows = warp_rows(warp());
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = t * kTileRows + half * 8 + lane() / 4;
-        const Row& mine = row[t][half];
-        if (lane() % 4 == 0) rows[r] = bad || mine.sum != mine.sum ? Row{0.0f, NAN} : mine;
+        const RowSoftmax& mine = row[t][half];
+        if (lane() % 4 == 0) rows[r] = bad || mine.sum != mine.sum ? RowSoftmax{0.0f, NAN} : mine;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n)
 #pragma unroll

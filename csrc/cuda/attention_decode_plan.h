@@ -1,4 +1,4 @@
-// What decoding is cut into, and what the kernels can do: plain C++.
+// How decoding is divided among blocks, and what the kernels support: plain C++.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace cuda {
 constexpr int kDecodeWarps = 4;
 constexpr int kTileRows = 16;  // rows of a matrix product
 
-constexpr int64_t kLongestShare = 16384;  // keys
+constexpr int64_t kMaxShareKeys = 16384;  // keys
 
 // Keys that a warp takes at a time, and how many such steps it holds in shared memory.
 constexpr int decode_keys(int64_t head_size) { return head_size <= 64 ? 32 : 16; }
@@ -42,36 +42,37 @@ inline DecodePlan decode_plan(const Gpu& gpu, int64_t head_size, int64_t units, 
                               int64_t keys) {
   DecodePlan plan;
   plan.tiles = decode_tiles(head_size, rows);
-  plan.row_blocks = std::max<int64_t>(1, divide_up(rows, plan.tiles * kTileRows));
+  plan.row_blocks = std::max<int64_t>(1, ceil_div(rows, plan.tiles * kTileRows));
   plan.shares = 1;
   // Of a multiprocessor's memory every block takes 1 KiB more.
   const int64_t bytes = decode_shared_bytes(head_size, plan.tiles) + 1024;
   const int64_t at_once = gpu.processors * std::max<int64_t>(1, (gpu.shared_bytes + 1024) / bytes);
   const int64_t blocks = std::max<int64_t>(1, units * plan.row_blocks);
-  // A share gives every warp something to do. More than fill the GPU four times only cost a merge.
-  const int64_t most = std::min(divide_up(keys, int64_t{kDecodeWarps} * decode_keys(head_size)),
-                                divide_up(4 * at_once, blocks));
+  // A share has keys for every warp. More blocks than fill the GPU four times only make the merge
+  // longer.
+  const int64_t max_shares =
+      std::min(ceil_div(keys, int64_t{kDecodeWarps} * decode_keys(head_size)),
+               ceil_div(4 * at_once, blocks));
   const auto used = [&](int64_t shares) {  // of the GPU, over all its waves of blocks
-    const int64_t waves = divide_up(blocks * shares, at_once);
+    const int64_t waves = ceil_div(blocks * shares, at_once);
     return static_cast<double>(blocks * shares) / static_cast<double>(waves * at_once);
   };
   double best = 0;
-  for (int64_t s = 1; s <= most; ++s) best = std::max(best, used(s));
-  while (plan.shares < most && used(plan.shares) < 0.9 * best) ++plan.shares;
+  for (int64_t s = 1; s <= max_shares; ++s) best = std::max(best, used(s));
+  while (plan.shares < max_shares && used(plan.shares) < 0.9 * best) ++plan.shares;
   // One long sequence among short ones must not wait for a single block.
-  plan.shares = std::max(plan.shares, divide_up(keys, kLongestShare));
+  plan.shares = std::max(plan.shares, ceil_div(keys, kMaxShareKeys));
   return plan;
 }
 
-// Why the kernels cannot serve such tensors, or null.
+// Why the kernels do not support such tensors, or null. ops/attention_decode.py has the same rule.
 inline const char* decode_refusal(DType dtype, int64_t head_size, int64_t value_size,
                                   bool caches_aligned) {
   if (dtype != DType::bf16 && dtype != DType::f16) return "expected bfloat16 or float16";
-  if (head_size != value_size) return "expected values of the head size";
+  if (head_size != value_size) return "expected values of the head size of the keys";
   if (head_size != 64 && head_size != 128 && head_size != 256)
     return "expected a head size of 64, 128 or 256";
-  if (!caches_aligned)
-    return "expected caches whose rows lie in one piece, at multiples of 16 bytes";
+  if (!caches_aligned) return "expected caches with contiguous rows at multiples of 16 bytes";
   return nullptr;
 }
 

@@ -1,12 +1,12 @@
-// Softmax cross-entropy: which kernel is launched, with what.
+// Softmax cross-entropy: the kernels and their launches.
 //
-// Forward: one sweep over each row. In place, where loss and gradient are wanted at once, a row
+// Forward: one pass over each row. In place, where loss and gradient are computed together, a row
 // stays in the shared memory of a block or of a cluster of blocks between its only read and its
-// only write. Where it does not fit, a sweep is followed by the kernel of the backward, which takes
-// the gradient from the log-sum-exp.
+// only write. Where it does not fit, the forward pass is followed by the backward kernel, which
+// computes the gradient from the log-sum-exp.
 //
-// A target out of range has a NaN loss and gradient: to raise an error the host would have to wait
-// for the GPU. Nothing is read or written out of place for it.
+// A target out of range gets a NaN loss and gradient: to raise an error the host would have to wait
+// for the GPU. No memory outside the tensors is read or written for it.
 #include "cuda/cross_entropy.h"
 #include "cuda/cross_entropy_plan.h"
 #include "cuda/cross_entropy_row.h"
@@ -19,12 +19,12 @@ constexpr int kReduceThreads = 1024;
 
 // --- kernels ---------------------------------------------------------------------------------
 
-// Sums of the chunks [begin, end) of a row. Several chunks are on their way at once.
+// Sums of the chunks [begin, end) of a row. Several loads are in flight at once.
 template <class T, int W, bool kGeneral>
 LF_DEVICE RowSums sweep_chunks(const CrossEntropyArgs& a, const RowFacts& facts, int64_t begin,
                                int64_t end) {
   constexpr int kAhead = 4;
-  const Row<T, W> row(a, a.logits, facts.row);
+  const LogitRow<T, W> row(a, a.logits, facts.row);
   if (end > row.chunks()) end = row.chunks();
   RowSums s = no_sums();
   for (int64_t c = begin + thread(); c < end; c += kAhead * threads()) {
@@ -52,9 +52,10 @@ LF_DEVICE float label_logit(const CrossEntropyArgs& a, const RowFacts& facts) {
   return label[0];
 }
 
-// Blocks of a row: those of a cluster, or blocks_y(), which leave their sums in `parts`.
+// The blocks of a row are those of a cluster, or blocks_y() blocks that write their sums to
+// `parts`.
 template <class T, int W, bool kGeneral>
-LF_KERNEL(kMostThreads)
+LF_KERNEL(kMaxThreads)
 forward(CrossEntropyArgs a, int64_t share, RowSums* parts) {
   const RowFacts facts(a, block_x() / cluster_size());
   const int64_t part = cluster_rank() + block_y();
@@ -72,7 +73,7 @@ forward(CrossEntropyArgs a, int64_t share, RowSums* parts) {
   if (cluster_size() > 1) sync_cluster();  // others read this block's sums
 }
 
-// A warp puts the parts of a row together.
+// A warp combines the parts of a row.
 LF_KERNEL(32) combine(CrossEntropyArgs a, const RowSums* parts, int splits) {
   const RowFacts facts(a, block_x());
   RowSums s = no_sums();
@@ -102,13 +103,13 @@ LF_DEVICE void keep(char* kept, int c, const Chunk& chunk) {
   }
 }
 
-// Loss and gradient of a row that stays in the shared memory of its cluster. Each thread reads what
-// itself has brought there: no barrier is needed for that.
+// Loss and gradient of a row that stays in the shared memory of its cluster. Each thread reads only
+// what it has copied there itself, so no barrier is needed.
 template <class T, int W, bool kGeneral>
-LF_KERNEL(kMostThreads)
+LF_KERNEL(kMaxThreads)
 fused(CrossEntropyArgs a, int share) {
   const RowFacts facts(a, block_x() / cluster_size());
-  const Row<T, W> row(a, a.logits, facts.row);
+  const LogitRow<T, W> row(a, a.logits, facts.row);
   const int begin = cluster_rank() * share;
   const int count = row.chunks() - begin < share ? row.chunks() - begin : share;
   char* kept = shared_memory() + kRowScratch;
@@ -142,7 +143,7 @@ fused(CrossEntropyArgs a, int share) {
   if (a.z_loss != 0) factor += 2.0f * a.z_loss * (shift + logf(s.sum)) * facts.z_scale;
   factor += facts.lse_scale;
   factor = facts.good ? factor / s.sum : static_cast<float>(NAN);
-  const Row<T, W> out(a, a.grad, facts.row);
+  const LogitRow<T, W> out(a, a.grad, facts.row);
   for (int c = thread(); c < count; c += threads()) {
     float x[W] = {};
     if (facts.graded()) {
@@ -157,19 +158,20 @@ fused(CrossEntropyArgs a, int share) {
 LF_DEVICE double block_sum(double value) {
   auto* sums = reinterpret_cast<double*>(shared_memory());
   value = warp_sum(value);
-  sync_block();  // the sums before have been read
+  sync_block();  // all threads have read the previous sums
   if (lane() == 0) sums[warp()] = value;
   sync_block();
   return warp_sum(lane() < threads() / 32 ? sums[lane()] : 0.0);
 }
 
-// Of a log-sum-exp: beyond, float64 has not enough digits left for the logarithm in it.
-constexpr double kTooLarge = 1e9;
+// A larger log-sum-exp has too few digits, even in float64, for the logarithm that it contains.
+constexpr double kMaxExactLse = 1e9;
 
-// The logarithm that is lost there. Such logits are equal, or at least 64 apart in float32, so the
-// sum of exponentials counts those that are as large as the largest one. All threads call it.
+// That logarithm. Logits so large are equal or at least 64 apart in float32, so the sum of
+// exponentials is the number of logits that equal the largest one. All threads call it.
 template <class T, int W>
-LF_DEVICE float log_of_largest(const CrossEntropyArgs& a, const Row<T, W>& row, float largest) {
+LF_DEVICE float log_of_max_count(const CrossEntropyArgs& a, const LogitRow<T, W>& row,
+                                 float max_logit) {
   double count = 0;
   for (int c = thread(); c < row.chunks(); c += threads()) {
     float x[W] = {};
@@ -177,7 +179,7 @@ LF_DEVICE float log_of_largest(const CrossEntropyArgs& a, const Row<T, W>& row, 
 #pragma unroll
     for (int j = 0; j < W; ++j) {
       const float z = a.softcap != 0 ? cap(x[j], a.softcap) : x[j];
-      if (row.has(row.first_of(c) + j) && z == largest) count += 1;
+      if (row.has(row.first_of(c) + j) && z == max_logit) count += 1;
     }
   }
   // In place, other blocks have overwritten parts of the row: NaN rather than a wrong gradient.
@@ -188,10 +190,10 @@ LF_DEVICE float log_of_largest(const CrossEntropyArgs& a, const Row<T, W>& row, 
 // The gradient of a part of a row. `targets`: the sum of u of each row, or null and then for class
 // indices the same for all.
 template <class T, int W, bool kGeneral>
-LF_KERNEL(kMostThreads)
+LF_KERNEL(kMaxThreads)
 backward(CrossEntropyArgs a, int64_t parts, const RowSums* sums, int splits) {
   const RowFacts facts(a, block_x() / parts);
-  const Row<T, W> row(a, a.logits, facts.row), out(a, a.grad, facts.row);
+  const LogitRow<T, W> row(a, a.logits, facts.row), out(a, a.grad, facts.row);
   const double lse = facts.graded() ? a.lse[facts.row] : 0;
   float factor = facts.at_label;
   if (sums) {
@@ -204,11 +206,11 @@ backward(CrossEntropyArgs a, int64_t parts, const RowSums* sums, int splits) {
   if (a.z_loss != 0) factor += 2.0f * a.z_loss * static_cast<float>(lse) * facts.z_scale;
   factor += facts.lse_scale;
   if (!facts.good) factor = static_cast<float>(NAN);
-  // In two pieces: of logits near 1e4 one float would leave p three correct digits.
+  // Two floats: with logits near 1e4 a single one would leave p three correct digits.
   const float high = static_cast<float>(lse);
   float low = fabsf(high) == kInfinity ? 0.0f : static_cast<float>(lse - high);
-  if (fabs(lse) > kTooLarge && fabsf(high) < kInfinity && facts.graded())
-    low = log_of_largest(a, row, high);
+  if (fabs(lse) > kMaxExactLse && fabsf(high) < kInfinity && facts.graded())
+    low = log_of_max_count(a, row, high);
   const int64_t share = 4 * threads(), begin = block_x() % parts * share + thread();
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -223,8 +225,9 @@ backward(CrossEntropyArgs a, int64_t parts, const RowSums* sums, int splits) {
   }
 }
 
-// Summed weight of the targets that count, their number, and the summed weight of all classes.
-LF_KERNEL(kReduceThreads) totals(CrossEntropyArgs a, double* made) {
+// Writes the summed weight of the targets that are not ignored, their number, and the summed weight
+// of all classes.
+LF_KERNEL(kReduceThreads) totals(CrossEntropyArgs a, double* out) {
   double count = 0, weights = 0, all = 0;
   for (int64_t n = thread(); a.target && n < a.tokens; n += threads()) {
     const int64_t index = a.target[n];
@@ -239,9 +242,9 @@ LF_KERNEL(kReduceThreads) totals(CrossEntropyArgs a, double* made) {
   if (thread() != 0) return;
   // Against probabilities torch averages over tokens, whatever their weights.
   if (!a.target) count = static_cast<double>(a.tokens);
-  made[0] = a.target && a.weight ? weights : count;
-  made[1] = count;
-  made[2] = all;
+  out[0] = a.target && a.weight ? weights : count;
+  out[1] = count;
+  out[2] = all;
 }
 
 LF_KERNEL(kReduceThreads) reduce(CrossEntropyArgs a, float* loss, float* z_loss) {
@@ -257,14 +260,14 @@ LF_KERNEL(kReduceThreads) reduce(CrossEntropyArgs a, float* loss, float* z_loss)
     sum /= a.totals[0];
     z_sum /= a.totals[1];
   }
-  // The mean of no token is NaN; adding 0 / 0 would say so of more.
+  // The mean over no tokens is NaN. Without a z-loss, z_sum may be 0 / 0 and must not be added.
   *loss = static_cast<float>(a.z_loss != 0 ? sum + z_sum : sum);
   if (z_loss) *z_loss = static_cast<float>(z_sum);
 }
 
 // --- launches --------------------------------------------------------------------------------
 
-// Whether rows of both tensors can be cut into the same chunks of 16 bytes.
+// Whether rows of both tensors divide into the same chunks of 16 bytes.
 bool has_chunks(const ClassRows& x, const ClassRows& y) {
   const int64_t size = element_size(x.dtype);
   const auto apart = reinterpret_cast<intptr_t>(x.data) - reinterpret_cast<intptr_t>(y.data);
@@ -279,14 +282,14 @@ bool is_plain(const CrossEntropyArgs& a) {
 
 int64_t chunks_of(const CrossEntropyArgs& a, bool wide) {
   const int64_t width = wide ? 16 / element_size(a.logits.dtype) : 1;
-  return wide ? a.classes / width + 2 : a.classes;  // with what sticks out at both ends
+  return wide ? a.classes / width + 2 : a.classes;  // with partial chunks at both ends
 }
 
 int64_t chunk_bytes(const CrossEntropyArgs& a, bool wide) {
   return wide ? 16 : element_size(a.logits.dtype);
 }
 
-// f(type, width, general) for the kernels that serve a call.
+// f(type, width, general) with the template arguments of the kernel for these arguments.
 template <class T, class F>
 void with_width(const CrossEntropyArgs& a, bool wide, const F& f) {
   using std::integral_constant;
@@ -321,9 +324,9 @@ void launch_backward(const Queue& queue, const CrossEntropyArgs& a, const RowSum
 
 }  // namespace
 
-void cross_entropy_totals(const Queue& queue, const CrossEntropyArgs& a, double* made) {
+void cross_entropy_totals(const Queue& queue, const CrossEntropyArgs& a, double* out) {
   launch(queue, {"cross_entropy_totals", {1, 1, 1}, kReduceThreads, 1, kRowScratch}, totals, a,
-         made);
+         out);
 }
 
 void cross_entropy_reduce(const Queue& queue, const CrossEntropyArgs& a, float* loss,

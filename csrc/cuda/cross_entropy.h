@@ -32,7 +32,7 @@ struct CrossEntropyArgs {
   bool mean;
 
   // Forward: of each token the loss and its z-loss part, as float or else (for a sum) as double.
-  // What is not wanted is null.
+  // Null where not wanted.
   float *loss, *z_loss_out;
   double *losses, *z_losses;
   double* lse;
@@ -45,16 +45,16 @@ struct CrossEntropyArgs {
   ClassRows grad;         // may be the logits themselves
 };
 
-// The numbers that a row is summed up to; see cross_entropy_row.h.
+// The sums of a row; see cross_entropy_row.h.
 struct RowSums {
   float max, sum, target, weighted;
   uint64_t top;
 };
 
-// Sets args.totals' three numbers.
+// Writes the three numbers of args.totals.
 void cross_entropy_totals(const Queue& queue, const CrossEntropyArgs& args, double* totals);
 
-// How much memory the two below need: RowSums for parts of rows, or none.
+// Number of RowSums, for parts of rows, that the two functions below need; may be 0.
 int64_t cross_entropy_parts(const Queue& queue, const CrossEntropyArgs& args, bool gradient);
 
 // The loss of each token.

@@ -1,5 +1,5 @@
-// Which blocks share a row of logits, and how: plain C++. A chunk is what is accessed at once: 16
-// bytes of a row, or one element where classes do not lie side by side.
+// How blocks share a row of logits: plain C++. A chunk is the unit of access: 16 bytes of a row, or
+// one element where classes are not contiguous.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@ namespace llama_fast {
 namespace cuda {
 
 constexpr int64_t kRowScratch = 1024;  // bytes of shared memory for sums, beside those of the row
-constexpr int kMostThreads = 512;
-constexpr int kPortableCluster = 8;  // every GPU with clusters has these
+constexpr int kMaxThreads = 512;
+constexpr int kMaxCluster = 8;  // supported by every GPU with clusters
 
-// Threads for `chunks`: `each` for a thread, as far as there are threads.
+// Threads for `chunks`, `each` of them a thread as long as there are enough threads.
 inline int threads_for(int64_t chunks, int64_t each) {
   int threads = 32;
-  while (threads < kMostThreads && threads * each < chunks) threads *= 2;
+  while (threads < kMaxThreads && threads * each < chunks) threads *= 2;
   return threads;
 }
 
@@ -33,24 +33,24 @@ inline ResidentPlan resident_plan(const Gpu& gpu, int64_t tokens, int64_t chunks
   // Blocks of this size share a processor: one reads while another writes.
   constexpr int64_t kComfortable = 64 << 10;
   // A smaller part of a row is not worth a block of its own.
-  constexpr int64_t kLeast = 8 << 10;
-  const int most = gpu.arch >= 90 ? kPortableCluster : 1;
+  constexpr int64_t kMinBytes = 8 << 10;
+  const int max_cluster = gpu.arch >= 90 ? kMaxCluster : 1;
   int cluster = 1;
-  while (cluster < most) {
-    const int64_t bytes = divide_up(chunks, cluster) * chunk_bytes;
-    const bool idle = tokens * cluster < gpu.processors && bytes >= 2 * kLeast;
+  while (cluster < max_cluster) {
+    const int64_t bytes = ceil_div(chunks, cluster) * chunk_bytes;
+    const bool idle = tokens * cluster < gpu.processors && bytes >= 2 * kMinBytes;
     if (bytes <= kComfortable && !idle) break;
     cluster *= 2;
   }
-  const int64_t share = divide_up(chunks, cluster);
+  const int64_t share = ceil_div(chunks, cluster);
   const int64_t bytes = kRowScratch + share * chunk_bytes;
   // Few long rows on a GPU without clusters are better split over its processors.
   const bool busy = gpu.arch >= 90 || tokens >= gpu.processors || bytes <= kComfortable;
   return {busy && bytes <= gpu.shared_bytes, cluster, threads_for(share, 4), share, bytes};
 }
 
-// One sweep over a row in `splits` parts: the blocks of a cluster, or else `partial` sums that a
-// second kernel puts together.
+// One pass over a row in `splits` parts: the blocks of a cluster, or else `partial` sums that a
+// second kernel combines.
 struct SweepPlan {
   int splits, threads;
   bool partial;
@@ -58,17 +58,18 @@ struct SweepPlan {
 };
 
 inline SweepPlan sweep_plan(const Gpu& gpu, int64_t tokens, int64_t chunks) {
-  constexpr int64_t kLeast = 4 * kMostThreads;  // chunks of a part
+  constexpr int64_t kMinChunks = 4 * kMaxThreads;  // chunks of a part
   const int64_t wanted = 4 * gpu.processors;
   int splits = 1;
   if (tokens < 2 * gpu.processors)
-    while (splits < 64 && splits * tokens < wanted && splits * 2 * kLeast <= chunks) splits *= 2;
-  const bool partial = splits > (gpu.arch >= 90 ? kPortableCluster : 1);
-  const int64_t share = divide_up(chunks, splits);
+    while (splits < 64 && splits * tokens < wanted && splits * 2 * kMinChunks <= chunks)
+      splits *= 2;
+  const bool partial = splits > (gpu.arch >= 90 ? kMaxCluster : 1);
+  const int64_t share = ceil_div(chunks, splits);
   return {splits, threads_for(share, 4), partial, share};
 }
 
-// The gradient from the lse: parts of a row know nothing of each other.
+// The gradient from the lse: parts of a row are independent of each other.
 struct GradientPlan {
   int threads;
   int64_t parts;
@@ -76,7 +77,7 @@ struct GradientPlan {
 
 inline GradientPlan gradient_plan(int64_t chunks) {
   const int threads = threads_for(chunks < 1024 ? chunks : 1024, 4);
-  return {threads, chunks > 0 ? divide_up(chunks, threads * 4) : 1};
+  return {threads, chunks > 0 ? ceil_div(chunks, threads * 4) : 1};
 }
 
 }  // namespace cuda

@@ -1,4 +1,4 @@
-// Softmax cross-entropy of one row of logits: what the kernels do with it.
+// Softmax cross-entropy of one row of logits: the arithmetic of the kernels.
 //
 //   z = x  or  softcap * tanh(x / softcap)          lse = log sum_c exp(z_c)
 //   t = (1 - e) [c == y] + e / V,  or  (1 - e) q_c + e / V
@@ -6,9 +6,9 @@
 //   dloss/dz_c = p_c * (sum_k w_k t_k + 2 z_loss lse) - w_c t_c
 //   dlse/dz_c = p_c          d/dx_c = d/dz_c * (1 - (z_c / softcap)^2)
 //
-// The part of t that is spread over the classes, w_c (e / V + (1 - e) q_c), is called u here. A row
-// is summed up as max z, sum exp(z - shift), sum u, sum u (z - shift), and its largest logit with
-// its place; shift is the largest z so far, or 0 where that is -inf. A row with +inf becomes NaN,
+// The part of t that is spread over the classes, w_c (e / V + (1 - e) q_c), is called u here. The
+// sums of a row are max z, sum exp(z - shift), sum u, sum u (z - shift), and its largest logit with
+// its index; shift is the largest z so far, or 0 where that is -inf. A row with +inf becomes NaN,
 // as in torch.
 #pragma once
 
@@ -25,15 +25,15 @@ LF_DEVICE int64_t row_start(const CrossEntropyArgs& a, const ClassRows& rows, in
   return row / a.inner * rows.strides[0] + row % a.inner * rows.strides[1];
 }
 
-// A row in chunks of W elements that begin at multiples of 16 bytes; the first and the last may
-// stick out of the row. With W = 1 the elements are anywhere.
+// A row in chunks of W elements that begin at multiples of 16 bytes; the first and the last may be
+// partly outside the row. With W = 1 the elements may lie anywhere.
 template <class T, int W>
-struct Row {
+struct LogitRow {
   T* data;
   int64_t stride;
   int classes, lead;  // lead: elements of the first chunk before the row
 
-  LF_DEVICE Row(const CrossEntropyArgs& a, const ClassRows& rows, int64_t row)
+  LF_DEVICE LogitRow(const CrossEntropyArgs& a, const ClassRows& rows, int64_t row)
       : data(static_cast<T*>(rows.data) + row_start(a, rows, row)),
         stride(rows.strides[2]),
         classes(a.classes),
@@ -44,7 +44,7 @@ struct Row {
   LF_DEVICE bool whole(int first) const { return first >= 0 && first + W <= classes; }
   LF_DEVICE bool has(int c) const { return c >= 0 && c < classes; }
 
-  // Elements that stick out are -inf, which adds nothing to a sum of exponentials.
+  // Elements outside the row are -inf, which adds nothing to a sum of exponentials.
   LF_DEVICE Chunk load(int first) const {
     if (W > 1 && whole(first)) return load_chunk(data + first);
     T part[kPerChunk<T>] = {};
@@ -83,7 +83,8 @@ LF_DEVICE float cap(float x, float softcap) {
 
 LF_DEVICE float shift_of(float max) { return max == -kInfinity ? 0.0f : max; }
 
-// Orders logits as unsigned numbers, NaN above all, and of equal ones the first above the others.
+// Maps logits to unsigned numbers in the same order: NaN is the largest, and the first of equal
+// logits is larger than the others.
 LF_DEVICE uint64_t rank_of(float x, int c) {
   uint32_t bits;
   x += 0.0f;  // -0 is 0
@@ -93,7 +94,7 @@ LF_DEVICE uint64_t rank_of(float x, int c) {
 }
 LF_DEVICE int64_t class_of(uint64_t rank) { return 0xffffffff - static_cast<uint32_t>(rank); }
 
-// What is known of a row before it is read.
+// What is known about a row before its logits are read.
 struct RowFacts {
   int64_t row, index;  // index: the target's class, or -1
   bool kept, good;     // not ignored; a class
@@ -126,7 +127,7 @@ struct RowFacts {
     }
   }
 
-  // Whether any gradient comes in.
+  // Whether there is an upstream gradient.
   LF_DEVICE bool graded() const { return kept || lse_scale != 0; }
 
   // u of class c.
@@ -144,9 +145,9 @@ struct RowFacts {
 
 LF_DEVICE bool is_spread(const CrossEntropyArgs& a) { return a.smoothing > 0 || !a.target; }
 
-// Adds a chunk to the sums of a thread. kGeneral: with u, softcap and argmax, where asked for.
+// Adds a chunk to the sums of a thread. kGeneral: u, softcap and argmax may be needed.
 template <class T, bool kGeneral, int W>
-LF_DEVICE void add(const CrossEntropyArgs& a, const RowFacts& facts, const Row<T, W>& row,
+LF_DEVICE void add(const CrossEntropyArgs& a, const RowFacts& facts, const LogitRow<T, W>& row,
                    int first, const float (&x)[W], RowSums& s) {
   float z[W];
 #pragma unroll
@@ -157,7 +158,7 @@ LF_DEVICE void add(const CrossEntropyArgs& a, const RowFacts& facts, const Row<T
   }
   float max = s.max;
 #pragma unroll
-  for (int j = 0; j < W; ++j) max = larger(max, z[j]);
+  for (int j = 0; j < W; ++j) max = fmaxf(max, z[j]);
   const float shift = shift_of(max);
   if (max > s.max) {
     s.sum *= exp_for<T>(s.max - shift);
@@ -188,7 +189,7 @@ LF_DEVICE void add(const CrossEntropyArgs& a, const RowFacts& facts, const Row<T
 
 LF_DEVICE RowSums no_sums() { return {-kInfinity, 0, 0, 0, 0}; }
 
-// The sums of all lanes, in each of them.
+// The sums over all lanes, returned to every lane.
 template <bool kGeneral>
 LF_DEVICE RowSums warp_sums(const RowSums& s) {
   RowSums all = no_sums();
@@ -207,7 +208,7 @@ LF_DEVICE RowSums warp_sums(const RowSums& s) {
   return all;
 }
 
-// The sums of all threads of the block, and of the blocks of its cluster, in each of them.
+// The sums over all threads of the block and of its cluster, returned to every thread.
 template <bool kGeneral>
 LF_DEVICE RowSums block_sums(RowSums s) {
   auto* scratch = reinterpret_cast<RowSums*>(shared_memory());
@@ -244,7 +245,7 @@ LF_DEVICE void finish(const CrossEntropyArgs& a, const RowFacts& facts, const Ro
 
 // The gradient of a chunk: p = exp((z - high) - low) * factor.
 template <class T, bool kGeneral, int W>
-LF_DEVICE void gradient(const CrossEntropyArgs& a, const RowFacts& facts, const Row<T, W>& row,
+LF_DEVICE void gradient(const CrossEntropyArgs& a, const RowFacts& facts, const LogitRow<T, W>& row,
                         int first, float (&x)[W], float high, float low, float factor) {
   const bool spread = kGeneral && is_spread(a), capped = kGeneral && a.softcap != 0;
 #pragma unroll

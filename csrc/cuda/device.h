@@ -1,11 +1,11 @@
-// Everything that kernels use of the GPU comes through here: from ptx.h, or from emulation.h where
-// a C++ compiler makes them run on the CPU (LLAMA_FAST_EMULATION).
+// All that kernels use of the GPU: from ptx.h, or from emulation.h where the kernels are compiled
+// for the CPU (LLAMA_FAST_EMULATION).
 //
 //   LF_KERNEL(max_threads) name(arguments) { ... }     launch(queue, how, name, arguments...)
 //   thread() threads()  block_x() ... blocks_y()       blocks have one dimension
 //   sync_block() sync_warp()  shuffle() shuffle_xor() ballot()        all 32 lanes take part
 //   shared_memory()  cluster_rank() cluster_size() sync_cluster() distributed(p, rank)
-//   Chunk: 16 bytes; load_chunk() store_chunk(), with _once for what is not touched again
+//   Chunk: 16 bytes; load_chunk() store_chunk(), with _once for memory that is not used again
 //   copy_async() copy_async_commit() copy_async_wait<n>()             global to shared, 16 bytes
 //   widen(v) narrow<T>(v) pack<T>(low, high)  exp2_fast() divide_fast() multiply()
 //   multiply_add<T>(d, a, b)  load_matrices() load_matrices_transposed()
@@ -60,8 +60,7 @@ LF_DEVICE Chunk pack_chunk(const float (&from)[kPerChunk<T>]) {
   return chunk;
 }
 
-// W numbers of type U that lie side by side, as floats. At p % (W sizeof(U)) == 0, or 16 if that is
-// more.
+// W contiguous numbers of type U, as floats. p is a multiple of W sizeof(U) bytes, at most of 16.
 template <class U, int W>
 LF_DEVICE void load_numbers(const U* p, float (&to)[W]) {
   if constexpr (W == 1) {
@@ -101,7 +100,7 @@ LF_DEVICE void store_numbers(U* p, const float (&from)[W]) {
   }
 }
 
-// The same of a type known at run time only; never double.
+// The same, of a type that is known at run time; not double.
 template <int W>
 LF_DEVICE void load_numbers(const void* data, DType type, int64_t at, float (&to)[W]) {
   if (type == DType::f32) {
@@ -113,7 +112,7 @@ LF_DEVICE void load_numbers(const void* data, DType type, int64_t at, float (&to
   }
 }
 
-// Where a row begins, for the rows of csrc/cpu/rows.h.
+// The offset of a row; see csrc/cpu/rows.h.
 LF_DEVICE int64_t row_offset(const RowShape& shape, const RowTensor& rows, int64_t row) {
   int64_t offset = 0;
   for (int d = shape.dims - 1; d > 0; --d) {
@@ -130,15 +129,12 @@ LF_DEVICE T warp_sum(T value, int width = 32) {
   return value;
 }
 
-// The larger of two numbers; the other one where one is NaN.
-LF_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
-
 LF_DEVICE float warp_max(float value, int width = 32) {
-  for (int mask = width / 2; mask > 0; mask /= 2) value = larger(value, shuffle_xor(value, mask));
+  for (int mask = width / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
   return value;
 }
 
-// e^x to the accuracy that numbers of type T are worth.
+// e^x, as accurate as numbers of type T need it.
 template <class T>
 LF_DEVICE float exp_for(float x) {
   return sizeof(T) == 2 ? exp2_fast(x * kLog2e) : expf(x);

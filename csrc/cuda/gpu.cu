@@ -1,4 +1,4 @@
-// Facts about the GPU that kernels are launched on; asked once for each.
+// Facts about the GPU that kernels are launched on, queried once for each GPU.
 #include "cuda/device.h"
 
 #ifndef LLAMA_FAST_EMULATION  // emulation.cpp has its own
@@ -11,21 +11,22 @@ namespace cuda {
 
 Gpu gpu_of(const Queue& queue) {
   static std::mutex mutex;
-  static std::vector<Gpu> known;
+  static std::vector<Gpu> gpus;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto device = static_cast<size_t>(queue.device);
-  if (known.size() <= device) known.resize(device + 1, Gpu{0, 0, 0});
-  if (known[device].arch == 0) {
-    const auto fact = [&](cudaDeviceAttr which) {
+  if (gpus.size() <= device) gpus.resize(device + 1, Gpu{0, 0, 0});
+  if (gpus[device].arch == 0) {
+    const auto attribute = [&](cudaDeviceAttr which) {
       int value = 0;
       check(cudaDeviceGetAttribute(&value, which, queue.device), "cudaDeviceGetAttribute");
       return value;
     };
-    known[device] = {
-        10 * fact(cudaDevAttrComputeCapabilityMajor) + fact(cudaDevAttrComputeCapabilityMinor),
-        fact(cudaDevAttrMultiProcessorCount), fact(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+    gpus[device] = {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                        attribute(cudaDevAttrComputeCapabilityMinor),
+                    attribute(cudaDevAttrMultiProcessorCount),
+                    attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
   }
-  return known[device];
+  return gpus[device];
 }
 
 }  // namespace cuda

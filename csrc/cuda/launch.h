@@ -1,4 +1,4 @@
-// What the host says to launch a kernel, and what it may ask about the GPU: plain C++.
+// How the host launches kernels, and what it may ask about the GPU: plain C++.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 namespace llama_fast {
 namespace cuda {
 
-// What the rules for grids, splits and clusters look at.
+// The facts that grids, splits and clusters depend on.
 struct Gpu {
   int arch;              // 80 for sm_80 (A100), 90 for sm_90 (H100, H200), 100 for sm_100 (B200)
   int processors;        // streaming multiprocessors
@@ -23,13 +23,13 @@ Gpu gpu_of(const Queue& queue);
 
 struct Launch {
   const char* name;  // for error messages
-  int64_t grid[3];   // blocks; of the first a multiple of `cluster`
+  int64_t grid[3];   // blocks; the first is a multiple of `cluster`
   int threads;       // of a block: whole warps
-  int cluster;       // blocks along the first axis that share their memory; 1: none
+  int cluster;       // blocks along the first axis that share memory; 1: no cluster
   int64_t shared_bytes;
 };
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace cuda
 }  // namespace llama_fast

@@ -1,4 +1,4 @@
-// RMSNorm, with the residual addition before it: y = x / sqrt(mean(x^2) + eps) * (offset + weight),
+// RMSNorm, with an optional residual addition: y = x / sqrt(mean(x^2) + eps) * (offset + weight),
 // x = input + residual. A row is read once: it stays in the registers of its threads.
 #include <type_traits>
 
@@ -16,12 +16,12 @@ constexpr int64_t kSumsBytes = 64;  // of shared memory: a sum for each of 16 wa
 template <int W>
 constexpr int kKept = W == 1 ? 8 : 32 / W;
 
-// Sum over the threads of a row, in all of them. Every thread of the block takes part.
+// Sum over the threads of a row, returned to all of them. Every thread of the block must call it.
 LF_DEVICE float row_sum(float value, int group) {
   value = warp_sum(value, group < 32 ? group : 32);
   if (group <= 32) return value;
   auto* sums = reinterpret_cast<float*>(shared_memory());
-  sync_block();  // the sums of the row before have been read
+  sync_block();  // all threads have read the sums of the previous row
   if (lane() == 0) sums[warp()] = value;
   sync_block();
   const int first = thread() / group * group / 32;
@@ -30,20 +30,20 @@ LF_DEVICE float row_sum(float value, int group) {
   return total;
 }
 
-// T: input and y, X: residual and x. W elements are taken at once.
+// T: input and y, X: residual and x. W elements are accessed at once.
 template <class T, class X, int W>
 LF_KERNEL(512)
 forward(RmsNormArgs a, int group) {
   const int64_t row = block_x() * (threads() / group) + thread() / group;
-  const bool there = row < a.rows;
+  const bool in_range = row < a.rows;
   const int64_t first = static_cast<int64_t>(thread() % group) * W,
                 step = static_cast<int64_t>(group) * W;
-  const int64_t end = there ? a.features : 0;
+  const int64_t end = in_range ? a.features : 0;
   const T* input = static_cast<const T*>(a.input.data);
   const X* residual = static_cast<const X*>(a.residual.data);
   T* y = static_cast<T*>(a.y.data);
   X* x = static_cast<X*>(a.x.data);
-  if (there) {
+  if (in_range) {
     input += row_offset(a.shape, a.input, row);
     y += row_offset(a.shape, a.y, row);
     if (residual) {
@@ -54,7 +54,7 @@ forward(RmsNormArgs a, int group) {
 
   float kept[kKept<W>][W];
   float squares = 0;
-  const auto take = [&](int64_t at, float (&v)[W]) {
+  const auto load = [&](int64_t at, float (&v)[W]) {
     load_numbers(input + at, v);
     if (residual) {
       float added[W];
@@ -68,17 +68,17 @@ forward(RmsNormArgs a, int group) {
   };
 #pragma unroll
   for (int i = 0; i < kKept<W>; ++i)
-    if (first + i * step < end) take(first + i * step, kept[i]);
+    if (first + i * step < end) load(first + i * step, kept[i]);
   const int64_t rest = first + kKept<W> * step;
   for (int64_t at = rest; at < end; at += step) {
     float v[W];
-    take(at, v);
+    load(at, v);
   }
 
   const float r = 1.0f / sqrtf(row_sum(squares, group) / static_cast<float>(a.features) +
                                static_cast<float>(a.eps));
   const auto offset = static_cast<float>(a.offset);
-  const auto give = [&](int64_t at, const float (&v)[W]) {
+  const auto store = [&](int64_t at, const float (&v)[W]) {
     float w[W], out[W];
     load_numbers(a.weight, a.weight_dtype, at, w);
 #pragma unroll
@@ -87,7 +87,7 @@ forward(RmsNormArgs a, int group) {
   };
 #pragma unroll
   for (int i = 0; i < kKept<W>; ++i)
-    if (first + i * step < end) give(first + i * step, kept[i]);
+    if (first + i * step < end) store(first + i * step, kept[i]);
   for (int64_t at = rest; at < end; at += step) {
     float v[W];
     if (residual) {
@@ -95,15 +95,15 @@ forward(RmsNormArgs a, int group) {
     } else {
       load_numbers(input + at, v);
     }
-    give(at, v);
+    store(at, v);
   }
-  if (there && first == 0) static_cast<float*>(a.rstd)[row] = r;
+  if (in_range && first == 0) static_cast<float*>(a.rstd)[row] = r;
 }
 
 // --- backward --------------------------------------------------------------------------------
 
-// T: grad_y, X: x, grad_x and dx. A block takes rows in turns; `partial` (blocks, E), if there,
-// gets the sums of their weight gradients.
+// T: grad_y, X: x, grad_x and dx. Blocks take rows in turns. `partial` (blocks, E), unless
+// null, receives the sums of the weight gradients of their rows.
 //   g = grad_y (offset + weight)    dx = r (g - x r mean(g x r)) + grad_x    dweight = grad_y x r
 template <class T, class X, int W>
 LF_KERNEL(512)
@@ -131,13 +131,13 @@ backward(RmsNormArgs a, int group, float* partial) {
 
     float gradient[kHeld][W], normed[kHeld][W];
     float products = 0;
-    const auto take = [&](int64_t at, float (&g)[W], float (&n)[W]) {
+    const auto load = [&](int64_t at, float (&g)[W], float (&n)[W]) {
       load_numbers(grad_y + at, g);
       load_numbers(x + at, n);
 #pragma unroll
       for (int j = 0; j < W; ++j) n[j] *= r;
     };
-    const auto weigh = [&](int64_t at, float (&g)[W]) {
+    const auto scale_by_weight = [&](int64_t at, float (&g)[W]) {
       float w[W];
       load_numbers(a.weight, a.weight_dtype, at, w);
 #pragma unroll
@@ -147,43 +147,43 @@ backward(RmsNormArgs a, int group, float* partial) {
     for (int i = 0; i < kHeld; ++i) {
       const int64_t at = first + i * step;
       if (at >= end) continue;
-      take(at, gradient[i], normed[i]);
+      load(at, gradient[i], normed[i]);
 #pragma unroll
       for (int j = 0; j < W; ++j) sums[i][j] += gradient[i][j] * normed[i][j];
-      weigh(at, gradient[i]);
+      scale_by_weight(at, gradient[i]);
 #pragma unroll
       for (int j = 0; j < W; ++j) products += gradient[i][j] * normed[i][j];
     }
     if (dx == nullptr) continue;
     for (int64_t at = rest; at < end; at += step) {
       float g[W], n[W];
-      take(at, g, n);
-      weigh(at, g);
+      load(at, g, n);
+      scale_by_weight(at, g);
 #pragma unroll
       for (int j = 0; j < W; ++j) products += g[j] * n[j];
     }
 
     const float mean = row_sum(products, group) / static_cast<float>(a.features);
-    const auto give = [&](int64_t at, const float (&g)[W], const float (&n)[W]) {
+    const auto store = [&](int64_t at, const float (&g)[W], const float (&n)[W]) {
       float out[W], more[W] = {};
-      if (grad_x) load_numbers(grad_x + at, more);  // added as torch adds it
+      if (grad_x) load_numbers(grad_x + at, more);  // added last and unfused, as torch does
 #pragma unroll
       for (int j = 0; j < W; ++j) out[j] = multiply(r, g[j] - n[j] * mean) + more[j];
       store_numbers(dx + at, out);
     };
 #pragma unroll
     for (int i = 0; i < kHeld; ++i)
-      if (first + i * step < end) give(first + i * step, gradient[i], normed[i]);
+      if (first + i * step < end) store(first + i * step, gradient[i], normed[i]);
     for (int64_t at = rest; at < end; at += step) {
       float g[W], n[W];
-      take(at, g, n);
-      weigh(at, g);
-      give(at, g, n);
+      load(at, g, n);
+      scale_by_weight(at, g);
+      store(at, g, n);
     }
   }
   if (partial == nullptr) return;
 
-  // The rows that the block takes side by side, in a fixed order.
+  // Adds the rows that the block handles at the same time, in a fixed order.
   auto* all = reinterpret_cast<float*>(shared_memory() + kSumsBytes);
 #pragma unroll
   for (int i = 0; i < kHeld; ++i)
@@ -199,7 +199,7 @@ backward(RmsNormArgs a, int group, float* partial) {
   }
 }
 
-// dweight's sums of some rows and a strip of columns, where rows are too long to keep.
+// Sums of dweight over some rows for a strip of columns, where rows are too long for registers.
 template <class T, class X, int W>
 LF_KERNEL(256)
 weight_sums(RmsNormArgs a, float* partial) {
@@ -227,7 +227,7 @@ weight_sums(RmsNormArgs a, float* partial) {
   }
 }
 
-// dweight from the sums of all blocks: 32 columns to a block, a warp takes every eighth part.
+// dweight from the sums of all blocks: 32 columns a block; each warp adds every eighth part.
 LF_KERNEL(256) add_parts(RmsNormArgs a, DType type, const float* partial, int64_t parts) {
   const int64_t column = block_x() * 32 + lane();
   float sum = 0;
@@ -275,15 +275,15 @@ bool aligned(const RmsNormArgs& a, int64_t W) {
 
 template <class T, class X, int W>
 void forward_as(const Queue& queue, const RmsNormArgs& a) {
-  const RmsNormPlan plan = rms_norm_plan(divide_up(a.features, W), kKept<W>);
+  const RmsNormPlan plan = rms_norm_plan(ceil_div(a.features, W), kKept<W>);
   const int threads = plan.group * plan.rows;
-  const Launch how{"rms_norm", {divide_up(a.rows, plan.rows), 1, 1}, threads, 1, kSumsBytes};
+  const Launch how{"rms_norm", {ceil_div(a.rows, plan.rows), 1, 1}, threads, 1, kSumsBytes};
   launch(queue, how, forward<T, X, W>, a, plan.group);
 }
 
 template <int W>
 RmsNormPlan backward_plan(const RmsNormArgs& a) {
-  return rms_norm_plan(divide_up(a.features, W), kKept<W> / 2);
+  return rms_norm_plan(ceil_div(a.features, W), kKept<W> / 2);
 }
 
 template <class T, class X, int W>
@@ -300,16 +300,16 @@ void backward_as(const Queue& queue, const RmsNormArgs& a, float* partial) {
   }
   if (a.dweight && !whole) {
     const Launch how{
-        "rms_norm_weight_sums", {blocks, divide_up(a.features, 32 * W), 1}, 256, 1, 8 * 32 * W * 4};
+        "rms_norm_weight_sums", {blocks, ceil_div(a.features, 32 * W), 1}, 256, 1, 8 * 32 * W * 4};
     launch(queue, how, weight_sums<T, X, W>, a, partial);
   }
 }
 
-// f(T, X, W) for the kernels that serve a call.
+// f(T, X, W) with the template arguments of the kernel for these arguments.
 template <class F>
 void with_types(const RmsNormArgs& a, DType type, bool wide, const F& f) {
   const auto with_width = [&](auto t, auto x) {
-    // By the wider type: the same sums, bit by bit, for numbers of 16 bits beside a float x.
+    // The width of the wider type: the sums are then the same for 16-bit input beside a float x.
     using X = decltype(x);
     aligned(a, kPerChunk<X>) ? f(t, x, std::integral_constant<int, kPerChunk<X>>())
                              : f(t, x, std::integral_constant<int, 1>());
@@ -342,7 +342,7 @@ void rms_norm_backward(const Queue& queue, const RmsNormArgs& a, DType dweight_d
     backward_as<decltype(t), decltype(x), decltype(width)::value>(queue, a, partial);
   });
   if (!a.dweight) return;
-  const Launch how{"rms_norm_add_parts", {divide_up(a.features, 32), 1, 1}, 256, 1, 256 * 4};
+  const Launch how{"rms_norm_add_parts", {ceil_div(a.features, 32), 1, 1}, 256, 1, 256 * 4};
   launch(queue, how, add_parts, a, dweight_dtype, static_cast<const float*>(partial),
          rms_norm_parts(queue, a));
 }

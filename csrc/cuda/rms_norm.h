@@ -1,4 +1,4 @@
-// Arguments of the RMSNorm kernels: those of the CPU's, in device memory. Types are not double.
+// The RMSNorm kernels: arguments as on the CPU, in device memory and without float64.
 #pragma once
 
 #include "cpu/rms_norm.h"

@@ -1,4 +1,4 @@
-// How rows are shared out among threads: plain C++.
+// How rows are divided among threads: plain C++.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@ struct RmsNormPlan {
   int rows;   // of a block
 };
 
-// `chunks` is the number of accesses that a row takes; a thread keeps `kept` of them in registers.
-// Two chunks a thread hide the memory's latency, as far as there are threads; short rows share a
-// warp.
+// `chunks` is the number of accesses to a row; a thread keeps `kept` of them in registers. Two
+// chunks a thread hide the latency of memory, as long as there are enough threads. Short rows share
+// a warp.
 inline RmsNormPlan rms_norm_plan(int64_t chunks, int kept) {
   const int enough = kept < 2 ? kept : 2;
   int group = 8;
@@ -23,11 +23,11 @@ inline RmsNormPlan rms_norm_plan(int64_t chunks, int kept) {
   return {group, group < 256 ? 256 / group : 1};
 }
 
-// Blocks that take turns at the rows in the backward. Each keeps the sums of its rows' weight
-// gradients: four to a processor are enough to hide latency, and few sums are left to add.
+// Blocks of the backward, which share the rows. Each keeps the sums of the weight gradients of its
+// rows. Four blocks a processor hide latency, and leave few sums to add.
 inline int64_t rms_norm_blocks(const Gpu& gpu, int64_t rows, const RmsNormPlan& plan) {
-  const int64_t wanted = divide_up(rows, plan.rows), most = 4 * gpu.processors;
-  return wanted < most ? wanted : most;
+  const int64_t row_blocks = ceil_div(rows, plan.rows), max_blocks = 4 * gpu.processors;
+  return row_blocks < max_blocks ? row_blocks : max_blocks;
 }
 
 }  // namespace cuda

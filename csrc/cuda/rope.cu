@@ -7,10 +7,11 @@ namespace llama_fast {
 namespace cuda {
 namespace {
 
-// W pairs of a head: from two chunks half a head apart, or interleaved in two neighbours.
+// Rotates W pairs of a head: from two chunks half a head apart, or interleaved in two adjacent
+// chunks.
 template <class T, int W>
-LF_DEVICE void turn(const T* in, T* out, int64_t pairs, int64_t at, bool interleaved,
-                    const float (&c)[W], const float (&s)[W]) {
+LF_DEVICE void rotate(const T* in, T* out, int64_t pairs, int64_t at, bool interleaved,
+                      const float (&c)[W], const float (&s)[W]) {
   float a[W], b[W];
   if (interleaved) {
     float low[W], high[W];
@@ -28,7 +29,7 @@ LF_DEVICE void turn(const T* in, T* out, int64_t pairs, int64_t at, bool interle
   float x[W], y[W];
 #pragma unroll
   for (int j = 0; j < W; ++j) {
-    // Said aloud what is fused: the same roundings for both layouts.
+    // fmaf fixes which product is rounded, so that both layouts give the same bits.
     x[j] = fmaf(a[j], c[j], -(b[j] * s[j]));
     y[j] = fmaf(b[j], c[j], a[j] * s[j]);
   }
@@ -51,7 +52,7 @@ LF_DEVICE void turn(const T* in, T* out, int64_t pairs, int64_t at, bool interle
 
 template <class T, int W>
 LF_KERNEL(256)
-turn_heads(RopeArgs a, int chunks) {
+rotate_heads(RopeArgs a, int chunks) {
   const int per_block = 256 / chunks;
   const int64_t place = block_x() * per_block + thread() / chunks;
   if (thread() >= per_block * chunks || place >= a.batch * a.positions) return;
@@ -77,8 +78,8 @@ turn_heads(RopeArgs a, int chunks) {
 #pragma unroll
     for (int i = 0; i < kRopeHeads; ++i)
       if (head + i < h.heads)
-        turn<T, W>(in + i * h.in_strides[1], out + i * h.out_strides[1], a.pairs, at, a.interleaved,
-                   c, s);
+        rotate<T, W>(in + i * h.in_strides[1], out + i * h.out_strides[1], a.pairs, at,
+                     a.interleaved, c, s);
   }
 }
 
@@ -91,8 +92,8 @@ bool aligned(const void* p, const int64_t* strides, int count, int64_t size) {
 template <class T, int W>
 void rope_as(const Queue& queue, const RopeArgs& a) {
   const RopePlan plan =
-      rope_plan(divide_up(a.pairs, W), a.batch * a.positions, a.q.heads, a.k.heads);
-  launch(queue, {"rope", {plan.blocks, plan.groups, 1}, 256, 1, 0}, turn_heads<T, W>, a,
+      rope_plan(ceil_div(a.pairs, W), a.batch * a.positions, a.q.heads, a.k.heads);
+  launch(queue, {"rope", {plan.blocks, plan.groups, 1}, 256, 1, 0}, rotate_heads<T, W>, a,
          plan.chunks);
 }
 

@@ -1,4 +1,4 @@
-// Which thread turns what: plain C++.
+// How heads and positions are divided among threads: plain C++.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace llama_fast {
 namespace cuda {
 
-constexpr int kRopeHeads = 4;  // that a thread turns at most: it reads their angles once
+constexpr int kRopeHeads = 4;  // that a thread rotates at most, with one read of their angles
 
 struct RopePlan {
   int chunks;     // threads of a position
@@ -22,8 +22,8 @@ inline RopePlan rope_plan(int64_t chunks, int64_t positions, int64_t q_heads, in
   RopePlan plan{};
   plan.chunks = static_cast<int>(chunks < 256 ? chunks : 256);
   plan.positions = 256 / plan.chunks;
-  plan.blocks = divide_up(positions, plan.positions);
-  plan.groups = divide_up(q_heads, kRopeHeads) + divide_up(k_heads, kRopeHeads);
+  plan.blocks = ceil_div(positions, plan.positions);
+  plan.groups = ceil_div(q_heads, kRopeHeads) + ceil_div(k_heads, kRopeHeads);
   return plan;
 }
 

@@ -104,7 +104,7 @@ def test_refusals(library: ctypes.CDLL) -> None:
     assert b"bfloat16 or float16" in (refusal(f32, 64, 64) or b"")
     assert b"bfloat16 or float16" in (refusal(f64, 64, 64) or b"")
     assert b"64, 128 or 256" in (refusal(bf16, 80, 80) or b"")
-    assert b"values of the head size" in (refusal(bf16, 64, 128) or b"")
+    assert b"values of the head size of the keys" in (refusal(bf16, 64, 128) or b"")
     assert b"multiples of 16 bytes" in (refusal(bf16, 64, 64, False) or b"")
 
 

@@ -73,9 +73,9 @@ struct CrossEntropyCall : LogitsShape {
     args.mean = reduction == Reduction::mean;
     if (args.mean || (args.weight && label_smoothing > 0)) {
       totals = new_tensor(input, {3}, ScalarType::Double);
-      auto* made = static_cast<double*>(totals.data_ptr());
-      cross_entropy_totals(queue, args, made);
-      args.totals = made;
+      auto* numbers = static_cast<double*>(totals.data_ptr());
+      cross_entropy_totals(queue, args, numbers);
+      args.totals = numbers;
     }
   }
   CrossEntropyCall(const CrossEntropyCall&) = delete;
