@@ -89,8 +89,8 @@ def check_key_shapes(
 
 def check_offsets(
     q: torch.Tensor, k: torch.Tensor, cu_q: torch.Tensor | None, cu_k: torch.Tensor | None
-) -> int:
-    """Check the offsets of packed sequences; returns the number of sequences."""
+) -> None:
+    """The offsets of packed sequences must be integers that do not decrease, from 0 to the rows."""
     for name, cu, rows in (("cu_seqlens_q", cu_q, q.shape[0]), ("cu_seqlens_k", cu_k, k.shape[0])):
         _checks.check_tensor(name, cu, (torch.int32, torch.int64), "int32 or int64")
         assert cu is not None
@@ -106,7 +106,6 @@ def check_offsets(
             f"cu_seqlens_k: expected as many offsets as cu_seqlens_q, {cu_q.numel()}, "
             f"got {cu_k.numel()}"
         )
-    return cu_q.numel() - 1
 
 
 def _check_offset_values(name: str, offsets: list[int], rows: int) -> None:
@@ -144,6 +143,8 @@ def check_softcap(softcap: Any) -> float:
 
 def check_dropout(dropout_p: Any) -> float:
     """The probability of dropping an attention weight."""
+    if type(dropout_p) is float and 0 <= dropout_p <= 1:  # most calls, checked fast
+        return dropout_p
     dropout_p = _checks.number("dropout_p", dropout_p)
     _checks.check_number("dropout_p", dropout_p, "a probability in [0, 1]", 0 <= dropout_p <= 1)
     return dropout_p

@@ -132,15 +132,13 @@ def attention(
             name = "bias" if bias is not None else "key_padding_mask"
             raise ValueError(f"{name}: expected None with packed sequences, got a tensor")
         cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
-        batch = checks.check_offsets(q, k, cu_seqlens_q, cu_seqlens_k)
-    else:
-        if cu_seqlens_k is not None:
-            raise ValueError("cu_seqlens_q: expected a tensor beside cu_seqlens_k, got None")
-        batch = q.shape[0]
+        checks.check_offsets(q, k, cu_seqlens_q, cu_seqlens_k)
+    elif cu_seqlens_k is not None:
+        raise ValueError("cu_seqlens_q: expected a tensor beside cu_seqlens_k, got None")
     scale = checks.check_scale(scale, q.shape[-1])
     softcap, dropout_p = checks.check_softcap(softcap), checks.check_dropout(dropout_p)
     top_left = False
-    if is_causal_bias(bias):
+    if bias is not None and is_causal_bias(bias):
         top_left = not causal_bias("bias", bias, q.shape[2], k.shape[2])
         bias, causal = None, causal or not top_left
     if bias is not None:
@@ -148,6 +146,7 @@ def attention(
     if key_padding_mask is not None:
         checks.check_padding_mask(key_padding_mask, q, k)
     if alibi_slopes is not None:
+        batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.numel() - 1
         alibi_slopes = checks.check_slopes(alibi_slopes, q, batch)
     if sinks is not None:
         checks.check_sinks(sinks, q)
