@@ -33,38 +33,38 @@ struct Forward {
 
   size_t carve(void* base, int64_t max_keys) {
     Carver memory(base);
-    const int64_t n = tiles(max_keys, kKeys) * kKeys;
+    const int64_t n = ceil_div(max_keys, kTileKeys) * kTileKeys;
     keys = memory.take<elem>(n * key_steps);
     values = memory.take<elem>(n / M::kPack * value_size);
-    query_rows = memory.take<raw>(kQueries * key_size);
-    key_rows = memory.take<raw>(kKeys * larger(key_size, value_size));
-    scores = memory.take<T>(kBlock * kKeys);
+    query_rows = memory.take<raw>(kTileQueries * key_size);
+    key_rows = memory.take<raw>(kTileKeys * max(key_size, value_size));
+    scores = memory.take<T>(kBlockQueries * kTileKeys);
     probabilities = sizeof(raw) == sizeof(T) ? reinterpret_cast<raw*>(scores)
-                                             : memory.take<raw>(kBlock * kKeys);
-    sum = memory.take<T>(kQueries * value_size);
-    row_max = memory.take<T>(kQueries);
-    row_sum = memory.take<wide<T>>(kQueries);
-    factors = memory.take<T>(kKeys);
+                                             : memory.take<raw>(kBlockQueries * kTileKeys);
+    sum = memory.take<T>(kTileQueries * value_size);
+    row_max = memory.take<T>(kTileQueries);
+    row_sum = memory.take<wide<T>>(kTileQueries);
+    factors = memory.take<T>(kTileKeys);
     return memory.used();
   }
 
   void pack(const Sequence& s, int64_t kv_head, int64_t first_tile, int64_t last_tile) {
     for (int64_t t = first_tile; t < last_tile; ++t) {
-      const int64_t n = smaller(kKeys, s.keys - t * kKeys), row = s.first_key + t * kKeys;
+      const int64_t n = min(kTileKeys, s.keys - t * kTileKeys), row = s.first_key + t * kTileKeys;
       read_block<M>(a.k, a.dtype, s.batch, kv_head, row, n, a.head_size, key_size, key_rows);
-      pack_transposed<M>(key_rows, key_size, n, key_steps, keys + t * kKeys * key_steps);
+      pack_transposed<M>(key_rows, key_size, n, key_size, keys + t * kTileKeys * key_steps);
       read_block<M>(a.v, a.dtype, s.batch, kv_head, row, n, a.value_size, value_size, key_rows);
-      pack_rows<M>(key_rows, value_size, n, value_size,
-                   values + t * (kKeys / M::kPack) * value_size);
+      pack_along<M>(key_rows, value_size, n, value_size,
+                    values + t * (kTileKeys / M::kPack) * value_size);
     }
   }
 
   LF_INLINE void store_raw(int64_t r, int64_t c, V p) {
     if constexpr (sizeof(raw) == sizeof(T)) {
-      store(probabilities + r * kKeys + c, p);
+      store(probabilities + r * kTileKeys + c, p);
     } else {
       const vec_u16 bits = narrow(bf16{}, p);
-      std::memcpy(probabilities + r * kKeys + c, &bits, sizeof bits);
+      std::memcpy(probabilities + r * kTileKeys + c, &bits, sizeof bits);
     }
   }
 
@@ -72,7 +72,7 @@ struct Forward {
     for (int64_t r = 0; r < rows; ++r) {
       dropout_factors(a.dropout_seed, a.dropout_p, s.index * a.heads + head, i0 + r, j0, n,
                       factors);
-      raw* p = probabilities + r * kKeys;
+      raw* p = probabilities + r * kTileKeys;
       for (int64_t c = 0; c < n; ++c) {
         if constexpr (sizeof(raw) == sizeof(T)) {
           p[c] *= factors[c];
@@ -85,7 +85,7 @@ struct Forward {
   }
 
   void query_tile(const Sequence& s, int64_t head, int64_t i0) {
-    const int64_t rows = smaller(kQueries, s.queries - i0);
+    const int64_t rows = min(kTileQueries, s.queries - i0);
     read_block<M>(a.q, a.dtype, s.batch, head, s.first_query + i0, rows, a.head_size, key_size,
                   query_rows);
     for (int64_t r = 0; r < rows; ++r) row_max[r] = -kInfinity<T>, row_sum[r] = 0;
@@ -93,9 +93,9 @@ struct Forward {
 
     const Scores<M> score(a, s, head);
     const int64_t begin = visible(a, s, i0).begin, end = visible(a, s, i0 + rows - 1).end;
-    for (int64_t t = begin / kKeys; t * kKeys < end; ++t)
-      for (int64_t r = 0; r < rows; r += kBlock)
-        block(score, i0, r, smaller(kBlock, rows - r), t * kKeys);
+    for (int64_t t = begin / kTileKeys; t * kTileKeys < end; ++t)
+      for (int64_t r = 0; r < rows; r += kBlockQueries)
+        block(score, i0, r, min(kBlockQueries, rows - r), t * kTileKeys);
     for (int64_t r = 0; r < rows; ++r)
       finish_row<M>(a, s, head, i0 + r, row_max[r], row_sum[r], sum + r * value_size);
   }
@@ -103,47 +103,47 @@ struct Forward {
   // Rows [first, first + rows) of the query tile i0 meet the key tile j0.
   void block(const Scores<M>& score, int64_t i0, int64_t first, int64_t rows, int64_t j0) {
     const Sequence& s = score.s;
-    const int64_t i = i0 + first, tile_keys = smaller(kKeys, s.keys - j0);
-    const int64_t n = smaller(tile_keys, visible(a, s, i + rows - 1).end - j0);
+    const int64_t i = i0 + first, tile_keys = min(kTileKeys, s.keys - j0);
+    const int64_t n = min(tile_keys, visible(a, s, i + rows - 1).end - j0);
     if (n <= 0 || visible(a, s, i).begin >= j0 + tile_keys) return;
     const int64_t width = round_lanes<M>(n);
-    const Left<M> queries{reinterpret_cast<elem*>(query_rows + first * key_size), key_steps, 1};
-    const Packed<M> k{keys + j0 * key_steps, round_lanes<M>(tile_keys), key_steps};
-    fastest_product<M>(rows, width, key_steps, queries, k, scores, kKeys, false);
+    const StridedA<M> queries{reinterpret_cast<elem*>(query_rows + first * key_size), key_steps, 1};
+    const PackedB<M> k{keys + j0 * key_steps, round_lanes<M>(tile_keys), key_steps};
+    multiply_block<M>(rows, width, key_steps, queries, k, scores, kTileKeys, false);
     const T scale = score.untouched(i, rows, j0, n) ? static_cast<T>(a.scale)
                                                     : score.apply(i, rows, j0, n, scores, nullptr);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = first + r;
-      softmax_row<M>(scores + r * kKeys, width, scale, row_max[row], row_sum[row],
+      softmax_row<M>(scores + r * kTileKeys, width, scale, row_max[row], row_sum[row],
                      sum + row * value_size, value_size,
                      [&](int64_t c, V p) LF_LAMBDA { store_raw(r, c, p); });
     }
     if (a.dropout_p > 0) drop(s, score.head, i, rows, j0, n);
-    const Left<M> p{reinterpret_cast<elem*>(probabilities), kKeys / M::kPack, 1};
-    const Packed<M> v{values + j0 / M::kPack * value_size, value_size, steps<M>(tile_keys)};
-    fastest_product<M>(rows, value_size, steps<M>(n), p, v, sum + first * value_size, value_size,
-                       true);
+    const StridedA<M> p{reinterpret_cast<elem*>(probabilities), kTileKeys / M::kPack, 1};
+    const PackedB<M> v{values + j0 / M::kPack * value_size, value_size, steps<M>(tile_keys)};
+    multiply_block<M>(rows, value_size, steps<M>(n), p, v, sum + first * value_size, value_size,
+                      true);
   }
 
   // Share `share` of `shares`: every shares-th query tile, which evens out causal masks.
   void item(int64_t sequence, int64_t kv_head, int64_t share, int64_t shares) {
     const Sequence s(a, sequence);
-    const int64_t query_tiles = tiles(s.queries, kQueries);
+    const int64_t query_tiles = ceil_div(s.queries, kTileQueries);
     if (share >= query_tiles) return;
     carve(thread_scratch(carve(nullptr, s.keys)), s.keys);
-    [[maybe_unused]] const ProductScope<M> scope;
+    [[maybe_unused]] const BlockScope<M> scope;
     const int64_t last_tile = share + (query_tiles - 1 - share) / shares * shares;
-    const int64_t first_key = visible(a, s, share * kQueries).begin;
-    const int64_t end_key = visible(a, s, smaller(s.queries, (last_tile + 1) * kQueries) - 1).end;
-    pack(s, kv_head, first_key / kKeys, tiles(end_key, kKeys));
+    const int64_t first_key = visible(a, s, share * kTileQueries).begin;
+    const int64_t end_key = visible(a, s, min(s.queries, (last_tile + 1) * kTileQueries) - 1).end;
+    pack(s, kv_head, first_key / kTileKeys, ceil_div(end_key, kTileKeys));
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
-      for (int64_t t = share; t < query_tiles; t += shares) query_tile(s, head, t * kQueries);
+      for (int64_t t = share; t < query_tiles; t += shares) query_tile(s, head, t * kTileQueries);
   }
 
   void run() {
-    const int64_t units = a.batch * a.kv_heads, most = larger(1, tiles(a.queries, kQueries));
+    const int64_t units = a.batch * a.kv_heads, most = max(1, ceil_div(a.queries, kTileQueries));
     // Four items a thread balance well; more would only pack the keys again.
-    const int64_t shares = smaller(most, tiles(4 * num_threads(), larger(units, 1)));
+    const int64_t shares = min(most, ceil_div(4 * num_threads(), max(units, 1)));
     const double work = static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size;
     const AttentionArgs& args = a;
     parallel_items(units * shares, work > 1e6, [&](int64_t i) {

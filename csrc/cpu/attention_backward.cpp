@@ -32,7 +32,7 @@ struct Backward {
   using raw = typename M::raw;
   using elem = typename M::elem;
   static constexpr int lanes = kLanes<T>;
-  static constexpr int64_t kQuerySteps = kQueries / M::kPack;
+  static constexpr int64_t kQuerySteps = kTileQueries / M::kPack;
 
   const AttentionArgs& a;
   const Sequence s;
@@ -43,8 +43,8 @@ struct Backward {
 
   const int64_t key_size = padded<M>(a.head_size), key_steps = key_size / M::kPack;
   const int64_t value_size = padded<M>(a.value_size), value_steps = value_size / M::kPack;
-  const int64_t query_tiles = query_share.count(tiles(s.queries, kQueries));
-  const int64_t key_tiles = key_share.count(tiles(s.keys, kKeys));
+  const int64_t query_tiles = query_share.count(ceil_div(s.queries, kTileQueries));
+  const int64_t key_tiles = key_share.count(ceil_div(s.keys, kTileKeys));
 
   // Packed operands, tile after tile. "rows" serve as A, "steps" as B along the rows. With few rows
   // keys_transposed holds the keys as they are.
@@ -70,7 +70,7 @@ struct Backward {
   }
 
   size_t carve(Carver memory) {
-    const int64_t k = key_tiles * kKeys, q = query_tiles * kQueries;
+    const int64_t k = key_tiles * kTileKeys, q = query_tiles * kTileQueries;
     keys_transposed = memory.take<elem>(k * key_steps);
     values_transposed = memory.take<elem>(k * value_steps);
     key_rows = memory.take<elem>(k / M::kPack * key_size);
@@ -78,58 +78,59 @@ struct Backward {
     grad_rows = memory.take<raw>(q * value_size);
     query_steps = memory.take<elem>(q / M::kPack * key_size);
     grad_steps = memory.take<elem>(q / M::kPack * value_size);
-    read_buffer = memory.take<raw>(kKeys * larger(key_size, value_size));
+    read_buffer = memory.take<raw>(kTileKeys * max(key_size, value_size));
     grad_q = memory.take<T>(want_q ? q * key_size : 0);
     grad_k = memory.take<T>(want_k ? k * key_size : 0);
     grad_v = memory.take<T>(want_v ? k * value_size : 0);
-    const int64_t tile_rows = M::kPack == 1 ? kQueries : kBlock;
-    scores = memory.take<T>(tile_rows * kKeys);
-    grad_scores = memory.take<T>(tile_rows * kKeys);
-    cap_slope = memory.take<T>(a.softcap > 0 ? kBlock * kKeys : 0);
-    factors = memory.take<T>(kKeys);
+    const int64_t tile_rows = M::kPack == 1 ? kTileQueries : kBlockQueries;
+    scores = memory.take<T>(tile_rows * kTileKeys);
+    grad_scores = memory.take<T>(tile_rows * kTileKeys);
+    cap_slope = memory.take<T>(a.softcap > 0 ? kBlockQueries * kTileKeys : 0);
+    factors = memory.take<T>(kTileKeys);
     if constexpr (M::kPack == 1) {  // the float tiles serve as they are
       grad_score_rows = grad_scores;
       probability_pairs = scores;
       grad_score_pairs = grad_scores;
     } else {
-      grad_score_rows = memory.take<raw>(kQueries * kKeys);
-      probability_pairs = memory.take<elem>(kQuerySteps * kKeys);
-      grad_score_pairs = memory.take<elem>(kQuerySteps * kKeys);
+      grad_score_rows = memory.take<raw>(kTileQueries * kTileKeys);
+      probability_pairs = memory.take<elem>(kQuerySteps * kTileKeys);
+      grad_score_pairs = memory.take<elem>(kQuerySteps * kTileKeys);
     }
     return memory.used();
   }
 
-  int64_t first_key(int64_t t) const { return (key_share.first + t * key_share.step) * kKeys; }
+  int64_t first_key(int64_t t) const { return (key_share.first + t * key_share.step) * kTileKeys; }
   int64_t first_query(int64_t t) const {
-    return (query_share.first + t * query_share.step) * kQueries;
+    return (query_share.first + t * query_share.step) * kTileQueries;
   }
 
   void pack_keys() {
     for (int64_t t = 0; t < key_tiles; ++t) {
-      const int64_t j0 = first_key(t), n = smaller(kKeys, s.keys - j0), row = s.first_key + j0;
-      const int64_t k = t * kKeys;
+      const int64_t j0 = first_key(t), n = min(kTileKeys, s.keys - j0), row = s.first_key + j0;
+      const int64_t k = t * kTileKeys;
       read_block<M>(a.v, a.dtype, s.batch, kv_head, row, n, a.value_size, value_size, read_buffer);
-      pack_transposed<M>(read_buffer, value_size, n, value_steps,
+      pack_transposed<M>(read_buffer, value_size, n, value_size,
                          values_transposed + k * value_steps);
       elem* transposed = keys_transposed + k * key_steps;
       raw* rows = few ? reinterpret_cast<raw*>(transposed) : read_buffer;
       read_block<M>(a.k, a.dtype, s.batch, kv_head, row, n, a.head_size, key_size, rows);
-      if (!few) pack_transposed<M>(rows, key_size, n, key_steps, transposed);
-      if (want_q) pack_rows<M>(rows, key_size, n, key_size, key_rows + k / M::kPack * key_size);
+      if (!few) pack_transposed<M>(rows, key_size, n, key_size, transposed);
+      if (want_q) pack_along<M>(rows, key_size, n, key_size, key_rows + k / M::kPack * key_size);
     }
   }
 
   void pack_queries(int64_t head) {
     for (int64_t t = 0; t < query_tiles; ++t) {
-      const int64_t i0 = first_query(t), n = smaller(kQueries, s.queries - i0), q = t * kQueries;
+      const int64_t i0 = first_query(t), n = min(kTileQueries, s.queries - i0),
+                    q = t * kTileQueries;
       const int64_t row = s.first_query + i0;
       raw *queries = query_rows + q * key_size, *grads = grad_rows + q * value_size;
       read_block<M>(a.q, a.dtype, s.batch, head, row, n, a.head_size, key_size, queries);
       read_block<M>(a.grad_out, a.dtype, s.batch, head, row, n, a.value_size, value_size, grads);
       if (want_k)
-        pack_rows<M>(queries, key_size, n, key_size, query_steps + q / M::kPack * key_size);
+        pack_along<M>(queries, key_size, n, key_size, query_steps + q / M::kPack * key_size);
       if (want_v)
-        pack_rows<M>(grads, value_size, n, value_size, grad_steps + q / M::kPack * value_size);
+        pack_along<M>(grads, value_size, n, value_size, grad_steps + q / M::kPack * value_size);
     }
   }
 
@@ -138,10 +139,10 @@ struct Backward {
   }
 
   void run() {
-    [[maybe_unused]] const ProductScope<M> scope;
+    [[maybe_unused]] const BlockScope<M> scope;
     pack_keys();
     for (int64_t t = 0; t < key_tiles; ++t) {
-      const int64_t n = smaller(kKeys, s.keys - first_key(t)), k = t * kKeys;
+      const int64_t n = min(kTileKeys, s.keys - first_key(t)), k = t * kTileKeys;
       if (want_k) zero(grad_k + k * key_size, n * key_size);
       if (want_v) zero(grad_v + k * value_size, n * value_size);
     }
@@ -149,8 +150,8 @@ struct Backward {
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       pack_queries(head);
       for (int64_t t = 0; want_q && t < query_tiles; ++t)
-        zero(grad_q + t * kQueries * key_size,
-             smaller(kQueries, s.queries - first_query(t)) * key_size);
+        zero(grad_q + t * kTileQueries * key_size,
+             min(kTileQueries, s.queries - first_query(t)) * key_size);
       const Scores<M> score(a, s, head);
       for (int64_t key_tile = 0; key_tile < key_tiles; ++key_tile)
         for (int64_t query_tile = 0; query_tile < query_tiles; ++query_tile)
@@ -158,22 +159,22 @@ struct Backward {
       if (want_q)
         for (int64_t t = 0; t < query_tiles; ++t)
           write(a.grad_q, head, s.first_query + first_query(t), s.queries - first_query(t),
-                kQueries, a.head_size, key_size, grad_q + t * kQueries * key_size, a.scale);
+                kTileQueries, a.head_size, key_size, grad_q + t * kTileQueries * key_size, a.scale);
     }
     for (int64_t t = 0; t < key_tiles; ++t) {
       const int64_t row = s.first_key + first_key(t), left = s.keys - first_key(t);
       if (want_k)
-        write(a.grad_k, kv_head, row, left, kKeys, a.head_size, key_size,
-              grad_k + t * kKeys * key_size, a.scale);
+        write(a.grad_k, kv_head, row, left, kTileKeys, a.head_size, key_size,
+              grad_k + t * kTileKeys * key_size, a.scale);
       if (want_v)
-        write(a.grad_v, kv_head, row, left, kKeys, a.value_size, value_size,
-              grad_v + t * kKeys * value_size, 1.0);
+        write(a.grad_v, kv_head, row, left, kTileKeys, a.value_size, value_size,
+              grad_v + t * kTileKeys * value_size, 1.0);
     }
   }
 
   void write(const Tensor4& to, int64_t head, int64_t row, int64_t left, int64_t most, int64_t n,
              int64_t stride, T* from, double scale) {
-    for (int64_t r = 0; r < smaller(left, most); ++r, from += stride) {
+    for (int64_t r = 0; r < min(left, most); ++r, from += stride) {
       for (int64_t c = 0; c < stride; c += lanes)
         store(from + c, load(from + c) * static_cast<T>(scale));
       write_row(to, a.dtype, s.batch, head, row + r, n, from);
@@ -182,30 +183,32 @@ struct Backward {
 
   // Everything that one tile adds to the sums.
   void sweep(const Scores<M>& score, int64_t query_tile, int64_t key_tile) {
-    const int64_t i0 = first_query(query_tile), rows = smaller(kQueries, s.queries - i0);
-    const int64_t j0 = first_key(key_tile), tile_keys = smaller(kKeys, s.keys - j0);
-    const int64_t n = smaller(tile_keys, visible(a, s, i0 + rows - 1).end - j0);
+    const int64_t i0 = first_query(query_tile), rows = min(kTileQueries, s.queries - i0);
+    const int64_t j0 = first_key(key_tile), tile_keys = min(kTileKeys, s.keys - j0);
+    const int64_t n = min(tile_keys, visible(a, s, i0 + rows - 1).end - j0);
     if (n <= 0 || visible(a, s, i0).begin >= j0 + tile_keys) return;
-    const int64_t q = query_tile * kQueries, k = key_tile * kKeys;
+    const int64_t q = query_tile * kTileQueries, k = key_tile * kTileKeys;
 
-    int64_t seen[kQueries / kBlock];  // keys that each block of rows sees; never decreases
-    for (int64_t r = 0; r < rows; r += kBlock)
-      seen[r / kBlock] = block(score, i0, r, smaller(kBlock, rows - r), j0, n, q, k);
+    int64_t
+        seen[kTileQueries / kBlockQueries];  // keys that each block of rows sees; never decreases
+    for (int64_t r = 0; r < rows; r += kBlockQueries)
+      seen[r / kBlockQueries] = block(score, i0, r, min(kBlockQueries, rows - r), j0, n, q, k);
 
-    const Packed<M> queries{query_steps + q / M::kPack * key_size, key_size, steps<M>(rows)};
-    const Packed<M> grads{grad_steps + q / M::kPack * value_size, value_size, steps<M>(rows)};
+    const PackedB<M> queries{query_steps + q / M::kPack * key_size, key_size, steps<M>(rows)};
+    const PackedB<M> grads{grad_steps + q / M::kPack * value_size, value_size, steps<M>(rows)};
     for (int64_t c = 0, next; c < n; c = next) {
       const int64_t first = first_row(seen, c);
-      for (next = c + kBlock; next < n && first_row(seen, next) == first;) next += kBlock;
-      const int64_t keys = smaller(next, n) - c, step = first / M::kPack;
+      for (next = c + kBlockQueries; next < n && first_row(seen, next) == first;)
+        next += kBlockQueries;
+      const int64_t keys = min(next, n) - c, step = first / M::kPack;
       if (want_v)
-        fastest_product<M>(keys, value_size, grads.steps - step,
-                           {probability_pairs + step * kKeys + c, 1, kKeys}, grads,
-                           grad_v + (k + c) * value_size, value_size, true, step);
+        multiply_block<M>(keys, value_size, grads.steps - step,
+                          {probability_pairs + step * kTileKeys + c, 1, kTileKeys}, grads,
+                          grad_v + (k + c) * value_size, value_size, true, step);
       if (want_k)
-        fastest_product<M>(keys, key_size, queries.steps - step,
-                           {grad_score_pairs + step * kKeys + c, 1, kKeys}, queries,
-                           grad_k + (k + c) * key_size, key_size, true, step);
+        multiply_block<M>(keys, key_size, queries.steps - step,
+                          {grad_score_pairs + step * kTileKeys + c, 1, kTileKeys}, queries,
+                          grad_k + (k + c) * key_size, key_size, true, step);
     }
   }
 
@@ -213,23 +216,23 @@ struct Backward {
   static int64_t first_row(const int64_t* seen, int64_t c) {
     int64_t b = 0;
     while (seen[b] <= c) ++b;
-    return b * kBlock;
+    return b * kBlockQueries;
   }
 
   // Rows [first, first + rows) of the tile: probabilities, dS, and what they add to dQ. Returns how
   // many of the tile's keys the rows see; beyond them all is zero.
   int64_t block(const Scores<M>& score, int64_t i0, int64_t first, int64_t rows, int64_t j0,
                 int64_t tile_n, int64_t q, int64_t k) {
-    const int64_t i = i0 + first, tile_keys = smaller(kKeys, s.keys - j0);
-    const Range range = visible(a, s, i + rows - 1);
-    const int64_t n = larger(0, smaller(tile_keys, range.end - j0));
+    const int64_t i = i0 + first, tile_keys = min(kTileKeys, s.keys - j0);
+    const KeyRange range = visible(a, s, i + rows - 1);
+    const int64_t n = max(0, min(tile_keys, range.end - j0));
     T *x = scores, *g = grad_scores;
-    if constexpr (M::kPack == 1) x += first * kKeys, g += first * kKeys;
+    if constexpr (M::kPack == 1) x += first * kTileKeys, g += first * kTileKeys;
     const int64_t width = round_lanes<M>(n), tile_width = round_lanes<M>(tile_n);
     if (width < tile_width)
       for (int64_t r = 0; r < rows; ++r) {
-        zero(x + r * kKeys + width, tile_width - width);
-        zero(g + r * kKeys + width, tile_width - width);
+        zero(x + r * kTileKeys + width, tile_width - width);
+        zero(g + r * kTileKeys + width, tile_width - width);
       }
     if (n > 0) {
       const int64_t columns = round_lanes<M>(tile_keys);
@@ -238,27 +241,29 @@ struct Backward {
       const elem* keys = keys_transposed + k * key_steps;
       if (few)
         by_rows(rows, [&](auto count, int64_t r) {
-          few_scores<M, decltype(count)::value>(queries + r * key_size, key_size,
-                                                reinterpret_cast<const raw*>(keys), key_size,
-                                                a.head_size, n, x + r * kKeys);
+          few_scores<M, decltype(count)::value>(
+              queries + r * key_size, key_size,
+              RowsInPlace<raw>{reinterpret_cast<const raw*>(keys), key_size, n}, a.head_size,
+              x + r * kTileKeys);
         });
       else
-        fastest_product<M>(rows, width, key_steps,
-                           {reinterpret_cast<const elem*>(queries), key_steps, 1},
-                           {keys, columns, key_steps}, x, kKeys, false);
-      fastest_product<M>(
+        multiply_block<M>(rows, width, key_steps,
+                          {reinterpret_cast<const elem*>(queries), key_steps, 1},
+                          {keys, columns, key_steps}, x, kTileKeys, false);
+      multiply_block<M>(
           rows, width, value_steps, {reinterpret_cast<const elem*>(grads), value_steps, 1},
-          {values_transposed + k * value_steps, columns, value_steps}, g, kKeys, false);
+          {values_transposed + k * value_steps, columns, value_steps}, g, kTileKeys, false);
       const T scale = score.untouched(i, rows, j0, n) ? static_cast<T>(a.scale)
                                                       : score.apply(i, rows, j0, n, x, cap_slope);
       for (int64_t r = 0; r < rows; ++r)
-        grad_row(score, i + r, j0, n, scale, x + r * kKeys, g + r * kKeys, cap_slope + r * kKeys);
+        grad_row(score, i + r, j0, n, scale, x + r * kTileKeys, g + r * kTileKeys,
+                 cap_slope + r * kTileKeys);
     }
-    if constexpr (M::kPack == 2) this->make_pairs(first, rows, tile_width);
+    if constexpr (M::kPack == 2) this->pack_block(first, rows, tile_width);
     if (want_q && n > 0)
-      fastest_product<M>(
+      multiply_block<M>(
           rows, key_size, steps<M>(n),
-          {reinterpret_cast<elem*>(grad_score_rows + first * kKeys), kKeys / M::kPack, 1},
+          {reinterpret_cast<elem*>(grad_score_rows + first * kTileKeys), kTileKeys / M::kPack, 1},
           {key_rows + k / M::kPack * key_size, key_size, steps<M>(tile_keys)},
           grad_q + (q + first) * key_size, key_size, true);
     return n;
@@ -313,27 +318,22 @@ struct Backward {
 
   // Bfloat16 copies of a block: dS by rows, and P and dS as pairs of consecutive queries.
 #if defined(__AVX512BF16__)
-  void make_pairs(int64_t first, int64_t rows, int64_t width) {
+  void pack_block(int64_t first, int64_t rows, int64_t width) {
     for (int64_t r = 0; r < rows; r += 2) {
       const bool pair = r + 1 < rows;
-      const int64_t out = (first + r) / 2 * kKeys;
-      raw* dst = grad_score_rows + (first + r) * kKeys;
+      const int64_t out = (first + r) / 2 * kTileKeys;
+      raw* dst = grad_score_rows + (first + r) * kTileKeys;
       for (int64_t c = 0; c < width; c += lanes) {
-        const T *x = scores + r * kKeys + c, *g = grad_scores + r * kKeys + c;
+        const T *x = scores + r * kTileKeys + c, *g = grad_scores + r * kTileKeys + c;
         const vec_u16 p0 = narrow(bf16{}, load(x)), g0 = narrow(bf16{}, load(g));
-        const vec_u16 p1 = pair ? narrow(bf16{}, load(x + kKeys)) : vec_u16{};
-        const vec_u16 g1 = pair ? narrow(bf16{}, load(g + kKeys)) : vec_u16{};
-        store_pairs(probability_pairs + out + c, p0, p1);
-        store_pairs(grad_score_pairs + out + c, g0, g1);
+        const vec_u16 p1 = pair ? narrow(bf16{}, load(x + kTileKeys)) : vec_u16{};
+        const vec_u16 g1 = pair ? narrow(bf16{}, load(g + kTileKeys)) : vec_u16{};
+        store(reinterpret_cast<float*>(probability_pairs + out + c), make_pairs(p0, p1));
+        store(reinterpret_cast<float*>(grad_score_pairs + out + c), make_pairs(g0, g1));
         std::memcpy(dst + c, &g0, sizeof g0);
-        if (pair) std::memcpy(dst + kKeys + c, &g1, sizeof g1);
+        if (pair) std::memcpy(dst + kTileKeys + c, &g1, sizeof g1);
       }
     }
-  }
-
-  static LF_INLINE void store_pairs(elem* out, vec_u16 low, vec_u16 high) {
-    const __m512i first = _mm512_cvtepu16_epi32((__m256i)low);
-    _mm512_storeu_si512(out, _mm512_or_si512(first, (__m512i)widen(bf16{}, high)));
   }
 #endif
 };
@@ -354,14 +354,14 @@ void run(const AttentionArgs& a) {
       a.grad_alibi != nullptr || (a.grad_bias.data != nullptr && a.grad_bias.stride_row == 0);
   // Products for each tile: 5 in one sweep; 4 for dK and dV and 3 for dQ in items of their own.
   const bool one_sweep = shared_sums || !worth_threads || !want_q || !(want_k || want_v) ||
-                         tiles(units, threads) * threads * 5 <= units * 7;
+                         ceil_div(units, threads) * threads * 5 <= units * 7;
   if (one_sweep) {
     parallel_items(units, worth_threads, [&](int64_t i) {
       Backward<M>(a, i / a.kv_heads, i % a.kv_heads, kAll, kAll, want_q, want_k, want_v).run();
     });
     return;
   }
-  const int64_t shares = larger(1, tiles(2 * threads, units));
+  const int64_t shares = max(1, ceil_div(2 * threads, units));
   AttentionArgs for_keys = a;  // the bias gradient is left to the items that make dQ
   for_keys.grad_bias.data = nullptr;
   parallel_items(units * shares * 2, true, [&](int64_t i) {

@@ -1,4 +1,4 @@
-// What the backward of attention needs of every row before it meets the tiles.
+// What the backward of attention needs of every row before it works through the tiles.
 #pragma once
 
 #include "cpu/attention_tile.h"
@@ -8,20 +8,20 @@ namespace LLAMA_FAST_ISA {
 namespace {
 
 // Rows whose sums are made at the same time: each is a chain of dependent additions.
-constexpr int64_t kTogether = 8;
+constexpr int64_t kDeltaRows = 8;
 
-// Sums of x * y over kTogether rows of length n with the roundings of the tile product dO V': where
-// one key has all the weight, dS is the difference of the two, and equal roundings cancel.
+// Sums of x * y over kDeltaRows rows of length n with the roundings of the tile product dO V':
+// where one key has all the weight, dS is the difference of the two, and equal roundings cancel.
 template <class T>
 void product_order_dots(const T* x, const T* y, int64_t n, T* total) {
-  for (int64_t r = 0; r < kTogether; ++r) total[r] = 0;
+  for (int64_t r = 0; r < kDeltaRows; ++r) total[r] = 0;
   for (int64_t left = n, c = 0; left > 0;) {
-    const int64_t run = left > kRun + kRun / 2 ? kRun : left;
-    T sum[kTogether] = {};
+    const int64_t run = run_steps(left);
+    T sum[kDeltaRows] = {};
     for (const int64_t end = c + run; c < end; ++c)
 #pragma GCC unroll 8
-      for (int64_t r = 0; r < kTogether; ++r) sum[r] = x[r * n + c] * y[r * n + c] + sum[r];
-    for (int64_t r = 0; r < kTogether; ++r) total[r] += sum[r];
+      for (int64_t r = 0; r < kDeltaRows; ++r) sum[r] = x[r * n + c] * y[r * n + c] + sum[r];
+    for (int64_t r = 0; r < kDeltaRows; ++r) total[r] += sum[r];
     left -= run;
   }
 }
@@ -31,19 +31,19 @@ void product_order_dots(const T* x, const T* y, int64_t n, T* total) {
 template <class T>
 void prepare(const AttentionArgs& a, int64_t sequence, int64_t head) {
   const Sequence s(a, sequence);
-  const int64_t numbers = kTogether * a.value_size;
+  const int64_t numbers = kDeltaRows * a.value_size;
   T* out = static_cast<T*>(thread_scratch(static_cast<size_t>(2 * numbers) * sizeof(T)));
   T* grad = out + numbers;
   for (int64_t i = 0; i < 2 * numbers; ++i) out[i] = 0;  // rows beyond the last are summed too
   double sink_gradient = 0;
-  for (int64_t i = 0; i < s.queries; i += kTogether) {
-    const int64_t first = s.first_query + i, rows = smaller(kTogether, s.queries - i);
+  for (int64_t i = 0; i < s.queries; i += kDeltaRows) {
+    const int64_t first = s.first_query + i, rows = min(kDeltaRows, s.queries - i);
     for (int64_t r = 0; r < rows; ++r) {
       read_row(a.out, a.dtype, s.batch, head, first + r, a.value_size, out + r * a.value_size);
       read_row(a.grad_out, a.dtype, s.batch, head, first + r, a.value_size,
                grad + r * a.value_size);
     }
-    T deltas[kTogether];
+    T deltas[kDeltaRows];
     product_order_dots(out, grad, a.value_size, deltas);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = first + r;

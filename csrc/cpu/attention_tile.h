@@ -1,14 +1,15 @@
 // What the forward and backward attention kernels share: where the sequences lie, which keys a
 // query sees, how rows are read and written, and how a tile of scores is made.
 //
-// A tile is kQueries rows (queries) by kKeys columns (keys) of the score matrix of one head.
+// A tile is kTileQueries rows (queries) by kTileKeys columns (keys) of the score matrix of one
+// head.
 #pragma once
 
 #include <limits>
 #include <type_traits>
 
 #include "cpu/attention.h"
-#include "cpu/gemm_tiles.h"
+#include "cpu/matmul/matmul.h"
 #include "cpu/philox.h"
 #include "cpu/scratch.h"
 #include "cpu/simd_math.h"
@@ -17,15 +18,15 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kQueries = 96;  // a multiple of kBlock
-constexpr int64_t kKeys = 128;    // a multiple of every panel width
-// Rows of a tile whose scores are made and used at a time: they stay in the first-level cache, and
-// keys that none of them sees are left out. A multiple of the largest kPack and of the rows of a
-// register tile, kTileRows or two tiles of AMX.
+constexpr int64_t kTileQueries = 96;  // a multiple of kBlockQueries
+constexpr int64_t kTileKeys = 128;    // a multiple of every panel width
+// Queries of a tile whose scores are made and used at a time: they stay in the first-level cache,
+// and keys that none of them sees are left out. A multiple of the largest kPack and of the rows of
+// a register tile: kBlockTileRows, or two tiles of AMX.
 #if defined(__AMX_BF16__)
-constexpr int64_t kBlock = 32;
+constexpr int64_t kBlockQueries = 32;
 #else
-constexpr int64_t kBlock = 24;
+constexpr int64_t kBlockQueries = 24;
 #endif
 
 template <class T>
@@ -42,10 +43,6 @@ struct WideOf<double> {
 };
 template <class T>
 using wide = typename WideOf<T>::type;
-
-LF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-LF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-LF_INLINE int64_t tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // One sequence of the batch: its lengths, and where it lies. Packed tensors have no batch
 // dimension; their sequences lie one after another.
@@ -74,21 +71,20 @@ struct Sequence {
 };
 
 // Keys [begin, end) that query i sees through the causal mask, the window and padding at the ends.
-struct Range {
+struct KeyRange {
   int64_t begin, end;
 };
-LF_INLINE Range visible(const AttentionArgs& a, const Sequence& s, int64_t i) {
+LF_INLINE KeyRange visible(const AttentionArgs& a, const Sequence& s, int64_t i) {
   const int64_t diagonal = i + s.keys - s.queries;  // aligned at the last query and the last key
   int64_t end = s.unpadded_end;
-  if (a.causal) end = smaller(end, diagonal + 1);
+  if (a.causal) end = min(end, diagonal + 1);
   // A window as wide as both sequences masks nothing; leaving it out keeps the sums in range.
   const int64_t widest = s.keys + s.queries;
-  if (a.window_right >= 0 && a.window_right < widest)
-    end = smaller(end, diagonal + a.window_right + 1);
+  if (a.window_right >= 0 && a.window_right < widest) end = min(end, diagonal + a.window_right + 1);
   int64_t begin = s.unpadded_begin;
-  if (a.window_left >= 0 && a.window_left < widest) begin = larger(begin, diagonal - a.window_left);
-  end = larger(end, 0);
-  return {smaller(begin, end), end};
+  if (a.window_left >= 0 && a.window_left < widest) begin = max(begin, diagonal - a.window_left);
+  end = max(end, 0);
+  return {min(begin, end), end};
 }
 
 // --- rows of tensors -------------------------------------------------------------------------
@@ -217,31 +213,31 @@ struct Scores {
     for (int i = 0; i < lanes; ++i) lane_numbers[i] = static_cast<T>(i);
   }
 
-  // `rows` rows of products in x (row length kKeys) for the queries i0.. and the keys j0.., n of
-  // them. Returns the factor that turns x into scores; columns [n, round_lanes(n)) become -inf.
+  // `rows` rows of products in x (row length kTileKeys) for the queries i0.. and the keys j0.., n
+  // of them. Returns the factor that turns x into scores; columns [n, round_lanes(n)) become -inf.
   // `slope_of_cap`, when not null, receives d(capped)/d(scaled product) where there is a softcap.
   T apply(int64_t i0, int64_t rows, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
     const int64_t width = round_lanes<M>(n);
     // A factor above 0 leaves -inf as it is, so that it can wait.
     const bool waits = !bias && !alibi && !softcap && a.scale > 0;
-    alignas(64) uint8_t buffer[kKeys], mask_buffer[kKeys];
+    alignas(64) uint8_t buffer[kTileKeys], mask_buffer[kTileKeys];
     const uint8_t* padded_keys = nullptr;
     if (a.padding != nullptr) {
       padded_keys = a.padding + s.index * a.padding_stride_batch + j0 * a.padding_stride_key;
       padded_keys = consecutive(padded_keys, a.padding_stride_key, n, buffer);
     }
-    for (int64_t r = 0; r < rows; ++r, x += kKeys) {
+    for (int64_t r = 0; r < rows; ++r, x += kTileKeys) {
       const int64_t i = i0 + r;
       if (!waits)
-        transform(i, j0, n, x, slope_of_cap == nullptr ? nullptr : slope_of_cap + r * kKeys);
+        transform(i, j0, n, x, slope_of_cap == nullptr ? nullptr : slope_of_cap + r * kTileKeys);
       if (mask) {
         const uint8_t* p = row_pointer<uint8_t>(a.bias, s.index, head, i) + j0 * a.bias.stride_col;
         hide(consecutive(p, a.bias.stride_col, n, mask_buffer), false, width, x);
       }
       if (padded_keys != nullptr) hide(padded_keys, true, width, x);
-      const Range seen = visible(a, s, i);
-      fill(x, smaller(larger(seen.begin - j0, 0), n));
-      const int64_t last = larger(smaller(seen.end - j0, n), 0);
+      const KeyRange seen = visible(a, s, i);
+      fill(x, min(max(seen.begin - j0, 0), n));
+      const int64_t last = max(min(seen.end - j0, n), 0);
       fill(x + last, width - last);
     }
     return waits ? static_cast<T>(a.scale) : T(1);
@@ -300,7 +296,7 @@ struct Scores {
   LF_APART void transform(int64_t i, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
     const int64_t width = round_lanes<M>(n);
     const T scale = static_cast<T>(a.scale), cap = static_cast<T>(a.softcap);
-    alignas(64) T added[kKeys];
+    alignas(64) T added[kTileKeys];
     if (bias) {
       Tensor4 t = a.bias;
       t.data = static_cast<char*>(t.data) + j0 * t.stride_col * element_size(a.bias_dtype);

@@ -5,24 +5,25 @@
 
 namespace llama_fast {
 
-// A matrix (outer, inner) of weights.
+// A weight matrix (outer, inner).
 struct LinearWeight {
-  const void* data;  // numbers of a row one after the other
+  const void* data;  // each row contiguous
   int64_t stride;    // from row to row
   int64_t outer;
-  const void* bias = nullptr;  // (outer)
+  const void* bias = nullptr;  // (outer), or null
 };
 
-// out (rows, outer) = input (rows, inner) @ weight' + bias, for several weights beside each other.
+// out (rows, sum of outer) = input (rows, inner) @ weight' + bias, for several weights side by
+// side.
 struct LinearArgs {
-  static constexpr int kMost = 3;
+  static constexpr int kMaxWeights = 3;
 
   DType dtype;  // of all tensors
   int64_t rows, inner;
-  const void* input;  // rows one after the other
-  LinearWeight weights[kMost];
+  const void* input;  // contiguous
+  LinearWeight weights[kMaxWeights];
   int count;  // of weights
-  void* out;  // (rows, sum of outer)
+  void* out;  // contiguous
 };
 
 }  // namespace llama_fast

@@ -1,5 +1,5 @@
-// Linear cross-entropy of one row of a block of logits: statistics in the first pass, the gradient
-// in the second, and how logits are kept from one to the other. The mathematics is written down in
+// Linear cross-entropy of one row of a block of logits: statistics in the first sweep, the gradient
+// in the second, and how logits are kept in between. The mathematics is written down in
 // cross_entropy_row.h, whose loops these functions call.
 #pragma once
 
@@ -11,30 +11,31 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-// Classes in a block: whole panels of every mode, pairs of registers, and no more than kBlock.
+// Classes in a block: a multiple of every panel width (LargePanels) and of pairs of registers, and
+// no more than kBlock.
 constexpr int64_t kBlockClasses = 480;
 
-// What the first pass finds out about one row of one block; z are softcapped logits.
+// Statistics of one row of one block, made by the first sweep; z are softcapped logits.
 template <class A>
 struct BlockStats {
   A reference;  // the largest z; 0 if that is -inf
   A sum;        // sum exp(z - reference); +inf if some z is, NaN if some z is NaN
 };
 
-// The first of a row's largest logits in one block, before the softcap makes equals of them.
+// The first of a row's largest logits in one block, before the softcap, which may round different
+// logits to the same number.
 template <class A>
-struct Best {
+struct BlockArgmax {
   A logit;
-  int32_t at;
+  int32_t at;  // class, from the block's first
 };
 
-// A row over all blocks, and what the second pass makes of it.
+// What the second sweep needs of a row to make the gradient of its logits:
+// exp(z - shift) * scale - flat * w, and at_label at the label's class.
 template <class A>
-struct Row {
-  A label;         // its logit, without softcap
-  A shift, scale;  // gradient: exp(z - shift) * scale - flat * w
-  A flat;
-  A at_label;  // the gradient at the label's class
+struct RowGradient {
+  A label;  // its logit, without softcap
+  A shift, scale, flat, at_label;
 };
 
 // x[0, n) += bias.
@@ -58,15 +59,17 @@ BlockStats<A> block_stats(const A* z, int64_t n) {
   return s;
 }
 
-// Logits kept between the passes: as they are, without softcap, or with it in twelve bits. Those
-// count down from the block's largest logit in steps of 1/128, which is the rounding of a bfloat16
-// logit between 1 and 2; in finer ones where a softcap keeps all of them close together.
-// Without a softcap the last code stands for 32 and all below it, whose probability is zero for
-// every purpose: it is read back as -inf. With one the gradient has the factor 1 - (z / softcap)^2,
-// also where a part of the target is spread over the classes, so every logit is needed: from 20
-// down, where a probability is 2e-9 of the largest, the steps are as wide as it takes to count to
-// 2 softcap, the furthest that logits can be apart.
-struct Twelve {};
+// Logits kept between the sweeps: as they are, before the softcap, or after it as 12-bit codes. A
+// code is the distance from the block's largest logit in steps of 1/128, which is the rounding of a
+// bfloat16 logit between 1 and 2, or in finer steps where a softcap keeps all logits close
+// together.
+//
+// Without a softcap the last code stands for a distance of 32 and more, where the probability is
+// zero for every purpose: it is read back as -inf. With a softcap the gradient has the factor
+// 1 - (z / softcap)^2, also where a part of the target is spread over the classes, so every logit
+// is needed: beyond a distance of 20, where a probability is 2e-9 of the largest, the steps are as
+// wide as it takes to reach 2 softcap, the largest distance there can be.
+struct Code12 {};
 
 constexpr float kCodesPerUnit = 128;
 constexpr int32_t kLastCode = 4095, kFineCodes = 20 * 128;
@@ -76,7 +79,7 @@ inline float codes_per_unit(double softcap) {
   return std::max(kCodesPerUnit, static_cast<float>(kLastCode / (2 * softcap)));
 }
 
-// The width of the steps after the first kFineCodes, less the width of those.
+// The width of the steps after the first kFineCodes, minus the width of those.
 inline float extra_width(double softcap) {
   const double reach = 2 * softcap - kFineCodes / double{kCodesPerUnit};
   const double width = reach / (kLastCode - kFineCodes) - 1 / double{kCodesPerUnit};
@@ -85,7 +88,7 @@ inline float extra_width(double softcap) {
 
 template <class K>
 LF_INLINE int64_t kept_bytes(int64_t n) {
-  if constexpr (std::is_same_v<K, Twelve>) {
+  if constexpr (std::is_same_v<K, Code12>) {
     constexpr int64_t pair = 2 * kLanes<float>;
     return (n + pair - 1) / pair * pair * 3 / 2;
   } else {
@@ -106,11 +109,12 @@ void recall_block(A, const char* kept, int64_t n, A, double, A* z) {
 typedef int32_t vec_code __attribute__((vector_size(kVecBytes)));
 typedef uint8_t vec_u8 __attribute__((vector_size(kVecBytes / 4)));  // lanes of a vec<float>
 
-// First the low eight bits of every code, then the high four of two registers of codes together.
-inline void keep_block(Twelve, const float* z, int64_t n, float reference, double softcap,
+// Stores the low eight bits of every code, then the high four bits of two registers of codes
+// together.
+inline void keep_block(Code12, const float* z, int64_t n, float reference, double softcap,
                        char* kept) {
   constexpr int64_t lanes = kLanes<float>;
-  char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
+  char* high = kept + kept_bytes<Code12>(n) / 3 * 2;
   constexpr float fine = kFineCodes;
   const float per_unit = codes_per_unit(softcap);
   const float shrink = 1 / (1 + extra_width(softcap) * kCodesPerUnit);
@@ -135,10 +139,10 @@ inline void keep_block(Twelve, const float* z, int64_t n, float reference, doubl
 }
 
 // Writes whole pairs of registers.
-inline void recall_block(Twelve, const char* kept, int64_t n, float reference, double softcap,
+inline void recall_block(Code12, const char* kept, int64_t n, float reference, double softcap,
                          float* z) {
   constexpr int64_t lanes = kLanes<float>;
-  const char* high = kept + kept_bytes<Twelve>(n) / 3 * 2;
+  const char* high = kept + kept_bytes<Code12>(n) / 3 * 2;
   const float extra = extra_width(softcap), width = 1 / codes_per_unit(softcap);
   const auto logits = [&](vec_code code) {
     const vec<float> steps = __builtin_convertvector(code, vec<float>);
@@ -157,9 +161,9 @@ inline void recall_block(Twelve, const char* kept, int64_t n, float reference, d
   }
 }
 
-// Logits become their gradient; `capped`: they have their softcap already.
+// Replaces logits by their gradient. `capped`: the softcap was applied already.
 template <class A>
-void block_gradient(const RowOptions<A>& o, const Row<A>& row, int64_t first, int64_t n,
+void block_gradient(const RowOptions<A>& o, const RowGradient<A>& row, int64_t first, int64_t n,
                     bool capped, A* z) {
   A u[kBlockClasses + kLanes<A>], tanh[kBlockClasses + kLanes<A>];
   const A cap = static_cast<A>(o.softcap);

@@ -1,4 +1,4 @@
-// Linear cross-entropy: the tokens that count, their losses, and how these are reduced.
+// Linear cross-entropy: the tokens that are not ignored, their losses, and how these are reduced.
 #pragma once
 
 #include <vector>

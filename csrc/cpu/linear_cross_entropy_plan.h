@@ -6,18 +6,18 @@
 
 #include "cpu/linear_cross_entropy.h"
 #include "cpu/linear_cross_entropy_block.h"
-#include "cpu/matmul.h"
+#include "cpu/matmul/matmul.h"
 #include "cpu/scratch.h"
 
 namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kItemRows = 192;     // rows of logits in a work item
-constexpr int64_t kItemClasses = 240;  // rows of the weight gradient in a work item
-constexpr int64_t kMinimumRows = 256;  // in a chunk; with fewer, reading the weight takes the time
-constexpr size_t kLeast = 16 << 20;    // bytes of working memory that are never too many
-constexpr double kMost = 512 << 20;
+constexpr int64_t kItemRows = 192;       // rows of logits in a work item
+constexpr int64_t kItemClasses = 240;    // rows of the weight gradient in a work item
+constexpr int64_t kMinChunkRows = 256;   // with fewer, the time is that of reading the weight
+constexpr size_t kMinBudget = 16 << 20;  // bytes of working memory that may always be used
+constexpr double kMaxBudget = 512 << 20;
 
 // M: mode of the products; T: type of input and weight.
 template <class M, class T>
@@ -25,15 +25,15 @@ struct Plan {
   using A = typename M::acc;
   using E = typename M::elem;
   using Out = std::conditional_t<std::is_same_v<T, f16>, float, T>;
-  using Kept = std::conditional_t<std::is_same_v<T, bf16>, Twelve, A>;
+  using Kept = std::conditional_t<std::is_same_v<T, bf16>, Code12, A>;
   using Grad = std::conditional_t<M::kPack == 2, bf16, A>;  // of the logits, as it is multiplied
 
-  struct Area {  // working memory of a thread
-    A* logits = nullptr;
-    Grad* narrow = nullptr;
-    E* across = nullptr;
-    A* product = nullptr;
-    E* multiply = nullptr;
+  struct ThreadBuffers {
+    A* logits = nullptr;           // of a work item; then their gradient
+    Grad* grad = nullptr;          // the gradient as bfloat16
+    E* grad_transposed = nullptr;  // packed: A of the input gradient
+    A* product = nullptr;          // rows of the weight gradient
+    E* multiply_scratch = nullptr;
   };
 
   explicit Plan(const LinearCrossEntropyArgs& args) : a(args) {}
@@ -45,17 +45,18 @@ struct Plan {
 
   int64_t blocks() const { return (a.classes + kBlockClasses - 1) / kBlockClasses; }
   int64_t block_classes(int64_t b) const {
-    return std::min(kBlockClasses, a.classes - b * kBlockClasses);
+    return min(kBlockClasses, a.classes - b * kBlockClasses);
   }
 
-  // Working memory is kept below a tenth of what torch needs for logits, log-probabilities and
-  // their gradient. The number of threads must play no part here: results depend on the plan.
+  // Working memory stays below a tenth of what torch needs for logits, log-probabilities and their
+  // gradient. The number of threads must not be used here: results depend on the plan.
   void make(int64_t kept_tokens) {
     tokens = kept_tokens;
     depth = steps<M>(a.features);
     width = round_lanes<M>(a.features);
     const double torchs = 3.0 * a.tokens * a.classes * sizeof(T);
-    const size_t budget = std::max(kLeast, static_cast<size_t>(std::min(torchs / 11, kMost)));
+    const size_t budget =
+        std::max(kMinBudget, static_cast<size_t>(std::min(torchs / 11, kMaxBudget)));
     // Sets how many rows of logits the working memory holds, and what follows from that.
     const auto fits = [&](int64_t rows, bool all_at_once) {
       hold = rows;
@@ -71,14 +72,14 @@ struct Plan {
     last_fits = region * kept_bytes<Kept>(last_classes) <= last_classes * row_bytes;
     bool all_at_once = false;
     if (wants_weight() && !std::is_same_v<Out, A>) {
-      // The sum over chunks of rows needs float32: in working memory if that can be afforded, else
-      // all rows are one chunk.
-      wide = tokens > region;  // asked by `fits`
-      wide = wide && fits(kMinimumRows, false);
+      // The sum over chunks of rows needs float32: in working memory if the budget allows, else all
+      // rows are one chunk.
+      wide = tokens > region;  // read by `fits`
+      wide = wide && fits(kMinChunkRows, false);
       all_at_once = !wide;
     }
-    int64_t low = all_at_once ? 0 : kMinimumRows / kPanelRows;
-    int64_t high = std::max(low, (tokens + kPanelRows - 1) / kPanelRows);
+    int64_t low = all_at_once ? 0 : kMinChunkRows / kPanelRows;
+    int64_t high = max(low, (tokens + kPanelRows - 1) / kPanelRows);
     while (low < high) {
       const int64_t middle = (low + high + 1) / 2;
       if (fits(middle * kPanelRows, all_at_once))
@@ -89,36 +90,37 @@ struct Plan {
     fits(low * kPanelRows, all_at_once);
   }
 
-  // Sizes the working memory, and with a base hands it out.
+  // Measures the working memory; with a base, hands it out.
   size_t carve(Carver memory, int64_t threads) {
-    const int64_t rows = round_up(std::min(std::max(first_chunk, later_chunk), tokens), kPanelRows);
-    const int64_t beyond = std::min(rows, std::max<int64_t>(0, tokens - region));
-    const int64_t panel = kBlockClasses * std::max(depth, width);
+    const int64_t rows = round_up(min(max(first_chunk, later_chunk), tokens), kPanelRows);
+    const int64_t beyond = min(rows, max(0, tokens - region));
+    const int64_t panel = kBlockClasses * max(depth, width);
     for (E*& p : weight_panels) p = memory.take<E>(panel);
-    input_across = memory.take<E>(rows * depth);
+    input_transposed = memory.take<E>(rows * depth);
     stats = memory.take<BlockStats<A>>(blocks() * rows);
-    best = memory.take<Best<A>>(a.argmax ? blocks() * rows : 0);
+    argmax = memory.take<BlockArgmax<A>>(a.argmax ? blocks() * rows : 0);
     spread = memory.take<double>(a.label_smoothing > 0 ? blocks() * rows : 0);
-    row = memory.take<Row<A>>(rows);
+    row_gradients = memory.take<RowGradient<A>>(rows);
     stride = rows;
     if (wants_gradient()) {
       input_along = memory.take<E>(wants_weight() ? rows / M::kPack * width : 0);
       grad_input = memory.take<A>(wants_input() ? rows * width : 0);
       grad_along =
           memory.take<E>(wants_weight() || wants_bias() ? rows / M::kPack * kBlockClasses : 0);
-      hold_block = std::min(beyond, hold) * kept_bytes<Kept>(kBlockClasses);
+      hold_block = min(beyond, hold) * kept_bytes<Kept>(kBlockClasses);
       held = memory.take<char>(blocks() * hold_block);
       last = memory.take<char>(last_fits ? 0 : rows * kept_bytes<Kept>(kBlockClasses));
       wide_gradient = memory.take<A>(wide ? a.classes * width : 0);
     }
-    areas.resize(static_cast<size_t>(threads));
-    for (Area& area : areas) {
-      area.logits = memory.take<A>(kItemRows * kBlockClasses);
-      area.multiply = memory.take<E>(multiply_scratch<M>());
+    buffers.resize(static_cast<size_t>(threads));
+    for (ThreadBuffers& own : buffers) {
+      own.logits = memory.take<A>(kItemRows * kBlockClasses);
+      own.multiply_scratch = memory.take<E>(multiply_large_scratch<M>());
       if (!wants_gradient()) continue;
-      area.narrow = memory.take<Grad>(M::kPack == 2 ? kItemRows * kBlockClasses : 0);
-      area.across = memory.take<E>(wants_input() ? kItemRows * kBlockClasses / M::kPack : 0);
-      area.product = memory.take<A>(wants_weight() ? kItemClasses * width : 0);
+      own.grad = memory.take<Grad>(M::kPack == 2 ? kItemRows * kBlockClasses : 0);
+      own.grad_transposed =
+          memory.take<E>(wants_input() ? kItemRows * kBlockClasses / M::kPack : 0);
+      own.product = memory.take<A>(wants_weight() ? kItemClasses * width : 0);
     }
     return memory.used();
   }
@@ -129,20 +131,20 @@ struct Plan {
   int64_t region = 0, hold = 0;  // rows whose logits fit the weight gradient, working memory
   int64_t hold_block = 0;        // bytes that the working memory keeps of a block
   bool last_fits = true;  // whether the last block's gradient has room for region rows of logits
-  bool wide = false;      // the weight gradient is summed in working memory
+  bool wide = false;      // whether the weight gradient is summed in working memory
 
   // Working memory.
   int64_t stride = 0;   // rows of the largest chunk
   E* weight_panels[2];  // of a block, for the logits; the second also for the input's gradient
-  E *input_across, *input_along = nullptr;
+  E *input_transposed, *input_along = nullptr;
   E* grad_along = nullptr;  // the gradient of the block's logits
   A *grad_input = nullptr, *wide_gradient = nullptr;
   char *held = nullptr, *last = nullptr;  // kept logits; those of the last block
   BlockStats<A>* stats;                   // (blocks, rows), as the next two
-  Best<A>* best;
+  BlockArgmax<A>* argmax;
   double* spread;
-  Row<A>* row;
-  std::vector<Area> areas;
+  RowGradient<A>* row_gradients;
+  std::vector<ThreadBuffers> buffers;
 
   const LinearCrossEntropyArgs& a;
   int64_t tokens = 0;  // that are not ignored

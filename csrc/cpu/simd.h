@@ -94,32 +94,6 @@ LF_INLINE T reduce_max(vec<T> v) {
   return fold<T, kLanes<T>>(v, [](auto a, auto b) LF_LAMBDA { return a > b ? a : b; });
 }
 
-// For each of as many registers as one has lanes: the sum of its lanes, in the lane of its number.
-// Registers `Half` apart are merged and their lanes added, then those half as far apart. Changes v.
-template <class T, int Half = kLanes<T> / 2>
-LF_INLINE vec<T> reduce_add_each(vec<T>* v) {
-#if defined(__clang__)  // has no shuffle by a vector of indices
-  vec<T> sums;
-  for (int i = 0; i < kLanes<T>; ++i) sums[i] = reduce_add<T>(v[i]);
-  return sums;
-#else
-  if constexpr (Half == 0) {
-    return v[0];
-  } else {
-    vec<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>> low{}, high{};
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) {
-      low[i] = i & Half ? kLanes<T> + i - Half : i;
-      high[i] = i & Half ? kLanes<T> + i : i + Half;
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < Half; ++i)
-      v[i] = __builtin_shuffle(v[i], v[i + Half], low) + __builtin_shuffle(v[i], v[i + Half], high);
-    return reduce_add_each<T, Half / 2>(v);
-  }
-#endif
-}
-
 // --- 16-bit floats -------------------------------------------------------------------------
 
 // GCC makes twice the instructions of __builtin_convertvector between 16 and 32 bits.

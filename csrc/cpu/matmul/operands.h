@@ -1,0 +1,175 @@
+// Operands of the matrix products: how numbers are stored, multiplied and summed, and how a packed
+// operand lies in memory.
+//
+// A "step" of k is one element of a packed operand: one number for F32 and F64, two consecutive
+// bfloat16 numbers for Bf16 (the operand of the instruction vdpbf16ps).
+//
+// A packed operand consists of panels. A panel of width w holds the w numbers of step 0, then those
+// of step 1, and so on. The panel that starts at row (of A) or column (of B) i of an operand with
+// kk steps begins at element i * kk.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/integers.h"
+#include "cpu/simd.h"
+
+namespace llama_fast {
+namespace LLAMA_FAST_ISA {
+namespace {
+
+// --- element types of packed products (template parameter M) ---------------------------------
+
+struct F32 {
+  using acc = float;               // type of C
+  using raw = float;               // one number of A and B
+  using elem = float;              // one step
+  static constexpr int kPack = 1;  // numbers in a step
+  static LF_INLINE vec<float> fma(vec<float> c, const elem* a, vec<float> b) { return *a * b + c; }
+};
+
+struct F64 {
+  using acc = double;
+  using raw = double;
+  using elem = double;
+  static constexpr int kPack = 1;
+  static LF_INLINE vec<double> fma(vec<double> c, const elem* a, vec<double> b) {
+    return *a * b + c;
+  }
+};
+
+#if defined(__AVX512BF16__)
+struct Bf16 {
+  using acc = float;
+  using raw = uint16_t;
+  using elem = uint32_t;
+  static constexpr int kPack = 2;
+  static LF_INLINE vec<float> fma(vec<float> c, const elem* a, vec<float> b) {
+    return fma(c, _mm512_set1_epi32(static_cast<int>(*a)), (__m512i)b);
+  }
+  static LF_INLINE vec<float> fma(vec<float> c, __m512i a, __m512i b) {
+    return (vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+  }
+};
+#endif
+
+// Number of steps of k numbers.
+template <class M>
+LF_INLINE int64_t steps(int64_t k) {
+  return ceil_div(k, M::kPack);
+}
+
+// n rounded up to whole registers of sums.
+template <class M>
+LF_INLINE int64_t round_lanes(int64_t n) {
+  return round_up(n, kLanes<typename M::acc>);
+}
+
+// --- panels ----------------------------------------------------------------------------------
+
+// Panels of B for large.h: 3 registers of columns, at the end 2 or 1.
+struct LargePanels {
+  static constexpr int kVecs = 3;
+  // Registers of the panel that starts where `left` registers remain.
+  static LF_INLINE int64_t vecs(int64_t left) { return min(left, kVecs); }
+};
+
+// Panels of B for block.h: 4 registers of columns (2 without AVX-512), then 2, then 1.
+struct BlockPanels {
+#if defined(__AVX512F__)
+  static constexpr int kVecs = 4;
+#else
+  static constexpr int kVecs = 2;
+#endif
+  static LF_INLINE int64_t vecs(int64_t left) { return left >= kVecs ? kVecs : left >= 2 ? 2 : 1; }
+};
+
+// f(first column, width) for the panels of a B with n columns, a multiple of the lanes.
+template <class M, class Panels, class F>
+LF_INLINE void for_panels(int64_t n, F&& f) {
+  constexpr int64_t lanes = kLanes<typename M::acc>;
+  for (int64_t n0 = 0; n0 < n;) {
+    const int64_t width = Panels::vecs((n - n0) / lanes) * lanes;
+    f(n0, width);
+    n0 += width;
+  }
+}
+
+// Rows in a panel of A (for large.h).
+constexpr int64_t kPanelRows = 16;
+
+// --- how the drivers are told where operands lie ----------------------------------------------
+
+// A where it is: element (row m, step k) is at p[m * row + k * step].
+template <class M>
+struct StridedA {
+  const typename M::elem* p;
+  int64_t row, step;
+};
+
+// B, packed with this many columns (a multiple of the lanes) and steps.
+template <class M>
+struct PackedB {
+  const typename M::elem* p;
+  int64_t columns, steps;
+};
+
+// A few rows of A packed for few_rows.h: `width` numbers from row to row.
+template <class Fma>
+struct FewRows {
+  const typename Fma::elem* p;
+  int64_t rows, width;
+};
+
+// `rows` rows of B' where they are, `stride` numbers from row to row.
+template <class T>
+struct RowsInPlace {
+  const T* p;
+  int64_t stride, rows;
+};
+
+// --- element types of products with rows where they are (template parameter Fma) ---------------
+
+// Products of numbers of T in the type computed in. A is widened when it is packed, B when it is
+// read.
+template <class T>
+struct WideningFma {
+  using acc = acc_t<T>;
+  using elem = acc;                              // of packed A
+  static constexpr int64_t kStep = kLanes<acc>;  // numbers multiplied at a time
+  static elem pack(T x) { return load_one(&x); }
+  static LF_INLINE vec<acc> fma(vec<acc> c, const elem* a, const T* b) {
+    return load(a) * load_acc(b) + c;
+  }
+  // The first n numbers of b only; a is padded to whole registers.
+  static LF_INLINE vec<acc> fma_n(vec<acc> c, const elem* a, const T* b, int64_t n) {
+    return load(a) * load_acc_n(b, n, acc(0)) + c;
+  }
+};
+
+#if defined(__AVX512BF16__)
+// The first n bfloat16 numbers from p on, then zeros.
+LF_INLINE __m512i load_pairs(const void* p, int64_t n) {
+  if (n >= 2 * kLanes<float>) return _mm512_loadu_si512(p);
+  return _mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, p);
+}
+
+// Products of pairs of bfloat16 numbers, as they are.
+struct PairFma {
+  using acc = float;
+  using elem = uint16_t;
+  static constexpr int64_t kStep = 2 * kLanes<float>;
+  static elem pack(bf16 x) { return x.bits; }
+  static LF_INLINE vec<float> fma(vec<float> c, const elem* a, const void* b) {
+    return Bf16::fma(c, _mm512_loadu_si512(a), _mm512_loadu_si512(b));
+  }
+  // The first n numbers of both: what follows may be NaN.
+  static LF_INLINE vec<float> fma_n(vec<float> c, const elem* a, const void* b, int64_t n) {
+    return Bf16::fma(c, load_pairs(a, n), load_pairs(b, n));
+  }
+};
+#endif
+
+}  // namespace
+}  // namespace LLAMA_FAST_ISA
+}  // namespace llama_fast
