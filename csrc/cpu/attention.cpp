@@ -100,7 +100,7 @@ struct Forward {
       finish_row<M>(a, s, head, i0 + r, row_max[r], row_sum[r], sum + r * value_size);
   }
 
-  // Rows [first, first + rows) of the query tile i0 meet the key tile j0.
+  // Adds the key tile j0 to rows [first, first + rows) of the query tile i0.
   void block(const Scores<M>& score, int64_t i0, int64_t first, int64_t rows, int64_t j0) {
     const Sequence& s = score.s;
     const int64_t i = i0 + first, tile_keys = min(kTileKeys, s.keys - j0);
@@ -141,9 +141,10 @@ struct Forward {
   }
 
   void run() {
-    const int64_t units = a.batch * a.kv_heads, most = max(1, ceil_div(a.queries, kTileQueries));
-    // Four items a thread balance well; more would only pack the keys again.
-    const int64_t shares = min(most, ceil_div(4 * num_threads(), max(units, 1)));
+    const int64_t units = a.batch * a.kv_heads;
+    const int64_t max_shares = max(1, ceil_div(a.queries, kTileQueries));
+    // Four items a thread balance the load; more would only pack the keys again.
+    const int64_t shares = min(max_shares, ceil_div(4 * num_threads(), max(units, 1)));
     const double work = static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size;
     const AttentionArgs& args = a;
     parallel_items(units * shares, work > 1e6, [&](int64_t i) {

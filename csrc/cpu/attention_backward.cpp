@@ -17,13 +17,13 @@ namespace LLAMA_FAST_ISA {
 namespace {
 
 // Every `step`-th tile, beginning with `first`.
-struct Share {
+struct TileShare {
   int64_t first, step;
   int64_t count(int64_t tiles) const {
     return tiles <= first ? 0 : (tiles - first + step - 1) / step;
   }
 };
-constexpr Share kAll{0, 1};
+constexpr TileShare kAll{0, 1};
 
 template <class M>
 struct Backward {
@@ -37,7 +37,7 @@ struct Backward {
   const AttentionArgs& a;
   const Sequence s;
   const int64_t kv_head;
-  const Share query_share, key_share;
+  const TileShare query_share, key_share;
   const bool want_q, want_k, want_v;
   const bool few = has_few_rows(a);
 
@@ -46,18 +46,18 @@ struct Backward {
   const int64_t query_tiles = query_share.count(ceil_div(s.queries, kTileQueries));
   const int64_t key_tiles = key_share.count(ceil_div(s.keys, kTileKeys));
 
-  // Packed operands, tile after tile. "rows" serve as A, "steps" as B along the rows. With few rows
-  // keys_transposed holds the keys as they are.
+  // Packed operands, tile after tile. "rows" are used as A, "steps" as B along the rows. With few
+  // rows keys_transposed holds the keys as they are.
   elem *keys_transposed = nullptr, *values_transposed, *key_rows, *query_steps, *grad_steps;
   raw *query_rows, *grad_rows, *read_buffer;
   T *grad_q, *grad_k, *grad_v;  // sums
-  // One tile (float: whole, bfloat16: a block of it) and its bfloat16 copies.
+  // One tile (of Bf16 only a block of it) and its bfloat16 copies.
   T *scores, *grad_scores, *cap_slope, *factors;
   raw* grad_score_rows;                        // (query, key): A of dQ
   elem *probability_pairs, *grad_score_pairs;  // (query step, key): A of dV and dK
 
-  Backward(const AttentionArgs& args, int64_t sequence, int64_t kv, Share queries, Share keys,
-           bool q, bool k, bool v)
+  Backward(const AttentionArgs& args, int64_t sequence, int64_t kv, TileShare queries,
+           TileShare keys, bool q, bool k, bool v)
       : a(args),
         s(args, sequence),
         kv_head(kv),
@@ -87,7 +87,7 @@ struct Backward {
     grad_scores = memory.take<T>(tile_rows * kTileKeys);
     cap_slope = memory.take<T>(a.softcap > 0 ? kBlockQueries * kTileKeys : 0);
     factors = memory.take<T>(kTileKeys);
-    if constexpr (M::kPack == 1) {  // the float tiles serve as they are
+    if constexpr (M::kPack == 1) {  // the tiles are used as they are
       grad_score_rows = grad_scores;
       probability_pairs = scores;
       grad_score_pairs = grad_scores;
@@ -172,9 +172,9 @@ struct Backward {
     }
   }
 
-  void write(const Tensor4& to, int64_t head, int64_t row, int64_t left, int64_t most, int64_t n,
-             int64_t stride, T* from, double scale) {
-    for (int64_t r = 0; r < min(left, most); ++r, from += stride) {
+  void write(const Tensor4& to, int64_t head, int64_t row, int64_t left, int64_t max_rows,
+             int64_t n, int64_t stride, T* from, double scale) {
+    for (int64_t r = 0; r < min(left, max_rows); ++r, from += stride) {
       for (int64_t c = 0; c < stride; c += lanes)
         store(from + c, load(from + c) * static_cast<T>(scale));
       write_row(to, a.dtype, s.batch, head, row + r, n, from);
@@ -240,7 +240,7 @@ struct Backward {
       const raw* grads = grad_rows + (q + first) * value_size;
       const elem* keys = keys_transposed + k * key_steps;
       if (few)
-        by_rows(rows, [&](auto count, int64_t r) {
+        for_row_groups(rows, [&](auto count, int64_t r) {
           few_scores<M, decltype(count)::value>(
               queries + r * key_size, key_size,
               RowsInPlace<raw>{reinterpret_cast<const raw*>(keys), key_size, n}, a.head_size,
@@ -339,7 +339,7 @@ struct Backward {
 };
 
 template <class M>
-void run(const AttentionArgs& a) {
+void attention_backward_of(const AttentionArgs& a) {
   const int64_t units = a.batch * a.kv_heads, threads = num_threads();
   const bool want_q = a.grad_q.data != nullptr, want_k = a.grad_k.data != nullptr;
   const bool want_v = a.grad_v.data != nullptr;
@@ -365,7 +365,7 @@ void run(const AttentionArgs& a) {
   AttentionArgs for_keys = a;  // the bias gradient is left to the items that make dQ
   for_keys.grad_bias.data = nullptr;
   parallel_items(units * shares * 2, true, [&](int64_t i) {
-    const Share share{i / 2 % shares, shares};
+    const TileShare share{i / 2 % shares, shares};
     const int64_t unit = i / 2 / shares, sequence = unit / a.kv_heads, kv = unit % a.kv_heads;
     if (i % 2 == 0)
       Backward<M>(for_keys, sequence, kv, kAll, share, false, want_k, want_v).run();
@@ -377,13 +377,13 @@ void run(const AttentionArgs& a) {
 }  // namespace
 
 void attention_backward(const AttentionArgs& a) {
-  if (a.dtype == DType::f64) run<F64>(a);
+  if (a.dtype == DType::f64) attention_backward_of<F64>(a);
 #if defined(__AVX512BF16__)
   else if (a.dtype == DType::bf16)
-    run<Bf16>(a);
+    attention_backward_of<Bf16>(a);
 #endif
   else
-    run<F32>(a);
+    attention_backward_of<F32>(a);
 }
 
 }  // namespace LLAMA_FAST_ISA

@@ -158,7 +158,7 @@ struct Decode {
       for (int64_t j = 0; j < n; j += kGroup) {
         const int64_t some = min(kGroup, n - j);
         prefetch(v.from(j, some), a.value_size);
-        by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
+        for_row_groups(used, [&](auto count, int64_t r) LF_LAMBDA {
           few_scores<M, decltype(count)::value>(queries + r * key_size, key_size, k.from(j, some),
                                                 a.head_size, scores + r * kTileKeys + j);
         });
@@ -178,7 +178,7 @@ struct Decode {
       for (int64_t j = 0; j < n; j += kGroup) {
         const int64_t next = kTileKeys + j, left = end - j0 - next;
         if (left > 0) prefetch(k.from(next, min(kGroup, left)), a.head_size);
-        by_rows(used, [&](auto count, int64_t r) LF_LAMBDA {
+        for_row_groups(used, [&](auto count, int64_t r) LF_LAMBDA {
           const RowsInPlace<Elem> rows = v.from(j, min(kGroup, n - j));
           add_weighted_rows<M, decltype(count)::value>(weights + r * kTileKeys + j, kTileKeys,
                                                        rows.p, rows.stride, rows.rows, a.value_size,

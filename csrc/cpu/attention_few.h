@@ -18,7 +18,7 @@ LF_INLINE bool has_few_rows(const AttentionArgs& a) {
 
 // f(number of rows, first row) for all rows, a few at a time.
 template <class F>
-LF_INLINE void by_rows(int64_t n, F&& f) {
+LF_INLINE void for_row_groups(int64_t n, F&& f) {
   int64_t r = 0;
   for (; r + kMaxRowsTogether <= n; r += kMaxRowsTogether)
     f(std::integral_constant<int, kMaxRowsTogether>{}, r);
@@ -45,21 +45,27 @@ template <class M, int Count, class Elem>
 void few_scores(const typename M::raw* q, int64_t q_row, RowsInPlace<Elem> k, int64_t size,
                 typename M::acc* scores) {
   using Fma = typename KeyFma<M, Elem>::type;
-  // Of pairs, one query at a time: the keys stay in the first-level cache.
-  constexpr int R = M::kPack == 1 ? Count : 1, W = kRowsOfB<Fma, R>;
-  const auto some_keys = [&](int64_t j, int64_t n) LF_LAMBDA {
-    const RowsInPlace<Elem> some{k.p + j * k.stride, k.stride, n};
+  // Of pairs, one query at a time: the keys stay in the first-level cache. Of numbers, few keys at
+  // a time: hardware prefetchers do not follow many rows that are read at once.
+  constexpr int R = M::kPack == 1 ? Count : 1;
+  constexpr int W = M::kPack == 2 ? kRowsOfB<Fma, R> : R == 1 ? 1 : min(4, kRowsOfB<Fma, R>);
+  const bool whole_steps = size % Fma::kStep == 0;
+  for (int64_t j = 0; j < k.rows; j += W) {
+    const RowsInPlace<Elem> some{k.p + j * k.stride, k.stride, min(W, k.rows - j)};
     for (int r = 0; r < Count; r += R) {
       typename M::acc sums[R * W];
-      dot_products<Fma, R, false>(q + r * q_row, q_row, some, size, sums);
-#pragma GCC unroll 4
-      for (int i = 0; i < R; ++i)
-        for (int64_t w = 0; w < n; ++w) scores[(r + i) * kTileKeys + j + w] = sums[i * W + w];
+      typename M::acc* out = scores + r * kTileKeys + j;
+      if (whole_steps && some.rows == W) {
+        dot_products<Fma, R, W, false, true>(q + r * q_row, q_row, some, size, sums);
+        for (int i = 0; i < R; ++i)
+          std::memcpy(out + i * kTileKeys, sums + i * W, W * sizeof *sums);
+      } else {
+        dot_products<Fma, R, W, false, false>(q + r * q_row, q_row, some, size, sums);
+        for (int i = 0; i < R; ++i)
+          for (int64_t w = 0; w < some.rows; ++w) out[i * kTileKeys + w] = sums[i * W + w];
+      }
     }
-  };
-  int64_t j = 0;
-  for (; j + W <= k.rows; j += W) some_keys(j, W);
-  if (j < k.rows) some_keys(j, k.rows - j);
+  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// One row of the online softmax (Milakov and Gimelshein, 2018): what the forward kernels share.
+// One row of the online softmax (Milakov and Gimelshein, 2018), for all forward kernels.
 #pragma once
 
 #include "cpu/attention_tile.h"
@@ -8,7 +8,8 @@ namespace LLAMA_FAST_ISA {
 namespace {
 
 // The running maximum of a row is raised only when a score exceeds it by more than this: the
-// probabilities then stay below e^5.5, harmless in any format, and few rows need a rescale.
+// probabilities then stay below e^5.5, far from overflow in every format, and few rows need to be
+// rescaled.
 constexpr double kSlack = 5.5;
 
 // Scores x (`width` of them, whole registers) times `scale` to probabilities relative to the row's
@@ -26,7 +27,7 @@ LF_INLINE void softmax_row(const typename M::acc* x, int64_t width, typename M::
   const T tile_max = reduce_max<T>(largest), old_max = row_max;
   if (tile_max > old_max + static_cast<T>(kSlack) || old_max == -kInfinity<T>) {
     if (tile_max == -kInfinity<T>) {  // every key so far is masked
-      // A NaN hides from the maximum, but not from this sum.
+      // The maximum ignores a NaN; this sum does not.
       V any = V{};
       for (int64_t c = 0; c < width; c += lanes) {
         const V score = load(x + c);

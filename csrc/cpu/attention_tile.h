@@ -1,5 +1,5 @@
-// What the forward and backward attention kernels share: where the sequences lie, which keys a
-// query sees, how rows are read and written, and how a tile of scores is made.
+// Common to the forward and backward attention kernels: where the sequences lie, which keys a query
+// sees, how rows are read and written, and how a tile of scores is made.
 //
 // A tile is kTileQueries rows (queries) by kTileKeys columns (keys) of the score matrix of one
 // head.
@@ -166,14 +166,14 @@ void read_block(const Tensor4& t, DType dtype, int64_t batch, int64_t head, int6
   }
 }
 
-// Row length, in numbers, of a block that serves as A, as the source of a transpose and as the
-// source of pack_rows: whole steps and whole registers.
+// Row length, in numbers, of a block that is used as A, by pack_transposed and by pack_along: whole
+// steps and whole registers.
 template <class M>
 int64_t padded(int64_t n) {
   return round_lanes<M>(n);
 }
 
-// e^x to the accuracy that the mode's probabilities have.
+// e^x to the accuracy of the probabilities in a product of M.
 template <class M>
 LF_INLINE vec<typename M::acc> exp_softmax(vec<typename M::acc> x) {
   if constexpr (M::kPack == 1) {
@@ -218,8 +218,8 @@ struct Scores {
   // `slope_of_cap`, when not null, receives d(capped)/d(scaled product) where there is a softcap.
   T apply(int64_t i0, int64_t rows, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
     const int64_t width = round_lanes<M>(n);
-    // A factor above 0 leaves -inf as it is, so that it can wait.
-    const bool waits = !bias && !alibi && !softcap && a.scale > 0;
+    // A factor above 0 leaves -inf as it is, so the caller can apply it later.
+    const bool scale_later = !bias && !alibi && !softcap && a.scale > 0;
     alignas(64) uint8_t buffer[kTileKeys], mask_buffer[kTileKeys];
     const uint8_t* padded_keys = nullptr;
     if (a.padding != nullptr) {
@@ -228,7 +228,7 @@ struct Scores {
     }
     for (int64_t r = 0; r < rows; ++r, x += kTileKeys) {
       const int64_t i = i0 + r;
-      if (!waits)
+      if (!scale_later)
         transform(i, j0, n, x, slope_of_cap == nullptr ? nullptr : slope_of_cap + r * kTileKeys);
       if (mask) {
         const uint8_t* p = row_pointer<uint8_t>(a.bias, s.index, head, i) + j0 * a.bias.stride_col;
@@ -240,10 +240,10 @@ struct Scores {
       const int64_t last = max(min(seen.end - j0, n), 0);
       fill(x + last, width - last);
     }
-    return waits ? static_cast<T>(a.scale) : T(1);
+    return scale_later ? static_cast<T>(a.scale) : T(1);
   }
 
-  // Whether the keys are all visible, so that a score is a product times the scale.
+  // Whether every key is visible and a score is a product times the scale.
   bool untouched(int64_t i0, int64_t rows, int64_t j0, int64_t n) const {
     if (softcap || bias || mask || alibi || n != round_lanes<M>(n)) return false;
     if (visible(a, s, i0 + rows - 1).begin > j0 || visible(a, s, i0).end < j0 + n) return false;

@@ -125,7 +125,7 @@ class LinearCrossEntropy {
     }
   }
 
-  // What the blocks of a row come to: loss, statistics, and how to make its gradient.
+  // Combines the blocks of a row: loss, statistics, and what its gradient needs.
   void finish_row(int64_t r) {
     const int64_t n = chunk_.token(r);
     double top = -kInfinity, sum = 0, spread_z = 0, special = 0;
@@ -229,7 +229,7 @@ class LinearCrossEntropy {
   int64_t weight_items(int64_t b) {
     if (!plan_.wants_weight() && !plan_.wants_bias()) return 0;
     item_classes_ = min(kItemClasses, round_up(kBlockClasses / chunk_.threads, 3 * kPanelRows));
-    return (plan_.block_classes(b) + item_classes_ - 1) / item_classes_;
+    return ceil_div(plan_.block_classes(b), item_classes_);
   }
 
   // Some classes of a block: the sum over the rows of the chunk.
@@ -268,7 +268,7 @@ class LinearCrossEntropy {
     });
   }
 
-  // --- what the sweeps leave to be done ---------------------------------------------------------
+  // --- before and after the sweeps --------------------------------------------------------------
 
   void clear_ignored() {
     for (int64_t n = 0; n < a_.tokens; ++n) {

@@ -43,7 +43,7 @@ struct Plan {
   bool wants_weight() const { return a.grad_linear_weight != nullptr; }
   bool wants_bias() const { return a.grad_linear_bias != nullptr; }
 
-  int64_t blocks() const { return (a.classes + kBlockClasses - 1) / kBlockClasses; }
+  int64_t blocks() const { return ceil_div(a.classes, kBlockClasses); }
   int64_t block_classes(int64_t b) const {
     return min(kBlockClasses, a.classes - b * kBlockClasses);
   }
@@ -79,7 +79,7 @@ struct Plan {
       all_at_once = !wide;
     }
     int64_t low = all_at_once ? 0 : kMinChunkRows / kPanelRows;
-    int64_t high = max(low, (tokens + kPanelRows - 1) / kPanelRows);
+    int64_t high = max(low, ceil_div(tokens, kPanelRows));
     while (low < high) {
       const int64_t middle = (low + high + 1) / 2;
       if (fits(middle * kPanelRows, all_at_once))

@@ -26,41 +26,53 @@ constexpr int kRowsOfB = R >= kLanes<typename Fma::acc> ? 1
                          : R == 3                       ? kLanes<typename Fma::acc> / 4
                                                         : kLanes<typename Fma::acc> / R;
 
-// sums[r * W + w] = row r of A times row w of B' over k numbers, W = kRowsOfB<Fma, R>, in one order
-// of summing whatever R is. Only the first b.rows <= W rows of B' exist: the last one stands in for
-// the others.
-template <class Fma, int R, bool kPrefetch, class T>
+// sums[r * W + w] = row r of A times row w of B' over k numbers, in one order of summing whatever R
+// and W are. kWhole: B' has W rows, and k is a multiple of Fma::kStep. Otherwise only the first
+// b.rows rows of B' exist: the last one stands in for the others.
+template <class Fma, int R, int W, bool kPrefetch, bool kWhole, class T>
 LF_INLINE void dot_products(const typename Fma::elem* a, int64_t a_row, RowsInPlace<T> b, int64_t k,
                             typename Fma::acc* sums) {
   using A = typename Fma::acc;
-  constexpr int W = kRowsOfB<Fma, R>, kSums = R * W, lanes = kLanes<A>;
+  constexpr int kSums = R * W, lanes = kLanes<A>;
   constexpr int64_t step = Fma::kStep;
   const int64_t ahead = kRowsAhead * b.stride;
   vec<A> sum[kSums > lanes ? kSums : lanes];
 #pragma GCC unroll 16
   for (vec<A>& s : sum) s = vec<A>{};
   int64_t i = 0;
-  for (; i + step <= k; i += step) {
-    const T* row = b.p + i;
+  if constexpr (kWhole) {
+    for (; i < k; i += step) {
+      const T* row = b.p + i;
 #pragma GCC unroll 16
-    for (int w = 0; w < W; ++w) {
-      if constexpr (kPrefetch) __builtin_prefetch(row + ahead, 0, 2);
+      for (int w = 0; w < W; ++w, row += b.stride) {
+        if constexpr (kPrefetch) __builtin_prefetch(row + ahead, 0, 2);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[r * W + w] = Fma::fma(sum[r * W + w], a + r * a_row + i, row);
-      if (w + 1 < b.rows) row += b.stride;
+        for (int r = 0; r < R; ++r)
+          sum[r * W + w] = Fma::fma(sum[r * W + w], a + r * a_row + i, row);
+      }
     }
-  }
-  if (i < k) {
-    const T* row = b.p + i;
+  } else {
+    // Selected, not branched on: a compiler that knows two rows to be the same makes their products
+    // once, and then no longer fuses them with the additions.
+    const T* rows[W];
 #pragma GCC unroll 16
-    for (int w = 0; w < W; ++w) {
+    for (int w = 0; w < W; ++w) rows[w] = b.p + (w < b.rows ? w : b.rows - 1) * b.stride;
+    for (; i + step <= k; i += step)
+#pragma GCC unroll 16
+      for (int w = 0; w < W; ++w) {
+        if constexpr (kPrefetch) __builtin_prefetch(rows[w] + ahead + i, 0, 2);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-        sum[r * W + w] = Fma::fma_n(sum[r * W + w], a + r * a_row + i, row, k - i);
-      if (w + 1 < b.rows) row += b.stride;
-    }
+        for (int r = 0; r < R; ++r)
+          sum[r * W + w] = Fma::fma(sum[r * W + w], a + r * a_row + i, rows[w] + i);
+      }
+    if (i < k)
+#pragma GCC unroll 16
+      for (int w = 0; w < W; ++w)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+          sum[r * W + w] = Fma::fma_n(sum[r * W + w], a + r * a_row + i, rows[w] + i, k - i);
   }
-  if constexpr (kSums <= lanes) {
+  if constexpr (lanes <= 2 * kSums && kSums <= lanes) {
     const vec<A> each = reduce_add_each<A>(sum);
     std::memcpy(sums, &each, kSums * sizeof(A));
   } else {
@@ -73,18 +85,17 @@ LF_INLINE void dot_products(const typename Fma::elem* a, int64_t a_row, RowsInPl
 template <class Fma, class T, class Write>
 void multiply_few_rows(FewRows<Fma> a, RowsInPlace<T> b, int64_t k, int64_t begin, int64_t end,
                        Write&& write) {
+  const bool whole_steps = k % Fma::kStep == 0;
   const auto pass = [&](auto count) {
     constexpr int R = decltype(count)::value, W = kRowsOfB<Fma, R>;
     const auto tile = [&](int64_t r, int64_t row, auto prefetch) {
       typename Fma::acc sums[R * W];
-      RowsInPlace<T> some{b.p + row * b.stride, b.stride, end - row};
-      const auto* some_a = a.p + r * a.width;
-      if (some.rows >= W) {
-        some.rows = W;  // known when compiling
-        dot_products<Fma, R, decltype(prefetch)::value>(some_a, a.width, some, k, sums);
-      } else {
-        dot_products<Fma, R, decltype(prefetch)::value>(some_a, a.width, some, k, sums);
-      }
+      const RowsInPlace<T> some{b.p + row * b.stride, b.stride, min(W, end - row)};
+      const auto* a_rows = a.p + r * a.width;
+      if (whole_steps && some.rows == W)
+        dot_products<Fma, R, W, decltype(prefetch)::value, true>(a_rows, a.width, some, k, sums);
+      else
+        dot_products<Fma, R, W, decltype(prefetch)::value, false>(a_rows, a.width, some, k, sums);
       for (int64_t i = 0; i < min(R, a.rows - r); ++i)
         for (int64_t w = 0; w < some.rows; ++w) write(r + i, row + w, sums[i * W + w]);
     };

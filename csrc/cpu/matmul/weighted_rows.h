@@ -1,5 +1,5 @@
 // C (m, n) += A (m, k) B (k, n) for few rows of A and few rows of B, which are where they are: sums
-// of the rows of B, weighted by A. It serves attention of few queries, whose values are read once.
+// of the rows of B, weighted by A. Attention of few queries uses it to read each value once.
 //
 // The sums of one call are made by themselves and then added to C: thousands of small additions to
 // a large sum would round more.
@@ -94,9 +94,8 @@ void weighted_rows_in_order(int64_t n, typename M::acc* c) {
 // C += A B for `Count` rows of A, of type M::raw, over k rows of B with n numbers each. Rows of C
 // have whole registers. Sums of Bf16 come out mixed: see weighted_rows_in_order.
 template <class M, int Count, class Elem>
-LF_INLINE void add_weighted_rows(const typename M::raw* a, int64_t a_row, const Elem* b,
-                                 int64_t b_row, int64_t k, int64_t n, typename M::acc* c,
-                                 int64_t c_row) {
+void add_weighted_rows(const typename M::raw* a, int64_t a_row, const Elem* b, int64_t b_row,
+                       int64_t k, int64_t n, typename M::acc* c, int64_t c_row) {
   constexpr int64_t lanes = kLanes<typename M::acc>;
   int64_t at = 0;
 #if defined(__AVX512BF16__)
