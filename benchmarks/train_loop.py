@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_loop [--quick] [--out DIR]        (`make bench-train`)
 
-The 58 M model of the CPU benchmark on rows of 512 tokens. Each side is a whole training loop in a
-process of its own; the loops take turns, a step each. See `train_sides` for what each one does.
+The 58 M model of the CPU benchmark on sequences of 512 tokens. Each side is a complete training
+loop in its own process; the loops run alternately, one step each. `train_sides` has the loops.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from .train_sides import SIDES, Task
 REPOSITORY = Path(__file__).resolve().parents[1]
 LITGPT = REPOSITORY / "build" / "litgpt-0.5.13"  # put there by `make bench-train`
 OURS, BARE = "llama_fast", "bare step"
-OF_BARE, FASTER, MEMORY = 0.95, 1.3, 0.70  # what is asked for
-# What keeps freed memory in a process, for glibc; ours does so by itself (train/allocator.py).
+OF_BARE, FASTER, MEMORY = 0.95, 1.3, 0.70  # the goals
+# Settings of glibc that keep freed memory; `llama-fast train` sets them (train/allocator.py).
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
-WARM = 2  # steps before the first that counts; the first of them compiles
+WARM = 2  # warm-up steps, the first of which compiles
 
 
 @dataclass
 class Loop:
-    """What one side did.
+    """Measurements of one training loop.
 
     Attributes:
         side: its name.
-        samples_ms: of a step, all between it and the next included.
-        losses: of all steps, the warm-up's too.
-        peak: most bytes resident while steps were timed.
-        libraries: bytes of it that were there before the model: Python, torch, other imports.
+        samples_ms: durations of steps in milliseconds, each from one step to the next.
+        losses: of all steps, including the warm-up.
+        peak: peak resident memory in bytes while steps were timed.
+        libraries: resident memory in bytes before the model: Python, torch, other imports.
     """
 
     side: str
@@ -65,17 +65,17 @@ class Loop:
 
     @property
     def median_ms(self) -> float:
-        """Of the samples."""
+        """Median of the samples, in milliseconds."""
         return statistics.median(self.samples_ms)
 
     @property
     def extra(self) -> int:
-        """Bytes of weights, gradients, moments, activations and the loop."""
+        """Peak memory in bytes of weights, gradients, moments, activations and the loop."""
         return self.peak - self.libraries
 
 
 def prepare(folder: Path, case: Case, steps: int) -> None:
-    """Write the weights that all sides begin with, and data for `steps` steps an epoch."""
+    """Write the initial weights of all loops, and data for an epoch of `steps` steps."""
     sizes = case.sizes
     config = LlamaConfig(
         vocab_size=sizes["V"],
@@ -97,10 +97,18 @@ def prepare(folder: Path, case: Case, steps: int) -> None:
 def measure(
     folder: Path, case: Case, precision: str, sides: list[str], rounds: int, threads: int
 ) -> list[Loop]:
-    """Let the sides take turns; `folder` is that of :func:`prepare`.
+    """Measure the loops, which run alternately.
+
+    Args:
+        folder: of :func:`prepare`.
+        case: sizes of the model and of a batch.
+        precision: see :class:`Task`.
+        sides: names of the loops.
+        rounds: timed steps of each.
+        threads: number of torch's threads.
 
     Raises:
-        RuntimeError: a side failed; names it.
+        RuntimeError: a loop failed; names it.
     """
     task = Task(str(folder), case.sizes["B"], case.sizes["S"], precision, threads)
     loops = [Loop(side) for side in sides]
@@ -122,7 +130,9 @@ def measure(
             for _ in range(WARM):
                 loop.losses.append(ask(index, {"step": 1})["loss"])
             if not ask(index, {"memory": "reset"})["reset"]:
-                raise RuntimeError("/proc/self/clear_refs cannot be written: memory is not known")
+                raise RuntimeError(
+                    "/proc/self/clear_refs cannot be written, so memory cannot be measured"
+                )
         for turn in range(rounds):
             for at in range(len(loops)):
                 index = (at + turn) % len(loops)
@@ -142,7 +152,7 @@ def main(argv: list[str]) -> int:
     """Measure, print and write.
 
     Returns:
-        0, also where a goal was missed: the figures say so.
+        0, even if a goal was missed, which the output says.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model: does it run?")
@@ -162,16 +172,16 @@ def main(argv: list[str]) -> int:
     os.environ.update(KEPT if arguments.kept_memory else {})
     case = cases("cpu", ["llama_training"], "float32", quick=arguments.quick)[0]
     sides = [side for side in SIDES if arguments.side is None or side in arguments.side]
-    found: dict[str, list[Loop]] = {}
+    results: dict[str, list[Loop]] = {}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name), case, arguments.rounds + WARM)
         for precision in arguments.precision or ("float32", "bfloat16"):
-            found[precision] = measure(
+            results[precision] = measure(
                 Path(name), case, precision, sides, arguments.rounds, arguments.threads
             )
-            print("\n".join(table({precision: found[precision]}, case)), flush=True)
-    lines = goals(found)
+            print("\n".join(table({precision: results[precision]}, case)), flush=True)
+    lines = goals(results)
     print("\n".join(["", *lines]))
     if arguments.out is not None:
         command = shlex.join(["python", "-m", "benchmarks.train_loop", *argv])
@@ -179,25 +189,25 @@ def main(argv: list[str]) -> int:
         settings |= {"huge_pages": arguments.huge_pages, "seconds": time.perf_counter() - begin}
         suffix = "-kept-memory" if arguments.kept_memory else ""
         path = arguments.out / f"train-{machine_slug('cpu')}{suffix}.json"
-        write(path, settings, case, found)
+        write(path, settings, case, results)
         print(f"{path} and .md")
     return 0
 
 
 def by_name(loops: list[Loop]) -> dict[str, Loop]:
-    """The loops by their sides' names."""
+    """The loops by name."""
     return {loop.side: loop for loop in loops}
 
 
-def table(found: dict[str, list[Loop]], case: Case) -> list[str]:
-    """A row for each side, in markdown."""
+def table(results: dict[str, list[Loop]], case: Case) -> list[str]:
+    """A markdown table with a row per loop."""
     tokens = case.sizes["B"] * case.sizes["S"]
     lines = [
         "| precision | loop | step | tokens/s | ours against it | memory | of it the model's and "
         "the loop's | ours of it | losses differ by |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for precision, loops in found.items():
+    for precision, loops in results.items():
         ours = by_name(loops).get(OURS)
         for loop in loops:
             faster = share = "–"
@@ -214,14 +224,14 @@ def table(found: dict[str, list[Loop]], case: Case) -> list[str]:
 
 
 def difference(a: Loop, b: Loop) -> float:
-    """The largest relative difference of two sides' losses, step by step."""
+    """The largest relative difference between the losses of two loops in a step."""
     return max(abs(x / y - 1) for x, y in zip(a.losses, b.losses, strict=True))
 
 
-def goals(found: dict[str, list[Loop]]) -> list[str]:
-    """What was asked for, and what came out."""
+def goals(results: dict[str, list[Loop]]) -> list[str]:
+    """Lines that compare the measurements with the goals."""
     lines = []
-    for precision, loops in found.items():
+    for precision, loops in results.items():
         sides = by_name(loops)
         if OURS not in sides:
             continue
@@ -246,8 +256,8 @@ def _mark(reached: bool) -> str:
     return "" if reached else " MISSED"
 
 
-def write(path: Path, settings: dict[str, Any], case: Case, found: dict[str, list[Loop]]) -> None:
-    """JSON with all samples, and markdown beside it."""
+def write(path: Path, settings: dict[str, Any], case: Case, results: dict[str, list[Loop]]) -> None:
+    """Write all samples as JSON, and a summary as markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = info.collect()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
@@ -261,7 +271,7 @@ def write(path: Path, settings: dict[str, Any], case: Case, found: dict[str, lis
             precision: [
                 asdict(loop) | {"median_ms": loop.median_ms, "extra": loop.extra} for loop in loops
             ]
-            for precision, loops in found.items()
+            for precision, loops in results.items()
         },
     }
     write_whole(path, json.dumps(whole, indent=1) + "\n")
@@ -274,9 +284,9 @@ def write(path: Path, settings: dict[str, Any], case: Case, found: dict[str, lis
         + f". Medians of {settings['rounds']} rounds, the loops taking turns, a process for each. "
         f"`{settings['command']}`",
         "",
-        *table(found, case),
+        *table(results, case),
         "",
-        *(f"- {line}" for line in goals(found)),
+        *(f"- {line}" for line in goals(results)),
         "",
         EXPLAINED,
     ]

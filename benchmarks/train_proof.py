@@ -1,12 +1,12 @@
-"""Language models of real text from scratch, each within ten minutes on two cores.
+"""Train language models of real text from scratch, each within ten minutes on two cores.
 
     python -m benchmarks.train_proof --data FOLDER [--corpus dickens] [--out DIR]
                                                                (`make train-proof`)
 
 FOLDER has `corpora/dickens.txt.gz` and `corpora/tinyshakespeare.txt`. The last tenth of each text
-is held out. A model has to predict it in fewer bits per byte than the best of `text_baselines`: a
-compressor, and n-grams with Kneser-Ney smoothing, of the same split. Then the first steps are taken
-twice more, with stock PyTorch ops and with ours: the same curve.
+is held out. A model must predict it with fewer bits per byte than the best of `text_baselines`: a
+compressor, and n-grams with Kneser-Ney smoothing, on the same split. The first steps are repeated
+with PyTorch's ops and with ours, to show that the losses are the same curve.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ MINUTES = 10
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and what is known about it.
+    """A text to train on.
 
     Attributes:
-        file: below the folder with the data.
-        vocab_size: of the BPE tokenizer that is learned from the training part.
-        published: results of others on the same split: what, and bits per byte.
+        file: path in the data folder.
+        vocab_size: of the BPE tokenizer that is trained on the training part.
+        published: bits per byte that others reached on the same split, by description.
     """
 
     file: str
@@ -59,7 +59,7 @@ class Corpus:
     published: dict[str, float]
 
     def read(self, data: Path) -> tuple[bytes, bytes]:
-        """(training part, held-out part)."""
+        """Read the text; returns (training part, held-out part)."""
         path = data / self.file
         text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         cut = int(len(text) * (1 - HELD_OUT))
@@ -81,7 +81,7 @@ CORPORA = {
 
 
 def prepare(corpus: Corpus, data: Path, folder: Path) -> tuple[bytes, bytes]:
-    """Write the shards `train` and `valid` with `llama-fast tokenize`; returns the two texts."""
+    """Write shards `train` and `valid` with `llama-fast tokenize`; returns the two texts."""
     parts = corpus.read(data)
     for name, text in zip(("train", "valid"), parts, strict=True):
         path = folder / f"{name}.txt"
@@ -91,7 +91,7 @@ def prepare(corpus: Corpus, data: Path, folder: Path) -> tuple[bytes, bytes]:
             if name == "train"
             else ["--tokenizer", str(folder / "train" / "tokenizer" / "tokenizer.json")]
         )
-        # A byte is a character of latin-1: nothing is lost, whatever the encoding really is.
+        # latin-1 maps every byte to a character, whatever the encoding of the text is.
         arguments = [str(path), "--encoding", "latin-1", "--out", str(folder / name), *tokenizer]
         if command_line.main(["tokenize", *arguments]):
             raise RuntimeError(f"llama-fast tokenize {' '.join(arguments)} failed")
@@ -99,7 +99,7 @@ def prepare(corpus: Corpus, data: Path, folder: Path) -> tuple[bytes, bytes]:
 
 
 def config_of(name: str, folder: Path, *more: str) -> TrainConfig:
-    """`configs/NAME.yaml` on the shards in `folder`."""
+    """The configuration `configs/NAME.yaml` with the shards in `folder`."""
     return train_command.read_config(
         [
             str(REPOSITORY / "configs" / f"{name}.yaml"),
@@ -112,10 +112,10 @@ def config_of(name: str, folder: Path, *more: str) -> TrainConfig:
 
 @torch.no_grad()
 def bits_per_byte(run: TrainingRun, folder: Path, held_out: bytes) -> float:
-    """Of the whole held-out text: the nats of its tokens, / ln 2, / its bytes.
+    """Bits per byte of the held-out text: loss of all tokens in nats / ln 2 / bytes.
 
-    It is cut into rows of `seq_len`; nothing but the row's own tokens is seen, and nothing is left
-    out. The end of the text is predicted too, and its bits counted.
+    The text is cut into sequences of `seq_len` tokens, each predicted without the tokens before it.
+    The token at the end of the text is included.
     """
     shards = TokenShards(folder / "valid")
     loader = PackedLoader(shards, seq_len=run.config.data.seq_len, batch_size=1, shuffle=False)
@@ -133,7 +133,7 @@ def bits_per_byte(run: TrainingRun, folder: Path, held_out: bytes) -> float:
 def train(
     config: TrainConfig, backend: str = "auto", nudge: bool = False
 ) -> tuple[TrainingRun, list[StepMetrics], float]:
-    """(the run, its steps, seconds); `nudge` begins with the embedding one rounding larger."""
+    """Train; returns (run, steps, seconds). `nudge` scales the embedding by 1 + epsilon first."""
     begin = time.perf_counter()
     with llama_fast.use_backend(backend):
         run = TrainingRun(config, log=lambda line: print(f"  {line}", flush=True))
@@ -145,9 +145,9 @@ def train(
 
 
 def prove(name: str, data: Path, folder: Path, curve_steps: int, quick: bool) -> dict[str, Any]:
-    """Everything about one corpus, for JSON."""
+    """Train on one corpus and compare; returns all results for JSON."""
     corpus = CORPORA[name]
-    print(f"{name}: what has to be beaten", flush=True)
+    print(f"{name}: baselines", flush=True)
     begin = time.perf_counter()
     text, held_out = prepare(corpus, data, folder)
     tokenized = time.perf_counter() - begin
@@ -156,13 +156,13 @@ def prove(name: str, data: Path, folder: Path, curve_steps: int, quick: bool) ->
         bars[f"Kneser-Ney, {order} bytes"] = bits
     bar = min(bars.values())
     print(f"  the best of xz and n-grams: {bar:.3f} bits per byte", flush=True)
-    found: dict[str, Any] = {"bytes": [len(text), len(held_out)], "bars": bars, "bar": bar}
-    found["published"] = corpus.published
+    results: dict[str, Any] = {"bytes": [len(text), len(held_out)], "bars": bars, "bar": bar}
+    results["published"] = corpus.published
 
     some = (f"--steps={max(20, curve_steps)}", "--optimizer.warmup_steps=10") if quick else ()
     config = config_of(name, folder, f"--out={folder / 'run'}", *some)
     run, steps, seconds = train(config)
-    found |= {
+    results |= {
         "weights": run.model.config.num_parameters(),
         "steps": len(steps),
         "tokens": sum(step.tokens for step in steps),
@@ -173,14 +173,14 @@ def prove(name: str, data: Path, folder: Path, curve_steps: int, quick: bool) ->
         "valid_curve": [[s.step, s.valid_loss] for s in steps if s.valid_loss is not None],
     }
     del run
-    return found | compare(name, folder, curve_steps)
+    return results | compare(name, folder, curve_steps)
 
 
 def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
-    """The losses of a corpus' first steps, in float32 without dropout.
+    """Losses of the first steps on a corpus in float32 without dropout.
 
-    Those of `stock` ops, of `ours`, and of stock ops with weights that are `nudged`: how far apart
-    rounding alone takes two curves.
+    With PyTorch's ops (`stock`), with ours (`ours`), and with PyTorch's ops from weights that
+    differ by rounding (`nudged`), which shows how far rounding alone drives two curves apart.
     """
     curves = {}
     for side, backend in (("stock", "torch"), ("ours", "auto"), ("nudged", "torch")):
@@ -191,7 +191,7 @@ def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
             f"--out={folder / side}",
             f"--steps={steps}",
             "--precision=float32",
-            "--model.overrides.p_dropout=0.0",  # the backends draw it in ways of their own
+            "--model.overrides.p_dropout=0.0",  # each backend draws dropout differently
         )
         curves[side] = [step.loss for step in train(config, backend, side == "nudged")[1]]
     apart = {
@@ -205,7 +205,7 @@ def main(argv: list[str]) -> int:
     """Train, compare, print and write.
 
     Returns:
-        1 if a model did not beat its bar, or took too long.
+        1 if a model did not beat the baselines, or took too long.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get(DATA), metavar="FOLDER")
@@ -221,36 +221,36 @@ def main(argv: list[str]) -> int:
             f"--data: expected a folder with corpora/ in it (or {DATA}), got {arguments.data}"
         )
     torch.set_num_threads(arguments.threads)
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in arguments.corpus or CORPORA:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = prove(
+            results[name] = prove(
                 name, arguments.data, Path(folder), arguments.curve_steps, arguments.quick
             )
-    lines = table(found)
+    lines = table(results)
     print("\n".join(["", *lines]))
     if arguments.out is not None:
-        write(arguments.out / "train-proof.json", found)
+        write(arguments.out / "train-proof.json", results)
     if arguments.picture is not None:
         from .train_proof_plot import draw
 
-        draw(found, arguments.picture)
+        draw(results, arguments.picture)
         print(arguments.picture)
     reached = all(
         one["valid_bits_per_byte"] < one["bar"] and one["seconds_to_train"] < 60 * MINUTES
-        for one in found.values()
+        for one in results.values()
     )
     return 0 if reached or arguments.quick else 1
 
 
-def table(found: dict[str, dict[str, Any]]) -> list[str]:
-    """A row for each corpus, in markdown."""
+def table(results: dict[str, dict[str, Any]]) -> list[str]:
+    """A markdown table with a row per corpus."""
     lines = [
         "| corpus, its last tenth held out | bits per byte | to be beaten: best n-gram | xz -9e | "
         "published | model | trained | ours from stock ops | stock ops, nudged, from themselves |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, one in found.items():
+    for name, one in results.items():
         published = ", ".join(f"{bits:.2f} ({what})" for what, bits in one["published"].items())
         lines.append(
             f"| {name} | **{one['valid_bits_per_byte']:.3f}** | {one['bar']:.3f} | "
@@ -263,11 +263,11 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write(path: Path, found: dict[str, dict[str, Any]]) -> None:
-    """JSON with all curves, and markdown beside it."""
+def write(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Write all curves as JSON, and a summary as markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = info.collect()
-    whole = {"machine": machine, "slug": machine_slug("cpu"), "corpora": found}
+    whole = {"machine": machine, "slug": machine_slug("cpu"), "corpora": results}
     write_whole(path, json.dumps(whole, indent=1) + "\n")
     cpu = machine["cpu"]
     text = [
@@ -277,7 +277,7 @@ def write(path: Path, found: dict[str, dict[str, Any]]) -> None:
         f"{machine['versions']['torch']}. The runs are `configs/dickens.yaml` and "
         "`configs/tinyshakespeare.yaml`.",
         "",
-        *table(found),
+        *table(results),
         "",
         EXPLAINED,
     ]

@@ -1,4 +1,4 @@
-"""The curves of `train_proof`: the whole runs, and stock ops over ours."""
+"""Plot the curves of `train_proof`: the whole runs, and the comparison with PyTorch's ops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama_fast.train.plot import smoothed
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Two panels a corpus: its whole run on the left, the same first steps twice on the right."""
+    """Two panels per corpus: the whole run on the left, the compared first steps on the right."""
     figure = Figure(figsize=(10, 3.6 * len(found)), layout="constrained")
     rows = figure.subplots(len(found), 2, squeeze=False, width_ratios=(1.4, 1))
     ours, stock = LLAMA_FAST, TORCH

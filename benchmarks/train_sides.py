@@ -1,8 +1,8 @@
-"""Whole training loops, each in a process of its own: ours, our bare step, litgpt's, transformers'.
+"""The training loops that `train_loop` compares: ours, our bare step, litgpt's, transformers'.
 
-All begin with the same weights, see the same batches and have the same AdamW, so their losses are
-the same curve. A loop runs as its library has it; the only thing put into it is :class:`Turns`,
-which stops it between two steps until it is asked for the next.
+Each runs in its own process. All start from the same weights and use the same batches and the same
+AdamW, so their losses must be the same curve. A loop runs as its library implements it, except that
+:class:`Turns` pauses it between two steps until the next one is requested.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ OPTIMIZER = OptimizerOptions(lr=3e-4, weight_decay=0.0, max_grad_norm=1.0, lr_sc
 
 @dataclass
 class Task:
-    """What every side trains.
+    """The training that every loop does.
 
     Attributes:
-        folder: has `weights` (as Hugging Face has them) and `shards`; logs go there.
-        rows, length: of a batch, in sequences and tokens.
-        precision: "float32", or "bfloat16": matrix products through torch.autocast, with weights,
-            gradients and moments in float32, as all three libraries have their mixed precision.
-        threads: of torch.
+        folder: has `weights` (Hugging Face format) and `shards`; logs are written to it.
+        rows, length: sequences in a batch, and tokens in a sequence.
+        precision: "float32", or "bfloat16": matrix products in torch.autocast, with weights,
+            gradients and moments in float32, the mixed precision of all three libraries.
+        threads: number of torch's threads.
     """
 
     folder: str
@@ -55,7 +55,7 @@ class Task:
     threads: int
 
     def config(self) -> TrainConfig:
-        """The same for `llama-fast train`."""
+        """The configuration for `llama-fast train`."""
         folder = Path(self.folder)
         return TrainConfig(
             out=str(folder / f"run-{os.getpid()}"),
@@ -71,22 +71,22 @@ class Task:
         )
 
     def batches(self) -> PackedLoader:
-        """The batches that `llama-fast train` gets."""
+        """The batches of `llama-fast train`."""
         shards = TokenShards(Path(self.folder) / "shards")
         return PackedLoader(shards, seq_len=self.length, batch_size=self.rows, seed=0)
 
     def sequences(self, batch: Batch) -> Tensor:
-        """(rows, length + 1) of a batch whose documents fill a row each."""
+        """(rows, length + 1) int64: the documents of a batch, one per sequence."""
         tokens = batch.tokens.view(self.rows, self.length)
         last = batch.targets.view(self.rows, self.length)[:, -1:]
         return torch.cat([tokens, last], dim=1)
 
 
 class Turns:
-    """Stops a loop between two steps, and answers how long the last one took.
+    """Pauses a loop between two steps, and answers how long the last step took.
 
     Attributes:
-        loss: of the step just done, put there by the side.
+        loss: of the last step; set by the loop.
     """
 
     def __init__(self) -> None:
@@ -96,16 +96,16 @@ class Turns:
         self._begin = 0.0
 
     def imported(self) -> None:
-        """The libraries are in memory; what comes now is the model's and the loop's."""
+        """Call it after the imports: memory from here on is that of the model and the loop."""
         self._libraries = rss()
 
     def __call__(self) -> None:
-        """The place between two steps.
+        """Call it between two steps.
 
         Raises:
-            SystemExit: no more steps are wanted.
+            SystemExit: no more steps are requested.
         """
-        if self._begin and self.loss is None:  # a loop that reads a batch ahead
+        if self._begin and self.loss is None:  # the loop prefetches a batch
             return
         if self._begin:
             loss = float(self.loss)  # type: ignore[arg-type]
@@ -125,14 +125,14 @@ class Turns:
 
 
 def bare(task: Task, turns: Turns) -> None:
-    """Our model's loss, backward, and AdamW, on batches that are in memory."""
+    """Loss and backward pass of our model, and AdamW, on batches in memory."""
     turns.imported()
     keep_memory()
     model, _ = load(Path(task.folder) / "weights", dtype=torch.float32)
     model.train()
     optimizer = make_optimizer(model, task.config())
     for batch in task.batches():
-        turns()  # (the batch is in memory before the step begins)
+        turns()  # the batch is in memory before the step begins
         rows = [t.view(task.rows, task.length) for t in (batch.tokens, batch.targets)]
         with autocast(task.precision):
             loss = model.loss(*rows)
@@ -143,14 +143,14 @@ def bare(task: Task, turns: Turns) -> None:
 
 
 def autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
-    """What a precision means to torch."""
+    """torch's context for a precision."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast("cpu", getattr(torch, precision))
 
 
-class _TurningRun(TrainingRun):
-    """A run that waits before each step."""
+class _PausedRun(TrainingRun):
+    """A run that is paused before each step."""
 
     turns: Turns
 
@@ -163,34 +163,34 @@ class _TurningRun(TrainingRun):
 
 def llama_fast(task: Task, turns: Turns) -> None:
     """`llama-fast train`: shards, packing, step, clipping, metrics.csv, TensorBoard, output."""
-    import tensorboard  # noqa: F401  (else its import would count as the run's memory)
+    import tensorboard  # noqa: F401  (otherwise its import would count as memory of the run)
 
     turns.imported()
     keep_memory()  # as the command does
-    run = _TurningRun(task.config())
+    run = _PausedRun(task.config())
     run.turns = turns
     run.train()
 
 
 class Sequences(IterableDataset[Any]):
-    """One sequence after the other, of length + 1; waits before each batch.
+    """Sequences of length + 1 tokens; pauses before each batch.
 
     Args:
-        task: whose batches.
-        turns: to wait for; None does not wait.
-        made: what to make of a sequence.
+        task: that has the batches.
+        turns: pauses the loop; None does not pause.
+        convert: applied to each sequence.
     """
 
     def __init__(
-        self, task: Task, turns: Turns | None, made: Callable[[Tensor], Any] = lambda row: row
+        self, task: Task, turns: Turns | None, convert: Callable[[Tensor], Any] = lambda row: row
     ) -> None:
-        self.task, self.turns, self.made = task, turns, made
+        self.task, self.turns, self.convert = task, turns, convert
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.task.batches():
             if self.turns is not None:
                 self.turns()
-            yield from map(self.made, self.task.sequences(batch))
+            yield from map(self.convert, self.task.sequences(batch))
 
 
 def litgpt(task: Task, turns: Turns) -> None:
@@ -200,7 +200,9 @@ def litgpt(task: Task, turns: Turns) -> None:
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.data import DataModule
 
-    importlib.import_module("torch._inductor.compile_fx")  # else it would count as the loop's
+    importlib.import_module(
+        "torch._inductor.compile_fx"
+    )  # otherwise it would count as memory of the loop
     folder = Path(task.folder)
     config = _litgpt_weights(folder, task.length)
     turns.imported()
@@ -255,7 +257,7 @@ def litgpt(task: Task, turns: Turns) -> None:
 
 
 def _litgpt_weights(folder: Path, length: int) -> Any:
-    """Write `weights` as litgpt's lit_model.pth beside it; returns litgpt's `Config` of them."""
+    """Convert `weights` to litgpt's lit_model.pth in the same folder; returns its `Config`."""
     import safetensors.torch
     from litgpt.config import Config
     from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
@@ -303,8 +305,8 @@ def transformers(task: Task, turns: Turns) -> None:
             turns.loss = loss.detach()
             return loss
 
-    def made(row: Tensor) -> dict[str, Tensor]:
-        # With labels alone it would compute logits for the last token as well, and drop them.
+    def to_example(row: Tensor) -> dict[str, Tensor]:
+        # With `labels` alone it would compute and drop the logits of the last token.
         return {"input_ids": row[:-1], "labels": row, "shift_labels": row[1:]}
 
     arguments = TrainingArguments(
@@ -326,7 +328,7 @@ def transformers(task: Task, turns: Turns) -> None:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    Observed(model, arguments, train_dataset=Sequences(task, turns, made)).train()
+    Observed(model, arguments, train_dataset=Sequences(task, turns, to_example)).train()
 
 
 SIDES: dict[str, Callable[[Task, Turns], None]] = {
@@ -338,7 +340,7 @@ SIDES: dict[str, Callable[[Task, Turns], None]] = {
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """The process of one side: a step for each question; see :class:`Turns`."""
+    """Run one loop in this process, a step per request; see :class:`Turns`."""
     task = Task(**{field.name: settings[field.name] for field in dataclasses.fields(Task)})
     torch.set_num_threads(task.threads)
     SIDES[settings["side"]](task, Turns())

@@ -98,9 +98,9 @@ class ShardWriter:
         self.partial.mkdir(parents=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None:
+            if error_type is None:
                 self._finish()
         finally:
             shutil.rmtree(self.partial, ignore_errors=True)

@@ -30,7 +30,7 @@ def new_shape(config: TrainConfig, vocab_size: int | None) -> LlamaConfig | None
     options = config.model
     if options.init_from is not None:
         if options.overrides:
-            raise ValueError("model.overrides: expected none beside model.init_from")
+            raise ValueError("model.overrides: expected none with model.init_from")
         return None
     shape = LlamaConfig.preset(options.preset)
     tokens = {} if vocab_size is None else {"vocab_size": vocab_size}
