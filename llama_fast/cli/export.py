@@ -45,7 +45,8 @@ class Export(Command):
         """Write the model, and print what was written.
 
         Raises:
-            FileNotFoundError, CheckpointError: there is no such model, or it is damaged.
+            FileNotFoundError: there is no such model.
+            CheckpointError, RunCheckpointError: it is damaged.
             FileExistsError: something is at --out.
             ValueError: the format cannot express the model, or --dtype its weights.
             OSError: the disk is full; nothing is left at --out, or what was there before.

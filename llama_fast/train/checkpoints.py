@@ -24,8 +24,8 @@ from llama_fast.models.checkpoints.training import (
     MANIFEST,
     STATE,
     Checkpoint,
-    CheckpointError,
     CheckpointReader,
+    RunCheckpointError,
     reason_of,
 )
 from llama_fast.models.checkpoints.whole import flush
@@ -93,8 +93,8 @@ class CheckpointManager(CheckpointReader):
                 call of :meth:`save` or :meth:`wait`.
 
         Raises:
-            CheckpointError: this checkpoint could not be written, for example because the disk is
-                full; earlier ones are intact. Or the previous one could not be written in the
+            RunCheckpointError: this checkpoint could not be written, for example because the disk
+                is full; earlier ones are intact. Or the previous one could not be written in the
                 background; then this one was written first, synchronously, if that was possible.
             TypeError: `state` has what JSON cannot represent.
         """
@@ -106,10 +106,12 @@ class CheckpointManager(CheckpointReader):
         if previous_error is not None:
             try:
                 self._write(step, copies, text)
-            except CheckpointError:
+            except RunCheckpointError:
                 raise previous_error from None
             name = self._path(step).name
-            raise CheckpointError(f"{previous_error}; {name} was written since") from previous_error
+            raise RunCheckpointError(
+                f"{previous_error}; {name} was written since"
+            ) from previous_error
         if not asynchronous:
             self._write(step, copies, text)
             return
@@ -132,7 +134,7 @@ class CheckpointManager(CheckpointReader):
         """Wait until the save in the background is complete.
 
         Raises:
-            CheckpointError: the checkpoint could not be written.
+            RunCheckpointError: the checkpoint could not be written.
         """
         error = self._join()
         if error is not None:
@@ -169,7 +171,7 @@ class CheckpointManager(CheckpointReader):
             self.on_first_rank(lambda: self._complete(partial, path, state))
         except (Exception, dcp.api.CheckpointException) as error:  # the latter is not an Exception
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"{path}: could not be written ({reason_of(error)}); earlier checkpoints are intact"
             ) from error
 

@@ -66,7 +66,7 @@ class TrainingRun:
 
     Raises:
         FileNotFoundError, DataError: the data does not exist, or is damaged.
-        CheckpointError: there are checkpoints, and all are damaged.
+        RunCheckpointError: there are checkpoints, and all are damaged.
         OSError: another process is training in the folder.
         ValueError: the folder has a run with another configuration.
         MemoryError: model and optimizer do not fit; the message names settings that would help.
@@ -174,7 +174,7 @@ class TrainingRun:
             ValueError: the configuration has `benchmarks`, but `score_benchmarks` is None.
             FloatingPointError: the loss or the gradient norm is not finite, and `on_nan` is "stop".
                 The newest checkpoint is from before that step.
-            CheckpointError: a checkpoint could not be written. Raised after the next step, whose
+            RunCheckpointError: a checkpoint could not be written. Raised after the next step, whose
                 state is saved first if there is space again.
             MemoryError: a step did not fit; the message names settings that would help.
         """
@@ -346,8 +346,8 @@ class TrainingRun:
         """Write a checkpoint in the background.
 
         Raises:
-            CheckpointError: the previous one could not be written. This one was written first, if
-                that was possible.
+            RunCheckpointError: the previous one could not be written. This one was written first,
+                if that was possible.
         """
         state = {
             "step": self.step,

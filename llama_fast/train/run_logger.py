@@ -16,7 +16,7 @@ from llama_fast._memory import peak_rss
 from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.data import TokenShards
 from llama_fast.models import LlamaConfig
-from llama_fast.models.checkpoints.training import CheckpointError
+from llama_fast.models.checkpoints.training import RunCheckpointError
 from llama_fast.train import out_of_memory, progress, record
 from llama_fast.train.benchmarks import BenchmarkScore
 from llama_fast.train.config import TrainConfig
@@ -106,8 +106,8 @@ class RunLogger:
         trace: TracebackType | None,
     ) -> None:
         advice = None
-        # A CheckpointError names the checkpoint and the reason already.
-        if not isinstance(error, CheckpointError) and is_out_of_memory(error):
+        # A RunCheckpointError names the checkpoint and the reason already.
+        if not isinstance(error, RunCheckpointError) and is_out_of_memory(error):
             assert error is not None
             advice = out_of_memory.explain(error, self._config, self._model, self._step)
             # The frames hold the failed step's tensors; what follows may need the memory.

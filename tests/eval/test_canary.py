@@ -14,7 +14,7 @@ from llama_fast.cli.main import main
 from llama_fast.data.canaries import draw
 from llama_fast.eval.canary import exact_exposure, fitted_exposure, log_perplexities, measure
 from llama_fast.models import LLaMA
-from llama_fast.models.checkpoints.training import CheckpointError
+from llama_fast.models.checkpoints.training import RunCheckpointError
 from llama_fast.models.loading import load_model
 from llama_fast.tokenizers import ByteTokenizer
 from tests.paths import shared_data
@@ -151,7 +151,7 @@ def test_models_of_a_run(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tokenizer: expected one, for .*alone.bin has none"):
         load_model(alone)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(CheckpointError, match="expected a checkpoint, there is none"):
+    with pytest.raises(RunCheckpointError, match="expected a checkpoint, there is none"):
         load_model(tmp_path)
 
 

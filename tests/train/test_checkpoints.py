@@ -21,7 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from llama_fast._reading import file_sha256
-from llama_fast.train.checkpoints import Checkpoint, CheckpointError, CheckpointManager
+from llama_fast.models.checkpoints.training import Checkpoint, RunCheckpointError
+from llama_fast.train.checkpoints import CheckpointManager
 
 
 def tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -152,7 +153,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(
     assert len(said) == 1 and "step-00000002: damaged checkpoint (" in said[0]
     assert bits(loaded(checkpoints, found)) == bits(tensors(1))
     (tmp_path / "step-00000001" / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="expected a whole checkpoint, all are damaged"):
+    with pytest.raises(RunCheckpointError, match="expected a whole checkpoint, all are damaged"):
         checkpoints.latest()
 
 
@@ -165,7 +166,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, asynchronous: bool) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(
-            CheckpointError, match=r"step-00000002: could not be written \(.*intact"
+            RunCheckpointError, match=r"step-00000002: could not be written \(.*intact"
         ):
             checkpoints.save(2, {"big": torch.zeros(9999)}, {}, asynchronous=asynchronous)
             checkpoints.wait()
@@ -222,7 +223,7 @@ def rank_saves(rank: int, ranks: int, folder: str) -> None:
         checkpoints.save(1, {"w": shard}, {"ranks": 2}, asynchronous=True)
         checkpoints.save(2, {"w": shard}, {})
         Path(folder, "c/.step-00000003.partial").touch()  # in the way of rank 0
-        with pytest.raises(CheckpointError) as failure:
+        with pytest.raises(RunCheckpointError) as failure:
             checkpoints.save(3, {"w": shard}, {})
         reason = "File exists" if rank == 0 else "rank 0 failed; see its error"
         assert reason in str(failure.value)
@@ -260,13 +261,13 @@ def test_refusals(tmp_path: Path) -> None:
     checkpoints.save(1, tensors(), {})
     found = checkpoints.latest()
     assert found is not None
-    with pytest.raises(CheckpointError, match="expected a tensor 'other', there is none"):
+    with pytest.raises(RunCheckpointError, match="expected a tensor 'other', there is none"):
         checkpoints.load(found, {"other": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"weight: expected shape \(3,\), got \(16, 12\)"):
+    with pytest.raises(RunCheckpointError, match=r"weight: expected shape \(3,\), got \(16, 12\)"):
         checkpoints.load(found, {"weight": torch.zeros(3)})
     (file,) = found.path.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-8])  # after its hash was compared
-    with pytest.raises(CheckpointError, match="step-00000001: could not be read"):
+    with pytest.raises(RunCheckpointError, match="step-00000001: could not be read"):
         loaded(checkpoints, found)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama_fast.models.checkpoints.training import CheckpointError
+from llama_fast.models.checkpoints.training import RunCheckpointError
 from llama_fast.train.config import DataOptions, OptimizerOptions, ParallelOptions, TrainConfig
 from llama_fast.train.metrics import StepMetrics, read_metrics
 from llama_fast.train.run import TrainingRun
@@ -77,7 +77,9 @@ def test_room_again(folder: Path) -> None:
     """Step 10 could not be written, step 11 is: nothing is lost, and the run goes on from there."""
     run = TrainingRun(config(folder, "failed"), log=lambda line: None)
     fail_first_save(run)
-    with pytest.raises(CheckpointError, match=r"step-00000010: could not .*011 was written since"):
+    with pytest.raises(
+        RunCheckpointError, match=r"step-00000010: could not .*011 was written since"
+    ):
         run.train()
     assert run.step == 11 and steps(folder / "failed") == ["step-00000011"]
     for name in ("failed", "whole"):
@@ -98,7 +100,10 @@ def test_still_no_room(folder: Path) -> None:
         return take_step()
 
     run._train_step = after_the_save  # type: ignore[method-assign]
-    with small_files(), pytest.raises(CheckpointError, match=r"step-00000010: could not .*whole$"):
+    with (
+        small_files(),
+        pytest.raises(RunCheckpointError, match=r"step-00000010: could not .*whole$"),
+    ):
         run.train()
     # Seen in the first step after the save had ended, not at the next checkpoint.
     assert run.step == 11 and steps(folder / "failed") == []
@@ -108,7 +113,7 @@ def test_no_room_at_the_end(folder: Path) -> None:
     run = TrainingRun(config(folder, "failed"), log=lambda line: None)
     while run.step < 29:
         run._train_step()
-    with small_files(), pytest.raises(CheckpointError, match=r"step-00000030: could not be"):
+    with small_files(), pytest.raises(RunCheckpointError, match=r"step-00000030: could not be"):
         run.train()
 
 
@@ -117,7 +122,7 @@ def rank_fails(rank: int, folder: Path) -> None:
     run = TrainingRun(config(folder, "failed", shard=2), log=lambda line: None)
     if rank == 0:
         fail_first_save(run)
-    with pytest.raises(CheckpointError, match=r"step-00000010: could not .* was written since"):
+    with pytest.raises(RunCheckpointError, match=r"step-00000010: could not .* was written since"):
         run.train()
     (folder / f"ended{rank}").write_text(json.dumps([run.step, steps(folder / "failed")]))
     for name in ("failed", "whole"):

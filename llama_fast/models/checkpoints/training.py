@@ -32,8 +32,8 @@ _NAME = re.compile(r"step-(\d{8,})")
 _NONE, _DAMAGED = -1, -2  # in the place of a step
 
 
-class CheckpointError(OSError):
-    """A checkpoint cannot be written, or none can be read; the message names it."""
+class RunCheckpointError(OSError):
+    """A checkpoint of a run cannot be written, or none can be read; the message names it."""
 
 
 class Checkpoint(NamedTuple):
@@ -91,7 +91,7 @@ class CheckpointReader:
         """The newest checkpoint that is whole; None if there is none at all.
 
         Raises:
-            CheckpointError: there are checkpoints, and all are damaged.
+            RunCheckpointError: there are checkpoints, and all are damaged.
         """
         # One rank reads and compares it all, and the others go by what it found.
         step = self._newest_whole() if self._is_first else _NONE
@@ -102,9 +102,11 @@ class CheckpointReader:
         if step == _NONE:
             return None
         if step == _DAMAGED:
-            raise CheckpointError(f"{self.folder}: expected a whole checkpoint, all are damaged")
+            raise RunCheckpointError(f"{self.folder}: expected a whole checkpoint, all are damaged")
         path = self._path(step)
-        return Checkpoint(step, path, read_json(path / STATE, error=CheckpointError, links=False))
+        return Checkpoint(
+            step, path, read_json(path / STATE, error=RunCheckpointError, links=False)
+        )
 
     def _newest_whole(self) -> int:
         """The step of the newest checkpoint without a fault, _NONE or _DAMAGED."""
@@ -144,15 +146,15 @@ class CheckpointReader:
         """Fill `tensors`, each rank its own part of them, with what was saved under their names.
 
         Raises:
-            CheckpointError: a name or a shape that the checkpoint does not have, or it cannot be
+            RunCheckpointError: a name or a shape that the checkpoint does not have, or it cannot be
                 read.
         """
         try:
             self._load(found, tensors)
-        except (CheckpointError, MemoryError):
+        except (RunCheckpointError, MemoryError):
             raise
         except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"{found.path}: could not be read ({reason_of(error)})"
             ) from error
 
@@ -161,9 +163,9 @@ class CheckpointReader:
         saved = reader.read_metadata().state_dict_metadata
         for name, tensor in tensors.items():
             if name not in saved:
-                raise CheckpointError(f"{found.path}: expected a tensor {name!r}, there is none")
+                raise RunCheckpointError(f"{found.path}: expected a tensor {name!r}, there is none")
             if saved[name].size != tensor.shape:
-                raise CheckpointError(
+                raise RunCheckpointError(
                     f"{found.path}: {name}: expected shape {tuple(tensor.shape)}, got "
                     f"{tuple(saved[name].size)}"
                 )
@@ -191,7 +193,7 @@ def recorded_shape(found: Checkpoint) -> LlamaConfig:
     """The shape of the model in a run's checkpoint.
 
     Raises:
-        CheckpointError: it is not a model that can be built, or has more weights than its files
+        RunCheckpointError: it is not a model that can be built, or has more weights than its files
             hold. Nothing is allocated before this check.
     """
     check_state(found)
@@ -203,10 +205,10 @@ def recorded_shape(found: Checkpoint) -> LlamaConfig:
             fields["rope_factors"] = tuple(fields["rope_factors"])
         shape = LlamaConfig(**fields)
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: not a Llama model that can be built: {error}") from None
+        raise RunCheckpointError(f"{where}: not a Llama model that can be built: {error}") from None
     held = sum(file.stat().st_size for file in found.path.glob("*.safetensors"))
     if shape.num_parameters() > held:  # each takes a byte at least
-        raise CheckpointError(
+        raise RunCheckpointError(
             f"{where}: expected a model that the {held:,} bytes of tensors beside it can hold, got "
             f"one of {shape.num_parameters():,} weights"
         )
@@ -214,7 +216,7 @@ def recorded_shape(found: Checkpoint) -> LlamaConfig:
 
 
 def check_state(found: Checkpoint) -> None:
-    """CheckpointError unless a checkpoint's state has the parts of a run, each of its type."""
+    """RunCheckpointError unless a checkpoint's state has the parts of a run, each of its type."""
     state: dict[str, Any] = {
         "loader": {},
         "scaler": {},
@@ -227,7 +229,7 @@ def check_state(found: Checkpoint) -> None:
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"{found.path / STATE}: expected {kind.__name__} for {name!r}, got {value!r:.80}"
             )
 

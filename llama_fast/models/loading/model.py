@@ -32,7 +32,8 @@ def load_model(
         dtype: of the model; None: as stored.
 
     Raises:
-        FileNotFoundError, CheckpointError: there is no such model, or it is damaged.
+        FileNotFoundError: there is no such model.
+        CheckpointError, RunCheckpointError: it is damaged.
         ValueError: no tokenizer comes with it and none is given, or one with more tokens than the
             model has.
         DataError: the data at the place of a run's training data are others now, and no tokenizer
@@ -62,7 +63,8 @@ def read_model(
         average: of a training run the moving average of the weights, not the weights.
 
     Raises:
-        FileNotFoundError, CheckpointError: there is no such model, or it is damaged.
+        FileNotFoundError: there is no such model.
+        CheckpointError, RunCheckpointError: it is damaged.
         ValueError: `average` of what is no training run, or of one that kept none.
         DataError: as in :func:`load_model`.
     """

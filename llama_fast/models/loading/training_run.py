@@ -31,7 +31,7 @@ def load_run(
         average: the moving average of the weights instead of the weights.
 
     Raises:
-        CheckpointError: there is none, or all are damaged.
+        RunCheckpointError: there is none, or all are damaged.
         ValueError: no average was kept, or the data is not there.
         DataError: other data is there now.
     """
@@ -39,7 +39,7 @@ def load_run(
     checkpoints = training.CheckpointReader(folder)
     found = checkpoints.latest()
     if found is None:
-        raise training.CheckpointError(f"{folder}: expected a checkpoint, there is none")
+        raise training.RunCheckpointError(f"{folder}: expected a checkpoint, there is none")
     shape = training.recorded_shape(found)
     if average and found.state["config"]["optimizer"].get("ema_decay") is None:
         raise ValueError(
