@@ -1,6 +1,6 @@
-"""The Triton kernels of cross-entropy that make its gradient; cross_entropy.py launches them.
+"""The Triton kernels of cross-entropy that compute its gradient; cross_entropy.py launches them.
 
-Their arguments are those of the kernels in _cross_entropy_loss.py.
+Their arguments have the names and meanings of those in _cross_entropy_loss.py.
 """
 
 import triton
@@ -21,7 +21,8 @@ from ._cross_entropy_row import (
 )
 from ._math import exp
 
-# Of a log-sum-exp: beyond, float64 has not enough digits left for the logarithm in it.
+# A log-sum-exp beyond this leaves too few digits of float64 to the logarithm in it; csrc/cuda uses
+# the same bound.
 TOO_LARGE = tl.constexpr(1e9)
 
 
@@ -45,7 +46,7 @@ def _scales(grad_loss, grad_stride, grad_lse, totals, row, kept):
 def _sums_again(x, stride, classes, P: tl.constexpr):
     """(the largest logit of a row, log of the sum of exponentials relative to it).
 
-    For logits so large that the second is lost in their sum (a row of the lowest numbers).
+    For logits so large that the sum of the two numbers would lose the second.
     """
     largest = tl.full([], 0, P.ACC) - float("inf")
     total = tl.full([], 0, tl.float64)
@@ -91,12 +92,12 @@ def _backward(
             u_sum *= tl.load(weight_sum) / classes
         coefficient += u_sum * ce_scale
     coefficient = tl.where(good | (kept == 0), coefficient, float("nan")) + lse_scale
-    # In two pieces: of logits near 1e4 one float32 would leave p three correct digits.
+    # lse as the sum of two numbers: in one float32, logits near 1e4 would leave p three digits.
     high = lse.to(P.ACC)
     low = tl.where(tl.abs(lse) == float("inf"), 0.0, lse - high.to(tl.float64)).to(P.ACC)
     if (tl.abs(lse) > TOO_LARGE) & (tl.abs(lse) < float("inf")) & graded:
         high, low = _sums_again(x, strides[2], classes, P)
-        if logits.to(tl.int64) == out.to(tl.int64):  # others have overwritten parts of the row
+        if logits.to(tl.int64) == out.to(tl.int64):  # other programs have overwritten the row
             low = low * float("nan")
 
     place = column.to(tl.int64)

@@ -1,7 +1,7 @@
-"""The Triton kernels of cross-entropy that make the loss; cross_entropy.py launches them.
+"""The Triton kernels of cross-entropy that compute the loss; cross_entropy.py launches them.
 
-Pointers to what is not there are None; `strides` are those of two token dimensions, of which
-`inner` is the size of the second, and of the classes.
+A pointer to an absent tensor is None. `strides` are those of the two token dimensions and of the
+classes; `inner` is the size of the second token dimension.
 """
 
 import triton
@@ -30,7 +30,7 @@ def load_target(
     ignore_index,
     P: tl.constexpr,
 ):
-    """(class, its capped logit, its weight, whether it counts, whether it is in range)."""
+    """(class, its z, its weight, whether it is not ignored, whether it is in range)."""
     index = tl.full([], 0, tl.int64)
     kept = index == 0
     good = index == 0
@@ -48,7 +48,7 @@ def load_target(
 
 @triton.jit
 def sweep(x, weight, probabilities, begin, end, classes, stride, class_stride, P: tl.constexpr):
-    """The sums of the classes from `begin` to `end`, and their largest raw logit."""
+    """The six sums over the classes from `begin` to `end`, and their largest raw logit."""
     sums = empty_sums(classes, P)
     best = tl.full([], 0, P.ACC) - float("inf")
     for start in range(begin, end, P.BLOCK):
@@ -80,7 +80,7 @@ def _forward(
     classes, split, inner, strides, probability_strides, ignore_index,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Loss of a row; or, where `partial` (7, rows, programs) is given, the sums of a part of it."""
+    """Loss of a row; given `partial` (7, rows, programs), the sums over a part of the row."""
     row = tl.program_id(0).to(tl.int64)
     x = logits + row_start(row, strides, inner)
     q = None
@@ -121,7 +121,7 @@ def _combine(
     classes, parts, inner, strides, ignore_index,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Loss of a row from the sums of its parts."""
+    """Loss of a row, from the sums over its parts."""
     row = tl.program_id(0).to(tl.int64)
     x = logits + row_start(row, strides, inner)
     _, label, label_weight, kept, good = load_target(
@@ -154,7 +154,7 @@ def _combine(
 
 @triton.jit
 def _totals(target, weight, totals, tokens, classes, ignore_index, BLOCK: tl.constexpr):
-    """Summed weight of the targets that count, and their number: what "mean" divides by."""
+    """Summed weight and number of the targets that are not ignored: the divisors of "mean"."""
     weights = tl.zeros([BLOCK], tl.float64)
     counts = tl.zeros([BLOCK], tl.float64)
     for start in range(0, tokens, BLOCK):
@@ -200,6 +200,6 @@ def _reduce(
     if Z_LOSS:
         tl.store(loss, sum + z_sum)
     else:
-        tl.store(loss, sum)  # the mean of no token is NaN; adding 0 / 0 would say so of more
+        tl.store(loss, sum)  # not + z_sum, which is 0 / 0 without tokens
     if STATS:
         tl.store(z_loss, z_sum)

@@ -1,14 +1,14 @@
-"""One row of logits: what the cross-entropy kernels do with it.
+"""One row of logits: the arithmetic that the cross-entropy kernels share.
 
     z = x  or  softcap tanh(x / softcap)              lse = log sum_c exp(z_c)
     t = (1 - e) [c == y] + e / V,  or  (1 - e) q_c + e / V
     loss = sum_c w_c t_c (lse - z_c) + z_loss lse^2
     dloss/dz_c = p_c (sum_k w_k t_k + 2 z_loss lse) - w_c t_c,  p_c = exp(z_c - lse) = dlse/dz_c
 
-The part of t that is spread over the classes, w_c (e / V + (1 - e) q_c), is called u here. A row is
-summed up as six numbers, kept while it is swept and put together where several programs share it:
-the largest z, sum exp(z - shift), sum u, sum u (z - shift), argmax, and where the first NaN is;
-shift is the largest z, or 0 where that is -inf. Numbers of a row are float64: there are few.
+u_c = w_c (e / V + (1 - e) q_c) is the part of w_c t_c that is spread over the classes. Six running
+sums describe a row; programs that share a row combine theirs: the largest z, sum exp(z - shift),
+sum u, sum u (z - shift), argmax, and the position of the first NaN. shift is the largest z, or 0
+where that is -inf. Numbers that exist once a row are float64.
 """
 
 from dataclasses import dataclass
@@ -22,28 +22,28 @@ from ._math import divide, exp, tanh
 
 @dataclass(frozen=True)
 class Plan:
-    """What the code of a kernel is specialised for."""
+    """The constants that a kernel is compiled for."""
 
     SMOOTHING: float
     SOFTCAP: float
     Z_LOSS: float
-    EXACT: bool  # logits of 32 bits or more, which want a more exact tanh than those of 16
-    SPREAD: bool  # part of t is spread over the classes
-    BY_INDEX: bool  # targets are classes, not probabilities
+    EXACT: bool  # logits of 32 bits or more need a more exact tanh than those of 16
+    SPREAD: bool  # u is not zero: label smoothing, or probability targets
+    BY_INDEX: bool  # targets are class indices, not probabilities
     STATS: bool  # argmax is wanted
-    ACC: Any  # the type that is computed in
-    BLOCK: int  # classes that are taken at once
+    ACC: Any  # the Triton dtype of the computation
+    BLOCK: int  # classes that are processed at once
 
 
 @triton.jit
 def row_start(row, strides, inner):
-    """Offset of a row whose number counts two dimensions, the second of size `inner`."""
+    """Offset of a row whose index counts two token dimensions, the second of size `inner`."""
     return (row // inner) * strides[0] + (row % inner) * strides[1]
 
 
 @triton.jit
 def squash(x, P: tl.constexpr):
-    """tanh(x / softcap), of which the gradient needs every digit; or x."""
+    """tanh(x / softcap), all digits of which the gradient needs; x without softcap."""
     if P.SOFTCAP != 0:
         return tanh(divide(x, tl.full([], P.SOFTCAP, x.dtype)), P.EXACT)
     else:
@@ -52,7 +52,7 @@ def squash(x, P: tl.constexpr):
 
 @triton.jit
 def unsquash(t, P: tl.constexpr):
-    """Logits as the loss takes them."""
+    """z, from the result of `squash`."""
     if P.SOFTCAP != 0:
         return P.SOFTCAP * t
     else:
@@ -61,13 +61,13 @@ def unsquash(t, P: tl.constexpr):
 
 @triton.jit
 def cap(x, P: tl.constexpr):
-    """Both."""
+    """z, from the raw logits: `squash` and `unsquash`."""
     return unsquash(squash(x, P), P)
 
 
 @triton.jit
 def shift_of(largest):
-    """What is subtracted before exp. A row with +inf becomes NaN, as in torch."""
+    """The number subtracted before exp. A row with +inf becomes NaN, as in torch."""
     return tl.where(largest == -float("inf"), 0.0, largest)
 
 
@@ -85,7 +85,7 @@ def spread(weight, probabilities, column, mask, classes, class_stride, P: tl.con
 
 @triton.jit
 def empty_sums(classes, P: tl.constexpr):
-    """The six numbers of no class."""
+    """The six sums of no class."""
     zero = tl.full([], 0, P.ACC)
     no_class = tl.full([], 0, tl.int32) + classes
     return zero - float("inf"), zero, zero, zero, tl.full([], 0, tl.int32), no_class
@@ -108,7 +108,7 @@ def add_block(sums, best, x, z, u, column, mask, classes, P: tl.constexpr):
         nan_at = tl.minimum(nan_at, tl.min(tl.where(mask & is_nan, column, classes), axis=0))
         top = tl.where(mask & (x == x), x, -float("inf"))
         value = tl.max(top, axis=0)
-        # The first of equal ones; of classes that are all -inf the first there is.
+        # The first of equal values; the first class of all if every one is -inf.
         first = tl.min(tl.where(mask & (top == value), column, classes), axis=0)
         argmax = tl.where(value > best, first, argmax)
         best = tl.maximum(best, value)

@@ -1,12 +1,12 @@
-"""Softmax cross-entropy in Triton: which kernel is launched, with what.
+"""Softmax cross-entropy in Triton: the launchers.
 
-Forward: a program sweeps a row once. Few long rows are split over programs, whose sums a second
-kernel puts together. Backward: one read and one write for each logit. In place, where loss and
-gradient are wanted at once, a row that fits stays in registers between its only read and its only
-write; a longer one is swept twice by the same program, the second time mostly from the cache.
+Forward: a program reads a row once. If there are few long rows, several programs share a row, and a
+second kernel combines their sums. Backward: one read and one write for each logit. In place, where
+loss and gradient are computed at once, a row that fits stays in registers between its only read and
+its only write; a longer one is read twice by the same program, the second time mostly from cache.
 
 A target out of range has a NaN loss and gradient: to raise an error the host would have to wait for
-the GPU. Nothing is read or written out of place for it.
+the GPU. It causes no access outside the tensors.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,22 +17,17 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from llama_fast.reference import CrossEntropyOptions
 from llama_fast.reference._dtypes import wide_dtype
-from llama_fast.reference.cross_entropy import (
-    MEAN,
-    NONE,
-    CrossEntropyOptions,
-    class_dim,
-    token_shape,
-)
+from llama_fast.reference.cross_entropy import MEAN, NONE, class_dim, token_shape
 
 from ._cross_entropy_gradient import _backward, _fused
 from ._cross_entropy_loss import _combine, _forward, _reduce, _totals
 from ._cross_entropy_row import Plan
 from ._launch import Options, accumulator, gpu, launch, warps
 
-# The longest row, in bytes as float32, that stays in registers; what is taken at once of a longer.
-LONGEST_ROW, PIECE = 64 << 10, 8192
+MAX_ROW_BYTES = 64 << 10  # the longest row, in the dtype of the computation, kept in registers
+MAX_BLOCK = 8192  # classes of a longer row that are processed at once
 
 Strides = tuple[int, int, int]
 # loss, lse, z_loss and argmax
@@ -66,9 +61,10 @@ class RowResults(NamedTuple):
 
 
 def _strided(t: torch.Tensor) -> tuple[torch.Tensor, Strides]:
-    """A tensor of logits' shape with the strides of its rows; a copy where they are too irregular.
+    """A tensor of logits' shape, and the strides of its (outer, inner) tokens and its classes.
 
-    The first dimension is the outer one of the tokens, all behind the classes are the inner one.
+    The first dimension is the outer token dimension, those after the classes are the inner one. If
+    they cannot be merged into one, the tensor is a contiguous copy.
     """
     if t.dim() == 1:
         return t, (0, 0, t.stride(0))
@@ -125,9 +121,9 @@ def _new_rows(p: Inputs, stats: bool) -> RowResults:
 
 
 def _plan(p: Inputs, stats: bool) -> Plan:
-    """For a kernel that takes a piece of a row at a time."""
+    """The plan of a kernel that processes a row in blocks."""
     dtype, by_index, options = p.logits.dtype, p.target is not None, p.options
-    piece = PIECE if dtype != torch.float64 else PIECE // 2
+    max_block = MAX_BLOCK if dtype != torch.float64 else MAX_BLOCK // 2
     return Plan(
         SMOOTHING=options.label_smoothing,
         SOFTCAP=options.softcap,
@@ -137,17 +133,17 @@ def _plan(p: Inputs, stats: bool) -> Plan:
         BY_INDEX=by_index,
         STATS=stats,
         ACC=accumulator(dtype),
-        BLOCK=min(piece, max(128, triton.next_power_of_2(p.classes))),
+        BLOCK=min(max_block, max(128, triton.next_power_of_2(p.classes))),
     )
 
 
 def _options(plan: Plan, max_warps: int) -> Options:
-    """How a kernel is launched."""
+    """The constexpr arguments and the number of warps of a launch."""
     return {"P": plan, "num_warps": warps(plan.BLOCK, max_warps)}
 
 
 def loss_of_rows(p: Inputs, stats: bool) -> RowResults:
-    """Sweep every row once."""
+    """The losses and statistics of all rows, which are read once."""
     rows = _new_rows(p, stats)
     plan = _plan(p, stats)
     wanted = 4 * gpu(p.logits).processors
@@ -204,9 +200,9 @@ def _upstream(p: Inputs, grad_loss: torch.Tensor | None) -> tuple[torch.Tensor |
 
 
 def _may_keep(p: Inputs, plan: Plan) -> bool:
-    """Whether a row stays in registers, beside what else is computed of it."""
-    longest = LONGEST_ROW // 2 if plan.STATS or plan.SPREAD else LONGEST_ROW
-    return p.classes * wide_dtype(p.logits.dtype).itemsize <= longest
+    """Whether a row fits into registers, with what else its program holds."""
+    max_bytes = MAX_ROW_BYTES // 2 if plan.STATS or plan.SPREAD else MAX_ROW_BYTES
+    return p.classes * wide_dtype(p.logits.dtype).itemsize <= max_bytes
 
 
 def loss_and_gradient(
@@ -219,13 +215,13 @@ def loss_and_gradient(
     want_loss: bool = True,
     grad_lse: torch.Tensor | None = None,
 ) -> RowResults | None:
-    """Both in one launch; `out` may be the logits themselves."""
+    """Both in one launch; `out` may be the logits themselves. None without `want_loss`."""
     plan = _plan(p, stats)
     whole = _may_keep(p, plan)
     if not whole and plan.BY_INDEX and p.tokens < 2 * gpu(p.logits).processors and want_loss:
-        swept = loss_of_rows(p, stats)  # too few rows for a program each
-        gradient_of_rows(p, out, out_strides, swept.lse, grad_loss, divisors, grad_lse)
-        return swept
+        results = loss_of_rows(p, stats)  # too few rows for one program each
+        gradient_of_rows(p, out, out_strides, results.lse, grad_loss, divisors, grad_lse)
+        return results
     rows = _new_rows(p, stats) if want_loss else None
     if whole:
         plan = replace(plan, BLOCK=max(128, triton.next_power_of_2(p.classes)))
@@ -272,7 +268,7 @@ def _results(
     return loss, rows.lse.view(tokens), z_loss, argmax
 
 
-# Each takes the CrossEntropyOptions one by one, as the operator has them.
+# The operators have the fields of CrossEntropyOptions as separate arguments.
 
 
 def cross_entropy(input: torch.Tensor, target: torch.Tensor, *arguments: Any) -> LossResults:
@@ -312,8 +308,8 @@ def cross_entropy_backward(
     grad = torch.empty_like(input)
     out, out_strides = _strided(grad)
     if p.target is None or input.dtype == torch.float64:
-        # The row is swept again: the sums of its target were not saved; or, in float64, lse has too
-        # few digits for p.
+        # The row is summed again: the forward did not save the sums over probability targets, and
+        # in float64 its lse has too few digits for p.
         loss_and_gradient(
             p, out, out_strides, grad_loss, divisors, stats=False, want_loss=False,
             grad_lse=grad_lse,
@@ -325,7 +321,7 @@ def cross_entropy_backward(
 
 
 def examples() -> Iterator[Callable[[], object]]:
-    """Calls that reach every configuration."""
+    """Calls that between them reach every configuration."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         for classes in (1024, 8192, 128256) if dtype == torch.bfloat16 else (8192, 128256):
             yield from _examples_of(dtype, classes, 4096)

@@ -1,19 +1,20 @@
 """Linear cross-entropy on the GPU: torch's matrix products around the kernels of cross_entropy.py.
 
-The rows go through in chunks: their logits are made in the dtype of the input, turned into their
-own gradient in place (for an upstream gradient of one), multiplied into the gradients of input and
-weight, and forgotten. The gradients of weight and bias are summed in float32 over all chunks and
+The rows are processed in chunks: the logits of a chunk are computed in the dtype of the input,
+replaced by their gradient (for an upstream gradient of one), multiplied into the gradients of input
+and weight, and freed. The gradients of weight and bias are summed in float32 over all chunks and
 scaled once, at the end.
 
-Rows whose target is ignored are moved behind the others, on the device. The host learns how many
-are left from an asynchronous copy, which it looks at only after it has queued the first chunk: the
-GPU never waits for it, and chunks past the last row that counts are not computed.
+Rows whose target is ignored are sorted behind the others, on the device. The host reads the number
+of rows that remain from an asynchronous copy, after it has queued the first chunk: the GPU never
+waits for the host, and chunks that hold ignored rows only are not computed.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llama_fast._grad_mask import wanted_gradients
 from llama_fast.reference._dtypes import wide_dtype
@@ -25,10 +26,10 @@ CHUNK_ROWS = 4096
 
 
 class _Count:
-    """A number on the device that the host wants to know later."""
+    """A number on the device, copied to the host in the background."""
 
-    def __init__(self, number: torch.Tensor, upper_bound: int) -> None:
-        # In a CUDA graph the host cannot know: every row is computed.
+    def __init__(self, number: Tensor, upper_bound: int) -> None:
+        # While a CUDA graph is captured the host cannot read it: every row is computed.
         self.number, self.copied = upper_bound, None
         if not number.is_cuda:
             self.number = int(number)
@@ -39,14 +40,14 @@ class _Count:
             self.copied.record()
 
     def value(self) -> int:
-        """Waits for the copy, not for what was queued after it."""
+        """The number, or its upper bound; waits for the copy only, not for later work."""
         if self.copied is not None:
             self.copied.synchronize()
             self.number, self.copied = int(self.host), None
         return self.number
 
 
-def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b in float32 or wider, added to `out` where it is given."""
     wide = wide_dtype(a.dtype)
     if a.dtype == wide:
@@ -58,21 +59,17 @@ def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) 
     return torch.addmm(out, a, b, out_dtype=wide, out=out)
 
 
-def linear_cross_entropy(input: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
+def linear_cross_entropy(input: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """The operator llama_fast::linear_cross_entropy."""
-    # Autocast has done its work before the operator; inside, it would narrow the products again.
+    # Autocast was applied before the operator; inside, it would round the products to 16 bits.
     with torch.autocast(input.device.type, enabled=False):
         return _sweep(input, *others)
 
 
 def _sweep(
-    input: torch.Tensor,
-    linear_weight: torch.Tensor,
-    target: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    grad_loss: torch.Tensor | None,
-    *arguments: Any,
-) -> tuple[torch.Tensor, ...]:
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None,
+    grad_loss: Tensor | None, *arguments: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     options, (stats, mask, *others) = CrossEntropyOptions.split(arguments)
     grad_lse = others[0] if others else None
     wide = wide_dtype(input.dtype)
@@ -80,7 +77,7 @@ def _sweep(
     wanted = wanted_gradients(mask, 3)
     if options.weight is not None:
         options = options._replace(weight=options.weight.to(wide))
-    # Small gradients in float16 would be zero before they are scaled.
+    # In float16, small gradients would round to zero before they are scaled.
     grad_dtype = torch.float32 if input.dtype == torch.float16 else input.dtype
     shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
     grads = [
@@ -97,7 +94,7 @@ def _sweep(
     z_losses, lse = torch.zeros_like(losses), input.new_zeros(N, dtype=wide)
     argmax = torch.full_like(target, -1) if stats else target.new_empty(0)
 
-    # All rows, but for their logits, which are never there at once.
+    # Describes all rows; their logits never exist at once.
     whole = rows.inputs(input.new_empty(()).expand(N, V), target, options)
     divisors = rows.totals(whole)
     if grad_lse is None:
@@ -109,7 +106,7 @@ def _sweep(
     done = 0
     while done < N and (done == 0 or done < count.value()):
         chunk = order[done : done + CHUNK_ROWS]
-        # Rows past the last that counts are there too: what they hold, NaN perhaps, must not be.
+        # The last chunk may hold ignored rows: their input, perhaps NaN, must not count.
         gone = ignored[chunk]
         x = input[chunk].masked_fill_(gone.unsqueeze(1), 0)
         logits = torch.nn.functional.linear(x, linear_weight, linear_bias)
@@ -137,7 +134,7 @@ def _sweep(
         if wanted[2]:
             grads[2] = logits.sum(0, dtype=wide).add_(grads[2] if done else 0)
         done += CHUNK_ROWS
-        del logits  # before the next chunk's are made
+        del logits  # before those of the next chunk are allocated
     for i in (1, 2):
         if wanted[i]:
             grads[i] = _finished(grads[i], scale, N, grad_dtype if i == 1 else wide)
@@ -148,12 +145,12 @@ def _sweep(
 
 
 def _scales(
-    divisors: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    grad_loss: torch.Tensor | None,
-    input: torch.Tensor,
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """How the gradient of the loss is made of that of the logits, which 16 bits have to hold.
+    divisors: Tensor | None,
+    weight: Tensor | None,
+    grad_loss: Tensor | None,
+    input: Tensor,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The factors between the gradients that a 16-bit chunk holds and those of the loss.
 
     Returns:
         The upstream gradient of each row, or None where all have the same; what the gradients are
@@ -163,9 +160,9 @@ def _scales(
     """
     scale = ratio = input.new_ones((), dtype=torch.float64)
     if divisors is not None:
-        # Of no row at all the gradient is zero, not 0 / 0.
+        # Without any row that counts the gradient is zero, not 0 / 0.
         scale = torch.where(divisors[1] == 0, 0.0, divisors[0].reciprocal())
-        # The final scale is that of cross-entropy; z-loss is divided by something else.
+        # The final scale is that of cross-entropy; z-loss has another divisor.
         ratio = divisors[1] * scale
     upstream = None
     if grad_loss is not None and grad_loss.dim() == 0:
@@ -176,8 +173,8 @@ def _scales(
     return upstream, scale * largest, torch.stack((largest, ratio * largest))
 
 
-def _largest(factors: list[torch.Tensor], input: torch.Tensor) -> torch.Tensor:
-    """The largest product of their elements, or one where that is no number to divide by."""
+def _largest(factors: list[Tensor], input: Tensor) -> Tensor:
+    """The product of their largest elements, or one if that cannot be a divisor."""
     one = input.new_ones((), dtype=torch.float64)
     largest = one
     for factor in factors:
@@ -186,9 +183,7 @@ def _largest(factors: list[torch.Tensor], input: torch.Tensor) -> torch.Tensor:
     return torch.where((largest > 0) & largest.isfinite(), largest, one)
 
 
-def _finished(
-    grad: torch.Tensor, scale: torch.Tensor, rows: int, dtype: torch.dtype
-) -> torch.Tensor:
+def _finished(grad: Tensor, scale: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     """The summed gradient, scaled, in the dtype that the operator returns: one pass over it."""
     if rows == 0:
         return torch.zeros_like(grad, dtype=dtype)

@@ -11,14 +11,9 @@ from llama_fast import reference
 from llama_fast._torch_internals import below_autograd, keeps_graph
 from llama_fast.ops._autograd import differentiable, saves_backend, with_backend
 from llama_fast.ops.backends.library import library
+from llama_fast.reference import CrossEntropyOptions
 from llama_fast.reference._dtypes import compute_dtype
-from llama_fast.reference.cross_entropy import (
-    MEAN,
-    NONE,
-    CrossEntropyOptions,
-    class_dim,
-    token_shape,
-)
+from llama_fast.reference.cross_entropy import MEAN, NONE, class_dim, token_shape
 
 # --- shapes ----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llama_fast import reference
 from llama_fast._grad_mask import grad_mask
@@ -25,8 +26,8 @@ from llama_fast.reference.cross_entropy import NONE, CrossEntropyOptions
 
 @torch.library.register_fake("llama_fast::linear_cross_entropy", lib=library)
 def _shapes(
-    input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor, *arguments: Any
-) -> tuple[torch.Tensor, ...]:
+    input: Tensor, linear_weight: Tensor, target: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
     # float16 would round small gradients to zero before they are scaled.
     dtype = torch.float32 if input.dtype == torch.float16 else input.dtype
     dtypes = (dtype, dtype, compute_dtype(input))
@@ -34,16 +35,16 @@ def _shapes(
 
 
 def _run(
-    tensors: Sequence[torch.Tensor | None],
-    target: torch.Tensor,
+    tensors: Sequence[Tensor | None],
+    target: Tensor,
     options: CrossEntropyOptions,
     group_name: str | None,
     stats: bool,
     wanted: list[bool],
     *,
-    grad_loss: torch.Tensor | None = None,
-    grad_lse: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
+    grad_loss: Tensor | None = None,
+    grad_lse: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """The compiled operator when `group_name` is None, else the one in ``chunked.py``.
 
     `tensors` are input, linear_weight and linear_bias, and `wanted` says whose gradients are.
@@ -56,7 +57,7 @@ def _run(
     return ops.linear_cross_entropy_chunked(input, linear_weight, target, *others, group_name)
 
 
-def _second_derivative_wanted(*saved: torch.Tensor | None) -> bool:
+def _second_derivative_wanted(*saved: Tensor | None) -> bool:
     """In a backward pass: whether its own results will be differentiated."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
@@ -77,20 +78,11 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        input: torch.Tensor,
-        linear_weight: torch.Tensor,
-        linear_bias: torch.Tensor | None,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,  # one by one: torch.compile mistakes the length of `*args`
-        ignore_index: int,
-        reduction: int,
-        label_smoothing: float,
-        softcap: float,
-        z_loss: float,
-        group_name: str | None,
-        stats: bool,
-        wanted: list[bool],
-    ) -> tuple[torch.Tensor, ...]:
+        input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+        weight: Tensor | None, ignore_index: int, reduction: int, label_smoothing: float,
+        softcap: float, z_loss: float, group_name: str | None, stats: bool, wanted: list[bool],
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        # The options arrive one by one: torch.compile miscounts `*args` if a tensor stands twice.
         options = CrossEntropyOptions(
             weight, ignore_index, reduction, label_smoothing, softcap, z_loss
         )
@@ -99,7 +91,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @saves_backend
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         input, linear_weight, linear_bias, target, weight, *options, group_name, _, wanted = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -110,7 +102,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @with_backend
-    def backward(ctx: Any, grad_loss: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad_loss is None:
             return (None,) * 13
         *inputs, target, weight, g_input, g_weight, g_bias = ctx.saved_tensors
@@ -138,21 +130,14 @@ class LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        input: torch.Tensor,
-        linear_weight: torch.Tensor,
-        linear_bias: torch.Tensor | None,
-        target: torch.Tensor,
-        lse: torch.Tensor,
-        ignore_index: int,
-        softcap: float,
-        group_name: str | None,
-        wanted: list[bool],
-    ) -> torch.Tensor:
+        input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+        lse: Tensor, ignore_index: int, softcap: float, group_name: str | None, wanted: list[bool],
+    ) -> Tensor:  # fmt: skip
         return lse.clone()
 
     @staticmethod
     @saves_backend
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, linear_weight, linear_bias, target, _, ignore_index, softcap, *others = inputs
         ctx.options = CrossEntropyOptions(None, ignore_index, NONE, 0.0, softcap, 0.0)
         ctx.group_name, ctx.wanted = others
@@ -160,7 +145,7 @@ class LogSumExp(torch.autograd.Function):
 
     @staticmethod
     @with_backend
-    def backward(ctx: Any, grad_lse: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_lse: Tensor) -> tuple[Any, ...]:
         *inputs, target = ctx.saved_tensors
         if _second_derivative_wanted(*inputs, grad_lse):
             second = _differentiable_gradients(
@@ -174,8 +159,8 @@ class LogSumExp(torch.autograd.Function):
 
 
 def _wanted(
-    made: tuple[torch.Tensor, ...], inputs: list[torch.Tensor], wanted: list[bool]
-) -> list[torch.Tensor | None]:
+    made: tuple[Tensor, ...], inputs: list[Tensor], wanted: list[bool]
+) -> list[Tensor | None]:
     """The gradients in the dtypes of the inputs, None where there is none."""
     return [
         grad.to(x.dtype) if want else None
@@ -183,7 +168,7 @@ def _wanted(
     ]
 
 
-def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
     """grad * scale; in place where eager mode can tell that `grad` is not needed again."""
     eager = not torch.compiler.is_compiling() and not in_transform() and not has_dispatch_mode()
     if not eager or grad.device.type != "cpu" or is_batch_of_gradients(scale):
@@ -196,12 +181,12 @@ def _scaled(grad: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def _differentiable_gradients(
     ctx: Any,
-    upstream: torch.Tensor,
-    inputs: list[torch.Tensor],
-    target: torch.Tensor,
+    upstream: Tensor,
+    inputs: list[Tensor],
+    target: Tensor,
     options: CrossEntropyOptions,
     of_lse: bool = False,
-) -> list[torch.Tensor | None]:
+) -> list[Tensor | None]:
     """The gradients by autograd through the reference, for the rare second derivatives."""
     with torch.enable_grad():
         # Views, so that arguments that depend on each other (a tied weight) get one gradient each.

@@ -127,12 +127,8 @@ def attention_decode(
 
 
 def cross_entropy(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    options: CrossEntropyOptions,
-    *,
-    return_stats: bool = False,
-) -> torch.Tensor:
+    input: Tensor, target: Tensor, options: CrossEntropyOptions, *, return_stats: bool = False
+) -> Tensor:
     """The loss by `F.cross_entropy`, in float32 or float64 as from the other backends.
 
     Raises:
@@ -158,15 +154,10 @@ def cross_entropy(
 
 
 def linear_cross_entropy(
-    input: torch.Tensor,
-    linear_weight: torch.Tensor,
-    target: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    options: CrossEntropyOptions,
-    *,
-    process_group: torch.distributed.ProcessGroup | None = None,
-    return_stats: bool = False,
-) -> torch.Tensor:
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None,
+    options: CrossEntropyOptions, *,
+    process_group: torch.distributed.ProcessGroup | None = None, return_stats: bool = False,
+) -> Tensor:  # fmt: skip
     """The loss by `F.linear` and `F.cross_entropy`: all logits in memory, in the input's dtype.
 
     Raises:
@@ -204,7 +195,7 @@ def rope(
     return turned[0], turned[1]
 
 
-def _quarter_turn(x: torch.Tensor, interleaved: bool) -> torch.Tensor:
+def _quarter_turn(x: Tensor, interleaved: bool) -> Tensor:
     """Every pair (a, b) of the last dimension becomes (-b, a)."""
     if interleaved:
         return torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
@@ -212,6 +203,6 @@ def _quarter_turn(x: torch.Tensor, interleaved: bool) -> torch.Tensor:
     return torch.cat([-b, a], dim=-1)
 
 
-def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`F.silu` of the gate, times up."""
     return F.silu(gate) * up

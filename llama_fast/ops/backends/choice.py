@@ -1,6 +1,6 @@
-"""Which backend serves an op: `use_backend`, `backends`, and `choose` for the ops.
+"""Which backend serves an op: the public `use_backend` and `backends`, and `choose` for the ops.
 
-table.py names the backends and what each has kernels for.
+table.py lists the backends and the ops that each has kernels for.
 
 Environment: LLAMA_FAST_BACKEND, either one name for every op ("reference") or a list
 ("attention=reference,cross_entropy=torch").
@@ -109,7 +109,7 @@ def choose(op: str, tensor: torch.Tensor) -> str:
         raise ValueError(f"backend {backend!r} of {op}: expected tensors on a GPU, got cpu")
     if tensor.dtype not in dtypes:
         raise ValueError(
-            f"backend {backend!r} of {op}: expected {_names(dtypes)}, got {_names((tensor.dtype,))}"
+            f"backend {backend!r} of {op}: expected {_names(dtypes)}, got {tensor.dtype}"
         )
     return backend
 
@@ -131,14 +131,18 @@ def _fastest(op: str, tensor: torch.Tensor) -> str:
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     """dtypes in words: "float32, bfloat16 or float16"."""
     *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
-    return f"{', '.join(others)} or {last}" if others else last
+    return f"{', '.join(others)} or {last}"
 
 
 @dataclass
 class Backends:
-    """What serves each op here. Print it for a table; `missing[op][backend]` says why not.
+    """The backends of each op on this machine; printed, a table.
 
-    `notes[op][backend]` says what there is to know of one that is available.
+    Attributes:
+        available: by op, the backends that can serve it.
+        missing: by op and backend, why that backend cannot.
+        notes: by op and backend, a remark on an available one.
+        chosen: by op, the requested backend.
     """
 
     available: dict[str, list[str]] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """The backend "cuda": which kernels in CUDA C++ are here, and on which GPUs they are the default.
 
-They are compiled into the library that library.py loads. With LLAMA_FAST_EMULATE_CUDA=1 in the
-environment they come from build/emulated instead, where a C++ compiler made them run on the CPU,
-slowly, to test them without a GPU; another number names the architecture to choose kernels for.
+They are part of the compiled library (library.py). With LLAMA_FAST_EMULATE_CUDA=1 in the
+environment they come from build/emulated instead: the same sources compiled for the CPU, slow, for
+tests without a GPU. A number other than 1 is the architecture whose kernels are chosen.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from llama_fast._torch_internals import has_kernel
 from llama_fast.ops.backends import library
 from llama_fast.ops.backends.table import TABLE, ops_of, serves
 
-# By name of the GPU the ops whose CUDA kernels a run on it showed to be right, and faster than
-# Triton's; the run is committed under benchmarks/results. Elsewhere they serve when asked for.
+# By name of the GPU, the ops whose CUDA kernels a run on it showed to be right and faster than
+# Triton's; the run is committed under benchmarks/results. On other GPUs they serve on request only.
 VERIFIED: dict[str, frozenset[str]] = {}
-# By operator a function of its arguments: why its kernel cannot serve them, or None. "auto" leaves
-# those to Triton's. Where there is none, the kernel takes all the dtypes in the table.
+# By operator, a function of its arguments: why its kernel cannot take them, or None. "auto" then
+# uses Triton's. A kernel without such a function takes all that the table says.
 REFUSALS: dict[str, Callable[..., str | None]] = {}
 EMULATED = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
 _EMULATED_LIBRARY = Path(__file__).parents[3] / "build" / "emulated" / "libllama_fast_cuda.so"

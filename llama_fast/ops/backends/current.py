@@ -1,7 +1,6 @@
-"""Which backend is asked for, by op, in this thread or asyncio task.
+"""The backend requested for each op in this thread or asyncio task: the state of `use_backend`.
 
-The state behind `use_backend` (choice.py). It stands apart so that the operators of Triton can ask
-(triton.py), whose availability `use_backend` asks in turn.
+It is apart from choice.py because triton.py reads it, and choice.py imports triton.py.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from llama_fast.ops.backends.table import OPS
 # context variable holds never change after that.
 DEFAULT = dict.fromkeys(OPS, "auto")
 _chosen: ContextVar[dict[str, str]] = ContextVar("llama_fast_backends", default=DEFAULT)
-# torch.compile can neither trace a context variable nor guard on one, but it can a dictionary: the
-# choice of the block of the process that was entered last and is not left yet.
+# torch.compile can neither trace a context variable nor guard on one, but it can do both with a
+# dictionary: the choice of the block that the process entered last and has not left.
 _traced = dict(DEFAULT)
 _entered: list[dict[str, str]] = []
 _lock = threading.Lock()
 
 
 def set_default(choice: dict[str, str]) -> None:
-    """What holds outside of every block, from now on."""
+    """Set the choice that holds outside of all blocks."""
     DEFAULT.update(choice)
     _traced.update(choice)
 
 
 @contextmanager
 def entered(choice: dict[str, str]) -> Iterator[None]:
-    """Inside the block `choice` is asked for; the other ops keep theirs."""
+    """Within the block, `choice` holds for its ops; the other ops keep their choice."""
     mine = {**_chosen.get(), **choice}
     token = _chosen.set(mine)
     with _lock:
@@ -50,13 +49,13 @@ def entered(choice: dict[str, str]) -> Iterator[None]:
 
 
 def current() -> dict[str, str]:
-    """The backend asked for by op, here and now; for `in_force`, outside torch.compile."""
+    """The requested backend by op, for `in_force` later. Not under torch.compile."""
     return _chosen.get()
 
 
 @contextmanager
 def in_force(choice: dict[str, str]) -> Iterator[None]:
-    """Inside the block what was `current` elsewhere is, in a backward pass for example."""
+    """Within the block `choice` holds, which `current` returned earlier: for backward passes."""
     token = _chosen.set(choice)
     try:
         yield
@@ -65,5 +64,5 @@ def in_force(choice: dict[str, str]) -> Iterator[None]:
 
 
 def chosen(op: str) -> str:
-    """The backend asked for, which may be "auto"."""
+    """The backend requested for `op`, which may be "auto"."""
     return _traced[op] if torch.compiler.is_compiling() else _chosen.get()[op]

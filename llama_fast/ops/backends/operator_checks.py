@@ -1,7 +1,7 @@
-"""What keeps a direct call of an operator from reading outside its tensors, for Triton's kernels.
+"""Checks that keep a direct call of a Triton operator from accessing memory outside its tensors.
 
-The compiled kernels look themselves (csrc/glue). Whoever calls the functions of this package has
-passed their checks, which say more.
+The compiled kernels have their own checks (csrc/glue). The public functions check their arguments
+before they call an operator, with more helpful messages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _expect(operator: str, name: str, ok: bool) -> None:
 
 
 def _together(operator: str, like: torch.Tensor, args: tuple[Any, ...]) -> None:
-    """All on one device, but for the seed of dropout: its number is read by the host."""
+    """All of `args` must be on the device of `like`."""
     for t in args:
         if isinstance(t, torch.Tensor) and t.device != like.device:
             raise RuntimeError(
@@ -76,7 +76,7 @@ def _attention_backward(grad_out: torch.Tensor, grad_lse: Optional, *args: Any) 
 
 
 def _class_targets(name: str, input: torch.Tensor, target: torch.Tensor, weight: Optional) -> int:
-    """Checks them; the number of tokens."""
+    """Check the targets and class weights; returns the number of tokens."""
     _together(name, input, (target, weight))
     _expect(name, "input", input.dim() > 0)
     tokens = token_shape(input)
@@ -88,7 +88,7 @@ def _class_targets(name: str, input: torch.Tensor, target: torch.Tensor, weight:
 
 
 def _gradient_of_lse(name: str, input: torch.Tensor, tokens: int, arguments: Sequence[Any]) -> None:
-    """grad_lse, the last of the arguments, which is left out where there is none."""
+    """Check grad_lse, the last argument, which torch omits if it is None."""
     grad_lse = arguments[-1] if arguments else None
     if isinstance(grad_lse, torch.Tensor):
         _together(name, input, (grad_lse,))
@@ -176,7 +176,7 @@ def _swiglu_backward(
         _expect(name, what, _is(t, tuple(gate.shape), gate.dtype))
 
 
-# By operator. Every backward is here, and the forwards that read by index or serve as a backward.
+# By operator: every backward, and the forwards that read by index or serve as a backward.
 CHECKS: dict[str, Callable[..., None]] = {
     "attention_backward": _attention_backward,
     "cross_entropy": _cross_entropy,

@@ -1,11 +1,11 @@
-"""The table of the ops: their operators, and which backends have kernels for them in which dtypes.
+"""The table of the ops: the operators of each, its backends, and the dtypes their kernels take.
 
-Whatever lists ops, operators or backends takes them from here: the operator library, the backends
+Every list of ops, operators or backends derives from it: the operator library, the backends
 "triton" and "cuda", `use_backend` and its report, benchmarks and tests.
 
-The schemas stand in Python rather than in the C++ source because the CPU kernels (C++), the CUDA
-kernels and the Triton kernels implement the same operators, and Triton has to work where nothing
-was compiled. The compiled library registers kernels and no schema.
+The schemas are declared in Python, not in C++, because the CPU kernels (C++), the CUDA kernels and
+the Triton kernels implement the same operators, and Triton must work without a compiled library.
+The compiled library registers kernels only.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ UNIVERSAL = ("auto", "torch", "reference")
 
 
 class Op(NamedTuple):
-    """What there is of an op.
+    """The operators and kernels of an op.
 
-    schemas: of its operators. Every backend with kernels for the op implements all of them.
-    kernels: the dtypes that the kernels of a backend take. A backend that is neither here nor
-        among `UNIVERSAL` does not serve the op.
+    schemas: of its operators. A backend with kernels for the op implements all of them.
+    kernels: by backend, the dtypes that its kernels take. A backend that is neither here nor in
+        `UNIVERSAL` does not serve the op.
     """
 
     schemas: tuple[str, ...]
@@ -148,13 +148,13 @@ TABLE = {
 }
 OPS = tuple(TABLE)
 
-# Operators that no backend is chosen for: each has one implementation.
+# Operators that belong to no op of the table: each has one implementation.
 OTHER_SCHEMAS = (
     "isa() -> str",
     "empty_cache() -> int",
-    # For a few rows, without gradients; torch's own serves all else.
+    # For a few rows, without gradients; torch's own function serves all other calls.
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
-    # With how many rows of the dtype of `like` it is faster than torch's.
+    # The largest number of rows, in the dtype of `like`, with which it is faster than torch's.
     "linear_rows(Tensor like) -> int",
     # Every block of a Llama model for one new token of each of B sequences, (B,E) to (B,E); nine
     # weights a block, then that of the last norm. Writes into the caches (L,slots,K,D).

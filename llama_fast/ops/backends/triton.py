@@ -1,7 +1,7 @@
-"""The backend "triton": its kernels as implementations of the operators, on the GPU or interpreted.
+"""The backend "triton": registers the Triton kernels as implementations of the operators.
 
 Triton is imported at the first call of a kernel. With TRITON_INTERPRET=1 in the environment the
-backend "triton" takes tensors on the CPU too, slowly, to test the kernels without a GPU.
+kernels also run on CPU tensors, in Triton's slow interpreter, for tests without a GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _missing_package() -> str | None:
     return "triton is not installed"
 
 
-# Asked once: torch.compile cannot trace the questions.
+# Determined once: torch.compile cannot trace how.
 _PACKAGE = _missing_package()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 IS_READY = _PACKAGE is None
@@ -79,7 +79,7 @@ def _launcher(op: str, operator: str) -> Callable[..., Any]:
 
 
 def _switch(op: str, operator: str, key: str, ways: dict[str, Callable[..., Any]]) -> None:
-    """Register an operator for a dispatch key: by backend, and "" for every other backend."""
+    """Register an operator that picks one of `ways` by backend, "" for all other backends."""
 
     def call(keys: Any, *args: Any) -> Any:
         backend = current.chosen(op)
@@ -101,7 +101,7 @@ def _register(op: str, operator: str) -> None:
     else:
         _switch(op, operator, "CUDA", {**ways, "cuda": compiled.call_boxed})
 
-    # What else runs on the CPU: Triton's interpreter, and the emulation of a GPU.
+    # On the CPU: Triton's interpreter and the emulation of a GPU, beside the compiled kernel.
     others = {"triton": ways[""]} if INTERPRETED else {}
     if cuda.EMULATED and compiled is not None:
         others["cuda"] = compiled.call_boxed

@@ -97,7 +97,7 @@ def test_in_place_strides(cross_entropy_on_cuda: None) -> None:
 @here
 def test_float64_is_refused(cross_entropy_on_cuda: None) -> None:
     x = torch.randn(3, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"'cuda' of cross_entropy: .* got float64"):
+    with pytest.raises(ValueError, match=r"'cuda' of cross_entropy: .* got torch.float64"):
         llama_fast.cross_entropy(x, torch.zeros(3, dtype=torch.int64))
 
 
