@@ -75,7 +75,7 @@ class Check(Command):
         shards = TokenShards(args.shards)
         tokenizer = tokenizer_of(shards)
         screen, reports = Screen(), {}
-        overlap, found = None, {}
+        overlap, secrets = None, {}
         if args.against:
             benchmarks = checks.read_benchmarks(args.against, fields)
             options = {"min_length": args.min_length, "skips": args.skips}
@@ -90,11 +90,11 @@ class Check(Command):
             screen.console.print(_contamination_table(report))
         if not args.no_secrets:
             with screen.bar("Looking for secrets", "documents") as progress:
-                found = checks.find_all_secrets(shards, tokenizer, progress)
-            reports[checks.SECRETS] = checks.secrets_report(found)
+                secrets = checks.find_all_secrets(shards, tokenizer, progress)
+            reports[checks.SECRETS] = checks.secrets_report(secrets)
             screen.console.print(_secrets_table(reports[checks.SECRETS]))
         if drop:
-            without = checks.documents_to_drop(drop, overlap, found)
+            without = checks.documents_to_drop(drop, overlap, secrets)
             checks.write_without(shards, without, args.out, reports)
             left = TokenShards(args.out)
             show(

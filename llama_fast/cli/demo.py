@@ -40,7 +40,7 @@ class Demo(Command):
     """Runs the demonstration."""
 
     name = "demo"
-    help = "check the kernels, then run, train and score a real model, with stock PyTorch beside it"
+    help = "check the kernels; run, train and score a real model; compare with stock PyTorch"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""
@@ -133,10 +133,10 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
     with part("model", "3. The model"):
         with screen.bar("loading and running SmolLM2-135M-Instruct") as bar:
             model, tokenizer = load_model(gguf_path, dtype=torch.float32)
-            said = answer.ask(model, tokenizer)
+            reply = answer.ask(model, tokenizer)
             passages = boolq_passages(data)
             logits = answer.compare_logits(model, tokenizer.encode(passages[0])[:64])
-        screen.line(f"“{escape(said.prompt)}” → “[bold]{escape(said.text)}[/]”")
+        screen.line(f"“{escape(reply.prompt)}” → “[bold]{escape(reply.text)}[/]”")
         screen.line(
             f"logits deviate from float64 by {logits.ours:.2e} "
             f"(reference: {logits.reference:.2e}); "
@@ -183,7 +183,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
             )
 
     command = "llama-fast demo" + (" --quick" if args.quick else "") + f" --seed {args.seed}"
-    results = Results(command, info.collect(), checks, said, logits, training, scores, seconds)
+    results = Results(command, info.collect(), checks, reply, logits, training, scores, seconds)
     screen.console.print()
     screen.console.print(report.summary_table(results))
     return results, report.write(results, args.out)

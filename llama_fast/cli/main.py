@@ -20,7 +20,11 @@ PROG = "llama-fast"
 class _LlamaFast(Command):
     name = PROG
     help = "fast attention and cross-entropy kernels, and a Llama stack on top"
-    epilog = f"`{PROG} COMMAND --help` describes a command."
+    epilog = f"""`{PROG} COMMAND --help` describes a command.
+
+Exit codes: 0 done; 1 done with a negative result, such as a failed check; 2 wrong usage or bad
+input; 130 interrupted.
+"""
     subcommands: ClassVar[Mapping[str, str]] = {
         "info": "llama_fast.cli.info",
         "demo": "llama_fast.cli.demo",

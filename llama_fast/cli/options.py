@@ -69,7 +69,7 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 
 
 def add_seed(
-    parser: argparse._ActionsContainer, of: str, *, default: int | None = 0, said: str = "0"
+    parser: argparse._ActionsContainer, of: str, *, default: int | None = 0, shown: str = "0"
 ) -> None:
     """Add --seed.
 
@@ -77,10 +77,10 @@ def add_seed(
         parser: gets the option.
         of: what is random.
         default: of the option.
-        said: the default as the help text has it.
+        shown: the default in the help text.
     """
     parser.add_argument(
-        "--seed", type=int, default=default, metavar="N", help=f"seed of {of} (default: {said})"
+        "--seed", type=int, default=default, metavar="N", help=f"seed of {of} (default: {shown})"
     )
 
 
@@ -149,7 +149,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
         metavar="R",
         help="values above 1 make tokens that are in the text less likely",
     )
-    add_seed(group, "sampling", default=None, said="a different one each time")
+    add_seed(group, "sampling", default=None, shown="a different one each time")
     add(
         "--stop",
         action="append",

@@ -150,8 +150,8 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
     if plan.fits:
         console.print(Text("fits", "bold green"))
         return
-    said = ". These settings would, at the same batch size:"
-    console.print(Text.assemble(("does not fit", "bold red"), said))
+    title = ". These settings would, at the same batch size:"
+    console.print(Text.assemble(("does not fit", "bold red"), title))
     for change, other in changes:
         console.print(f"  {change}: {other.peak_bytes / 1e9:,.1f} GB")
     if not changes:
