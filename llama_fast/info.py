@@ -69,9 +69,9 @@ def cpu_features() -> list[str] | None:
     """Instruction-set extensions that the processor has, or None without the host module."""
     if importlib.util.find_spec("llama_fast._host") is None:
         return None
-    from llama_fast import _host
+    from llama_fast._host import cpu_features as host_features
 
-    return sorted(name for name, present in _host.cpu_features().items() if present)
+    return sorted(name for name, present in host_features().items() if present)
 
 
 def _instruction_set() -> str:

@@ -71,8 +71,6 @@ def imports(module: str, modules: Sources) -> set[str]:
     """The modules of `modules` that one of them imports."""
     found = set()
     for parent, name in _named(module, *modules[module]):
-        if f"{parent}.{name}" == "llama_fast._host":  # compiled, on the ground floor
-            continue
         target = f"{parent}.{name}" if f"{parent}.{name}" in modules else parent
         if target in modules and target != module:
             found.add(target)
