@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from llama_fast import reference
+from llama_fast._grad_mask import grad_mask
 from llama_fast.ops._autograd import differentiable, empty_like_heads, loop_over_vmap
 from llama_fast.ops.backends.library import library
 from llama_fast.reference import AttentionOptions
@@ -42,10 +43,10 @@ def _attention_fake(
 def _attention_backward_fake(
     grad_out: torch.Tensor, grad_lse: OptionalTensor, *args: Any
 ) -> tuple[torch.Tensor, ...]:
-    q, k, v, _out, _lse, _lse_low, *options, grad_mask = args
+    q, k, v, _out, _lse, _lse_low, *options, mask = args
 
     def grad(bit: int, t: OptionalTensor) -> torch.Tensor:
-        if not grad_mask & (1 << bit) or t is None:
+        if not mask & (1 << bit) or t is None:
             return q.new_empty(0)
         return empty_like_heads(t) if bit < 3 else t.new_empty(t.shape)
 
@@ -96,8 +97,7 @@ def _backward(
     else:
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        # One bit a gradient, in the order that the operator returns them.
-        mask = sum(1 << bit for bit, needed in enumerate(needs_grad) if needed)
+        mask = grad_mask(needs_grad)
         grads = torch.ops.llama_fast.attention_backward(
             grad_out, grad_lse, q, k, v, out, lse, lse_low, *options, mask
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llama_fast import reference
+from llama_fast._grad_mask import grad_mask
 from llama_fast.ops import stock
 from llama_fast.ops._autograd import differentiable, empty_like_heads, needs_plain_torch
 from llama_fast.ops._checks import (
@@ -136,7 +137,7 @@ def _backward(
     dx, grad_weight = grad_x, None
     if grad_y is not None:
         x, weight, rstd = ctx.saved_tensors
-        mask = (needs_input or needs_residual) | needs_weight << 1
+        mask = grad_mask((needs_input or needs_residual, needs_weight))
         dx, grad_weight = _gradients(grad_y, grad_x, x, weight, rstd, *ctx.options, mask)
     return (
         dx.to(ctx.dtypes[0]) if needs_input and dx is not None else None,

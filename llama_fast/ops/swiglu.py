@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llama_fast import reference
+from llama_fast._grad_mask import grad_mask
 from llama_fast.ops import stock
 from llama_fast.ops._autograd import differentiable, needs_plain_torch
 from llama_fast.ops._checks import check_float, check_same, check_shape
@@ -70,7 +71,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 def _backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     gate, up = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    grads = _gradients(grad_out, gate, up, needs[0] | needs[1] << 1)
+    grads = _gradients(grad_out, gate, up, grad_mask(needs))
     return tuple(g if needed else None for g, needed in zip(grads, needs, strict=True))
 
 
