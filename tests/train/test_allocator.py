@@ -1,4 +1,4 @@
-"""What a step frees stays for the next one."""
+"""Freed memory is kept for the next step."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def test_pages_are_faulted_in_once() -> None:
     assert few < many / 100
 
 
-def test_a_setting_of_ones_own_stays() -> None:
+def test_settings_in_the_environment_win() -> None:
     kept, _ = faults("keep", MALLOC_TRIM_THRESHOLD_="131072")
     assert kept == "False"

@@ -1,4 +1,4 @@
-"""Checkpoints survive kills, full disks and damage; they come back bit for bit."""
+"""Checkpoints are bitwise exact, and survive kills, full disks and damage."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def loaded(checkpoints: CheckpointManager, found: Checkpoint | None) -> dict[str
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_comes_back_bit_for_bit(tmp_path: Path, asynchronous: bool) -> None:
+def test_loads_bit_for_bit(tmp_path: Path, asynchronous: bool) -> None:
     checkpoints = CheckpointManager(tmp_path / "c")
     assert checkpoints.latest() is None
     mine = tensors(3)
@@ -80,7 +80,7 @@ def test_the_one_just_written_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2])
-def test_damaged_ones_do_not_take_the_place_of_whole_ones(tmp_path: Path, keep: int) -> None:
+def test_damaged_checkpoints_are_not_counted(tmp_path: Path, keep: int) -> None:
     for step in (100, 200):
         CheckpointManager(tmp_path).save(step, tensors(step), {})
     (tmp_path / "step-00000200" / "state.json").write_text("")
@@ -98,7 +98,7 @@ def test_damaged_ones_do_not_take_the_place_of_whole_ones(tmp_path: Path, keep: 
     assert bits(loaded(checkpoints, found)) == bits(tensors(201))
 
 
-def test_a_step_again_replaces_it(tmp_path: Path) -> None:
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     checkpoints = CheckpointManager(tmp_path)
     for seed in (1, 2):
         checkpoints.save(4, tensors(seed), {"seed": seed})
@@ -108,8 +108,8 @@ def test_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
 
 
-def test_one_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that fails for a moment does not make a whole checkpoint a damaged one."""
+def test_an_unreadable_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary error of the file system does not mark a checkpoint as damaged."""
     for step in (100, 200):
         CheckpointManager(tmp_path).save(step, tensors(step), {})
     said: list[str] = []
@@ -139,7 +139,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("pattern", ["*.safetensors", "state.json", "manifest.json"])
-def test_a_damaged_one_is_named_and_the_one_before_used(
+def test_a_damaged_checkpoint_is_skipped_and_named(
     tmp_path: Path, pattern: str, damage: object
 ) -> None:
     said: list[str] = []
@@ -159,7 +159,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_full_disk_loses_nothing(tmp_path: Path, asynchronous: bool) -> None:
-    """A limit on the size of files stands for the full disk: writing ends with an OSError."""
+    """A limit on the size of files acts like a full disk: writing raises OSError."""
     checkpoints = CheckpointManager(tmp_path)
     checkpoints.save(1, tensors(1), {})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -189,7 +189,7 @@ for step in itertools.count(1):
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """kill -9 while checkpoints are written: the newest is whole, nothing is called damaged."""
+    """kill -9 while checkpoints are written: the newest is complete, none is damaged."""
     draw = random.Random(0)
     for attempt in range(6):
         folder = tmp_path / str(attempt)
@@ -239,7 +239,7 @@ def rank_saves(rank: int, ranks: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_another_number_of_ranks(tmp_path: Path) -> None:
-    """Written in rows by 2 processes, read in columns by 3 and by this one; the newest is bad."""
+    """Written by 2 processes in rows, read by 3 in columns and by 1; the newest is damaged."""
     mp.spawn(rank_saves, (2, str(tmp_path)), nprocs=2)
     (tmp_path / "c/step-00000002/state.json").unlink()
     mp.spawn(rank_saves, (3, str(tmp_path)), nprocs=3)
@@ -272,7 +272,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_a_thread_that_cannot_start_loses_nothing(tmp_path: Path) -> None:
-    """Short of memory there is no room for its stack: the checkpoint is written without it."""
+    """If there is no memory for a thread, the checkpoint is written synchronously."""
     checkpoints = CheckpointManager(tmp_path / "c")
     before = threading.stack_size(1 << 46)  # more than there are addresses
     try:

@@ -1,4 +1,4 @@
-"""The files in configs/: each is read as it stands, and makes the model it names."""
+"""Each file in configs/ is valid, and its model has the stated size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RAPL's files as Linux lays them out, in a folder of our own."""
+"""Energy meters, on RAPL files as Linux has them in a temporary folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def domain(folder: Path, number: str, name: str, microjoules: int) -> Path:
 
 
 def test_packages_and_memory_count_once(tmp_path: Path) -> None:
-    """Cores are a part of their package, and psys holds everything."""
+    """Cores are part of a package, and psys includes everything."""
     counters = [
         domain(tmp_path, "0", "package-0", 10_000_000),
         domain(tmp_path, "1", "package-1", 20_000_000),
@@ -40,7 +40,7 @@ def test_packages_and_memory_count_once(tmp_path: Path) -> None:
     assert meter.source == "RAPL, package-0 and dram and package-1"
 
 
-def test_counters_begin_again_at_their_range(tmp_path: Path) -> None:
+def test_counters_wrap_around(tmp_path: Path) -> None:
     counter = domain(tmp_path, "0", "package-0", RANGE - 2_000_000)
     meter = RaplMeter(tmp_path)
     counter.write_text("1000000\n")
@@ -49,7 +49,7 @@ def test_counters_begin_again_at_their_range(tmp_path: Path) -> None:
     assert meter.joules() == pytest.approx(3.0 + RANGE / 1e6 - 0.5)
 
 
-def test_what_cannot_be_read_is_not_measurable(tmp_path: Path) -> None:
+def test_no_meter_without_readable_counters(tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     assert find_meter(cpu, tmp_path / "nowhere") is None
     counter = domain(tmp_path, "0", "package-0", 0)

@@ -1,4 +1,4 @@
-"""A checkpoint that could not be written is said in the next steps, and costs no step."""
+"""A checkpoint that cannot be written raises an error in the next steps; no step is lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(random_shards: str) -> Path:
 
 @contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """Files of at most 200 kB, as if the disk was full: a checkpoint has 1.4 MB."""
+    """Limit files to 200 kB, like a full disk: a checkpoint has 1.4 MB."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
@@ -73,8 +73,8 @@ def last_bits(out: Path) -> dict[str, list[bytes]]:
     return found
 
 
-def test_room_again(folder: Path) -> None:
-    """Step 10 could not be written, step 11 is: nothing is lost, and the run goes on from there."""
+def test_space_is_free_again(folder: Path) -> None:
+    """Step 10 cannot be written, step 11 can: nothing is lost, and the run resumes from it."""
     run = TrainingRun(config(folder, "failed"), log=lambda line: None)
     fail_first_save(run)
     with pytest.raises(
@@ -89,7 +89,7 @@ def test_room_again(folder: Path) -> None:
     assert [(s.step, s.loss) for s in found] == [(s.step, s.loss) for s in whole]
 
 
-def test_still_no_room(folder: Path) -> None:
+def test_no_space_later(folder: Path) -> None:
     run = TrainingRun(config(folder, "failed"), log=lambda line: None)
     take_step = run._train_step
 
@@ -109,7 +109,7 @@ def test_still_no_room(folder: Path) -> None:
     assert run.step == 11 and steps(folder / "failed") == []
 
 
-def test_no_room_at_the_end(folder: Path) -> None:
+def test_no_space_at_the_end(folder: Path) -> None:
     run = TrainingRun(config(folder, "failed"), log=lambda line: None)
     while run.step < 29:
         run._train_step()

@@ -1,4 +1,4 @@
-"""The arithmetic of a step, counted by torch in another implementation of the model."""
+"""FLOPs of a step, against torch's count in another implementation of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llama_fast.train.flops import attention_pairs, measured_flops, peak_flops, 
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_is_what_torch_counts_in_transformers(tied: bool) -> None:
+def test_equals_torchs_count_in_transformers(tied: bool) -> None:
     """Without Flash attention, which multiplies what the mask hides too: all pairs count."""
     from transformers import LlamaConfig as Theirs
     from transformers import LlamaForCausalLM
@@ -38,7 +38,7 @@ def test_is_what_torch_counts_in_transformers(tied: bool) -> None:
     assert training_flops(ours, 96, 96, 2 * 48 * 48) == counter.get_total_flops()
 
 
-def test_pairs_are_those_that_the_mask_of_packed_sequences_leaves() -> None:
+def test_pairs_are_those_that_the_packed_mask_allows() -> None:
     lengths = torch.tensor([5, 1, 9, 17])
     mask = torch.block_diag(*(torch.ones(n, n).tril() for n in lengths.tolist()))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(torch.int32)
@@ -47,13 +47,13 @@ def test_pairs_are_those_that_the_mask_of_packed_sequences_leaves() -> None:
     assert attention_pairs(torch.tensor([0, 100_000], dtype=torch.int32)) == 5_000_050_000
 
 
-def test_ignored_targets_cost_no_head() -> None:
+def test_ignored_targets_take_no_flops_in_the_head() -> None:
     config = LlamaConfig.preset("debug")
     all_, none = (training_flops(config, 100, targets, 0) for targets in (100, 0))
     assert all_ - none == 6 * 100 * config.vocab_size * config.embed_dim
 
 
-def test_rate_of_the_processor_is_measured_in_a_moment() -> None:
+def test_peak_of_the_processor_is_measured_quickly() -> None:
     cpu = torch.device("cpu")
     state = torch.get_rng_state()
     begin = time.perf_counter()
@@ -76,7 +76,7 @@ def test_rate_of_the_processor_is_measured_in_a_moment() -> None:
         ("NVIDIA B200", "bfloat16", 2250e12),
     ],
 )
-def test_gpus_are_known_by_the_names_that_they_give(
+def test_gpus_are_recognized_by_their_names(
     name: str, precision: str, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)

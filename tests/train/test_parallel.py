@@ -1,4 +1,4 @@
-"""Runs on 2 and 4 processes compute what one process computes."""
+"""Runs on 2 and 4 processes have the result of one process."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_equals_one_process(
 
 
 def goes_on_rank(rank: int, folder: Path, questions: str) -> None:
-    """Four steps, once whole and once stopped in the third and gone on with."""
+    """Four steps, once in one go and once stopped in the third and resumed."""
     for mode in MODES[2]:
         dropout = 0.1 if mode in ("replicate", "shard") else 0.0
         for name in ("whole", "stopped"):
@@ -193,7 +193,7 @@ def saved_parts(out: Path) -> dict[str, list[bytes]]:
     return {name: sorted(found) for name, found in parts.items()}
 
 
-def test_two_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_two_processes_resume_bit_for_bit(tmp_path: Path) -> None:
     """Weights, moments, average, random numbers and curves, with dropout, accumulation and workers.
 
     The benchmarks' scores are those that one process gives the same weights.

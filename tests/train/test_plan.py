@@ -1,4 +1,4 @@
-"""What `llama-fast plan` says, against runs: bytes held, kept and sent, and the arithmetic."""
+"""`llama-fast plan` against real runs: memory, communication and FLOPs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_weights_moments_and_average_are_exactly_what_a_run_holds(folder: Path) -> None:
+def test_memory_of_weights_moments_and_average_is_exact(folder: Path) -> None:
     settings = config(folder, "held", optimizer=OptimizerOptions(ema_decay=0.5))
     run = TrainingRun(settings, log=lambda line: None)
     held: Counter[str] = Counter()
@@ -75,8 +75,8 @@ def test_weights_moments_and_average_are_exactly_what_a_run_holds(folder: Path) 
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_activations_are_exactly_what_autograd_keeps(precision: str) -> None:
-    """Of one more block: the difference between models of two and of one."""
+def test_memory_of_activations_is_exact(precision: str) -> None:
+    """Of one block: the difference between models with two blocks and with one."""
     kept = {}
     for layers in (1, 2):
         shape = LlamaConfig(300, 64, 8, layers, num_kv_heads=2, ffn_dim=160, max_seq_len=128)
@@ -103,7 +103,7 @@ def test_activations_are_exactly_what_autograd_keeps(precision: str) -> None:
 
 
 @pytest.mark.slow
-def test_peak_memory_is_within_a_tenth_of_what_is_measured(tmp_path: Path) -> None:
+def test_peak_memory_is_within_a_tenth_of_a_measurement(tmp_path: Path) -> None:
     """Not planned are what the allocator keeps of freed blocks and the kernels' scratch (some
     20 MB here); planned too high is working memory that is never all there at once."""
     command = [sys.executable, "-m", "tests.train.step_memory", str(tmp_path)]
@@ -121,7 +121,7 @@ def test_peak_memory_is_within_a_tenth_of_what_is_measured(tmp_path: Path) -> No
 
 
 class Counting(TorchDispatchMode):
-    """Bytes of what torch is asked to send, the exchange of single numbers left out."""
+    """Count the bytes in calls of torch's communication, except exchanges of single numbers."""
 
     OPERATIONS: ClassVar = {
         "c10d.allreduce_": "all-reduce",
@@ -184,7 +184,7 @@ SENT: list[tuple[MeshShape, dict[str, Any]]] = [
 
 
 @pytest.mark.slow
-def test_traffic_is_exactly_what_torch_is_asked_to_send(folder: Path, tmp_path: Path) -> None:
+def test_traffic_is_exact(folder: Path, tmp_path: Path) -> None:
     on_ranks(4, count, tmp_path, folder, SENT)
     for number, (mesh, changes) in enumerate(SENT):
         settings = config(folder, "unused", mesh, **changes)
@@ -199,7 +199,7 @@ def test_traffic_is_exactly_what_torch_is_asked_to_send(folder: Path, tmp_path: 
 
 
 class Copies(TorchDispatchMode):
-    """Bytes of the 16-bit copies of weights that are there at once, at most."""
+    """Peak of the bytes of 16-bit copies of weights."""
 
     def __init__(self, shapes: set[torch.Size]) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ def count_copies(rank: int, folder: Path, data: Path) -> None:
 SHARED = MeshShape(1, 2, 1, 1)
 
 
-def test_few_weights_are_there_in_16_bits_at_once(folder: Path, tmp_path: Path) -> None:
+def test_few_16_bit_copies_of_weights_exist_at_once(folder: Path, tmp_path: Path) -> None:
     """Under FSDP and autocast, which would keep a copy of each to the end of the forward pass."""
     on_ranks(2, count_copies, tmp_path, folder)
     model = model_of(config(folder, tied=False), 256)
@@ -245,7 +245,7 @@ def test_few_weights_are_there_in_16_bits_at_once(folder: Path, tmp_path: Path) 
     assert most["selective"] <= 2 * max(block, head) and most["full"] <= 2 * max(block, head)
 
 
-def test_arithmetic_is_that_of_a_run(folder: Path) -> None:
+def test_flops_are_those_of_a_run(folder: Path) -> None:
     settings = config(folder, "arithmetic")
     run = TrainingRun(settings, log=lambda line: None)
     step = run._train_step()
@@ -291,7 +291,7 @@ def test_llama_3_8b_on_64_gpus() -> None:
     assert found.fits
 
 
-def test_what_does_not_fit_gets_settings_that_do() -> None:
+def test_advice_names_settings_that_fit() -> None:
     found = of_file(
         "llama3-8b-fsdp", 8, **{"data.micro_batch_size": 4, "activation_checkpointing": "none"}
     )
@@ -310,7 +310,7 @@ def test_what_does_not_fit_gets_settings_that_do() -> None:
     assert not whole.fits and advice(whole, gpus=1) == []
 
 
-def test_less_is_needed_where_more_share() -> None:
+def test_more_processes_need_less_memory() -> None:
     peaks = [of_file("llama3-8b-fsdp", n, **{"parallel.shard": n}).peak_bytes for n in (8, 16, 64)]
     assert peaks == sorted(peaks, reverse=True)
     modes = ("none", "selective", "full")

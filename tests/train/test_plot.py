@@ -1,4 +1,4 @@
-"""Curves: what is drawn is what the steps were."""
+"""Plotted curves are those of the steps."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--out: expected a .png" in capsys.readouterr().err
 
 
-def test_a_run_that_is_being_written_can_be_drawn(tmp_path: Path) -> None:
+def test_a_run_can_be_plotted_while_it_is_written(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a", [3.0, 2.5])
     with (run / "metrics.csv").open("a") as file:
         file.write("3,500,5")

@@ -1,4 +1,4 @@
-"""Time left and the bar."""
+"""The estimate of the remaining time and the progress display."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fed(pace: ThroughputMeter, count: int, slow: dict[int, float]) -> list[float
     return left
 
 
-def test_one_slow_step_does_not_move_the_time_left() -> None:
+def test_one_slow_step_does_not_change_the_remaining_time() -> None:
     even = fed(ThroughputMeter(1000), 100, {})
     bumpy = fed(ThroughputMeter(1000), 100, {60: 30.0})
     assert even[-1] == pytest.approx(450, rel=1e-3)
@@ -37,7 +37,7 @@ def test_one_slow_step_does_not_move_the_time_left() -> None:
     assert all(a > b for a, b in itertools.pairwise(even))
 
 
-def test_validation_and_saving_take_their_share() -> None:
+def test_remaining_time_includes_validation_and_saving() -> None:
     """Ten seconds of validation every 20 steps of half a second: twice the time."""
     pace, now = ThroughputMeter(400), time.perf_counter()
     for number in range(1, 201):
@@ -58,7 +58,7 @@ def test_means_over_the_last_steps() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_bar_fits_a_terminal(width: int) -> None:
+def test_the_display_fits_a_terminal(width: int) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=width, height=20, color_system=None)
     pace, shown = ThroughputMeter(200), ProgressDisplay(200, 0, console)
@@ -72,5 +72,5 @@ def test_the_bar_fits_a_terminal(width: int) -> None:
     assert text in out.getvalue()
 
 
-def test_no_bar_without_a_terminal() -> None:
+def test_no_display_without_a_terminal() -> None:
     assert progress_display(10, 0) is None

@@ -1,4 +1,4 @@
-"""Training runs: continued to the last bit after a kill, split up and equal, stopped by NaN."""
+"""Training runs: bitwise resume after a kill, gradient accumulation, errors, the command line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def without_measured(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_same_bits(tmp_path: Path, shards: str) -> None:
+def test_killed_runs_are_resumed_bit_for_bit(tmp_path: Path, shards: str) -> None:
     """kill -9 at 20 random moments, also within saves: weights, moments, average, random numbers,
     metrics and curves are those of a run that nobody killed.
     """
@@ -78,8 +78,8 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path, shards: str) -> None
         assert [step for step, _ in curves(out)["train/loss"]] == list(range(1, 17)), number
 
 
-def test_what_is_saved_is_all_there_is(tmp_path: Path, shards: str) -> None:
-    """The test above sees no state that is saved nowhere and equal by chance: it differs here."""
+def test_a_checkpoint_has_the_whole_state(tmp_path: Path, shards: str) -> None:
+    """State that is saved nowhere could be equal by chance in the test above; here it differs."""
     run = TrainingRun(killed_config(tmp_path / "a", shards), log=lambda line: None)
     run.train()
     found = run.checkpoints.latest()
@@ -94,8 +94,8 @@ def test_what_is_saved_is_all_there_is(tmp_path: Path, shards: str) -> None:
     assert not torch.equal(saved["random.cpu.0"], torch.get_rng_state())  # dropout drew from it
 
 
-def test_micro_batches_do_not_matter(tmp_path: Path, shards: str) -> None:
-    """Four rows at once, or one by one: the same loss and gradient, up to float32's rounding."""
+def test_accumulation_is_independent_of_micro_batches(tmp_path: Path, shards: str) -> None:
+    """Four sequences at once or one by one: equal loss and gradient, up to float32 rounding."""
     whole = trained(make(tmp_path / "a", shards))
     data = DataOptions(train=shards, seq_len=64, micro_batch_size=1)
     options = OptimizerOptions(lr=3e-3, gradient_accumulation_steps=4)
@@ -133,7 +133,7 @@ def test_mixed_precision_keeps_float32_weights(tmp_path: Path, shards: str, prec
     assert full.step == mixed.step == 20
 
 
-def test_the_average_is_the_weights_average(tmp_path: Path, shards: str) -> None:
+def test_moving_average_of_the_weights(tmp_path: Path, shards: str) -> None:
     run = TrainingRun(
         make(tmp_path, shards, optimizer=OptimizerOptions(ema_decay=0.5)), log=lambda line: None
     )
@@ -145,7 +145,7 @@ def test_the_average_is_the_weights_average(tmp_path: Path, shards: str) -> None
     torch.testing.assert_close(run.average["norm.weight"], expected, rtol=1e-6, atol=0)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, shards: str) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, shards: str) -> None:
     config = make(tmp_path, shards, steps=9, checkpoint_every=1, keep_last=1)
     run = TrainingRun(config, log=lambda line: None)
     for _ in range(3):
@@ -161,7 +161,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, shards: str) -> 
     assert resumed.step == 9
 
 
-def test_a_bad_step_is_left_out_if_asked(
+def test_a_step_that_is_not_finite_can_be_skipped(
     tmp_path: Path, shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -235,7 +235,7 @@ def test_damaged_data_is_named_before_the_run(tmp_path: Path, shards: str) -> No
     assert not (tmp_path / "run").exists()
 
 
-def test_too_little_to_validate_on_is_said_before_the_run(tmp_path: Path, shards: str) -> None:
+def test_too_little_validation_data_is_an_error_before_the_run(tmp_path: Path, shards: str) -> None:
     with ShardWriter(tmp_path / "few", vocab_size=257, tokenizer={}) as writer:
         writer.add([1, 2, 3])
     config = make(tmp_path / "run", shards)
@@ -246,7 +246,7 @@ def test_too_little_to_validate_on_is_said_before_the_run(tmp_path: Path, shards
 
 
 def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """YAML, overridden by options; stops, and goes on."""
+    """YAML, overridden by options; a stopped run is resumed."""
     file = tmp_path / "debug.yaml"
     file.write_text(f"steps: 4\nout: {tmp_path}/run\ndata:\n  train: {shards}\n  seq_len: 64\n")
     assert cli(["train", str(file), "--data.micro_batch_size", "2", "--log_every", "2"]) == 0
@@ -309,7 +309,7 @@ def test_unknown_options_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert yaml.safe_load(capsys.readouterr().out) == dataclasses.asdict(TrainConfig(steps=77))
 
 
-def test_a_model_may_begin_with_given_weights(tmp_path: Path, shards: str) -> None:
+def test_training_starts_from_given_weights(tmp_path: Path, shards: str) -> None:
     first = trained(make(tmp_path / "a", shards, steps=1))
     from llama_fast.models import save
 

@@ -1,4 +1,4 @@
-"""What a run leaves for people to see: curves, scores, a record, a trace, advice."""
+"""What a run logs: curves, scores, a record, a trace, advice."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def test_the_hash_of_code_follows_the_code(tmp_path: Path) -> None:
     assert len({before, after, code_sha256(tmp_path)}) == 3
 
 
-def test_benchmarks_are_asked_while_training(tmp_path: Path, shards: str) -> None:
-    """Text of the data itself against the same text backwards: learned in 60 steps."""
+def test_benchmarks_are_scored_during_training(tmp_path: Path, shards: str) -> None:
+    """Text of the training data against the same text reversed: learned in 60 steps."""
     text = Path(shared_data("corpora/tinyshakespeare.txt")).read_text()
     pieces = [text[i : i + 40].strip() for i in range(0, 40_000, 1_000)]
     file = tmp_path / "forwards.jsonl"
@@ -141,13 +141,13 @@ def test_benchmarks_are_asked_while_training(tmp_path: Path, shards: str) -> Non
     assert scores[-1].accuracy > 0.8
     assert [step for step, _ in curves(out)["benchmarks/forwards"]] == [20, 40, 60]
     assert any("forwards" in line and "guessing: 50.0%" in line for line in said)
-    # Asking draws no random numbers and leaves the model in training mode.
+    # Scoring does not use the random state and leaves the model in training mode.
     trained(make(tmp_path / "silent", shards, steps=60))
     a, b = (read_metrics(p / "metrics.csv") for p in (out, tmp_path / "silent"))
     assert [s.loss for s in a] == [s.loss for s in b]
 
 
-def test_questions_that_do_not_fit_are_named_at_the_start(tmp_path: Path, shards: str) -> None:
+def test_questions_that_are_too_long_are_an_error_at_the_start(tmp_path: Path, shards: str) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"context": "a" * 300, "choices": ["b", "c"], "gold": 0}) + "\n")
     with pytest.raises(ValueError, match="max_seq_len = 256 tokens, long has one of 302: long-1"):
@@ -189,7 +189,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_a_step_that_does_not_fit(tmp_path: Path, shards: str) -> None:
-    """The third step is refused memory by the system: one line says what would help."""
+    """The system refuses memory in the third step: one line names settings that would help."""
     command = ["train", "--data.train", shards, "--data.seq_len", "64",
                "--data.micro_batch_size", "1500", "--out", str(tmp_path), "--steps", "4",
                "--checkpoint_every", "1"]  # fmt: skip
@@ -205,7 +205,7 @@ def test_a_step_that_does_not_fit(tmp_path: Path, shards: str) -> None:
     assert "data.micro_batch_size 1500 x data.seq_len 64 = 96,000 tokens in float32" in line
     assert "data.micro_batch_size 750 with optimizer.gradient_accumulation_steps 2" in line
     assert "precision bfloat16" in line
-    # Nothing is lost: a smaller step goes on from the second one's checkpoint.
+    # Nothing is lost: the checkpoint of the second step is there.
     assert len(read_metrics(tmp_path / "metrics.csv")) == 2
     assert (tmp_path / "checkpoints/step-00000002").is_dir()
 
@@ -223,7 +223,7 @@ def test_advice_fits_the_settings(tmp_path: Path) -> None:
     assert "data.micro_batch_size 0" not in text and "precision bfloat16" not in text
 
 
-def test_what_a_person_sees_costs_less_than_a_twentieth(tmp_path: Path, shards: str) -> None:
+def test_logging_takes_less_than_a_twentieth_of_a_step(tmp_path: Path, shards: str) -> None:
     config = make(tmp_path, shards, steps=60, log_every=1)
     config.data.micro_batch_size = 32
     run = TrainingRun(config, log=lambda line: None)

@@ -1,4 +1,4 @@
-"""What a run needs to go on, and that no two go on in one folder."""
+"""Resuming a run, and locking its folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def weights(run: TrainingRun) -> Tensor:
 
 
 def stop_after(config: TrainConfig, steps: int) -> None:
-    """Like a kill after so many steps, the checkpoints before them written."""
+    """Like a kill after some steps, with their checkpoints complete."""
     run = TrainingRun(config, log=lambda line: None)
     take = run._train_step
 
@@ -54,8 +54,8 @@ def stop_after(config: TrainConfig, steps: int) -> None:
         run.train()
 
 
-def test_the_weights_to_begin_with_are_read_once(tmp_path: Path, shards: str) -> None:
-    """They may be gone or moved when a run goes on; it ends with the same bits."""
+def test_initial_weights_are_read_once(tmp_path: Path, shards: str) -> None:
+    """They may be deleted or moved before a run is resumed; its result is bitwise the same."""
     shape = LlamaConfig(
         300, 32, 2, 1, ffn_dim=48, rope_factors=(1.0, 2.0, 2.0, 4.0, 4.0, 4.0, 8.0, 8.0)
     )
@@ -99,7 +99,7 @@ time.sleep(600)
 
 
 def test_one_run_at_a_time(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second one is refused and touches nothing; after a kill -9 the folder is free at once."""
+    """A second run is refused and changes nothing; after kill -9 the folder is unlocked."""
     out = tmp_path / "run"
     child = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", RUN, str(out), shards],
