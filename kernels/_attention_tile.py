@@ -1,10 +1,10 @@
-"""What the attention kernels share on the device: positions, tiles of scores, masks, dropout.
+"""Device functions that the attention kernels share: positions, tiles of scores, masks, dropout.
 
 Every kernel works on tiles of queries by keys. A tile is described by the position `i` of its
 queries and `j` of its keys inside their sequence, two index tensors that broadcast against each
 other: (queries, 1) and (1, keys), or (1, queries) and (keys, 1) for a transposed tile.
 
-`P` is the `Plan` of the call (see `_attention_plan.py`): all that the code is specialised for.
+`P` is the `Plan` of the call (see `_attention_plan.py`), for which the code is specialised.
 """
 
 import triton
@@ -113,7 +113,7 @@ def store_tile(x, batch, head, row, rows, value, ROWS: tl.constexpr, SIZE: tl.co
 
 @triton.jit
 def locate_tile(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERIES: tl.constexpr,
-             FLIP: tl.constexpr, P: tl.constexpr):  # fmt: skip
+                FLIP: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """The (sequence, head, tile) of a program, and first rows and lengths of its queries and keys.
 
     Tiles are of queries (QUERIES) or keys. For packed tensors S and T are the rows of all

@@ -1,4 +1,4 @@
-"""Launching a kernel, and what the launchers share: facts about the GPU, layouts, types.
+"""How kernels are launched, and helpers for the launchers: the GPU, layouts, types.
 
 A launcher computes its grid and configuration and calls `launch`. Within `recording` nothing runs:
 the launches are recorded, for a GPU that need not be present. `make gpu-compile` gets its list of
