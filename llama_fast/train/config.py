@@ -1,6 +1,7 @@
 """Configuration of a training run: every field is a `llama-fast train` option and a YAML key.
 
-The string below each field is its documentation; `llama-fast train --help` prints it.
+The string below each field is its documentation; `llama-fast train --help` prints it. This module
+imports no torch, so that the help is fast.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_fast.train.schedules import LRSchedule, ScheduleName
-from llama_fast.train.trackers import ReportTo
 
 Precision = Literal["float32", "bfloat16", "float16"]
+ReportTo = Literal["none", "wandb", "trackio"]
 
 
 @dataclass

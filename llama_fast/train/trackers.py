@@ -7,11 +7,10 @@ import importlib
 import socket
 import time
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from llama_fast.train.metrics import StepMetrics, naming_file
 
-ReportTo = Literal["none", "wandb", "trackio"]
 PROJECT = "llama_fast"
 
 
