@@ -1,5 +1,5 @@
 // The functions behind the registered operators: tensors in, kernel arguments out.
-// Their parameters are those of the schemas in llama_fast/ops/_library.py, in the same order.
+// Their parameters are those of the schemas in llama_fast/ops/backends/table.py, in the same order.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

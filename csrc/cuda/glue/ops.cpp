@@ -1,5 +1,5 @@
 // Registers the CUDA kernels. Triton's are registered for the same key later, from Python, which
-// keeps these and calls them where they are chosen (llama_fast/ops/_cuda.py).
+// keeps these and calls them where they are chosen (llama_fast/ops/backends/cuda.py).
 #include "cuda/glue/ops.h"
 
 #include <torch/csrc/stable/library.h>

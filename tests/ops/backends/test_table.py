@@ -15,6 +15,7 @@ from llama_fast.ops.backends import cuda, library, operator_checks, triton
 from llama_fast.ops.backends.choice import choose
 from llama_fast.ops.backends.table import BACKENDS, FLOATS, OPS, OTHER_SCHEMAS, TABLE, UNIVERSAL
 from llama_fast.ops.backends.table import operator_name as name_of
+from tests.ops.conftest import DEVICES
 
 ROOT = Path(__file__).resolve().parents[3]
 # Their kernels read nothing by an index that a tensor holds, and compute the shapes of the others
@@ -71,6 +72,10 @@ def test_operators_of_triton_check_their_tensors() -> None:
 def test_backends_of_the_table_are_backends() -> None:
     for op in OPS:
         assert set(TABLE[op].kernels) <= set(BACKENDS) - set(UNIVERSAL)
+
+
+def test_the_tests_know_every_backend() -> None:
+    assert set(DEVICES) == set(BACKENDS) - {"auto", "torch"}
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
