@@ -178,7 +178,7 @@ def test_grid(case: Case, dtype: torch.dtype, kernel: str) -> None:
 def refusal(case: Case, dtype: torch.dtype) -> str:
     """What the CUDA kernel says that it cannot do, "" where it can."""
     if dtype not in (torch.bfloat16, torch.float16):
-        return "got " + str(dtype).removeprefix("torch.")
+        return f"got {dtype}"
     return "" if case.D in (64, 128, 256) and not case.Dv else f"got {case.D}"
 
 
