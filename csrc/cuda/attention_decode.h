@@ -28,6 +28,13 @@ struct AttentionDecodeArgs {
   // 0.
   float scale, softcap;
 
+  void set_scale(double product_scale, double product_softcap) {
+    constexpr double kLog2E = 1.4426950408889634;
+    scale = static_cast<float>(product_softcap > 0 ? product_scale / product_softcap
+                                                   : product_scale * kLog2E);
+    softcap = static_cast<float>(product_softcap * kLog2E);
+  }
+
   // With several shares: the maximum, sum and sum of values of each share and row.
   float *part_max, *part_sum, *part_out;
 };

@@ -22,7 +22,7 @@ Thread* current = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
-constexpr size_t kGuardBytes = 4 << 10;  // behind shared memory, to notice writes past its end
+constexpr size_t kGuardBytes = 4 << 10;  // after shared memory, to detect writes past its end
 constexpr unsigned char kGuard = 0xa5;
 
 struct Fiber : Thread {
@@ -32,7 +32,7 @@ struct Fiber : Thread {
 };
 
 std::mutex running;
-std::vector<std::unique_ptr<Fiber>> fibers;  // kept: a stack is expensive to make
+std::vector<std::unique_ptr<Fiber>> fibers;  // kept, because creating a stack is slow
 const std::function<void()>* body = nullptr;
 jmp_buf scheduler;
 std::string failure;
@@ -42,12 +42,12 @@ char* new_stack() {
   void* p = mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::runtime_error("llama_fast emulation: no memory for a stack");
-  mprotect(p, page, PROT_NONE);  // an overflow is a crash, not a wrong result
+  mprotect(p, page, PROT_NONE);  // a stack overflow crashes instead of giving a wrong result
   return static_cast<char*>(p) + page;
 }
 
-// setjmp and longjmp change stacks without a system call; a fiber's first stack is made by
-// makecontext.
+// setjmp and longjmp switch stacks without a system call; makecontext enters the stack of a fiber
+// first.
 void leave(Fiber* fiber) {
   if (_setjmp(fiber->here) == 0) _longjmp(scheduler, 1);
 }
@@ -80,7 +80,7 @@ void release(Barrier& barrier) {
   ++barrier.generation;
 }
 
-// A thread that has returned is not waited for by its block and cluster; its warp waits in vain.
+// Block and cluster do not wait for a thread that has returned; a warp does, which is an error.
 void retire(Barrier& barrier) {
   if (--barrier.expected > 0 && barrier.arrived == barrier.expected) release(barrier);
 }
@@ -103,7 +103,7 @@ std::string stuck(const std::vector<Fiber*>& order) {
   return message + " in all " + std::to_string(named);
 }
 
-// The order in which threads run until they wait.
+// The order in which waiting threads are resumed.
 std::vector<Fiber*> in_order(size_t count, uint64_t seed) {
   std::vector<Fiber*> order(count);
   for (size_t i = 0; i < count; ++i) order[i] = fibers[i].get();
@@ -188,7 +188,7 @@ class ClusterRun {
   [[noreturn]] void throw_failure(const std::string& what) {
     const std::string message = describe(cluster_, what);
     failure.clear();
-    for (const auto& f : fibers) f->begun = false;  // they are somewhere inside the kernel
+    for (const auto& f : fibers) f->begun = false;  // they stopped inside the kernel
     throw std::runtime_error(message);
   }
 
@@ -224,7 +224,7 @@ void wait_at(Barrier& barrier, const char* what) {
 void fail(const char* what) {
   failure = "thread " + std::to_string(current->index) + ": " + what;
   leave(static_cast<Fiber*>(current));
-  std::abort();  // nobody resumes it
+  std::abort();  // never resumed
 }
 
 void run(const Launch& launch, const std::function<void()>& kernel) {

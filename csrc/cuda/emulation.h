@@ -1,9 +1,9 @@
-// The names of ptx.h for a C++ compiler: kernels run on the CPU, to test them without a GPU.
+// The functions of ptx.h in C++: kernels run on the CPU, to test them without a GPU.
 //
 // The threads of a block are fibers of one thread of the operating system. Each runs until it has
-// to wait for others, so that a missing barrier shows as a wrong result in one order of the threads
-// or another: LLAMA_FAST_EMULATION_ORDER=reverse and =shuffle change it. All blocks of a cluster
-// are alive at once; clusters run one after the other. Shared memory is full of NaN when a block
+// to wait for others, so that a missing barrier gives a wrong result for some order of the threads;
+// LLAMA_FAST_EMULATION_ORDER=reverse and =shuffle change the order. All blocks of a cluster run
+// concurrently; clusters run one after the other. Shared memory is filled with NaN when a block
 // begins, and so is the target of an asynchronous copy until it is waited for. A collective that
 // not all threads of a warp, block or cluster reach is an error that names the kernel.
 #pragma once
@@ -33,12 +33,12 @@ namespace emulation {
 struct Barrier {
   int expected = 0, arrived = 0;
   uint64_t generation = 0;
-  const char* what = "";  // the collective that the first to arrive is in
+  const char* what = "";  // the collective that the first thread to arrive called
 };
 
 struct Warp {
   Barrier barrier;
-  alignas(16) unsigned char slots[2][32][64];  // what the lanes tell each other; see exchange()
+  alignas(16) unsigned char slots[2][32][64];  // values of the lanes; see exchange()
 };
 
 struct Cluster;
@@ -70,7 +70,7 @@ struct Thread {
   unsigned exchanges;
   const Barrier* waits_at;
   uint64_t generation;
-  std::vector<std::vector<Copy>> copies;  // those committed, and last those that are not
+  std::vector<std::vector<Copy>> copies;  // committed groups, then the group that is still open
 };
 
 extern Thread* current;
@@ -79,12 +79,12 @@ void wait_at(Barrier& barrier, const char* what);
 [[noreturn]] void fail(const char* what);
 void run(const Launch& launch, const std::function<void()>& kernel);
 
-// Each lane's value, for all lanes of the warp to read until they exchange again.
+// The values of all lanes, which every lane of the warp may read until the next exchange.
 template <class T>
 const unsigned char (*exchange(const T& value, const char* what))[64] {
   static_assert(sizeof(T) <= 64, "slots are small");
   Thread& me = *current;
-  // Two sets of slots in turn: no lane is two exchanges ahead of another.
+  // Two alternating sets of slots are enough: no lane is two exchanges ahead of another.
   auto& slots = me.warp->slots[me.exchanges++ % 2];
   std::memcpy(slots[me.index % 32], &value, sizeof(T));
   wait_at(me.warp->barrier, what);
@@ -100,7 +100,7 @@ T read(const unsigned char* slot) {
 
 }  // namespace emulation
 
-// --- who am I --------------------------------------------------------------------------------
+// --- indices ---------------------------------------------------------------------------------
 
 inline int thread() { return emulation::current->index; }
 inline int threads() { return emulation::current->block->cluster->launch->threads; }
@@ -112,7 +112,7 @@ inline int64_t blocks_y() { return emulation::current->block->cluster->launch->g
 inline int cluster_rank() { return emulation::current->block->rank; }
 inline int cluster_size() { return emulation::current->block->cluster->launch->cluster; }
 
-// --- together --------------------------------------------------------------------------------
+// --- collectives -----------------------------------------------------------------------------
 
 inline void sync_block() { emulation::wait_at(emulation::current->block->barrier, "sync_block"); }
 inline void sync_warp() { emulation::wait_at(emulation::current->warp->barrier, "sync_warp"); }
@@ -166,7 +166,7 @@ inline void store_chunk(void* p, Chunk chunk) {
 }
 inline void store_chunk_once(void* p, Chunk chunk) { store_chunk(p, chunk); }
 
-// The copy happens as late as it may: where it is waited for.
+// The copy happens as late as possible: when it is waited for.
 inline void copy_async(void* shared, const void* global, bool valid = true) {
   emulation::check_aligned(shared);
   if (valid) emulation::check_aligned(global);
@@ -236,7 +236,7 @@ inline f16 narrow<f16>(float v) {
   if (v != v) return {0x7fff};
   if (size == 0.0f) return {sign};
   if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
-  // Rounded to a multiple of its last place, to even, by adding and taking away a large number.
+  // Rounds to the last place, ties to even, by adding and subtracting a large number.
   int exponent = 0;
   std::frexp(size, &exponent);
   const float step = std::ldexp(1.0f, (exponent < -13 ? -13 : exponent) - 11);
@@ -254,7 +254,7 @@ uint32_t pack(float low, float high) {
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float multiply(float a, float b) {
   float product = a * b;
-  asm volatile("" : "+m"(product));  // the compiler may fuse what it can see
+  asm volatile("" : "+m"(product));  // keeps the compiler from contracting the product
   return product;
 }
 inline float divide_fast(float a, float b) { return a / b; }
@@ -305,9 +305,9 @@ void load_matrices(uint32_t (&to)[kMatrices], const void* row, bool transposed) 
 }
 }  // namespace emulation
 
-// 8x8 matrices of 16-bit numbers from shared memory (ldmatrix): lane i names row i % 8 of matrix
-// i / 8, 16 bytes; it gets the elements 2 (i % 4) and the next of row i / 4 of each, or of column
-// i / 4 with `_transposed`.
+// Loads 8x8 matrices of 16-bit numbers from shared memory (ldmatrix). Lane i passes the address of
+// row i % 8, 16 bytes, of matrix i / 8. It receives the elements 2 (i % 4) and 2 (i % 4) + 1 of row
+// i / 4 of each matrix, or of column i / 4 with `_transposed`.
 template <int kMatrices>
 void load_matrices(uint32_t (&to)[kMatrices], const void* row) {
   emulation::load_matrices(to, row, false);

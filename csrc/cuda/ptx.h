@@ -20,7 +20,7 @@ struct alignas(16) Chunk {
   uint32_t word[4];
 };
 
-// --- who am I --------------------------------------------------------------------------------
+// --- indices ---------------------------------------------------------------------------------
 
 LF_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 LF_DEVICE int threads() { return static_cast<int>(blockDim.x); }
@@ -46,13 +46,14 @@ LF_DEVICE int cluster_rank() { return 0; }
 LF_DEVICE int cluster_size() { return 1; }
 #endif
 
-// --- together --------------------------------------------------------------------------------
+// --- collectives -----------------------------------------------------------------------------
 
 constexpr uint32_t kAllLanes = 0xffffffff;
 
 LF_DEVICE void sync_block() { __syncthreads(); }
 LF_DEVICE void sync_warp() { __syncwarp(); }
-// All threads of all blocks of the cluster; what they wrote to shared memory is seen.
+// Waits for all threads of all blocks of the cluster and makes their writes to shared memory
+// visible.
 LF_DEVICE void sync_cluster() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -62,13 +63,14 @@ LF_DEVICE void sync_cluster() {
 #endif
 }
 
-// The block's dynamic shared memory: there is no other.
+// The dynamic shared memory of the block, which uses no static one.
 LF_DEVICE char* shared_memory() {
   extern __shared__ __align__(1024) char llama_fast_shared[];
   return llama_fast_shared;
 }
 
-// Where the block `rank` of the cluster has what is at p here, in shared memory.
+// The address, in the shared memory of block `rank` of the cluster, that corresponds to p in this
+// block.
 template <class T>
 LF_DEVICE T* distributed(T* p, int rank) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -94,7 +96,7 @@ LF_DEVICE uint32_t ballot(bool value) { return __ballot_sync(kAllLanes, value); 
 
 LF_DEVICE Chunk load_chunk(const void* p) { return *static_cast<const Chunk*>(p); }
 LF_DEVICE void store_chunk(void* p, Chunk chunk) { *static_cast<Chunk*>(p) = chunk; }
-// For what is not touched again: does not displace in the caches what is.
+// For memory that is not used again: leaves other data in the caches.
 LF_DEVICE Chunk load_chunk_once(const void* p) {
   Chunk c;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -109,8 +111,8 @@ LF_DEVICE void store_chunk_once(void* p, Chunk c) {
                : "memory");
 }
 
-// 16 bytes from global to shared memory, zeros unless `valid`. Seen by the thread that asked for
-// them after copy_async_wait(), by others after a barrier behind that.
+// Copies 16 bytes from global to shared memory, zeros unless `valid`. The calling thread sees them
+// after copy_async_wait(), other threads after a barrier that follows.
 LF_DEVICE void copy_async(void* shared, const void* global, bool valid = true) {
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const int bytes = valid ? 16 : 0;
@@ -119,7 +121,7 @@ LF_DEVICE void copy_async(void* shared, const void* global, bool valid = true) {
                : "memory");
 }
 LF_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most kPending of the groups of this thread are under way.
+// Waits until at most kPending groups of copies of this thread are in flight.
 template <int kPending>
 LF_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -198,9 +200,9 @@ LF_MULTIPLY_ADD(bf16, "bf16")
 LF_MULTIPLY_ADD(f16, "f16")
 #undef LF_MULTIPLY_ADD
 
-// 8x8 matrices of 16-bit numbers from shared memory (ldmatrix): lane i names row i % 8 of matrix
-// i / 8, 16 bytes; it gets the elements 2 (i % 4) and the next of row i / 4 of each, or of column
-// i / 4 with `_transposed`.
+// Loads 8x8 matrices of 16-bit numbers from shared memory (ldmatrix). Lane i passes the address of
+// row i % 8, 16 bytes, of matrix i / 8. It receives the elements 2 (i % 4) and 2 (i % 4) + 1 of row
+// i / 4 of each matrix, or of column i / 4 with `_transposed`.
 #define LF_LOAD_MATRICES(name, suffix)                                                          \
   template <int kMatrices>                                                                      \
   LF_DEVICE void name(uint32_t (&to)[kMatrices], const void* row) {                             \

@@ -1,9 +1,9 @@
-"""Compiles the CUDA kernels for GPUs that need not be there, and says what they take.
+"""Compiles the CUDA kernels, without a GPU, and reports the resources that they use.
 
     python csrc/cuda/report.py [OP...] [--arch 90a]        (`make gpu-compile`)
 
 For each kernel and architecture: registers, spilled bytes, stack and static shared memory, as the
-assembler says. It is an error when a file does not compile and when a kernel spills.
+assembler reports them. A file that does not compile and a kernel that spills are errors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KERNEL = re.compile(
 
 @dataclass
 class Kernel:
-    """What the assembler says of a kernel."""
+    """The resources of a kernel, as the assembler reports them."""
 
     name: str
     arch: str
@@ -56,7 +56,7 @@ class Kernel:
 
 
 def compile_one(nvcc: Path, source: Path, arch: str) -> list[Kernel] | str:
-    """The kernels of a file; or what the compiler says against it."""
+    """The kernels of a file, or the error of the compiler."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(nvcc), "-std=c++17", "-O3", f"-I{FOLDER.parent}", "-cubin", "-Xptxas=-v"]
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}", "-x", "cu", str(source)]
@@ -65,10 +65,10 @@ def compile_one(nvcc: Path, source: Path, arch: str) -> list[Kernel] | str:
         )
     if run.returncode:
         return run.stdout + run.stderr
-    found = list(KERNEL.finditer(run.stdout + run.stderr))
-    names = readable([match["name"] for match in found])
+    matches = list(KERNEL.finditer(run.stdout + run.stderr))
+    names = readable([match["name"] for match in matches])
     kernels = []
-    for match, name in zip(found, names, strict=True):
+    for match, name in zip(matches, names, strict=True):
         shared = re.search(r"(\d+) bytes smem", match["rest"])
         spilled = int(match["stored"]) + int(match["loaded"])
         numbers = int(match["registers"]), int(match["stack"]), spilled
@@ -81,7 +81,7 @@ def compile_one(nvcc: Path, source: Path, arch: str) -> list[Kernel] | str:
 
 
 def readable(names: list[str]) -> list[str]:
-    """C++ names as they are written, without namespaces and arguments, where c++filt is there."""
+    """Demangled C++ names without namespaces and arguments; as they are where c++filt is missing."""
     try:
         run = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -92,12 +92,16 @@ def readable(names: list[str]) -> list[str]:
 
 
 def main() -> int:
-    """Compile everything; 1 when something is not acceptable."""
+    """Compile everything; returns 1 if a file does not compile or a kernel spills."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("op", nargs="*", help="only these (default: all that have kernels)")
     parser.add_argument("--arch", action="append", choices=CUDA_ARCHITECTURES, default=None)
     parser.add_argument("--quiet", action="store_true", help="print failures and the summary only")
-    parser.add_argument("--defaults", action="store_true", help="of no effect: there are no others")
+    parser.add_argument(
+        "--defaults",
+        action="store_true",
+        help="has no effect (kernels/_compile.py has such an option)",
+    )
     arguments = parser.parse_args()
     try:
         nvcc = find_nvcc()

@@ -1,5 +1,6 @@
-// The linear map of a few rows: tensors to kernel arguments. ops/linear.py calls it where it pays;
-// the checks here only keep a direct call of the operator from reading outside its tensors.
+// The linear map of a few rows: tensors to kernel arguments. ops/linear.py calls it where it is
+// faster than torch; the checks here only keep a direct call of the operator from reading outside
+// its tensors.
 #include "cpu/linear.h"
 
 #include "cpu/dispatch.h"
@@ -11,10 +12,10 @@ Tensor linear(Tensor input, Tensor weight, OptionalTensor bias) {
   STD_TORCH_CHECK(input.dim() >= 1 && weight.dim() == 2 &&
                       input.size(input.dim() - 1) == weight.size(1) &&
                       input.scalar_type() == weight.scalar_type(),
-                  "llama_fast::linear: input and weight do not fit");
+                  "llama_fast::linear: expected input (...,E) and weight (V,E) of one dtype");
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0) &&
                             bias->scalar_type() == weight.scalar_type()),
-                  "llama_fast::linear: bias does not fit");
+                  "llama_fast::linear: bias: expected shape (V,) and the dtype of weight");
   expect_valid_sizes(input, weight);
   input = as_contiguous(input);
   if (weight.stride(1) != 1) weight = as_contiguous(weight);

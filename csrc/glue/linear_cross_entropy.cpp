@@ -10,7 +10,7 @@
 namespace llama_fast {
 namespace {
 
-// With rows that are contiguous in themselves, `*stride` apart.
+// t, or a copy whose rows are contiguous; sets *stride to the distance between rows.
 Tensor with_rows(const Tensor& t, int64_t* stride) {
   const bool usable = t.size(1) <= 1 || t.stride(1) == 1;
   Tensor rows = usable ? t : as_contiguous(t);
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
 
   const bool per_token = a.reduction == Reduction::none;
   const ScalarType acc = a.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-  // Alive while the kernel reads them.
+  // Kept alive while the kernel reads them.
   Tensor bias_kept = y, weight_kept = y, grad_kept = y, grad_lse_kept = y;
   const auto optional = [&](const OptionalTensor& t, int64_t numbers, Tensor& kept,
                             const char* what) -> const void* {

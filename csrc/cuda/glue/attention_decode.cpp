@@ -11,7 +11,7 @@ namespace llama_fast {
 namespace cuda {
 namespace {
 
-// Whether every row lies in one piece that begins at a multiple of 16 bytes.
+// Whether every row is contiguous and begins at a multiple of 16 bytes.
 bool aligned(const Tensor& t) {
   bool ok = t.size(3) <= 1 || t.stride(3) == 1;
   ok = ok && reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
   a.head_size = q.size(3);
   a.pages = k_cache.size(0);
   a.page = k_cache.size(2);
-  // The kernels count positions in 32 bits, and look some steps ahead.
+  // The kernels count positions in 32 bits, some steps beyond the last one.
   a.capacity = std::min<int64_t>(INT32_MAX - (1 << 20),
                                  page_table.has_value() ? a.page * page_table->size(1) : a.page);
   Tensor out = new_like_heads(q, q.scalar_type());
@@ -91,12 +91,10 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor q, Tensor k_cache, Tensor v_c
     *sinks = contiguous_as(*sinks, ScalarType::Float);
     a.sinks = static_cast<const float*>(sinks->data_ptr());
   }
-  // A window as wide as all there is limits nothing, and so the kernels compute with 32 bits.
+  // A window as wide as the cache has no effect; without it, the kernels can compute in 32 bits.
   const bool limits = window_left >= 0 && window_left < a.capacity + a.queries;
   a.window_left = limits ? window_left : -1;
-  constexpr double kLog2e = 1.4426950408889634;
-  a.scale = static_cast<float>(softcap > 0 ? scale / softcap : scale * kLog2e);
-  a.softcap = static_cast<float>(softcap * kLog2e);
+  a.set_scale(scale, softcap);
 
   const int64_t units = a.batch * a.kv_heads, rows = a.heads / a.kv_heads * a.queries;
   const int64_t keys = limits ? std::min(a.capacity, a.queries + window_left) : a.capacity;
