@@ -1,12 +1,17 @@
 // Arguments of the linear cross-entropy kernel: plain pointers, strides and numbers.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cpu/cross_entropy.h"
 #include "cpu/types.h"
 
 namespace llama_fast {
+
+// Bytes of working memory that a call may always use, and at most.
+// llama_fast/train/plan_memory.py has the same numbers (tests/ops/test_constants.py).
+constexpr size_t kMinBudget = 16 << 20, kMaxBudget = 512 << 20;
 
 struct LinearCrossEntropyArgs {
   int64_t tokens, features, classes;  // N, E, V

@@ -13,11 +13,9 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kItemRows = 192;       // rows of logits in a work item
-constexpr int64_t kItemClasses = 240;    // rows of the weight gradient in a work item
-constexpr int64_t kMinChunkRows = 256;   // with fewer, the time is that of reading the weight
-constexpr size_t kMinBudget = 16 << 20;  // bytes of working memory that may always be used
-constexpr double kMaxBudget = 512 << 20;
+constexpr int64_t kItemRows = 192;      // rows of logits in a work item
+constexpr int64_t kItemClasses = 240;   // rows of the weight gradient in a work item
+constexpr int64_t kMinChunkRows = 256;  // with fewer, the time is that of reading the weight
 
 // M: mode of the products; T: type of input and weight.
 template <class M, class T>
@@ -55,8 +53,8 @@ struct Plan {
     depth = steps<M>(a.features);
     width = round_lanes<M>(a.features);
     const double torchs = 3.0 * a.tokens * a.classes * sizeof(T);
-    const size_t budget =
-        std::max(kMinBudget, static_cast<size_t>(std::min(torchs / 11, kMaxBudget)));
+    const size_t budget = std::max(
+        kMinBudget, static_cast<size_t>(std::min(torchs / 11, static_cast<double>(kMaxBudget))));
     // Sets how many rows of logits the working memory holds, and what follows from that.
     const auto fits = [&](int64_t rows, bool all_at_once) {
       hold = rows;

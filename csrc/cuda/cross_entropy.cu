@@ -164,11 +164,9 @@ LF_DEVICE double block_sum(double value) {
   return warp_sum(lane() < threads() / 32 ? sums[lane()] : 0.0);
 }
 
-// A larger log-sum-exp has too few digits, even in float64, for the logarithm that it contains.
-constexpr double kMaxExactLse = 1e9;
-
-// That logarithm. Logits so large are equal or at least 64 apart in float32, so the sum of
-// exponentials is the number of logits that equal the largest one. All threads call it.
+// The logarithm in a log-sum-exp above kMaxExactLse. Logits so large are equal or at least 64 apart
+// in float32, so the sum of exponentials is the number of logits that equal the largest one. All
+// threads call it.
 template <class T, int W>
 LF_DEVICE float log_of_max_count(const CrossEntropyArgs& a, const LogitRow<T, W>& row,
                                  float max_logit) {

@@ -9,6 +9,10 @@
 namespace llama_fast {
 namespace cuda {
 
+// A larger log-sum-exp has too few digits, even in float64, for the logarithm that it contains.
+// kernels/_cross_entropy_gradient.py has the same number.
+constexpr double kMaxExactLse = 1e9;
+
 // A row of V numbers for each token. Two dimensions count the tokens; `inner` is the size of the
 // second. Strides are those of the two, and of the classes.
 struct ClassRows {

@@ -81,7 +81,7 @@ def compile_one(nvcc: Path, source: Path, arch: str) -> list[Kernel] | str:
 
 
 def readable(names: list[str]) -> list[str]:
-    """Demangled C++ names without namespaces and arguments; as they are where c++filt is missing."""
+    """Demangled C++ names without namespaces and arguments; unchanged where c++filt is missing."""
     try:
         run = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -3,7 +3,9 @@
 #include <cstdint>
 
 #include "constants.h"
+#include "cpu/linear_cross_entropy.h"
 #include "cpu/types.h"
+#include "cuda/cross_entropy.h"
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
@@ -59,6 +61,9 @@ std::map<std::string, int64_t> constants() {
           {"philox.multiplier.1", kPhiloxMultipliers[1]},
           {"philox.key_step.0", kPhiloxKeySteps[0]},
           {"philox.key_step.1", kPhiloxKeySteps[1]},
+          {"linear_cross_entropy_budget.min", kMinBudget},
+          {"linear_cross_entropy_budget.max", kMaxBudget},
+          {"cross_entropy.max_exact_lse", static_cast<int64_t>(cuda::kMaxExactLse)},
           {"output_cache.min_bytes", kMinCachedOutput},
           {"output_cache.default_bytes", kDefaultOutputCache}};
 }

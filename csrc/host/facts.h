@@ -14,7 +14,8 @@ std::map<std::string, std::string> build_info();
 // system's support counts: a processor feature whose registers it does not save is absent.
 std::map<std::string, bool> cpu_features();
 
-// The numbers of csrc/constants.h and the values of DType, by name.
+// The numbers of csrc/constants.h, the values of DType, and the memory that linear cross-entropy
+// uses, by name.
 std::map<std::string, int64_t> constants();
 
 }  // namespace llama_fast::host

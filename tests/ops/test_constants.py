@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from llama_fast.generate import fast_decode
 from llama_fast.ops import _output_cache
 from llama_fast.reference import philox
 from llama_fast.reference.cross_entropy import REDUCTIONS
+from llama_fast.train import plan_memory
 
 _host = pytest.importorskip("llama_fast._host", reason="host module not built")
 CONSTANTS = _host.constants()
@@ -36,8 +36,7 @@ def test_largest_log_sum_exp_that_a_gradient_relies_on() -> None:
     pytest.importorskip("triton")
     from llama_fast.kernels._cross_entropy_gradient import TOO_LARGE
 
-    source = (Path(__file__).parents[2] / "csrc" / "cuda" / "cross_entropy.cu").read_text()
-    assert re.findall(r"kTooLarge = (\S+);", source) == [f"{TOO_LARGE.value:.0e}".replace("+0", "")]
+    assert CONSTANTS["cross_entropy.max_exact_lse"] == TOO_LARGE.value
 
 
 def test_dtypes() -> None:
@@ -77,6 +76,13 @@ def test_documented_sizes_of_the_output_cache() -> None:
     text = f"{_output_cache.__doc__} {_output_cache.empty_cache.__doc__}"
     assert re.findall(r"default (\d+)", text) == [str(default)] * 2
     assert re.findall(r"(\d+) MiB and more", text) == [str(smallest)]
+
+
+def test_working_memory_of_linear_cross_entropy_that_plans_count_with() -> None:
+    assert list(group("linear_cross_entropy_budget").values()) == [
+        plan_memory.CPU_MIN_LOGITS,
+        plan_memory.CPU_MAX_LOGITS,
+    ]
 
 
 def test_lack_of_memory_is_recognised() -> None:
