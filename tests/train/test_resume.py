@@ -125,7 +125,7 @@ def test_one_run_at_a_time(tmp_path: Path, shards: str, capsys: pytest.CaptureFi
 
 
 def rank_is_refused(rank: int, folder: Path, shards: str) -> None:
-    reason = "is in use by another run" if rank == 0 else "rank 0 failed, and says why"
+    reason = "is in use by another run" if rank == 0 else "rank 0 failed; see its error"
     with pytest.raises(OSError, match=reason):
         TrainingRun(make(folder / "run", shards), log=lambda line: None)
 
