@@ -139,10 +139,10 @@ def test_errors() -> None:
     tokens, step = case(model, 2)
     fast = FastDecode(model)
     step.cached[1] = 16
-    with pytest.raises(RuntimeError, match=r"cache_seqlens: expected lengths in \[0, 16\), got 16"):
+    with pytest.raises(ValueError, match=r"cache_seqlens: expected lengths in \[0, 16\), got 16"):
         fast(tokens, step)
     step.cached[1], step.table[1, 0] = 15, 100
-    with pytest.raises(RuntimeError, match=r"page_table: expected pages in \[0, 100\), got 100"):
+    with pytest.raises(ValueError, match=r"page_table: expected pages in \[0, 100\), got 100"):
         fast(tokens, step)
     fast._weights.pop()
     with pytest.raises(RuntimeError, match="the number of weights does not fit"):
