@@ -82,7 +82,9 @@ inline void multiply_block_amx(int64_t m, int64_t n, int64_t kk, StridedA<Bf16> 
       const int64_t rows = min(m - i, 2 * kTile);
       tiles_of_strided(a, i, k, run, left[0], upper);
       if (rows > kTile) tiles_of_strided(a, i + kTile, k, run, left[1], lower);
-      for_panels<Bf16, BlockPanels>(b.columns, [&](int64_t n0, int64_t width) {
+      // Not by for_panels: its lambda makes the stack frame too large.
+      for (int64_t n0 = 0, width = 0; n0 < n; n0 += width) {
+        width = BlockPanels::vecs((b.columns - n0) / kTile) * kTile;
         const int64_t end = min(n - n0, width);
         for (int64_t v = 0; v < end; v += 2 * kTile) {
           const int64_t columns = min(end - v, 2 * kTile);
@@ -106,7 +108,7 @@ inline void multiply_block_amx(int64_t m, int64_t n, int64_t kk, StridedA<Bf16> 
           else
             rows > kTile ? call(block_tiles<2, 1>) : call(block_tiles<1, 1>);
         }
-      });
+      }
     }
   }
 }
