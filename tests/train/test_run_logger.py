@@ -147,6 +147,13 @@ def test_benchmarks_are_scored_during_training(tmp_path: Path, shards: str) -> N
     assert [s.loss for s in a] == [s.loss for s in b]
 
 
+def test_benchmarks_without_a_scorer(tmp_path: Path, shards: str) -> None:
+    run = TrainingRun(make(tmp_path / "run", shards, benchmarks=["a.jsonl"]), log=lambda line: None)
+    with pytest.raises(ValueError, match=r"score_benchmarks: expected a scorer .* got None"):
+        run.train()
+    assert run.step == 0
+
+
 def test_questions_that_are_too_long_are_an_error_at_the_start(tmp_path: Path, shards: str) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"context": "a" * 300, "choices": ["b", "c"], "gold": 0}) + "\n")
