@@ -34,13 +34,13 @@ void run_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*
       if (!g->failed.exchange(true)) g->error = std::current_exception();
     }
   };
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, run, &guarded));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, run, &guarded));
   if (guarded.failed) std::rethrow_exception(guarded.error);
 }
 
 int num_threads() {
   uint32_t threads = 1;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
   return static_cast<int>(threads);
 }
 

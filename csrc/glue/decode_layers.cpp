@@ -20,7 +20,7 @@ constexpr int64_t kWeights = 9;  // of a block: the members of DecodeLayerWeight
 Tensor view_matrix(const void* data, int64_t rows, int64_t columns, int64_t stride, DType dtype) {
   const int64_t sizes[] = {rows, columns}, strides[] = {stride, 1};
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
       const_cast<void*>(data), 2, sizes, strides, 0, shim_type(scalar_type_of(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
@@ -38,7 +38,7 @@ void linear_of_many_rows(const LinearArgs& a) {
         torch::stable::detail::from(input),
         torch::stable::detail::from(view_matrix(w.data, w.outer, a.inner, w.stride, a.dtype)),
         torch::stable::detail::from(OptionalTensor())};
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
     const Tensor part = torch::stable::detail::to<Tensor>(stack[0]);
     for (int64_t row = 0; row < a.rows; ++row)

@@ -48,7 +48,7 @@ size_t tensor_bytes(const int64_t* sizes, int64_t dims, ScalarType type) {
 
 int32_t device_type_of(const Tensor& t) {
   int32_t type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
   return type;
 }
 
@@ -104,7 +104,7 @@ Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* stri
   const int32_t device_type = device_type_of(like);
   if (device_type != aoti_torch_device_type_cpu()) {
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         dims, sizes, strides, shim_type(type), device_type, like.get_device_index(), &handle));
     return Tensor(handle);
   }

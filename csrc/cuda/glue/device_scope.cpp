@@ -17,7 +17,7 @@ void* current_stream(int device) {
   }();
   STD_TORCH_CHECK(get != nullptr, "llama_fast: this torch has no CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return stream;
 }
 
