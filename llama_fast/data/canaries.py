@@ -2,7 +2,7 @@
 
 Carlini et al. 2019, "The Secret Sharer" (arXiv:1802.08232): a canary is a format string filled with
 a value drawn uniformly from a randomness space R; here R is all numbers of a given number of
-digits. `llama_fast.eval.canary` measures the memorisation.
+digits. `llama-fast eval canary` measures the memorisation.
 
     FOLDER/NAME             the corpus, with one more line per repeat of a canary
     FOLDER/canaries.json    format, digits and seed; digits and repeats of each canary

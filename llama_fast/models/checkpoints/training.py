@@ -5,8 +5,7 @@
     FOLDER/step-00000200/manifest.json                                  sha256 of the files above
 
 Tensors are in the safetensors format of `torch.distributed.checkpoint`, so they can be read on
-another number of ranks than wrote them. No file is a pickle. :mod:`llama_fast.train.checkpoints`
-writes them.
+another number of ranks than wrote them. No file is a pickle. `llama-fast train` writes them.
 """
 
 from __future__ import annotations
