@@ -1,4 +1,4 @@
-"""Models of any architecture: ours, or those that transformers loads and this package patches."""
+"""Loads models of any architecture: ours, or transformers' models, which are then patched."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ def load_any(
     *,
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Tokenizer]:
-    """A model in evaluation mode, and its tokenizer.
+    """Load a model in evaluation mode, and its tokenizer.
 
     Args:
-        source: a :class:`LLaMA`, or a language model of transformers; or a path or name that
-            :func:`llama_fast.models.loading.load_model` reads. A folder of another architecture
-            than Llama's is loaded by transformers and patched.
-        tokenizer: file or folder; or a :class:`Tokenizer`, or a fast one of transformers; None: the
-            one that comes with the source.
-        dtype: "float32", "bfloat16", "float16", or "auto": as stored.
-        device: "cpu", "cuda", ...; None: a GPU if there is one. A model at hand stays where it is.
-        trust_remote_code: run the Python that the model's folder or repository brings (`auto_map`).
+        source: a :class:`LLaMA`, a language model of transformers, or a path or name that
+            :func:`llama_fast.models.loading.load_model` accepts. If a folder contains an
+            architecture other than Llama, transformers loads the model and it is patched.
+        tokenizer: a file or folder, a :class:`Tokenizer`, or a fast tokenizer of transformers.
+            None: the tokenizer that comes with the source.
+        dtype: "float32", "bfloat16", "float16", or "auto" for the dtype of the checkpoint.
+        device: "cpu", "cuda", ...; None: a GPU if there is one. A model passed as `source` is not
+            moved.
+        trust_remote_code: run Python code from the model's folder or repository (`auto_map`).
 
     Raises:
-        FileNotFoundError, CheckpointError: there is no such model, or it is damaged.
-        ValueError: another dtype or device, or no tokenizer; or the model needs Python of its own
-            and `trust_remote_code` is false.
+        FileNotFoundError: there is no such model.
+        CheckpointError: the checkpoint is damaged.
+        ValueError: the dtype or device is unknown, no tokenizer was found, or the model needs its
+            own Python code and `trust_remote_code` is false.
     """
     stored_dtype = _dtype(dtype)
     if isinstance(source, nn.Module):
@@ -66,11 +68,11 @@ def load_any(
 
 
 def decoder_of(model: nn.Module) -> Decoder:
-    """A model as a decoder, in evaluation mode: ours, or one of transformers.
+    """Return a model, ours or one of transformers, as a decoder in evaluation mode.
 
     Raises:
-        TypeError: it is neither.
-        ValueError: one of transformers whose layers are not attention and feed-forward alone.
+        TypeError: `model` is neither.
+        ValueError: a transformers model has layers other than attention and feed-forward.
     """
     if isinstance(model, LLaMA):
         return model.eval()
@@ -88,14 +90,14 @@ def _dtype(name: str) -> torch.dtype | None:
 
 
 def _architecture(path: Path) -> str | None:
-    """`model_type` of a Hugging Face folder, else None."""
+    """The `model_type` in a Hugging Face folder, else None."""
     config = path / "config.json"
     if not config.is_file():
         return None
     try:
         found = read_json(config).get("model_type")
     except ValueError:
-        return None  # the loader says what is wrong
+        return None  # the loader reports what is wrong
     return None if found is None else str(found)
 
 
@@ -110,10 +112,10 @@ def _with_transformers(
     from llama_fast.models.checkpoints.huggingface import shards_of
 
     if words is None:
-        as_tokenizer(path)  # says what is missing before a large model is read
+        as_tokenizer(path)  # fails before a large model is read
     config = read_json(path / "config.json")
     for index in path.glob("*.safetensors.index.json"):
-        shards_of(index)  # says which name leads out of the folder
+        shards_of(index)  # raises if a name leads out of the folder
     if config.get("transformers_weights") is not None:  # older versions take any path
         inside(path, config["transformers_weights"], path / "config.json")
     needs_code = (
@@ -140,9 +142,9 @@ def _with_transformers(
 
 
 def check_transformers() -> None:
-    """Raise ImportError if transformers is of a version that runs code out of a model's files.
+    """Raise ImportError for versions of transformers that may run code from a model's files.
 
-    5.3 shut CVE-2026-4372, 5.5 CVE-2026-5241.
+    CVE-2026-4372 is fixed in 5.3, CVE-2026-5241 in 5.5.
     """
     import transformers
 
@@ -154,7 +156,7 @@ def check_transformers() -> None:
 
 
 def _grants_itself_trust(fields: Any) -> bool:
-    """Whether a configuration, or one within it, says that its code is to be trusted."""
+    """Whether a configuration, or a nested one, asks for its own code to be trusted."""
     if isinstance(fields, list):
         return any(map(_grants_itself_trust, fields))
     if not isinstance(fields, dict):

@@ -1,8 +1,8 @@
-"""Replaces parts of a model by the kernels, and restores them.
+"""Replaces parts of a model by the fused kernels, and restores them.
 
 A replaced module gets a `forward` as an attribute of the instance, which takes precedence over its
 class. Parameters, state dict, hooks, class and all other models are unchanged, and deleting the
-attribute leaves no trace.
+attribute restores the module.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ def patch(
 ) -> Report:
     """Replace parts of a model by the fused kernels, in place; :func:`unpatch` restores them.
 
-    `model` may be any `torch.nn.Module`: a model of transformers, alone or inside another module,
-    or torch's own attention and transformer layers, RMSNorm and CrossEntropyLoss. A module is
-    recognised by what it computes: it is compared with our formula on random input, in evaluation
-    and in training, before it is replaced. A replaced module runs its own forward again if it is
-    changed later (another activation, hooks, adapters) or receives a tensor subclass such as
-    DTensor. Calls with ``output_attentions=True`` run the attention that the model had before; in
-    training with activation checkpointing they are an error. Patching a patched model replaces the
-    earlier patch.
+    `model` may be any `torch.nn.Module` that contains a transformers model or torch's own attention
+    and transformer layers, RMSNorm or CrossEntropyLoss. Modules are recognised by what they
+    compute: before a module is replaced, its output is compared with our formula on random input,
+    in evaluation and training mode. A replaced module runs its own forward again if it is changed
+    later (another activation, hooks, adapters) or receives a tensor subclass such as DTensor.
+    Calls with ``output_attentions=True`` run the attention that the model had before; in training
+    with activation checkpointing they raise an error. Patching a patched model replaces the earlier
+    patch.
 
     Args:
         model: the model, on any device and in any dtype.
         attention: whether to replace attention layers.
-        loss: whether to replace the cross-entropy. A causal language model of transformers, in
-            training with `labels`, then computes the loss without the logits. Accessing them
-            computes them from the values of the forward pass. If these are gone (the optimizer has
-            stepped and another forward pass has run), the access is a RuntimeError that says so.
+        loss: whether to replace the cross-entropy. A causal language model of transformers that is
+            trained with `labels` then computes the loss without the logits. If they are accessed,
+            they are computed from the hidden states and weights of the forward pass. If these no
+            longer exist (the optimizer has stepped and another forward pass has run), the access
+            raises a RuntimeError.
         rms_norm: whether to replace RMSNorm.
         rope: whether to replace the rotary embedding of queries and keys.
         mlp: whether to replace gated MLPs with SiLU.
@@ -59,7 +60,8 @@ def patch(
             weights at memory bandwidth. All other products are torch's.
 
     Returns:
-        A :class:`Report`. It prints as a table and works as ``with llama_fast.patch(model):``.
+        A :class:`Report`, which prints as a table. ``with llama_fast.patch(model):`` restores the
+        model at the end of the block.
 
     Raises:
         TypeError: `model` is not a module, or an option is not a bool.
@@ -138,7 +140,7 @@ def _find_replacement(
 def _apply(
     report: Report, name: str, module: nn.Module, part: str, result: structure.Replacement
 ) -> None:
-    """Replace a module's forward, unless `result` is a reason, and add a report entry."""
+    """Replace a module's forward, unless `result` is a reason not to, and add a report entry."""
     if result is None:
         return
     if not isinstance(result, str):

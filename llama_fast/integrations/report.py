@@ -1,4 +1,4 @@
-"""What became of each part of a model that was patched."""
+"""The report of a patch: which modules were replaced, and why others were not."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Entry:
-    """One module that :func:`llama_fast.patch` looked at.
+    """The result of :func:`llama_fast.patch` for one module.
 
     Attributes:
         name: the module's name in the model, "" for the model itself.
         module: the name of its class.
         part: "attention", "loss", "rms_norm", "rope", "mlp", "linear" or "torch".
-        replaced: whether it now runs our kernel.
-        reason: why it does not; "" where it does.
+        replaced: whether the module now runs our kernel.
+        reason: why it does not; "" if it does.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Entry:
 
 @dataclass
 class Report:
-    """What :func:`llama_fast.patch` did. As a context manager it undoes the patch at the end.
+    """The result of :func:`llama_fast.patch`; a context manager that undoes the patch at its end.
 
     Attributes:
         model: the patched model.
         undo: called with the model at the end of a ``with`` block.
-        entries: one for each module that was replaced or left.
+        entries: one for each module that was replaced or could not be.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ class Report:
     entries: list[Entry] = field(default_factory=list)
 
     def replaced(self, part: str | None = None) -> list[str]:
-        """Names of the modules that run our kernels, of one part or of all."""
+        """Names of the modules that run our kernels, for one part or for all."""
         return [e.name for e in self.entries if e.replaced and part in (None, e.part)]
 
     def __enter__(self) -> Report:
@@ -60,7 +60,7 @@ class Report:
         self.undo(self.model)
 
     def __str__(self) -> str:
-        """A table in which equal layers share a row."""
+        """Format the report as a table in which equal layers share a row."""
         counts = Counter(
             (
                 e.part,

@@ -1,10 +1,10 @@
 """Modules with the names, arguments and state-dict keys of `torch.nn`, on the fused kernels.
 
-Each is a subclass of torch's module of that name with the same meaning: its forward is torch's own,
-but attention, losses and norms in it run on our kernels (:func:`llama_fast.accelerate`), which also
-replace the fast path of torch's transformer layers in eval mode. Attention weights
-(``need_weights=True``) are computed by torch. `torch.jit.script` compiles torch's own modules, with
-the same parameters.
+Each module subclasses torch's module of the same name and behaves like it. It runs torch's own
+forward, in which attention, losses and norms are computed by our kernels
+(:func:`llama_fast.accelerate`), also in place of the fast path that torch's transformer layers take
+in evaluation mode. torch computes attention weights (``need_weights=True``). `torch.jit.script`
+compiles torch's own module, with the same parameters.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention`; pass ``need_weights=False`` for the fused kernel."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch's: (B,S,E) with `batch_first`, else (S,B,E), or (S,E); and the weights."""
+        """As torch's: output ((B,S,E) with `batch_first`, else (S,B,E), or (S,E)) and weights."""
         return accelerated(super().forward, *args, **kwargs)
 
     __prepare_scriptable__ = _torch_module
@@ -57,7 +57,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer`, with `src_mask` and `src_key_padding_mask`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As torch's; `src` is (B,S,E) (`batch_first`), (S,B,E) or (S,E), as is the result."""
+        """As torch's; `src` and result are (B,S,E) with `batch_first`, else (S,B,E), or (S,E)."""
         return accelerated(super().forward, *args, **kwargs)
 
     __prepare_scriptable__ = _torch_module
@@ -67,7 +67,7 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
     """`torch.nn.TransformerDecoderLayer`, with all its masks."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As torch's; `tgt` is (B,S,E) (`batch_first`), (S,B,E) or (S,E), as is the result."""
+        """As torch's; `tgt` and result are (B,S,E) with `batch_first`, else (S,B,E), or (S,E)."""
         return accelerated(super().forward, *args, **kwargs)
 
     __prepare_scriptable__ = _torch_module
@@ -77,7 +77,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """`torch.nn.RMSNorm`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As torch's: (..., *normalized_shape), which is returned."""
+        """As torch's; input and result are (..., *normalized_shape)."""
         return accelerated(super().forward, x)
 
     __prepare_scriptable__ = _torch_module
@@ -87,7 +87,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """`torch.nn.CrossEntropyLoss`."""
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """As torch's: logits (N,V) or (N,V,d1,...), classes or probabilities as targets."""
+        """As torch's: logits (N,V) or (N,V,d1,...); targets are class indices or probabilities."""
         return accelerated(super().forward, input, target)
 
     __prepare_scriptable__ = _torch_module

@@ -17,12 +17,12 @@ if hasattr(torch.nn, "LinearCrossEntropyLoss"):
         """`torch.nn.LinearCrossEntropyLoss`: a linear head and its cross-entropy in one.
 
         ``LinearCrossEntropyLoss(in_features, num_classes, bias=False, reduction="mean", ...)``
-        holds the head as `linear`. torch computes several `out_features`, probabilities as targets
-        and `options`.
+        keeps the head as `linear`. torch computes calls with several `out_features`, with class
+        probabilities as targets, or with `options`.
         """
 
         def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            """The loss of `input` (..., E) and `target` (...), classes."""
+            """The loss of `input` (..., E) for class indices `target` (...)."""
             with accelerate():
                 return super().forward(input, target)
 
@@ -52,7 +52,7 @@ else:
             self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
 
         def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            """The loss of `input` (..., E) and `target` (...), classes."""
+            """The loss of `input` (..., E) for class indices `target` (...)."""
             loss = linear_cross_entropy(
                 input,
                 self.linear.weight,

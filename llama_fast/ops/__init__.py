@@ -1,4 +1,4 @@
-"""What users call: each op checks its arguments, picks a backend, and carries its autograd rule."""
+"""The public ops: each checks its arguments, picks a backend and defines its derivatives."""
 
 from llama_fast.ops._output_cache import empty_cache
 from llama_fast.ops.attention import attention

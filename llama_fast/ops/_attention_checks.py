@@ -1,6 +1,6 @@
-"""Checks of the arguments of `attention` and `attention_decode`, which also resolve them.
+"""Check the arguments of `attention` and `attention_decode`, and resolve their defaults.
 
-A function that returns something returns the argument as `AttentionOptions` holds it.
+A check that returns a value returns the argument in the form that `AttentionOptions` stores.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Window = int | Sequence[int] | None
 def is_plain_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether q, k and v are in the common form, which needs no further check.
 
-    That is: tensors (B,H,S,D), (B,K,T,D), (B,K,T,D) of one float dtype, outside autocast. It
-    saves 10 microseconds a call.
+    The common form: tensors (B,H,S,D), (B,K,T,D), (B,K,T,D) of one float dtype, outside autocast.
+    Skipping the other checks saves 10 microseconds per call.
     """
     if not (type(q) is type(k) is type(v) is torch.Tensor) or not (q.is_cpu or q.is_cuda):
         return False
@@ -44,7 +44,7 @@ def is_plain_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 
 
 def autocast(name: str, t: torch.Tensor) -> torch.Tensor:
-    """`t` in the dtype of torch.autocast, where that is on: attention is one of its 16-bit ops."""
+    """Cast `t` to autocast's dtype if torch.autocast is on: attention is one of its 16-bit ops."""
     _checks.check_float(name, t)
     device = t.device.type
     if t.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
@@ -55,7 +55,7 @@ def autocast(name: str, t: torch.Tensor) -> torch.Tensor:
 
 
 def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: bool) -> None:
-    """q, k and v must have the shapes that `attention` documents."""
+    """Check that q, k and v have the shapes that `attention` documents."""
     layouts = (
         ("(N,H,D)", "(M,K,D)", "(M,K,Dv)") if packed else ("(B,H,S,D)", "(B,K,T,D)", "(B,K,T,Dv)")
     )
@@ -71,7 +71,7 @@ def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: boo
 def check_key_shapes(
     k_name: str, k: torch.Tensor, v_name: str, v: torch.Tensor, q: torch.Tensor
 ) -> None:
-    """Keys must have the head size of `q` and heads that divide its; values go with the keys."""
+    """Check head size and head count of the keys against `q`, and the values against the keys."""
     if k.shape[-1] != q.shape[-1]:
         raise ValueError(f"{k_name}: expected the head size of q, {q.shape[-1]}, got {k.shape[-1]}")
     if k.shape[:-1] != v.shape[:-1]:
@@ -90,7 +90,7 @@ def check_key_shapes(
 def check_offsets(
     q: torch.Tensor, k: torch.Tensor, cu_q: torch.Tensor | None, cu_k: torch.Tensor | None
 ) -> None:
-    """The offsets of packed sequences must be integers that do not decrease, from 0 to the rows."""
+    """Check that the offsets of packed sequences are integers that rise from 0 to the row count."""
     for name, cu, rows in (("cu_seqlens_q", cu_q, q.shape[0]), ("cu_seqlens_k", cu_k, k.shape[0])):
         _checks.check_tensor(name, cu, (torch.int32, torch.int64), "int32 or int64")
         assert cu is not None
@@ -123,7 +123,7 @@ def _check_offset_values(name: str, offsets: list[int], rows: int) -> None:
 
 
 def check_scale(scale: Any, head_size: int) -> float:
-    """The factor of q . k; default 1 / sqrt(head_size)."""
+    """Return the factor of q . k; the default is 1 / sqrt(head_size)."""
     if scale is None:
         return 1.0 / math.sqrt(head_size) if head_size else 1.0
     scale = _checks.number("scale", scale)
@@ -132,7 +132,7 @@ def check_scale(scale: Any, head_size: int) -> float:
 
 
 def check_softcap(softcap: Any) -> float:
-    """The softcap; 0 for None."""
+    """Return the softcap, 0 for None."""
     if softcap is None:
         return 0.0
     softcap = _checks.number("softcap", softcap)
@@ -142,7 +142,7 @@ def check_softcap(softcap: Any) -> float:
 
 
 def check_dropout(dropout_p: Any) -> float:
-    """The probability of dropping an attention weight."""
+    """Return the probability of dropping an attention weight."""
     if type(dropout_p) is float and 0 <= dropout_p <= 1:  # most calls, checked fast
         return dropout_p
     dropout_p = _checks.number("dropout_p", dropout_p)
@@ -151,7 +151,7 @@ def check_dropout(dropout_p: Any) -> float:
 
 
 def check_bias(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """`bias` with four dimensions, in a dtype that the kernels read."""
+    """Return `bias` with four dimensions, in a dtype that the kernels read."""
     _checks.check_mask("bias", bias)
     _checks.check_device("bias", bias, "q", q)
     full = (*q.shape[:3], k.shape[2])
@@ -169,7 +169,7 @@ def check_bias(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Te
 
 
 def check_padding_mask(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> None:
-    """`mask` must be a bool tensor (B,T)."""
+    """Check that `mask` is a bool tensor (B,T)."""
     name = "key_padding_mask"
     _checks.check_tensor(name, mask, (torch.bool,), "bool")
     _checks.check_shape(name, mask, (q.shape[0], k.shape[2]), "(B,T)")
@@ -177,7 +177,7 @@ def check_padding_mask(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> 
 
 
 def check_slopes(slopes: torch.Tensor, q: torch.Tensor, batch: int) -> torch.Tensor:
-    """`slopes` as (1,H) or (B,H)."""
+    """Return `slopes` as (1,H) or (B,H)."""
     _checks.check_float("alibi_slopes", slopes)
     _checks.check_device("alibi_slopes", slopes, "q", q)
     heads = q.shape[1]
@@ -190,14 +190,14 @@ def check_slopes(slopes: torch.Tensor, q: torch.Tensor, batch: int) -> torch.Ten
 
 
 def check_sinks(sinks: torch.Tensor, q: torch.Tensor) -> None:
-    """`sinks` must be a float tensor (H,)."""
+    """Check that `sinks` is a float tensor (H,)."""
     _checks.check_float("sinks", sinks)
     _checks.check_shape("sinks", sinks, (q.shape[1],), "(H,)")
     _checks.check_device("sinks", sinks, "q", q)
 
 
 def check_window(window: Window, causal: bool) -> tuple[int, int]:
-    """How many keys are seen to the left and right of a query's own; -1 for all."""
+    """Return how many keys a query sees before and after its own position; -1 for all."""
     if window is None:
         return -1, -1
     expected = "None, an int or a pair of ints"

@@ -66,9 +66,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 
 def _with_own_masks(options: AttentionOptions) -> AttentionOptions:
-    """Copies of the tensors that say what is seen: lse belongs to their values in the forward.
+    """Copy the tensors that mask keys: the saved lse holds for the values they had in the forward.
 
-    A data loader may have overwritten the caller's when the backward runs.
+    A data loader may overwrite the caller's tensors before the backward pass runs.
     """
     padding, cu_q, cu_k = (
         None if t is None else t.clone()
@@ -113,9 +113,9 @@ def _differentiable_backward(
     grad_out: OptionalTensor,
     grad_lse: OptionalTensor,
 ) -> list[OptionalTensor]:
-    """The backward through the reference, by torch.func, so that it can be transformed again.
+    """Compute the gradients from the reference by torch.func, so that they can be differentiated.
 
-    For second derivatives, which are rare.
+    Only second derivatives, which are rare, need this.
     """
 
     def forward(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,7 +1,7 @@
-"""Autograd and vmap rules of the registered operators, and how to call them with least overhead.
+"""Autograd and vmap rules of the registered operators, with little overhead per call.
 
 A rule registered with `torch.library.register_autograd` serves torch.compile, dispatch modes and
-tensor subclasses, but takes some 200 microseconds a call (measured) and does not support
+tensor subclasses, but takes about 200 microseconds per call (measured) and does not support
 torch.func. Plain eager calls and torch.func run the same rule as an ordinary
 `torch.autograd.Function`.
 """
@@ -40,9 +40,9 @@ def _needs_dispatcher(args: tuple[Any, ...]) -> bool:
 
 
 def needs_plain_torch() -> bool:
-    """Whether the reference has to serve, as only PyTorch's own operations support the transform.
+    """Whether a transform is active that only PyTorch's own operations, so the reference, support.
 
-    That is so for forward-mode derivatives, torch.func.vmap, and torch.func inside torch.compile.
+    These are forward-mode derivatives, torch.func.vmap, and torch.func inside torch.compile.
     """
     if in_forward_ad():
         return True
@@ -50,7 +50,7 @@ def needs_plain_torch() -> bool:
 
 
 def without_autocast(t: torch.Tensor) -> AbstractContextManager[object]:
-    """A context in which torch.autocast, which would round inside a formula, is off for `t`."""
+    """A context that turns torch.autocast off for `t`: it would round inside a formula."""
     device = t.device.type
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
@@ -59,7 +59,7 @@ def without_autocast(t: torch.Tensor) -> AbstractContextManager[object]:
 
 def nested_transforms() -> bool:
     """Whether one transform of torch.func is inside another."""
-    # `needs_plain_torch` says it of a compiled graph.
+    # In a compiled graph, `needs_plain_torch` detects transforms.
     return not torch.compiler.is_compiling() and transform_depth() > 1
 
 
@@ -68,8 +68,8 @@ def empty_like_heads(
 ) -> torch.Tensor:
     """An empty tensor with the shape and layout of an output for the input `t`.
 
-    For a (B,H,S,D) view of a (B,S,H,D) tensor it is such a view too, otherwise it is contiguous.
-    `last` replaces the size of the last dimension. Keep in step with `new_like_heads` in
+    It is contiguous, unless `t` is a (B,H,S,D) view of a (B,S,H,D) tensor: then it is such a view.
+    `last` replaces the size of the last dimension. Must agree with `new_like_heads` in
     csrc/glue and in kernels/_launch.py.
     """
     shape = t.shape if last is None else (*t.shape[:-1], last)
@@ -80,7 +80,7 @@ def empty_like_heads(
 
 
 def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A vmap rule: call `function` once for each element of the mapped dimension."""
+    """Return a vmap rule that calls `function` once for each element of the mapped dimension."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         calls = [
@@ -104,7 +104,7 @@ def loop_over_vmap(name: str) -> None:
 
 
 def saves_backend(setup_context: Callable[..., None]) -> Callable[..., None]:
-    """`setup_context` that also saves the backends in force, for `with_backend`."""
+    """Wrap `setup_context` to also save the selected backends, for `with_backend`."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup_context(ctx, inputs, output)
@@ -115,7 +115,7 @@ def saves_backend(setup_context: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_backend(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """`backward` with the backends of its forward, even after the `with` block or in a thread."""
+    """Wrap `backward` to use its forward's backends, in any thread and after the `with` block."""
 
     def run(ctx: Any, *grads: Any) -> Any:
         if torch.compiler.is_compiling() or not hasattr(ctx, "backends"):
@@ -134,7 +134,7 @@ def differentiable(
     """Register the autograd rule of `llama_fast::<name>`; returns the function that calls it.
 
     Args:
-        name: name of the operator, which must not change its arguments.
+        name: name of an operator that does not modify its arguments.
         setup_context: called with ``(ctx, inputs, output)``; saves what `backward` needs.
         backward: called with ``(ctx, *grads)``; returns one gradient or None for each input.
     """

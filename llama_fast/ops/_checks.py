@@ -1,4 +1,4 @@
-"""Argument checks of the ops: each error names the argument, the expected and the given value."""
+"""Argument checks of the ops: each error names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def shape(t: torch.Tensor) -> str:
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether this is a tensor with values; torch's `CausalBias` is a tensor without."""
+    """Whether `value` is a tensor that holds data, which torch's `CausalBias` does not."""
     if type(value) is torch.Tensor:
         return True
     return isinstance(value, torch.Tensor) and not is_causal_bias(value)
 
 
 def check_float(name: str, value: object) -> None:
-    """`value` must be a tensor of float64, float32, bfloat16 or float16."""
+    """Check that `value` is a tensor of float64, float32, bfloat16 or float16."""
     if not is_tensor(value):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in FLOAT_DTYPES:
@@ -35,7 +35,7 @@ def check_float(name: str, value: object) -> None:
 
 
 def check_mask(name: str, value: object) -> None:
-    """`value` must be a tensor of bool or of a dtype that `check_float` accepts."""
+    """Check that `value` is a tensor of bool or of a dtype that `check_float` accepts."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype != torch.bool and value.dtype not in FLOAT_DTYPES:
@@ -46,7 +46,7 @@ def check_mask(name: str, value: object) -> None:
 
 
 def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> None:
-    """`value` must be a tensor of one of `dtypes`; `expected` is their list as text."""
+    """Check that `value` is a tensor of one of `dtypes`; `expected` lists them for the error."""
     if not is_tensor(value):
         raise TypeError(f"{name}: expected a tensor of {expected}, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -54,27 +54,27 @@ def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expe
 
 
 def check_dim(name: str, t: torch.Tensor, dims: int | tuple[int, ...], layout: str) -> None:
-    """`t` must have (one of) `dims` dimensions; `layout` is the expected shape as text."""
+    """Check the number of dimensions of `t`; `layout` is the expected shape, for the error."""
     allowed = (dims,) if isinstance(dims, int) else dims
     if t.dim() not in allowed:
         raise ValueError(f"{name}: expected shape {layout}, got {shape(t)}")
 
 
 def check_shape(name: str, t: torch.Tensor, expected: tuple[int, ...], layout: str) -> None:
-    """`t` must have exactly the shape `expected`; `layout` is its dimensions as text."""
+    """Check that `t` has the shape `expected`; `layout` names its dimensions, for the error."""
     if tuple(t.shape) != expected:
         raise ValueError(f"{name}: expected shape {layout} = {expected}, got {shape(t)}")
 
 
 def check_same(name: str, t: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
-    """`t` must have the dtype and the device of `other`."""
+    """Check that `t` has the dtype and the device of `other`."""
     if t.dtype != other.dtype:
         raise TypeError(f"{name}: expected the dtype of {other_name}, {other.dtype}, got {t.dtype}")
     check_device(name, t, other_name, other)
 
 
 def check_device(name: str, t: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
-    """`t` must be on the device of `other`."""
+    """Check that `t` is on the device of `other`."""
     if t.device != other.device:
         raise ValueError(
             f"{name}: expected the device of {other_name}, {other.device}, got {t.device}"
@@ -82,17 +82,19 @@ def check_device(name: str, t: torch.Tensor, other_name: str, other: torch.Tenso
 
 
 def check_number(name: str, value: object, expected: str, ok: bool) -> None:
-    """`ok` must be true: whether `value` is in the range that `expected` describes."""
+    """Raise unless `ok`, which says whether `value` is in the range that `expected` describes."""
     if not ok:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 def number(name: str, value: Any, expected: str = "a number") -> Any:
-    """`value` as a Python number (symbolic under torch.compile); NumPy and torch scalars pass too.
+    """Return `value` as a Python number (symbolic under torch.compile).
+
+    NumPy and torch scalars are accepted.
 
     Raises:
-        TypeError: `value` is no real number.
-        ValueError: a tensor that requires a gradient, which would be lost.
+        TypeError: `value` is not a real number.
+        ValueError: `value` is a tensor that requires a gradient, which would be lost.
     """
     if type(value) in (float, int) or isinstance(value, _NUMBERS):
         return value
@@ -104,10 +106,12 @@ def number(name: str, value: Any, expected: str = "a number") -> Any:
 
 
 def integer(name: str, value: Any, expected: str = "an int") -> Any:
-    """`value` as a Python int (symbolic under torch.compile); NumPy and torch scalars pass too.
+    """Return `value` as a Python int (symbolic under torch.compile).
+
+    NumPy and torch scalars are accepted.
 
     Raises:
-        TypeError: `value` is no integer; True and False are none.
+        TypeError: `value` is not an integer, or is a bool.
     """
     if type(value) is int or isinstance(value, torch.SymInt):
         return value
@@ -119,7 +123,7 @@ def integer(name: str, value: Any, expected: str = "an int") -> Any:
 
 
 def pair(value: Any) -> tuple[Any, Any] | None:
-    """The elements of a tuple, list, array or tensor of two elements; None for anything else."""
+    """Return the elements of a tuple, list, array or tensor of length 2; None for anything else."""
     if isinstance(value, (tuple, list)) or getattr(value, "shape", None) == (2,):
         return tuple(value) if len(value) == 2 else None
     return None
@@ -139,16 +143,16 @@ def _number_type(scalar: Any) -> str:
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """`value` must be one of `choices`."""
+    """Check that `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def check_targets(target: torch.Tensor, classes: int, ignore_index: int) -> None:
-    """IndexError for the first class index that is not in [0, classes) nor `ignore_index`.
+    """Raise IndexError for the first target outside [0, classes) that is not `ignore_index`.
 
-    Targets whose values cannot be read here pass: traced by torch.compile, wrapped by a transform
-    of torch.func, or on the meta device. The operators check what they compute with.
+    Targets whose values cannot be read here are not checked: those traced by torch.compile,
+    wrapped by a torch.func transform, or on the meta device. The operators check them again.
     """
     if torch.compiler.is_compiling() or target.is_meta or hides_values() or is_wrapped(target):
         return

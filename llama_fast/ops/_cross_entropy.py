@@ -24,7 +24,7 @@ def _shapes(input: torch.Tensor, target: torch.Tensor, *arguments: Any) -> tuple
     options, (stats,) = CrossEntropyOptions.split(arguments)
     tokens = token_shape(input)
     loss = input.new_empty(tokens if options.reduction == NONE else (), dtype=compute_dtype(input))
-    # float64: of logits near 1e4 a float32 lse would leave the gradient three correct digits.
+    # float64: with logits near 1e4, a float32 lse would leave the gradient three correct digits.
     lse = input.new_empty(tokens, dtype=torch.float64)
     z_part = torch.empty_like(loss) if stats else loss.new_empty(0)
     return loss, lse, z_part, input.new_empty(tokens if stats else (0,), dtype=torch.int64)
@@ -42,12 +42,12 @@ def _backward_shapes(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     input, target, weight, *options, stats = inputs
-    # Without `stats` the lse of ignored tokens has no meaning, so lse is not differentiable.
+    # Without `stats` the lse of ignored tokens is undefined, so lse is not differentiable.
     ctx.mark_non_differentiable(*output[2 if stats else 1 :])
     ctx.set_materialize_grads(False)
-    # Class indices are copied: a loader may overwrite them before the backward pass, and lse, which
-    # ignored tokens lack, would not fit the new ones. Probabilities are as large as the logits, so
-    # they are not copied.
+    # Class indices are copied, because a loader may overwrite them before the backward pass: a
+    # token that was ignored has no lse to use with a new target. Probabilities are as large as the
+    # logits, so they are not copied.
     kept = target if target.is_floating_point() else target.clone()
     ctx.save_for_backward(input, output[1], kept, weight)
     ctx.options = options
@@ -79,7 +79,7 @@ def _lse_gradient(
     lse: torch.Tensor,
     options: list[Any],
 ) -> torch.Tensor:
-    """The gradient of lse alone: that of a loss whose targets are all ignored."""
+    """The gradient of lse alone, computed as that of a loss whose targets are all ignored."""
     *_, softcap, _ = options
     no_loss = torch.zeros_like(grad_lse, dtype=compute_dtype(input))
     ignored = torch.full_like(grad_lse, -100, dtype=torch.int64)
@@ -120,7 +120,7 @@ def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> No
 def _second_backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     """The derivative of the gradient, by differentiating the reference twice.
 
-    lse itself gets none: the gradient is taken as a function of the logits alone.
+    lse gets no derivative: the gradient is treated as a function of the logits alone.
     """
     grad_loss, grad_lse, input, target, weight = ctx.saved_tensors
     options = CrossEntropyOptions(weight, *ctx.options)
@@ -186,7 +186,7 @@ def eager_loss(input: torch.Tensor, target: torch.Tensor, *args: Any) -> tuple[t
 
 
 class InplaceLoss(torch.autograd.Function):
-    """`eager_loss` that overwrites the logits with their gradient, for an upstream one of 1."""
+    """`eager_loss` overwriting the logits with their gradient, for an upstream gradient of 1."""
 
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What cross_entropy and linear_cross_entropy ask of the options that they share."""
+"""Checks of the options that cross_entropy and linear_cross_entropy share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_class_weight(weight: torch.Tensor, input: torch.Tensor, classes: int) -> None:
-    """`weight` must be a floating-point (V,) on the device of `input`, without gradient.
+    """Check that `weight` is floating point (V,), on the device of `input`, without gradient.
 
     Raises:
-        TypeError: it is no tensor, or of another dtype.
-        ValueError: it has another shape or device, or requires grad.
+        TypeError: `weight` is not a tensor, or not of a floating-point dtype.
+        ValueError: `weight` has another shape or device, or requires a gradient.
     """
     _checks.check_float("weight", weight)
     _checks.check_shape("weight", weight, (classes,), "(V,)")
@@ -34,11 +34,11 @@ def checked_options(
     softcap: float | None,
     z_loss: float,
 ) -> CrossEntropyOptions:
-    """The options as a user gives them, as the operators and all backends take them.
+    """Check the user's options and return them in the form that operators and backends take.
 
     Raises:
-        TypeError: an option of the wrong type.
-        ValueError: one that is out of its range.
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of its range.
     """
     if type(ignore_index) is not int:
         ignore_index = _checks.integer("ignore_index", ignore_index)

@@ -1,4 +1,4 @@
-"""The operators behind `linear_cross_entropy`: which one runs, shape rules, the autograd rule."""
+"""The operators behind `linear_cross_entropy`: choice of the operator, shape and autograd rules."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _run(
     grad_loss: Tensor | None = None,
     grad_lse: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The compiled operator when `group_name` is None, else the one in ``chunked.py``.
+    """Call the compiled operator if `group_name` is None, else the one in ``chunked.py``.
 
-    `tensors` are input, linear_weight and linear_bias, and `wanted` says whose gradients are.
+    `tensors` are input, linear_weight and linear_bias; `wanted` says which need gradients.
     """
     ops = torch.ops.llama_fast
     input, linear_weight, linear_bias = tensors
@@ -58,10 +58,10 @@ def _run(
 
 
 def _second_derivative_wanted(*saved: Tensor | None) -> bool:
-    """In a backward pass: whether its own results will be differentiated."""
+    """Whether the results of the current backward pass will be differentiated."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    # torch.func.grad itself always asks for it: the question is whether what is inside does.
+    # torch.func.grad always enables gradients here, so look at the tensors inside its wrappers.
     return any(t is not None and without_grad_wrapper(t).requires_grad for t in saved)
 
 
@@ -82,7 +82,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor | None, ignore_index: int, reduction: int, label_smoothing: float,
         softcap: float, z_loss: float, group_name: str | None, stats: bool, wanted: list[bool],
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        # The options arrive one by one: torch.compile miscounts `*args` if a tensor stands twice.
+        # Options are separate parameters: torch.compile miscounts `*args` if a tensor occurs twice.
         options = CrossEntropyOptions(
             weight, ignore_index, reduction, label_smoothing, softcap, z_loss
         )
@@ -120,10 +120,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 class LogSumExp(torch.autograd.Function):
-    """`lse` with a derivative: the backward pass computes the logits once more.
+    """Makes `lse` differentiable: the backward pass computes the logits once more.
 
-    A function of its own, so that a gradient of the loss alone, or of lse alone, costs nothing for
-    the other; in one function torch.compile would fill the missing gradient with zeros.
+    It is separate from the loss, so that a gradient of one of the two costs nothing for the other.
+    In a single function torch.compile would fill the missing gradient with zeros.
     """
 
     generate_vmap_rule = True
@@ -161,7 +161,7 @@ class LogSumExp(torch.autograd.Function):
 def _wanted(
     made: tuple[Tensor, ...], inputs: list[Tensor], wanted: list[bool]
 ) -> list[Tensor | None]:
-    """The gradients in the dtypes of the inputs, None where there is none."""
+    """Cast the gradients to the dtypes of the inputs; None where a gradient is not wanted."""
     return [
         grad.to(x.dtype) if want else None
         for grad, x, want in zip(made, inputs, wanted, strict=True)
@@ -169,7 +169,7 @@ def _wanted(
 
 
 def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
-    """grad * scale; in place where eager mode can tell that `grad` is not needed again."""
+    """Return grad * scale, in place if eager mode can tell that `grad` is not needed again."""
     eager = not torch.compiler.is_compiling() and not in_transform() and not has_dispatch_mode()
     if not eager or grad.device.type != "cpu" or is_batch_of_gradients(scale):
         return grad * scale
@@ -189,7 +189,7 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     """The gradients by autograd through the reference, for the rare second derivatives."""
     with torch.enable_grad():
-        # Views, so that arguments that depend on each other (a tied weight) get one gradient each.
+        # Views, so that two arguments that share a tensor (a tied weight) get a gradient each.
         views = [None if x is None else x.view_as(x) for x in inputs]
         input, linear_weight, linear_bias = views
         assert input is not None and linear_weight is not None

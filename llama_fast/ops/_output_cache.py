@@ -1,7 +1,7 @@
 """The cache of memory for large CPU outputs (csrc/glue/output_cache.cpp).
 
 Environment:
-    LLAMA_FAST_CACHE_MB  MiB that may be kept while no tensor uses them (default 512, 0: none)
+    LLAMA_FAST_CACHE_MB  MiB that may be kept while no tensor uses them (default 512; 0 keeps none)
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ _check_limit(os.environ.get("LLAMA_FAST_CACHE_MB", "0"))
 
 
 def empty_cache() -> int:
-    """Return idle memory of the CPU kernels to the system; the CPU's `torch.cuda.empty_cache`.
+    """Return idle memory of the CPU kernels to the system, like `torch.cuda.empty_cache` for GPUs.
 
-    The memory of outputs and gradients of 4 MiB and more is kept when they are freed, up to
-    LLAMA_FAST_CACHE_MB (environment, default 512) in total, because the page faults of new memory
-    take longer than most of these kernels. Under memory pressure Linux reclaims it, and an
-    allocation of ours that fails frees it and tries again. Each thread also keeps the working
-    memory of its kernels; this returns that of threads in which no kernel runs.
+    When outputs and gradients of 4 MiB and more are freed, their memory is kept for the next ones,
+    up to LLAMA_FAST_CACHE_MB MiB (environment variable, default 512) in total, because the page
+    faults of new memory take longer than most kernels. Linux reclaims kept memory under memory
+    pressure, and an allocation of a kernel that fails frees it and tries again. Each thread also
+    keeps the working memory of its kernels; this function returns that of threads without a
+    running kernel.
 
     Returns:
-        The number of bytes returned; 0 without the compiled library. Outputs are kept on Linux,
-        with torch 2.11 and later.
+        The number of bytes returned, 0 without the compiled library. Memory of outputs is kept
+        only on Linux with torch 2.11 and later.
     """
     return 0 if library.missing_reason is not None else torch.ops.llama_fast.empty_cache()

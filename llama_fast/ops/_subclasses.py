@@ -1,9 +1,10 @@
 """Tensor subclasses among the arguments of the ops.
 
-`__torch_function__` of a subclass, or of another class that has it, as lazy logits have, is called
-for our ops as it is for torch's functions. A subclass that defers to torch.Tensor's own method (one
-for logging, say) is then treated as an ordinary tensor. torch's `CausalBias` describes a mask and
-holds no values: the attention ops accept it as their bias, and no other argument may be one.
+The ops call `__torch_function__` of a tensor subclass, or of any other class that defines it (lazy
+logits do), as torch's functions do. If it defers to torch.Tensor's own method, as a subclass for
+logging does, the op treats the argument as an ordinary tensor. torch's `CausalBias` describes a
+mask and holds no values: the attention ops accept it as their bias, and no other argument may be
+one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _DEFAULT = torch.Tensor.__torch_function__.__func__
 
 
 def overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """`function`, which calls `__torch_function__` of its arguments first, as torch's own do."""
+    """Make `function` call `__torch_function__` of its arguments first, as torch's functions do."""
 
     @functools.wraps(function)
     def op(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -46,7 +47,7 @@ def overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _overrides(value: object) -> bool:
-    """Whether a value has a `__torch_function__` of its own, and that is enabled."""
+    """Whether a value defines `__torch_function__` and has not disabled it."""
     own = getattr(type(value), "__torch_function__", None)
     return (
         own is not None
@@ -65,8 +66,8 @@ def _call_override(op: Callable[..., _R], args: tuple[object, ...], kwargs: dict
 def is_causal_bias(value: object) -> TypeGuard[CausalBias]:
     """Whether a value is torch's `CausalBias`.
 
-    Its module imports torch._dynamo, which takes as long as all of torch: only a tensor subclass
-    is a reason to.
+    The module of `CausalBias` imports torch._dynamo, which takes as long as importing torch, so it
+    is imported only if `value` is a tensor subclass.
     """
     if type(value) in _ORDINARY:
         return False
@@ -76,10 +77,10 @@ def is_causal_bias(value: object) -> TypeGuard[CausalBias]:
 
 
 def causal_bias(name: str, bias: CausalBias, queries: int, keys: int) -> bool:
-    """Whether the bias is aligned bottom-right (True) or top-left, of which a square one is both.
+    """Whether a `CausalBias` is aligned bottom-right (or is square) rather than top-left.
 
     Raises:
-        ValueError: it is one of other sizes.
+        ValueError: its sizes are not the numbers of queries and keys.
     """
     size = (bias.seq_len_q, bias.seq_len_kv)
     if size != (queries, keys):

@@ -1,8 +1,8 @@
-"""Attention: softmax(scale * q k' + bias) v without ever holding the score matrix.
+"""Attention: softmax(scale * q k' + bias) v without ever storing the whole score matrix.
 
-Formulas: Vaswani et al., "Attention is all you need" (2017); the tiled forward and backward are
-those of Dao et al., "FlashAttention" (2022); ALiBi is Press et al. (2022); attention sinks, one
-extra logit per head, are those of gpt-oss (2025); the score softcap is that of Gemma 2 (2024).
+Formulas: Vaswani et al., "Attention is all you need" (2017). Tiled forward and backward: Dao et
+al., "FlashAttention" (2022). ALiBi: Press et al. (2022). Attention sinks, one extra logit per head:
+gpt-oss (2025). Softcap of the scores: Gemma 2 (2024).
 """
 
 from __future__ import annotations
@@ -80,22 +80,23 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * q k' + bias) v, with grouped heads, masks, packed sequences and dropout.
 
-    The score of query i and key j is ``scale * q_i . k_j``, then capped, then biased. Query i has
-    the position of key ``i + T - S``, so that the last query is at the last key: decoding with a
-    cache needs no mask. Numbers may also be NumPy or torch scalars.
+    The score of query i and key j is ``scale * q_i . k_j``, then soft-capped, then biased. Query i
+    has the position of key ``i + T - S``, so the last query is aligned with the last key and
+    decoding with a cache needs no mask. Numbers may also be NumPy or torch scalars.
 
     Args:
         q: queries (B,H,S,D), or packed (N,H,D); float64, float32, bfloat16 or float16. Any
             strides: a transposed (B,S,H,D) view costs no copy.
         k: keys (B,K,T,D) with H a multiple of K, or packed (M,K,D); dtype of `q`.
         v: values (B,K,T,Dv), or packed (M,K,Dv); dtype of `q`.
-        causal: query i sees the keys j <= i + T - S.
-        window: keys seen around position i + T - S. ``w``: the last w keys (and, unless causal,
-            the next w - 1). ``(left, right)``: that many to each side, -1 for all.
+        causal: whether query i sees only the keys j <= i + T - S.
+        window: which keys query i sees around its position i + T - S. ``w``: its own key and the
+            w - 1 before it (and, unless causal, the w - 1 after it). ``(left, right)``: so many
+            keys before and after its own, -1 for all. Default: all keys.
         scale: multiplies q . k; default 1 / sqrt(D).
         softcap: c > 0 turns each scaled product x into c * tanh(x / c).
-        bias: broadcastable to (B,H,S,T). bool: True takes part. float: added to the scores;
-            differentiable. torch's `causal_upper_left(S, T)` and `causal_lower_right(S, T)` are
+        bias: broadcastable to (B,H,S,T). bool: True where query i may see key j. float: added to
+            the scores; differentiable. torch's `causal_upper_left` and `causal_lower_right` are
             accepted too. None for packed sequences.
         key_padding_mask: bool (B,T), True for keys to ignore. None for packed sequences.
         alibi_slopes: (H,) or (B,H) float; adds ``-slope * |i + T - S - j|``. Differentiable.
@@ -103,20 +104,20 @@ def attention(
             Differentiable.
         cu_seqlens_q: int32 or int64 (sequences + 1,): offsets of the packed query sequences,
             from 0 to N. If given, q, k and v are packed.
-        cu_seqlens_k: the same for the keys, from 0 to M; default `cu_seqlens_q`.
+        cu_seqlens_k: offsets of the packed key sequences, from 0 to M; default `cu_seqlens_q`.
         dropout_p: probability of dropping an attention weight, in [0, 1]; the others are scaled
-            by 1 / (1 - p). Its seed is drawn from torch's default generator, so `torch.manual_seed`
-            makes it repeatable.
+            by 1 / (1 - p). The seed is drawn from torch's default generator, so
+            `torch.manual_seed` makes dropout repeatable.
         return_lse: also return the log of the softmax's denominator. Differentiable.
 
     Returns:
-        out (B,H,S,Dv), or packed (N,H,Dv), in the dtype of `q`; rows that see no key are zero.
-        With `return_lse` the pair (out, lse), where lse is (B,H,S), or packed (N,H), float32
-        (float64 for float64 input), and -inf for rows that see no key.
+        out (B,H,S,Dv), or packed (N,H,Dv), in the dtype of `q`; zero for queries that see no key.
+        With `return_lse` the pair (out, lse): lse is (B,H,S), or packed (N,H), in float32
+        (float64 for float64 input), and -inf for queries that see no key.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or numbers that do not fit; names the argument.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or number does not fit; the message names the argument.
 
     Example:
         >>> q = torch.randn(1, 8, 128, 64); k = v = torch.randn(1, 2, 128, 64)
@@ -159,7 +160,7 @@ def attention(
     backend = choose("attention", q)
     seed = None
     if dropout_p > 0:
-        # A tensor rather than a number, so that a compiled graph draws anew at each call.
+        # A tensor rather than a number, so that a compiled graph draws a new seed at each call.
         seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
     options = AttentionOptions(
         bias, key_padding_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, seed,

@@ -1,7 +1,7 @@
-"""Attention of a few new tokens over a cache of keys and values, contiguous or in pages.
+"""Attention of a few new tokens over a contiguous or paged cache of keys and values.
 
-The paged cache is that of Kwon et al., "PagedAttention" (2023, arXiv:2309.06180); splitting the
-keys among the blocks of a GPU is that of Dao et al., "Flash-Decoding" (2023).
+Paged cache: Kwon et al., "PagedAttention" (2023, arXiv:2309.06180). Splitting the keys among the
+blocks of a GPU: Dao et al., "Flash-Decoding" (2023).
 """
 
 from __future__ import annotations
@@ -82,45 +82,45 @@ def attention_decode(
     sinks: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Append new keys and values to a cache, and return the attention of `q` to all it then holds.
+    """Append new keys and values to a cache in place, and return the attention of `q` to the cache.
 
-    Sequence b holds ``cache_seqlens[b]`` keys before the call and T_b after it: S more if `k` and
-    `v` are given, which are written into the cache. Attention is causal: query i of S sees the
-    keys up to ``i + T_b - S``. For inference: neither gradients nor torch.func are supported.
+    The cache holds ``cache_seqlens[b]`` keys of sequence b before the call and T_b after it: S more
+    if `k` and `v` are given, else the same number. Attention is causal: query i of S sees the keys
+    up to ``i + T_b - S``. For inference only: neither gradients nor torch.func are supported.
 
     Args:
         q: queries (B,H,S,D); float64, float32, bfloat16 or float16. Any strides.
         k_cache: keys (B,K,T,D) with H a multiple of K, or with `page_table` pages (P,K,page,D);
             dtype of `q`. Any strides.
         v_cache: values (B,K,T,Dv), or pages (P,K,page,Dv); dtype of `q`.
-        k: new keys (B,K,S,D), dtype of `q`; if None, `q` attends to what the cache holds.
-        v: new values (B,K,S,Dv), dtype of `q`; given if `k` is.
-        cache_seqlens: int32 (B,), keys held before this call. The caller adds S after it. A
-            length that is negative or does not fit in the cache is an error on the CPU. On a GPU,
-            where the host does not read lengths, the result of that sequence is NaN and nothing
-            of it is written.
+        k: new keys (B,K,S,D), dtype of `q`; if None, `q` attends to the cache as it is.
+        v: new values (B,K,S,Dv), dtype of `q`; required if `k` is given.
+        cache_seqlens: int32 (B,), number of cached keys of each sequence before this call. It is
+            not updated: the caller adds S. A length that is negative or does not fit in the cache
+            is an error on the CPU. On a GPU, where the host does not read the lengths, the result
+            of that sequence is NaN and its keys and values are not written.
         page_table: int32 (B, pages): key t of sequence b is row ``t % page`` of page
             ``page_table[b, t // page]``. Entries past a sequence's last key, or before the first
-            key in its window, are not read. Other entries outside [0, P) are treated like bad
-            lengths. Sequences may share pages, except those that new keys are written to.
+            key in its window, are not read. Any other entry outside [0, P) is treated like a length
+            that does not fit. Sequences may share pages, except those that receive new keys.
         scale: multiplies q . k; default 1 / sqrt(D).
         softcap: c > 0 turns each scaled product x into c * tanh(x / c).
-        window: ``w``: a query sees the last w keys up to its own. ``(left, right)``: it sees `left`
-            keys before its own, -1 for all; `right` has no effect.
+        window: ``w``: a query sees its own key and the w - 1 before it. ``(left, right)``: it sees
+            `left` keys before its own, -1 for all; `right` has no effect. Default: all keys.
         alibi_slopes: (H,) or (B,H) float; adds ``-slope * (i + T_b - S - j)``.
         sinks: (H,) float; one more logit per head in the softmax, without a value.
         return_lse: also return the log of the softmax's denominator.
 
     Returns:
-        out (B,H,S,Dv) in the dtype of `q`; rows that see no key are zero. With `return_lse` the
-        pair (out, lse), where lse is (B,H,S), float32 (float64 for float64 input), and -inf for
-        rows that see no key. Under torch.autocast `q`, `k` and `v` are converted to the dtype of
+        out (B,H,S,Dv) in the dtype of `q`; zero for queries that see no key. With `return_lse` the
+        pair (out, lse): lse is (B,H,S) in float32 (float64 for float64 input), and -inf for
+        queries that see no key. Under torch.autocast `q`, `k` and `v` are converted to the dtype of
         the cache.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or numbers that do not fit, or tensors that need gradients;
-            names the argument.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or number does not fit, or a tensor requires gradients; the
+            message names the argument.
 
     Example:
         >>> k_cache = v_cache = torch.zeros(1, 2, 1024, 64)
@@ -168,7 +168,7 @@ def _attention_decode_fake(
 
 
 def _cuda_refusal(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: object) -> str | None:
-    """Why the CUDA kernel cannot serve such tensors, or None; as csrc/cuda/glue checks it too."""
+    """Why the CUDA kernel cannot serve these tensors, or None; csrc/cuda/glue checks the same."""
     if q.dtype not in (torch.bfloat16, torch.float16):
         return f"expected bfloat16 or float16, got {q.dtype}"
     if k_cache.shape[3] not in (64, 128, 256):
@@ -192,7 +192,7 @@ cuda.REFUSALS["attention_decode"] = _cuda_refusal
 
 
 def _autocast(t: Any, cache: Any) -> Any:
-    """`t` in the dtype of the cache, where torch.autocast is on for its device."""
+    """Cast `t` to the dtype of the cache if torch.autocast is on for its device."""
     if not isinstance(t, Tensor) or not isinstance(cache, Tensor):
         return t
     device = t.device.type
@@ -266,7 +266,7 @@ def _check_values(
     page_table: Tensor | None,
     left: int,
 ) -> None:
-    """Check lengths and page numbers on the CPU outside of a graph, where reading them is free."""
+    """Check lengths and page numbers on the CPU in eager mode, where reading them costs nothing."""
     if torch.compiler.is_compiling() or cache_seqlens.device.type != "cpu":
         return
     queries, page = q.shape[2], k_cache.shape[2]

@@ -1,8 +1,8 @@
-"""Backend "chunked" of linear_cross_entropy: a few hundred rows of logits at a time.
+"""Backend "chunked" of linear_cross_entropy: computes a few hundred rows of logits at a time.
 
-One pass over the rows gives the loss and the gradients. For each chunk of rows it computes the
-logits, replaces them by their gradient, multiplies that into the gradients of input and weight, and
-frees it, so the (N,V) logits never exist. Rows whose target is ignored are left out. After Wijmans
+One pass over the rows gives the loss and the gradients. Each chunk's logits are replaced by their
+gradient, which is multiplied into the gradients of input and weight and then freed, so the (N,V)
+logits never exist as a whole. Rows whose target is ignored are left out. After Wijmans
 et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models" (arXiv:2411.09009) and Hsu et al.
 2024 (Liger-Kernel, arXiv:2410.10989), which also computes gradients in the forward pass.
 
@@ -35,12 +35,12 @@ WIDEN_ELEMENTS = 4 << 20
 
 
 def resolve_group(name: str) -> dist.ProcessGroup | None:
-    """The process group of this name, None for "": operators take strings, not process groups."""
+    """The process group of this name, None for "". Operators take a name, not a group."""
     return process_group(name) if name else None
 
 
 def rows_per_chunk(classes: int, itemsize: int) -> int:
-    """How many rows of logits are in memory at once."""
+    """The number of rows of logits that are computed at once."""
     return max(MINIMUM_ROWS, CHUNK_BYTES // max(1, classes * itemsize))
 
 
@@ -53,7 +53,7 @@ def empty_results(
     grad_loss: torch.Tensor | None,
     *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:
-    """Tensors of the shapes that the operators return; `dtypes` are those of the gradients."""
+    """Empty tensors with the shapes of the results; `dtypes` are those of the gradients."""
     options, (stats, mask, *_) = CrossEntropyOptions.split(arguments)
     lse = input.new_empty(target.shape, dtype=compute_dtype(input))
     loss = torch.empty_like(lse) if options.reduction == NONE else lse.new_empty(())
@@ -66,7 +66,7 @@ def empty_results(
 def gradient_shapes(
     input: torch.Tensor, linear_weight: torch.Tensor, wanted: list[bool]
 ) -> list[tuple[int, ...]]:
-    """Shapes of the gradients of input, weight and bias: (0,) where not wanted."""
+    """Shapes of the gradients of input, weight and bias; (0,) for those not wanted."""
     shapes = (input.shape, linear_weight.shape, linear_weight.shape[:1])
     return [tuple(s) if want else (0,) for s, want in zip(shapes, wanted, strict=True)]
 
@@ -89,12 +89,12 @@ def linear_cross_entropy(
             grad_mask: which of the gradients of input, linear_weight and linear_bias are wanted.
             grad_lse: (N,), or None. If given, the gradients are those of (grad_lse * lse).sum()
                 instead, and the other results have no meaning.
-            group_name: of the process group; "" means none.
+            group_name: name of the process group, "" for none.
 
     Returns:
-        loss; lse (N,), 0 where ignored; the z-loss part of the loss; argmax (N,), -1 where
-        ignored, (0,) without `stats`; three gradients, (0,) where not wanted. All but argmax
-        have the dtype of the computation.
+        A tuple of loss; lse (N,), 0 for ignored tokens; the z-loss part of the loss; argmax (N,),
+        -1 for ignored tokens, or (0,) without `stats`; and three gradients, (0,) for those not
+        wanted. All but argmax have the dtype of the computation.
     """
     options, (stats, mask, *others) = CrossEntropyOptions.split(arguments)
     grad_lse = others[0] if others else None  # torch omits trailing arguments equal to defaults
@@ -115,7 +115,7 @@ def linear_cross_entropy(
     if reduction == MEAN:
         row_scale = row_scale / divisor
         # The mean divides cross-entropy by the sum of the class weights, but z-loss by the number
-        # of tokens. Scaling z-loss by the ratio of the two lets one division serve both.
+        # of tokens. With z-loss scaled by the ratio of the two, one division is right for both.
         z_coefficient *= divisor / max(1, tokens)
     row_scale = row_scale.expand(target.shape)
     # A chunk has no ignored targets: -1 equals none of its class indices.
@@ -132,7 +132,7 @@ def linear_cross_entropy(
     for rows in kept.split(rows_at_once) if tokens else ():  # an empty split is one piece
         x = input[rows].to(dtype)
         logits = _logits(x, linear_weight, linear_bias)
-        # The scale goes into the small operands, which saves another pass over the logits.
+        # Scaling the small operands instead of the logits saves another pass over the logits.
         if grad_lse is not None:
             _softmax_(logits, options.softcap, group)
             scale = grad_lse[rows].to(dtype).unsqueeze(1)
@@ -150,7 +150,7 @@ def linear_cross_entropy(
         if wanted[2]:
             # Not a matrix product with `scale`: it would sum the rows one after another.
             grads[2] += logits.mul_(scale).sum(dim=0)
-        del logits  # before those of the next chunk are allocated
+        del logits  # free them before the next chunk allocates its own
     if group is not None and wanted[0]:
         dist.all_reduce(grads[0], group=group)
 
@@ -204,7 +204,7 @@ def _times_weight(grad_logits: torch.Tensor, linear_weight: torch.Tensor) -> tor
 def _widened(
     linear_weight: torch.Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yields (a slice of rows, those rows of the weight in `dtype`), piece by piece."""
+    """Yield (slice of rows, those rows of the weight in `dtype`), piece by piece."""
     step = max(1, WIDEN_ELEMENTS // max(1, linear_weight.shape[1]))
     for first in range(0, linear_weight.shape[0], step):
         rows = slice(first, first + step)
@@ -255,7 +255,7 @@ def _cross_entropy_(
     gradient: bool,
     stats: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, lse and argmax of each row; with `gradient`, that of the loss replaces the logits."""
+    """Loss, lse and argmax of each row; with `gradient`, the logits become the loss's gradient."""
     backend = choose("cross_entropy", logits)
     if group is None and backend not in ("torch", "reference"):
         ops = torch.ops.llama_fast
@@ -263,7 +263,7 @@ def _cross_entropy_(
         loss, lse, _, argmax = kernel(logits, target, *options, stats)
         return loss, lse.to(loss.dtype), argmax
 
-    # What llama_fast/reference/cross_entropy.py writes as mathematics, on this rank's classes.
+    # The formula of llama_fast/reference/cross_entropy.py, on this rank's classes.
     weight, _, _, label_smoothing, softcap, z_loss = options
     z, held = logits, logits.shape[1]
     first = 0 if group is None else group.rank() * held

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy: checks its arguments, picks a backend; derivatives: _cross_entropy.py."""
+"""Softmax cross-entropy: argument checks and choice of backend; derivatives: _cross_entropy.py."""
 
 from __future__ import annotations
 
@@ -67,38 +67,40 @@ def cross_entropy(
         z = x  or  softcap * tanh(x / softcap)        lse = log(sum_c exp(z_c))
         loss = sum_c w_c t_c (lse - z_c) + z_loss * lse^2
 
-    where t is (1 - e) [c == target] + e / V, or (1 - e) target_c + e / V.
+    where t_c = (1 - e) [c == target] + e / V for class indices, and (1 - e) target_c + e / V for
+    class probabilities.
 
     Args:
         input: logits (V,), (N,V) or (N,V,d1,...), any strides; float64, float32, bfloat16, float16.
-        target: class indices of input's shape without V (any integer type), or class probabilities
-            of input's shape (floating point; differentiable).
-        weight: a factor for each class, (V,), floating point, not differentiable.
-        ignore_index: tokens with this target add nothing: their loss and gradient are zero, even
-            where their logits are NaN. Class indices only.
-        reduction: "none", "sum", or "mean": divided by the summed weights of the targets that are
-            not ignored (NaN if there are none); by the number of tokens for probabilities.
+        target: class indices (any integer dtype) in the shape of `input` without V, or class
+            probabilities (floating point; differentiable) in the shape of `input`.
+        weight: (V,), a factor for each class, floating point; not differentiable.
+        ignore_index: tokens with this target are left out: their loss and gradient are zero, even
+            if their logits are NaN. For class indices only.
+        reduction: "none", "sum" or "mean". The mean divides the sum by the summed weights of the
+            targets that are not ignored (NaN if all are ignored); for class probabilities, by
+            the number of tokens.
         label_smoothing: e, in [0, 1].
         softcap: bound of the logits (Gemma 2, arXiv:2408.00118), or None.
         z_loss: factor of lse^2 (PaLM, arXiv:2204.02311). It is not weighted by class; "mean"
             divides it by the number of tokens that are not ignored.
-        inplace: permission to overwrite `input` with its gradient, which saves the memory and the
-            time of a second tensor of that size. Used when a gradient is wanted, in eager mode.
-            `input` holds no logits afterwards; where another operation's backward needs them,
-            autograd raises its usual error.
-        return_stats: also return `Stats` (lse, argmax, correct, z_loss). lse is differentiable (not
-            with `inplace`), for ignored tokens too; the rest is not.
+        inplace: allow `input` to be overwritten with its gradient, which saves the memory and the
+            time of a second tensor of that size. This happens in eager mode if a gradient is
+            needed. `input` then no longer holds logits; if the backward pass of another operation
+            needs them, autograd raises its usual error.
+        return_stats: also return `Stats` (lse, argmax, correct, z_loss). Only lse is
+            differentiable, also for ignored tokens, but not with `inplace`.
 
     Returns:
-        The loss, float32 (float64 for float64 input): a scalar, or of the index target's shape
-        for "none". With return_stats the tuple (loss, Stats).
+        The loss in float32 (float64 for float64 input): a scalar or, with reduction "none", a
+        tensor of one loss per token. With `return_stats` the pair (loss, Stats).
 
     Raises:
-        TypeError: a dtype that does not fit.
-        ValueError: a shape, device, number or reduction that does not fit; `inplace` on a leaf
-            that requires grad.
-        IndexError: a target that is neither a class nor ignore_index (position and value named);
-            on a GPU, where finding out would hold up the host, its loss is NaN instead.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device, number or reduction does not fit, or `inplace` is set and
+            `input` is a leaf that requires grad.
+        IndexError: a target is neither a class nor `ignore_index`; the message names its position
+            and value. On a GPU, where the check would block the host, its loss is NaN instead.
 
     Example:
         >>> loss = llama_fast.cross_entropy(logits.view(-1, V), tokens.view(-1), inplace=True)
@@ -145,7 +147,7 @@ def cross_entropy(
 
 
 def _check_tensors(input: Tensor, target: Tensor) -> bool:
-    """Check both; returns whether the targets are class indices, not probabilities."""
+    """Check both; return whether the targets are class indices rather than probabilities."""
     _checks.check_float("input", input)
     if input.dim() < 1:
         raise ValueError("input: expected shape (V,), (N,V) or (N,V,d1,...), got ()")
@@ -171,7 +173,7 @@ def _check_tensors(input: Tensor, target: Tensor) -> bool:
 
 
 def _check_no_leaf(input: Tensor) -> None:
-    """`inplace` refuses what torch's in-place operations refuse."""
+    """Raise if `input` is a leaf that requires grad, as torch's in-place operations do."""
     base = view_base(input)
     if base.is_leaf and base.requires_grad and torch.is_grad_enabled():
         raise ValueError(
@@ -181,9 +183,9 @@ def _check_no_leaf(input: Tensor) -> None:
 
 
 def _may_overwrite(input: Tensor, target: Tensor) -> bool:
-    """Whether there is a gradient that may take the place of `input`."""
+    """Whether `input` needs a gradient and may be overwritten with it."""
     if not (torch.is_grad_enabled() and input.requires_grad) or target.requires_grad:
-        return False  # no gradient is wanted; or that of the target, which needs the logits
+        return False  # the gradient of the target is computed from the logits
     # The elements of an expanded tensor share memory; those of its gradient cannot.
     return all(
         stride != 0 or size <= 1 for size, stride in zip(input.shape, input.stride(), strict=True)

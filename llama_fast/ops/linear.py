@@ -1,4 +1,4 @@
-"""torch's linear map, with a kernel for few rows that is as fast as the weights can be read."""
+"""torch's linear map, with a kernel for few rows that runs at memory bandwidth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.backends.library import isa_or_none, library
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# By dtype the largest number of rows for our kernel; with more, torch's matrix product is faster.
+# dtype -> the largest number of rows for our kernel; above it torch's matrix product is faster.
 MAX_ROWS: dict[torch.dtype, int] = {}
 if isa_or_none() != "none":
     MAX_ROWS = {t: torch.ops.llama_fast.linear_rows(torch.empty(0, dtype=t)) for t in _DTYPES}
@@ -40,7 +40,7 @@ def linear(
         (...,O), dtype of `input`.
 
     Raises:
-        RuntimeError: torch's, for shapes, dtypes or devices that do not fit.
+        RuntimeError: shapes, dtypes or devices do not fit; the error is torch's.
     """
     if (
         input.dtype in MAX_ROWS

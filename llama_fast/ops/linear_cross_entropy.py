@@ -73,10 +73,10 @@ def linear_cross_entropy(
 ) -> Tensor | tuple[Tensor, Stats]:
     """cross_entropy(input @ linear_weight.T + linear_bias, target), without the (N,V) logits.
 
-    It is computed and accumulated in float32 (float64 for float64 input). Ignored tokens are left
-    out of the matrix products. With reduction "mean" or "sum" the forward pass also computes the
-    gradients, and the backward pass only scales them; no gradient is computed for an argument that
-    does not require one.
+    The loss is computed and accumulated in float32 (float64 for float64 input). Ignored tokens are
+    left out of the matrix products. With reduction "mean" or "sum" the forward pass also computes
+    the gradients, and the backward pass only scales them; no gradient is computed for an argument
+    that does not require one.
 
     Args:
         input: (..., E), usually hidden states (N,E) or (B,S,E); float64, float32, bfloat16 or
@@ -84,31 +84,33 @@ def linear_cross_entropy(
         linear_weight: (V,E), the dtype of `input`.
         target: (...), class indices in [0, V) of any integer type, or `ignore_index`.
         linear_bias: (V,), the dtype of `input`.
-        weight: (V,), weight of each class, any float dtype; not differentiable.
-        reduction: "none", "mean" (over the class weights of the targets that are not ignored) or
-            "sum".
-        ignore_index: target of the tokens that are left out: no loss, no gradient.
+        weight: (V,), a factor for each class, any float dtype; not differentiable.
+        reduction: "none", "sum" or "mean". The mean divides the sum by the summed class weights of
+            the targets that are not ignored (NaN if all are ignored).
+        ignore_index: tokens with this target are left out: their loss and gradient are zero.
         label_smoothing: in [0, 1], the share of the target spread evenly over all classes.
         softcap: logits become softcap * tanh(logits / softcap).
         z_loss: adds z_loss * lse^2 to the loss of each token.
-        shift: position t of the last token dimension predicts the target at t + 1; the last
-            position and the first target are dropped, in the shapes of the results too.
-        process_group: vocabulary-parallel: each of the group's W ranks passes its V/W rows of
-            `linear_weight` and `linear_bias`, in rank order, and everything else in full. Every
-            rank gets the same loss, the full gradient of `input`, and that of its own rows.
-        return_stats: also return `Stats`.
+        shift: let position t of the last token dimension predict the target at t + 1. The last
+            position and the first target are dropped, so that dimension of the results is one
+            shorter.
+        process_group: a group whose W ranks share the vocabulary: each passes its V/W rows of
+            `linear_weight` and `linear_bias`, in rank order, and all other arguments in full.
+            Every rank gets the same loss, the full gradient of `input`, and the gradient of its
+            own rows.
+        return_stats: also return `Stats` (lse, argmax, correct, z_loss). Only lse is
+            differentiable; its gradient takes a second pass over the logits.
 
     Returns:
-        The loss, float32 (float64 for float64 input): a scalar, or the shape of `target` for
-        "none". With `return_stats` (loss, Stats(lse, argmax, correct, z_loss)); of an ignored
-        token lse is 0 and argmax -1. lse is differentiable, the rest of the statistics is not; its
-        gradient takes a second pass over the logits.
+        The loss in float32 (float64 for float64 input): a scalar or, with reduction "none", a
+        tensor in the shape of `target`. With `return_stats` the pair (loss, Stats); for an ignored
+        token lse is 0 and argmax is -1.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes or devices do not match, or an option is out of range.
-        IndexError: a target that is neither a class index nor `ignore_index`; on a GPU, where
-            finding out would hold up the host, its loss is NaN instead.
+        IndexError: a target is neither a class index nor `ignore_index`. On a GPU, where the check
+            would block the host, its loss is NaN instead.
     """
     check_float("input", input)
     check_float("linear_weight", linear_weight)
@@ -149,7 +151,7 @@ def linear_cross_entropy(
             )  # fmt: skip
 
     rows, flat = input.reshape(target.numel(), input.shape[-1]), target.reshape(-1).long()
-    # Neither the compiled kernel nor Triton's knows process groups.
+    # Neither the compiled kernel nor Triton's supports process groups.
     compiled = backend in ("cpu", "triton") and process_group is None
     group_name = None if compiled else _name(process_group)
     wanted = [_needs_gradient(x) for x in (input, linear_weight, linear_bias)]

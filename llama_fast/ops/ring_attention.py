@@ -24,24 +24,25 @@ from llama_fast.reference._dtypes import wide_dtype
 
 
 class ScoreBlock(NamedTuple):
-    """A block of the score matrix: slices of this rank's queries and of the keys it has now."""
+    """A block of the score matrix: slices of this rank's queries and of its current keys."""
 
     q: slice
     k: slice
-    cu_seqlens: Tensor | None  # where queries and keys are the same tokens; else all keys are seen
+    cu_seqlens: Tensor | None  # if queries and keys are the same tokens; None: all keys are seen
 
 
 class Ring:
     """How N tokens of packed sequences are sharded over the ranks of a group.
 
-    The tokens are divided into 2W pieces for W ranks; rank r holds piece r and piece 2W - 1 - r.
+    The tokens are divided into 2W pieces for W ranks; rank r holds the pieces r and 2W - 1 - r.
 
     Args:
-        group: the process group. Every rank of it makes a Ring with the same `cu_seqlens`.
+        group: the process group. Every rank of it creates a Ring with the same `cu_seqlens`.
         cu_seqlens: integers (sequences + 1,), offsets of the sequences, from 0 to N.
 
     Attributes:
-        positions: int64 (n,), indices of the tokens that this rank holds, in its order.
+        positions: int64 (n,), indices of the tokens that this rank holds, in the order it holds
+            them.
 
     Example:
         >>> ring = Ring(group, cu_seqlens)
@@ -94,7 +95,7 @@ class Ring:
         return blocks
 
     def _within(self, first: int, end: int) -> Tensor:
-        """Offsets of the sequences, or parts of sequences, in one piece."""
+        """Offsets of the sequences and parts of sequences within one piece."""
         inside = [o - first for o in self._offsets if first < o < end]
         return torch.tensor([0, *inside, end - first], dtype=torch.int32, device=self._device)
 
@@ -112,11 +113,12 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, ring: Ring) -> Tensor:
         ring: which rank holds which tokens.
 
     Returns:
-        (n,H,D): the rows of `attention(..., causal=True, cu_seqlens_q=cu_seqlens)` over all N
-        tokens that belong to this rank's. Differentiable once.
+        (n,H,D): this rank's rows of `attention(..., causal=True, cu_seqlens_q=cu_seqlens)` over all
+        N tokens. First derivatives only.
 
     Raises:
-        ValueError: q, k or v does not have n rows, or attention has no compiled kernel here.
+        ValueError: q, k or v does not have n rows, or attention has no compiled kernel on this
+            machine.
     """
     rows = ring.num_tokens(ring.rank)
     for name, t in (("q", q), ("k", k), ("v", v)):
@@ -214,7 +216,7 @@ def _options(q: Tensor, block: ScoreBlock) -> AttentionOptions:
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Merge a block's output (n,H,D) and lse (n,H) into those of the earlier keys, in place."""
+    """Merge a block's output (n,H,D) and lse (n,H) into those of earlier blocks, in place."""
     merged = torch.logaddexp(lse, part_lse)
     out.mul_((lse - merged).exp().unsqueeze(-1).to(out.dtype))
     out.add_(part.to(out.dtype) * (part_lse - merged).exp().unsqueeze(-1).to(out.dtype))
@@ -222,7 +224,7 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 
 class _Transfer:
-    """Sends `tensor` (2,n,K,D), of the tokens of rank `owner`, to the next rank of the ring.
+    """Sends `tensor` (2,n,K,D), which belongs to the tokens of rank `owner`, to the next rank.
 
     Receives the corresponding tensor from the previous rank.
     """
@@ -240,7 +242,7 @@ class _Transfer:
         self._requests = dist.batch_isend_irecv(operations)
 
     def wait(self) -> Tensor:
-        """The tensor from the previous rank."""
+        """Wait for the tensor from the previous rank and return it."""
         for request in self._requests:
             request.wait()
         return self._received

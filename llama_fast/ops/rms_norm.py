@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, with the residual addition that precedes it in a transformer."""
+"""Root-mean-square normalisation, optionally fused with the residual addition before it."""
 
 from __future__ import annotations
 
@@ -49,20 +49,21 @@ def rms_norm(
 
     Args:
         input: (..., E); float64, float32, bfloat16 or float16.
-        weight: (E,), any of these dtypes.
+        weight: (E,), in any of these dtypes.
         eps: added to the mean square.
-        residual: the shape of `input`, any of these dtypes. If given, x = input + residual, in
-            the dtype that torch gives the sum (bfloat16 + float32 is float32), and x is returned
+        residual: shape of `input`, any of these dtypes. If given, x = input + residual in the
+            dtype that torch gives the sum (bfloat16 + float32 is float32), and x is returned
             too, as the residual of the next layer.
         offset: added to the weight; 1.0 for Gemma, which stores its weight minus one.
 
     Returns:
-        y with the shape and dtype of `input`; with `residual` the pair (y, x). Contiguous, except
-        that for a (B,H,S,E) view of a (B,S,H,E) tensor they are such views too.
+        y in the shape and dtype of `input`; with `residual` the pair (y, x). Results are
+        contiguous, unless `input` is a (B,H,S,E) view of a (B,S,H,E) tensor: then they are such
+        views.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not fit, or a negative eps.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit, or eps is negative.
     """
     check_float("input", input)
     check_float("weight", weight)
@@ -156,7 +157,7 @@ def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 def _second_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """The derivative of the gradients, by differentiating the reference twice.
 
-    rstd gets none: the gradients are taken as functions of x, which it was computed from.
+    rstd gets no derivative: the gradients are treated as functions of x, which determines rstd.
     """
     grad_y, grad_x, x, weight = ctx.saved_tensors
     eps, offset, mask = ctx.options

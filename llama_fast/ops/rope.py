@@ -31,17 +31,17 @@ def rope(
             (B,S,H,D) costs no copy.
         k: (B,K,S,D), the dtype of `q`.
         cos: (S,D/2) or (B,S,D/2), cosine of the angle of each position and pair, any float dtype.
-        sin: its sine, the same shape.
-        interleaved: which numbers of a head form a pair: d and d + D/2 if False (Hugging Face
+        sin: sine of the same angles, in the shape of `cos`.
+        interleaved: which elements of a head form a pair: d and d + D/2 if False (Hugging Face
             checkpoints), 2d and 2d + 1 if True (Meta checkpoints, the paper).
 
     Returns:
-        (q', k') with the shapes and dtypes of `q` and `k`. Contiguous, except that for a (B,H,S,D)
-        view of a (B,S,H,D) tensor they are such views too.
+        (q', k') in the shapes and dtypes of `q` and `k`. Each is contiguous, unless its input is a
+        (B,H,S,D) view of a (B,S,H,D) tensor: then it is such a view.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not fit.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit.
     """
     for name, value in (("q", q), ("k", k), ("cos", cos), ("sin", sin)):
         check_float(name, value)
@@ -88,7 +88,7 @@ def _backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, 
     needs_q, needs_k = ctx.needs_input_grad[:2]
     rotated_q = rotated_k = grad_cos = grad_sin = None
     if needs_q or needs_k:
-        # An input that needs no gradient is replaced by one without heads.
+        # The gradient of an input that needs none is replaced by a tensor without heads.
         q, k = (g if needed else g[:, :0] for g, needed in ((grad_q, needs_q), (grad_k, needs_k)))
         rotated_q, rotated_k = _rope(q, k, cos, sin, ctx.interleaved, not ctx.inverse)
     if ctx.tables_need_grad:

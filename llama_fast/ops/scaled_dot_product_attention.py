@@ -34,20 +34,21 @@ def scaled_dot_product_attention(
             or float16.
         key: (...,K,T,D), leading dimensions broadcastable to those of `query`; dtype of `query`.
         value: (...,K,T,Dv); dtype of `query`.
-        attn_mask: broadcastable to (...,H,S,T). bool: True takes part; float: added to the scores.
-            torch's `causal_upper_left(S, T)` and `causal_lower_right(S, T)` are accepted too.
-        dropout_p: probability of dropping a weight, in [0, 1].
+        attn_mask: broadcastable to (...,H,S,T). bool: True where query i may see key j; float:
+            added to the scores. torch's `causal_upper_left(S, T)` and `causal_lower_right(S, T)`
+            are accepted too.
+        dropout_p: probability of dropping an attention weight, in [0, 1].
         is_causal: query i sees keys j <= i, both counted from the first (top-left aligned, unlike
-            `attention`). Not together with `attn_mask`.
-        scale: default 1 / sqrt(D).
-        enable_gqa: allow fewer key heads than query heads.
+            `attention`). Cannot be combined with `attn_mask`.
+        scale: multiplies q . k; default 1 / sqrt(D).
+        enable_gqa: allow fewer key heads than query heads (H a multiple of K).
 
     Returns:
         (...,H,S,Dv) in the dtype of `query`.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or numbers that do not fit; names the argument.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or number does not fit; the message names the argument.
     """
     for name, t in (("query", query), ("key", key), ("value", value)):
         _checks.check_float(name, t)
@@ -61,7 +62,7 @@ def scaled_dot_product_attention(
         attn_mask = None
     grouped = enable_gqa and query.dim() >= 3 and key.dim() >= 3
     try:
-        own = -3 if grouped else -2  # from here on, dimensions are not broadcast
+        own = -3 if grouped else -2  # dimensions from this one on are not broadcast
         lead = torch.broadcast_shapes(query.shape[:own], key.shape[:own], value.shape[:own])
     except RuntimeError as error:
         raise ValueError(
@@ -96,7 +97,7 @@ def _is_bottom_right(mask: CausalBias, query: torch.Tensor, key: torch.Tensor) -
 
 
 def _four_dims(t: torch.Tensor, lead: torch.Size, own: int) -> torch.Tensor:
-    """`t` as (batch, heads, rows, size), its dimensions before `own` expanded to `lead`."""
+    """Return `t` as (batch, heads, rows, size), its dimensions before `own` expanded to `lead`."""
     t = t.expand(*lead, *t.shape[own:])
     while t.dim() < 4:
         t = t.unsqueeze(0)

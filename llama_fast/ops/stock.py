@@ -1,7 +1,7 @@
 """Backend "torch": the ops by PyTorch's own functions, the baseline of tests and benchmarks.
 
-Each is what a PyTorch user would write, in the dtype of the input. An option that torch's function
-lacks is a ValueError that names it.
+Each is written as a PyTorch user would, in the dtype of the input. If torch's function lacks an
+option, setting it raises a ValueError that names the option.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llama_fast.reference.cross_entropy import NONE, REDUCTIONS
 
 
 def _refuse(op: str, function: str, options: dict[str, object]) -> None:
-    """ValueError for the first option that is set although torch's `function` lacks it."""
+    """Raise ValueError for the first option that is set although torch's `function` lacks it."""
     for name, value in options.items():
         if value is not None and value is not False and value != 0.0:
             raise ValueError(
@@ -34,10 +34,12 @@ def attention(
     *,
     return_lse: bool = False,
 ) -> torch.Tensor:
-    """`F.scaled_dot_product_attention`; masks and ALiBi become its attn_mask, packing a loop.
+    """Attention by `F.scaled_dot_product_attention`, which is called once per packed sequence.
+
+    Masks, windows and ALiBi become its `attn_mask`.
 
     Raises:
-        ValueError: softcap, sinks or return_lse, which it lacks.
+        ValueError: softcap, sinks or return_lse is set, which torch's function lacks.
     """
     _refuse_attention(options.softcap, options.sinks, return_lse)
     if options.cu_seqlens_q is None or options.cu_seqlens_k is None:
@@ -116,10 +118,10 @@ def attention_decode(
     *,
     return_lse: bool = False,
 ) -> torch.Tensor:
-    """`attention`, sequence by sequence over what the cache holds.
+    """Attention of each sequence to its cached keys, one call of `attention` per sequence.
 
     Raises:
-        ValueError: softcap, sinks or return_lse, which torch's function lacks.
+        ValueError: softcap, sinks or return_lse is set, which torch's function lacks.
     """
     _refuse_attention(options.softcap, options.sinks, return_lse)
     results = for_each_sequence(attention, q, k_cache, v_cache, options)
@@ -129,10 +131,10 @@ def attention_decode(
 def cross_entropy(
     input: Tensor, target: Tensor, options: CrossEntropyOptions, *, return_stats: bool = False
 ) -> Tensor:
-    """The loss by `F.cross_entropy`, in float32 or float64 as from the other backends.
+    """The loss by `F.cross_entropy`, in float32 or float64 like that of the other backends.
 
     Raises:
-        ValueError: softcap, z_loss or return_stats, which it lacks.
+        ValueError: softcap, z_loss or return_stats is set, which torch's function lacks.
     """
     weight, ignore_index, reduction, label_smoothing, softcap, z_loss = options
     _refuse(
@@ -161,7 +163,7 @@ def linear_cross_entropy(
     """The loss by `F.linear` and `F.cross_entropy`: all logits in memory, in the input's dtype.
 
     Raises:
-        ValueError: softcap, z_loss, return_stats or process_group, which they lack.
+        ValueError: softcap, z_loss, return_stats or process_group is set, which they lack.
     """
     group = None if process_group is None else "a process group"
     _refuse("linear_cross_entropy", "cross_entropy", {"process_group": group})
@@ -196,7 +198,7 @@ def rope(
 
 
 def _quarter_turn(x: Tensor, interleaved: bool) -> Tensor:
-    """Every pair (a, b) of the last dimension becomes (-b, a)."""
+    """Replace every pair (a, b) of the last dimension by (-b, a)."""
     if interleaved:
         return torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
     a, b = x.chunk(2, dim=-1)

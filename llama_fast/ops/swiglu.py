@@ -24,7 +24,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     once.
 
     Args:
-        gate: any shape and strides (the halves of one tensor, for example); float64, float32,
+        gate: any shape and strides (`gate` and `up` may be halves of one tensor); float64, float32,
             bfloat16 or float16.
         up: the shape and dtype of `gate`.
 
@@ -32,8 +32,8 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         A contiguous tensor of the shape and dtype of `gate`.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes or devices that do not fit.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes or devices do not fit.
     """
     check_float("gate", gate)
     check_float("up", up)

@@ -1,4 +1,4 @@
-"""Routes torch's own functions to our kernels inside a block of code."""
+"""Routes torch's own functions to our kernels inside a `with` block."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _NARROW = (torch.bfloat16, torch.float16)
 
 
 class _NotOurs(Exception):
-    """Our kernels do not cover this call; torch's function computes it."""
+    """Our kernels do not support this call, so torch's function computes it."""
 
 
 def accelerate(
     *, attention: bool = True, loss: bool = True, rms_norm: bool = True
 ) -> TorchFunctionMode:
-    """Within ``with llama_fast.accelerate():`` torch's functions run on the fused kernels.
+    """Run torch's functions on the fused kernels inside ``with llama_fast.accelerate():``.
 
     The functions are `F.scaled_dot_product_attention`, `F.cross_entropy`, `F.linear_cross_entropy`
-    and `F.rms_norm` of `torch.nn.functional`, under any name and from any module, torch's own
-    included (`nn.MultiheadAttention` calls the first), in the current thread. Arguments, results,
-    dtypes and errors are torch's. torch itself computes what our kernels do not cover: nested,
-    sparse and meta tensors, tensor subclasses, `torch.func`. If our kernel refuses a value that
-    torch accepts, torch computes it too, with a RuntimeWarning. Backward passes may run outside of
-    the block. Blocks may be nested.
+    and `F.rms_norm` of `torch.nn.functional`. Every call in the current thread is routed, also from
+    torch's own modules (`nn.MultiheadAttention` calls the first). Arguments, results, dtypes and
+    errors are torch's. torch itself computes what our kernels do not support: nested, sparse and
+    meta tensors, tensor subclasses, `torch.func`. If our kernel refuses a value that torch accepts,
+    torch computes it and a RuntimeWarning says so. Backward passes may run outside the block.
+    Blocks may be nested.
 
     Args:
         attention: route `F.scaled_dot_product_attention`.
@@ -43,7 +43,7 @@ def accelerate(
         rms_norm: route `F.rms_norm`.
 
     Returns:
-        A context manager, to be used once.
+        A context manager that can be entered once.
 
     Raises:
         TypeError: an option is not a bool.
@@ -56,9 +56,10 @@ def accelerate(
 
 
 def accelerated(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The result of a forward of torch's modules inside :func:`accelerate`.
+    """Call the forward of one of torch's modules inside :func:`accelerate`.
 
-    torch's layers pass nested tensors to functions that cannot be routed; these run as they are.
+    A call with nested tensors runs unchanged: torch's layers pass them to functions that cannot be
+    routed.
     """
     if any(isinstance(value, torch.Tensor) and value.is_nested for value in args):
         return forward(*args, **kwargs)
@@ -84,10 +85,10 @@ class _Accelerate(TorchFunctionMode):
 def _ours_or_torchs(
     ours: Callable[..., Any], theirs: Callable[..., Any], args: Any, kwargs: dict[str, Any]
 ) -> Any:
-    """What our function gives; where it does not serve, or refuses the input, what torch's does.
+    """Return our function's result, or torch's if ours does not support or refuses the input.
 
-    Input that both refuse ends in torch's error. Input that only ours refuses is a gap in our
-    kernels: torch's result comes with a warning that says so.
+    If both refuse the input, torch's error is raised. If only ours does, that is a gap in our
+    kernels: torch's result is returned with a warning.
     """
     refusal = None
     try:
@@ -108,7 +109,7 @@ def _ours_or_torchs(
 
 
 def _check(*tensors: torch.Tensor | None) -> None:
-    """Raise _NotOurs unless all are ordinary tensors on devices that have kernels."""
+    """Raise _NotOurs unless all tensors are ordinary ones on devices that have kernels."""
     if not torch.compiler.is_compiling() and in_transform():
         raise _NotOurs
     for t in tensors:
@@ -149,7 +150,7 @@ def _of_modules() -> Callable[..., Any]:
     """
     theirs = F.multi_head_attention_forward
     scope = dict(theirs.__globals__)
-    scope.pop("__name__", None)  # with it torch.compile would look globals up in that module
+    scope.pop("__name__", None)  # with a name, torch.compile would look globals up in that module
     scope["has_torch_function"] = lambda _: False
     scope["scaled_dot_product_attention"] = _attention_or_torchs
     function = types.FunctionType(

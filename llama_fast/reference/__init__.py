@@ -1,8 +1,8 @@
-"""The mathematics of every op in plain PyTorch: the specification, and the last-resort backend.
+"""Every op in plain PyTorch: its specification, and the backend where no kernel is available.
 
-Each function works for any dtype on any device, is differentiated by autograd and checks nothing:
-the checks live in ``llama_fast.ops``. 16-bit input is computed in float32. An op with many options
-takes them as one NamedTuple, which every backend of it takes.
+Each function works for any dtype on any device, is differentiated by autograd and does not check
+its arguments: ``llama_fast.ops`` does. 16-bit input is computed in float32. The options of an op
+are one NamedTuple, which all of its backends take.
 """
 
 from .attention import AttentionOptions, attention

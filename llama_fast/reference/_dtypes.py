@@ -1,4 +1,4 @@
-"""The precision that every backend computes in."""
+"""The dtypes in which the ops compute."""
 
 import torch
 

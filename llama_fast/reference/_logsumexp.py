@@ -1,4 +1,4 @@
-"""log(sum(exp(z))) with a right gradient where z is as large as numbers get."""
+"""log(sum(exp(z))) with a correct gradient for z near the limits of its dtype."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 def logsumexp(z: torch.Tensor) -> torch.Tensor:
     """As `torch.logsumexp(z, dim=-1)`, but its gradient is always the softmax.
 
-    torch's is exp(z - result), where log(number of terms) is lost in a result near the lowest
-    finite number: 1 for each of the terms.
+    The gradient of torch's function is exp(z - result). If all n terms are near the lowest finite
+    number, log(n) is lost to rounding in the result, and that gradient is 1 for each term.
     """
     if z.shape[-1] == 0:
         return torch.logsumexp(z, dim=-1)

@@ -27,22 +27,22 @@ class AttentionOptions(NamedTuple):
     """The options of attention, in the order in which the operator takes them after q, k and v.
 
     ``torch.ops.llama_fast.attention(q, k, v, *options)`` calls the operator;
-    ``AttentionOptions(*arguments[3:])`` gives its arguments their names back. No default changes
-    anything: ``AttentionOptions()`` is softmax(q k') v.
+    ``AttentionOptions(*arguments[3:])`` names them again. With the defaults no option has an
+    effect: ``AttentionOptions()`` is softmax(q k') v.
 
     Attributes:
-        bias: bool or float, four dimensions that broadcast to (B,H,S,T). bool: True takes part;
+        bias: four dimensions that broadcast to (B,H,S,T). bool: True where a query may see a key;
             float: added to the scores. None for packed sequences.
         key_padding_mask: bool (B,T), True for keys to ignore. None for packed sequences.
         alibi_slopes: float (1,H) or (B,H); B is the number of sequences if packed.
-        sinks: float (H,), one more logit a head in the softmax, without a value.
+        sinks: float (H,); one more logit per head in the softmax, without a value.
         cu_seqlens_q: int32 or int64 (sequences + 1,), offsets of packed query sequences, from 0 to
-            N. Not None: q, k and v are packed.
-        cu_seqlens_k: the same for the keys, from 0 to M; there if `cu_seqlens_q` is.
-        dropout_seed: int64 (1,) on the CPU; there if `dropout_p` > 0.
-        causal: a query sees no key after its own position; `window_right` does not matter then.
+            N; None if q, k and v are not packed.
+        cu_seqlens_k: offsets of the packed key sequences, from 0 to M; set if `cu_seqlens_q` is.
+        dropout_seed: int64 (1,) on the CPU; set if `dropout_p` > 0.
+        causal: a query sees no key after its own position; `window_right` then has no effect.
         window_left: number of keys seen before the query's own position i + T - S; -1 for all.
-        window_right: number of keys seen after it; -1 for all.
+        window_right: number of keys seen after that position; -1 for all.
         scale: factor of q . k.
         softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0 for none.
         dropout_p: probability of dropping an attention weight, in [0, 1].
@@ -71,7 +71,7 @@ class AttentionOptions(NamedTuple):
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse) with the whole S x T score matrix in memory; see ``llama_fast.attention``.
+    """Return (out, lse), computed with the whole S x T score matrix; see ``llama_fast.attention``.
 
     q (B,H,S,D), k (B,K,T,D), v (B,K,T,Dv) -> out (B,H,S,Dv), lse (B,H,S). Packed: q (N,H,D),
     k (M,K,D), v (M,K,Dv) -> (N,H,Dv), (N,H), computed as one N x M problem whose sequences do not
@@ -121,7 +121,7 @@ def attention(
             scores = scores + options.bias.to(dtype)
     if options.alibi_slopes is not None:
         slopes = options.alibi_slopes.to(dtype).view(-1, H, 1)
-        if packed:  # a slope for every head and row: (1, H, S)
+        if packed:  # one slope per head and row: (1, H, S)
             slopes = slopes.expand(cu_q.numel() - 1, H, 1)[sequence_q.view(S), :, 0].T.unsqueeze(0)
         scores = scores - slopes.unsqueeze(-1) * distance.abs()
     scores = scores.masked_fill(~visible, NEG_INF)
@@ -144,8 +144,8 @@ def attention(
 def weighted_values(
     scores: torch.Tensor, v: torch.Tensor, keep: torch.Tensor | None, dropout_p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax of scores (B,H,S,T or T+1), dropped where not `keep`, times v (B,H,T,Dv); lse."""
-    # A row with nothing to see would be 0 / 0: give it any finite scores, then zero its result.
+    """(out, lse): softmax of scores (B,H,S,T or T+1), where `keep`, times v (B,H,T,Dv)."""
+    # A row that sees no key would be 0 / 0: give it any finite scores, then zero its result.
     dead = (scores == NEG_INF).all(dim=-1, keepdim=True)
     scores = scores.masked_fill(dead, 0)
     lse = logsumexp(scores).masked_fill(dead.squeeze(-1), NEG_INF)

@@ -1,7 +1,7 @@
 """Attention of new tokens over a cache of keys and values, as mathematics.
 
-Sequence b holds ``cache_seqlens[b]`` keys. New ones, if there are any, are written behind them;
-then its queries attend, causally and aligned bottom-right, to all keys that it holds. In a paged
+The cache holds ``cache_seqlens[b]`` keys of sequence b. New keys, if given, are written after them;
+then the queries attend, causally and aligned bottom-right, to all its keys. In a paged
 cache (Kwon et al. 2023, arXiv:2309.06180) key t of sequence b is row ``t % page`` of page
 ``page_table[b, t // page]``.
 """
@@ -18,19 +18,19 @@ _Result = TypeVar("_Result")
 
 
 class AttentionDecodeOptions(NamedTuple):
-    """The arguments of attention over a cache after q and the caches, in the operator's order.
+    """The arguments of attention over a cache that follow q and the caches, in operator order.
 
-    ``torch.ops.llama_fast.attention_decode(q, k_cache, v_cache, *options)`` calls the operator. No
-    default changes anything.
+    ``torch.ops.llama_fast.attention_decode(q, k_cache, v_cache, *options)`` calls the operator.
+    With the defaults no option has an effect.
 
     Attributes:
-        k: new keys (B,K,S,D), to be written into the cache behind those that it holds; or None.
-        v: new values (B,K,S,Dv); there if `k` is.
-        cache_seqlens: int32 (B,), the number of keys that the cache holds of each sequence.
-        page_table: int32 (B, pages), which page holds which keys of a sequence; None where the
-            cache is contiguous.
+        k: new keys (B,K,S,D), to be written into the cache after the present ones; or None.
+        v: new values (B,K,S,Dv); set if `k` is.
+        cache_seqlens: int32 (B,), number of cached keys of each sequence.
+        page_table: int32 (B, pages), the pages of each sequence in the order of its keys; None
+            if the cache is contiguous.
         alibi_slopes: float (1,H) or (B,H).
-        sinks: float (H,), one more logit a head in the softmax, without a value.
+        sinks: float (H,); one more logit per head in the softmax, without a value.
         window_left: number of keys seen before the query's own; -1 for all.
         scale: factor of q . k.
         softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0 for none.
@@ -50,7 +50,7 @@ class AttentionDecodeOptions(NamedTuple):
 def attention_decode(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, options: AttentionDecodeOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out, lse), sequence by sequence; see ``llama_fast.attention_decode``."""
+    """Return (out, lse), computed per sequence; see ``llama_fast.attention_decode``."""
     results = for_each_sequence(attention, q, k_cache, v_cache, options)
     if not results:
         out = q.new_empty(0, *q.shape[1:3], v_cache.shape[-1])
@@ -66,7 +66,7 @@ def for_each_sequence(
     v_cache: torch.Tensor,
     options: AttentionDecodeOptions,
 ) -> list[_Result]:
-    """Write what is new into the caches and call `attend` for each sequence; its results."""
+    """Write new keys and values into the caches; return the result of `attend` per sequence."""
     B, H, S = q.shape[:3]
     table, left = options.page_table, options.window_left
     added = 0 if options.k is None else S
@@ -96,7 +96,7 @@ def for_each_sequence(
 def _cache_index(
     cache: torch.Tensor, page_table: torch.Tensor | None, b: int, begin: int, end: int
 ) -> tuple[Any, ...]:
-    """Index of the keys [begin, end) of sequence b: ``cache[index]`` is (end - begin, K, D)."""
+    """An index of the keys [begin, end) of sequence b: ``cache[index]`` is (end - begin, K, D)."""
     position = torch.arange(begin, end, device=cache.device)
     if page_table is None:
         return torch.full_like(position, b), slice(None), position

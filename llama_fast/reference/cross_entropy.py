@@ -21,8 +21,8 @@ import torch
 from ._dtypes import compute_dtype
 from ._logsumexp import logsumexp
 
-# How the losses of the tokens become the result, by the numbers that the operators take;
-# `Reduction` in csrc/cpu/cross_entropy.h says the same.
+# The reductions, indexed by the number that the operators take; must agree with `Reduction` in
+# csrc/cpu/cross_entropy.h.
 REDUCTIONS = ("none", "mean", "sum")
 NONE, MEAN, SUM = range(3)
 
@@ -32,12 +32,13 @@ class CrossEntropyOptions(NamedTuple):
 
     An operator is called as ``cross_entropy(input, target, *options, stats)``.
 
-    weight: a factor for each class, (V,), or None.
-    ignore_index: the target of tokens that add nothing.
-    reduction: NONE, MEAN or SUM.
-    label_smoothing: e, in [0, 1].
-    softcap: bound of the logits, 0 for none.
-    z_loss: factor of lse^2.
+    Attributes:
+        weight: (V,), a factor for each class, or None.
+        ignore_index: the target of tokens that are left out.
+        reduction: NONE, MEAN or SUM.
+        label_smoothing: e, in [0, 1].
+        softcap: bound of the logits, 0 for none.
+        z_loss: factor of lse^2.
     """
 
     weight: torch.Tensor | None = None
@@ -49,18 +50,19 @@ class CrossEntropyOptions(NamedTuple):
 
     @classmethod
     def split(cls, arguments: Sequence[Any]) -> tuple[CrossEntropyOptions, Sequence[Any]]:
-        """The options that flat arguments of an operator begin with, and the arguments after."""
+        """Split the flat arguments of an operator into (options, remaining arguments)."""
         count = len(cls._fields)
         return cls(*arguments[:count]), arguments[count:]
 
 
 class Stats(NamedTuple):
-    """Statistics of the forward pass; of these only lse is differentiable.
+    """Statistics of the forward pass; only lse is differentiable.
 
-    lse: log-sum-exp of each token's (softcapped) logits, float32 (float64 for float64 input).
-    argmax: int64, the class with the largest logit.
-    correct: bool, argmax == target; False where the target is ignored.
-    z_loss: the z-loss part of the loss, reduced as the loss is.
+    Attributes:
+        lse: log-sum-exp of each token's (softcapped) logits, float32 (float64 for float64 input).
+        argmax: int64, the class with the largest logit of each token.
+        correct: bool, argmax == target; False for ignored tokens.
+        z_loss: the z-loss part of the loss, reduced like the loss.
     """
 
     lse: torch.Tensor
@@ -70,12 +72,12 @@ class Stats(NamedTuple):
 
 
 def class_dim(input: torch.Tensor) -> int:
-    """Which dimension of logits (V,), (N,V) or (N,V,d1,...) counts the classes."""
+    """The class dimension of logits (V,), (N,V) or (N,V,d1,...)."""
     return 0 if input.dim() == 1 else 1
 
 
 def token_shape(input: torch.Tensor) -> torch.Size:
-    """The shape of logits without their classes."""
+    """The shape of logits without the class dimension."""
     shape = input.shape
     return shape[:1] + shape[2:] if len(shape) > 1 else shape[:0]
 
@@ -111,7 +113,7 @@ def cross_entropy(
     else:
         kept = target != ignore_index
         label = target.long().masked_fill(~kept, 0)
-        w_label = w.gather(0, label.flatten()).view(label.shape)  # w[label], known to vmap
+        w_label = w.gather(0, label.flatten()).view(label.shape)  # w[label], but supports vmap
         ce = -w_label * log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
         if label_smoothing > 0:
             everywhere = -(w * log_p).sum(dim=-1)

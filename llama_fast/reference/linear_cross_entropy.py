@@ -2,7 +2,7 @@
 
     logits = input @ linear_weight.T + linear_bias       loss = cross_entropy(logits, target)
 
-The fused form that never holds all logits: Wijmans et al. 2024, "Cut Your Losses in
+The fused form, which never stores all logits: Wijmans et al. 2024, "Cut Your Losses in
 Large-Vocabulary Language Models" (arXiv:2411.09009).
 """
 
@@ -26,9 +26,10 @@ def linear_cross_entropy(
     process_group: torch.distributed.ProcessGroup | None = None,
     return_stats: bool = False,
 ) -> Any:
-    """input (...,E), linear_weight (V,E), target (...); see ``llama_fast.linear_cross_entropy``.
+    """Cross-entropy of a linear head; see ``llama_fast.linear_cross_entropy``.
 
-    All logits are in memory at once. With ``process_group`` every rank gathers the whole weight.
+    input (...,E), linear_weight (V,E), target (...). All logits are in memory at once. With
+    ``process_group`` every rank gathers the whole weight.
 
     Returns:
         The loss; with `return_stats` (loss, `Stats`).
@@ -49,14 +50,14 @@ def linear_cross_entropy(
     if stats is None:
         return loss
     lse, argmax, correct, z_part = (x.view(target.shape) if x.dim() else x for x in stats)
-    # No logits are computed for ignored tokens: they have no statistics.
+    # The kernels compute no logits for ignored tokens, so their statistics are constants.
     ignored = target == options.ignore_index
     lse, argmax = lse.masked_fill(ignored, 0), argmax.masked_fill(ignored, -1)
     return loss, Stats(lse, argmax, correct, z_part)
 
 
 def gather_rows(shard: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
-    """Every rank's rows, stacked; gradients reach this rank's own rows only."""
+    """Stack the rows of every rank; gradients reach this rank's own rows only."""
     shards = [torch.empty_like(shard) for _ in range(group.size())]
     torch.distributed.all_gather(shards, shard.detach().contiguous(), group=group)
     shards[group.rank()] = shard

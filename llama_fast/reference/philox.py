@@ -1,8 +1,8 @@
 """Philox4x32-10, the counter-based random generator behind attention's dropout.
 
 Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. Word ``n``
-of the stream is a function of (key, counter) alone, so a kernel can make the bits of any element
-in any order, and make them again in the backward pass instead of storing them.
+of the stream is a function of (key, counter) alone, so a kernel can compute the bits of any element
+in any order, and recompute them in the backward pass instead of storing them.
 """
 
 import torch
@@ -15,7 +15,7 @@ ROUNDS = 10
 
 def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """High and low 32 bits of a * b for 32-bit unsigned a and b held in int64."""
-    # In two halves of b, so that no product passes 2**63: torch has no 64-bit unsigned multiply.
+    # In two halves of b, so that no product exceeds 2**63: torch has no 64-bit unsigned multiply.
     low_half, high_half = a * (b & 0xFFFF), a * (b >> 16)
     high = (high_half + (low_half >> 16)) >> 16
     low = (low_half + ((high_half & 0xFFFF) << 16)) & MASK32
@@ -44,11 +44,11 @@ def attention_keep_mask(
     query: torch.Tensor,
     key: torch.Tensor,
 ) -> torch.Tensor:
-    """True where attention keeps the probability of (stream, query, key).
+    """A bool mask, True where attention keeps the probability of (stream, query, key).
 
     ``seed`` is an int64 tensor with one element. ``stream`` (batch index * H + head), ``query``
     and ``key`` (positions i and j) are int64 tensors that broadcast to the mask's shape. The
-    counter is (j // 4, i, stream, 0) and the word used is number j % 4.
+    counter is (j // 4, i, stream, 0) and its word number j % 4 is used.
     """
     words = philox4x32(
         (key // 4, query, stream, torch.zeros_like(key)),

@@ -14,9 +14,9 @@ from ._dtypes import compute_dtype
 def rms_norm(
     input: Tensor, weight: Tensor, residual: Tensor | None, eps: float, offset: float
 ) -> tuple[Tensor, Tensor]:
-    """(y, x) for input (...,E) and weight (E,), in the order of the operator's arguments.
+    """Return (y, x) for input (...,E) and weight (E,); see ``llama_fast.rms_norm``.
 
-    x has the dtype that torch gives the sum. See ``llama_fast.rms_norm``.
+    The arguments are in the operator's order. x has the dtype that torch gives the sum.
     """
     x = input if residual is None else input + residual
     x_wide = x.to(compute_dtype(x))

@@ -1,11 +1,11 @@
 """Rotary position embedding as mathematics.
 
-A pair (a, b) of one head's numbers at position s is rotated by the angle of its frequency:
+A pair (a, b) of a head's elements at position s is rotated by s times the frequency of the pair:
 
     a' = a cos - b sin        b' = b cos + a sin
 
-Su et al. 2021 (arXiv:2104.09864). Pairs are (d, d + D/2), as Hugging Face checkpoints lay them
-out, or (2d, 2d + 1) when interleaved, as Meta's and the paper do.
+Su et al. 2021 (arXiv:2104.09864). Pairs are (d, d + D/2), as in Hugging Face
+checkpoints, or (2d, 2d + 1) when interleaved, as in Meta's checkpoints and the paper.
 """
 
 import torch
@@ -25,7 +25,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate one tensor (B,heads,S,D)."""
     wide = x.to(compute_dtype(x))
     cos, sin = (table.to(wide.dtype) for table in (cos, sin))
-    if cos.dim() == 3:  # one table a sequence: the same for every head
+    if cos.dim() == 3:  # one table per sequence, the same for every head
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if interleaved:
         a, b = wide[..., 0::2], wide[..., 1::2]

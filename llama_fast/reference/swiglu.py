@@ -11,10 +11,10 @@ from ._dtypes import compute_dtype
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of two tensors of one shape, in float32, rounded once at the end."""
+    """silu(gate) * up of two tensors of one shape, computed in float32 and rounded once."""
     wide = compute_dtype(gate)
     x = gate.to(wide)
-    # torch's silu is right at -inf, where the product is NaN, but its gradient has no forward-mode
-    # derivative.
+    # torch's silu is correct at -inf, where the product is NaN, but its gradient has no
+    # forward-mode derivative.
     silu = x * torch.sigmoid(x) if in_forward_ad() else torch.nn.functional.silu(x)
     return (silu * up.to(wide)).to(gate.dtype)

@@ -1,11 +1,11 @@
-"""flash-attn 2's functions on our kernels: the import is all that changes.
+"""flash-attn 2's functions on our kernels: only the import changes.
 
     from llama_fast import flash_attn_func          # was: from flash_attn import flash_attn_func
 
 Names, argument order, defaults, layouts and meaning are those of flash-attn 2
 (https://github.com/Dao-AILab/flash-attention); Dao, "FlashAttention-2" (2023, arXiv:2307.08691).
-They run wherever our ops do, in any float dtype, with any head size, page size and number of
-rotary dimensions.
+They run on every device that our ops support, in any float dtype, with any head size, page size and
+number of rotary dimensions.
 """
 
 from llama_fast.integrations.flash_attn.functions import (

@@ -1,7 +1,6 @@
-"""Checks of the flash-attn functions' arguments, with their names and layouts.
+"""Checks of the flash-attn functions' arguments, in flash-attn's names and layouts.
 
-The ops check dtypes and devices again. These checks run first, because the ops have other layouts
-and other argument names, which their errors would show.
+They run before the checks of the ops, whose errors would name other arguments and other layouts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def host_values(t: torch.Tensor) -> bool:
-    """Whether the values of `t` can be read without a synchronisation."""
+    """Whether the values of `t` can be read without synchronising with a GPU."""
     return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -64,7 +63,7 @@ def options(
     softcap: float,
     alibi_slopes: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """These arguments, checked, under their names in :func:`llama_fast.attention`."""
+    """Check these arguments; return them under their names in :func:`llama_fast.attention`."""
     if softmax_scale is not None:
         softmax_scale = _number("softmax_scale", softmax_scale, "a finite number or None")
     softcap = _number("softcap", softcap, "a finite number, 0 for none")
@@ -92,7 +91,7 @@ def _number(name: str, value: Any, expected: str) -> Any:
 
 
 def indices(name: str, t: Any, shape: tuple[int, ...], layout: str, q: torch.Tensor) -> Any:
-    """`t` as int32, checked to be int32 or int64, of `shape` and on the device of `q`."""
+    """Check dtype (int32 or int64), shape and device of `t`; return it as int32."""
     _checks.check_tensor(name, t, INDEX_DTYPES, "int32 or int64")
     _checks.check_shape(name, t, shape, layout)
     _checks.check_device(name, t, "q", q)
@@ -100,9 +99,9 @@ def indices(name: str, t: Any, shape: tuple[int, ...], layout: str, q: torch.Ten
 
 
 def offsets(name: str, cu: Any, rows: int, max_name: str, max_length: int) -> int:
-    """Check the offsets of packed sequences; returns how many rows they cover.
+    """Check the offsets of packed sequences; return how many rows they cover.
 
-    Where the values cannot be read, that is `rows`.
+    If the values cannot be read, return `rows`.
     """
     _checks.check_tensor(name, cu, INDEX_DTYPES, "int32 or int64")
     if cu.dim() != 1 or cu.numel() == 0:

@@ -1,4 +1,4 @@
-"""flash-attn's S_dmask: the probabilities, negative where dropout removed them."""
+"""flash-attn's S_dmask: the attention probabilities, negative where dropout removed them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llama_fast.ops.attention import attention
 
 
 class DropoutPattern:
-    """Repeats the dropout of an attention call; create it right before that call.
+    """Recomputes the attention weights and the dropout of a call; create it just before that call.
 
-    With an identity matrix as values, an attention call returns its weights. The dropout is the
-    same if the random generators have the same state.
+    With an identity matrix as values, an attention call returns its weights. With the same state of
+    the random generators, its dropout is the same.
     """
 
     def __init__(self, device: torch.device, dropout_p: float) -> None:
@@ -25,7 +25,7 @@ class DropoutPattern:
         self.device_states = [torch.cuda.get_rng_state(d) for d in self.devices]
 
     def dense(self, q: torch.Tensor, k: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        """(B,H,S,T) for q (B,H,S,D) and k (B,K,T,D); empty without dropout."""
+        """S_dmask (B,H,S,T) for q (B,H,S,D) and k (B,K,T,D); empty without dropout."""
         if self.dropout_p == 0:
             return q.new_empty(0)
         B, K, T = k.shape[:3]
@@ -39,7 +39,7 @@ class DropoutPattern:
         max_lengths: tuple[int, int],
         options: dict[str, Any],
     ) -> torch.Tensor:
-        """(B,H,S,T) for packed q (N,H,D) and k (M,K,D); zero behind the sequences.
+        """S_dmask (B,H,S,T) for packed q (N,H,D) and k (M,K,D); zero past a sequence's end.
 
         `max_lengths` is (S, T).
         """
@@ -74,7 +74,7 @@ class DropoutPattern:
 
 
 def _positions(offsets: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every row of packed sequences: the sequence, and the position in it."""
+    """For every row of packed sequences, its sequence and its position in that sequence."""
     row = torch.arange(rows, device=offsets.device)
     offsets = offsets.long()
     sequence = torch.searchsorted(offsets[1:], row, right=True)

@@ -25,15 +25,16 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
-    """Attention in flash-attn's layout (B,S,H,D), without a copy.
+    """Attention of tensors in flash-attn's layout (B,S,H,D), which are not copied.
 
     Args:
         q: queries (B,S,H,D); float64, float32, bfloat16 or float16. Any strides.
         k: keys (B,T,K,D) with H a multiple of K; dtype of `q`.
         v: values (B,T,K,Dv); dtype of `q`.
-        dropout_p: probability of dropping a weight; 0.0 for evaluation.
+        dropout_p: probability of dropping an attention weight; 0.0 for evaluation.
         softmax_scale: multiplies q . k; default 1 / sqrt(D).
-        causal: query i sees the keys j <= i + T - S (the last query beside the last key).
+        causal: whether query i sees only the keys j <= i + T - S (the last query is aligned with
+            the last key).
         window_size: (left, right): query i sees the keys from i + T - S - left to
             i + T - S + right; -1 for no bound. `causal` makes right 0.
         softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0.0 for none.
@@ -42,15 +43,15 @@ def flash_attn_func(
         return_attn_probs: also return softmax_lse and S_dmask.
 
     Returns:
-        out (B,S,H,Dv); rows that see no key are zero. With `return_attn_probs` a triple
-        (out, softmax_lse, S_dmask): softmax_lse (B,H,S), the log of the softmax's denominator, in
-        float32 (float64 for float64 input), -inf where no key is seen, differentiable here; S_dmask
-        as in flash-attn empty without dropout, else (B,H,S,T): the probabilities before dropout,
-        negative where they were dropped; no gradient.
+        out (B,S,H,Dv), zero for queries that see no key. With `return_attn_probs` the triple (out,
+        softmax_lse, S_dmask). softmax_lse is the log of the softmax's denominator, (B,H,S), in
+        float32 (float64 for float64 input), -inf for queries that see no key, differentiable here.
+        S_dmask, as in flash-attn, is empty without dropout; with it, S_dmask (B,H,S,T) holds the
+        probabilities before dropout, negative where they were dropped, without gradient.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or numbers that do not fit; names the argument.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or number does not fit; the message names the argument.
     """
     checks.heads(q, k, v, ("(B,S,H,D)", "(B,T,K,D)", "(B,T,K,Dv)"))
     if k.shape[0] != q.shape[0]:

@@ -39,23 +39,24 @@ def flash_attn_with_kvcache(
 ) -> Any:
     """Append new keys and values to a cache in place, then attend to the whole cache.
 
-    Before the call the cache of sequence b holds ``cache_seqlens[b]`` keys. T is the number of its
-    keys after the call, without left padding. There is no gradient, as in flash-attn.
+    Before the call the cache holds ``cache_seqlens[b]`` keys of sequence b. T is the number of its
+    keys after the call, without left padding. As in flash-attn, there is no gradient.
 
     Args:
         q: queries (B,S,H,D); float64, float32, bfloat16 or float16. Any strides.
         k_cache: keys (B or more,L,K,D) with H a multiple of K, or with `block_table` pages
             (P,page,K,D); dtype of `q`. Any strides.
         v_cache: values (B or more,L,K,Dv), or pages (P,page,K,Dv); dtype of `q`.
-        k: new keys (B,N,K,D), N not necessarily S; written to the cache from `cache_seqlens` on.
+        k: new keys (B,N,K,D), where N may differ from S; written to the cache at `cache_seqlens`.
         v: new values (B,N,K,Dv).
-        rotary_cos: (R,r/2) with r <= D even and R at least L (of pages: pages * page), any float
-            dtype: rotates the first r columns of each head. `k` uses the rows from `cache_seqlens`
-            on; so does `q` if `causal` or with a window, otherwise all of `q` uses the row
-            `cache_seqlens`. Only with `k`.
-        rotary_sin: the same for the sine.
-        cache_seqlens: int, or int32 or int64 (B,); default: the whole cache is in use. The caller
-            adds N after the call. Lengths beyond the cache are an error on the CPU; on a GPU they
+        rotary_cos: cosines (R,r/2) that rotate the first r columns of each head, any float dtype; r
+            is even and at most D, R at least L (for a paged cache, pages * page). `k` uses the rows
+            from `cache_seqlens` on. So does `q` if `causal` is set or there is a window; otherwise
+            all queries use row `cache_seqlens`. Requires `k`.
+        rotary_sin: sines of the same angles, in the shape of `rotary_cos`.
+        cache_seqlens: int, or int32 or int64 (B,), number of cached keys before the call; default:
+            the whole cache is in use. It is not updated: the caller adds N. Lengths beyond the
+                cache are an error on the CPU; on a GPU they
             are not checked.
         cache_batch_idx: int32 or int64 (B,): the cache row of each sequence; default the
             first B in order. Not with `block_table`.
@@ -64,22 +65,23 @@ def flash_attn_with_kvcache(
         block_table: int32 or int64 (B,pages): key t of sequence b is row ``t % page`` of page
             ``block_table[b, t // page]``. Pages of any size.
         softmax_scale: multiplies q . k; default 1 / sqrt(D).
-        causal: query i sees the keys j <= i + T - S.
+        causal: whether query i sees only the keys j <= i + T - S.
         window_size: (left, right) around i + T - S, -1 for no bound. `causal` makes right 0.
         softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0.0 for none.
         rotary_interleaved: True pairs the columns 2d and 2d + 1, False d and d + r/2.
         alibi_slopes: (H,) or (B,H) float; adds ``-slope * |i + T - S - j|``.
-        num_splits: has no effect; the kernels choose.
+        num_splits: has no effect; the kernels choose the number of splits.
         return_softmax_lse: also return the log of the softmax's denominator.
 
     Returns:
-        out (B,S,H,Dv); rows that see no key are zero. With `return_softmax_lse` a pair
-        (out, softmax_lse), softmax_lse (B,H,S) float32 (float64 for float64 input), -inf where no
-        key is seen. Under torch.autocast `q`, `k` and `v` are converted to the dtype of the cache.
+        out (B,S,H,Dv), zero for queries that see no key. With `return_softmax_lse` the pair (out,
+        softmax_lse): softmax_lse is (B,H,S) in float32 (float64 for float64 input), -inf for
+        queries that see no key. Under torch.autocast `q`, `k` and `v` are converted to the dtype of
+        the cache.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or numbers that do not fit; names the argument.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or number does not fit; the message names the argument.
     """
     q, k, v = _autocast(q, k_cache), _autocast(k, k_cache), _autocast(v, k_cache)
     kvcache_checks.tensors(q, k_cache, v_cache, k, v)
@@ -132,7 +134,7 @@ def _decode(
     table: torch.Tensor | None,
     options: dict[str, Any],
 ) -> Any:
-    """Causal attention over the cache in place; (B,S,H,D) in and out."""
+    """Causal attention over the cache, which is read in place; (B,S,H,D) in and out."""
     result = attention_decode(
         q.transpose(1, 2),
         k_cache.transpose(1, 2),
@@ -159,9 +161,9 @@ def _attend(
     longest: int,
     options: dict[str, Any],
 ) -> Any:
-    """Attention for any mask, as packed sequences: the unused parts of the cache have no queries.
+    """Attention with any mask, as packed sequences; unused parts of the cache have no queries.
 
-    A cache without pages is read in place; pages in use are copied.
+    A contiguous cache is read in place; the pages in use of a paged cache are copied.
     """
     B, S = q.shape[:2]
     if table is not None:
@@ -173,7 +175,7 @@ def _attend(
     end = cache_lengths.long().clamp(0, rows)
     begin = torch.zeros_like(end) if pad is None else pad.long().clamp_min(0).minimum(end)
     sequence = torch.arange(B, device=q.device).unsqueeze(1)
-    # Three packed sequences each: left padding, the keys in use, and the rest of the row.
+    # Three packed sequences per cache row: left padding, the keys in use, and the rest of the row.
     bounds = torch.stack([begin, end, torch.full_like(end, rows)], 1) + sequence * rows
     queries = (sequence + torch.arange(3, device=q.device).clamp_max(1)) * S
     offsets = [F.pad(t.flatten(), (1, 0)) for t in (queries, bounds)]
@@ -202,7 +204,7 @@ def _append(
     k: torch.Tensor,
     v: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Write new keys and values behind the old ones; returns the new lengths."""
+    """Write new keys and values after the cached ones; return the new lengths."""
     added, size = k.shape[1], k_cache.shape[1]
     position = cache_lengths.long().unsqueeze(1) + torch.arange(added, device=k.device)
     if table is None:
@@ -226,7 +228,7 @@ def _apply_rotary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary embedding of queries and new keys (B,S,heads,D) from position `cache_lengths` on.
 
-    Without `local` all queries have position `cache_lengths`.
+    If `local` is false, all queries have position `cache_lengths`.
     """
     size = 2 * cos.shape[1]
 

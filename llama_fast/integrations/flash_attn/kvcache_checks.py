@@ -52,8 +52,8 @@ def locations(
     """Check the arguments that locate the keys.
 
     Returns:
-        int32 lengths of the sequences in the cache (B,), page table and left padding; and the
-        largest length after the call, or an upper bound where the lengths cannot be read.
+        A tuple of the cached lengths (B,), the page table and the left padding, all int32, and the
+        largest length after the call, or an upper bound if the lengths cannot be read.
     """
     B, S = q.shape[:2]
     count, size = k_cache.shape[:2]

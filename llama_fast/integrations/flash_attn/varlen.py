@@ -36,7 +36,7 @@ def flash_attn_varlen_func(
     return_attn_probs: bool = False,
     block_table: torch.Tensor | None = None,
 ) -> Any:
-    """Attention of packed sequences of any lengths.
+    """Attention of packed sequences of different lengths.
 
     S and T are the numbers of queries and keys of a sequence; either may be 0.
 
@@ -44,31 +44,34 @@ def flash_attn_varlen_func(
         q: queries (N,H,D); float64, float32, bfloat16 or float16. Any strides.
         k: keys (M,K,D) with H a multiple of K, or with `block_table` pages (P,page,K,D).
         v: values (M,K,Dv), or pages (P,page,K,Dv).
-        cu_seqlens_q: int32 or int64 (sequences + 1,): offsets of the sequences in `q`. Rows of `q`
-            behind the last sequence return zeros (on a GPU their content is undefined).
-        cu_seqlens_k: the same for the keys; with `block_table` only their differences matter.
-        max_seqlen_q: length of the longest query sequence, or more.
-        max_seqlen_k: the same for the keys.
-        dropout_p: as in :func:`flash_attn_func`, like all arguments below.
-        softmax_scale: default 1 / sqrt(D).
-        causal: query i of a sequence sees its keys j <= i + T - S.
+        cu_seqlens_q: int32 or int64 (sequences + 1,): offsets of the sequences in `q`. The
+            result is zero for rows of `q` after the last sequence (undefined on a GPU).
+        cu_seqlens_k: offsets of the sequences in `k`, in the same form; with `block_table` only
+            their differences matter.
+        max_seqlen_q: an upper bound of the lengths of the query sequences.
+        max_seqlen_k: an upper bound of the lengths of the key sequences.
+        dropout_p: probability of dropping an attention weight; 0.0 for evaluation.
+        softmax_scale: multiplies q . k; default 1 / sqrt(D).
+        causal: whether query i of a sequence sees only its keys j <= i + T - S.
         window_size: (left, right) around i + T - S, -1 for no bound.
-        softcap: 0.0 for none.
-        alibi_slopes: (H,) or (sequences,H).
-        deterministic: has no effect.
+        softcap: c > 0 turns each scaled product x into c * tanh(x / c); 0.0 for none.
+        alibi_slopes: (H,) or (sequences,H) float; adds ``-slope * |i + T - S - j|``.
+        deterministic: has no effect; all kernels are deterministic.
         return_attn_probs: also return softmax_lse and S_dmask.
         block_table: int32 or int64 (sequences, pages): key t of sequence b is row ``t % page`` of
-            page ``block_table[b, t // page]``. Pages of any size. They are read in place if
-            all sequences have equally many queries, which see all keys before them, and no gradient
-            is needed. Otherwise the keys in use are copied and differentiable.
+            page ``block_table[b, t // page]``. Pages may have any size. They are read in
+            place if all sequences have the same number of queries, attention is causal (or there is
+            one query each), and neither gradients nor dropout are needed. Otherwise the keys in use
+            are copied, and gradients reach them.
 
     Returns:
-        out (N,H,Dv). With `return_attn_probs` a triple (out, softmax_lse, S_dmask), softmax_lse
-        (H,N) and S_dmask empty without dropout, else (sequences,H,max_seqlen_q,max_seqlen_k).
+        out (N,H,Dv). With `return_attn_probs` the triple (out, softmax_lse, S_dmask) as in
+        :func:`flash_attn_func`: softmax_lse is (H,N), and S_dmask is empty without dropout, else
+        (sequences,H,max_seqlen_q,max_seqlen_k).
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or numbers that do not fit; names the argument.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or number does not fit; the message names the argument.
     """
     checks.heads(
         q,
@@ -190,7 +193,7 @@ def flash_attn_varlen_kvpacked_func(
 
 
 def _max_length(name: str, value: Any) -> int:
-    """`value` as an int of at least 0; it may be a tensor with one element."""
+    """Return `value`, which may be a tensor with one element, as an int of at least 0."""
     if isinstance(value, torch.SymInt):
         return value
     try:
@@ -203,7 +206,7 @@ def _max_length(name: str, value: Any) -> int:
 
 
 def _with_tail(result: Any, rows: int) -> Any:
-    """`result` with zeros for the rows of `q` behind the last sequence."""
+    """Append zeros to `result` for the rows of `q` after the last sequence."""
     out = result[0] if isinstance(result, tuple) else result
     missing = rows - out.shape[0]
     if missing == 0:
@@ -220,7 +223,7 @@ def _with_tail(result: Any, rows: int) -> Any:
 def _check_table(
     table: Any, k: torch.Tensor, cu_seqlens_k: torch.Tensor, q: torch.Tensor
 ) -> torch.Tensor:
-    """`table` as int32, with pages for every key."""
+    """Check that `table` has pages for every key; return it as int32."""
     _checks.check_tensor("block_table", table, checks.INDEX_DTYPES, "int32 or int64")
     _checks.check_dim("block_table", table, 2, "(sequences,pages)")
     sequences = cu_seqlens_k.numel() - 1
@@ -252,7 +255,7 @@ def _decodes(
     max_length: int,
     options: dict[str, Any],
 ) -> bool:
-    """Whether `attention_decode` can serve, which reads pages in place."""
+    """Whether `attention_decode`, which reads pages in place, can compute this call."""
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (q, k, v, options["alibi_slopes"])
     ):
@@ -293,7 +296,7 @@ def _gathered(
     table: torch.Tensor,
     max_length: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of all sequences, packed."""
+    """Copy the keys and values of all sequences from their pages into packed tensors."""
     page = k.shape[1]
     lengths = cu_seqlens_k.diff().unsqueeze(1)
     position = torch.arange(min(max_length, page * table.shape[1]), device=k.device).expand(

@@ -1,1 +1,1 @@
-"""The backends: what there is (table.py), what is here, and which one serves an op."""
+"""The backends: which exist (table.py), which are available, and which one serves an op."""

@@ -20,7 +20,7 @@ from llama_fast.ops.backends.table import BACKENDS, OPS, TABLE, UNIVERSAL, ops_o
 
 
 def missing_reason(op: str, backend: str) -> str | None:
-    """Why `backend` cannot serve `op` here, or None when it can."""
+    """Why `backend` cannot serve `op` on this machine, or None if it can."""
     if backend in UNIVERSAL:
         return None
     if backend == "chunked":
@@ -44,7 +44,7 @@ def _check(op: str, backend: str) -> str:
 
 
 def _every_op(backend: str) -> dict[str, str]:
-    """`backend` for each op that has it; an error when no op does."""
+    """Map each op that has `backend` to it; raise if no op has it."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     served = {op: backend for op in OPS if missing_reason(op, backend) is None}
@@ -66,17 +66,18 @@ current.set_default(_parse_environment(os.environ.get("LLAMA_FAST_BACKEND", ""))
 
 @contextmanager
 def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
-    """Choose the implementation of the ops inside a `with` block, for its thread or asyncio task.
+    """Choose the backend of the ops inside a `with` block, in its thread or asyncio task.
 
-    The backward pass of what was computed inside uses the same, wherever it runs. Code that
-    torch.compile made asks, at every call, for the block that the process entered last.
+    A backward pass uses the backend of its forward pass, wherever it runs. Code compiled by
+    torch.compile uses, at every call, the choice of the block that the process entered last.
 
     Args:
-        backend: name for every op that has it; the others keep their choice.
-        **per_op: name per op, e.g. ``attention="reference"``; wins over `backend`.
+        backend: name of a backend for every op that has it; the other ops keep their choice.
+        **per_op: name of a backend per op, e.g. ``attention="reference"``; overrides `backend`.
 
     Raises:
-        ValueError: an unknown op or backend, or one that is missing here (and why).
+        ValueError: an op or backend is unknown, or the backend is not available on this machine;
+            the message says why.
 
     Example:
         >>> with llama_fast.use_backend("reference"):
@@ -89,10 +90,10 @@ def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
 
 
 def choose(op: str, tensor: torch.Tensor) -> str:
-    """The backend that serves `op` for `tensor`'s device and dtype: never "auto".
+    """Return the backend that serves `op` for the tensor's device and dtype, never "auto".
 
     Raises:
-        ValueError: the backend asked for does not run on the tensor's device, or not in its dtype.
+        ValueError: the requested backend does not support the device or the dtype of the tensor.
     """
     backend = current.chosen(op)
     if backend == "auto":
@@ -115,7 +116,7 @@ def choose(op: str, tensor: torch.Tensor) -> str:
 
 
 def _fastest(op: str, tensor: torch.Tensor) -> str:
-    """What "auto" means for a tensor."""
+    """The backend that "auto" selects for a tensor."""
     device, dtype, kernels = tensor.device.type, tensor.dtype, TABLE[op].kernels
     if device == "cuda":
         if dtype in kernels.get("cuda", ()) and cuda.is_default(op, tensor.device):
@@ -129,20 +130,20 @@ def _fastest(op: str, tensor: torch.Tensor) -> str:
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    """dtypes in words: "float32, bfloat16 or float16"."""
+    """The names of `dtypes` as text, such as "float32, bfloat16 or float16"."""
     *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
     return f"{', '.join(others)} or {last}"
 
 
 @dataclass
 class Backends:
-    """The backends of each op on this machine; printed, a table.
+    """The backends of each op on this machine; prints as a table.
 
     Attributes:
-        available: by op, the backends that can serve it.
-        missing: by op and backend, why that backend cannot.
-        notes: by op and backend, a remark on an available one.
-        chosen: by op, the requested backend.
+        available: op -> the backends that can serve it.
+        missing: op -> backend -> why that backend cannot serve it.
+        notes: op -> backend -> a remark on an available backend.
+        chosen: op -> the requested backend.
     """
 
     available: dict[str, list[str]] = field(default_factory=dict)
@@ -169,13 +170,13 @@ def _notes(op: str) -> dict[str, str]:
 
 
 def backends() -> Backends:
-    """The backends of every op: those that are here, and why the others are not."""
+    """Return the backends of every op: which are available, and why the others are not."""
     report = Backends(chosen=dict(current.current()))
     for op in OPS:
         reasons = {b: missing_reason(op, b) for b in BACKENDS if b != "auto"}
         report.available[op] = [b for b, reason in reasons.items() if reason is None]
         report.missing[op] = {b: reason for b, reason in reasons.items() if reason is not None}
         report.notes[op] = _notes(op) if "cuda" in report.available[op] else {}
-        if not serves("chunked", op):  # made for one op: of no interest with the others
+        if not serves("chunked", op):  # it exists for one op only
             del report.missing[op]["chunked"]
     return report

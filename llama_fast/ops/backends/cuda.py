@@ -1,4 +1,4 @@
-"""The backend "cuda": which kernels in CUDA C++ are here, and on which GPUs they are the default.
+"""The backend "cuda": which CUDA C++ kernels are available, and on which GPUs "auto" uses them.
 
 They are part of the compiled library (library.py). With LLAMA_FAST_EMULATE_CUDA=1 in the
 environment they come from build/emulated instead: the same sources compiled for the CPU, slow, for
@@ -18,18 +18,18 @@ from llama_fast._torch_internals import has_kernel
 from llama_fast.ops.backends import library
 from llama_fast.ops.backends.table import TABLE, ops_of, serves
 
-# By name of the GPU, the ops whose CUDA kernels a run on it showed to be right and faster than
-# Triton's; the run is committed under benchmarks/results. On other GPUs they serve on request only.
+# Name of a GPU -> the ops whose CUDA kernels were measured on it to be correct and faster than
+# Triton's; the results are under benchmarks/results. On other GPUs they run on request only.
 VERIFIED: dict[str, frozenset[str]] = {}
-# By operator, a function of its arguments: why its kernel cannot take them, or None. "auto" then
-# uses Triton's. A kernel without such a function takes all that the table says.
+# Operator -> a function of its arguments that returns why its kernel cannot take them, or None.
+# "auto" then uses Triton's kernel. A kernel without such a function takes all dtypes of the table.
 REFUSALS: dict[str, Callable[..., str | None]] = {}
 EMULATED = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
 _EMULATED_LIBRARY = Path(__file__).parents[3] / "build" / "emulated" / "libllama_fast_cuda.so"
 
 
 def _load() -> dict[str, Any]:
-    """The kernels by operator, before Triton's take their place in the dispatcher."""
+    """The CUDA kernels by operator, read before Triton's replace them in the dispatcher."""
     if EMULATED:
         if not _EMULATED_LIBRARY.exists():
             raise ImportError(
@@ -49,7 +49,7 @@ KERNELS = _load()
 
 
 def missing_reason(op: str) -> str | None:
-    """Why there is no CUDA kernel for `op` here, or None."""
+    """Why no CUDA kernel is available for `op`, or None."""
     if not serves("cuda", op):
         return f"no CUDA kernel for {op} yet"
     if library.missing_reason is not None and not EMULATED:
@@ -69,5 +69,5 @@ def is_default(op: str, device: torch.device) -> bool:
 
 
 def refusal(operator: str, *args: Any) -> str | None:
-    """Why the CUDA kernel of `operator` cannot serve such arguments, or None."""
+    """Why the CUDA kernel of `operator` cannot serve these arguments, or None."""
     return REFUSALS[operator](*args) if operator in REFUSALS else None

@@ -1,6 +1,6 @@
 """The backend requested for each op in this thread or asyncio task: the state of `use_backend`.
 
-It is apart from choice.py because triton.py reads it, and choice.py imports triton.py.
+It is separate from choice.py because triton.py reads it, and choice.py imports triton.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 
 from llama_fast.ops.backends.table import OPS
 
-# What LLAMA_FAST_BACKEND says; choice.py fills it in when it is imported. The dictionaries that the
-# context variable holds never change after that.
+# The choice in LLAMA_FAST_BACKEND, set when choice.py is imported. The dictionaries in the context
+# variable are never modified.
 DEFAULT = dict.fromkeys(OPS, "auto")
 _chosen: ContextVar[dict[str, str]] = ContextVar("llama_fast_backends", default=DEFAULT)
 # torch.compile can neither trace a context variable nor guard on one, but it can do both with a
@@ -26,14 +26,14 @@ _lock = threading.Lock()
 
 
 def set_default(choice: dict[str, str]) -> None:
-    """Set the choice that holds outside of all blocks."""
+    """Set the choice used outside of all `with` blocks."""
     DEFAULT.update(choice)
     _traced.update(choice)
 
 
 @contextmanager
 def entered(choice: dict[str, str]) -> Iterator[None]:
-    """Within the block, `choice` holds for its ops; the other ops keep their choice."""
+    """Within the block, use `choice` for the ops in it; the other ops keep their choice."""
     mine = {**_chosen.get(), **choice}
     token = _chosen.set(mine)
     with _lock:
@@ -49,13 +49,13 @@ def entered(choice: dict[str, str]) -> Iterator[None]:
 
 
 def current() -> dict[str, str]:
-    """The requested backend by op, for `in_force` later. Not under torch.compile."""
+    """The requested backend by op, to be passed to `in_force`. Not under torch.compile."""
     return _chosen.get()
 
 
 @contextmanager
 def in_force(choice: dict[str, str]) -> Iterator[None]:
-    """Within the block `choice` holds, which `current` returned earlier: for backward passes."""
+    """Within the block, use `choice`, an earlier result of `current`: for backward passes."""
     token = _chosen.set(choice)
     try:
         yield

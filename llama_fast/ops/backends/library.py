@@ -27,7 +27,7 @@ def _library_path() -> Path:
 
 
 def _load() -> str | None:
-    """Load the compiled library; returns why it is missing, or None when it is there."""
+    """Load the compiled library; return why it cannot be loaded, or None."""
     path = _library_path()
     if not path.exists():
         return f"the compiled library is not there ({path}); reinstall with a C++ compiler"
@@ -53,7 +53,7 @@ def has_cpu_kernel(op: str) -> bool:
 
 
 def isa_or_none() -> str:
-    """As :func:`isa`, and "none" where LLAMA_FAST_ISA names an instruction set that is not here."""
+    """As :func:`isa`, but "none" if LLAMA_FAST_ISA names an instruction set the CPU lacks."""
     return _ISA
 
 
@@ -63,6 +63,6 @@ def isa() -> str:
 
 
 try:
-    _ISA = isa()  # once: torch.compile cannot trace the question
-except RuntimeError:  # LLAMA_FAST_ISA names none; the first call of a kernel says so
+    _ISA = isa()  # read once: torch.compile cannot trace the call
+except RuntimeError:  # LLAMA_FAST_ISA is invalid; the first call of a kernel raises the error
     _ISA = "none"

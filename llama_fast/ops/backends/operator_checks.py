@@ -23,7 +23,7 @@ def _expect(operator: str, name: str, ok: bool) -> None:
 
 
 def _together(operator: str, like: torch.Tensor, args: tuple[Any, ...]) -> None:
-    """All of `args` must be on the device of `like`."""
+    """Check that all of `args` are on the device of `like`."""
     for t in args:
         if isinstance(t, torch.Tensor) and t.device != like.device:
             raise RuntimeError(
@@ -32,7 +32,7 @@ def _together(operator: str, like: torch.Tensor, args: tuple[Any, ...]) -> None:
 
 
 def _is(t: Optional, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:
-    """Whether `t`, where there is one, has this shape and dtype."""
+    """Whether `t` is None or has this shape and dtype."""
     return t is None or (t.shape == shape and (dtype is None or t.dtype == dtype))
 
 
@@ -88,7 +88,7 @@ def _class_targets(name: str, input: torch.Tensor, target: torch.Tensor, weight:
 
 
 def _gradient_of_lse(name: str, input: torch.Tensor, tokens: int, arguments: Sequence[Any]) -> None:
-    """Check grad_lse, the last argument, which torch omits if it is None."""
+    """Check the last argument, grad_lse, which torch omits if it is None."""
     grad_lse = arguments[-1] if arguments else None
     if isinstance(grad_lse, torch.Tensor):
         _together(name, input, (grad_lse,))
@@ -176,7 +176,7 @@ def _swiglu_backward(
         _expect(name, what, _is(t, tuple(gate.shape), gate.dtype))
 
 
-# By operator: every backward, and the forwards that read by index or serve as a backward.
+# Checks by operator: of every backward, and of forwards that read by index or act as a backward.
 CHECKS: dict[str, Callable[..., None]] = {
     "attention_backward": _attention_backward,
     "cross_entropy": _cross_entropy,

@@ -1,11 +1,11 @@
-"""The table of the ops: the operators of each, its backends, and the dtypes their kernels take.
+"""The table of ops: their operators, their backends, and the dtypes that their kernels take.
 
-Every list of ops, operators or backends derives from it: the operator library, the backends
-"triton" and "cuda", `use_backend` and its report, benchmarks and tests.
+Every list of ops, operators or backends is derived from this table: the operator library, the
+backends "triton" and "cuda", `use_backend` and its report, benchmarks and tests.
 
 The schemas are declared in Python, not in C++, because the CPU kernels (C++), the CUDA kernels and
 the Triton kernels implement the same operators, and Triton must work without a compiled library.
-The compiled library registers kernels only.
+The compiled library only registers kernels.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ BACKENDS = {
     "torch": "PyTorch's own functions, for comparison",
     "reference": "the mathematics in plain PyTorch",
 }
-# These are Python code that serves every op, dtype and device.
+# These backends are Python code that serves every op, dtype and device.
 UNIVERSAL = ("auto", "torch", "reference")
 
 
 class Op(NamedTuple):
     """The operators and kernels of an op.
 
-    schemas: of its operators. A backend with kernels for the op implements all of them.
-    kernels: by backend, the dtypes that its kernels take. A backend that is neither here nor in
-        `UNIVERSAL` does not serve the op.
+    Attributes:
+        schemas: the schemas of its operators. A backend with kernels for the op implements all.
+        kernels: backend -> the dtypes that its kernels take. A backend that is neither in this
+            dictionary nor in `UNIVERSAL` does not serve the op.
     """
 
     schemas: tuple[str, ...]
@@ -72,9 +73,9 @@ _LINEAR_CROSS_ENTROPY_RESULTS = (
     "Tensor linear_bias)"
 )
 
-# A graph that torch.compile cached or torch.export saved calls an operator as it was: an argument
-# that is added later stands last and has a default. What an operator returns is described where it
-# is called (ops/<op>.py).
+# Graphs that torch.compile cached or torch.export saved call an operator with its old arguments, so
+# a new argument is added at the end and has a default. The results of an operator are described
+# where it is called (ops/<op>.py).
 TABLE = {
     "attention": Op(
         (
@@ -88,7 +89,7 @@ TABLE = {
     ),
     "attention_decode": Op(
         (
-            # Writes k and v into the caches, behind the cache_seqlens keys that they hold.
+            # Writes k and v into the caches, after the first cache_seqlens keys.
             "attention_decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, "
             "Tensor? v, Tensor cache_seqlens, Tensor? page_table, Tensor? alibi_slopes, "
             "Tensor? sinks, SymInt window_left, float scale, float softcap) "
@@ -118,10 +119,10 @@ TABLE = {
     ),
     "rms_norm": Op(
         (
-            # x = input + residual, empty without one; rstd = 1 / sqrt(mean(x^2) + eps).
+            # x = input + residual, empty if there is no residual; rstd = 1 / sqrt(mean(x^2) + eps).
             "rms_norm(Tensor input, Tensor weight, Tensor? residual, float eps, float offset) "
             "-> (Tensor y, Tensor x, Tensor rstd)",
-            # Bits of grad_mask: dx, dweight; what is not wanted comes back empty.
+            # Bits of grad_mask: dx, dweight. A gradient that is not wanted is an empty tensor.
             "rms_norm_backward(Tensor grad_y, Tensor? grad_x, Tensor x, Tensor weight, "
             "Tensor rstd, float eps, float offset, int grad_mask) "
             "-> (Tensor dx, Tensor dweight)",
@@ -130,7 +131,7 @@ TABLE = {
     ),
     "rope": Op(
         (
-            # The other direction (inverse) is the backward.
+            # The backward pass is the rotation with inverse=True.
             "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, bool inverse) "
             "-> (Tensor q, Tensor k)",
         ),
@@ -148,29 +149,30 @@ TABLE = {
 }
 OPS = tuple(TABLE)
 
-# Operators that belong to no op of the table: each has one implementation.
+# Operators that belong to no op of the table. Each has a single implementation.
 OTHER_SCHEMAS = (
     "isa() -> str",
     "empty_cache() -> int",
     # For a few rows, without gradients; torch's own function serves all other calls.
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
-    # The largest number of rows, in the dtype of `like`, with which it is faster than torch's.
+    # The largest number of rows, in the dtype of `like`, for which it is faster than torch's.
     "linear_rows(Tensor like) -> int",
-    # Every block of a Llama model for one new token of each of B sequences, (B,E) to (B,E); nine
-    # weights a block, then that of the last norm. Writes into the caches (L,slots,K,D).
+    # All blocks of a Llama model for one new token of each of B sequences, (B,E) to (B,E).
+    # `weights` holds nine per block, then that of the last norm. Writes into the caches
+    # (L,slots,K,D).
     "decode_layers(Tensor x, Tensor[] weights, Tensor cos, Tensor sin, Tensor(a!) k_cache, "
     "Tensor(b!) v_cache, Tensor cache_seqlens, Tensor page_table, int page, float eps) -> Tensor",
-    # The backend "chunked", in Python; it also knows process groups.
+    # The backend "chunked", in Python; it also supports process groups.
     f"linear_cross_entropy_chunked({_LINEAR_CROSS_ENTROPY}, str group_name='') "
     f"-> {_LINEAR_CROSS_ENTROPY_RESULTS}",
 )
 
 
 def serves(backend: str, op: str) -> bool:
-    """Whether `backend` has an implementation of `op`, here or elsewhere."""
+    """Whether `backend` has an implementation of `op`, on this machine or any other."""
     return backend in UNIVERSAL or backend in TABLE[op].kernels
 
 
 def ops_of(backend: str) -> tuple[str, ...]:
-    """The ops that `backend` has an implementation of, here or elsewhere."""
+    """The ops that `backend` has an implementation of, on this machine or any other."""
     return tuple(op for op in OPS if serves(backend, op))

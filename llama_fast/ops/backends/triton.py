@@ -41,14 +41,14 @@ def _missing_package() -> str | None:
     return "triton is not installed"
 
 
-# Determined once: torch.compile cannot trace how.
+# Determined once, because torch.compile cannot trace the check.
 _PACKAGE = _missing_package()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 IS_READY = _PACKAGE is None
 
 
 def missing_reason(op: str) -> str | None:
-    """Why there is no Triton kernel for `op` here, or None."""
+    """Why no Triton kernel is available for `op`, or None."""
     if not serves("triton", op):
         return f"no Triton kernel for {op} yet"
     if _PACKAGE is not None:
@@ -79,7 +79,7 @@ def _launcher(op: str, operator: str) -> Callable[..., Any]:
 
 
 def _switch(op: str, operator: str, key: str, ways: dict[str, Callable[..., Any]]) -> None:
-    """Register an operator that picks one of `ways` by backend, "" for all other backends."""
+    """Register an operator that calls `ways[backend]`, or `ways[""]` for any other backend."""
 
     def call(keys: Any, *args: Any) -> Any:
         backend = current.chosen(op)
@@ -87,7 +87,7 @@ def _switch(op: str, operator: str, key: str, ways: dict[str, Callable[..., Any]
             backend = "cuda" if cuda.refusal(operator, *args) is None else "triton"
         return ways.get(backend, ways[""])(keys, *args)
 
-    with warnings.catch_warnings():  # torch notes that the compiled kernel is overridden
+    with warnings.catch_warnings():  # torch warns that the compiled kernel is overridden
         warnings.simplefilter("ignore", UserWarning)
         library.impl(operator, call, key, with_keyset=True)
 
@@ -101,7 +101,8 @@ def _register(op: str, operator: str) -> None:
     else:
         _switch(op, operator, "CUDA", {**ways, "cuda": compiled.call_boxed})
 
-    # On the CPU: Triton's interpreter and the emulation of a GPU, beside the compiled kernel.
+    # On the CPU, Triton's interpreter and the CUDA emulation are alternatives to the compiled
+    # kernel.
     others = {"triton": ways[""]} if INTERPRETED else {}
     if cuda.EMULATED and compiled is not None:
         others["cuda"] = compiled.call_boxed
