@@ -69,13 +69,13 @@ def picture() -> str:
     d.text(
         20,
         22,
-        "Time of the baselines, in multiples of llama_fast's (longer is better)",
+        "Speedup over the baselines: their time / llama_fast's (longer is better)",
         kind="bold",
     )
     d.text(
         20,
         40,
-        "2 threads of an AMD EPYC (Zen 4), torch 2.13; bfloat16 where nothing else is said",
+        "2 threads of an AMD EPYC (Zen 4), torch 2.13; bfloat16 unless noted",
         kind="soft",
     )
     left, right, most = 262, 640, 32.0
