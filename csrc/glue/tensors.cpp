@@ -104,8 +104,8 @@ Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* stri
   const int32_t device_type = device_type_of(like);
   if (device_type != aoti_torch_device_type_cpu()) {
     AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        dims, sizes, strides, shim_type(type), device_type, like.get_device_index(), &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, shim_type(type),
+                                                    device_type, like.get_device_index(), &handle));
     return Tensor(handle);
   }
   const size_t bytes = tensor_bytes(sizes, dims, type);
