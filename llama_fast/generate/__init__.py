@@ -1,4 +1,4 @@
-"""Text generation: an engine for many requests, and functions for tensors of prompts."""
+"""Text generation: an engine that batches requests, and functions for a tensor of prompts."""
 
 from .engine import Engine
 from .requests import GenerationRequest, GenerationResult, Piece

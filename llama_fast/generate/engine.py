@@ -1,9 +1,9 @@
 """Continuous batching: many requests share each pass through the model.
 
 Yu et al. 2022, "Orca" (OSDI '22). A request joins the batch as soon as there is room and leaves it
-when it is done. A forward pass is either a prefill (prompts of sequences that have just joined,
-packed without padding) or one more token for every sequence. A prefix shared by several prompts is
-computed once; they share its pages.
+when it is done. A forward pass computes either prompts (prefill: those of sequences that have just
+joined, packed without padding) or one more token of every sequence (decoding). A prefix shared by
+several prompts is computed once; they share its pages.
 """
 
 from __future__ import annotations
@@ -27,34 +27,37 @@ from .requests import GenerationRequest, GenerationResult, Piece
 from .sampling import next_tokens
 from .sequence import LiveSequence
 
-LOOK_AHEAD = 256  # waiting requests that are searched for shared prefixes
+LOOK_AHEAD = 256  # number of waiting requests in which shared prefixes are looked for
 
 
 class Engine:
     """Generates text for many requests at once.
 
-    The other requests of a batch change a result by rounding alone, because kernels depend on the
-    batch size. In float32 that shows only where two logits are all but equal.
+    The other requests in a batch affect a result through rounding only, because the order of
+    summation depends on the batch size. In float32 this changes a token only if two logits are
+    nearly equal.
 
     Args:
-        model: in evaluation mode; its weights stay as they are.
-        tokenizer: the model's.
+        model: the model, in evaluation mode. Its weights must not change while the engine is used.
+        tokenizer: the tokenizer of the model.
         max_batch: largest number of sequences in a batch.
         prefill_tokens: largest number of prompt tokens in a pass.
-        cache_tokens: capacity of the key-value cache in tokens; None: `max_batch` sequences of
-            max_seq_len tokens, or what half the free memory holds if that is less.
+        cache_tokens: capacity of the key-value cache in tokens. None: room for `max_batch`
+            sequences of max_seq_len tokens, but at most half the free memory.
         page_size: tokens per page of the cache.
         keep_finished: number of finished requests whose keys and values stay for later requests
             with the same prefix, such as the next turn of a chat.
 
     Attributes:
-        prefilled: prompt tokens computed so far, those of preempted sequences again.
-        reused: prompt tokens whose keys and values were in the cache.
-        decoded: generated tokens computed so far; the last one of a text is not computed.
+        prefilled: number of prompt tokens computed so far; those of preempted sequences count
+            again.
+        reused: number of prompt tokens whose keys and values were in the cache.
+        decoded: number of generated tokens that went through the model; the last token of a text
+            does not.
         preempted: number of times that a sequence left the batch for lack of memory.
 
     Raises:
-        ValueError: a number below 1, or a cache of less than a page.
+        ValueError: a number is below 1, or the cache is smaller than a page.
 
     Example:
         >>> model, tokenizer = llama_fast.models.load("SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -111,7 +114,7 @@ class Engine:
         requests: Iterable[GenerationRequest],
         on_done: Callable[[int, GenerationResult], None] | None = None,
     ) -> list[GenerationResult]:
-        """Results in the order of the requests.
+        """Generate the text of all requests; return the results in the order of the requests.
 
         Args:
             requests: any number.
@@ -134,9 +137,9 @@ class Engine:
         An engine has one stream at a time; closing it ends all its requests.
 
         Raises:
-            ValueError: a request that cannot be served: an empty prompt, one of max_seq_len tokens
-                or more, a token outside the vocabulary, more tokens than the cache holds, or so
-                many that its rotary factors differ from a short one's (LongRoPE, dynamic NTK).
+            ValueError: a request cannot be served: its prompt is empty, has max_seq_len tokens or
+                more or a token outside the vocabulary, it needs more tokens than the cache holds,
+                or it is so long that its rotary factors change (LongRoPE, dynamic NTK).
             RuntimeError: an earlier stream of this engine has not ended.
         """
         if self._busy:
@@ -180,7 +183,7 @@ class Engine:
         return sequence
 
     def _admit(self, waiting: deque[LiveSequence], live: list[LiveSequence]) -> None:
-        """Move sequences from `waiting` to `live`, in order, past those that wait for a prefix."""
+        """Move sequences from `waiting` to `live` in order; skip those that wait for a prefix."""
         budget = self.prefill_tokens - sum(s.uncached for s in live if s.uncached > 1)
         put_back: list[LiveSequence] = []
         while waiting and budget > 0 and len(live) < self.max_batch:
@@ -216,7 +219,7 @@ class Engine:
         self._tree.release(sequence.path)
 
     def _preempt(self, waiting: deque[LiveSequence], live: list[LiveSequence]) -> None:
-        """Move the newest sequence to the front of the waiting ones; it is computed again."""
+        """Move the newest sequence to the front of the queue; it will be computed again."""
         sequence = live.pop()
         self.cache.release(sequence.retire())
         waiting.appendleft(sequence)
@@ -225,7 +228,7 @@ class Engine:
     # --- passes -------------------------------------------------------------------------------
 
     def _pass(self, waiting: deque[LiveSequence], live: list[LiveSequence]) -> list[Piece]:
-        """Run the model once; return the text it adds, a piece per sequence."""
+        """Run the model once; return the new text, one piece per sequence."""
         if any(s.uncached > 1 for s in live):
             chosen, logits = self._prefill(live)
         else:
@@ -306,7 +309,7 @@ class Engine:
 
     @torch.inference_mode()
     def _choose(self, sequences: list[LiveSequence], logits: Tensor) -> list[int]:
-        """The next token of each sequence."""
+        """Choose the next token of each sequence."""
         if not sequences:
             return []
         tokens: list[int] = logits.argmax(-1).tolist()

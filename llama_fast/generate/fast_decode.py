@@ -1,8 +1,8 @@
 """A decoding step of a :class:`LLaMA` on a CPU as one C++ operator.
 
-It computes ``hidden_states`` with a :class:`DecodeStep`, with the same kernels. From Python a block
-is 14 calls with an overhead of about 10 µs each; reading the weights of a block of SmolLM2-135M
-takes 300 µs.
+It computes the same as ``hidden_states`` with a :class:`DecodeStep`, by the same kernels. In Python
+a block takes 14 calls with an overhead of about 10 µs each, while reading the weights of a block of
+SmolLM2-135M takes 300 µs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .paged_cache import DecodeStep
 
 _NAME = "llama_fast::decode_layers"
 _OPS = ("attention_decode", "rms_norm", "rope", "swiglu")
-_MAX_HEADS = 8  # query heads that share keys and values
+_MAX_HEADS = 8  # largest number of query heads that share keys and values
 _PAGE_UNIT = 16
 
 

@@ -1,4 +1,4 @@
-"""Memory that the key-value cache may take."""
+"""The amount of memory that the key-value cache may take."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def max_pages(config: Any, batch: int, page_size: int, weight: Tensor) -> int:
-    """The number of pages for `batch` sequences of max_seq_len tokens.
+    """The number of pages for `batch` sequences of max_seq_len tokens, within half the free memory.
 
-    Less if they take over half the free memory, but enough for one sequence.
+    It is always enough for one sequence.
 
     Args:
-        config: of the model.
-        batch: sequences.
+        config: the model's configuration.
+        batch: number of sequences.
         page_size: tokens per page.
-        weight: a weight of the model, for its dtype and device.
+        weight: any weight of the model; gives dtype and device.
     """
     per_sequence = -(-config.max_seq_len // page_size)
     elements = 2 * config.num_layers * page_size * config.num_kv_heads * config.head_dim
@@ -27,7 +27,7 @@ def max_pages(config: Any, batch: int, page_size: int, weight: Tensor) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Free bytes on `device`, or None where the system does not report them."""
+    """Free bytes on `device`, or None if the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

@@ -22,21 +22,21 @@ from llama_fast.ops.attention_decode import attention_decode
 
 
 class CacheFull(RuntimeError):
-    """No page is free, and the cache may not grow."""
+    """No page is free and the cache cannot grow."""
 
 
 class PagedCache:
-    """Pages of keys and values, with a reference count each.
+    """Pages of keys and values, each with a reference count.
 
     Args:
         layers, kv_heads, head_dim: L, K, D of the model.
         pages: initial number of pages.
         page_size: tokens per page.
-        max_pages: number of pages that it may grow to; None: `pages`.
-        dtype, device: of the model.
+        max_pages: number of pages that the cache may grow to; None: `pages`.
+        dtype, device: dtype and device of the model.
 
     Attributes:
-        k, v: (L, pages * page_size, K, D), a row per slot.
+        k, v: (L, pages * page_size, K, D), one row per slot.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class PagedCache:
 
     @property
     def free(self) -> int:
-        """Number of pages that can be allocated, including those that it may still grow by."""
+        """Number of pages that can be allocated, including those the cache can still grow by."""
         return len(self._free) + self.max_pages - self.pages
 
     def allocate(self, count: int) -> list[int]:
         """Allocate `count` pages and return their numbers.
 
         Raises:
-            CacheFull: fewer are free.
+            CacheFull: fewer pages are free.
         """
         if count > self.free:
             raise CacheFull(f"pages: expected {count} free ones, there are {self.free}")
@@ -111,7 +111,7 @@ class PagedCache:
         )
 
     def _grow(self, count: int) -> None:
-        """Add at least `count` pages, or half of the current number where allowed."""
+        """Add `count` pages, or half of the current number if that is more and within the limit."""
         more = min(max(count, self.pages // 2), self.max_pages - self.pages)
         fresh = self.k.new_zeros(len(self.k), more * self.page_size, *self.k.shape[2:])
         self.k, self.v = torch.cat([self.k, fresh], dim=1), torch.cat([self.v, fresh], dim=1)
@@ -133,7 +133,7 @@ class SequenceSlots:
 
 
 class PackedStep:
-    """New tokens of several sequences, one sequence after the other, without padding.
+    """A forward pass over new tokens of several sequences, concatenated without padding.
 
     Args:
         cache: holds earlier keys and values; the pass adds the new ones.
@@ -171,7 +171,7 @@ class PackedStep:
 
 
 class DecodeStep:
-    """One new token for each of B sequences.
+    """A forward pass over one new token of each of B sequences.
 
     Args:
         cache: as in :class:`PackedStep`.
@@ -179,8 +179,8 @@ class DecodeStep:
         pages: pages of each sequence, with room for one more token.
 
     Attributes:
-        cached: (B,) int32, `cache_seqlens` of ``llama_fast.attention_decode``.
-        table: (B, pages) int32, its `page_table`.
+        cached: (B,) int32, the `cache_seqlens` for ``llama_fast.attention_decode``.
+        table: (B, pages) int32, the `page_table` for it.
     """
 
     def __init__(

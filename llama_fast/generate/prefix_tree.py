@@ -1,9 +1,9 @@
 """Pages that several prompts share.
 
-A tree of pages: a path from the root is a prefix of a prompt, an edge holds the tokens of one full
-page (the radix tree of Zheng et al. 2024, "SGLang", arXiv:2312.07104, with whole pages as units). A
-node exists while a request has its prefix, so that a page leaves the cache with the last request
-that can use it.
+In the tree, a path from the root is a prefix of a prompt, and each edge holds the tokens of one
+full page (the radix tree of Zheng et al. 2024, "SGLang", arXiv:2312.07104, with whole pages as
+units). A node exists as long as a request has its prefix, so a page is released with the last
+request that can use it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class PrefixNode:
     """One full page of tokens, after those of its parents.
 
     Attributes:
-        page: that holds its keys and values, or None.
-        pending: whether a sequence is computing them.
+        page: number of the page that holds its keys and values, or None.
+        pending: whether a sequence is computing these keys and values.
         num_requests: number of requests whose prompt has this prefix.
     """
 
@@ -42,7 +42,7 @@ class PrefixTree:
         self._root = PrefixNode(None, b"")
 
     def acquire(self, tokens: Sequence[int]) -> list[PrefixNode]:
-        """The nodes of a prompt's full pages, each counted for one more request."""
+        """Return the nodes of a prompt's full pages, and count one more request for each."""
         size = self.cache.page_size
         ids = np.asarray(tokens, dtype=np.int64)
         node, path = self._root, []

@@ -13,10 +13,10 @@ class GenerationRequest:
     """A prompt to continue.
 
     Attributes:
-        tokens: ids of the prompt, at least one; :meth:`Tokenizer.encode` adds no begin token.
+        tokens: ids of the prompt, at least one. :meth:`Tokenizer.encode` adds no begin token.
         max_new_tokens: largest number of tokens to add, at least 1.
         stop: generation ends when the new text contains one of these strings, which is cut off.
-        stop_ids: generation ends with one of these tokens.
+        stop_ids: generation ends when one of these tokens is generated.
         sampling: how tokens are drawn; greedy by default.
     """
 
@@ -28,7 +28,7 @@ class GenerationRequest:
 
 
 def check_length(name: str, tokens: Sequence[int], context: int) -> None:
-    """ValueError, naming the prompt, if its tokens leave no room in the model's context."""
+    """Raise ValueError, which names the prompt, if its tokens fill the model's context."""
     if context <= len(tokens):
         raise ValueError(
             f"{name}: expected a prompt shorter than the model's context of {context} tokens, "
@@ -43,7 +43,7 @@ class GenerationResult:
     Attributes:
         text: new text up to the stop string, without control tokens.
         tokens: all new ids, including those of the stop string or the stop id.
-        finish_reason: "stop", or "length" where max_new_tokens or the model's max_seq_len ended it.
+        finish_reason: "stop", or "length" if max_new_tokens or the model's max_seq_len was reached.
     """
 
     text: str
@@ -56,9 +56,9 @@ class Piece:
     """The text that one step adds to one request.
 
     Attributes:
-        index: of the request.
-        text: new text; empty where the token is part of a character or may begin a stop string.
-        result: the whole result with the last piece, else None.
+        index: the index of the request.
+        text: new text; empty while a character is incomplete or a stop string may have begun.
+        result: the result of the request in its last piece, else None.
     """
 
     index: int

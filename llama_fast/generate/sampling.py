@@ -1,4 +1,4 @@
-"""Choosing the next token from the logits."""
+"""Chooses the next token from the logits."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class SamplingOptions:
     """Options for drawing tokens, with the meaning and order of transformers' `generate`.
 
     Attributes:
-        temperature: 0 takes the likeliest token; else logits are divided by it.
-        top_k: only the k likeliest tokens (and those as likely as the k-th); 0: all.
-        top_p: only the likeliest tokens that together have this probability (Holtzman et al. 2020,
-            arXiv:1904.09751); 1: all.
-        min_p: only tokens with at least this share of the likeliest one's probability (Nguyen et
-            al. 2024, arXiv:2407.01082); 0: all.
-        repetition_penalty: logits of tokens that are in the text already, prompt included, are
-            divided by it where positive and multiplied where negative (Keskar et al. 2019,
-            arXiv:1909.05858); 1: none. It changes greedy choices too.
-        seed: of this request's random numbers; None draws one from torch's default generator.
+        temperature: divides the logits; 0 always takes the most likely token.
+        top_k: draw from the k most likely tokens (and those as likely as the k-th); 0: from all.
+        top_p: draw from the most likely tokens that together have this probability (Holtzman et
+            al. 2020, arXiv:1904.09751); 1: from all.
+        min_p: draw from tokens with at least this share of the highest probability (Nguyen et al.
+            2024, arXiv:2407.01082); 0: from all.
+        repetition_penalty: divides positive and multiplies negative logits of tokens that are
+            already in the prompt or the text (Keskar et al. 2019, arXiv:1909.05858); 1: no
+            penalty. It also affects greedy choices.
+        seed: seed of this request's random numbers; None draws one from torch's default generator.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number is outside its range.
     """
 
     temperature: float = 0.0
@@ -49,20 +49,20 @@ class SamplingOptions:
 
     @property
     def plain_greedy(self) -> bool:
-        """Whether the token is the argmax of the logits as they are."""
+        """Whether the next token is the argmax of the unchanged logits."""
         return self.temperature == 0 and self.repetition_penalty == 1
 
 
 def adjusted(logits: Tensor, options: SamplingOptions, seen: Tensor | None = None) -> Tensor:
-    """The logits whose softmax is drawn from; -inf for excluded tokens.
+    """Apply the options to the logits; excluded tokens get -inf.
 
     Args:
         logits: (B,V).
-        options: a temperature of 0 is not applied.
+        options: the sampling options; a temperature of 0 is not applied.
         seen: (B,S) int64, the tokens of each text so far, for the repetition penalty.
 
     Returns:
-        (B,V) float32, or float64 where the logits are.
+        (B,V) logits in float32 (float64 for float64 input); their softmax is to be drawn from.
     """
     scores = logits if logits.dtype == torch.float64 else logits.float()
     if options.repetition_penalty != 1:
@@ -80,7 +80,7 @@ def adjusted(logits: Tensor, options: SamplingOptions, seen: Tensor | None = Non
     if options.top_p < 1:
         rising, order = scores.sort()
         out = rising.softmax(-1).cumsum(-1) <= 1 - options.top_p
-        out[:, -1] = False  # the likeliest stays
+        out[:, -1] = False  # the most likely token always stays
         scores = scores.masked_fill(out.scatter(-1, order, out), -math.inf)
     if options.min_p > 0:
         probabilities = scores.softmax(-1)
@@ -95,7 +95,10 @@ def next_tokens(
     seen: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The next token of each row: (B,V) logits to (B,) int64. Arguments as for :func:`adjusted`."""
+    """Choose the next token of each row: (B,V) logits to (B,) int64.
+
+    The arguments are those of :func:`adjusted`; `generator` draws the random numbers.
+    """
     if options.plain_greedy:
         return logits.argmax(-1)
     scores = adjusted(logits, options, seen)

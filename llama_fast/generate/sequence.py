@@ -1,4 +1,4 @@
-"""One request in the engine."""
+"""The state of one request in the engine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class LiveSequence:
     """A request, its tokens so far, and the pages of their keys and values.
 
     Attributes:
-        tokens: prompt and new ones.
+        tokens: ids of the prompt and the new tokens.
         cached: number of tokens with keys and values in `pages`; all but the last while decoding.
-        pages: in the order of the tokens.
-        path: the prompt's full pages in the prefix tree.
-        max_tokens: number of tokens at which it ends unless it stops before.
+        pages: numbers of its pages, in the order of the tokens.
+        path: the nodes of the prompt's full pages in the prefix tree.
+        max_tokens: number of tokens at which the sequence ends if it does not stop before.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LiveSequence:
         self.pages: list[int] = []
         self.path: list[PrefixNode] = []
         self._page = cache.page_size
-        self._kept = 0  # pages of `path` that are complete, or were when it joined
+        self._kept = 0  # number of nodes of `path` that are complete
         self._text = TextStream(tokenizer, self.tokens, request.stop)
         self._generator: torch.Generator | None = None
 
@@ -62,17 +62,17 @@ class LiveSequence:
 
     @property
     def uncached(self) -> int:
-        """Number of tokens without keys and values: 1 while decoding."""
+        """Number of tokens without keys and values; 1 while decoding."""
         return len(self.tokens) - self.cached
 
     def pages_for(self, tokens: int) -> int:
-        """Number of pages that `tokens` tokens take."""
+        """Number of pages that hold `tokens` tokens."""
         return -(-tokens // self._page)
 
     def shareable(self) -> list[PrefixNode] | None:
-        """The nodes of its prefix that have keys and values; None while more are being computed.
+        """The nodes of its prefix that have keys and values; None while others are being computed.
 
-        The last token is never shared, because its pass gives the logits.
+        The last token is never shared, because its forward pass gives the logits.
         """
         nodes: list[PrefixNode] = []
         for node in self.path[: (len(self.tokens) - 1) // self._page]:
@@ -131,6 +131,6 @@ class LiveSequence:
             return Piece(self.index, text, None)
         text += self._text.finish()
         if self._text.stopped:
-            reason = "stop"  # the bytes held back end in a stop string
+            reason = "stop"  # the text that was held back ends in a stop string
         new = self.tokens[len(self.request.tokens) :]
         return Piece(self.index, text, GenerationResult(self._text.text, new, reason))

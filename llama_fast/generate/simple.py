@@ -1,4 +1,4 @@
-"""Generation for a batch of equally long prompts: (B,S) in, (B,S + n) out."""
+"""Generation for a batch of prompts of equal length: (B,S) in, (B,S + n) out."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def generate(model: LLaMA, tokens: Tensor, max_new_tokens: int, **options: Any) 
     """Continue each row of ``tokens``; :class:`Engine` serves prompts of different lengths.
 
     Args:
-        model: call ``model.eval()`` before; in training mode dropout is active.
-        tokens: (B,S) prompts of one length, S >= 1.
+        model: the model; call ``model.eval()`` first, as dropout is active in training mode.
+        tokens: (B,S) ids of prompts of the same length S >= 1.
         max_new_tokens: largest number of tokens to add.
-        **options: those of :func:`stream`.
+        **options: the keyword arguments of :func:`stream`.
 
     Returns:
-        (B, S + n) int64, prompts included; n <= max_new_tokens, and less if all rows stop before.
+        (B, S + n) int64, prompts included; n is max_new_tokens, or less if all rows stop earlier.
 
     Raises:
-        ValueError: an empty prompt, a number outside its range, or S + max_new_tokens beyond the
-            model's max_seq_len.
+        ValueError: the prompts are empty, a number is outside its range, or S + max_new_tokens
+            exceeds the model's max_seq_len.
 
     Example:
         >>> model, tokenizer = llama_fast.models.load("SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -52,8 +52,9 @@ def stream(
 
     Args:
         model, tokens, max_new_tokens: as for :func:`generate`.
-        stop_ids: a row ends with the first of these, and is padded with it while others continue.
-        generator: of the random numbers; None makes one from `seed`.
+        stop_ids: a row ends with the first of these ids, and is padded with it while other rows
+            continue.
+        generator: generator of the random numbers; None: a new one with the given `seed`.
         **sampling: fields of :class:`SamplingOptions`, such as ``temperature=0.8``.
     """
     B, S = tokens.shape

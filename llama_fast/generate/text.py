@@ -1,4 +1,4 @@
-"""Decoding tokens to text one by one: whole characters only, and no stop string."""
+"""Decodes tokens to text one by one, up to a stop string and without incomplete characters."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 from llama_fast.tokenizers import Tokenizer
 
-INCOMPLETE = "\ufffd"  # bytes that are not valid UTF-8, or incomplete, decode to this
-CONTEXT = 8  # prompt tokens that the first new token is decoded with
+INCOMPLETE = "\ufffd"  # invalid or incomplete UTF-8 decodes to this
+CONTEXT = 8  # number of prompt tokens that the first new token is decoded with
 
 
 class TextStream:
     """The text that new tokens add to a prompt.
 
     Args:
-        tokenizer: that of the model.
-        prompt: ids before the new ones; whether a SentencePiece token begins with a space depends
-            on them.
+        tokenizer: the tokenizer of the model.
+        prompt: ids of the prompt; whether the first new SentencePiece token begins with a space
+            depends on them.
         stop: the text ends before the first of these strings.
 
     Attributes:
-        text: the final text so far.
+        text: the text so far, without what is held back.
         stopped: whether a stop string was found.
     """
 
@@ -34,15 +34,15 @@ class TextStream:
         self._held = ""  # text that may begin a stop string
 
     def add(self, token: int) -> str:
-        """Add a token; return the text that it makes final."""
-        if token >= self.tokenizer.vocab_size:  # a padding row of the head has no text
+        """Add a token; return the text that is final now and was not before."""
+        if token >= self.tokenizer.vocab_size:  # a padding row of the head: no text
             return ""
         self._ids.append(token)
         decoded = self.tokenizer.decode(self._ids)
         if decoded.endswith(INCOMPLETE):
             return ""
         new = decoded[len(self._known) :]
-        # Only the last whole piece stays as context.
+        # Only the ids of the last complete piece stay as context.
         self._ids = self._ids[self._whole :]
         self._whole, self._known = len(self._ids), self.tokenizer.decode(self._ids)
         return self._take(new)

@@ -22,7 +22,7 @@ __all__ = [
     "save",
 ]
 
-# `import llama_fast` needs the model, not the readers of checkpoints.
+# `import llama_fast` needs the model but not the checkpoint readers.
 __getattr__, __dir__ = lazy_attributes(
     __name__, {"llama_fast.models.checkpoints": ("CheckpointError", "load", "save")}
 )

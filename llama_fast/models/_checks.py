@@ -20,7 +20,7 @@ def check_packed(config: LlamaConfig, tokens: Tensor, cu_seqlens: Tensor) -> Non
             "cu_seqlens: expected a vector of int32 or int64, got "
             f"{tuple(cu_seqlens.shape)} of {cu_seqlens.dtype}"
         )
-    # Only on the CPU, as in `check_inputs`. The op checks the offsets themselves.
+    # Only on the CPU, as in `check_inputs`. The op itself checks the offsets.
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
         if longest > config.max_seq_len:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Llama3RopeScaling:
     """How Llama 3.1 and later stretch RoPE beyond the context length of Llama 3.
 
-    Wavelengths (in tokens) shorter than ``original / high_freq_factor`` stay as they are, those
-    longer than ``original / low_freq_factor`` grow by ``factor``, and those between are blended.
+    Wavelengths (in tokens) shorter than ``original / high_freq_factor`` are kept, those longer than
+    ``original / low_freq_factor`` are multiplied by ``factor``, and those between are interpolated.
     Source: Llama 3 technical report (arXiv:2407.21783) and ``rope_type: llama3`` of Hugging Face.
     """
 
@@ -46,18 +46,19 @@ class LlamaConfig:
         embed_dim: E, width of the residual stream.
         num_heads: H, query heads.
         num_layers: transformer blocks.
-        p_dropout: dropout on attention probabilities and on what each block adds, in training.
-        num_kv_heads: K, key-value heads (grouped-query attention); H must be a multiple. Default H.
+        p_dropout: probability of dropout in training, applied to attention probabilities and to the
+            outputs of attention and feed-forward layers.
+        num_kv_heads: K, key-value heads (grouped-query attention), a divisor of H. Default H.
         head_dim: D, even. Default E / H.
         ffn_dim: width of the feed-forward layer. Default 8/3 E rounded up to a multiple of 256, as
-            Llama 2 has it.
+            in Llama 2.
         max_seq_len: longest sequence the model accepts.
         rms_norm_eps: added to the mean square in RMSNorm.
         rope_theta: base of the RoPE wavelengths.
         rope_scaling: Llama 3.1's stretching of RoPE, or None.
-        rope_factors: D/2 numbers that divide the RoPE frequencies (GGUF's ``rope_freqs``; linear
-            scaling is the same number D/2 times), or None. Not together with ``rope_scaling``.
-        tie_embeddings: the output head is the transposed embedding.
+        rope_factors: D/2 numbers that divide the RoPE frequencies (GGUF's ``rope_freqs``; for
+            linear scaling all are equal), or None. Cannot be combined with ``rope_scaling``.
+        tie_embeddings: whether the output head uses the weight of the embedding.
 
     Example:
         >>> LlamaConfig(vocab_size=512, embed_dim=64, num_heads=8, num_layers=5).head_dim
@@ -137,7 +138,7 @@ class LlamaConfig:
             **changes: fields to replace, for example ``p_dropout=0.1``.
 
         Raises:
-            ValueError: no such preset; the message offers the nearest names.
+            ValueError: there is no such preset; the message suggests similar names.
 
         Example:
             >>> LlamaConfig.preset("llama2-7b").num_parameters()
@@ -161,7 +162,7 @@ class LlamaConfig:
 
 
 def preset_names() -> list[str]:
-    """Names that :meth:`LlamaConfig.preset` knows."""
+    """The names that :meth:`LlamaConfig.preset` accepts."""
     return list(_PRESETS)
 
 

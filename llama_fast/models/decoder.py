@@ -1,4 +1,4 @@
-"""The interface that scoring and generation need of a model, ours or another's."""
+"""The interface through which scoring and generation use a model, ours or another."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Decoder(Protocol):
     """A model with an external key-value cache; :class:`LLaMA` is one.
 
     Attributes:
-        config: with vocab_size, num_layers, num_kv_heads, head_dim and max_seq_len.
-        head_weight: (V,E).
+        config: an object with vocab_size, num_layers, num_kv_heads, head_dim and max_seq_len.
+        head_weight: (V,E), weight of the output head.
     """
 
     @property
@@ -28,9 +28,10 @@ class Decoder(Protocol):
         ...
 
     def rope_group(self, length: int) -> int:
-        """A number that sequence lengths with the same rotary factors have in common.
+        """A number that is equal for sequence lengths with the same rotary factors.
 
-        0 for short sequences; else a length with these factors, for :attr:`AttentionStep.length`.
+        It is 0 for short sequences, else a length with these factors, to be passed as
+        :attr:`AttentionStep.length`.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A contiguous key-value cache for a batch of equally long sequences."""
+"""A contiguous key-value cache for a batch of sequences of equal length."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .config import LlamaConfig
 
 
 class KVCache:
-    """Keys and values of the tokens so far, so that a new token needs only its own.
+    """Stores keys and values of earlier tokens, so that only those of new tokens are computed.
 
     Args:
-        config: of the model.
-        batch: B.
+        config: configuration of the model.
+        batch: B, number of sequences.
         max_len: capacity in tokens, allocated at once.
-        dtype, device: those of the model.
+        dtype, device: dtype and device of the model.
 
     Attributes:
         length: number of cached tokens.

@@ -34,7 +34,7 @@ from .kv_cache import KVCache
 
 
 def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) -> Tensor:
-    """RoPE's angular frequency of each pair of a head's elements: (D/2,), float64, in radians.
+    """RoPE's angular frequency of each pair of a head's elements: (D/2,), float64, in rad/token.
 
     theta^(-2d/D) for pair d (Su et al. 2021, arXiv:2104.09864), with the scaling of ``config``.
     """
@@ -45,8 +45,8 @@ def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) ->
         factors = torch.tensor(config.rope_factors, dtype=torch.float64, device=device)
         frequencies = frequencies / factors
     if (scaling := config.rope_scaling) is not None:
-        # A pair that turns often within the original context keeps its frequency (keep = 1); one
-        # that turns seldom is slowed down by the factor (keep = 0).
+        # A pair with many turns within the original context keeps its frequency (keep = 1); the
+        # frequency of one with few turns is divided by the factor (keep = 0).
         turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep = ((turns - low) / (high - low)).clamp(0, 1)
@@ -59,8 +59,8 @@ class AttentionStep(Protocol):
 
     Attributes:
         positions: (S,) int64, position of each new token in its sequence.
-        length: final length of the sequences, for models whose rotary factors depend on it (this
-            one's do not); 0 for short sequences.
+        length: final length of the sequences, for models whose rotary factors depend on it (those
+            of :class:`LLaMA` do not); 0 for short sequences.
     """
 
     positions: Tensor
@@ -69,21 +69,21 @@ class AttentionStep(Protocol):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """Attention (1,H,S,D) of q (1,H,S,D) over cached keys and values and new k, v (1,K,S,D).
 
-        `options` are those of ``llama_fast.attention``: scale, softcap, window, sinks.
+        `options` are scale, softcap, window and sinks, as in ``llama_fast.attention``.
         """
         ...
 
 
 class Context(NamedTuple):
-    """The inputs of every block besides x."""
+    """The inputs that every block takes besides x."""
 
     cos: Tensor  # (S, D/2)
     sin: Tensor  # (S, D/2)
-    bias: Tensor | None  # (S,T): bool, True = takes part, or float, added to the scores
+    bias: Tensor | None  # (S,T): bool, True = visible, or float, added to the scores
     key_padding_mask: Tensor | None  # (B,T) bool, True = padding
     cache: KVCache | None
     cu_seqlens: Tensor | None  # (sequences + 1,): where each sequence of a packed row begins
-    ring: Ring | None = None  # the ranks that the packed row is spread over
+    ring: Ring | None = None  # distributes the packed row over ranks
     step: AttentionStep | None = None  # computes attention in place of all of the above
 
 
@@ -105,7 +105,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions; groups of H/K query heads share keys, values."""
+    """Causal self-attention with RoPE; each group of H/K query heads shares a key-value head."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -189,10 +189,9 @@ class LLaMA(nn.Module):
     Takes a :class:`LlamaConfig`, or its fields one by one:
     ``LLaMA(vocab_size, embed_dim, num_heads, num_layers, p_dropout, ...)``.
 
-    The article this project grew from sketches the model loosely. This is the actual one: attention
-    is softmax(Q K^T / sqrt(D) + mask) V, causal and with rotary positions, and the loss is softmax
-    cross-entropy between the logits and the next token, averaged over the targets that are not
-    -100.
+    Attention is softmax(Q K^T / sqrt(D) + mask) V, causal and with rotary positions. The loss is
+    softmax cross-entropy between the logits and the next token, averaged over the targets that are
+    not -100.
 
     Example:
         >>> model = LLaMA(LlamaConfig.preset("debug"))
@@ -217,12 +216,13 @@ class LLaMA(nn.Module):
             if config.tie_embeddings
             else nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         )
-        # Calls a block in place of `block(x, context)`; activation checkpointing sets it.
+        # If set, called as run_block(block, x, context) for each block, by activation
+        # checkpointing.
         self.run_block: Callable[[Block, Tensor, Context], Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights from N(0, 0.02); set those of norms to 1.
+        """Draw new weights from a normal distribution of std 0.02; set those of norms to 1.
 
         The two projections that write into the residual stream get 0.02 / sqrt(2 N), so that its
         variance does not grow with the number of layers N (GPT-2's rule).
@@ -236,12 +236,12 @@ class LLaMA(nn.Module):
                 nn.init.normal_(weight, std=residual_std if writes_residual else 0.02)
 
     def rope_group(self, length: int) -> int:
-        """0: the rotary factors of all lengths are the same."""
+        """Return 0: the rotary factors do not depend on the length."""
         return 0
 
     @property
     def head_weight(self) -> Tensor:
-        """(V,E) weight of the output head, which may be the embedding's."""
+        """Weight (V,E) of the output head; with tied embeddings, that of the embedding."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(
@@ -279,26 +279,29 @@ class LLaMA(nn.Module):
     ) -> Tensor:
         """The normalised hidden states (B,S,E) that the head reads.
 
-        Attention is causal. The masks, in the convention of ``torch.nn.Transformer``, hide more:
+        Attention is causal. The masks hide further keys, in the convention of
+        ``torch.nn.Transformer``.
 
         Args:
             tokens: (B,S) int64 or int32 ids.
             src_mask: (S,T) bool, True = hidden, or float, added to the attention scores.
             src_key_padding_mask: (B,T) bool, True = padding, hidden from every query.
-            cache: keys and values of earlier tokens (T = cache.length + S), extended in place by
-                these; needs ``torch.no_grad()``.
-            cu_seqlens: (sequences + 1,) int32 or int64, 0 to S: `tokens` (1,S) are packed
-                sequences, which do not attend to each other. Not with masks or a cache.
-            ring: context parallelism: `tokens`, the same on every rank, are spread over the ranks
-                of a ring made of `cu_seqlens`; the result (1,n,E) is that of the n tokens
-                `ring.positions`. Not with dropout.
-            step: `tokens` (1,S) are new tokens of its sequences. Without the arguments above, and
-                under ``torch.no_grad()``.
+            cache: keys and values of earlier tokens (T = cache.length + S). Those of `tokens` are
+                appended in place. Requires ``torch.no_grad()``.
+            cu_seqlens: (sequences + 1,) int32 or int64, from 0 to S: offsets of the packed
+                sequences in `tokens` (1,S), which do not attend to each other. Cannot be combined
+                with masks or a cache.
+            ring: context parallelism over the ranks of a ring made from `cu_seqlens`. `tokens` are
+                the same on every rank; the result (1,n,E) is that of the n tokens
+                `ring.positions`. Requires a model without dropout.
+            step: a step of the generation engine, whose new tokens are `tokens` (1,S). Cannot be
+                combined with the arguments above. Requires ``torch.no_grad()``.
 
         Raises:
-            TypeError, ValueError: wrong dtype or shape; more than max_seq_len or cache.max_len
-                tokens; cu_seqlens beside a mask or a cache; ring without cu_seqlens.
-            IndexError: a token id outside [0, V) (checked on the CPU).
+            TypeError: an argument has the wrong dtype.
+            ValueError: a shape is wrong, there are more than max_seq_len or cache.max_len tokens,
+                or arguments are combined that exclude each other.
+            IndexError: a token id is outside [0, V) (checked on the CPU only).
         """
         start = 0 if cache is None else cache.length
         if cu_seqlens is not None:
@@ -307,7 +310,7 @@ class LLaMA(nn.Module):
             check_packed(self.config, tokens, cu_seqlens)
         packed = cu_seqlens is not None or step is not None
         check_inputs(self.config, tokens, src_mask, src_key_padding_mask, cache, packed)
-        # Angles are computed in float64, as far positions need it, and rounded to the ops' dtype.
+        # Angles of late positions need float64; cos and sin are then rounded to the ops' dtype.
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         if ring is not None:
             if cu_seqlens is None or self.config.p_dropout > 0:
@@ -349,14 +352,14 @@ class LLaMA(nn.Module):
         ring: Ring | None = None,
         **options: Any,
     ) -> Any:
-        """Softmax cross-entropy of ``targets`` (B,S) given ``tokens`` (B,S), the mean by default.
+        """Softmax cross-entropy of ``targets`` (B,S) given ``tokens`` (B,S), by default the mean.
 
-        ``targets[b, s]`` is the token that follows ``tokens[b, s]``; -100 is left out. With
-        ``shift=True`` pass the tokens themselves as targets. The fused
-        ``llama_fast.linear_cross_entropy``, whose keyword arguments ``options`` are, never holds
-        the (B,S,V) logits. ``cu_seqlens`` and ``ring`` are those of :meth:`hidden_states`; with a
-        ring the loss is that of this rank's tokens. A head whose rows are spread over a tensor
-        parallel group stays so: the softmax is then computed across its ranks.
+        ``targets[b, s]`` is the token that follows ``tokens[b, s]``; targets of -100 are left out.
+        With ``shift=True`` pass the tokens themselves as targets. ``options`` are the keyword
+        arguments of ``llama_fast.linear_cross_entropy``, which never stores the (B,S,V) logits.
+        ``cu_seqlens`` and ``ring`` are those of :meth:`hidden_states`; with a ring the loss is that
+        of this rank's tokens. If the rows of the head are sharded over a tensor-parallel group, the
+        softmax is computed across its ranks.
         """
         hidden = self.hidden_states(tokens, cu_seqlens=cu_seqlens, ring=ring)
         if ring is not None:

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints, one module per format; the content of a path decides which.
+"""Reads and writes checkpoints, one module per format; the format is detected from the content.
 
 | format       | path                                                           | file             |
 |--------------|----------------------------------------------------------------|------------------|
@@ -36,21 +36,22 @@ def load(
 
     Args:
         path: a GGUF, ``.pth``, ``.bin`` or ``.safetensors`` file, or a folder.
-        dtype: of the model. None: as stored (that of the embedding), quantised weights as float32.
-        config: for a Meta ``.pth`` without ``params.json`` beside it; nothing else needs it.
+        dtype: dtype of the model. None: that of the stored embedding, float32 if quantised.
+        config: the configuration; needed only for a Meta ``.pth`` file that has no ``params.json``
+            beside it.
 
-    A tied head of the configuration gives way to a stored one that differs from the embedding, with
-    a warning. ``model.safetensors`` has priority over the files that
+    If the configuration ties the head to the embedding but the file stores a different head, the
+    stored head is used, with a warning. ``model.safetensors`` has priority over the files that
     ``model.safetensors.index.json`` lists, as in transformers.
 
     Returns:
-        The model on the CPU in evaluation mode; the tokenizer, or None where the checkpoint has
-        none (or, with a warning, one that this package cannot read).
+        The model on the CPU in evaluation mode, and the tokenizer. The tokenizer is None if the
+        checkpoint has none or, with a warning, if it cannot be read.
 
     Raises:
-        FileNotFoundError: no such path.
-        CheckpointError: the checkpoint is damaged, incomplete, of no known format, or a pickle that
-            holds code, which is not executed.
+        FileNotFoundError: `path` does not exist.
+        CheckpointError: the checkpoint is damaged, incomplete, of unknown format, or a pickle that
+            contains code, which is not executed.
         ImportError: the package that reads this format is not installed.
 
     Example:
@@ -60,7 +61,7 @@ def load(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"path: no such file or folder: {path}")
-    # Each loader imports packages that only its format needs, so it is imported when used.
+    # Each loader imports packages that only its format needs, so loaders are imported on use.
     found = _find_format(path)
     if found == "meta":
         from . import meta
@@ -92,20 +93,22 @@ def save(
     """Write a model and its tokenizer atomically, in the model's dtype.
 
     Args:
-        model: its weights are read back with the same bits.
-        path: of the folder, or with ``to="gguf"`` of the file.
-        tokenizer: to write beside the weights, or None.
-        to: "hf": ``config.json``, ``model.safetensors`` and the tokenizer's files, for
-            transformers' ``Auto`` classes; "meta": ``params.json``, ``consolidated.00.pth`` and
-            ``tokenizer.model``, if the tokenizer has that form; max_seq_len is not stored;
-            "gguf": for llama.cpp, in float32, float16 or bfloat16. :func:`load` reads all three.
+        model: the model; reading the checkpoint gives the same bits.
+        path: path of the folder to write, or of the file with ``to="gguf"``.
+        tokenizer: the tokenizer to write with the weights, or None.
+        to: the format; :func:`load` reads all three. "hf" writes ``config.json``,
+            ``model.safetensors`` and the tokenizer's files, for transformers' ``Auto`` classes.
+            "meta" writes ``params.json`` (without max_seq_len), ``consolidated.00.pth`` and, if the
+            tokenizer has that form, ``tokenizer.model``. "gguf" writes one file for llama.cpp, in
+            float32, float16 or bfloat16.
         overwrite: replace an existing checkpoint once the new one is complete.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is false, or it is no checkpoint.
+        FileExistsError: `path` exists and `overwrite` is false, or `path` is not a checkpoint.
         ValueError: the format cannot express the model's RoPE scaling, head size or dtype, or the
             kind of tokenizer.
-        OSError: the disk is full, or another failure; an existing checkpoint is unchanged.
+        OSError: writing failed (the disk is full, for example); an existing checkpoint is
+            unchanged.
         ImportError: the package that writes this format is not installed.
 
     Example:

@@ -1,8 +1,8 @@
-"""What all checkpoint formats share: names, shapes, and building a model without extra copies.
+"""Code shared by all checkpoint formats: names, shapes, and building a model without extra copies.
 
-A loader describes its file by a :class:`LlamaConfig` and a dict of :class:`StoredTensor`, which are
-read later. :func:`build` compares names and shapes with the model's, and reads the tensors one by
-one into a model that was made on the meta device.
+A loader describes its file by a :class:`LlamaConfig` and a dict of :class:`StoredTensor`, which
+read nothing yet. :func:`build` compares names and shapes with those of a model on the meta device,
+and then reads the tensors into it one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..llama import LLaMA, rope_frequencies
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, incomplete, or not one that this package reads."""
+    """A checkpoint is damaged, incomplete, or of a kind that this package does not read."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ def build(
     """Build a model with the weights of a checkpoint, in evaluation mode.
 
     Args:
-        path: of the checkpoint, for messages.
-        config: of the model.
-        names: module of the model -> the format's, as :func:`weight_names` takes it.
-        tensors: those of the checkpoint, by its own names.
-        dtype: of the model; None takes that of the stored embedding.
-        interleaved: the rows of the query and key projections are in the order that RoPE on
-            interleaved pairs needs (Meta's, llama2.c's, GGUF's); the model needs halves.
+        path: path of the checkpoint, for messages.
+        config: configuration of the model.
+        names: module of the model -> module of the format, as for :func:`weight_names`.
+        tensors: the checkpoint's tensors by their names in it.
+        dtype: dtype of the model; None: that of the stored embedding.
+        interleaved: whether the rows of the query and key projections are stored in the order of
+            RoPE on interleaved pairs (Meta, llama2.c, GGUF), which is converted to halves.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, or of another shape.
     """
     config, tensors = _resolve_head(path, config, names, tensors)
-    if config.num_layers > len(tensors):  # a damaged number would build layers without end
+    if config.num_layers > len(tensors):  # a damaged number could build billions of layers
         raise CheckpointError(
             f"{path}: expected tensors of {config.num_layers} layers, got {len(tensors)} tensors"
         )
@@ -108,10 +108,10 @@ def build(
 def _resolve_head(
     path: Path, config: LlamaConfig, names: Mapping[str, str], tensors: Mapping[str, StoredTensor]
 ) -> tuple[LlamaConfig, Mapping[str, StoredTensor]]:
-    """Tie the head or not by the stored tensors, which override the configuration.
+    """Decide by the stored tensors, not by the configuration, whether the head is tied.
 
-    As in transformers, either tensor of a tied pair may be the stored one. Where both are stored
-    and differ, both are kept, with a warning.
+    As in transformers, a tied pair may be stored under either name. If both are stored and differ,
+    both are kept, with a warning.
     """
     embedding, head = f"{names['embedding']}.weight", f"{names['head']}.weight"
     if not config.tie_embeddings or head not in tensors:
@@ -147,8 +147,9 @@ def _compare_names(path: Path, what: str, names: set[str]) -> None:
 def pairs_to_halves(weight: Tensor, head_dim: int) -> Tensor:
     """Reorder the rows of a query or key projection (heads * D, E) for RoPE on halves.
 
-    RoPE rotates pairs of a head's elements. Meta's layout has a pair in rows (2d, 2d + 1) of the
-    head, the model's in (d, d + D/2). Scores stay the same, because q and k are reordered alike.
+    RoPE rotates pairs of a head's elements. In Meta's layout a pair is in rows (2d, 2d + 1) of the
+    head, in the model's in rows (d, d + D/2). Attention scores do not change, because q and k are
+    reordered alike.
     """
     rows = weight.view(-1, head_dim // 2, 2, weight.shape[1])
     return rows.transpose(1, 2).reshape(weight.shape)
@@ -161,7 +162,7 @@ def halves_to_pairs(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def weights_of(model: LLaMA, names: Mapping[str, str], *, interleaved: bool) -> dict[str, Tensor]:
-    """A model's weights by a format's names, contiguous; the inverse of :func:`build`."""
+    """A model's weights, contiguous, by the names of a format; the inverse of :func:`build`."""
     theirs = weight_names(config_of(model), names)
     weights = {}
     for ours, weight in model.state_dict().items():
@@ -175,7 +176,7 @@ def weights_of(model: LLaMA, names: Mapping[str, str], *, interleaved: bool) -> 
 
 
 def llama3_scaling(config: LlamaConfig) -> Llama3RopeScaling | None:
-    """Llama 3.1's RoPE scaling, also where it is given as the factors that GGUF stores.
+    """Llama 3.1's RoPE scaling; if the configuration has GGUF's factors, computed from them.
 
     All published models have low_freq_factor 1, high_freq_factor 4 and a
     context that is a power of two.
@@ -193,14 +194,14 @@ def llama3_scaling(config: LlamaConfig) -> Llama3RopeScaling | None:
 
 
 def rope_divisors(config: LlamaConfig, scaling: Llama3RopeScaling) -> Tensor:
-    """The numbers that Llama 3.1's scaling divides the RoPE frequencies by: (D/2,), float64."""
+    """The divisors of the RoPE frequencies in Llama 3.1's scaling: (D/2,), float64."""
     scaled = dataclasses.replace(config, rope_scaling=scaling)
     plain = dataclasses.replace(config, rope_scaling=None)
     return rope_frequencies(plain) / rope_frequencies(scaled)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; CheckpointError, which names the file, if there is none."""
+    """Read a JSON object; raise CheckpointError, which names the file, if it is not one."""
     try:
         content: dict[str, Any] = read_untrusted_json(path, error=CheckpointError)
     except FileNotFoundError:
@@ -208,8 +209,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-# Beyond any model. Quantities that follow from a size, such as RoPE factors, are computed before
-# the tensors' shapes are compared with it.
+# Larger than in any model. Limits are needed because quantities that depend on a size, such as RoPE
+# factors, are computed before the size is compared with the tensors' shapes.
 MAX_SIZES = {
     "vocab_size": MAX_VOCAB_SIZE,
     "embed_dim": 1 << 24,
@@ -223,12 +224,12 @@ MAX_SIZES = {
 
 
 def size(path: Path, key: str, value: Any, ours: str) -> int:
-    """Check a size from a file; CheckpointError, which names file and key, if it is none.
+    """Check a size from a file; raise CheckpointError, which names file and key, if it is invalid.
 
     Args:
-        path: of the file.
+        path: path of the file.
         key: name of the size in the file.
-        value: anything.
+        value: the value in the file, of any type.
         ours: name of the size in :class:`LlamaConfig`.
     """
     return checked_int(value, f"{path}: {key!r}", maximum=MAX_SIZES[ours], error=CheckpointError)
@@ -244,7 +245,7 @@ def head_size(path: Path, embed_dim: int, num_heads: int) -> int:
 
 
 def make_config(path: Path, **fields: Any) -> LlamaConfig:
-    """Make a LlamaConfig; CheckpointError, which names the file, if its fields are invalid."""
+    """Make a LlamaConfig; raise CheckpointError, which names the file, if a field is invalid."""
     try:
         return LlamaConfig(**fields)
     except (ValueError, TypeError) as error:
@@ -252,7 +253,7 @@ def make_config(path: Path, **fields: Any) -> LlamaConfig:
 
 
 def read_tokenizer(path: Path, read: Callable[[], Tokenizer]) -> Tokenizer | None:
-    """A checkpoint's tokenizer; None, with a warning, if it cannot be read."""
+    """Return the checkpoint's tokenizer, or None, with a warning, if it cannot be read."""
     try:
         return read()
     except TokenizerError as error:

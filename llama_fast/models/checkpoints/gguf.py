@@ -75,7 +75,7 @@ FILE_TYPES = {
 def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
     """Load a GGUF file with its tokenizer; see ``llama_fast.models.load``."""
     try:
-        # "c": pages of the file may be changed in memory, and are then copied, not written back.
+        # mode "c": pages that are changed in memory are copied, and the file stays as it is.
         reader = Reader(path, "c")
     except ValueError as error:
         raise CheckpointError(str(error)) from error
@@ -98,11 +98,11 @@ def save(model: LLaMA, path: Path, tokenizer: Tokenizer | None, name: str) -> No
     """Write a file as llama.cpp's converter does; see ``llama_fast.models.save``.
 
     Args:
-        model: in float32, float16 or bfloat16. Norms are written in float32, as llama.cpp expects,
-            which loses nothing.
-        path: of the file.
-        tokenizer: to write into the file, or None.
-        name: of the model, in the metadata.
+        model: a model in float32, float16 or bfloat16. Norms are written in float32, as llama.cpp
+            expects, which is exact.
+        path: path of the file.
+        tokenizer: the tokenizer to write into the file, or None.
+        name: name of the model in the metadata.
     """
     config, dtype = model.config, model.embedding.weight.dtype
     if dtype not in FILE_TYPES:
@@ -189,7 +189,7 @@ def read_config(
             f"{path}: metadata 'llama.rope.dimension_count': expected the head size {head_dim} "
             f"(RoPE on whole heads), got {get('rope.dimension_count')}"
         )
-    # As in llama.cpp: a file with a factor and no type means linear scaling, and factors of single
+    # As in llama.cpp: a factor without a type means linear scaling, and factors of single
     # frequencies multiply it.
     scaling, linear = metadata.get("llama.rope.scaling.type", "linear"), 1.0
     if scaling == "linear":

@@ -1,7 +1,7 @@
 """Hugging Face folders: ``config.json`` and safetensors, in one file or listed by an index.
 
-Only safetensors are read, which hold no code, and no module of a folder is imported. RoPE works on
-halves here, as in the model, so the rows of q and k keep their order.
+Weights are read from safetensors only, which hold no code, and no Python module of a folder is
+imported. RoPE is on halves, as in the model, so the rows of q and k keep their order.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
-    """Load a folder as ``save_pretrained`` writes it, or by one of its safetensors files.
+    """Load a folder as ``save_pretrained`` writes it; `path` may be one of its safetensors files.
 
     See ``llama_fast.models.load``.
     """
@@ -231,7 +231,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _files_of(file: Path) -> list[Path]:
-    """The files of the model that `file` belongs to: those of its index, or `file` alone."""
+    """All files of the model that `file` belongs to: those of its index, or `file` alone."""
     index = file.parent / INDEX
     if file.name != "model.safetensors" and index.exists():
         shards = shards_of(index)
@@ -241,7 +241,7 @@ def _files_of(file: Path) -> list[Path]:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The files that an index lists; raises CheckpointError if one is not in its folder."""
+    """The files that an index lists; raise CheckpointError if one is outside its folder."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"{index}: 'weight_map' is missing")

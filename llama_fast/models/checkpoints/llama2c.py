@@ -1,4 +1,4 @@
-"""llama2.c ``.bin`` checkpoints: a header and the weights one after another, without names.
+"""llama2.c ``.bin`` checkpoints: a header, then the weights in a fixed order, without names.
 
 Three versions, after ``export.py`` of github.com/karpathy/llama2.c (MIT):
 
@@ -37,7 +37,7 @@ ATTENTION_NORM, FFN_NORM = "layers.{i}.attention_norm", "layers.{i}.feed_forward
 ATTENTION = [f"layers.{{i}}.attention.{name}_proj" for name in "qkvo"]
 FFN = [f"layers.{{i}}.feed_forward.{name}_proj" for name in ("gate", "down", "up")]
 
-# The order of the weights; a name with {i} stands for the tensors of all layers in a row.
+# The weights in file order; a name with {i} stands for the tensors of all layers, one by one.
 LEGACY_ORDER = ["embedding", ATTENTION_NORM, *ATTENTION, FFN_NORM, *FFN, "norm", "rope", "head"]
 ORDER = [ATTENTION_NORM, FFN_NORM, "norm", "embedding", *ATTENTION, *FFN, "head"]
 
@@ -52,13 +52,13 @@ class Header(NamedTuple):
 
 
 def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
-    """Load a ``.bin`` file, and ``tok<V>.bin`` or ``tokenizer.bin`` if it lies beside.
+    """Load a ``.bin`` file, and ``tok<V>.bin`` or ``tokenizer.bin`` from the same folder.
 
     See ``llama_fast.models.load``.
     """
     header = read_header(path)
     config = header.config
-    # Pages of the file, read when needed; copied, not written back, if the weights are changed.
+    # The file is mapped: pages are read on use, and copied, not written back, if weights change.
     data = np.memmap(path, dtype=np.uint8, mode="c")
     tensors, start = {}, header.size
     for part in _layout(header):
@@ -96,7 +96,7 @@ def read_header(path: Path) -> Header:
         sizes += [abs(vocab_size), max_seq_len]
     embed_dim, ffn_dim, num_layers, num_heads, num_kv_heads, vocab_size, max_seq_len = sizes
     format_name = f"llama2.c version {version}" if version else "llama2.c, or of no known format"
-    # Files of other formats have random numbers here; reject sizes beyond any model at once.
+    # Files of other formats have arbitrary numbers here: reject sizes larger than in any model.
     if not all(0 < size < 2**24 for size in sizes) or num_layers > 2**14:
         raise CheckpointError(
             f"{path}: {format_name}: no model has the sizes in its header, {sizes}"
@@ -138,7 +138,7 @@ class Part(NamedTuple):
 
 
 def _layout(header: Header) -> Iterator[Part]:
-    """Everything after the header, in order."""
+    """The tensors after the header, in file order."""
     config, shapes = header.config, _matrix_shapes(header.config)
     shapes["rope"] = (2 * config.max_seq_len, config.head_dim // 2)
     for name in LEGACY_ORDER if header.version == 0 else ORDER:

@@ -1,7 +1,7 @@
-"""Meta's own checkpoints: ``consolidated.00.pth``, ... with ``params.json`` beside them.
+"""Meta's own checkpoints: ``params.json`` and ``consolidated.00.pth``, ``consolidated.01.pth``...
 
-A large model is split over several files, one per GPU; each holds a slice of every matrix. The
-pickles are read by torch with ``weights_only=True``, so that no code in them is executed.
+A large model is split over several files, one per GPU; each holds a slice of every matrix. torch
+reads the pickles with ``weights_only=True``, so no code in them is executed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NAMES = {
     "head": "output",
 }
 
-# Buffers of Meta's model that are no weights: masks and RoPE tables.
+# Buffers of Meta's model that are not weights: masks and RoPE tables.
 BUFFERS = re.compile(r"(layers\.\d+\.attention\.(mask|cache_k|cache_v)|rope\.freqs|freqs_cis)")
 
 
@@ -87,7 +87,7 @@ def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
     params = write_config(config)
     weights = weights_of(model, NAMES, interleaved=True)
     for name, weight in weights.items():
-        if weight.untyped_storage().nbytes() > weight.nbytes:  # torch.save would write all of it
+        if weight.untyped_storage().nbytes() > weight.nbytes:  # torch.save writes all of it
             weights[name] = weight.clone()
     if config.tie_embeddings:  # written out, as Meta does; torch stores it once
         weights["output.weight"] = weights["tok_embeddings.weight"]
@@ -99,9 +99,7 @@ def save(model: LLaMA, folder: Path, tokenizer: Tokenizer | None) -> None:
 
 
 def write_config(config: LlamaConfig) -> dict[str, Any]:
-    """The fields of ``params.json``; Meta's code accepts no others.
-
-    max_seq_len is not among them.
+    """The fields of ``params.json``. Meta's code accepts no others, so max_seq_len is not stored.
 
     Raises:
         ValueError: the format cannot express the head size or RoPE scaling.
@@ -146,33 +144,33 @@ def _ffn_dim(embed_dim: int, multiplier: float | None, multiple: int) -> int:
 
 
 def _ffn_fields(config: LlamaConfig) -> dict[str, Any]:
-    """Arguments with which :func:`_ffn_dim` gives the width, Meta's own where possible."""
+    """Arguments of :func:`_ffn_dim` that give the width; Meta's own if they do."""
     for multiple in (256, 1024, 4096):
         for multiplier in (None, 1.2, 1.3, 1.4, 1.5):
             if _ffn_dim(config.embed_dim, multiplier, multiple) == config.ffn_dim:
                 fields = {} if multiplier is None else {"ffn_dim_multiplier": multiplier}
                 return {"multiple_of": multiple, **fields}
-    # The middle of the interval that is truncated to the width, so that rounding does not matter.
+    # The middle of the interval that truncates to the width, so that rounding does not matter.
     multiplier = (config.ffn_dim + 0.5) / int(2 * 4 * config.embed_dim / 3)
     return {"multiple_of": 1, "ffn_dim_multiplier": multiplier}
 
 
 def _rope_factor(embed_dim: int, num_layers: int) -> float:
-    """The factor that params.json omits: 32 for the two models of Llama 3.2, else 8."""
+    """The RoPE factor, which params.json omits: 32 for the two models of Llama 3.2, else 8."""
     return 32.0 if (embed_dim, num_layers) in ((2048, 16), (3072, 28)) else 8.0
 
 
 def read_shard(path: Path) -> dict[str, Tensor]:
-    """The weights in one ``.pth`` file, without buffers. No code in the file is executed.
+    """Read the weights in one ``.pth`` file, without buffers and without executing code in it.
 
     Raises:
-        CheckpointError: the file is damaged, holds something else than named tensors, or is a
-            pickle that would run code.
+        CheckpointError: the file is damaged, holds anything but named tensors, or is a pickle that
+            would run code.
     """
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     try:
-        # Memory-mapped where the file is a zip archive: only what is used is read.
+        # A zip archive is memory-mapped, so only the tensors in use are read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle can raise anything
         if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -192,7 +190,7 @@ def read_shard(path: Path) -> dict[str, Tensor]:
 
 
 def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
-    """The configuration in ``params.json``; what it omits follows from the shapes."""
+    """The configuration in ``params.json``; missing fields are derived from the shapes."""
     if not path.exists():
         raise CheckpointError(
             f"{path}: missing: the weights do not tell the number of heads; put it beside the "
@@ -217,7 +215,7 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
     vocab_size = params.get("vocab_size", -1)
     if vocab_size != -1:
         size(path, "vocab_size", vocab_size, "vocab_size")
-    else:  # Llama 2 left it to the tokenizer
+    else:  # Llama 2 took it from the tokenizer
         split_by_rows = embedding.shape[1] == embed_dim
         vocab_size = embedding.shape[0] * (len(shards) if split_by_rows else 1)
     multiplier = None
@@ -242,7 +240,7 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_theta=number("rope_theta", 10000.0),
         rope_scaling=scaling,
-        # Meta stores a tied head too: one storage under two names
+        # Meta stores a tied head, too: one storage under two names
         tie_embeddings=output is None or output.data_ptr() == embedding.data_ptr(),
     )
 
@@ -250,7 +248,7 @@ def read_config(path: Path, shards: list[dict[str, Tensor]]) -> LlamaConfig:
 def _join(
     name: str, path: Path, shards: list[dict[str, Tensor]], config: LlamaConfig
 ) -> StoredTensor:
-    """One tensor, joined from its slices."""
+    """Join the slices of one tensor."""
     slices = [shard[name] for shard in shards if name in shard]
     if len(slices) < len(shards):
         raise CheckpointError(f"{path}: tensor {name!r}: missing in some of the .pth files")

@@ -1,4 +1,4 @@
-"""Reading the checkpoints of a training run.
+"""Reads the checkpoints of a training run.
 
     FOLDER/step-00000200/shard-00001-model-00001-of-00001.safetensors   tensors of each rank
     FOLDER/step-00000200/state.json                                     everything else
@@ -28,20 +28,20 @@ from llama_fast.models.config import Llama3RopeScaling, LlamaConfig
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
-_NONE, _DAMAGED = -1, -2  # in the place of a step
+_NONE, _DAMAGED = -1, -2  # in place of a step number
 
 
 class RunCheckpointError(OSError):
-    """A checkpoint of a run cannot be written, or none can be read; the message names it."""
+    """A checkpoint of a run cannot be written or read; the message names it."""
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint whose files have the hashes they were written with.
+    """A checkpoint whose files have been verified by their hashes.
 
     Attributes:
-        step: after which it was taken.
+        step: the training step after which it was written.
         path: its folder.
-        state: what was saved beside the tensors.
+        state: the saved state besides the tensors.
     """
 
     step: int
@@ -50,13 +50,13 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointReader:
-    """The checkpoints in one folder, to be read.
+    """Reads the checkpoints in one folder.
 
-    With `torch.distributed` every rank calls every method, and all get the same checkpoint.
+    With `torch.distributed` every rank must call every method, and all get the same checkpoint.
 
     Args:
-        folder: of the checkpoints, ``OUT/checkpoints`` of a run; it may not exist yet.
-        log: called with one line about each damaged checkpoint that is passed over.
+        folder: the folder of the checkpoints, ``OUT/checkpoints`` of a run; it need not exist yet.
+        log: called with one line for each damaged checkpoint that is skipped.
 
     Example:
         >>> checkpoints = CheckpointReader("run/checkpoints")
@@ -80,19 +80,19 @@ class CheckpointReader:
         return self.folder / f"step-{step:08}"
 
     def _all(self) -> list[tuple[int, Path]]:
-        """(step, folder) of those that claim to be complete, the newest first."""
+        """(step, folder) of the checkpoints that are marked as complete, the newest first."""
         if not self.folder.is_dir():
             return []
         matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
         return sorted(((int(m[1]), path) for m, path in matches if m), reverse=True)
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None if there is none at all.
+        """The newest undamaged checkpoint; None if the folder has no checkpoint.
 
         Raises:
-            RunCheckpointError: there are checkpoints, and all are damaged.
+            RunCheckpointError: all checkpoints are damaged.
         """
-        # One rank reads and compares it all, and the others go by what it found.
+        # One rank reads and verifies the files, and the others use its result.
         step = self._newest_whole() if self._is_first else _NONE
         if self._group is not None:
             said = torch.tensor(step)
@@ -108,13 +108,13 @@ class CheckpointReader:
         )
 
     def _newest_whole(self) -> int:
-        """The step of the newest checkpoint without a fault, _NONE or _DAMAGED."""
+        """The step of the newest undamaged checkpoint, or _NONE or _DAMAGED."""
         everything = self._all()
         self._damaged.clear()
         for step, path in everything:
             try:
                 wrong = self._fault(path)
-            except OSError as error:  # of a file system that may give it another time
+            except OSError as error:  # from a file system that may recover
                 wrong = f"cannot be read: {error}"
             else:
                 if wrong is None:
@@ -125,7 +125,7 @@ class CheckpointReader:
 
     @staticmethod
     def _fault(path: Path) -> str | None:
-        """What is wrong with a checkpoint, None if nothing is. OSError: it cannot be read."""
+        """What is wrong with a checkpoint, or None; raises OSError if it cannot be read."""
         try:
             manifest = read_json(path / MANIFEST, links=False)
             for file in path.glob("*.safetensors"):  # all of them are read
@@ -142,17 +142,20 @@ class CheckpointReader:
             return f"{MANIFEST}: {error}"
 
     def load(self, found: Checkpoint, tensors: dict[str, Tensor]) -> None:
-        """Fill `tensors`, each rank its own part of them, with what was saved under their names.
+        """Fill `tensors` in place with the values saved under their names, each rank its own part.
 
         Raises:
-            RunCheckpointError: a name or a shape that the checkpoint does not have, or it cannot be
-                read.
+            RunCheckpointError: the checkpoint lacks a name or has another shape for it, or cannot
+                be read.
         """
         try:
             self._load(found, tensors)
         except (RunCheckpointError, MemoryError):
             raise
-        except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+        except (
+            Exception,
+            dcp.api.CheckpointException,
+        ) as error:  # the latter is a BaseException
             raise RunCheckpointError(
                 f"{found.path}: could not be read ({reason_of(error)})"
             ) from error
@@ -179,8 +182,8 @@ class CheckpointReader:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    failures = getattr(error, "failures", None)  # the cause at each rank, with a traceback
+    """A one-line description of an error."""
+    failures = getattr(error, "failures", None)  # the error of each rank, with a traceback
     cause = next(iter(failures.values()))[0] if failures else error
     text = " ".join(str(cause).split())[:300]
     if not text and isinstance(cause, MemoryError):
@@ -189,11 +192,11 @@ def reason_of(error: BaseException) -> str:
 
 
 def recorded_shape(found: Checkpoint) -> LlamaConfig:
-    """The shape of the model in a run's checkpoint.
+    """The configuration of the model in a run's checkpoint, checked before anything is allocated.
 
     Raises:
-        RunCheckpointError: it is not a model that can be built, or has more weights than its files
-            hold. Nothing is allocated before this check.
+        RunCheckpointError: no model can be built from it, or it has more weights than the files
+            hold.
     """
     check_state(found)
     where, fields = found.path / STATE, dict(found.state["model"])
@@ -206,7 +209,7 @@ def recorded_shape(found: Checkpoint) -> LlamaConfig:
     except (ValueError, TypeError) as error:
         raise RunCheckpointError(f"{where}: not a Llama model that can be built: {error}") from None
     held = sum(file.stat().st_size for file in found.path.glob("*.safetensors"))
-    if shape.num_parameters() > held:  # each takes a byte at least
+    if shape.num_parameters() > held:  # each weight takes at least a byte
         raise RunCheckpointError(
             f"{where}: expected a model that the {held:,} bytes of tensors beside it can hold, got "
             f"one of {shape.num_parameters():,} weights"
@@ -215,7 +218,7 @@ def recorded_shape(found: Checkpoint) -> LlamaConfig:
 
 
 def check_state(found: Checkpoint) -> None:
-    """RunCheckpointError unless a checkpoint's state has the parts of a run, each of its type."""
+    """Raise RunCheckpointError unless the state has all parts of a run, each of the right type."""
     state: dict[str, Any] = {
         "loader": {},
         "scaler": {},
@@ -233,7 +236,7 @@ def check_state(found: Checkpoint) -> None:
             )
 
 
-# What stands where in a checkpoint's state.
+# The parts of a checkpoint's state, and their types.
 _STATE: dict[str, type] = {
     "model": dict,
     "config": dict,

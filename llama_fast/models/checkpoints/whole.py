@@ -1,4 +1,4 @@
-"""Writing a checkpoint, a file or a folder, atomically."""
+"""Writes a checkpoint, a file or a folder, atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from llama_fast._write import partial_name
 
-# Names of checkpoint files, of this package and of others: only folders of these are overwritten.
+# Names of checkpoint files of this and other packages: only folders with such files are
+# overwritten.
 _CHECKPOINT_FILES = re.compile(
     r"config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?|params\.json"
     r"|consolidated\.\d+\.pth|tokenizer(_config)?\.json|tokenizer\.model|special_tokens_map\.json"
@@ -24,13 +25,14 @@ def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
     """Yield a path beside `path` to write to; it is renamed to `path` when the block succeeds.
 
     Args:
-        path: of the result.
-        folder: whether it is a folder (an empty one is yielded) or a file (none exists yet).
+        path: path of the result.
+        folder: whether the result is a folder (an empty folder is yielded) or a file (the yielded
+            path does not exist yet).
         overwrite: replace an existing checkpoint once the new one is complete.
 
     Raises:
         FileExistsError: `path` exists and is not to be overwritten, or is not a checkpoint.
-        OSError: it could not be written; an existing checkpoint is unchanged.
+        OSError: writing failed; an existing checkpoint is unchanged.
     """
     path = Path(os.path.abspath(path))
     _check(path, folder, overwrite)
@@ -54,7 +56,7 @@ def written_whole(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path
         flush(path.parent)
     except (ValueError, TypeError, ImportError):  # wrong arguments, not a failure to write
         raise
-    except Exception as error:  # each library has its own for a full disk
+    except Exception as error:  # each library raises its own error for a full disk
         reason = " ".join(str(error).split())[:300]
         raise OSError(f"{path}: could not be written ({reason}); nothing of it is left") from error
     finally:

@@ -1,4 +1,4 @@
-"""From a path or a name to a model and its tokenizer, wherever they come from.
+"""Loads a model and its tokenizer from a path or a name.
 
 | source                               | file              |
 |--------------------------------------|-------------------|
@@ -7,7 +7,7 @@
 | folder of a training run             | `training_run.py` |
 | tokenizer given beside the model     | `tokenizer.py`    |
 
-Models of other architectures than Llama's are loaded by :mod:`llama_fast.integrations.any_model`.
+Models of architectures other than Llama are loaded by :mod:`llama_fast.integrations.any_model`.
 """
 
 from .hub import locate

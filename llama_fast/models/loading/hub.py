@@ -8,22 +8,22 @@ from pathlib import Path
 
 __all__ = ["locate"]
 
-# What of a hub's repository is fetched. None of it is Python, and weights are safetensors, which
-# hold no code; templates run in a sandbox. config.json may name Python (`auto_map`), see `_CODE`.
+# The files that are fetched from a repository. None is Python code, weights are safetensors, which
+# hold no code, and templates run in a sandbox. config.json may name code (`auto_map`), see `_CODE`.
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
-_CODE = "*.py"  # fetched and run only if the user says so
+_CODE = "*.py"  # fetched and run only with trust_remote_code
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def locate(source: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Path:
-    """The file or folder itself, or the folder that the hub's model of that name was fetched to.
+    """Return a local path as it is, or the folder to which the hub's model was downloaded.
 
     Args:
-        source: path or name.
-        trust_remote_code: fetch the repository's Python as well.
+        source: path of a file or folder, or name of a repository on the hub.
+        trust_remote_code: whether to download the repository's Python code, too.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: there is neither such a path nor such a repository.
     """
     path = Path(source)
     return path if path.exists() else _from_hub(str(source), trust_remote_code)
@@ -37,7 +37,7 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
     try:
         files = [*_FILES, _CODE] if trust_remote_code else _FILES
         return Path(snapshot_download(name, allow_patterns=files))
-    except Exception as error:  # the hub's client has a dozen classes of them
+    except Exception as error:  # the hub's client has a dozen exception classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"model: {name} is no file or folder, and the hub does not give it: {reason}"

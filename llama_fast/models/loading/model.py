@@ -1,4 +1,4 @@
-"""Llama-style models of any source, with their tokenizer."""
+"""Loads Llama-style models from any source, with their tokenizers."""
 
 from __future__ import annotations
 
@@ -22,22 +22,20 @@ def load_model(
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[LLaMA, Tokenizer]:
-    """A model in evaluation mode on the CPU, and its tokenizer.
+    """Load a model in evaluation mode on the CPU, and its tokenizer.
 
     Args:
         source: a checkpoint that :func:`llama_fast.models.load` reads, the folder of a training run
-            (`out`), of which the newest checkpoint is read, or a name on the hub.
-        tokenizer: one, or a file or folder with one; None takes that of the checkpoint, and of a
-            run that of its training data.
-        dtype: of the model; None: as stored.
+            (`out`), of which the newest checkpoint is read, or the name of a repository on the hub.
+        tokenizer: a tokenizer, or a file or folder that contains one. None: the tokenizer in the
+            checkpoint or, for a training run, that of its training data.
+        dtype: dtype of the model; None: that of the checkpoint.
 
     Raises:
         FileNotFoundError: there is no such model.
-        CheckpointError, RunCheckpointError: it is damaged.
-        ValueError: no tokenizer comes with it and none is given, or one with more tokens than the
-            model has.
-        DataError: the data at the place of a run's training data are others now, and no tokenizer
-            is given.
+        CheckpointError, RunCheckpointError: the checkpoint is damaged.
+        ValueError: no tokenizer was given or found, or it has more tokens than the model.
+        DataError: no tokenizer was given, and the run's training data has been replaced.
     """
     model, own = read_model(source, dtype, with_tokenizer=tokenizer is None)
     chosen = own if tokenizer is None else as_tokenizer(tokenizer)
@@ -54,19 +52,20 @@ def read_model(
     with_tokenizer: bool = True,
     average: bool = False,
 ) -> tuple[LLaMA, Tokenizer | None]:
-    """A model in evaluation mode on the CPU, and the tokenizer that comes with it, if any.
+    """Load a model in evaluation mode on the CPU, and the tokenizer that comes with it, or None.
 
     Args:
         source: as in :func:`load_model`.
-        dtype: of the model; None: as stored.
-        with_tokenizer: read that of a run's training data, which has to be there unchanged.
-        average: of a training run the moving average of the weights, not the weights.
+        dtype: dtype of the model; None: that of the checkpoint.
+        with_tokenizer: for a training run, read the tokenizer of its training data, which must be
+            unchanged.
+        average: for a training run, load the moving average of the weights.
 
     Raises:
         FileNotFoundError: there is no such model.
-        CheckpointError, RunCheckpointError: it is damaged.
-        ValueError: `average` of what is no training run, or of one that kept none.
-        DataError: as in :func:`load_model`.
+        CheckpointError, RunCheckpointError: the checkpoint is damaged.
+        ValueError: `average` is set, and `source` is not a training run or kept no average.
+        DataError: the run's training data has been replaced.
     """
     path = locate(source)
     if is_run(path):
@@ -78,7 +77,7 @@ def read_model(
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """ValueError if the tokenizer has more tokens than the model's `vocab_size`."""
+    """Raise ValueError if the tokenizer has more tokens than the model's `vocab_size`."""
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"tokenizer: expected at most the model's {vocab_size} tokens, got "

@@ -1,4 +1,4 @@
-"""Tokenizers given beside a model."""
+"""Reads tokenizers that are given separately from a model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ __all__ = ["as_tokenizer"]
 
 
 def as_tokenizer(given: Any) -> Tokenizer:
-    """A tokenizer of this package, from whatever stands for one.
+    """Convert a path or a tokenizer to a :class:`Tokenizer`.
 
     Args:
-        given: a :class:`Tokenizer`, which is returned; a file or folder, which is read; or a fast
-            tokenizer of transformers, of which a copy is wrapped.
+        given: a :class:`Tokenizer`, which is returned as it is; a file or folder, which is read; or
+            a fast tokenizer of transformers, of which a copy is wrapped.
 
     Raises:
-        ValueError, FileNotFoundError: it is none of these.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: `given` is none of these.
     """
     if isinstance(given, Tokenizer):
         return given
@@ -32,7 +33,7 @@ def as_tokenizer(given: Any) -> Tokenizer:
         )
     from llama_fast.tokenizers.bpe import FastTokenizer
 
-    # A copy, for ours switches settings off that the given one may need.
+    # A copy, because ours switches off settings that the owner of the original may need.
     tokenizer = FastTokenizer(
         type(backend).from_str(backend.to_str()), given.bos_token_id, given.eos_token_id
     )

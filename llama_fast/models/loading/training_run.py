@@ -1,4 +1,4 @@
-"""The model of a training run: its tokenizer is that of the data it was trained on."""
+"""Loads the model of a training run, with the tokenizer of its training data."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ __all__ = ["is_run", "load_run"]
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the folder of a training run that has written a checkpoint."""
+    """Whether `path` is the folder of a training run that has written a checkpoint."""
     return (Path(path) / "checkpoints").is_dir()
 
 
 def load_run(
     path: str | os.PathLike[str], *, with_tokenizer: bool = True, average: bool = False
 ) -> tuple[LLaMA, Tokenizer | None]:
-    """The newest whole checkpoint of a training run, in evaluation mode on the CPU.
+    """Load the newest undamaged checkpoint of a training run, in evaluation mode on the CPU.
 
     Args:
         path: folder of the run (`out`).
-        with_tokenizer: that of the run's training data, which has to be where it was, unchanged.
-        average: the moving average of the weights instead of the weights.
+        with_tokenizer: read the tokenizer of the run's training data, which must be unchanged and
+            in its place.
+        average: load the moving average of the weights instead of the weights.
 
     Raises:
-        RunCheckpointError: there is none, or all are damaged.
-        ValueError: no average was kept, or the data is not there.
-        DataError: other data is there now.
+        RunCheckpointError: there is no checkpoint, or all are damaged.
+        ValueError: the run kept no average, or its training data does not exist.
+        DataError: the training data has been replaced.
     """
     folder = Path(path) / "checkpoints"
     checkpoints = training.CheckpointReader(folder)
@@ -57,7 +58,7 @@ def _tokenizer_of_run(found: training.Checkpoint) -> Tokenizer:
     if not shards.is_dir():
         raise ValueError(f"tokenizer: expected one, for the run's data is not at {shards}")
     data = TokenShards(shards)
-    # Other data may be of another tokenizer, whose ids would mean other words to the model.
+    # Replaced data may have another tokenizer, whose ids mean other words to the model.
     learned = found.state.get("loader", {}).get("content_sha256", data.content_sha256)
     if data.content_sha256 != learned:
         raise DataError(
