@@ -1,13 +1,14 @@
 """llama_fast: fused attention and cross-entropy for Llama-style models, on CPUs and GPUs.
 
-The ops are functions with the signatures of `torch.nn.functional` plus keyword-only extras;
-on top of them stand a Llama model, its checkpoints, training and evaluation.
+The ops are functions with the signatures of `torch.nn.functional` and further keyword-only options.
+A Llama model, checkpoint readers, training and evaluation are built on them.
 
     import llama_fast
     out = llama_fast.attention(q, k, v, causal=True)
     loss = llama_fast.linear_cross_entropy(hidden, head_weight, targets)
 
-The import loads the ops, `nn`, `patch` and `LLaMA`. Everything else is loaded when it is used.
+Importing the package loads the ops, `nn`, `patch` and `LLaMA`; everything else is loaded on first
+use.
 """
 
 from typing import TYPE_CHECKING
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING
 from llama_fast._lazy import is_command, lazy_attributes
 from llama_fast._version import __version__
 
-# The console script imports this package before the command line can say what it needs, and torch
-# takes seconds to import. In its process even the ops are left to their first use, so that --help
-# and a wrong option are answered at once. In every other process `import llama_fast` registers the
-# operators torch.ops.llama_fast.*, for programs that load exported graphs and call nothing here.
+# The console script imports this package before the command line is parsed, and torch takes seconds
+# to import. In its process even the ops are loaded on first use, so that --help and errors in the
+# options appear at once. In every other process `import llama_fast` registers the operators
+# torch.ops.llama_fast.*, for programs that load exported graphs and call nothing in this package.
 if not is_command():
     from llama_fast import nn
     from llama_fast.integrations import patch, unpatch
@@ -38,7 +39,7 @@ if not is_command():
     )
     from llama_fast.ops.torch_functions import accelerate
 
-if TYPE_CHECKING:  # what the table below imports
+if TYPE_CHECKING:  # the names that the table below imports lazily
     from llama_fast import generate, models
     from llama_fast.eval import evaluate
     from llama_fast.integrations.flash_attn import (

@@ -1,4 +1,4 @@
-"""Subpackages whose source is in a folder beside the package: `kernels/` and `benchmarks/`."""
+"""Finds subpackages whose sources are outside the package folder: `kernels/`, `benchmarks/`."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ import torch
 
 
 def device_of(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, ... stand for in this process.
+    """The device that `auto`, `cpu`, `cuda`, ... mean in this process.
 
-    `cuda` and `auto` take the GPU of this process's LOCAL_RANK.
+    `cuda` and `auto` select the GPU of this process's LOCAL_RANK.
 
     Raises:
         ValueError: there is no such device.

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers for people."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ __all__ = ["duration"]
 
 
 def duration(seconds: float, *, decimals: bool = False) -> str:
-    """A span of time in its two largest units: ``42 s``, ``3 min 05 s``, ``2 h 07 min``.
+    """Format a duration in its two largest units: ``42 s``, ``3 min 05 s``, ``2 h 07 min``.
 
     Args:
-        seconds: of the span.
-        decimals: show spans below a minute to a tenth: ``4.2 s``, ``0.3 ms``.
+        seconds: the duration in seconds.
+        decimals: whether to show durations below a minute with one decimal: ``4.2 s``, ``0.3 ms``.
     """
     if decimals and seconds < 59.95:
         return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""Reading GGUF files, for checkpoints and for the tokenizers in them."""
+"""Reads GGUF files, for checkpoints and the tokenizers in them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, GGUFValueType
 
-MAX_ENTRIES = 1 << 16  # of keys, and of tensors; each takes about a kilobyte of objects
+MAX_ENTRIES = 1 << 16  # limit on keys and on tensors; each takes about 1 KB of objects
 
 
 class Reader(GGUFReader):
     """The gguf package's reader, twice as fast, and safe against damaged counts.
 
     Args:
-        path: file.
+        path: the file.
         mode: as for :class:`numpy.memmap`.
 
     Attributes:
-        metadata: value of each key. An array of numbers is a NumPy array mapped from the file, an
-            array of strings is a list.
+        metadata: key -> value. An array of numbers is a NumPy array mapped from the file; an array
+            of strings is a list.
 
     Raises:
-        ValueError: the file is truncated or damaged; names it.
+        ValueError: the file is truncated or damaged; the message names it.
     """
 
     def __init__(self, path: str | os.PathLike[str], mode: Any = "r") -> None:
@@ -61,7 +61,7 @@ class Reader(GGUFReader):
         return super()._build_tensor_info(offs, _checked(count))
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-        """Read an array as one part, where gguf makes an object or two per element."""
+        """Read an array as one part; gguf's own reader creates one or two objects per element."""
         if raw_type != GGUFValueType.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         element_type = GGUFValueType(self._get(orig_offs, np.uint32)[0])

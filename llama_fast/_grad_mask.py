@@ -1,6 +1,7 @@
-"""`grad_mask`, an argument of operators: bit i is set where the i-th of their gradients is wanted.
+"""`grad_mask`, an argument of operators: bit i is set if their i-th gradient is wanted.
 
-What is not wanted comes back empty. The C++ sources (csrc/) read the bits in the same order.
+Gradients that are not wanted are returned as empty tensors. The C++ sources (csrc/) read the bits
+in the same order.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 
 def grad_mask(wanted: Sequence[bool]) -> int:
-    """The mask for gradients that are wanted or not."""
+    """The mask from one flag per gradient, whether it is wanted."""
     return sum(want << i for i, want in enumerate(wanted))
 
 

@@ -1,4 +1,4 @@
-"""Paths out of untrusted files: they may only lead to regular files in the same folder."""
+"""Checks paths from untrusted files: they may only lead to regular files in the same folder."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def inside(
     """Return the path of a file in a folder, after checking that it does not lead elsewhere.
 
     A name in an untrusted file may be ``../../.ssh/id_rsa``, ``/dev/zero``, a link to either, or a
-    FIFO, which blocks the reader for ever. A snapshot in the hub's cache consists of links into the
+    FIFO, which blocks the reader forever. A snapshot in the hub's cache consists of links into the
     folder `blobs` of the same repository; these are allowed.
 
     Args:
-        folder: in which the file has to be after links are resolved.
-        name: relative path with slashes; anything that JSON may hold.
-        where: source of the name, for the message.
-        error: class of the exception.
+        folder: the folder in which the file must be after links are resolved.
+        name: a relative path with slashes; any other JSON value is an error.
+        where: where the name comes from, for the message.
+        error: class of the exception to raise.
         links: whether a link may lead out of the folder to a regular file. For fixed names, such as
             ``config.json``, in a folder that the user named.
 
     Returns:
-        ``folder / name``, also where it does not exist: opening it will fail.
+        ``folder / name``, even if the file does not exist: opening it will fail.
 
     Raises:
-        ValueError, or `error`: the name leads elsewhere; the message says how.
+        ValueError, or `error`: the name leads out of the folder; the message says how.
     """
     folder = Path(folder)
 
@@ -65,7 +65,7 @@ def inside(
 
 
 def _is_in(target: Path, folder: Path) -> bool:
-    """Whether a resolved path is in a folder or, of a snapshot, among its repository's blobs."""
+    """Whether a resolved path is in a folder or, for a snapshot, in its repository's `blobs`."""
     if target.is_relative_to(folder):
         return True
     for snapshots in (folder, *folder.parents):

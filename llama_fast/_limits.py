@@ -1,8 +1,8 @@
 """Limits on the work and memory that reading an untrusted file may take.
 
-Ordinary files stay far below them. `llama-fast --limit NAME=VALUE` before the command, or the
-environment variable LLAMA_FAST_LIMITS (``line=1G,json=2G``), which child processes inherit, changes
-them. `docs/limits.md` lists them all.
+Ordinary files stay far below the limits. They are changed by `llama-fast --limit NAME=VALUE` before
+the command, or by the environment variable LLAMA_FAST_LIMITS (``line=1G,json=2G``), which child
+processes inherit. `docs/limits.md` lists all limits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def set_limits(given: Sequence[str]) -> None:
     """Set limits, given as ``NAME=VALUE``, for this process and its children.
 
     Raises:
-        ValueError: an unknown limit, or not a number.
+        ValueError: a limit is unknown, or its value is not a number.
     """
     _parse(given)
     if not given:

@@ -10,19 +10,19 @@ _STATUS = Path("/proc/self/status")
 
 
 def rss() -> int:
-    """Memory of this process that is in RAM now; 0 where the system does not report it (no /proc).
+    """The current resident set size; 0 if the system does not report it (no /proc).
 
     Returns:
-        bytes.
+        The size in bytes.
     """
     return _status("VmRSS:") or 0
 
 
 def peak_rss() -> int:
-    """The largest :func:`rss` since :func:`reset_peak_rss`, or else since the process started.
+    """The largest :func:`rss` since :func:`reset_peak_rss`, else since the process started.
 
     Returns:
-        bytes.
+        The size in bytes.
     """
     peak = _status("VmHWM:")
     if peak is not None:
@@ -32,7 +32,7 @@ def peak_rss() -> int:
 
 
 def reset_peak_rss() -> bool:
-    """Make :func:`peak_rss` count from now on; return whether the system can (Linux only)."""
+    """Restart the measurement of :func:`peak_rss`; return whether that is possible (Linux only)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -41,7 +41,7 @@ def reset_peak_rss() -> bool:
 
 
 def _status(field: str) -> int | None:
-    """A field of /proc/self/status in bytes, None where there is no such file or field."""
+    """A field of /proc/self/status in bytes; None if there is no such file or field."""
     try:
         for line in _STATUS.read_text().splitlines():
             if line.startswith(field):

@@ -18,8 +18,8 @@ def style_axes(axes: Axes, grid: Literal["x", "y", "both"] = "both") -> None:
     """Draw a pale grid below the data, no tick marks and no top and right border.
 
     Args:
-        axes: to change.
-        grid: the axis whose tick positions get grid lines.
+        axes: the axes to change.
+        grid: the axis whose ticks get grid lines.
     """
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=GRID)

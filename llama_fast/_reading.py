@@ -1,7 +1,7 @@
 """Readers for files that may be damaged or hostile: JSON, JSON lines, text lines, hashes.
 
-Whatever a file holds, the caller gets its content or one error of the class that it asked for. The
-message names the file, and the line where there is one. The limits of `llama_fast._limits` bound
+For any file, the caller gets either the content or one error, of the class it chose. The message
+names the file and, for text, the line. The limits of `llama_fast._limits` bound
 work and memory.
 """
 
@@ -21,8 +21,8 @@ from typing import IO, Any
 from llama_fast._inside import inside
 from llama_fast._limits import limit, raise_it
 
-MAX_DEPTH = 100  # nesting of lists and objects; code that recurses into deeper ones fails
-DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading such a file raises
+MAX_DEPTH = 100  # nesting of lists and objects; recursive code would fail beyond
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)  # raised when a damaged gzip file is read
 _BLOCK = 1 << 20  # bytes read at once
 
 
@@ -76,7 +76,7 @@ def read_json_lines(
     Raises:
         FileNotFoundError, OSError: the file does not exist or cannot be read.
         ValueError, or `error`: a line is not JSON, has another type, or is longer than the limit
-            "line"; or the gzip file is damaged. Names the file and the line.
+            "line"; or the gzip file is damaged. The message names the file and the line.
     """
     for number, line in enumerate(read_lines(path, error), 1):
         if line.strip():
@@ -105,7 +105,7 @@ def parse_json(
         raise error(f"{where}{line}: not JSON: {problem.msg} (column {problem.colno})") from None
     except UnicodeDecodeError as problem:
         raise error(f"{where}: not UTF-8: {problem.reason} at byte {problem.start}") from None
-    except ValueError as problem:  # a number of thousands of digits
+    except ValueError as problem:  # a number with thousands of digits
         raise error(f"{where}: not JSON: {problem}") from None
     except RecursionError:
         raise error(_too_deep(where)) from None
@@ -144,11 +144,12 @@ def read_lines(
 ) -> Iterator[bytes]:
     """Yield the lines of a file, each with its line feed; a ``.gz`` is unpacked.
 
-    No line is longer than the limit "line", for a small ``.gz`` can hold gigabytes.
+    Lines are limited to the limit "line", because a small ``.gz`` can hold gigabytes.
 
     Raises:
         FileNotFoundError, OSError: the file does not exist or cannot be read.
-        ValueError, or `error`: a line is longer, or the gzip file is damaged; names the file.
+        ValueError, or `error`: a line is longer, or the gzip file is damaged; the message names the
+            file.
     """
     max_bytes, number = limit("line"), 0
     with open_binary(path) as file:
@@ -166,9 +167,9 @@ def read_lines(
 
 
 def read_at_most(file: IO[bytes], max_bytes: int) -> bytes:
-    """Return the rest of a file, or `max_bytes` + 1 bytes of it where it is longer.
+    """Return the rest of a file, or its first `max_bytes` + 1 bytes if it is longer.
 
-    Reads in blocks: read(n) allocates n bytes, however small the file is.
+    It is read in blocks, because read(n) allocates n bytes even for a small file.
     """
     blocks, left = [], max_bytes + 1
     while left > 0 and (block := file.read(min(left, _BLOCK))):
@@ -197,7 +198,7 @@ def checked_int(
     """Return `value` if it is an int in [minimum, maximum].
 
     Raises:
-        ValueError, or `error`: it is not; the message begins with `where`.
+        ValueError, or `error`: `value` is anything else; the message begins with `where`.
     """
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if not is_int or not minimum <= value <= maximum:
@@ -209,7 +210,7 @@ def checked_positive(value: Any, where: str, *, error: type[Exception] = ValueEr
     """Return `value` as a float if it is a finite number above 0.
 
     Raises:
-        ValueError, or `error`: it is not; the message begins with `where`.
+        ValueError, or `error`: `value` is anything else; the message begins with `where`.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):

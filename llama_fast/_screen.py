@@ -1,4 +1,4 @@
-"""Progress of a command: bars on a terminal, plain lines in a pipe."""
+"""Shows the progress of a command: bars on a terminal, plain lines in a pipe."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ from llama_fast._terminal import console as new_console
 
 __all__ = ["Bar", "Screen"]
 
-# Width in columns of a table in a pipe, which has none itself.
+# Width in columns of a table written to a pipe, which has no width.
 PIPE_WIDTH = 110
 
-# Called with (units done, units in total, a few words on the state).
+# Called as progress(units done, total units, a few words on the state).
 Bar = Callable[[int, int, str], None]
 
 

@@ -1,7 +1,7 @@
-"""Printing untrusted text: control characters in it do not reach the terminal.
+"""Prints untrusted text without letting its control characters reach the terminal.
 
-A terminal obeys control sequences: they write to the clipboard, change the window's title, move the
-cursor. Models and files may contain them, so all output that may quote either goes through this
+Control sequences can write to the clipboard, change the window's title and move the cursor. Texts
+from models and files may contain them, so all output that may quote either goes through this
 module. Files and pipes get the text unchanged.
 """
 
@@ -43,9 +43,9 @@ def show(text: str = "", *, end: str = "\n", file: TextIO | None = None) -> None
     """Print untrusted text and flush.
 
     Args:
-        text: printed without markup.
-        end: printed after it.
-        file: standard output if None.
+        text: the text, which is printed without markup.
+        end: text to print after it.
+        file: the stream; None for standard output.
     """
     stream = sys.stdout if file is None else file
     print(for_stream(text, stream), end=end, file=stream, flush=True)
@@ -58,7 +58,7 @@ def console(**options: Any) -> Console:
     displays too.
 
     Args:
-        options: of ``rich.console.Console``.
+        options: options of ``rich.console.Console``.
     """
     return _class()(**{"markup": False, "emoji": False, "highlight": False, **options})
 

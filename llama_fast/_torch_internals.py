@@ -1,9 +1,9 @@
-"""torch's private functions: every use that the package makes of them is in this file.
+"""All uses of torch's private functions.
 
-Any release of torch may move or change what begins with an underscore.
-tests/test_torch_internals.py then fails and names it, and the function here that needs it raises an
-error that names it. The functions may be called under torch.compile unless their docstring says
-otherwise.
+Any release of torch may move or change names that begin with an underscore. Then
+tests/test_torch_internals.py fails and names the missing one, and the function here that needs it
+raises an error that names it, too. The functions may be called under torch.compile unless their
+docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAMES: dict[str, bool] = {}
 
 
 def _private(path: str) -> Any:
-    """torch's object at `path`; where there is none, a function that raises and names it."""
+    """torch's object at `path`, or a function that raises an error naming it if there is none."""
     try:
         found = operator.attrgetter(path)(torch)
     except AttributeError:
@@ -54,10 +54,10 @@ _GRAD = _private("_C._functorch.TransformType.Grad")
 _VALUELESS_MODES = tuple(
     _private(f"_C._TorchDispatchModeKey.{key}") for key in ("PROXY", "FAKE", "FUNCTIONAL")
 )
-# The classes that torch.nn's dropouts, and its norms of batches and instances, derive from.
+# The base classes of torch.nn's dropout modules and of its batch and instance norms.
 DropoutModule = _private("nn.modules.dropout._DropoutNd")
 BatchNormModule = _private("nn.modules.batchnorm._NormBase")
-# Variables, which are read where they are needed.
+# Variables, which must be read at each use.
 _private("autograd.forward_ad._current_level")
 for _name in ("forward", "forward_pre", "backward", "backward_pre"):
     _private(f"nn.modules.module._global_{_name}_hooks")
@@ -79,13 +79,13 @@ def has_dispatch_mode() -> bool:
 def hides_values() -> bool:
     """Whether a mode is active under which tensors have no values: make_fx, fake tensors.
 
-    Not under torch.compile, where it is so without a mode.
+    Not to be called under torch.compile, where tensors have no values even without a mode.
     """
     return any(_get_dispatch_mode(key) is not None for key in _VALUELESS_MODES)
 
 
 def has_torch_function(overriding: object) -> bool:
-    """Whether `__torch_function__` is active and `overriding`, one such method, does anything."""
+    """Whether `overriding`, a `__torch_function__` method, has an effect: it is not disabled."""
     return overriding is not _disabled_torch_function and _torch_function_enabled()
 
 
@@ -98,7 +98,7 @@ def in_transform() -> bool:
 
 
 def transform_depth() -> int:
-    """How many transforms of torch.func are active, one inside another. Not under torch.compile."""
+    """The number of nested active transforms of torch.func. Not under torch.compile."""
     return len(_interpreter_stack()) if _transforms_active() else 0
 
 
@@ -118,7 +118,7 @@ def is_wrapped(t: torch.Tensor) -> bool:
 
 
 def without_grad_wrapper(t: torch.Tensor) -> torch.Tensor:
-    """The tensor inside, where `t` is a wrapper of torch.func.grad. Not under torch.compile."""
+    """The tensor inside `t` if that is a wrapper of torch.func.grad. Not under torch.compile."""
     return _unwrapped(t) if _is_grad_wrapper(t) else t
 
 
@@ -131,7 +131,7 @@ def is_batch_of_gradients(t: torch.Tensor) -> bool:
 
 
 def keeps_graph() -> bool:
-    """Inside a backward pass: whether it was called with `retain_graph=True`."""
+    """Whether the current backward pass was called with `retain_graph=True`."""
     return _keeps_graph()
 
 
@@ -141,7 +141,7 @@ def has_saved_tensors_hooks() -> bool:
 
 
 def view_base(t: torch.Tensor) -> torch.Tensor:
-    """The tensor that `t` is a view of, `t` itself where it is none."""
+    """The tensor that `t` is a view of, or `t` itself if it is not a view."""
     return t if t._base is None else t._base
 
 
@@ -149,7 +149,7 @@ def below_autograd(overload: Any) -> Callable[..., Any]:
     """A function that calls an operator without its autograd rule.
 
     `overload` is ``torch.ops.<namespace>.<name>.default``. Its Python wrapper, which takes a
-    microsecond a call, is left out.
+    microsecond per call, is skipped.
     """
     kernel = overload._op
 
@@ -164,7 +164,7 @@ def below_autograd(overload: Any) -> Callable[..., Any]:
 
 
 def has_kernel(name: str, key: str) -> bool:
-    """Whether the operator ``<namespace>::<name>`` has a kernel for a dispatch key, "CPU" say."""
+    """Whether operator ``<namespace>::<name>`` has a kernel for a dispatch key, such as "CPU"."""
     return _has_kernel(name, key)
 
 
@@ -174,13 +174,13 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def clear_hooks(module: nn.Module) -> None:
-    """Take all hooks from `module`, forward and backward."""
+    """Remove all hooks from `module`, forward and backward."""
     for hooks in _hooks(module):
         hooks.clear()
 
 
 def forward_hooks(module: nn.Module) -> list[Callable[..., Any]]:
-    """The forward hooks of `module`, those that run before it included."""
+    """The forward hooks of `module`, including forward pre-hooks."""
     return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 

@@ -1,8 +1,8 @@
-"""Writing files atomically, without following links.
+"""Writes files atomically, without following links.
 
-An untrusted folder may hold links under the names that are about to be written. A file is therefore
-written under a new name that nobody can guess, and renamed: a rename replaces a link and does not
-follow it.
+An untrusted folder may contain links under the names that are about to be written. A file is
+therefore written under an unpredictable new name and then renamed: a rename replaces a link instead
+of following it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
-_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # neither on Windows
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # Windows has neither
 
 
 def partial_name(path: Path) -> Path:
@@ -28,16 +28,16 @@ def partial_name(path: Path) -> Path:
 def replacing(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Yield a new file that replaces `path` when the block ends without an error.
 
-    A kill, an error or a full disk in between leaves the old file, or none. The content is synced
-    to disk before the rename.
+    If the process is killed, an error occurs or the disk is full, the old file (or none) remains.
+    The content is synced to disk before the rename.
 
     Args:
-        path: of the file; its folder exists.
+        path: path of the file, in an existing folder.
         mode: "w" (UTF-8 unless `options` say otherwise) or "wb".
-        options: of :func:`open`.
+        options: options of :func:`open`.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     partial = partial_name(path)
@@ -61,7 +61,7 @@ def write_whole(path: str | os.PathLike[str], parts: str | Iterable[str]) -> Non
     Lone surrogates, which models may generate, are written as backslash escapes.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with replacing(path, errors="backslashreplace") as file:
         file.writelines([parts] if isinstance(parts, str) else parts)
@@ -71,7 +71,7 @@ def save_picture(figure: Any, path: str | os.PathLike[str]) -> None:
     """Write a matplotlib figure atomically, in the format of the file's suffix.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with replacing(path, "wb") as file:
         figure.savefig(file, format=Path(path).suffix[1:], dpi=130)
@@ -81,8 +81,8 @@ def open_own(path: Path, flags: int) -> int:
     """Open a regular file without following links; return its descriptor.
 
     Args:
-        path: of the file.
-        flags: of :func:`os.open`, such as ``os.O_RDWR | os.O_CREAT``.
+        path: path of the file.
+        flags: flags of :func:`os.open`, such as ``os.O_RDWR | os.O_CREAT``.
 
     Raises:
         OSError: `path` is a link, a FIFO or another special file.

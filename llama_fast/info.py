@@ -1,6 +1,7 @@
-"""What is installed, what was built and what this machine can do (`python -m llama_fast.info`).
+"""Reports what is installed, what was built and what the machine supports.
 
-Read it first, and attach it to a bug report, when something is slow or missing.
+Run `python -m llama_fast.info` first when something is slow or missing, and attach its output to a
+bug report.
 """
 
 from __future__ import annotations
@@ -106,8 +107,9 @@ def collect() -> dict[str, Any]:
     """All facts, as values that JSON can hold.
 
     Returns:
-        Sections "versions", "build", "cpu", "gpu", "environment" and "backends"; the last holds
-        for each op what is "available", what is "missing" (and why), and what is "chosen".
+        A dictionary with the sections "versions", "build", "cpu", "gpu", "environment" and
+        "backends". For each op "backends" has the lists "available" and "missing" (with reasons)
+        and "chosen".
     """
     from llama_fast.ops import backends
 

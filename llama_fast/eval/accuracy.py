@@ -11,17 +11,17 @@ from torch import Tensor, nn
 def evaluate(
     model: nn.Module, dataloader: Iterable[tuple[Tensor, Tensor]], *, ignore_index: int = -100
 ) -> float:
-    """The share of targets to which the model gives the highest probability.
+    """The share of targets to which the model assigns the highest probability of all tokens.
 
     Args:
-        model: maps tokens (B,S) to logits (B,S,V), such as ``LLaMA``. It runs in evaluation mode;
-            its mode is restored.
-        dataloader: pairs of tokens (B,S) and targets (B,S) int64; ``targets[b, s]`` is the token
-            that follows ``tokens[b, s]``.
+        model: a module from tokens (B,S) to logits (B,S,V), such as ``LLaMA``. It is set to
+            evaluation mode, and its mode is restored at the end.
+        dataloader: yields pairs of tokens (B,S) and targets (B,S), int64; ``targets[b, s]`` is the
+            token that follows ``tokens[b, s]``.
         ignore_index: targets with this value are not counted.
 
     Returns:
-        The accuracy in [0, 1]; NaN if no target is counted.
+        The accuracy in [0, 1], or NaN if no target is counted.
 
     Raises:
         ValueError: the shape of the targets is not that of the tokens.

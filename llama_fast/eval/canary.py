@@ -1,12 +1,13 @@
 """Exposure: how strongly a model memorised canaries that were planted in its training data.
 
 Carlini et al. 2019, "The Secret Sharer" (arXiv:1802.08232). The log-perplexity of a text x is
-P(x) = sum of -log2 Pr(x_i | x_1..x_i-1). The rank of a canary s[r] is the number of values r' of
-the randomness space R with P(s[r']) <= P(s[r]), itself included, and
+P(x) = sum of -log2 Pr(x_i | x_1..x_i-1). The rank of a canary s[r] is the number of values r' in
+the randomness space R with P(s[r']) <= P(s[r]), including r itself, and
 
     exposure(s[r]) = log2 |R| - log2 rank(s[r])
 
-in bits: log2 |R| if no value is more likely, about 1.44 on average if the model never saw it. If R
+in bits. It is log2 |R| if no value is more likely, and about 1.44 on average if the model never saw
+the canary. If R
 is too large to enumerate, a skew-normal distribution is fitted to the log-perplexities of a sample,
 and the exposure is -log2 of its cumulative probability at P(s[r]) (section 4.3 of the paper).
 """
@@ -37,7 +38,7 @@ class Exposure:
     """The exposure of one canary.
 
     Attributes:
-        canary: the canary.
+        canary: the canary that was planted.
         log_perplexity: log-perplexity of its text, in bits.
         rank: its rank in R, 1 for the most likely; None if R was sampled.
         exposure: exposure in bits.
@@ -55,10 +56,10 @@ class ExposureReport:
 
     Attributes:
         space_bits: log2 |R|.
-        compared: number of log-perplexities with which the canaries are compared.
-        fit: p-value of a Kolmogorov-Smirnov test that these are skew-normal; None if R was
-            enumerated. A small value means that the exposures are unreliable.
-        exposures: one for each canary, in their order.
+        compared: number of values of R with which the canaries are compared.
+        fit: p-value of a Kolmogorov-Smirnov test that their log-perplexities are skew-normal; None
+            if R was enumerated. If it is small, the exposures are unreliable.
+        exposures: one for each canary, in the given order.
     """
 
     space_bits: float
@@ -150,7 +151,7 @@ def measure(
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[int, int, str], object] | None = None,
 ) -> ExposureReport:
-    """The exposure of each canary.
+    """Measure the exposure of each canary.
 
     Each text is a document that starts with the tokenizer's begin token. Without such a token the
     first token of the text is not scored, which affects all of R equally.
@@ -161,7 +162,7 @@ def measure(
         sample: number of values of R to draw; None to enumerate R.
         seed: seed of the sample.
         batch_tokens: tokens of a forward pass.
-        progress: called with (texts done, total number of texts, "").
+        progress: called as ``progress(texts done, number of texts, "")``.
 
     Raises:
         ValueError: see :func:`log_perplexities` and :func:`fitted_exposure`.
@@ -179,7 +180,7 @@ def measure(
     fit = None
     ranked: list[tuple[int | None, float]]
     if sample is None:
-        # Taken from R, not computed again: in another batch the last bits may differ.
+        # Looked up in R, not computed again: in another batch the last bits may differ.
         values = everything[numbers]
         ranked = [*(exact_exposure(value, everything) for value in values.tolist())]
     else:

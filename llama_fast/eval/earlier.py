@@ -1,4 +1,4 @@
-"""Results of earlier runs in an output folder: kept beside those of a new run, or moved aside."""
+"""Handles results of earlier runs in an output folder: keeps them or moves them aside."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def take_over(
 ) -> tuple[dict[str, Any], str | None]:
     """Keep the results in a folder if a new run can be added to them, else move them aside.
 
-    It can if all of :data:`SETTINGS` and the suite are the same, and tasks of both runs have the
-    same number of examples and questions. Other results are moved to ``earlier-N`` in the folder.
+    A new run can be added if all of :data:`SETTINGS` and the suite are the same, and tasks in both
+    runs have the same number of examples and questions. Other results are moved to ``earlier-N`` in
+    the folder.
 
     Args:
         out: the folder; it may not exist yet.
@@ -37,8 +38,8 @@ def take_over(
         questions: task of the new run -> number of questions; 0 if unknown.
 
     Returns:
-        The metadata of the kept runs, empty if there are none; and one line about results that were
-        moved, or None.
+        The metadata of the kept runs (empty if there are none), and a line of text on results that
+        were moved, or None.
 
     Raises:
         OSError: a file cannot be moved.
@@ -112,13 +113,13 @@ def _short(value: Any) -> str:
 
 
 def _move_aside(out: Path) -> str:
-    """Moves what a run wrote, other than its cache, to a new folder; gives the folder's name."""
+    """Move the files of a run, except its cache, to a new folder; return the folder's name."""
     number = 1
     while os.path.lexists(out / f"earlier-{number}"):
         number += 1
     folder = out / f"earlier-{number}"
     folder.mkdir()
-    # The results last: a kill in between leaves them to be moved by the next run.
+    # results.json last: if the process is killed before, the next run moves the rest.
     for path in [*sorted(out.glob("samples_*.jsonl")), out / "report.html", out / RESULTS]:
         if path.exists():
             path.rename(folder / path.name)

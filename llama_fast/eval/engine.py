@@ -1,9 +1,10 @@
-"""How likely a model finds given texts: each shared beginning computed once, nothing padded.
+"""Scores texts with a model: computes a shared prefix once, and pads nothing.
 
-Requests become a tree (`trie.py`). Its nodes go through the model packed one after the other, as
-many as a budget of tokens takes, deepest first; keys and values of a node stay in pages until all
-below it is done. Only hidden states that predict a token requested for meet the head, each once.
-Requests whose lengths have other rotary factors (LongRoPE) get a tree of their own.
+Requests are arranged as a tree of tokens (`trie.py`). Each forward pass computes as many nodes as
+fit in a budget of tokens, packed, the deepest first. Keys and values of a node stay in pages until
+all of its descendants are computed. Only hidden states that predict a requested token are
+multiplied by the head, each once. Requests whose lengths have different rotary factors (LongRoPE)
+get separate trees.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class Work:
     """Counters of computed work, for measurements.
 
     Attributes:
-        requested: tokens of the requests, without the last token of each.
-        computed: tokens that the model computed.
-        rows: hidden states that were multiplied by the head.
-        passes: forward passes.
+        requested: number of tokens in the requests, without the last token of each.
+        computed: number of tokens that went through the model.
+        rows: number of hidden states that were multiplied by the head.
+        passes: number of forward passes.
     """
 
     requested: int = 0
@@ -60,8 +61,8 @@ class _CachedNode:
     node: Node
     parent: _CachedNode | None
     pages: list[int]
-    slots: np.ndarray  # of all tokens on its path from the root
-    open: int  # unfinished children
+    slots: np.ndarray  # slots of all tokens on its path from the root
+    open: int  # number of unfinished children
 
 
 class Scorer:
@@ -69,7 +70,8 @@ class Scorer:
 
     Args:
         model: the model, in evaluation mode.
-        budget: tokens of a forward pass; a longer node gets a pass of its own.
+        budget: largest number of tokens in a forward pass; a node with more tokens is computed in a
+            pass of its own.
 
     Attributes:
         work: counters of the work so far.
@@ -84,7 +86,7 @@ class Scorer:
         if budget < 1:
             raise ValueError(f"budget: expected at least 1 token, got {budget}")
         self.model, self.budget, self.work = model, budget, Work()
-        self._length = 0  # of the current requests, for rotary factors
+        self._length = 0  # sequence length of the current requests, for rotary factors
         self.cache = self._empty_cache()
 
     def _empty_cache(self) -> PagedCache:
@@ -105,15 +107,16 @@ class Scorer:
         requests: Sequence[tuple[Tokens, Tokens]],
         done: Callable[[list[tuple[int, Likelihood]]], object] = lambda answers: None,
     ) -> list[Likelihood]:
-        """The likelihood of each continuation given its context.
+        """Compute the likelihood of each continuation given its context.
 
         Args:
             requests: (context, continuation) pairs of token ids, at least one token each.
-            done: called after each pass with the completed answers, (index of the request,
-                likelihood) each.
+            done: called after each pass with the new results, a list of (index of the request,
+                likelihood).
 
         Raises:
-            ValueError: an empty context or continuation, or more tokens than `max_seq_len`.
+            ValueError: a context or continuation is empty, or a request has more tokens than the
+                model's `max_seq_len`.
         """
         longest = self.model.config.max_seq_len
         groups: dict[int, list[int]] = {}
@@ -139,7 +142,7 @@ class Scorer:
         except BaseException:
             self.cache = (
                 self._empty_cache()
-            )  # the pages of the aborted requests would never be released
+            )  # else the pages of the aborted requests would never be released
             raise
 
     def _score(
@@ -174,7 +177,7 @@ class Scorer:
         return [Likelihood(total, flag) for total, flag in zip(sums, greedy, strict=True)]
 
     def _forward(self, batch: list[tuple[Node, _CachedNode]]) -> tuple[list[_CachedNode], Tensor]:
-        """Compute nodes; returns their cache entries and the hidden states (N,E) of all tokens."""
+        """Compute nodes; return their cache entries and the hidden states (N,E) of all tokens."""
         held, rows = [], []
         for node, parent in batch:
             count = len(node.tokens)
@@ -213,7 +216,7 @@ class Scorer:
         return list(zip(numbers.tolist(), logprobs.tolist(), is_argmax.tolist(), strict=True))
 
     def _release(self, held: _CachedNode) -> None:
-        """Release the pages of a node without unfinished children, and likewise of ancestors."""
+        """Release the pages of a node without unfinished children, then of such ancestors."""
         one: _CachedNode | None = held
         while one is not None and one.open == 0:
             self.cache.release(one.pages)
@@ -228,18 +231,18 @@ def log_probabilities(
     rows: Tensor,
     targets: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of tokens after hidden states, in float32 for every dtype of the model.
+    """Log-probabilities of the tokens that follow hidden states, in float32 for any model dtype.
 
     Args:
         hidden: (R,E) hidden states.
         weight: (V,E) weight of the head.
-        rows: (A,) int64 index of the hidden state for each answer.
-        targets: (A,) int64 token for each answer.
+        rows: (A,) int64, for each answer the index of its hidden state.
+        targets: (A,) int64, for each answer the token.
 
     Returns:
-        Log-probabilities (A,), and whether each target is the argmax (A,) bool.
+        A pair: log-probabilities (A,), and (A,) bool, whether each target is the argmax.
     """
-    # Any target of a row serves here: only the log of the softmax's denominator is used.
+    # Each row may have any target here: only the log of the softmax's denominator is used.
     first = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     first[rows] = targets
     _, stats = linear_cross_entropy(hidden, weight, first, reduction="none", return_stats=True)

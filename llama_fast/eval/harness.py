@@ -1,6 +1,6 @@
 """The scorer and the generation engine as a model of EleutherAI's lm-evaluation-harness.
 
-Importing this module registers the model "llama_fast". The harness's own command line with it:
+Importing this module registers the model "llama_fast". To use it in the harness's command line:
 ``python -m llama_fast.eval.harness --model llama_fast --model_args pretrained=FOLDER ...``.
 """
 
@@ -42,7 +42,7 @@ from llama_fast.integrations.any_model import decoder_of
 from llama_fast.models.decoder import Decoder
 from llama_fast.models.loading import check_vocabulary
 
-# Generation settings that a task may have besides length and stop strings.
+# Generation settings, besides length and stop strings, that a task may have.
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
 _IGNORED = ("do_sample", "temperature", "num_beams", "use_cache", "pad_token_id", "eos_token_id")
 
@@ -51,25 +51,27 @@ Question = tuple[str, Any]  # task and index of the document
 
 @register_model("llama_fast")
 class HarnessModel(TemplateLM):
-    """A model that answers the harness's requests.
+    """A model for the harness: answers its likelihood and generation requests.
 
     Args:
-        pretrained: what :func:`llama_fast.integrations.any_model.load_any` reads: own checkpoint,
-            Hugging Face folder or hub name, GGUF, Meta, llama2.c; or a model, of transformers too.
-        tokenizer: file or folder, or of transformers; None: the model's own.
-        dtype: "float32", "bfloat16", "float16", or "auto": as stored.
-        device: "cpu", "cuda", or None: a GPU if there is one.
-        batch_size: sequences generated at once. Likelihoods are packed by `budget` instead.
-        budget: tokens of a forward pass.
-        max_length: maximum number of tokens of a request; None for the model's.
-        cache: file with the answers of earlier runs; None for no cache.
-        seed: seed of tasks that sample.
-        trust_remote_code: whether to run Python code of the model's folder or repository.
+        pretrained: a model, ours or one of transformers, or a path or name that
+            :func:`llama_fast.integrations.any_model.load_any` accepts (checkpoint or training run
+            of this package, Hugging Face folder or hub name, GGUF, Meta, llama2.c).
+        tokenizer: a file or folder, or a tokenizer of transformers; None: the model's tokenizer.
+        dtype: "float32", "bfloat16", "float16", or "auto" for the dtype of the checkpoint.
+        device: "cpu", "cuda", ...; None: a GPU if there is one.
+        batch_size: number of sequences generated at once. Likelihood requests are packed up to
+            `budget` instead.
+        budget: number of tokens in a forward pass.
+        max_length: maximum number of tokens of a request; None: that of the model.
+        cache: file of cached answers, which are reused; None for no cache.
+        seed: seed for tasks that sample.
+        trust_remote_code: whether to run Python code from the model's folder or repository.
 
     Attributes:
-        truncated: number of requests whose context was cut at its beginning.
+        truncated: number of requests whose context lost tokens at its beginning.
         cached: number of requests answered from `cache`.
-        progress: called with (task, number of questions) when questions are answered.
+        progress: called as ``progress(task, number of questions)`` when questions are answered.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class HarnessModel(TemplateLM):
         super().__init__()
         from llama_fast.integrations.any_model import load_any
 
-        trusted = trust_remote_code is True  # not any true value: model_args passes text
+        trusted = trust_remote_code is True  # not just truthy: model_args passes text
         model, self.words = load_any(
             pretrained, tokenizer, dtype, device, trust_remote_code=trusted
         )
@@ -105,7 +107,7 @@ class HarnessModel(TemplateLM):
         self.seed = int(seed)
         self.cache = None if cache is None else RequestCache(cache)
         self.model_hash = fingerprint(model)
-        # Parts of the cache keys: what likelihoods depend on, and what generated text depends on.
+        # Parts of the cache keys: what likelihoods and what generated texts depend on.
         self._source = [self.model_hash, settings_of(model)]
         self._writer = [*self._source, vocabulary_of(self.words)]
         self._end_ids = end_ids(self.words)
@@ -124,7 +126,7 @@ class HarnessModel(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> HarnessModel:
-        """Make the model for the harness, whose default device is "cuda:0" even without a GPU."""
+        """Create the model; the harness's default device "cuda:0" is ignored without a GPU."""
         config = dict(additional_config or {})
         if config.get("device") == "cuda:0" and not torch.cuda.is_available():
             config["device"] = None
@@ -144,7 +146,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token in front of a text without a context."""
+        """The token that serves as context of a text that has none."""
         return self.eot_token_id if self.words.bos_id is None else self.words.bos_id
 
     @property
@@ -155,12 +157,12 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **options: Any
     ) -> list[int]:
-        """Token ids, with a begin token in front if the model was trained with one."""
+        """Token ids of a text, after a begin token if the model was trained with one."""
         ids = self.words.encode(string, special=True)
         return ids if add_special_tokens is False else self.words.prepend_bos(ids)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As the harness does, but a context is encoded once for all its options."""
+        """Encode a pair as the harness does, but each context once for all its options."""
         stripped = context.rstrip()
         continuation, context = context[len(stripped) :] + continuation, stripped
         if self._context[0] != context:
@@ -175,7 +177,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, whether it is the greedy one) for each request."""
+        """For each request, (log-probability of the continuation, whether it is the greedy one)."""
         self._done = _Progress(requests, self.progress)
         return super().loglikelihood(requests, disable_tqdm=True)
 
@@ -186,7 +188,7 @@ class HarnessModel(TemplateLM):
         return self._likelihoods(pairs, self._done)
 
     def _fit(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """Cut the context at its beginning, as the harness does, to `max_length`."""
+        """Drop tokens at the beginning of the context to fit `max_length`, as the harness does."""
         if len(continuation) > self.max_length:
             raise ValueError(
                 f"continuation: expected at most the model's {self.max_length} tokens, got "
@@ -226,7 +228,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-probability of each text, in windows of `max_length` tokens."""
+        """Log-probability of each text, computed in windows of `max_length` tokens."""
         pairs, owners = [], []
         for number, request in enumerate(requests):
             windows = get_rolling_token_windows(
@@ -318,7 +320,7 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A chat as text; without a generation prompt the last message is left open."""
+        """Format a chat as text; without a generation prompt, the last message is not closed."""
         if self._template is None:
             if self.words.chat_template is None:
                 raise ValueError("apply_chat_template: expected a model with a template, got none")
@@ -328,7 +330,7 @@ class HarnessModel(TemplateLM):
         return self._template.render(chat_history, self.words, add_generation_prompt=True)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The model's chat template, for the harness's record."""
+        """The model's chat template, which the harness records."""
         return self.words.chat_template if chat_template else None
 
     def get_model_info(self) -> dict[str, Any]:
@@ -350,7 +352,7 @@ class HarnessModel(TemplateLM):
 
 
 def _is_likelihood(answer: Any) -> bool:
-    """Whether a cached answer is [log-probability, whether it is greedy]."""
+    """Whether a cached answer has the form [log-probability, whether it is greedy]."""
     return isinstance(answer, list) and list(map(type, answer)) == [float, bool]
 
 

@@ -1,8 +1,8 @@
-"""Scores of a model on multiple-choice questions, by the likelihood of each choice.
+"""Scores a model on multiple-choice questions by the likelihood of each choice.
 
-The choice whose text the model finds likeliest wins. "Length-normalised" divides its log-likelihood
-by its number of characters first, as EleutherAI's lm-evaluation-harness does for ``acc_norm``
-(Gao et al. 2021), so that long answers are not at a disadvantage.
+The model's answer is the most likely choice. With length normalisation, the log-likelihood of a
+choice is first divided by its number of characters, so that long choices are not at a disadvantage,
+as in ``acc_norm`` of EleutherAI's lm-evaluation-harness (Gao et al. 2021).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Score:
     Attributes:
         task: name of the task.
         count: number of questions.
-        accuracy: share answered rightly by log-likelihood per character.
+        accuracy: share of questions answered correctly, with length normalisation.
         stderr: standard error of ``accuracy``.
-        raw_accuracy: the same without length normalisation.
+        raw_accuracy: share of questions answered correctly, without length normalisation.
         chance: expected accuracy of guessing.
     """
 
@@ -46,10 +46,10 @@ class Score:
 def encode_choice(tokenizer: Tokenizer, context: str, choice: str) -> tuple[list[int], list[int]]:
     """Token ids of the context and of the continuation " choice".
 
-    Both are encoded together, as a tokenizer may split them differently apart.
+    Both are encoded as one text, because the tokenizer might split separate texts differently.
 
     Raises:
-        ValueError: the context leaves no token from which to predict the first of the choice.
+        ValueError: no token is left before the choice to predict its first token from.
     """
     tokens = tokenizer.encode(f"{context} {choice}")
     prompt = min(len(tokenizer.encode(context)), len(tokens) - 1)
@@ -65,17 +65,19 @@ def score(
     questions: Sequence[MultipleChoice],
     progress: Callable[[int, int, str], None] = lambda done, total, task: None,
 ) -> Score:
-    """The score of a model on the questions of a task.
+    """Score a model on the questions of a task.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: of the model.
-        task: name for the score.
-        questions: at least one.
-        progress: called with (questions done, questions in all, task) after each question.
+        model: the model, in evaluation mode.
+        tokenizer: the tokenizer of the model.
+        task: name of the task, for the score.
+        questions: the questions, at least one.
+        progress: called as ``progress(questions done, number of questions, task)`` after each
+            question.
 
     Raises:
-        ValueError: no questions, an empty context, or a question longer than the model takes.
+        ValueError: there are no questions, a context is empty, or a question is longer than the
+            model's max_seq_len.
     """
     requests, owners = [], []
     for number, question in enumerate(questions):
@@ -99,12 +101,12 @@ def score(
 def summarize(
     task: str, questions: Sequence[MultipleChoice], likelihoods: Sequence[Sequence[float]]
 ) -> Score:
-    """The accuracies that follow from the log-likelihood of every choice of every question.
+    """Compute the accuracies from the log-likelihood of every choice of every question.
 
     The standard error is that of a mean of n independent 0/1 values, sqrt(p (1 - p) / (n - 1)).
 
     Raises:
-        ValueError: no questions, or another number of likelihoods than of choices.
+        ValueError: there are no questions, or the numbers of likelihoods and choices differ.
     """
     if not questions:
         raise ValueError("questions: expected at least one, got none")
@@ -126,19 +128,19 @@ def summarize(
 
 
 class Benchmarks:
-    """Files of multiple-choice questions, to score a model on again and again.
+    """Files of multiple-choice questions on which a model is scored repeatedly during training.
 
     Args:
-        files: JSON Lines, of different names; see :mod:`llama_fast.data.multiple_choice`.
-        tokenizer: of the model.
-        count: questions of each file, always the same ones; 0 takes all.
-        seed: of their choice.
+        files: JSON Lines files with different names; see :mod:`llama_fast.data.multiple_choice`.
+        tokenizer: the tokenizer of the model.
+        count: number of questions of each file, always the same ones; 0 for all.
+        seed: seed of their selection.
         max_seq_len: longest sequence that the model accepts.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        DataError: a file that holds something else, or two of the same name.
-        ValueError: a question longer than `max_seq_len`.
+        FileNotFoundError: a file does not exist.
+        DataError: a file does not contain questions, or two files have the same name.
+        ValueError: a question is longer than `max_seq_len`.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class Benchmarks:
             questions = read_multiple_choice(file)
             self.tasks[file.stem] = sample(questions, count or len(questions), seed)
         for name, task in self.tasks.items():
-            for question in task:  # now, rather than after hours of training
+            for question in task:  # fail now rather than after hours of training
                 longest = max(
                     sum(map(len, encode_choice(tokenizer, question.context, choice)))
                     for choice in question.choices
@@ -164,7 +166,7 @@ class Benchmarks:
                     )
 
     def score(self, model: LLaMA) -> list[Score]:
-        """The scores of a model, in its weights' dtype. It is in evaluation mode meanwhile."""
+        """Score a model in its weights' dtype; it is in evaluation mode until this returns."""
         was_training = model.training
         model.eval()
         try:

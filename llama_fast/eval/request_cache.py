@@ -1,4 +1,4 @@
-"""A cache of a model's answers on disk, from which an interrupted run continues.
+"""A cache of a model's answers on disk, with which an interrupted run can continue.
 
 It is an SQLite file in WAL mode: committed answers survive a kill at any moment, and several runs
 may share a file. A key is a hash of everything on which the answer depends.
@@ -33,7 +33,7 @@ _DAMAGE = (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
 
 
 class CacheError(OSError):
-    """Answers cannot be stored or read; the message names the file and the reason."""
+    """Answers cannot be stored or read; the message gives the file and the reason."""
 
 
 class _ForeignError(Exception):
@@ -41,11 +41,11 @@ class _ForeignError(Exception):
 
 
 class RequestCache:
-    """A mapping from keys to answers.
+    """A mapping from keys to answers, stored in a file.
 
-    A file from elsewhere is trusted only so far: an answer with the right key and type is used,
-    whatever its content. A link, or a file that is damaged or has views, triggers or other tables,
-    is moved aside with a warning; an unreadable row is computed again.
+    An untrusted file cannot run code, but can contain wrong answers: any answer with the right key
+    and type is used. A link, or a file that is damaged or has views, triggers or other tables, is
+    moved aside with a warning. The answer of an unreadable row is computed again.
 
     Args:
         path: the file; created, with its folder, if missing.
@@ -77,7 +77,8 @@ class RequestCache:
             file.execute("PRAGMA trusted_schema = OFF")  # before any SQL of the file can run
             _check_schema(file)
             file.execute("PRAGMA journal_mode = WAL")
-            # Each commit is then one write. A power cut may lose the last ones, a kill loses none.
+            # Each commit is then one write. A power failure may lose the last ones, a kill loses
+            # none.
             file.execute("PRAGMA synchronous = NORMAL")
             file.execute(_TABLE.replace("TABLE", "TABLE IF NOT EXISTS", 1))
             file.execute("SELECT 1 FROM answers LIMIT 1").fetchall()
@@ -89,7 +90,7 @@ class RequestCache:
         self._file = file
 
     def _beside(self) -> list[Path]:
-        """SQLite's own files beside the cache."""
+        """The auxiliary files of SQLite in the folder of the cache."""
         return [self.path.with_name(self.path.name + end) for end in ("-wal", "-shm", "-journal")]
 
     def _move_aside(self, reason: str) -> None:
@@ -162,7 +163,7 @@ class RequestCache:
             raise CacheError(f"{self.path}: answers cannot be read: {problem}") from None
 
     def put(self, answers: Iterable[tuple[bytes, Any]]) -> None:
-        """Store answers (JSON values), all or none.
+        """Store answers (JSON values): either all or none.
 
         Raises:
             CacheError: the disk is full, or the file cannot be written.
@@ -200,7 +201,7 @@ class RequestCache:
 
 
 def _check_schema(file: sqlite3.Connection) -> None:
-    """Raise :class:`_ForeignError` unless the file is empty or has our table and nothing else."""
+    """Raise :class:`_ForeignError` unless the file is empty or has exactly our table."""
     rows = file.execute("SELECT type, name, sql FROM sqlite_master LIMIT 3").fetchall()
     known = [(b"table", b"answers", _TABLE.encode())]
     if rows and rows != known:
@@ -229,8 +230,8 @@ def fingerprint(model: nn.Module) -> str:
 def settings_of(model: nn.Module) -> str:
     """sha256 of a model's configuration, on which its results depend besides the weights.
 
-    It differs, for example, if a model was loaded with another base of its rotary angles. Folder
-    names and package versions are left out.
+    It changes, for example, with the base of the rotary angles. Folder names and package versions
+    are not part of it.
     """
     config: Any = model.config
     fields = asdict(config) if isinstance(config, LlamaConfig) else config.to_dict()

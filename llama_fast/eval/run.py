@@ -30,7 +30,7 @@ log = logging.getLogger("llama_fast")
 
 @dataclass(frozen=True)
 class Limits:
-    """Number of questions per task; the first ones are used.
+    """Limits on the number of questions per task; the first questions are used.
 
     Attributes:
         default: limit of tasks that match no pattern; None for all questions.
@@ -42,10 +42,10 @@ class Limits:
 
     @classmethod
     def parse(cls, text: str | None) -> Limits:
-        """Limits such as "100", or "100,hellaswag=2000,mmlu_*=4,piqa=all".
+        """Parse limits such as "100", or "100,hellaswag=2000,mmlu_*=4,piqa=all".
 
         Raises:
-            ValueError: the text has another form.
+            ValueError: `text` does not have this form.
         """
         default, patterns = None, []
         for part in text.split(",") if text else ():
@@ -79,9 +79,9 @@ class Outcome:
 
     Attributes:
         results: results as `lm_eval.evaluator.evaluate` returns them, without samples.
-        not_scored: task -> reason.
-        failed: tasks in `not_scored` whose code raised an error.
-        notes: one line each on unusual data of tasks and on earlier results that were moved.
+        not_scored: task -> why it was not scored.
+        failed: the tasks in `not_scored` whose own code raised an error.
+        notes: lines of text, on unusual data of tasks and on earlier results that were moved.
     """
 
     results: dict[str, Any]
@@ -91,17 +91,17 @@ class Outcome:
 
 
 def load(names: Sequence[str], data_dir: Path | None, **options: Any) -> LoadedTasks:
-    """Load tasks of suites, of the harness, and application scenarios by name.
+    """Load tasks by name: tasks of presets and of the harness, and application scenarios.
 
     Args:
         names: names of presets, tasks, groups and tags; scenarios begin with "scenario_".
-        data_dir: mirror of the data; None for the hub, which serves question answering only among
-            the scenarios.
+        data_dir: folder of mirrored data. None: download from the hub, which of the scenarios has
+            question answering only.
         **options: see :func:`llama_fast.eval.suite.load_tasks`.
 
     Raises:
         ValueError: a name is unknown.
-        MissingDataError: data are missing, or a scenario needs `data_dir`.
+        MissingDataError: data is missing, or a scenario needs `data_dir`.
     """
     ours = [name for name in names if name.startswith("scenario_")]
     loaded = load_tasks([n for n in names if n not in ours], data_dir=data_dir, **options)
@@ -129,20 +129,20 @@ def evaluate_tasks(
     """Evaluate all tasks and write results and samples to a folder.
 
     A task whose own code fails is skipped and reported. The run ends if answers or results cannot
-    be stored (a full disk) or memory runs out. Finished tasks stay in the folder in any case, and
-    answers in the model's request cache. Existing results in the folder are kept if they have the
-    same model and settings; others are moved aside, see :mod:`llama_fast.eval.earlier`.
+    be stored (full disk) or memory runs out. In any case finished tasks stay in the folder, and
+    answers stay in the model's request cache. Existing results in the folder are kept if model and
+    settings are the same, else moved aside; see :mod:`llama_fast.eval.earlier`.
 
     Args:
-        lm: the model.
-        loaded: the tasks.
+        lm: the model to evaluate.
+        loaded: the tasks, from :func:`load`.
         out: folder for results.json and samples_<task>.jsonl.
         limits: number of questions per task; None for all.
         metadata: facts for the report, see :func:`llama_fast.eval.report.write_run`.
         chat: whether to apply the model's chat template to prompts.
         system: system instruction for each prompt.
-        keys: task -> `metric,filter` to show, where it is not the default.
-        bootstrap_iters: resamples for standard errors without a formula.
+        keys: task -> `metric,filter` to show instead of the default.
+        bootstrap_iters: number of bootstrap samples for standard errors that have no formula.
 
     Raises:
         OSError: a file cannot be written.
@@ -236,13 +236,13 @@ def quiet_bars() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The error on one line; the text of a ValueError needs no class name."""
+    """The error as one line, with its class name unless it is a ValueError."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def by_text(notes: Mapping[str, str]) -> list[str]:
-    """Notes on tasks, one line each; equal notes are merged."""
+    """Notes on tasks as lines of text; tasks with equal notes share a line."""
     tasks: dict[str, list[str]] = {}
     for task, text in notes.items():
         tasks.setdefault(text, []).append(task)
@@ -250,7 +250,7 @@ def by_text(notes: Mapping[str, str]) -> list[str]:
 
 
 def _questions(task: Any, limit: int | None) -> int:
-    """Number of questions; 0 if the task's own code fails, which its evaluation then reports."""
+    """Number of questions, or 0 if the task's own code fails; its evaluation reports the error."""
     try:
         total = len(task.eval_docs)
     except Exception:

@@ -1,7 +1,7 @@
 """Token sequences as a radix tree, in which shared prefixes are stored once.
 
-All questions of a task share a few-shot header, and all options of a question share the question.
-Each node holds the tokens between two branches; a model computes each node once, after its parent.
+All questions of a task share the few-shot examples, and all options of a question share the
+question. Each node holds the tokens between two branches; it is computed once, after its parent.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ Tokens = Sequence[int]
 
 @dataclass(eq=False)
 class Node:
-    """A run of tokens that follows those of its ancestors.
+    """Consecutive tokens that follow those of the node's ancestors.
 
     Attributes:
         start: number of tokens on the path from the root to this node.
         tokens: tokens of this node.
         parent: parent node; None for the root, which has no tokens.
         children: child nodes in the order of their tokens.
-        rows: requested predictions: (offset of a token in the node, the token that follows it in
-            the request, index of the request).
+        rows: requested predictions, each (offset of a token in the node, the token that follows it
+            in the request, index of the request).
     """
 
     start: int
@@ -38,7 +38,7 @@ class Node:
 
 
 def build(requests: Sequence[tuple[Tokens, Tokens]]) -> Node:
-    """The root of the tree of all requests, with their rows.
+    """Build the tree of all requests, with their rows; return its root.
 
     Args:
         requests: (context, continuation) pairs of at least one token each. Every token of the
@@ -81,7 +81,7 @@ def _common(a: Tokens, b: Tokens) -> int:
 
 
 def _split(node: Node, offset: int) -> Node:
-    """Split a node without rows; returns the new node, which has its first tokens."""
+    """Split a node without rows; return the new node, which takes its first `offset` tokens."""
     assert node.parent is not None
     upper = Node(node.start, node.tokens[:offset], node.parent, [node])
     node.parent.children[-1] = upper

@@ -20,7 +20,7 @@ class Difference:
     Attributes:
         value: the difference.
         low, high: bounds of the 95 % percentile interval.
-        p: two-sided: twice the smaller share of resamples on one side of zero, at most 1.
+        p: two-sided p-value: twice the smaller share of resamples on one side of zero, at most 1.
     """
 
     value: float

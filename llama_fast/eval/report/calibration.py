@@ -1,4 +1,4 @@
-"""Calibration: whether questions answered with confidence p are right in a share p of cases."""
+"""Calibration: whether a share p of the questions answered with confidence p is correct."""
 
 from __future__ import annotations
 
