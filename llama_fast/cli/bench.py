@@ -81,7 +81,7 @@ class Bench(Command):
         add(
             "--quick",
             action="store_true",
-            help="small sizes, to check that everything runs; the speeds mean nothing",
+            help="small sizes, to check that everything runs; the times are not meaningful",
         )
         add(
             "--huge-pages",
@@ -101,9 +101,9 @@ class Bench(Command):
             dest="earlier",
             type=Path,
             metavar="JSON",
-            help="measure nothing; make table, markdown and plots from the file of an earlier run",
+            help="do not measure; write table, markdown and plots from the JSON of an earlier run",
         )
-        add("--list", action="store_true", help="measure nothing; list cases and implementations")
+        add("--list", action="store_true", help="do not measure; list cases and implementations")
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the suite.

@@ -14,7 +14,7 @@ class Plant(Command):
     """Plants canaries."""
 
     name = "plant"
-    help = "plant random secrets in a copy of a corpus, which `llama-fast eval canary` measures"
+    help = "plant random secrets in a copy of a corpus, for `llama-fast eval canary`"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""
@@ -46,7 +46,7 @@ class Plant(Command):
             "--key",
             default="text",
             metavar="FIELD",
-            help="field of a .jsonl row that holds the text (default: %(default)s)",
+            help="field of a .jsonl row that contains the text (default: %(default)s)",
         )
         add_seed(parser, "the digits and their places")
 

@@ -165,7 +165,7 @@ def _add_tasks(group: argparse._ArgumentGroup) -> None:
         help="hub name or folder of a RoBERTa classifier, for toxigen_generation",
     )
     add("--chat", action="store_true", help="apply the model's chat template to each prompt")
-    add("--system", metavar="TEXT", help="instruction in front of each prompt")
+    add("--system", metavar="TEXT", help="instruction before each prompt")
 
 
 def _add_execution(group: argparse._ArgumentGroup) -> None:
@@ -202,8 +202,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
     add(
         "--no-cache",
         action="store_true",
-        help="send every request to the model (default: requests that DIR/requests.sqlite has an "
-        "answer to are not repeated)",
+        help="send every request to the model (default: answers in DIR/requests.sqlite are reused)",
     )
 
 

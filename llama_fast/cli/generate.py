@@ -46,12 +46,13 @@ class Generate(Command):
             "--prompts",
             type=Path,
             metavar="FILE",
-            help="one prompt a line; .jsonl: a string or an object with a field prompt a line",
+            help="file with one prompt per line; a line of a .jsonl file is a string or an object "
+            "with a field prompt",
         )
         parser.add_argument(
             "--special",
             action="store_true",
-            help="names of control tokens in a prompt stand for these tokens",
+            help="encode the names of control tokens in a prompt as these tokens",
         )
         add_dtype(parser)
         add_device(parser)
@@ -66,7 +67,7 @@ class Generate(Command):
         parser.add_argument(
             "--json",
             action="store_true",
-            help="print one JSON object a prompt; its text does not repeat the prompt",
+            help="print one JSON object per prompt; its text does not repeat the prompt",
         )
 
     def run(self, args: argparse.Namespace) -> int:

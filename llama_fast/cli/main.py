@@ -22,8 +22,8 @@ class _LlamaFast(Command):
     help = "fast attention and cross-entropy kernels, and a Llama stack on top"
     epilog = f"""`{PROG} COMMAND --help` describes a command.
 
-Exit codes: 0 done; 1 done with a negative result, such as a failed check; 2 wrong usage or bad
-input; 130 interrupted.
+Exit codes: 0 success; 1 negative result, such as a failed check, or internal error; 2 wrong usage
+or bad input; 130 interrupted.
 """
     subcommands: ClassVar[Mapping[str, str]] = {
         "info": "llama_fast.cli.info",
@@ -42,13 +42,13 @@ input; 130 interrupted.
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
-        # Read by _take_limits, before the command; here for the help.
+        # _take_limits reads it; it is declared here for the help.
         parser.add_argument(
             "--limit",
             action="append",
             metavar="NAME=VALUE",
-            help="before the command: raise a bound on the work and memory that an untrusted file "
-            "may take, such as line=1G; see docs/limits.md",
+            help="raise a limit on the work and memory that an untrusted file may take, such as "
+            "line=1G; given before the command; see docs/limits.md",
         )
 
 
@@ -56,7 +56,7 @@ LLAMA_FAST = _LlamaFast()
 
 
 def _take_limits(argv: list[str]) -> list[str]:
-    """Set the limits that stand before the command; return the rest of the arguments."""
+    """Set the limits that are given before the command; return the rest of the arguments."""
     given = []
     while argv and (argv[0] == "--limit" or argv[0].startswith("--limit=")):
         _, equals, value = argv.pop(0).partition("=")

@@ -22,7 +22,7 @@ class PlanCommand(Command):
     name = "plan"
     help = "estimate memory, speed and traffic of a training run on many GPUs"
     usage = "%(prog)s CONFIG.yaml [--gpus N] [--gpu NAME] [--option VALUE ...]"
-    epilog = """All options of `llama-fast train` are accepted too, such as --parallel.shard 8.
+    epilog = """All options of `llama-fast train` are also accepted, such as --parallel.shard 8.
 Memory is the peak within a step. Times are computed from the assumed MFU."""
 
     def parser(self, prog: str) -> argparse.ArgumentParser:
@@ -150,12 +150,12 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
     if plan.fits:
         console.print(Text("fits", "bold green"))
         return
-    title = ". These settings would, at the same batch size:"
+    title = ". These settings would fit, with the same batch size:"
     console.print(Text.assemble(("does not fit", "bold red"), title))
     for change, other in changes:
         console.print(f"  {change}: {other.peak_bytes / 1e9:,.1f} GB")
     if not changes:
-        console.print("  nothing that was tried: more GPUs, or a shorter data.seq_len")
+        console.print("  none was found; use more GPUs, or a shorter data.seq_len")
 
 
 def _traffic(plan: TrainingPlan) -> Any:

@@ -25,7 +25,7 @@ class Tokenize(Command):
     """Writes token shards."""
 
     name = "tokenize"
-    help = "turn text, JSON lines, Parquet or data sets into memory-mapped token shards"
+    help = "convert text, JSON Lines, Parquet or data sets to memory-mapped token shards"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""
@@ -41,13 +41,13 @@ class Tokenize(Command):
             "--train-bpe",
             type=int,
             metavar="N",
-            help="first train a byte-level BPE of N tokens on the texts; written to DIR/tokenizer",
+            help="first train a byte-level BPE of N tokens on the texts, and write it to DIR/tokenizer",
         )
         parser.add_argument(
             "--key",
             default="text",
             metavar="FIELD",
-            help="field of a row that holds the text or the chat (default: %(default)s)",
+            help="field of a row that contains the text or the chat (default: %(default)s)",
         )
         parser.add_argument(
             "--separator",

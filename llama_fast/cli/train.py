@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from llama_fast.train.benchmarks import BenchmarkScorer
     from llama_fast.train.run import TrainingRun
 
-DESCRIPTION = """Train or fine-tune a Llama-style model on token shards, which `llama-fast tokenize`
-writes. The same command resumes a run that was stopped from its newest checkpoint."""
+DESCRIPTION = """Train or fine-tune a Llama-style model on token shards written by
+`llama-fast tokenize`. To resume a run from its newest checkpoint, give the same command."""
 EPILOG = """Every option is also a YAML key: `--optimizer.lr 1e-4` is `lr: 1e-4` under `optimizer:`.
-The command line overrides the file. None is written `null`; --log-every is the same as
---log_every."""
+The command line overrides the file. Write None as `null`. --log-every and --log_every are the
+same."""
 
 # Metavar of an option by the type of its field.
 _METAVARS = {"int": "N", "float": "X", "str": "TEXT", "dict": "{A: N}"}

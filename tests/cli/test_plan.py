@@ -42,7 +42,7 @@ def test_options_of_train_are_understood(capsys: pytest.CaptureFixture[str]) -> 
         "checkpointing none; a step of 1,048,576 tokens: 4 micro-batches of 4 × 8,192 on 8 ranks"
         in said
     )
-    assert "does not fit. These settings would, at the same batch size:" in said
+    assert "does not fit. These settings would fit, with the same batch size:" in said
     assert "data.micro_batch_size 1, activation_checkpointing full, optimizer.grad" in said
 
 
