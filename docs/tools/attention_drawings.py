@@ -38,11 +38,11 @@ def attention() -> Drawing:
     d.text(x0, 48, "keys →", kind="soft")
     d.text(20, y0 + 20, "queries", kind="soft")
     d.text(20, y0 + 36, "↓", kind="soft")
-    d.text(x0, y0 + 4 * h + 22, "dashed: never visited; a block stops", kind="soft")
+    d.text(x0, y0 + 4 * h + 22, "dashed: not visited; a block stops", kind="soft")
     d.text(x0, y0 + 4 * h + 38, "at the last key that its rows see", kind="soft")
     d.arrow(x0 + 2 * w + 4, y0 + 2 * h + 30, 366, 128, "b")
     d.box(370, 60, 330, 240, "line", fill=0.0)
-    d.text(382, 80, "one block, in the first-level cache", kind="bold")
+    d.text(382, 80, "one block, in the L1 cache", kind="bold")
     d.box(384, 92, 86, 34, "c", fill=0.2, text="q: 24 × D")
     d.box(512, 92, 86, 34, "c", fill=0.2, text="kᵀ: D × 128")
     d.text(491, 114, "×", "middle")
@@ -98,7 +98,7 @@ def attention() -> Drawing:
 def attention_backward() -> Drawing:
     """The sweep of the backward pass and its five products."""
     d = Drawing(720, 330)
-    d.text(20, 24, "Backward: one sweep, key tiles outside, query tiles inside", kind="bold")
+    d.text(20, 24, "Backward: one sweep; outer loop over key tiles, inner loop over query tiles", kind="bold")
     x0, y0, w, h = 76, 60, 52, 40
     for r in range(4):
         for c in range(4):
@@ -145,7 +145,7 @@ def attention_backward() -> Drawing:
 def attention_decode() -> Drawing:
     """Chunks of keys over the threads, and their merge."""
     d = Drawing(720, 330)
-    d.text(20, 24, "Decoding: keys and values are read once, where they lie", kind="bold")
+    d.text(20, 24, "Decoding: keys and values are read once, in place", kind="bold")
     for n, (name, chunks, rest) in enumerate(
         (("sequence 0", 5, 0.6), ("sequence 1", 1, 0.35), ("sequence 2", 2, 1.0))
     ):

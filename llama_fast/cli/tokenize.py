@@ -41,7 +41,7 @@ class Tokenize(Command):
             "--train-bpe",
             type=int,
             metavar="N",
-            help="first train a byte-level BPE of N tokens on the texts, and write it to DIR/tokenizer",
+            help="first train a byte-level BPE of N tokens on the texts; saved in DIR/tokenizer",
         )
         parser.add_argument(
             "--key",
