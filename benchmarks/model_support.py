@@ -101,31 +101,34 @@ def row(name: str, rounds: int) -> list[str]:
 
 def page(rows: Sequence[Sequence[str]], rounds: int) -> str:
     """The file."""
-    head = ["architecture", *PARTS, "error, float32", "error, bfloat16", "step", "left, and why"]
+    errors = ("error, float32", "error, bfloat16")
+    head = ["architecture", *PARTS, *errors, "step", "not replaced, and why"]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
     speeds = (
-        f"*step*: a training step (forward and backward, float32, {BATCH}×{LENGTH} tokens, width "
-        f"{LARGER['hidden_size']}, {LARGER['num_hidden_layers']} or 2 layers, "
-        f"{LARGER['vocab_size']} classes), times as fast as stock, "
-        f"{torch.get_num_threads()} threads, medians of {rounds} rounds in turns."
+        f"*step*: the speedup of a training step (forward and backward, float32, {BATCH}×{LENGTH} "
+        f"tokens, width {LARGER['hidden_size']}, {LARGER['num_hidden_layers']} or 2 layers, "
+        f"{LARGER['vocab_size']} classes) relative to stock, on {torch.get_num_threads()} threads; "
+        f"medians of {rounds} alternating rounds."
         if rounds
         else "*step*: not measured in this run."
     )
     return f"""# Model support
 
-Made by `make model-support` (transformers {transformers.__version__}, torch {torch.__version__},
-{platform.machine()}). Modules are recognised by what they compute, in evaluation and in training,
-so other architectures work too; `print(llama_fast.patch(model))` lists every module. Linear maps
-are replaced in all of these. Dropout within an MLP stays, and a module that does something else in
-training only (noise, stopped gradients) is left as it is.
+This page is written by `make model-support` (transformers {transformers.__version__}, torch
+{torch.__version__}, {platform.machine()}). Modules are recognised by what they compute, in
+evaluation and in training mode, so other architectures work, too; `print(llama_fast.patch(model))`
+lists every module. Linear maps are replaced in all architectures below. Dropout in an MLP is kept,
+and a module that computes something different in training mode (noise, stopped gradients) is not
+replaced.
 
-The columns attention to loss count replaced modules of those that were examined, in tiny models of
-two layers; empty: the architecture has no such part. *error*: stock / patched, root-mean-square
-over loss, logits and the gradients of all parameters, each relative to its size, against the same
-model in float64; the largest of the plain, left-padded, right-padded and packed batches. {speeds}
+The columns from attention to loss give the number of replaced modules and of examined modules, in
+tiny models of two layers; an empty cell means that the architecture has no such part. *error*:
+stock / patched, the root-mean-square error over loss, logits and the gradients of all parameters,
+each relative to its size, compared with the same model in float64; the largest value of the plain,
+left-padded, right-padded and packed batches. {speeds}
 
-Every row is also a test (`tests/integrations/test_model_zoo.py`): these errors, greedy generation
-with dynamic and static caches token for token, gradient checkpointing, and complete unpatching.
+Every row is also tested (`tests/integrations/test_model_zoo.py`): these errors, identical tokens in
+greedy generation with dynamic and static caches, gradient checkpointing, and complete unpatching.
 
 {chr(10).join(lines)}
 """
