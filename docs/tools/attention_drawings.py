@@ -98,7 +98,12 @@ def attention() -> Drawing:
 def attention_backward() -> Drawing:
     """The sweep of the backward pass and its five products."""
     d = Drawing(720, 330)
-    d.text(20, 24, "Backward: one sweep; outer loop over key tiles, inner loop over query tiles", kind="bold")
+    d.text(
+        20,
+        24,
+        "Backward: one sweep; outer loop over key tiles, inner loop over query tiles",
+        kind="bold",
+    )
     x0, y0, w, h = 76, 60, 52, 40
     for r in range(4):
         for c in range(4):
