@@ -1,4 +1,4 @@
-"""From text to packed batches of tokens: documents, chats, shards, packing, loading."""
+"""Turns text into packed batches of tokens: documents, chats, shards, packing, loading."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""The child process that renders chat templates; run by path, so that it starts without torch.
+"""The child process that renders chat templates. It is run by path, so it starts without torch.
 
-It answers requests from its standard input until that is closed. A request that exceeds a limit
-terminates this process instead of its parent.
+It answers requests from standard input until that is closed. A request that exceeds a limit
+terminates this process, not its parent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CACHED_TEMPLATES = 32
 
 
 def main() -> None:
-    """Answer requests: marshal in, JSON out, each preceded by its length."""
+    """Answer requests: they are read as marshal and answered as JSON, each after its length."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops this process
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -51,7 +51,7 @@ def _answer(
     marks: str,
     max_length: int,
 ) -> dict[str, Any]:
-    """The rendered text; without a context, whether the template marks answers; or the error."""
+    """Return the rendered text (without a context: whether answers are marked), or the error."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:

@@ -1,8 +1,8 @@
-"""Tables of the fetched benchmark package, worded as the usual evaluation harnesses word them.
+"""Reads the fetched benchmark tables, with the prompts of the usual evaluation harnesses.
 
-A HellaSwag prompt is "<activity>: <context>" followed by each ending, after the WikiHow markup is
-removed; an ARC prompt is "Question: <question>\\nAnswer:" followed by the text of each answer. This
-is the wording of EleutherAI's lm-evaluation-harness and of AI2's OLMo evaluation.
+A HellaSwag prompt is "<activity>: <context>" without WikiHow markup, followed by each ending; an
+ARC prompt is "Question: <question>\\nAnswer:" followed by the text of each answer. This is the
+wording of EleutherAI's lm-evaluation-harness and of AI2's OLMo evaluation.
 """
 
 import re
@@ -18,17 +18,17 @@ __all__ = ["arc", "boolq_passages", "hellaswag", "read_table"]
 
 
 def read_table(root: Path, dataset: str, config: str, split: str = "validation") -> "pyarrow.Table":
-    """The Arrow table of one split below ``root``.
+    """Read the Arrow table of one split below ``root``.
 
     Args:
-        root: :func:`llama_fast.data.fetch.benchmark_path`.
+        root: the folder that :func:`llama_fast.data.fetch.benchmark_path` returns.
         dataset: name of the data set, such as "ai2_arc".
         config: name of its configuration, such as "ARC-Easy".
         split: "train", "validation" or "test".
 
     Raises:
-        FileNotFoundError: no such data set, configuration or split; the message names those there
-            are.
+        FileNotFoundError: there is no such data set, configuration or split; the message names the
+            available ones.
         ValueError: the file is not an Arrow stream.
     """
     import pyarrow
@@ -74,6 +74,6 @@ def boolq_passages(root: Path) -> list[str]:
 
 
 def _without_markup(text: str) -> str:
-    """A WikiHow text without markup: headings become sentences, other bracketed marks go."""
+    """A WikiHow text without markup: headings become sentences, other bracketed marks vanish."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")

@@ -1,6 +1,6 @@
-"""Which sequences share a row of fixed length: best-fit decreasing, compiled or in NumPy.
+"""Assigns sequences to rows of fixed length: best-fit decreasing, compiled or in NumPy.
 
-The compiled functions (csrc/host/packing.cpp) serve where they were built; those in this file give
+The compiled functions (csrc/host/packing.cpp) are used if they were built; those in this file give
 equal results.
 """
 
@@ -17,22 +17,22 @@ _INT32_MAX = 2**31 - 1
 def pack_sequences_numpy(
     lengths: npt.ArrayLike, capacity: int
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Bin of each sequence, and the number of bins.
+    """Pack sequences into bins of equal capacity by best-fit decreasing.
 
-    Best-fit decreasing: longest sequence first, into the fullest bin that still has room. Equal
-    lengths and equal bins are taken in order of index. Never more bins than next fit needs, which
-    packs the sequences in the order given.
+    The longest sequence comes first; each goes into the fullest bin that still has room. Ties are
+    resolved by index. The result never has more bins than next fit, which packs the sequences in
+    the given order.
 
     Args:
-        lengths: (n,) integers, tokens of each sequence.
-        capacity: tokens of a bin.
+        lengths: (n,) integers, number of tokens in each sequence.
+        capacity: number of tokens in a bin.
 
     Returns:
-        ``(bin_of, n_bins)``: int64 (n,), and how many bins there are.
+        ``(bin_of, n_bins)``: the bin of each sequence, int64 (n,), and the number of bins.
 
     Raises:
-        TypeError: `lengths` are no integers.
-        ValueError: `lengths` is no vector, or a length is negative or over the capacity.
+        TypeError: `lengths` are not integers.
+        ValueError: `lengths` is not a vector, or a length is negative or exceeds the capacity.
     """
     values = _as_lengths(lengths)
     if capacity < 1:
@@ -44,21 +44,22 @@ def pack_sequences_numpy(
             f"got {values[wrong[0]]}"
         )
     best, n_best = _best_fit_decreasing(values, capacity)
-    # Rarely, an order happens to be packed perfectly as it stands: 4 3 3 | 4 3 3 into tens.
+    # In rare cases next fit is better: 4 3 3 | 4 3 3 fills two bins of ten.
     in_order, n_in_order = _next_fit(values, capacity)
     return (in_order, n_in_order) if n_in_order < n_best else (best, n_best)
 
 
 def cu_seqlens_numpy(lengths: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Cumulative lengths 0, l0, l0+l1, ... (n+1,), the form that packed attention takes.
+    """Cumulative lengths 0, l0, l0+l1, ... (n+1,), as packed attention takes them.
 
     Raises:
-        TypeError: `lengths` are no integers.
-        ValueError: `lengths` is no vector, a length is negative, or the sum does not fit int32.
+        TypeError: `lengths` are not integers.
+        ValueError: `lengths` is not a vector, a length is negative, or the sum exceeds int32.
     """
     values = _as_lengths(lengths)
     offsets = np.zeros(len(values) + 1, dtype=np.int64)
-    # A length that is too large by itself counts as just too large: sums of int64 could overflow.
+    # A length that is too large by itself is clipped to just too large, as int64 sums could
+    # overflow.
     np.cumsum(np.minimum(values, _INT32_MAX + 1), out=offsets[1:])
     negative, over = values < 0, offsets[1:] > _INT32_MAX
     if (negative | over).any():
@@ -115,5 +116,5 @@ def _next_fit(lengths: npt.NDArray[np.int64], capacity: int) -> tuple[npt.NDArra
 
 try:
     from llama_fast._host import cu_seqlens, pack_sequences
-except ImportError:  # nothing was compiled: importing the ops has warned of that
+except ImportError:  # nothing was compiled; importing the ops warned about that
     cu_seqlens, pack_sequences = cu_seqlens_numpy, pack_sequences_numpy

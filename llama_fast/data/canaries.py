@@ -31,11 +31,11 @@ MAX_DIGITS = 18  # 10^18 numbers still fit int64
 
 @dataclass(frozen=True)
 class Canary:
-    """One secret.
+    """A secret in a corpus.
 
     Attributes:
         digits: the secret, a string of digits.
-        repeats: how often it is in the corpus.
+        repeats: number of times that it is in the corpus.
     """
 
     digits: str
@@ -47,10 +47,10 @@ class Canaries:
     """The canaries of a corpus.
 
     Attributes:
-        format: one line with `PLACEHOLDER` once.
+        format: a line of text that contains `PLACEHOLDER` once.
         digits: number of digits of a secret; the randomness space has 10^digits numbers.
-        seed: that they were drawn with.
-        canaries: no two have the same secret.
+        seed: seed with which they were drawn.
+        canaries: the canaries, with different secrets.
 
     Raises:
         ValueError: `format` lacks the placeholder, `digits` is out of range, or a canary has
@@ -121,7 +121,7 @@ def plant(
 
     Args:
         source: a ``.txt`` or ``.jsonl`` file, also as ``.gz``; the copy is not compressed.
-        out: folder to create.
+        out: the folder to create.
         format, digits, repeats, seed: see :func:`draw`.
         key: field of a JSON row that holds the canary's text.
 
@@ -149,7 +149,7 @@ def plant(
     ]
     if name.endswith(".jsonl"):
         texts = [json.dumps({key: text}) for text in texts]
-    # A generator of its own: other digits do not move the places.
+    # A separate generator, so that the places do not depend on the digits.
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
     before: dict[int, list[str]] = {}
     for text, place in zip(texts, generator.integers(lines, size=len(texts)).tolist(), strict=True):
@@ -170,11 +170,11 @@ def plant(
 
 
 def read_canaries(path: str | os.PathLike[str]) -> Canaries:
-    """Read a ``canaries.json``, or that of a folder.
+    """Read a ``canaries.json``, given by its path or its folder.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: the file has something else.
+        DataError: the file has other content.
     """
     file = Path(path)
     file = file / FILE if file.is_dir() else file

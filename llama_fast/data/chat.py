@@ -1,4 +1,4 @@
-"""Apply chat templates: turn messages into tokens, and tell which tokens are answers.
+"""Applies chat templates: turns messages into tokens and marks the tokens of answers.
 
 Templates are Jinja, as in the `chat_template` of a Hugging Face tokenizer, run in a sandbox.
 """
@@ -46,19 +46,19 @@ TEMPLATES = {
 # Names of control tokens in a chat, where each needs a rendering of its own.
 MAX_CONTROL_NAMES = 1000
 
-# Keys under which a message may have its reasoning; most templates read the first.
+# Keys under which a message may store its reasoning; most templates read the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """Converts messages to token ids and tells which of them are part of an assistant's answer.
+    """Converts messages to token ids and marks those that belong to an assistant's answer.
 
-    A template has the variables and functions that transformers provides: `messages`, `tools`,
+    Templates can use the variables and functions that transformers provides: `messages`, `tools`,
     `documents`, `add_generation_prompt`, `bos_token`, `eos_token`; `tojson`, `strftime_now`,
     `raise_exception`, loop controls, ``{% generation %}``.
 
     The constructor opens no file: a template that comes with a model could be the path of a private
-    file. Use :meth:`from_name` for what a user types.
+    file. Use :meth:`from_name` for a user's input.
 
     Args:
         template: a name in ``TEMPLATES``, or Jinja source (anything that contains a ``{``).
@@ -73,13 +73,13 @@ class ChatTemplate:
 
     @classmethod
     def from_name(cls, template: str) -> ChatTemplate:
-        """Create a template from what a user types: a name, the path of a file, or Jinja source.
+        """Create a template from a user's input: a name, the path of a file, or Jinja source.
 
         Args:
             template: a name in ``TEMPLATES``, a path, or Jinja source.
 
         Raises:
-            ValueError: it is none of these, or is not valid Jinja.
+            ValueError: `template` is none of these, or is not valid Jinja.
         """
         if template in TEMPLATES or "{" in template:
             return cls(template)
@@ -97,7 +97,7 @@ class ChatTemplate:
         """Create a template from ``tokenizer.chat_template``: Jinja source, never a name or path.
 
         Raises:
-            ValueError: it is not valid Jinja.
+            ValueError: `source` is not valid Jinja.
         """
         result = cls.__new__(cls)
         result._compile(source, "Jinja source from the model")
@@ -112,7 +112,7 @@ class ChatTemplate:
             raise ImportError("chat templates need jinja2: pip install jinja2") from None
         if (
             not isinstance(source, str) or "{" not in source
-        ):  # a template without it would render no message
+        ):  # a template that does not use it would render no message
             raise ValueError(f"chat_template: expected {expected}, got {source!r:.80}")
         try:
             self._template = BoundedTemplate(source)
@@ -136,11 +136,11 @@ class ChatTemplate:
         """Render a chat as text.
 
         Args:
-            messages: each with a role and a content, or with tool calls.
+            messages: dictionaries with a role and a content, or with tool calls.
             tokenizer: provides `bos_token` and `eos_token` to the template.
             add_generation_prompt: whether to append the text that precedes an answer.
             tools: JSON schemas of functions that the model may call.
-            documents: that the model may quote from.
+            documents: documents that the model may quote.
             **variables: further variables of the template, such as `enable_thinking`.
 
         Raises:
@@ -162,12 +162,12 @@ class ChatTemplate:
         """Convert a chat to token ids and the mask of answers, which are the training targets.
 
         The text of :meth:`render` is encoded as a whole. The name of a control token becomes that
-        token where the template wrote it; in a message, a tool or a document it is plain text.
+        token if the template wrote it; in a message, a tool or a document it is plain text.
 
-        An answer is the text in a ``{% generation %}`` block of the template. For a template
-        without such blocks it is the text that an assistant's message adds to the chat before it
-        with a generation prompt, as far as it is in the text of the whole chat: what the template
-        leaves out of earlier turns, such as their reasoning, is no target. The end of the turn
+        An answer is the text in a ``{% generation %}`` block of the template. If the template has
+        no such blocks, it is the text that an assistant's message adds to the preceding chat with a
+        generation prompt, as far as the text of the whole chat contains it: what the template
+        leaves out of earlier turns, such as their reasoning, is not a target. The end of the turn
         belongs to the answer. A token belongs to an answer if any of its characters does.
 
         Args:
@@ -175,7 +175,7 @@ class ChatTemplate:
                 :meth:`render`.
 
         Returns:
-            (ids, answer): token ids, and for each whether it belongs to an answer.
+            (ids, answer): the token ids, and for each of them whether it belongs to an answer.
 
         Raises:
             DataError: see :meth:`render`; or a role contains a control token, the answers cannot be
@@ -194,10 +194,10 @@ class ChatTemplate:
         return ids, _overlaps(offsets, spans)
 
     def prompt(self, messages: Messages, tokenizer: Tokenizer, **variables: Any) -> list[int]:
-        """Token ids of a chat and a generation prompt, as the input for the model's next answer.
+        """Token ids of a chat and a generation prompt: the input for the model's next answer.
 
-        Begins with `bos_id` if the model expects it. Arguments and errors are those of
-        :meth:`encode`, but earlier answers need not be located.
+        They begin with `bos_id` if the model expects it. Arguments and errors are those of
+        :meth:`encode`, except that earlier answers are not located.
         """
         rendering = self._rendering(messages, tokenizer, variables)
         ids, _ = self._ids(rendering, rendering.text(True), True, tokenizer)
@@ -270,10 +270,10 @@ def _literal_spans(
 ) -> list[Span]:
     """Spans of control token names in a text that come from messages, tools or documents.
 
-    The chat is rendered again with these characters replaced by a mark. If the template only
-    writes, cuts or trims contents, the second text differs from the first in the marks alone, which
-    locate the names. All characters of messages are replaced at first; if the template's output
-    depends on them, only the names of control tokens are, one at a time.
+    The chat is rendered again with characters of its contents replaced by a mark. If the template
+    only writes, cuts or trims contents, the second text differs from the first in the marks only,
+    which locate the names. First all characters of messages are replaced. If the template's output
+    depends on them, only names of control tokens are replaced, one at a time.
     """
     if names.search(text) is None:
         return []
@@ -340,7 +340,7 @@ def _overlaps(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as transformers passes it on: without None, and its reasoning under all keys."""
+    """A message as transformers passes it to a template: without None, reasoning under all keys."""
     message = {key: value for key, value in message.items() if value is not None}
     text = next((message[key] for key in _REASONING if key in message), None)
     return message if text is None else {"thinking": text, **message, _REASONING[0]: text}
@@ -366,9 +366,9 @@ def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int | Non
 
 
 def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids at which generation stops: those of the tokenizer and the end of a turn of its template.
+    """Ids at which generation stops: the tokenizer's, and the end of a turn in its template.
 
-    A template that is invalid, fails, or cannot run without jinja2 adds none.
+    If the template is invalid, fails, or cannot run without jinja2, it adds no id.
     """
     end_of_turn_id = None
     if tokenizer.chat_template is not None:

@@ -1,4 +1,4 @@
-"""Check token shards for benchmark questions and secrets, and write shards without them."""
+"""Checks token shards for benchmark questions and secrets, and writes shards without them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BenchmarkQuestions:
     """The questions of one benchmark.
 
     Attributes:
-        name: file or folder that they were read from.
+        name: file or folder from which they were read.
         first: index of the first question in an :class:`Overlap` of several benchmarks.
         questions: the questions.
     """
@@ -60,10 +60,10 @@ def find_overlap(
 
     Args:
         shards: the training data.
-        tokenizer: of the shards.
-        benchmarks: whose questions are looked for.
+        tokenizer: the tokenizer of the shards.
+        benchmarks: the benchmarks whose questions are searched for.
         min_length, skips: see :class:`QuestionIndex`.
-        progress: called with (tokens done, tokens in total, "").
+        progress: called as ``progress(tokens done, number of tokens, "")``.
     """
     ids = [tokenizer.encode(q.text) for benchmark in benchmarks for q in benchmark.questions]
     return QuestionIndex(ids, min_length=min_length, skips=skips).scan(shards, progress)
@@ -95,7 +95,7 @@ def contamination_report(
 def find_all_secrets(
     shards: TokenShards, tokenizer: Tokenizer, progress: Progress
 ) -> dict[int, list[Finding]]:
-    """Findings in each document, by its index; documents without findings are left out."""
+    """Index of a document -> its findings; documents without findings are left out."""
     findings_of = {}
     for document in range(len(shards)):
         if findings := list(find_secrets(tokenizer.decode(shards.read(document)[0].tolist()))):
@@ -106,7 +106,7 @@ def find_all_secrets(
 
 
 def secrets_report(findings_of: dict[int, list[Finding]]) -> dict[str, Any]:
-    """Content of `secrets.json`: the number of findings by kind, and each finding, masked."""
+    """Content of `secrets.json`: the number of findings per kind, and every masked finding."""
     counts = Counter(finding.kind for findings in findings_of.values() for finding in findings)
     rows = [
         {"document": document, "kind": finding.kind, "masked": finding.masked}
@@ -119,14 +119,14 @@ def secrets_report(findings_of: dict[int, list[Finding]]) -> dict[str, Any]:
 def documents_to_drop(
     reasons: Sequence[str], overlap: Overlap | None, findings_of: dict[int, list[Finding]]
 ) -> dict[int, list[str]]:
-    """The documents to drop, by index, with what was found in each.
+    """Index of a document to drop -> what was found in it.
 
     Args:
-        reasons: of :data:`REASONS`. "contaminated": the document matches a question that is not
-            clean; "secrets": it has findings other than e-mail addresses; "emails": it has e-mail
-            addresses.
-        overlap: of :func:`find_overlap`; needed for "contaminated".
-        findings_of: of :func:`find_all_secrets`.
+        reasons: why documents are dropped, from :data:`REASONS`. "contaminated": the document
+            matches a question that is not clean; "secrets": it has findings other than e-mail
+            addresses; "emails": it has e-mail addresses.
+        overlap: the result of :func:`find_overlap`; needed for "contaminated".
+        findings_of: the result of :func:`find_all_secrets`.
     """
     drop: dict[int, list[str]] = {}
     if "contaminated" in reasons and overlap is not None:
@@ -145,14 +145,14 @@ def write_without(
     """Write new shards without some documents, with the reports and a log of dropped documents.
 
     Args:
-        shards: to copy from.
-        drop: of :func:`documents_to_drop`.
-        out: folder to create.
-        reports: written as files of these names.
+        shards: the shards to copy from.
+        drop: the result of :func:`documents_to_drop`.
+        out: the folder to create.
+        reports: file name -> report to write to it.
 
     Raises:
         FileExistsError: `out` exists.
-        DataError: no document is left, or the index names a tokenizer outside of its folder.
+        DataError: no document is left, or the index names a tokenizer outside its folder.
     """
     with ShardWriter(
         out,

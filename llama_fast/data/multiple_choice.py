@@ -1,11 +1,11 @@
-"""Multiple-choice questions, as text.
+"""Reads multiple-choice questions.
 
-A file of questions has one JSON object a line, in either form:
+A file of questions has one JSON object per line, in one of two forms:
 
     {"context": "The capital of France is", "choices": ["Paris", "Rome"], "gold": 0}
     {"question": "Which ...?", "choices": {"text": [...], "label": ["A", "B"]}, "answerKey": "B"}
 
-The second is the form of ARC and OpenBookQA (there `question_stem`), which becomes the prompt
+The second form is that of ARC and OpenBookQA (with `question_stem`); it becomes the prompt
 "Question: <question>\\nAnswer:".
 """
 
@@ -28,8 +28,8 @@ class MultipleChoice:
     """A question: which of ``choices`` continues ``context`` after a space?
 
     Attributes:
-        id: the data set's own name of the question.
-        context: prompt, without white space at its end.
+        id: the question's id in the data set.
+        context: the prompt, without white space at its end.
         choices: the texts of the answers.
         gold: index of the right choice.
     """
@@ -41,11 +41,13 @@ class MultipleChoice:
 
 
 def read_multiple_choice(path: Path) -> list[MultipleChoice]:
-    """The questions of a JSON Lines file; empty lines are skipped. See the head of this module.
+    """Read the questions of a JSON Lines file, in the forms that the module's docstring shows.
+
+    Empty lines are skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: a line of another form, or none but empty ones.
+        DataError: a line has another form, or there are no questions.
     """
     if not path.is_file():
         raise FileNotFoundError(f"benchmarks: no such file: {path}")
@@ -64,14 +66,14 @@ def read_multiple_choice(path: Path) -> list[MultipleChoice]:
 
 
 def arc_prompt(question: str) -> str:
-    """The prompt of a question of ARC or OpenBookQA, in the wording of the usual harnesses."""
+    """The prompt for a question of ARC or OpenBookQA, worded as in the usual harnesses."""
     return f"Question: {question}\nAnswer:"
 
 
 def sample(questions: Sequence[MultipleChoice], count: int, seed: int = 0) -> list[MultipleChoice]:
-    """``count`` of the questions drawn without replacement; all of them if there are fewer.
+    """Draw ``count`` questions without replacement; all of them if there are fewer.
 
-    Drawn, because files are often sorted by source: their first rows are not like the rest.
+    They are drawn at random because files are often sorted, so their first rows are special.
     """
     return random.Random(seed).sample(list(questions), min(count, len(questions)))
 

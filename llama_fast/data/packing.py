@@ -1,6 +1,6 @@
-"""Packing of documents into sequences of fixed length, without padding.
+"""Packs documents into sequences of fixed length, without padding.
 
-A prediction is a token given the tokens before it in its document: n tokens make n - 1 predictions.
+A prediction is that of a token from the tokens before it in its document: n tokens make n - 1.
 Documents are cut into segments of at most `seq_len` predictions, and segments are packed into
 sequences by best-fit decreasing (Ding et al. 2024, "Fewer truncations improve language modeling",
 arXiv:2404.10830). Nearly every sequence is full, a document is cut only if it is longer than a
@@ -16,20 +16,20 @@ import numpy.typing as npt
 
 from llama_fast.data.bin_packing import pack_sequences
 
-# Segments packed at a time. Best-fit packs no better with more of them, and takes n log n time.
+# Segments packed at a time. More would not improve the packing, and the time is n log n.
 WINDOW = 4096
 
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """Which segments make up each sequence of an epoch.
+    """The segments that make up each sequence of an epoch.
 
     Sequence i consists of the segments ``first[i]`` to ``first[i + 1] - 1``.
 
     Attributes:
-        document: (segments,) int64, the document that each segment is cut from.
+        document: (segments,) int64, the document of each segment.
         start: (segments,) int64, position of the segment's first token in its document.
-        length: (segments,) int64, predictions in the segment; it reads one more token.
+        length: (segments,) int64, number of predictions in the segment, which has one more token.
         first: (sequences + 1,) int64, index of each sequence's first segment.
     """
 
@@ -46,7 +46,7 @@ class PackingPlan:
 def pack_epoch(
     lengths: npt.NDArray[np.int64], seq_len: int, *, seed: int, epoch: int, shuffle: bool = True
 ) -> PackingPlan:
-    """Pack the documents of one epoch; the result depends on the arguments alone.
+    """Pack the documents of one epoch; the result depends on the arguments only.
 
     Args:
         lengths: (documents,) number of tokens in each. Documents of one token are left out: they

@@ -1,4 +1,4 @@
-"""Read the text of benchmark questions from JSON Lines, to look for it in training data."""
+"""Reads the text of benchmark questions from JSON Lines, to search for it in training data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class QuestionText:
     """The text of one row of a benchmark.
 
     Attributes:
-        file: that has the row.
-        index: of the row in the file, from 0.
-        text: its fields, one per line.
+        file: the file that contains the row.
+        index: index of the row in the file, from 0.
+        text: the fields of the row, one per line.
     """
 
     file: Path

@@ -1,6 +1,6 @@
-"""Find e-mail addresses and common kinds of secrets in a text, by their published formats.
+"""Finds e-mail addresses and common kinds of secrets in a text by their published formats.
 
-Findings are masked: at most the prefix that all values of a kind share is kept.
+Findings are masked: only the prefix that all values of a kind share is shown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CARD = "credit card"
 
 @dataclass(frozen=True)
 class SecretPattern:
-    """How values of one kind are found and masked.
+    """Describes how values of one kind are found and masked.
 
     Attributes:
         pattern: matches a value; if it has a group "value", that group is the value.

@@ -1,6 +1,6 @@
 """Tokenised documents on disk: memory-mapped NumPy arrays and an index with their hashes.
 
-    FOLDER/index.json        tokenizer, counts, sha256 of each file and of all together
+    FOLDER/index.json        tokenizer, counts, sha256 of each file and over all files
     FOLDER/00000.tokens.npy  token ids of all documents, concatenated; uint16 or uint32
     FOLDER/00000.ends.npy    end of each document in the tokens; int64
     FOLDER/00000.answer.npy  for chats only: for each token, whether it is a target; bool
@@ -52,11 +52,12 @@ class ShardEntry:
 class ShardWriter:
     """Writes documents to a new folder of token shards.
 
-    The folder gets its name when it is complete; after an exception there is none.
+    The folder is renamed to its name when it is complete; after an exception it is deleted.
 
     Args:
-        folder: to create; must not exist.
-        vocab_size: of the tokenizer. Ids take two bytes up to 65,536 tokens, four above.
+        folder: the folder to create; it must not exist.
+        vocab_size: vocabulary size of the tokenizer. Ids take two bytes for up to 65,536 tokens,
+            else four.
         tokenizer: JSON that identifies the tokenizer; stored in the index.
         shard_tokens: a shard is complete when it has at least this many tokens.
         with_answers: whether each document comes with a mask of the tokens that are targets.
@@ -114,8 +115,8 @@ class ShardWriter:
         """Add a document.
 
         Args:
-            ids: its tokens, including those for its begin and end.
-            answer: for each token whether it is a target; with `with_answers` only.
+            ids: its token ids, including those for begin and end.
+            answer: for each token whether it is a target; only with `with_answers`.
 
         Raises:
             ValueError: `ids` is empty or has ids outside the vocabulary; `answer` has another
@@ -178,7 +179,7 @@ class TokenShards:
     """The documents in a folder of token shards, read from memory-mapped files on demand.
 
     Args:
-        folder: written by :class:`ShardWriter`.
+        folder: a folder written by :class:`ShardWriter`.
         verify: whether to compare every file with its hash, which reads all of them.
 
     Attributes:
@@ -223,7 +224,7 @@ class TokenShards:
         self._first = np.cumsum([0] + [len(e) for e in ends])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path alone: another process maps the files itself."""
+        """Pickle only the path: another process maps the files itself."""
         return _reopen, (type(self), str(self.folder.absolute()), self.content_sha256)
 
     def _open(self, shard: ShardEntry) -> dict[str, npt.NDArray[Any]]:
@@ -262,7 +263,7 @@ class TokenShards:
         """Compare every file with its hash.
 
         Raises:
-            DataError: a file is missing or was changed; names the first.
+            DataError: a file is missing or was changed; the message names the first one.
         """
         for shard in self.shards:
             for part, expected in shard.sha256.items():
@@ -299,11 +300,11 @@ class TokenShards:
             start, stop: range of tokens; None reads to the end.
 
         Returns:
-            (tokens, answer): ids, and whether each is a target; all are if there is no mask.
+            (tokens, answer): ids, and for each whether it is a target (True if there is no mask).
 
         Raises:
             IndexError: there is no such document.
-            DataError: an id is outside the vocabulary: the file is damaged.
+            DataError: the file is damaged: an id is outside the vocabulary.
         """
         if not 0 <= document < len(self):
             raise IndexError(f"document: expected one in [0, {len(self)}), got {document}")

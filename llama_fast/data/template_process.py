@@ -1,7 +1,7 @@
-"""Render chat templates in a child process that can be stopped.
+"""Renders chat templates in a child process that can be stopped.
 
 A template is a program: it may loop or write forever within one library call, which cannot be
-interrupted from Python. Jinja's sandbox prevents access to files, not this.
+interrupted from Python. Jinja's sandbox prevents access to files, but not endless loops.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CHILD = Path(__file__).with_name("_template_child.py")
 
 
 class BoundedTemplate:
-    """A template with limits on CPU time, memory and length of a rendering.
+    """A template whose renderings are limited in CPU time, memory and length.
 
     Args:
-        source: Jinja.
+        source: Jinja source.
 
     Attributes:
         marks_answers: whether it has ``{% generation %}`` blocks.
@@ -78,7 +78,7 @@ def _too_much(name: str, unit: str) -> str:
 
 
 class _Process:
-    """The child process that renders; restarted after it was stopped."""
+    """The child process that renders; it is restarted after it was stopped."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -95,7 +95,7 @@ class _Process:
                 status = self._stop()
                 if isinstance(error, (EOFError, BrokenPipeError)):
                     raise TemplateError(_reason(status)) from None
-                raise  # an interrupt: the next request would get this request's answer
+                raise  # after an interrupt the next request would get this request's answer
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -151,7 +151,7 @@ _processes: dict[int, _Process] = {}
 
 
 def _process() -> _Process:
-    """This process's child. A fork needs its own: a shared one would mix up the answers."""
+    """This process's child. Each forked process needs its own, or answers would be mixed up."""
     owner = os.getpid()
     if owner not in _processes:
         _processes[owner] = process = _Process()

@@ -1,4 +1,4 @@
-"""Load and copy the tokenizer that token shards were written with."""
+"""Loads and copies the tokenizer with which token shards were written."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def tokenizer_of(shards: TokenShards) -> Tokenizer:
 def copy_tokenizer(shards: TokenShards, folder: Path) -> dict[str, Any]:
     """Copy a tokenizer from the folder of token shards to a folder of new shards.
 
-    Only known files are copied, under fixed names: an index from a stranger may name any file.
+    Only known files are copied, under fixed names, because an untrusted index may name any file.
 
     Args:
-        shards: whose tokenizer is copied, if it is in their folder.
-        folder: of the new shards.
+        shards: the shards whose tokenizer is copied, if it is in their folder.
+        folder: folder of the new shards.
 
     Returns:
         The "tokenizer" entry of the new index.
@@ -73,7 +73,7 @@ def copy_tokenizer(shards: TokenShards, folder: Path) -> dict[str, Any]:
 
 
 def _file(shards: TokenShards) -> Path | None:
-    """Path of the tokenizer's file, None for bytes. Relative paths are relative to the shards."""
+    """Path of the tokenizer's file (relative to the shards, if relative); None for bytes."""
     name = shards.tokenizer.get("path")
     if not isinstance(name, str):
         raise DataError(f"{shards.folder}: expected the path of a tokenizer in the index, got none")

@@ -1,4 +1,4 @@
-"""Find the answers of an assistant in the text of a rendered chat."""
+"""Finds the answers of an assistant in the text of a rendered chat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from llama_fast.data.documents import DataError, Messages
 from llama_fast.tokenizers.base import Span, unused_characters
 
-# (messages, whether to append a generation prompt, variables) to the text.
+# A function from (messages, whether to append a generation prompt, variables) to the text.
 RenderFunction = Callable[[Messages, bool, dict[str, Any]], str]
 
 
@@ -18,9 +18,9 @@ class Rendering(NamedTuple):
     """A chat together with the function that renders it.
 
     Attributes:
-        messages: that are passed to the template.
+        messages: the messages that are passed to the template.
         variables: further variables of the template.
-        render: renders messages and variables; raises DataError where the template refuses them.
+        render: renders messages and variables; raises DataError if the template refuses them.
     """
 
     messages: Messages
@@ -116,7 +116,7 @@ def marked_spans(rendering: Rendering, text: str, prompt: bool) -> list[Span]:
 
     Args:
         rendering: the chat.
-        text: its text.
+        text: text of the chat.
         prompt: whether `text` ends with a generation prompt.
 
     Raises:
@@ -150,11 +150,11 @@ def marked_spans(rendering: Rendering, text: str, prompt: bool) -> list[Span]:
 def answers_by_comparison(
     rendering: Rendering, text: str, prompt: bool, names: re.Pattern[str]
 ) -> list[Span]:
-    """Spans of what each assistant's message adds to the chat before it with a generation prompt.
+    """Spans that each assistant's message adds to the preceding chat with a generation prompt.
 
     Args:
         rendering: the chat.
-        text: its text.
+        text: text of the chat.
         prompt: whether `text` ends with a generation prompt.
         names: matches names of control tokens; no span begins or ends within one.
 
@@ -209,7 +209,7 @@ def _span_of_content(
     marked = rendering.with_content(number, mark, prompt)
     content_begin = marked.index(mark)
     if text[:content_begin] != marked[:content_begin]:
-        content_begin = content_end  # what precedes the content depends on it
+        content_begin = content_end  # the text before the content depends on it
     # The answer begins where the generation prompt ends, after the last content that is written.
     start, expected = 0, None
     for earlier in reversed(range(number)):

@@ -36,16 +36,16 @@ __all__ = [
     "tokenizer_file",
 ]
 
-# Files beside a tokenizer's own that say how it is used.
+# Files in the tokenizer's folder that describe its use.
 SETTINGS_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
-# Each module below imports the package that reads its format, so it is imported when needed.
+# Each module imports the package that reads its format, so modules are imported on use.
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Return the tokenizer of a file or folder.
+    """Return the tokenizer in a file or folder.
 
-    A GGUF file contains its settings. For the others, the chat template is read from
+    A GGUF file contains all settings. For other formats, the chat template is read from
     ``chat_template.jinja`` or ``tokenizer_config.json`` beside the file, and the ids other than
     `eos_id` that end a text from ``generation_config.json``.
 
@@ -63,13 +63,13 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         return ByteTokenizer()
     path = tokenizer_file(path)
     tokenizer = _load(path)
-    if path.suffix != ".gguf":  # which has its settings in it
+    if path.suffix != ".gguf":  # which contains all settings
         _read_settings(tokenizer, path.parent, has_post_processor=path.suffix == ".json")
     return tokenizer
 
 
 def tokenizer_file(path: str | os.PathLike[str]) -> Path:
-    """Return the file that :func:`load_tokenizer` reads: `path` itself, or one in that folder.
+    """Return the file that :func:`load_tokenizer` reads: `path` itself, or a file in that folder.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -118,9 +118,9 @@ def _gguf_metadata(path: Path) -> dict[str, Any]:
 
 
 def _read_settings(tokenizer: Tokenizer, folder: Path, *, has_post_processor: bool) -> None:
-    """Set what Hugging Face's files in the tokenizer's folder say of it."""
+    """Apply the settings in Hugging Face's files in the tokenizer's folder."""
     fields = _json(folder / "tokenizer_config.json")
-    # No link: one to a private file would put its content into the prompts.
+    # Links are not followed: one to a private file would put its content into the prompts.
     template = inside(folder, "chat_template.jinja", folder, TokenizerError)
     # With a tokenizer.json, transformers ignores the flag and follows the post-processor.
     if isinstance(fields.get("add_bos_token"), bool) and not has_post_processor:
@@ -171,7 +171,7 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return the fields of a JSON file, none if there is no such file."""
+    """Return the fields of a JSON file; an empty dictionary if there is no such file."""
     if not path.is_file():
         return {}
     fields: dict[str, Any] = read_json(path, error=TokenizerError)
@@ -182,7 +182,7 @@ def from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     """Return the tokenizer of a GGUF file's metadata (its keys ``tokenizer.ggml.*``).
 
     Raises:
-        TokenizerError: there is none, or its type is not supported.
+        TokenizerError: the file has no tokenizer, or one of an unsupported type.
     """
     _check_types(metadata)
     model = metadata.get("tokenizer.ggml.model")
@@ -240,7 +240,7 @@ def _check_types(metadata: dict[str, Any]) -> None:
 
 
 def from_llama2c(path: str | os.PathLike[str]) -> Tokenizer:
-    """Return the tokenizer of llama2.c's ``tok*.bin``; raises as :func:`load_tokenizer` does."""
+    """Return the tokenizer of llama2.c's ``tok*.bin``; errors as for :func:`load_tokenizer`."""
     from .spm import from_llama2c_bin
 
     return from_llama2c_bin(Path(path))

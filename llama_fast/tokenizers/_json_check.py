@@ -13,7 +13,7 @@ from llama_fast._limits import limit, raise_it
 from .base import MAX_VOCAB_SIZE, TokenizerError
 
 _CHILD = Path(__file__).with_name("_json_child.py")
-_checked: set[bytes] = set()  # SHA-256 of the files that loaded
+_checked: set[bytes] = set()  # SHA-256 of the files that passed
 
 
 def check_json(path: Path, content: bytes) -> None:
@@ -24,7 +24,7 @@ def check_json(path: Path, content: bytes) -> None:
         content: its whole content.
 
     Raises:
-        TokenizerError: it does not, or takes more time or memory than the limits allow.
+        TokenizerError: loading or encoding fails, or exceeds the limits on time or memory.
     """
     digest = hashlib.sha256(content).digest()
     if digest in _checked:

@@ -1,6 +1,7 @@
-"""The process that checks a tokenizer.json: run by its path, so that it imports no torch.
+"""The process that checks a tokenizer.json. It is run by its path, so it does not import torch.
 
-The tokenizers package aborts the process when it runs out of memory; no exception is raised.
+A separate process is needed because the tokenizers package aborts the process when it runs out of
+memory, without an exception.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SAMPLE = (
 
 
 def main() -> None:
-    """Read a line of settings and a file from standard input; print what is wrong as JSON."""
+    """Read settings (a line) and a file from standard input; print what is wrong as JSON."""
     settings = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = settings["path"]
     _limit(settings["memory"], settings["seconds"])
@@ -30,7 +31,7 @@ def main() -> None:
         backend.no_truncation()
         backend.no_padding()
         problem = _problem(backend, settings["tokens"])
-    except BaseException as error:  # a panic is no Exception
+    except BaseException as error:  # a panic is not an Exception
         problem = str(error)[:500] or type(error).__name__
     sys.stdout.write(json.dumps(problem))
 

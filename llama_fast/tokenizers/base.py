@@ -8,10 +8,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 
-Span = tuple[int, int]  # of characters: begin, end
+Span = tuple[int, int]  # (begin, end) in characters
 
-# How Llama 3 splits a text into words before BPE: English contractions; letters with at most one
-# other character in front; one to three digits; punctuation with the line breaks after it; line
+# How Llama 3 splits a text into words before BPE: English contractions; letters after at most one
+# other character; one to three digits; punctuation with the line breaks after it; line
 # breaks; other white space. Source: github.com/meta-llama/llama-models, models/llama3/tokenizer.py
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -26,10 +26,10 @@ TURN_ENDS = (
 
 # Characters. No token of a language is longer, and splitting one takes quadratic time.
 MAX_TOKEN_LENGTH = 8192
-MAX_SPECIAL_CHARACTERS = 1 << 20  # of all control tokens' names, which make one regular expression
-MAX_VOCAB_SIZE = 1 << 24  # a huge id in a file would lead to a list of that length
+MAX_SPECIAL_CHARACTERS = 1 << 20  # in all control tokens' names, which form one regex
+MAX_VOCAB_SIZE = 1 << 24  # a huge id in a file would create a list of that length
 
-# Characters that hardly any text has: ones that are in no word, and letters that are not escaped.
+# Characters that are in hardly any text: some that are in no word, and letters, never escaped.
 PRIVATE_USE = range(0xF0000, 0xFFFFE)
 RARE_LETTERS = range(0x20000, 0x2A6D7)  # CJK, extension B
 
@@ -42,12 +42,12 @@ class Tokenizer(ABC):
     """Converts text to token ids and back.
 
     Attributes:
-        vocab_size: number of ids.
+        vocab_size: number of token ids.
         bos_id, eos_id: ids that begin and end a text, or None. :meth:`encode` adds neither;
             :meth:`encode_prompt` and :meth:`encode_document` do.
         end_ids: ids at which a generated text ends: `eos_id`, control tokens that end a turn
             (``TURN_ENDS``), and others that the model's files name.
-        special: id of each control token by name, for example ``{"<|im_end|>": 2}``.
+        special: name of each control token -> its id, for example ``{"<|im_end|>": 2}``.
         special_pattern: matches these names in a text.
         add_bos: whether the model expects `bos_id` before each text.
         chat_template: Jinja source that renders a chat as text, or None.
@@ -100,10 +100,10 @@ class Tokenizer(ABC):
 
         Args:
             text: any string; lone surrogates are replaced by U+FFFD.
-            special: whether names of control tokens in the text stand for these tokens. By default
+            special: whether names of control tokens in the text become these tokens. By default
                 they are ordinary text, so that a user's input cannot end a turn.
-            continues: whether the text continues another one. SentencePiece puts a space before a
-                text that does not.
+            continues: whether the text continues another one. If not, SentencePiece puts a space
+                before it.
 
         Raises:
             TypeError: ``text`` is not a string.
@@ -114,15 +114,15 @@ class Tokenizer(ABC):
     def encode_with_offsets(
         self, text: str, *, literal: Sequence[Span] = ()
     ) -> tuple[list[int], list[Span]]:
-        """Return the ids of a text in which names of control tokens stand for these tokens.
+        """Return the ids of a text in which names of control tokens become these tokens.
 
         Args:
             text: any string without lone surrogates.
-            literal: spans (begin, end) in characters, in which such names are ordinary text.
+            literal: spans (begin, end) in characters in which such names are ordinary text.
 
         Returns:
-            The ids, and the span (begin, end) in `text` of each. Tokens that share a character,
-            such as the bytes of one, have the same span.
+            The ids, and for each its span (begin, end) in `text`. Tokens that share a character,
+            such as the bytes of one character, have the same span.
         """
         ids: list[int] = []
         offsets: list[Span] = []
@@ -143,18 +143,18 @@ class Tokenizer(ABC):
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """Ids that the model expects before each text: `bos_id` if `add_bos` is set, or none."""
+        """Ids that the model expects before each text: `bos_id` if `add_bos` is set, else none."""
         return (self.bos_id,) if self.add_bos and self.bos_id is not None else ()
 
     def prepend_bos(self, ids: Sequence[int]) -> list[int]:
-        """Return the ids with `begin_ids` in front, unless they start with them."""
+        """Return `begin_ids` and then the ids; only the ids if they already start with them."""
         head = list(self.begin_ids)
         return list(ids) if list(ids[: len(head)]) == head else [*head, *ids]
 
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the ids of a text that a model is to continue, with `begin_ids` in front.
+        """Return the ids of a text that a model is to continue, after `begin_ids`.
 
-        An empty text is `bos_id`, also where the model does not expect it before other texts.
+        For an empty text this is `bos_id`, even if the model does not expect it before other texts.
 
         Args:
             text, special: see :meth:`encode`.
@@ -174,12 +174,12 @@ class Tokenizer(ABC):
     def encode_document(self, text: str, *, end: bool = True) -> list[int]:
         """Return the ids of a training document: `bos_id`, the text, `eos_id`.
 
-        Both are there whenever the tokenizer has them, so that documents in one row are apart, even
-        if `add_bos` is not set.
+        If the tokenizer has these ids they are always added, even if `add_bos` is not set, so that
+        documents in one row are separated.
 
         Args:
             text: see :meth:`encode`.
-            end: whether `eos_id` follows.
+            end: whether to append `eos_id`.
         """
         first = [] if self.bos_id is None else [self.bos_id]
         last = [self.eos_id] if end and self.eos_id is not None else []
@@ -235,7 +235,7 @@ class Tokenizer(ABC):
 
 
 def valid_text(text: str) -> str:
-    """Return the text with U+FFFD for lone surrogates; TypeError if it is not a string."""
+    """Replace lone surrogates in a text by U+FFFD; raise TypeError if it is not a string."""
     if not isinstance(text, str):
         raise TypeError(f"text: expected a str, got {type(text).__name__}")
     try:
@@ -266,7 +266,7 @@ def unused_characters(text: str, count: int, among: Iterable[int] = RARE_LETTERS
         among: code points to choose from.
 
     Raises:
-        TokenizerError: the text contains nearly all of them.
+        TokenizerError: fewer than `count` such characters do not occur in the text.
     """
     unused = "".join(islice((c for c in map(chr, among) if c not in text), count))
     if len(unused) < count:

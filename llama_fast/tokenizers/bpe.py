@@ -38,8 +38,8 @@ class FastTokenizer(Tokenizer):
     """A tokenizer of the ``tokenizers`` package.
 
     Args:
-        backend: used, and changed, by this object alone. Its truncation, padding and dropout are
-            switched off: these settings of a training would change the ids of a text.
+        backend: a tokenizer that only this object uses and changes. Its truncation, padding and
+            dropout, which would change the ids of a text, are switched off.
         bos_id, eos_id: see :class:`Tokenizer`.
     """
 
@@ -67,13 +67,13 @@ class FastTokenizer(Tokenizer):
 
     @property
     def begin_ids(self) -> tuple[int, ...]:
-        """See :class:`Tokenizer`; what the file's post-processor adds, if it is not `bos_id`."""
+        """See :class:`Tokenizer`; may be other ids that the file's post-processor adds."""
         if self._head and self._head != [self.bos_id]:
             return tuple(self._head)
         return super().begin_ids
 
     def __getstate__(self) -> dict[str, Any]:
-        cached = ("_with_special", "_renamings")  # made again when they are needed
+        cached = ("_with_special", "_renamings")  # recomputed when they are needed
         return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -84,13 +84,13 @@ class FastTokenizer(Tokenizer):
         return self._encode_by(self.backend, text, continues)
 
     def _encode_special(self, text: str, continues: bool) -> list[int]:
-        # Not in parts: the backend decides about spaces and words next to a control token.
+        # As a whole, because the backend decides about spaces and words next to a control token.
         return self._encode_by(self._with_special, text, continues)
 
     def _encode_by(self, backend: tokenizers.Tokenizer, text: str, continues: bool) -> list[int]:
         ids: list[int] = _encoded(backend, text).ids
         if continues and self._adds_space:
-            # No space is added after a line break, which merges with nothing.
+            # After a line break, which merges with nothing, no space is added.
             line_break = _encoded(backend, "\n").ids
             with_break = _encoded(backend, "\n" + text).ids
             if with_break[: len(line_break)] == line_break:
@@ -123,7 +123,7 @@ class FastTokenizer(Tokenizer):
 
     @cached_property
     def _with_special(self) -> tokenizers.Tokenizer:
-        """A backend for which names of control tokens in a text stand for these tokens."""
+        """A backend that turns names of control tokens in a text into these tokens."""
         backend = self._copy()
         backend.encode_special_tokens = False
         return backend
@@ -168,7 +168,7 @@ class FastTokenizer(Tokenizer):
 
 
 def _encoded(backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool = False) -> Any:
-    """Return a backend's encoding of a text; TokenizerError if it fails (an unknown character)."""
+    """Encode a text with a backend; raise TokenizerError if it fails (an unknown character)."""
     try:
         return backend.encode(text, add_special_tokens=add_special_tokens)
     except BaseException as error:  # a panic is not an Exception
@@ -193,7 +193,7 @@ def _flags(token: tokenizers.AddedToken) -> dict[str, bool]:
 def from_json(path: Path) -> FastTokenizer:
     """Return the tokenizer of a ``tokenizer.json``; ``tokenizer_config.json`` names BOS and EOS.
 
-    As in transformers, the file's post-processor says whether a text begins with `bos_id`, and
+    As in transformers, the file's post-processor decides whether a text begins with `bos_id`, and
     ``tokenizer_config.json`` can declare more control tokens.
     """
     backend = _backend_of(path)
@@ -255,7 +255,7 @@ def from_gguf_bpe(metadata: dict[str, Any]) -> FastTokenizer:
     try:
         tokens = metadata["tokenizer.ggml.tokens"]
         types = metadata["tokenizer.ggml.token_type"]
-        # An empty list is not written to the file: the tokens are bytes then.
+        # An empty list is not written to the file: then the tokens are bytes.
         merges = [tuple(m.split(" ")) for m in metadata.get("tokenizer.ggml.merges", [])]
     except KeyError as error:
         raise TokenizerError(f"metadata {error} is missing") from None
@@ -295,7 +295,7 @@ def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-# How a text is split into words, by GGUF's name for it.
+# GGUF's name for a way to split a text into words -> the pre-tokenizer.
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 SMOLLM = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
 LLAMA3 = ("llama3", "llama-v3", "llama-bpe")

@@ -47,12 +47,12 @@ NAMED_SPECIAL = {
 # Longer runs of spaces or of other characters are split, as in Meta's code: tiktoken's pattern
 # matching overflows the stack on about 10^5 spaces.
 MAX_RUN = 25_000
-# A match begins where a run begins: from each of its characters it would be read to its end again.
+# Matches only begin at the first character of a run, else matching would take quadratic time.
 LONG_RUN = re.compile(rf"(?<!\s)\s{{{MAX_RUN + 1},}}|(?<!\S)\S{{{MAX_RUN + 1},}}")
 
 
 class RankTokenizer(Tokenizer):
-    """Byte-level BPE that merges by the rank of the tokens."""
+    """Byte-level BPE that merges in the order of the tokens' ranks."""
 
     add_bos = True
 

@@ -1,4 +1,4 @@
-"""Writers of tokenizers: Hugging Face files, ``tokenizer.model``, metadata of a GGUF file.
+"""Writes tokenizers: Hugging Face files, ``tokenizer.model``, metadata of a GGUF file.
 
 | tokenizer                     | Hugging Face       | Meta                        | GGUF    |
 |-------------------------------|--------------------|-----------------------------|---------|
@@ -31,8 +31,8 @@ def save_huggingface(tokenizer: Tokenizer, folder: Path, max_length: int) -> Non
         max_length: maximum number of tokens of the model.
 
     Raises:
-        TokenizerError: a SentencePiece model of another type than Llama's, or a package that is
-            needed is not installed.
+        TokenizerError: the tokenizer is a SentencePiece model of another type than Llama's, or a
+            required package is not installed.
     """
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -60,7 +60,7 @@ def save_huggingface(tokenizer: Tokenizer, folder: Path, max_length: int) -> Non
 
 
 def model_file(tokenizer: Tokenizer) -> bytes | None:
-    """Return the content of Meta's ``tokenizer.model``, None if the tokenizer has no such form."""
+    """Return the content of Meta's ``tokenizer.model``; None if the tokenizer has no such form."""
     if _is_ranks(tokenizer):
         ranks = tokenizer.encoding._mergeable_ranks  # type: ignore[attr-defined]
         in_order = sorted(ranks.items(), key=lambda item: item[1])
@@ -79,7 +79,7 @@ def gguf_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         vocab_size: V of the model; tokens that the tokenizer does not have are marked as unused.
 
     Raises:
-        TokenizerError: GGUF has no name for how the tokenizer splits texts into words.
+        TokenizerError: GGUF has no name for the way the tokenizer splits texts into words.
     """
     fields = (_spm_fields if _is_sentencepiece(tokenizer) else _bpe_fields)(tokenizer)
     missing = vocab_size - len(fields["tokenizer.ggml.tokens"])
@@ -100,8 +100,8 @@ def as_backend(tokenizer: Tokenizer) -> Any:
     """Return a tokenizer of the ``tokenizers`` package that gives the same ids.
 
     Raises:
-        TokenizerError: a SentencePiece model of another type than Llama's, or the package is not
-            installed.
+        TokenizerError: the tokenizer is a SentencePiece model of another type than Llama's, or the
+            package is not installed.
     """
     from .bpe import FastTokenizer, decoders, models, pre_tokenizers, split_by, tokenizers
 
@@ -229,7 +229,7 @@ def _bpe_fields(tokenizer: Tokenizer) -> dict[str, Any]:
             "tokenizer: expected byte-level BPE for a GGUF file, got another type of "
             "tokenizer.json; if there is a tokenizer.model beside it, use that"
         )
-    # Without merges it does not matter how a text is split.
+    # Without merges, the way a text is split has no effect.
     pre = "gpt-2" if not content["model"]["merges"] else _pre_name(content["pre_tokenizer"])
     if content["normalizer"] is not None:
         raise TokenizerError(
@@ -256,7 +256,7 @@ def _bpe_fields(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _pre_name(pre_tokenizer: Any) -> str:
-    """Return GGUF's name for how a text is split into words."""
+    """Return GGUF's name for the way a text is split into words."""
     from .bpe import PRE_TOKENIZERS, models, tokenizers
 
     wanted, known = _comparable(pre_tokenizer), tokenizers.Tokenizer(models.BPE())
@@ -272,10 +272,10 @@ def _pre_name(pre_tokenizer: Any) -> str:
 
 
 def _check_tokens_stay_whole(backend: Any, pre: str) -> None:
-    """Raise TokenizerError unless the merges lead to every token.
+    """Raise TokenizerError unless the merges produce every token.
 
-    Readers of GGUF merge the letters of a word that is a token, or take it as it is. Only if the
-    merges lead to that token, both give the same ids.
+    For a word that is a token, some readers of GGUF apply the merges and others take the token.
+    Both give the same ids only if the merges produce that token.
     """
     added = backend.get_added_tokens_decoder()
     ignored = backend.model.ignore_merges

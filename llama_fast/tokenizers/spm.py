@@ -1,7 +1,7 @@
 """SentencePiece tokenizers, from SentencePiece's own file, a GGUF file or a llama2.c file.
 
-The last two contain only the vocabulary (pieces, scores, types). A SentencePiece model is built in
-memory from it, so that SentencePiece does the work in all three cases.
+The last two contain only the vocabulary (pieces, scores, types). A SentencePiece model is built
+from it in memory, so that the SentencePiece package encodes texts in all three cases.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 class SentencePieceTokenizer(Tokenizer):
     """BPE over Unicode characters, with bytes for characters that the vocabulary lacks.
 
-    A text after a control token begins with a space, as at the beginning: Meta's code and llama.cpp
-    encode the texts between control tokens separately.
+    A text after a control token gets a leading space, as a whole text does: Meta's code and
+    llama.cpp encode the texts between control tokens separately.
     """
 
     add_bos = True
@@ -53,7 +53,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _continuing(self) -> SentencePieceProcessor:
-        """The processor without a space before the text. The last value of a field holds."""
+        """A processor that adds no space before the text. The last value of a field is valid."""
         model = self.processor.serialized_model_proto() + _field(3, _number(3, 0))
         return _processor(model, "the tokenizer")
 

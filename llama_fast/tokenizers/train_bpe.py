@@ -1,4 +1,4 @@
-"""Training of a byte-level BPE tokenizer, for runs from scratch."""
+"""Trains a byte-level BPE tokenizer, for training runs from scratch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .byte import END
 def train_bpe(
     texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str]
 ) -> FastTokenizer:
-    """Train a tokenizer of `vocab_size` tokens on texts, write its files, and return it.
+    """Train a tokenizer with `vocab_size` tokens on texts, write its files, and return it.
 
     Texts are split into words as in Llama 3. All 256 bytes are tokens, so any text can be encoded.
     ``<|endoftext|>``, id 0, begins and ends a text (Sennrich et al. 2016, arXiv:1508.07909).
@@ -23,10 +23,10 @@ def train_bpe(
     Args:
         texts: the corpus.
         vocab_size: at least 257: the bytes and ``<|endoftext|>``.
-        folder: ``tokenizer.json`` and ``tokenizer_config.json`` are written here.
+        folder: folder to which ``tokenizer.json`` and ``tokenizer_config.json`` are written.
 
     Raises:
-        ValueError: `vocab_size` is smaller.
+        ValueError: `vocab_size` is too small.
         TokenizerError: the corpus is too small for that many tokens.
     """
     if vocab_size < 257:

@@ -29,12 +29,13 @@ def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolic
 
 
 def checkpoint_activations(model: LLaMA, mode: str) -> None:
-    """Set which activations `model` stores; results are bitwise the same in every mode.
+    """Set which activations `model` stores; results are bitwise equal in every mode.
 
     Args:
-        model: changed in place.
-        mode: "none" stores everything; "selective" the outputs of matrix products and attention;
-            "full" only the input of each block, which takes a third more arithmetic.
+        model: the model, which is changed in place.
+        mode: what is stored. "none": everything (no checkpointing); "selective": the outputs of
+            matrix products and attention; "full": only the input of each block, which adds a third
+            to the arithmetic.
     """
     if mode == "none":
         model.run_block = None

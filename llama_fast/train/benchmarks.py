@@ -1,4 +1,4 @@
-"""Types of the benchmark scores of a model during training; the caller provides the scorer."""
+"""Types of benchmark scores during training; the caller of the run provides the scorer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class BenchmarkScore:
     """A line of ``benchmarks.csv``.
 
     Attributes:
-        step: number of steps done.
-        benchmark: its name.
+        step: number of training steps done.
+        benchmark: name of the benchmark.
         questions: number of questions.
         accuracy: fraction of correct answers by log-likelihood per character, from 0 to 1.
         stderr: standard error of ``accuracy``.

@@ -17,15 +17,15 @@ def new_shape(config: TrainConfig, vocab_size: int | None) -> LlamaConfig | None
     """The architecture that `model.preset` and `model.overrides` describe.
 
     Args:
-        config: of the run.
-        vocab_size: of its data; None uses that of the preset.
+        config: the run's configuration.
+        vocab_size: vocabulary size of its data; None uses that of the preset.
 
     Returns:
-        The architecture; None with `model.init_from`, whose weights determine it.
+        The architecture, or None with `model.init_from`, whose checkpoint determines it.
 
     Raises:
-        ValueError: overrides that make no valid model, a vocabulary smaller than that of the data,
-            or overrides together with `init_from`.
+        ValueError: the overrides make no valid model, the vocabulary is smaller than that of the
+            data, or there are both overrides and `init_from`.
     """
     options = config.model
     if options.init_from is not None:
@@ -76,7 +76,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     groups: dict[Any, dict[str, Any]] = {}
     for weight in model.parameters():
         decay = options.weight_decay if weight.dim() >= 2 else 0.0
-        # The order of groups is that of the model's weights, the same on every process.
+        # Groups are in the order of the model's weights, which is the same on every process.
         group = groups.setdefault(
             (decay, placement_of(weight)), {"params": [], "weight_decay": decay}
         )

@@ -40,7 +40,7 @@ class CheckpointManager(CheckpointReader):
     state and manifest.
 
     Args:
-        folder: created when the first checkpoint is saved.
+        folder: folder of the checkpoints, created when the first one is saved.
         keep_last: number of checkpoints to keep. Older ones, and those that :meth:`latest` found
             damaged, are deleted after a new one is complete. 0 keeps all.
         log: called with one line about each damaged checkpoint that is skipped.
@@ -87,16 +87,16 @@ class CheckpointManager(CheckpointReader):
 
         Args:
             step: number of steps done, >= 0.
-            tensors: by name; copied before this returns, so they may be changed immediately.
-            state: anything that JSON can represent.
+            tensors: name -> tensor; copied before this returns, so they may be changed immediately.
+            state: a JSON value to save with them.
             asynchronous: whether to write in a background thread. Its error is raised by the next
                 call of :meth:`save` or :meth:`wait`.
 
         Raises:
             RunCheckpointError: this checkpoint could not be written, for example because the disk
-                is full; earlier ones are intact. Or the previous one could not be written in the
-                background; then this one was written first, synchronously, if that was possible.
-            TypeError: `state` has what JSON cannot represent.
+                is full; earlier ones are intact. Or writing the previous one in the background
+                failed; this one was then written synchronously, if that was possible.
+            TypeError: `state` has a value that JSON cannot represent.
         """
         if step < 0:
             raise ValueError(f"step: expected a number >= 0, got {step}")
@@ -149,7 +149,7 @@ class CheckpointManager(CheckpointReader):
 
     @property
     def pending(self) -> bool:
-        """Whether the result of a save in the background is not known yet."""
+        """Whether a save in the background has not been waited for yet."""
         return self._thread is not None
 
     @property
@@ -211,7 +211,7 @@ class CheckpointManager(CheckpointReader):
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
             flush(file)
-        if path.exists():  # of a run that was resumed from an earlier step
+        if path.exists():  # written before the run was resumed from an earlier step
             replaced = path.with_name(f".{path.name}.replaced")
             path.rename(replaced)
             partial.rename(path)
@@ -251,5 +251,5 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, group: Any) -> None:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """A contiguous copy in the CPU's memory, as safetensors needs it; sharded as `tensor` is."""
+    """A contiguous copy in CPU memory, as safetensors requires, sharded like `tensor`."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,6 +1,6 @@
 """Checks the size of a YAML file before its content is built.
 
-Loading an alias costs nothing, but whatever copies, compares or prints the content expands it: nine
+Loading an alias costs nothing, but copying, comparing or printing the content expands it: nine
 lines of nine aliases each are a billion values.
 """
 
@@ -21,7 +21,7 @@ def check_yaml(path: Path) -> None:
     """Check that a configuration is small, with aliases expanded.
 
     Args:
-        path: of the YAML file; if it does not exist, nothing is checked.
+        path: path of the YAML file; if it does not exist, nothing is checked.
 
     Raises:
         ValueError: the file is larger than the limit "yaml", is not YAML, or has too many values or
@@ -47,7 +47,7 @@ def check_yaml(path: Path) -> None:
 def _check_events(path: Path, events: Any) -> None:
     import yaml
 
-    sizes: dict[str, int] = {}  # values that each anchor stands for
+    sizes: dict[str, int] = {}  # anchor -> number of values in it
     opened: list[tuple[str | None, int]] = []  # (anchor, values before it) of each open level
     count = 0
     for event in events:
@@ -66,7 +66,7 @@ def _check_events(path: Path, events: Any) -> None:
         elif isinstance(event, yaml.CollectionStartEvent):
             count += 1
             opened.append((event.anchor, count - 1))
-            if event.anchor is not None:  # it may not contain itself
+            if event.anchor is not None:  # an anchor may not contain itself
                 sizes.pop(event.anchor, None)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = opened.pop()

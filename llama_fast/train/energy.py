@@ -1,8 +1,8 @@
-"""Energy from the machine's counters; it is never estimated.
+"""Measures energy with the machine's counters; it is never estimated.
 
 GPUs: the counter of NVML (Volta and later). CPUs: RAPL of Intel and AMD, which Linux provides as
 files (kernel documentation, power/powercap) that on most systems only root can read. The counters
-include whatever else runs on the same processor or GPU.
+include the energy of all other programs on the same processor or GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class RaplMeter:
     """Measures the energy of the processors, and of the memory if it has its own counter.
 
     Args:
-        folder: that has an ``intel-rapl:N`` folder for each domain.
+        folder: folder with a subfolder ``intel-rapl:N`` for each domain.
 
     Attributes:
         source: description of the counters.
@@ -65,7 +65,7 @@ class NvmlMeter:
     """Measures the energy of one GPU.
 
     Args:
-        device: of torch; looked up by UUID, so CUDA_VISIBLE_DEVICES has no effect.
+        device: a torch device; found by its UUID, so CUDA_VISIBLE_DEVICES does not matter.
 
     Attributes:
         source: description of the counter.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from llama_fast.models import LlamaConfig
 
-# Dense rates from NVIDIA's data sheets in FLOP/s: 16 bit, TF32, float32. The first entry applies
-# whose words are all in the name of the GPU.
+# Dense rates from NVIDIA's data sheets in FLOP/s: 16 bit, TF32, float32. The first entry whose
+# words are all in the name of the GPU applies.
 _SHEETS: dict[tuple[str, ...], tuple[float, float, float]] = {
     ("A100",): (312e12, 156e12, 19.5e12),
     ("H100", "PCIe"): (756e12, 378e12, 51e12),
@@ -51,7 +51,7 @@ class PeakFlops(NamedTuple):
 
 
 def attention_pairs(cu_seqlens: Tensor) -> int:
-    """Number of pairs of a query and a key that it attends to: s (s + 1) / 2 per segment.
+    """Number of query-key pairs in causal attention: s (s + 1) / 2 for a segment of s tokens.
 
     Args:
         cu_seqlens: (segments + 1,) int32, offsets of the packed segments.
@@ -63,18 +63,19 @@ def attention_pairs(cu_seqlens: Tensor) -> int:
 def training_flops(config: LlamaConfig, tokens: int, targets: int, pairs: int) -> int:
     """FLOPs of the matrix products in a forward and a backward pass.
 
-    Each weight takes 2 per token in the forward and 4 in the backward pass: 6 N per token, with N
-    the weights of the layers, and 6 V E of the head per token with a target. Attention takes 4 H D
+    Each weight takes 2 FLOPs per token in the forward and 4 in the backward pass. That is 6 N per
+    token for the N weights of the layers, and 6 V E for the head per token with a target. Attention
+    takes 4 H D
     per pair and layer in the forward pass (scores and weighted sum of values) and twice that in the
     backward pass. PaLM's formula, 6 N + 12 L H D S per token, is the same with pairs = tokens x S,
     which includes the pairs that the causal mask excludes. Recomputation of activations is not
     counted.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         tokens: number of tokens.
         targets: number of tokens with a loss.
-        pairs: of :func:`attention_pairs`.
+        pairs: number of query-key pairs, from :func:`attention_pairs`.
     """
     c = config
     projections = 2 * c.embed_dim * c.head_dim * (c.num_heads + c.num_kv_heads)
@@ -87,7 +88,7 @@ def data_sheet(name: str, precision: str, *, tf32: bool = False) -> PeakFlops | 
     """Peak rate from the data sheet of a GPU; None for an unknown GPU.
 
     Args:
-        name: of the GPU as the driver reports it, such as "NVIDIA H100 80GB HBM3".
+        name: name of the GPU as the driver reports it, such as "NVIDIA H100 80GB HBM3".
         precision: "float32", "bfloat16" or "float16".
         tf32: whether float32 matrix products use TF32.
     """
@@ -106,7 +107,7 @@ def peak_flops(device: torch.device, precision: str) -> PeakFlops:
     """Peak rate of a device: from NVIDIA's data sheet, otherwise measured.
 
     Args:
-        device: of type "cuda" or "cpu".
+        device: a device of type "cuda" or "cpu".
         precision: "float32", "bfloat16" or "float16".
     """
     if device.type == "cuda":
@@ -118,9 +119,9 @@ def peak_flops(device: torch.device, precision: str) -> PeakFlops:
 
 
 def measured_flops(device: torch.device, precision: str, seconds: float = 0.15) -> float:
-    """FLOP/s of the fastest of the matrix products that run in `seconds`.
+    """FLOP/s of the fastest of the matrix products that are run for `seconds`.
 
-    Does not use torch's random state, so it does not affect a run.
+    torch's random state is not used, so a run is not affected.
     """
     rows, size = (8192, 8192) if device.type == "cuda" else (512, 1024)
     a = torch.ones(rows, size, dtype=getattr(torch, precision), device=device)

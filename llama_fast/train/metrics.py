@@ -1,4 +1,4 @@
-"""Metrics of the steps of a run, and the CSV files that hold them."""
+"""Metrics of the steps of a run, and the CSV files that store them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llama_fast.data import DataError
 
 Row = TypeVar("Row")
 
-# Columns that differ between two runs of the same steps.
+# Columns that may differ if the same steps are run twice.
 MEASURED = ("seconds", "memory", "mfu", "joules")
 
 
@@ -28,17 +28,18 @@ class StepMetrics:
     """Metrics of one optimizer step.
 
     Attributes:
-        step: index, from 1.
+        step: number of the step, from 1.
         tokens: number of tokens.
         targets: number of tokens with a loss.
-        loss: mean in nats per target, including the z-loss.
+        loss: mean loss in nats per target, including the z-loss.
         grad_norm: norm of the gradient before clipping.
         lr: learning rate.
         seconds: duration of the step, including data loading.
-        valid_loss: mean over the validation data in nats per target, if the step had a validation.
+        valid_loss: mean loss over the validation data in nats per target; None if the step had no
+            validation.
         perplexity: e to the power of valid_loss.
-        pairs: number of pairs of a query and a key that it attends to.
-        memory: peak so far in bytes: resident in RAM, or allocated on the GPU by torch.
+        pairs: number of query-key pairs in attention.
+        memory: peak memory so far in bytes: resident in RAM, or allocated on the GPU by torch.
         mfu: model FLOPs utilisation, from 0 to 1; see :mod:`llama_fast.train.flops`.
         joules: energy of the step; None if it cannot be measured.
     """
@@ -73,14 +74,14 @@ class StepMetrics:
 
 
 def read_scalars(*values: Tensor) -> list[float]:
-    """Copy 0-dim tensors to the host in one transfer, so that it waits for the device once."""
+    """Copy 0-dim tensors to the host in one transfer, so that the host waits only once."""
     result: list[float] = torch.stack([v.detach().to(torch.float64) for v in values]).tolist()
     return result
 
 
 @contextlib.contextmanager
 def naming_file(path: Path) -> Iterator[None]:
-    """Add the name of a file to an OSError, such as a full disk, that writing it raises."""
+    """Add the file's name to an OSError (such as a full disk) that is raised in the block."""
     try:
         yield
     except OSError as error:
@@ -93,8 +94,8 @@ class MetricsFile:
     """A CSV file to which each row is written immediately.
 
     Args:
-        path: created if it does not exist.
-        keep_steps: rows of later steps are deleted: the run is resumed from this step.
+        path: path of the file, which is created if it does not exist.
+        keep_steps: the step from which the run is resumed; rows of later steps are deleted.
         row: class of the rows, a dataclass whose first field is `step`; its fields are the columns.
 
     Raises:
@@ -109,7 +110,7 @@ class MetricsFile:
         old = _rows(path, names) if path.exists() else []
         kept = [line for line in old if int(line[0]) <= keep_steps]
         with naming_file(path):
-            with replacing(path, newline="") as file:  # a kill loses no row
+            with replacing(path, newline="") as file:  # atomic: a killed process loses no row
                 csv.writer(file).writerows([names, *kept])
             descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
         self._file = os.fdopen(descriptor, "a", newline="", encoding="utf-8")
@@ -151,7 +152,7 @@ def read_rows(path: Path, row: type[Row]) -> list[Row]:
     """Read the rows of a :class:`MetricsFile`; an incomplete last row is skipped.
 
     Args:
-        path: of the file.
+        path: path of the file.
         row: class of the rows.
 
     Raises:

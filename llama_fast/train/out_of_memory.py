@@ -16,10 +16,10 @@ def explain(
     """One line that says what needed memory, and which settings would reduce it.
 
     Args:
-        error: for which :func:`llama_fast._out_of_memory.is_out_of_memory` is true.
-        config: of the run.
+        error: an error for which :func:`llama_fast._out_of_memory.is_out_of_memory` is true.
+        config: the run's configuration.
         model: architecture of the model; None if it is not known yet.
-        step: number of steps done; None if the model and its optimizer were being created.
+        step: number of steps done; None if the model or its optimizer was being created.
     """
     data, options = config.data, config.optimizer
     tokens, state, advice = "", "", []

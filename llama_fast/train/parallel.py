@@ -1,7 +1,7 @@
 """Parallel training with torch's engines: DDP, FSDP2, tensor and context parallelism.
 
 The processes form a mesh, `replicate` x `shard` x `context` x `tensor`; the last dimension varies
-fastest. Their result is that of one process, except for the order of sums.
+fastest. The result is that of a single process, except for the order of summation.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from llama_fast.train.config import ParallelOptions
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Initialise `torch.distributed` within the context, if `torchrun` started this process.
+    """Within the context, initialise `torch.distributed` if `torchrun` started this process.
 
     Args:
-        device: of this process.
+        device: the device of this process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":  # Triton and NCCL use the current device
         torch.cuda.set_device(device)
-    # gloo besides NCCL: for tensors in the CPU's memory, such as those of checkpoints.
+    # gloo besides NCCL, for tensors in CPU memory such as those of checkpoints.
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     dist.init_process_group(backend, device_id=None if device.type == "cpu" else device)
     try:
@@ -62,11 +62,12 @@ class ParallelContext:
 
     Args:
         options: sizes of the mesh.
-        device: of this process.
+        device: the device of this process.
 
     Attributes:
-        rank, world_size: of this process among all, and the number of processes.
-        data_rank, data_world_size: of this process among those with different sequences.
+        rank, world_size: rank of this process, and the number of all processes.
+        data_rank, data_world_size: rank among the processes with different sequences, and their
+            number.
         averaged: number of processes whose gradients are averaged: those with different tokens.
 
     Raises:
@@ -112,9 +113,9 @@ class ParallelContext:
         """Create the model, or this process's part of it, on the device.
 
         Args:
-            make: creates the whole model in the CPU's memory. If the weights are sharded, it is
-                called on rank 0 only, which sends the others their parts: no other process needs
-                memory for the whole model.
+            make: creates the whole model in CPU memory. If the weights are sharded, it is called on
+                rank 0 only, which sends the others their parts, so no other process needs memory
+                for the whole model.
 
         Raises:
             ValueError: `tensor` does not divide heads, width or vocabulary; or the model has
@@ -133,7 +134,7 @@ class ParallelContext:
         with torch.device("meta"):
             model = LLaMA(config)
         if self.tensor > 1:
-            # Silences a hint at every clipping that one mesh dimension would be faster than two.
+            # Silences a warning at every clipping that one mesh dimension would be faster than two.
             logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
             _apply_tensor_parallelism(model, self._mesh["tensor"])
         if self._sharded:
@@ -158,7 +159,10 @@ class ParallelContext:
             )
 
     def loss_function(self, model: LLaMA) -> Callable[..., Tensor]:
-        """`model.loss` for this process's tokens; gradients are averaged over `averaged` ranks."""
+        """A function like `model.loss` for this process's tokens.
+
+        Its gradients are averaged over `averaged` ranks.
+        """
         function: Callable[..., Tensor] = model.loss
         if self.averaged > 1 and not self._sharded:
             self._replica = DistributedDataParallel(_LossModule(model))
@@ -177,9 +181,9 @@ class ParallelContext:
         return ring_loss
 
     def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Context of a forward and backward pass: DDP reduces gradients after the last one only.
+        """A context for a forward and backward pass: DDP reduces gradients after the last one only.
 
-        FSDP reduces them each time: delaying it would take memory for the whole gradient.
+        FSDP reduces them every time, because a delay would take memory for the whole gradient.
         """
         if is_last or self._replica is None:
             return contextlib.nullcontext()
@@ -189,16 +193,16 @@ class ParallelContext:
     def reshard(self, model: LLaMA) -> None:
         """Free the weights that FSDP gathered in a forward pass without a backward pass.
 
-        Until then the model's parameters are not those that the optimizer updates.
+        Until then the model's parameters are not the ones that the optimizer updates.
         """
         if isinstance(model, FSDPModule):
             model.reshard()
 
     def full_model(self, model: LLaMA) -> LLaMA | None:
-        """The model with all weights on rank 0, None on the others; every rank calls this."""
+        """The model with all weights on rank 0, None on other ranks; every rank must call this."""
         if not (self._sharded or self.tensor > 1):
             return model if self.rank == 0 else None
-        # cpu_offload: the other ranks keep nothing.
+        # With cpu_offload the other ranks keep nothing.
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(model, options=options)
         if self.rank != 0:
@@ -227,10 +231,10 @@ class ParallelContext:
 
 
 def check_divides(tensor: int, config: LlamaConfig) -> None:
-    """Check that `parallel.tensor` divides the dimensions of a model that it splits.
+    """Check that `parallel.tensor` divides the model's dimensions that it splits.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not divide one of them.
     """
     for name in ("num_heads", "num_kv_heads", "ffn_dim", "vocab_size"):
         if (value := getattr(config, name)) % tensor:
@@ -273,9 +277,9 @@ def _apply_tensor_parallelism(model: LLaMA, mesh: DeviceMesh) -> None:
 
 
 def placement_of(tensor: Tensor) -> Any:
-    """Mesh and placements of a DTensor, None for others.
+    """Mesh and placements of a DTensor, None for other tensors.
 
-    Fused calls such as those of AdamW take only tensors for which this is equal.
+    Fused calls, such as those of AdamW, require tensors for which this is equal.
     """
     return (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
 
@@ -302,9 +306,9 @@ def clip_gradients(weights: list[nn.Parameter], max_norm: float, norm: Tensor) -
     """Scale the gradients down to `max_norm`, in place.
 
     Args:
-        weights: whose `grad` is scaled.
-        max_norm: largest norm over all processes.
-        norm: of :func:`gradient_norm`.
+        weights: the weights whose `grad` is scaled.
+        max_norm: largest allowed norm over all processes.
+        norm: the norm, from :func:`gradient_norm`.
     """
     for group in _by_placement(weights):
         nn.utils.clip_grads_with_norm_(group, max_norm, norm)

@@ -25,7 +25,7 @@ class GpuSpec(NamedTuple):
     """Properties of a GPU model.
 
     Attributes:
-        name: for :func:`llama_fast.train.flops.data_sheet`.
+        name: name for :func:`llama_fast.train.flops.data_sheet`.
         memory: bytes that a process can see.
         link: bytes per second to other GPUs of the host in one direction, over NVLink or PCIe.
     """
@@ -48,7 +48,7 @@ GPUS = {
     "l40s": GpuSpec("L40S", 44 * GiB, 32e9),
     "l4": GpuSpec("L4", 22 * GiB, 32e9),
 }
-# Estimates: memory of the CUDA context, NCCL's buffers and the libraries' workspaces; and the
+# Estimates: bytes taken by the CUDA context, NCCL's buffers and the libraries' workspaces, and the
 # fraction of the rest that is lost to fragmentation.
 RESERVED, FRAGMENTED = 2 * GiB, 0.05
 
@@ -58,14 +58,14 @@ class TrainingPlan:
     """Estimate of a run.
 
     Attributes:
-        model, config, mesh: of the run.
+        model, config, mesh: architecture, configuration and device mesh of the run.
         gpu: memory and links of a GPU.
-        peak: rate of a GPU that the MFU refers to.
+        peak: peak rate of a GPU, to which the MFU refers.
         mfu: assumed model FLOPs utilisation, from 0 to 1.
-        memory: bytes on one GPU by category when their sum is largest.
+        memory: category -> bytes on one GPU, at the time when their sum is largest.
         traffic: communication along each dimension of the mesh in a step.
-        flops: of a step, on all GPUs together.
-        tokens: in a step, on all GPUs together.
+        flops: number of FLOPs in a step, on all GPUs together.
+        tokens: number of tokens in a step, on all GPUs together.
         links: bytes per second of the slowest link in each dimension of the mesh.
     """
 
@@ -161,8 +161,8 @@ def model_of(config: TrainConfig, vocab_size: int | None) -> LlamaConfig:
     """The architecture of a run's model, without creating its weights.
 
     Args:
-        config: of the run.
-        vocab_size: of its data; None uses that of the preset.
+        config: the run's configuration.
+        vocab_size: vocabulary size of its data; None uses that of the preset.
     """
     options = config.model
     if options.init_from is not None and Path(options.init_from).exists():
@@ -192,10 +192,10 @@ def plan(
     """Estimate a run.
 
     Args:
-        config: of the run.
-        model: of :func:`model_of`.
+        config: the run's configuration.
+        model: the architecture, from :func:`model_of`.
         gpus: number of GPUs on all hosts.
-        gpu: a key of ``GPUS``.
+        gpu: name of a GPU, a key of ``GPUS``.
         mfu: assumed model FLOPs utilisation in the run's precision.
         gpus_per_host: number of GPUs connected by `GpuSpec.link`; others use the network.
         network: bytes per second of each GPU to other hosts in one direction.
@@ -220,7 +220,7 @@ def plan(
         data.micro_batch_size * config.optimizer.gradient_accumulation_steps * mesh.data_world_size
     )
     tokens = rows * data.seq_len
-    # Upper bound: each sequence is one document, each token has a target.
+    # Upper bounds: each sequence is one document, and each token has a target.
     pairs = rows * data.seq_len * (data.seq_len + 1) // 2
     peak = data_sheet(spec.name, config.precision)
     assert peak is not None
@@ -248,8 +248,8 @@ class Advice(NamedTuple):
     """Settings with which a run fits.
 
     Attributes:
-        change: the options that differ, as text.
-        plan: of the changed run.
+        change: the options to change, as text.
+        plan: the plan of the changed run.
     """
 
     change: str
@@ -257,14 +257,14 @@ class Advice(NamedTuple):
 
 
 def advice(original: TrainingPlan, **options: Any) -> list[Advice]:
-    """Settings with which a run fits, at the same batch size.
+    """Search for settings with which a run fits, at the same batch size.
 
     Args:
         original: plan of a run that does not fit.
-        **options: that :func:`plan` was called with besides configuration and model.
+        **options: the other arguments with which :func:`plan` was called.
 
     Returns:
-        Smaller changes, and those with less communication, come first.
+        The settings; those with smaller changes and less communication come first.
     """
     result = []
     for change, config in _changes(original.config, options["gpus"]):
@@ -313,7 +313,7 @@ def _changes(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]
             if getattr(options, field) != value:
                 setattr(options, field, value)
                 texts.append(f"{name} {value}")
-        # Smaller micro-batches, or fewer data-parallel ranks, are made up for by accumulation.
+        # More accumulation compensates for smaller micro-batches or fewer data-parallel ranks.
         times = rows // (changed.data.micro_batch_size * mesh_of(changed, gpus).data_world_size)
         if times > accumulation:
             changed.optimizer.gradient_accumulation_steps = times

@@ -1,10 +1,9 @@
 """Estimate the memory of one process in a training step.
 
-The peak is the largest of the sums at these points of a step: the end of the forward pass, the
-first and the last block of the backward pass, the embedding's gradient, and the optimizer's step.
-The bytes of weights, gradients, moments and saved activations follow from shapes; working memory is
-that of the largest operation. Rounding by the allocator and memory of CUDA and NCCL are not
-included.
+The peak is at one of these points of a step: the end of the forward pass, the first or the last
+block of the backward pass, the embedding's gradient, or the optimizer's step.
+Weights, gradients, moments and saved activations are computed from shapes; working memory is that
+of the largest operation. Rounding by the allocator and memory of CUDA and NCCL are not included.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from llama_fast.ops.chunked import WIDEN_ELEMENTS, rows_per_chunk
 from llama_fast.train.config import TrainConfig
 
 FLOAT = 4  # bytes of a float32: weights, gradients and moments
-# Rows of logits in memory at a time in the GPU's fused loss; see kernels/linear_cross_entropy.py.
+# Rows of logits in memory at once in the GPU's fused loss; see kernels/linear_cross_entropy.py.
 CHUNK_ROWS = 4096
 # Bytes of logits in the CPU's fused loss; see csrc/cpu/linear_cross_entropy_plan.h.
 CPU_MIN_LOGITS, CPU_MAX_LOGITS = 16 << 20, 512 << 20
@@ -66,9 +65,9 @@ class WeightCounts(NamedTuple):
     """Number of weights of one process.
 
     Attributes:
-        block: in a block, when FSDP has gathered it, including the padding of uneven shards.
-        root: the same for the other weights: embedding, last norm, head.
-        held: that the process stores.
+        block: weights of one block after FSDP has gathered it, including padding of uneven shards.
+        root: weights outside of blocks (embedding, last norm, head), after FSDP has gathered them.
+        held: weights that the process stores.
     """
 
     block: int
@@ -114,9 +113,9 @@ class BlockMemory(NamedTuple):
     """Bytes of the activations of a block.
 
     Attributes:
-        kept: stored from the forward to the backward pass.
-        recomputed: recomputed and stored during the backward pass.
-        working: additional peak of the backward pass.
+        kept: bytes stored from the forward to the backward pass.
+        recomputed: bytes recomputed and stored during the backward pass.
+        working: additional bytes at the peak of the backward pass.
     """
 
     kept: int
@@ -127,8 +126,9 @@ class BlockMemory(NamedTuple):
 def block_bytes(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> BlockMemory:
     """Memory of the activations of a block.
 
-    The residual stream and its gradient are float32, operands of matrix products are in the
-    precision of the run. Stored without checkpointing: the inputs of both norms, their outputs (the
+    The residual stream and its gradient are float32; operands of matrix products are in the
+    precision of the run. Without checkpointing these are stored: the inputs of both norms, their
+    outputs (the
     first is cast for each of the three projections), q, k, v, the output of attention with two
     log-sum-exps per head, and gate, up and their product.
     """
@@ -155,9 +155,9 @@ class LossMemory(NamedTuple):
     """Bytes of the fused loss.
 
     Attributes:
-        working: while it runs.
-        kept: its input and the gradients that it computes in the forward pass, until the backward
-            pass uses them.
+        working: bytes in use while it runs.
+        kept: bytes of its input and of the gradients that it computes in the forward pass, stored
+            until the backward pass uses them.
     """
 
     working: int
@@ -168,7 +168,7 @@ def loss_bytes(model: LlamaConfig, config: TrainConfig, mesh: MeshShape, device:
     """Memory of the fused loss: a chunk of logits, and gradients of hidden states and head."""
     a, N = item_size(config), tokens_of(config, mesh)
     E, V = model.embed_dim, model.vocab_size // mesh.tensor
-    # float32 for float16, which would round small gradients to zero before they are scaled.
+    # float16 gradients are float32 here: small ones would round to zero before they are scaled.
     g = FLOAT if config.precision == "float16" else a
     hidden = FLOAT * N * (E + 1) + a * N * E * (
         1 if a == FLOAT else 2
@@ -193,7 +193,7 @@ def memory(
     """Estimate the peak memory of a step by category.
 
     Args:
-        model, config, mesh: of the run.
+        model, config, mesh: architecture, configuration and device mesh of the run.
         device: "cuda" or "cpu"; their fused losses differ.
 
     Returns:

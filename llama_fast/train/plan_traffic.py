@@ -1,7 +1,7 @@
 """Estimate the communication between the processes of a run in a step.
 
-The bytes follow from shapes; `tests/train/test_plan.py` compares them with the calls of torch's
-communication. Exchanges of single numbers (the gradient norm, the logged loss) are left out.
+Bytes are computed from shapes; `tests/train/test_plan.py` compares them with torch's communication
+calls. Exchanges of single numbers (the gradient norm, the logged loss) are left out.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ class Traffic(NamedTuple):
     """One kind of communication along one dimension of the mesh, in a step.
 
     Attributes:
-        dimension: of the mesh: replicate, shard, context or tensor.
+        dimension: dimension of the mesh: replicate, shard, context or tensor.
         operation: all-reduce, all-gather, reduce-scatter or send.
         size: number of processes that take part.
-        payload: bytes in a step: of the whole tensors that are reduced, gathered or scattered, or
-            that a process sends.
+        payload: bytes per step of the whole tensors that are reduced, gathered, scattered or sent.
         what: description of the tensors.
     """
 
@@ -90,7 +89,7 @@ def _tensor(
 ) -> Iterator[Traffic]:
     """Tensor parallelism: all-reduces of (N,E) over heads, width and vocabulary.
 
-    Left out: the few numbers per token that the loss exchanges.
+    The few numbers per token that the loss exchanges are left out.
     """
     hidden, layers = N * model.embed_dim, model.num_layers
     # After attention and the feed-forward part; recomputation ends before the second.

@@ -30,7 +30,7 @@ def figure(runs: Sequence[Path], x: X = "step") -> Figure:
 
     Args:
         runs: folders of the runs.
-        x: unit of the horizontal axis; hours are those of training steps.
+        x: unit of the horizontal axis; hours count the time of training steps only.
 
     Raises:
         FileNotFoundError: a folder has no metrics.csv.
@@ -89,7 +89,7 @@ def smoothed(values: Array, share: int = 40) -> Array:
         share: the window has n / share values, fewer at the ends.
 
     Returns:
-        (n,) means; NaN where a window has no finite value.
+        (n,) means; NaN if a window has no finite value.
     """
     width = min(len(values), max(1, len(values) // share) | 1)
     finite = np.isfinite(values)
@@ -124,7 +124,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _limit(axes: Axes) -> None:
-    """Limit the axis to the smoothed curves: the first steps' peak would flatten the rest."""
+    """Limit the axis to the smoothed curves, which the peak of the first steps would flatten."""
     smooth = np.concatenate([line.get_ydata() for line in axes.lines if line.get_zorder() >= 2])
     finite = smooth[np.isfinite(smooth)]
     if finite.size:

@@ -18,7 +18,7 @@ class Profiler:
     """Records steps of a run after the first :data:`WARMUP` ones.
 
     Args:
-        folder: of the run; the trace is written to `trace.json.gz` in it.
+        folder: the run's folder; the trace is written to `trace.json.gz` in it.
         steps: number of steps to record, at least 1.
         cuda: whether the model is on a GPU.
         log: called with each line of output.
@@ -37,12 +37,12 @@ class Profiler:
         self._profile.start()
 
     def step(self) -> None:
-        """Call it after each step."""
+        """Count a step; to be called after each one."""
         if not self._done:
             self._profile.step()
 
     def close(self) -> None:
-        """Stop recording; writes the trace if there were fewer steps."""
+        """Stop recording; write the trace if the run ended before enough steps were recorded."""
         if not self._done:
             self._profile.stop()
         if not self._done:
@@ -51,7 +51,8 @@ class Profiler:
     def _write(self, recorded: Any) -> None:
         self._done = True
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix selects compression. In a temporary folder no link of that name can exist.
+        # The suffix selects compression. In a new temporary folder there can be no link of that
+        # name.
         with tempfile.TemporaryDirectory(prefix=".trace-", dir=self._path.parent) as folder:
             recorded.export_chrome_trace(str(Path(folder, TRACE)))
             os.replace(Path(folder, TRACE), self._path)
@@ -64,8 +65,8 @@ def top_ops(averages: Any, attribute: str, count: int = 10) -> list[str]:
     """Format a table of the operators with the largest self time.
 
     Args:
-        averages: of ``torch.profiler.profile.key_averages()``.
-        attribute: of an entry, the time in microseconds to sort by.
+        averages: the result of ``torch.profiler.profile.key_averages()``.
+        attribute: attribute of its entries to sort by, a time in microseconds.
         count: maximum number of rows.
 
     Returns:

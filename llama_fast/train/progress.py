@@ -17,7 +17,7 @@ from llama_fast._format import duration
 from llama_fast._terminal import console as new_console
 from llama_fast.train.metrics import StepMetrics
 
-WINDOW = 50  # steps that throughput and remaining time are estimated from
+WINDOW = 50  # number of steps from which throughput and remaining time are estimated
 
 
 class ThroughputMeter:
@@ -34,19 +34,19 @@ class ThroughputMeter:
         self._begin = time.perf_counter()
 
     def add(self, step: StepMetrics, now: float | None = None) -> None:
-        """Add a step that ended at `now`, a time of ``time.perf_counter``; by default just now."""
+        """Add a step that ended at `now`, a value of ``time.perf_counter``; default: just now."""
         self._last.append(step)
         self._training += step.seconds
         self._elapsed = (time.perf_counter() if now is None else now) - self._begin
 
     @property
     def tokens_per_second(self) -> float:
-        """Mean over the last steps."""
+        """Mean throughput over the last steps."""
         return sum(s.tokens for s in self._last) / sum(s.seconds for s in self._last)
 
     @property
     def joules_per_token(self) -> float | None:
-        """Mean over the last steps; None if energy cannot be measured."""
+        """Mean energy per token over the last steps; None if energy cannot be measured."""
         joules = [s.joules for s in self._last if s.joules is not None]
         if len(joules) < len(self._last):
             return None
@@ -54,7 +54,7 @@ class ThroughputMeter:
 
     @property
     def mfu(self) -> float | None:
-        """Mean over the last steps, weighted by time; None if it is unknown."""
+        """Mean MFU over the last steps, weighted by time; None if it is unknown."""
         shares = [s.mfu * s.seconds for s in self._last if s.mfu is not None]
         if len(shares) < len(self._last):
             return None
@@ -62,7 +62,7 @@ class ThroughputMeter:
 
     @property
     def seconds_left(self) -> float:
-        """Remaining steps times the median of the last ones, plus the share of other work."""
+        """Remaining steps times the median step time, plus the share of other work; in seconds."""
         others = max(1.0, self._elapsed / self._training)
         left = self.steps - self._last[-1].step
         return median(s.seconds for s in self._last) * left * others
@@ -74,7 +74,7 @@ class ProgressDisplay:
     Args:
         steps: number of steps in the run.
         done: number of steps done.
-        console: to display on; None uses standard error.
+        console: the console to display on; None uses standard error.
     """
 
     def __init__(self, steps: int, done: int, console: Console | None = None) -> None:
@@ -84,7 +84,7 @@ class ProgressDisplay:
             Text(f"step {done}/{steps}: starting"),
             console=console or new_console(stderr=True),
             refresh_per_second=4,
-            # If standard output is a file, its lines are left as they are.
+            # If standard output is a file, its lines are not redirected.
             redirect_stdout=sys.stdout.isatty(),
             transient=True,
         )

@@ -56,10 +56,10 @@ def git_commit(package: Path = _PACKAGE) -> str | None:
 def entry(
     config: TrainConfig, train: TokenShards, valid: TokenShards | None, step: int
 ) -> dict[str, Any]:
-    """Describe a start of a run, as JSON: configuration, data, code and machine.
+    """Describe a start of a run as a JSON object: configuration, data, code and machine.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         train, valid: its data.
         step: number of steps done before.
     """
@@ -89,14 +89,14 @@ def add_entry(folder: Path, start: dict[str, Any]) -> str:
     """Append an entry to ``run.json`` in a run's folder.
 
     Args:
-        folder: of the run.
-        start: of :func:`entry`.
+        folder: the run's folder.
+        start: the result of :func:`entry`.
 
     Returns:
         The id of the run, 12 hexadecimal digits.
 
     Raises:
-        DataError: the file has something else.
+        DataError: the file has other content.
         OSError: the file cannot be written.
     """
     path = inside(folder, RECORD, folder, DataError)

@@ -24,13 +24,13 @@ def check_same(
     """Check that a checkpoint was written with the same configuration.
 
     Args:
-        checkpoint: to resume from.
-        config: of the run that resumes.
+        checkpoint: the checkpoint to resume from.
+        config: configuration of the resumed run.
         world_size: number of its processes.
-        log: called with a line if `model.init_from` differs, which is not read again.
+        log: called with a line of text if `model.init_from` differs, which is not read again.
 
     Raises:
-        ValueError: an option differs that may not; the message names all of them.
+        ValueError: options differ that may not; the message names all of them.
     """
     changed = {}
     for name, old, new in _differences(checkpoint.state["config"], dataclasses.asdict(config)):
@@ -48,7 +48,7 @@ def check_same(
 
 
 def _may_change(name: str, checkpoint: Checkpoint, config: TrainConfig, world_size: int) -> bool:
-    if name == "data.micro_batch_size":  # the same batch on another number of ranks
+    if name == "data.micro_batch_size":  # the batch may be the same on another number of ranks
         return bool(checkpoint.state["world_size"] != world_size)
     if name == "steps":  # the learning rates of earlier steps must not change
         return config.optimizer.lr_schedule == "constant"

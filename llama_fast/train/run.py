@@ -1,8 +1,8 @@
 """A training run that can be killed at any moment and resumed with identical results.
 
-A checkpoint has everything that the next step depends on: weights, moments, the position in the
-data, torch's random state, the step. On a CPU, a run of 2N steps and a run that is killed after N
-steps and resumed for N more end with bitwise identical weights.
+A checkpoint contains everything that the next step depends on: weights, moments, the position in
+the data, torch's random state, and the step. On a CPU, a run of 2N steps and a run that is killed
+after N steps and resumed for N more end with bitwise identical weights.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ from llama_fast.train.run_logger import RunLogger
 
 
 class StepTotals(NamedTuple):
-    """What the micro-batches of an optimizer step add up to.
+    """Sums over the micro-batches of an optimizer step.
 
     Attributes:
         loss: 0-dim float64 on the device, this process's part of the mean loss in nats per target.
-        tokens, targets, pairs: tokens, targets, and pairs of a query and a key that it attends to,
-            of all processes.
+        tokens, targets, pairs: numbers of tokens, targets and query-key pairs, on all processes.
     """
 
     loss: Tensor
@@ -53,20 +52,20 @@ class StepTotals(NamedTuple):
 
 
 class TrainingRun:
-    """A model, its optimizer and its data; in the state of the newest checkpoint if there is one.
+    """A model, its optimizer and its data, restored from the newest checkpoint if there is one.
 
     Args:
-        config: of the run.
-        log: called with each line of output; on rank 0 only.
+        config: the run's configuration.
+        log: called with each line of output, on rank 0 only.
 
     Attributes:
         step: number of steps done.
-        model, optimizer, loader: of the run.
-        average: exponential moving average of the weights by name, or None.
+        model, optimizer, loader: model, optimizer and training data of the run.
+        average: name -> exponential moving average of the weight, or None.
 
     Raises:
         FileNotFoundError, DataError: the data does not exist, or is damaged.
-        RunCheckpointError: there are checkpoints, and all are damaged.
+        RunCheckpointError: all checkpoints in the folder are damaged.
         OSError: another process is training in the folder.
         ValueError: the folder has a run with another configuration.
         MemoryError: model and optimizer do not fit; the message names settings that would help.
@@ -94,7 +93,7 @@ class TrainingRun:
                 f"tokens, got {self.valid.vocab_size}"
             )
         self.lr_schedule = config.lr_schedule()
-        if self.valid is not None:  # raises now, not at the first validation, if it is too small
+        if self.valid is not None:  # fail now, not at the first validation, if it is too small
             self._loader(self.valid, shuffle=False)
         self.loader = self._loader(self.shards, shuffle=True)
         shape = new_shape(config, self.shards.vocab_size)
@@ -115,7 +114,7 @@ class TrainingRun:
             raise MemoryError(explain(error, config, shape, step=None)) from error
 
     def _build(self, shape: LlamaConfig | None, checkpoint: Checkpoint | None) -> None:
-        """Create the model and all that belongs to it, and load the checkpoint."""
+        """Create model, optimizer and data, and load the checkpoint."""
         config = self.config
 
         def make() -> LLaMA:
@@ -168,15 +167,15 @@ class TrainingRun:
                 :mod:`llama_fast.eval`.
 
         Returns:
-            The metrics of the last step; None if the run was complete already.
+            The metrics of the last step; None if the run was already complete.
 
         Raises:
             ValueError: the configuration has `benchmarks`, but `score_benchmarks` is None.
             FloatingPointError: the loss or the gradient norm is not finite, and `on_nan` is "stop".
                 The newest checkpoint is from before that step.
-            RunCheckpointError: a checkpoint could not be written. Raised after the next step, whose
-                state is saved first if there is space again.
-            MemoryError: a step did not fit; the message names settings that would help.
+            RunCheckpointError: a checkpoint could not be written. It is raised after the next step,
+                whose state is saved first if there is space again.
+            MemoryError: a step did not fit in memory; the message names settings that would help.
         """
         config, metrics = self.config, None
         if config.benchmarks and score_benchmarks is None:
@@ -218,13 +217,13 @@ class TrainingRun:
         self.scaler.unscale_(self.optimizer)
         weights = list(self.model.parameters())
         norm = gradient_norm(weights)
-        # The one time in a step that the host waits for the device.
+        # This is the only point in a step where the host waits for the device.
         local_loss, grad_norm = read_scalars(totals.loss, norm)
         loss = self.mean_loss(local_loss)
         if config.max_grad_norm is not None and not grad_norm <= config.max_grad_norm - 1e-5:
             clip_gradients(weights, config.max_grad_norm, norm)
-        # In float16 an overflow of the gradient is expected now and then: the scaler skips the step
-        # and lowers its scale.
+        # In float16 the gradient overflows occasionally: the scaler then skips the step and lowers
+        # its scale.
         if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
             self.scaler.step(self.optimizer)
         else:
@@ -238,7 +237,7 @@ class TrainingRun:
                            pairs=totals.pairs)  # fmt: skip
 
     def accumulate_gradients(self) -> StepTotals:
-        """Run the micro-batches of the next step; their gradients add up in the weights' `grad`.
+        """Run the micro-batches of the next step; gradients accumulate in the weights' `grad`.
 
         The gradients are those of the mean loss, times the scaler's factor. The host does not wait
         for the device.
@@ -283,7 +282,7 @@ class TrainingRun:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "float32":
             return contextlib.nullcontext()
-        # Each weight is used once, so caching its cast would only take memory; with FSDP, that of
+        # Each weight is used once, so caching its cast would only take memory: with FSDP, that of
         # the whole model on each process.
         dtype = getattr(torch, self.config.precision)
         return torch.autocast(self.device.type, dtype, cache_enabled=False)
@@ -336,7 +335,7 @@ class TrainingRun:
         """Whether the save in the background has failed; the same on every process."""
         if not self.checkpoints.pending:
             return False
-        is_writing = self.checkpoints.is_writing  # first: a failure in between is seen next time
+        is_writing = self.checkpoints.is_writing  # first: a later failure is noticed next time
         writing, failed = self.parallel.sum(is_writing, self.checkpoints.has_failed)
         if not writing and not failed:
             self.checkpoints.wait()  # returns at once; nothing is pending until the next save
@@ -346,8 +345,8 @@ class TrainingRun:
         """Write a checkpoint in the background.
 
         Raises:
-            RunCheckpointError: the previous one could not be written. This one was written first,
-                if that was possible.
+            RunCheckpointError: the previous checkpoint could not be written. This one was written
+                first, if that was possible.
         """
         state = {
             "step": self.step,
@@ -382,8 +381,8 @@ class TrainingRun:
         state, rank = checkpoint.state, self.parallel.rank
         tensors = {name: tensor.detach() for name, tensor in self._tensors()}
         random = {name: tensors.pop(name) for name in list(tensors) if name.startswith("random.")}
-        if rank < state["world_size"]:  # a rank that was not there keeps its new random state
-            saved = ("random.cpu.", f"random.{state['device']}.")  # it may be another device now
+        if rank < state["world_size"]:  # a rank that is new keeps its fresh random state
+            saved = ("random.cpu.", f"random.{state['device']}.")  # the device may differ now
             tensors.update({name: t for name, t in random.items() if name.startswith(saved)})
         self.checkpoints.load(checkpoint, tensors)
         torch.set_rng_state(random[f"random.cpu.{rank}"])

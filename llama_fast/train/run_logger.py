@@ -1,4 +1,4 @@
-"""Measures the steps of a run and writes everything that a user sees of it."""
+"""Measures the steps of a run and writes all of its output."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ MAX_EXPONENT = 709  # e to a higher power overflows a float64
 class RunLogger:
     """Measures steps, logs them, and writes metrics, curves, the record of the run and a trace.
 
-    With `torch.distributed` every rank has one; only rank 0 writes. An out-of-memory error within
-    the context becomes a MemoryError that names settings that would help.
+    With `torch.distributed` every rank has one, but only rank 0 writes. Within the context an
+    out-of-memory error becomes a MemoryError that names settings that would help.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         model: architecture of the model.
         shards, valid: training and validation data.
-        parallel: of this process.
+        parallel: the parallel context of this process.
         step: number of steps done.
         log: called with each line of output.
 
@@ -106,7 +106,7 @@ class RunLogger:
         trace: TracebackType | None,
     ) -> None:
         advice = None
-        # A RunCheckpointError names the checkpoint and the reason already.
+        # A RunCheckpointError already names the checkpoint and the reason.
         if not isinstance(error, RunCheckpointError) and is_out_of_memory(error):
             assert error is not None
             advice = out_of_memory.explain(error, self._config, self._model, self._step)
@@ -119,9 +119,9 @@ class RunLogger:
             raise MemoryError(advice) from error
 
     def measure(self, train_step: Callable[[], StepMetrics]) -> StepMetrics:
-        """Run a step; returns its metrics with memory, MFU and energy added.
+        """Run a step; return its metrics with memory, MFU and energy added.
 
-        Memory is that of this process, MFU and energy are those of all.
+        Memory is that of this process; MFU and energy are those of all processes.
         """
         before = math.nan if self._meter is None else self._meter.joules()
         metrics = train_step()
@@ -138,7 +138,7 @@ class RunLogger:
         )
 
     def add(self, metrics: StepMetrics) -> StepMetrics:
-        """Write the metrics of a step; returns them with the perplexity added."""
+        """Write the metrics of a step; return them with the perplexity added."""
         step, config = metrics.step, self._config
         if metrics.valid_loss is not None:
             overflows = metrics.valid_loss > MAX_EXPONENT
@@ -161,7 +161,7 @@ class RunLogger:
         return metrics
 
     def add_scores(self, scores: Sequence[BenchmarkScore]) -> None:
-        """Write the scores of the benchmarks after a step; on rank 0 only."""
+        """Write the benchmark scores of a step; to be called on rank 0 only."""
         if self._scores is None:
             return
         for score in scores:
@@ -172,6 +172,6 @@ class RunLogger:
             tracker.log(accuracies, self._step)
 
     def flush(self) -> None:
-        """Flush the trackers, before a checkpoint: a resumed run leaves no gap in the curves."""
+        """Flush the trackers before a checkpoint, so that a resumed run's curves have no gap."""
         for tracker in self._trackers:
             tracker.flush()

@@ -11,10 +11,10 @@ ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """Learning rate as a fraction of the peak, a function of the step alone.
+    """Learning rate as a fraction of the peak; it depends on the step only.
 
     Attributes:
-        lr_schedule: what follows the warm-up.
+        lr_schedule: shape after the warm-up.
             ``cosine``: half a cosine down to `min_lr_ratio` (Loshchilov & Hutter 2017,
             arXiv:1608.03983).
             ``linear``: linear decay to `min_lr_ratio`.
@@ -28,7 +28,7 @@ class LRSchedule:
         decay_ratio: fraction of the run over which ``wsd`` decays.
 
     Raises:
-        ValueError: an unknown schedule, or a number out of its range.
+        ValueError: the schedule is unknown, or a number is out of its range.
 
     Example:
         >>> schedule = LRSchedule("cosine", steps=100, warmup_steps=10, min_lr_ratio=0.1)

@@ -18,7 +18,7 @@ class Tracker(Protocol):
     """Receives scalars by name."""
 
     def log(self, scalars: dict[str, float], step: int) -> None:
-        """Log the scalars of a step, in the order of steps. Raises OSError if the disk is full."""
+        """Log the scalars of a step; steps must increase. Raises OSError if the disk is full."""
 
     def flush(self) -> None:
         """Write everything that was logged."""
@@ -30,12 +30,13 @@ class Tracker(Protocol):
 class TensorBoard:
     """Writes a TensorBoard event file, each step immediately and in this thread.
 
-    PyTorch's SummaryWriter writes in a background thread: an error there, such as a full disk, is
-    only a traceback on the terminal, and a kill loses what it has not written yet.
+    PyTorch's SummaryWriter writes in a background thread, where an error such as a full disk only
+    prints a traceback, and what is not written yet is lost if the process is killed.
 
     Args:
-        folder: for ``tensorboard --logdir``; may have event files of earlier starts of the run.
-        after_step: TensorBoard hides what those files have about later steps.
+        folder: folder for ``tensorboard --logdir``; it may have event files of earlier starts.
+        after_step: the step from which the run is resumed; TensorBoard hides later steps in
+            earlier files.
 
     Raises:
         ImportError: TensorBoard is not installed.
@@ -69,7 +70,7 @@ class TensorBoard:
         self._write(step=step, summary=self._summary(value=values))
 
     def flush(self) -> None:
-        """Nothing to do: every step is written immediately."""
+        """Do nothing: every step is written immediately."""
 
     def close(self) -> None:
         """Close the file."""
@@ -80,14 +81,14 @@ class TensorBoard:
 class WandbOrTrackio:
     """Logs to Weights & Biases, or to trackio, which has the same functions.
 
-    A resumed run continues the run there. W&B ignores steps that it already has; trackio shows
-    steps twice that were repeated after a kill.
+    A resumed run continues the same run in the tracker. If steps are repeated after a kill, W&B
+    ignores those it already has, and trackio shows them twice.
 
     Args:
         package: "wandb" or "trackio".
-        folder: of the run, whose name is the name of the run.
-        run_id: of run.json.
-        config: shown with the curves.
+        folder: the run's folder, whose name becomes the name of the run.
+        run_id: the id in run.json.
+        config: settings to show with the curves.
 
     Raises:
         ImportError: the package is not installed.
@@ -107,10 +108,10 @@ class WandbOrTrackio:
         self._package.log(scalars, step=step)
 
     def flush(self) -> None:
-        """Nothing to do: neither package has such a function, both send in the background."""
+        """Do nothing: both packages send in the background and have no such function."""
 
     def close(self) -> None:
-        """Send what is left and end the run."""
+        """Send the remaining data and end the run."""
         self._package.finish()
 
 
@@ -124,7 +125,7 @@ def _import(package: str, remedy: str, setting: str = "") -> Any:
 
 
 def scalars(step: StepMetrics) -> dict[str, float]:
-    """The metrics of a step by their names in trackers; those that are None are left out."""
+    """The metrics of a step that are not None, by their names in trackers."""
     per_token = None if step.joules is None else step.joules / step.tokens
     named = {
         "train/loss": step.loss,

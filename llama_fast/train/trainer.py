@@ -18,7 +18,7 @@ class EpochResult:
     """Result of one pass over the data.
 
     Attributes:
-        loss: mean over all targets that are not -100.
+        loss: mean loss over all targets that are not -100.
         losses: loss of each step.
         tokens: number of targets that are not -100.
         seconds: wall-clock time, including data loading.
@@ -34,12 +34,13 @@ class Trainer:
     """Minimises ``criterion`` over batches of (tokens, targets).
 
     Args:
-        model: maps tokens (B,S) to logits (B,S,V), such as ``LLaMA``.
-        criterion: maps logits (N,V) and targets (N,) to the mean loss over the targets that are not
-            -100, such as ``llama_fast.cross_entropy`` or ``torch.nn.CrossEntropyLoss()``. None uses
-            ``model.loss``, which computes the loss without storing the logits.
-        optimizer: of the model's parameters.
-        max_grad_norm: gradients are clipped to this norm; None disables clipping.
+        model: a module from tokens (B,S) to logits (B,S,V), such as ``LLaMA``.
+        criterion: a function from logits (N,V) and targets (N,) to the mean loss over the targets
+            that are not -100, such as ``llama_fast.cross_entropy`` or
+            ``torch.nn.CrossEntropyLoss()``. None uses ``model.loss``, which computes the loss
+            without storing the logits.
+        optimizer: an optimizer of the model's parameters.
+        max_grad_norm: norm to which gradients are clipped; None disables clipping.
         log: called with a line of text after each epoch; None logs nothing.
         on_step: called with (step, loss) after each step; steps count from 0 over all epochs.
 
@@ -72,7 +73,7 @@ class Trainer:
     ) -> list[EpochResult]:
         """Train for ``num_epochs`` passes over the data.
 
-        The model is in training mode meanwhile; its mode is restored.
+        The model is set to training mode, and its mode is restored at the end.
 
         Args:
             dataloader: yields pairs of tokens and targets, both (B,S) int64.
@@ -83,7 +84,7 @@ class Trainer:
 
         Raises:
             ValueError: the dataloader is empty, or `num_epochs` is negative.
-            FloatingPointError: the loss is NaN or infinite; the weights are those before that step.
+            FloatingPointError: the loss is NaN or infinite. The weights are those before that step.
         """
         if num_epochs < 0:
             raise ValueError(f"num_epochs: expected a number >= 0, got {num_epochs}")
