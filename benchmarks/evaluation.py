@@ -147,8 +147,8 @@ def _best(answers: Sequence[tuple[float, bool]], requests: Sequence[Any]) -> Ans
 def table(results: Sequence[Result]) -> str:
     """Markdown."""
     lines = [
-        "| case | dtype | lm-eval HFLM, batch 8 | llama_fast | ratio | asked | same answers | "
-        "as HFLM's in float32: HFLM's, ours |",
+        "| case | dtype | lm-eval HFLM, batch 8 | llama_fast | ratio | target | same answers | "
+        "same as HFLM in float32: HFLM, llama_fast |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in results:
@@ -211,11 +211,11 @@ def write(path: Path, results: Sequence[Result]) -> None:
     write_whole(path, json.dumps(facts, indent=1) + "\n")
     cpu = machine["cpu"]
     text = [
-        "# SmolLM2-135M answers benchmarks",
+        "# Speed of evaluation, SmolLM2-135M",
         "",
         f"{cpu['model']}, {cpu['instruction_set']}, {torch.get_num_threads()} threads; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ". Both sides in one process, in turns; medians. `make bench-eval`",
+        + ". Both engines run alternately in one process; times are medians. `make bench-eval`",
         "",
         table(results),
         "",

@@ -203,8 +203,9 @@ def table(results: dict[str, list[Loop]], case: Case) -> list[str]:
     """A markdown table with a row per loop."""
     tokens = case.sizes["B"] * case.sizes["S"]
     lines = [
-        "| precision | loop | step | tokens/s | ours against it | memory | of it the model's and "
-        "the loop's | ours of it | losses differ by |",
+        "| precision | loop | step | tokens/s | llama_fast's speed / its speed | memory | "
+        "without imports | llama_fast's share: total, without imports | "
+        "relative difference of losses |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for precision, loops in results.items():
@@ -240,20 +241,20 @@ def goals(results: dict[str, list[Loop]]) -> list[str]:
             share = bare.median_ms / ours.median_ms
             lines.append(
                 f"{precision}: the loop reaches {share:.1%} of its bare step's tokens/s "
-                f"(asked: {OF_BARE:.0%}){_mark(share >= OF_BARE)}"
+                f"(target: {OF_BARE:.0%}){_mark(share >= OF_BARE)}"
             )
         for side in sides.values():
             faster, share = side.median_ms / ours.median_ms, ours.extra / side.extra
             lines.append(
-                f"{precision}: {faster:.2f}× the tokens/s of {side.side} (asked: {FASTER}×)"
-                f"{_mark(faster >= FASTER)}, {share:.0%} of its memory (asked: {MEMORY:.0%})"
+                f"{precision}: {faster:.2f}× the tokens/s of {side.side} (target: {FASTER}×)"
+                f"{_mark(faster >= FASTER)}, {share:.0%} of its memory (target: {MEMORY:.0%})"
                 f"{_mark(share <= MEMORY)}"
             )
     return lines
 
 
 def _mark(reached: bool) -> str:
-    return "" if reached else " MISSED"
+    return "" if reached else " (missed)"
 
 
 def write(path: Path, settings: dict[str, Any], case: Case, results: dict[str, list[Loop]]) -> None:
@@ -277,12 +278,12 @@ def write(path: Path, settings: dict[str, Any], case: Case, results: dict[str, l
     write_whole(path, json.dumps(whole, indent=1) + "\n")
     cpu = machine["cpu"]
     text = [
-        "# Training loops beside each other",
+        "# Comparison of training loops",
         "",
         f"{cpu['model']}, {cpu['instruction_set']}, {settings['threads']} threads; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f". Medians of {settings['rounds']} rounds, the loops taking turns, a process for each. "
-        f"`{settings['command']}`",
+        + f". Medians of {settings['rounds']} rounds; the loops run alternately, each in its own "
+        f"process. `{settings['command']}`",
         "",
         *table(results, case),
         "",
@@ -293,30 +294,31 @@ def write(path: Path, settings: dict[str, Any], case: Case, results: dict[str, l
     write_whole(path.with_suffix(".md"), "\n".join(text))
 
 
-EXPLAINED = """The step is everything from one step to the next: data, forward, backward, clipping,
-AdamW, logging. All loops begin with the same weights and get the same batches of 4 sequences of 512
-random tokens, the same learning rate and clipping, so that their losses have to be the same curve.
+EXPLAINED = """\
+A step includes data loading, forward, backward, clipping, AdamW and logging. All loops begin
+with the same weights and use the same batches of 4 sequences of 512 random tokens, the same
+learning rate and the same clipping, so their losses have to agree.
 
-- **llama_fast**: `llama-fast train`, packing rows from shards; metrics.csv, TensorBoard and a line
-  of output at each step.
-- **bare step**: `model.loss`, backward, fused AdamW, on batches that are in memory; no clipping.
-- **litgpt**: its `pretrain.setup`, which compiles the model with torch.compile, cuts the
-  cross-entropy into chunks of 128 tokens, and logs each step to TensorBoard. It takes the unfused
-  AdamW on a CPU.
-- **transformers**: `Trainer` with `LlamaForCausalLM`, `sdpa`, its fused AdamW, logging each step
-  to TensorBoard.
+- **llama_fast**: `llama-fast train`, which packs sequences from shards and writes metrics.csv,
+  TensorBoard events and a line of output at each step.
+- **bare step**: `model.loss`, backward, fused AdamW, on batches in memory, without clipping.
+- **litgpt**: its `pretrain.setup`, which compiles the model with torch.compile, computes the
+  cross-entropy in chunks of 128 tokens, and logs each step to TensorBoard. On a CPU it uses the
+  unfused AdamW.
+- **transformers**: `Trainer` with `LlamaForCausalLM`, `sdpa` and its fused AdamW; it logs each
+  step to TensorBoard.
 
-float32 is float32 throughout. bfloat16 is mixed precision on every side: float32 weights, gradients
-and moments, matrix products in bfloat16 by `torch.autocast` (`precision: bfloat16` here,
-`bf16-mixed` in litgpt, `bf16=True` in transformers).
+In float32 runs, everything is in float32. In bfloat16 runs, every loop uses mixed precision:
+float32 weights, gradients and moments, and matrix products in bfloat16 by `torch.autocast`
+(`precision: bfloat16` here, `bf16-mixed` in litgpt, `bf16=True` in transformers).
 
-Each loop takes memory from the system as its program does: `llama-fast train` keeps what a step
-frees for the next one. With `--kept-memory` the C library does so on every side; where processes
-take turns, what one gives back costs it page faults.
+By default each loop allocates memory as its program does: `llama-fast train` keeps the memory
+that a step frees for the next step. With `--kept-memory`, all loops do. A process that returns
+memory to the system causes page faults when it allocates again.
 
-Memory is the most that was resident while steps were timed. Of it the model's and the loop's is
-what comes on top of Python, torch and the other imports, which are there before a model is; the
-share of memory asked for is that of this.
+Memory is the peak resident memory while steps were timed. "Without imports" is this memory
+minus that of Python, torch and the other imports before the model is created; the target for
+memory refers to it.
 """
 
 

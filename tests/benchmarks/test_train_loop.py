@@ -77,5 +77,5 @@ def test_goals_say_what_was_missed() -> None:
             ]
         }
     )
-    assert [line.count("MISSED") for line in lines] == [1, 0, 2]
+    assert [line.count("missed") for line in lines] == [1, 0, 2]
     assert "90.0%" in lines[0] and "1.31×" in lines[1] and "70%" in lines[1]
