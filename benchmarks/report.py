@@ -104,7 +104,7 @@ def header(results: Results) -> list[str]:
     lines = [
         f"{where}, {cpu['instruction_set']}, torch {machine['versions']['torch']}, "
         f"llama_fast {machine['versions']['llama_fast']}",
-        f"median of {s['rounds']} rounds, sides taking turns; huge pages for torch's allocator "
+        f"median of {s['rounds']} rounds, run alternately; huge pages for torch's allocator "
         f"{pages} (THP_MEM_ALLOC_ENABLE={int(s['huge_pages'])})",
         "limits measured here: "
         + ", ".join(
@@ -113,7 +113,7 @@ def header(results: Results) -> list[str]:
         ),
     ]
     if s["quick"]:
-        lines.append("quick: small sizes and few rounds; the figures say nothing about speed")
+        lines.append("quick: small sizes and few rounds; the times are not meaningful")
     return lines
 
 
@@ -151,7 +151,7 @@ def tables(results: Results) -> Iterator[Table]:
         table.add_column("case", max_width=34)
         table.add_column("")
         table.add_column("side", no_wrap=True)
-        for name in ("median", "× ours", "of limit", "tokens/s" if training else None, "memory"):
+        for name in ("median", "ratio", "of limit", "tokens/s" if training else None, "memory"):
             if name:
                 table.add_column(name, justify="right", no_wrap=True)
         for result in results.results:
@@ -195,7 +195,7 @@ def markdown(results: Results) -> str:
     lines += [f"`{results.settings['command']}`, {results.seconds:.0f} s.", ""]
     columns = "op | case | dtype, pass | llama_fast | of limit | memory"
     lines += [
-        f"| {columns} | baselines (× ours) and memory |",
+        f"| {columns} | baselines: time (ratio to llama_fast) memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results.results:
