@@ -81,14 +81,14 @@ def attention() -> Drawing:
         46,
         "a",
         fill=0.15,
-        text="write out, and lse in two\nnumbers a row; no scores",
+        text="write out, and lse in two\nnumbers per row; no scores",
     )
     d.paragraph(
         20,
         430,
         """
-        A query group shares one packing of its keys and values. Each row is summed in the order of its
-        keys by one thread, so the number of threads changes no bit.
+        The query heads of a group share the packed keys and values. One thread sums each row in the order
+        of its keys, so the result does not depend on the number of threads.
     """,
         "soft",
     )
@@ -124,9 +124,9 @@ def attention_backward() -> Drawing:
     d.text(x0, y0 + 4 * h + 22, "a column is finished before the next", kind="soft")
     d.text(330, 64, "of one tile, in blocks of 24 rows", kind="bold")
     rows = [
-        ("1", "S = q kᵀ", "again, then P = exp(S − lse)"),
+        ("1", "S = q kᵀ", "recomputed; then P = exp(S − lse)"),
         ("2", "dP = dO vᵀ", "then dS = P (dP − delta)"),
-        ("3", "dQ += dS k", "sums of all query tiles are kept"),
+        ("3", "dQ += dS k", "the sums of all query tiles are kept"),
         ("4", "dV += Pᵀ dO", "of the whole tile"),
         ("5", "dK += dSᵀ q", "of the whole tile"),
     ]
@@ -139,9 +139,9 @@ def attention_backward() -> Drawing:
         20,
         278,
         """
-        Where there are fewer key heads than threads, some work items make dK and dV of a share of the
-        keys (products 1, 2, 4, 5) and others dQ of a share of the queries (1, 2, 3): 7 products a tile,
-        summed in the same order. No atomic additions anywhere.
+        If there are fewer key heads than threads, some work items compute dK and dV of a part of the
+        keys (products 1, 2, 4, 5) and others dQ of a part of the queries (1, 2, 3): 7 products per
+        tile, summed in the same order. There are no atomic additions.
     """,
     )
     return d
@@ -169,7 +169,7 @@ def attention_decode() -> Drawing:
         92,
         "a",
         fill=0.2,
-        text="each item keeps\nits own maximum,\nsum of powers,\nsum of values",
+        text="each item stores\nfor each row:\nmax, Σ exp,\nΣ exp · value",
     )
     d.arrow(635, 170, 635, 200)
     d.box(520, 204, 180, 34, "a", fill=0.35, text="merge in order of keys")
@@ -178,9 +178,9 @@ def attention_decode() -> Drawing:
         32,
         224,
         """
-        inside an item: up to 8 rows (queries × heads of the group) share
-        each reading; in steps of 128 keys. Values are fetched while scores
-        are made, the next keys while values are added. Nothing is packed.
+        inside an item: up to 8 rows (queries × heads of the group), in
+        steps of 128 keys. Values are prefetched while scores are computed,
+        the next keys while values are added. Nothing is packed.
     """,
         "soft",
     )
@@ -188,8 +188,8 @@ def attention_decode() -> Drawing:
         20,
         306,
         """
-        A sequence has as many chunks as its own keys need: a long one among short ones costs what it
-        costs alone. With pages, a group of 16 keys is looked up in the page table.
+        The number of chunks of a sequence depends only on its own keys, so a long sequence among short
+        ones takes no extra time. In a paged cache, a group of 16 keys is looked up in the page table.
     """,
         "soft",
     )

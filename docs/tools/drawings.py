@@ -45,7 +45,7 @@ def products() -> Drawing:
         304,
         """
         256 steps are summed in registers, then added to C. 512 steps of all rows of A are used by
-        every panel of B before the next 512: they stay in the second-level cache.
+        every panel of B before the next 512: they stay in the L2 cache.
     """,
     )
     return d
@@ -70,8 +70,8 @@ def cross_entropy() -> Drawing:
         "cross_entropy, forward",
         [
             ("read a row in blocks\nof 1,024 logits", "c"),
-            ("max and Σ exp of the block\nin the first-level cache", "b"),
-            ("loss, and lse in float64:\n8 bytes a token", "a"),
+            ("max and Σ exp of the block\nin the L1 cache", "b"),
+            ("loss, and lse in float64:\n8 bytes per token", "a"),
         ],
         "memory: one read of the logits; no log-softmax is written",
     )
@@ -81,7 +81,7 @@ def cross_entropy() -> Drawing:
         [
             ("read the row again", "c"),
             ("p = exp(x − lse)", "b"),
-            ("write the gradient,\naround the caches", "a"),
+            ("write the gradient,\nstreaming stores", "a"),
         ],
         "memory: one read and one write of the logits' size",
     )
@@ -90,17 +90,17 @@ def cross_entropy() -> Drawing:
         "cross_entropy(inplace=True)",
         [
             ("read a row: maximum", "c"),
-            ("exponentials and their sum;\nask for the next row", "b"),
-            ("scale them: the gradient,\nover the row", "a"),
+            ("exponentials and their sum;\nprefetch the next row", "b"),
+            ("scale: gradient replaces\nthe row", "a"),
         ],
-        "memory: one read and one write in all, one exponential a logit; the backward has nothing left to do",
+        "memory: one read and one write in total, one exponential per logit; the backward at most scales it",
     )
     d.box(14, 338, 692, 50, "line")
     d.paragraph(
         26,
         358,
         """
-        torch: log-softmax (read, write), loss, then gradient (read, write): the (N,V) size is held three times,
+        torch: log-softmax (read, write), loss, then gradient (read, write): the (N,V) size is stored three times,
         as logits, log-probabilities and gradient.
     """,
     )
@@ -133,7 +133,7 @@ def linear_cross_entropy() -> Drawing:
     d.text(x + 542, 172, "…", "middle", "soft")
     d.text(20, 216, "then: lse and loss of each row from the blocks' sums", kind="soft")
     d.text(x, 250, "sweep 2, block by block", kind="bold")
-    d.box(x, 262, 150, 46, "d", fill=0.25, text="kept logits; the rest\ncomputed again")
+    d.box(x, 262, 150, 46, "d", fill=0.25, text="stored logits; the rest\nis recomputed")
     d.arrow(x + 154, 285, x + 184, 285)
     d.box(x + 188, 262, 150, 46, "a", fill=0.3, text="G = p − target\nin place")
     d.arrow(x + 342, 276, x + 384, 268)
@@ -146,21 +146,21 @@ def linear_cross_entropy() -> Drawing:
         46,
         "d",
         fill=0.35,
-        text="gradient of W, block b = Gᵀ hidden:\nover the logits of b, used by now",
+        text="gradient of W, block b = Gᵀ hidden:\noverwrites the logits of b, already used",
     )
     d.paragraph(
         20,
         380,
         """
         Room in a block of the gradient of W: E rows of float32 logits, or 4/3 E rows of twelve-bit logits
-        beside a bfloat16 gradient. More rows: working memory up to a tenth of what torch needs (16 MiB are
-        always allowed, 512 MiB at most); then chunks of rows, or logits that are computed a second time.
+        with a bfloat16 gradient. More rows: working memory up to a tenth of what torch needs (16 MiB are
+        always allowed, 512 MiB at most); then chunks of rows, or recomputed logits.
     """,
     )
     d.text(
         20,
         440,
-        "Products: 3 for loss and both gradients where all logits are kept, up to 4 where none are.",
+        "Products: 3 for loss and both gradients if all logits are stored, up to 4 if none are.",
         kind="soft",
     )
     return d
@@ -184,16 +184,16 @@ def row_ops() -> Drawing:
         "rms_norm",
         "input and residual,\nonce",
         "x = input + residual, kept in\na cache; Σ x² → r = 1/rms",
-        "y = x r w, and x;\nr: one number a row",
+        "y = x r w, and x;\nr: one number per row",
         "backward: reads dy and x once, writes dx; the weight's gradient is summed in at most 128 blocks of rows",
     )
     lane(
         134,
         "rope",
-        "q and k, once;\ncos and sin stay near",
+        "q and k, once;\ncos and sin stay cached",
         "(a, b) → (a cos − b sin,\nb cos + a sin)",
         "q′ and k′ in the layout\nof q and k",
-        "backward: the same kernel with the opposite angle; nothing is kept but cos and sin",
+        "backward: the same kernel with the opposite angle; only cos and sin are saved",
     )
     lane(
         244,
@@ -201,14 +201,14 @@ def row_ops() -> Drawing:
         "gate and up, once",
         "gate / (1 + e^−gate) · up",
         "out",
-        "backward: reads gate, up and d(out) once, writes both gradients; keeps nothing beyond its inputs",
+        "backward: reads gate, up and d(out) once, writes both gradients; only the inputs are saved",
     )
     d.paragraph(
         20,
         350,
         """
-        Outputs of 16 MiB and more are stored around the caches; rms_norm fetches the next row while it
-        scales this one.
+        Outputs of 16 MiB and more are written with streaming stores; rms_norm prefetches the next row
+        while it scales the current one.
     """,
         "soft",
     )
