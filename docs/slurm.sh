@@ -1,5 +1,5 @@
 #!/bin/bash
-# A training run on whole hosts: sbatch --nodes 4 slurm.sh CONFIG [OPTIONS OF llama-fast train]
+# Train on whole hosts: sbatch --nodes 4 slurm.sh CONFIG [OPTIONS OF llama-fast train]
 #SBATCH --job-name=llama-fast
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -13,8 +13,8 @@ set -euo pipefail
 : "${1:?usage: sbatch slurm.sh CONFIG [OPTIONS]}"
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# A host that fails ends the step, and Slurm puts the job in the queue again. It does not where the
-# time is up, which it says two minutes before.
+# If a host fails, the step ends and Slurm requeues the job. At the time limit Slurm does not requeue
+# it, but sends USR1 two minutes before.
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \

@@ -1,4 +1,4 @@
-"""The kernels in transformers' Trainer, by a callback.
+"""The kernels in transformers' Trainer, through a callback.
 
 python examples/hf_trainer.py [--model FOLDER] [--text FILE] [--steps N] [--stock]
 """

@@ -1,4 +1,4 @@
-"""What the examples train if they are given nothing: a tiny Llama, a tokenizer, a text.
+"""A tiny Llama, a tokenizer and a text, which the examples train by default.
 
 Everything is made here, without a network.
 """

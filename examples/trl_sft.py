@@ -1,6 +1,6 @@
-"""The kernels in TRL's SFTTrainer, by a callback: only the answers are learned.
+"""The kernels in TRL's SFTTrainer, through a callback; the loss is on the answers only.
 
-TRL makes the loss and its metrics from the head's weight, in chunks of its own; all else is ours.
+TRL computes the loss and its metrics from the head's weight in chunks; the kernels compute the rest.
 
 python examples/trl_sft.py [--model FOLDER] [--steps N] [--stock]
 """
