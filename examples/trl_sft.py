@@ -1,6 +1,6 @@
 """The kernels in TRL's SFTTrainer, through a callback; the loss is on the answers only.
 
-TRL computes the loss and its metrics from the head's weight in chunks; the kernels compute the rest.
+TRL computes the loss and its metrics in chunks from the head's weight; the kernels do the rest.
 
 python examples/trl_sft.py [--model FOLDER] [--steps N] [--stock]
 """
