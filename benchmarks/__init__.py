@@ -1,6 +1,6 @@
 """The benchmark suite behind `llama-fast bench` (installed as `llama_fast.benchmarks`).
 
-cases.py says what is measured and why, baselines.py what it is measured beside, limits.py what the
-machine can do, measure.py, memory.py and training.py how; suite.py runs it all. `bench_<op>.py` are
-the same cases for pytest-benchmark.
+cases.py lists what is measured and why, and baselines.py the implementations to compare with.
+limits.py measures the limits of the machine; measure.py, memory.py and training.py measure the
+cases; suite.py runs everything. `bench_<op>.py` are the same cases for pytest-benchmark.
 """

@@ -1,4 +1,4 @@
-"""llama_fast and every baseline it is measured beside, behind one interface."""
+"""llama_fast and all baselines behind one interface."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def all_implementations() -> dict[str, Implementation]:
 
 
 def choose(names: Sequence[str], device: str) -> tuple[list[Implementation], dict[str, str]]:
-    """The available implementations, always including ours, and why the others are not.
+    """The available implementations, always including ours, and why others are not available.
 
     Args:
-        names: of implementations; empty for all.
+        names: names of implementations; empty for all.
         device: "cpu" or "cuda".
 
     Raises:
-        ValueError: a name that no implementation has.
+        ValueError: there is no implementation of a given name.
     """
     known = all_implementations()
     for name in names:
@@ -105,6 +105,6 @@ def choose(names: Sequence[str], device: str) -> tuple[list[Implementation], dic
         elif names or implementation.device in (
             "",
             device,
-        ):  # a CPU is not told of every GPU library
+        ):  # on a CPU, missing GPU libraries are not reported
             missing[implementation.name] = reason
     return present, missing

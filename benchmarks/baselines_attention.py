@@ -1,4 +1,4 @@
-"""torch's attention, called in the ways that a baseline may call it."""
+"""torch's attention, called in the different ways of the baselines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .inputs import Inputs
 
 
 def mask_of(case: Case, inputs: Inputs) -> torch.Tensor | None:
-    """What F.scaled_dot_product_attention needs besides is_causal: a bias, or True = takes part."""
+    """The attn_mask of a case: a bias, or bool with True = visible; None if is_causal suffices."""
     extra, S = inputs.extra, case.sizes["S"]
     device = inputs.sets[0]["q"].device
     i = torch.arange(S, device=device).unsqueeze(1)
@@ -38,7 +38,7 @@ def _documents(case: Case, device: torch.device) -> torch.Tensor:
 
 
 def _in_heads(run: Run) -> Run:
-    """A function of (1,H,N,D) as one of (N,H,D), without a copy."""
+    """Turn a function of (1,H,N,D) tensors into one of (N,H,D) tensors, without a copy."""
 
     def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return run(*(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))).squeeze(0).transpose(0, 1)
@@ -48,7 +48,7 @@ def _in_heads(run: Run) -> Run:
 
 def sdpa(case: Case, inputs: Inputs) -> Run:
     mask = mask_of(case, inputs)
-    # One query sees all keys; torch's own causal mask would let it see the first alone.
+    # A single query sees all keys; torch's own causal mask would let it see only the first.
     causal = mask is None and case.options["causal"] and case.sizes["S"] > 1
     grouped = case.sizes["H"] != case.sizes["K"]
 
@@ -61,7 +61,7 @@ def sdpa(case: Case, inputs: Inputs) -> Run:
 
 
 def sdpa_decode(case: Case, inputs: Inputs) -> Run | None:
-    """Writes the new keys and values, then SDPA over the whole cache, which they fill up."""
+    """Write the new keys and values, which fill the cache, then call SDPA on the whole cache."""
     if case.options["page"]:
         return None
     S, T = case.sizes["S"], case.sizes["T"]
@@ -80,7 +80,7 @@ def sdpa_decode(case: Case, inputs: Inputs) -> Run | None:
 
 
 def sdpa_decode_by_hand(case: Case, inputs: Inputs) -> Run | None:
-    """The same with the heads of a group as queries of one head; pages are collected first."""
+    """As `sdpa_decode`, but heads of a group become queries of one head, and pages are gathered."""
     (S, T), (H, K) = (case.sizes[n] for n in "ST"), (case.sizes[n] for n in "HK")
     if S > 1:
         return None
@@ -102,7 +102,7 @@ def sdpa_decode_by_hand(case: Case, inputs: Inputs) -> Run | None:
 
 
 def sdpa_by_hand(case: Case, inputs: Inputs) -> Run | None:
-    """SDPA without work on masked pairs, and without its general way of sharing keys."""
+    """SDPA rearranged by hand: no work on masked pairs, and heads of a group folded together."""
     sdpa = F.scaled_dot_product_attention
     H, K = case.sizes["H"], case.sizes["K"]
     if "documents" in case.options:
@@ -133,11 +133,11 @@ def sdpa_by_hand(case: Case, inputs: Inputs) -> Run | None:
 
 
 def _by_blocks(case: Case, inputs: Inputs) -> Run:
-    """A window in blocks of its own width: each sees itself and the block before, under a band."""
+    """A window computed in blocks of its width: each attends to itself and the preceding block."""
     w, S = case.options["window"], case.sizes["S"]
     device = inputs.sets[0]["q"].device
     i, j = torch.arange(w, device=device).unsqueeze(1) + w, torch.arange(2 * w, device=device)
-    band = ((j <= i) & (i - j < w))[:, 1:]  # the first key of the block before is never seen
+    band = ((j <= i) & (i - j < w))[:, 1:]  # no query sees the first key of the preceding block
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         first = slice(0, min(w, S))

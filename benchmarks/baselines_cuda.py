@@ -1,4 +1,4 @@
-"""Baselines on a GPU. A package is imported when a case needs it; a missing one is reported."""
+"""Baselines on a GPU. Packages are imported on use, and missing ones are reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _flash_attn(case: Case, inputs: Inputs) -> Run | None:
             q, k, v, offsets, offsets, longest, longest, causal=causal
         )
     if "copies" in case.options:
-        # The one made for decoding: it splits the keys among the multiprocessors.
+        # The function for decoding, which splits the keys among the multiprocessors.
         function: Any = flash_attn.flash_attn_with_kvcache
     else:
         function = flash_attn.flash_attn_func
@@ -83,7 +83,7 @@ def _liger_rope(case: Case, inputs: Inputs) -> Run:
     from liger_kernel.transformers.functional import liger_rope
 
     cos, sin = _full_tables(case, inputs)
-    # It turns contiguous inputs in place, leaves included; a copy keeps every round the same.
+    # It rotates contiguous inputs in place, leaves included; with a copy all rounds are equal.
     return lambda q, k: liger_rope(q.clone(), k.clone(), cos, sin)
 
 

@@ -18,14 +18,14 @@ EPS = 1e-5
 def naive_linear_cross_entropy(
     input: torch.Tensor, weight: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """All logits at once."""
+    """Linear cross-entropy that computes all logits at once."""
     return F.cross_entropy(F.linear(input, weight), target)
 
 
 def _torch_linear_cross_entropy(case: Case, inputs: Inputs) -> Run:
     if not hasattr(F, "linear_cross_entropy"):
         raise Unsupported(f"torch {torch.__version__} has none (2.13 and later do)")
-    # Its default is the naive way, which is the implementation "torch"; the options ask for chunks.
+    # By default it is naive, like the implementation "torch"; the options select chunks.
     options = torch.nn.LinearCrossEntropyOptions()
 
     def run(input: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ def _rms_norm_formula(input: torch.Tensor, weight: torch.Tensor, residual: Any =
 
 
 def _full_tables(case: Case, inputs: Inputs) -> list[torch.Tensor]:
-    """cos and sin as Hugging Face models hand them out: (1,S,D), in the dtype of the model."""
+    """cos and sin in the form of Hugging Face models: (1,S,D), in the dtype of the model."""
     tables = (inputs.extra["cos"], inputs.extra["sin"])
     return [torch.cat([x, x], dim=-1).unsqueeze(0).to(DTYPES[case.dtype]) for x in tables]
 
@@ -120,7 +120,7 @@ def _transformers_training(compiled: bool) -> Builder:
         forward = torch.compile(model, dynamic=False) if compiled else model
 
         def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            # `shift_labels` are targets as they are, not to be shifted again.
+            # `shift_labels` are targets that are already shifted.
             return forward(input_ids=tokens, labels=targets, shift_labels=targets).loss
 
         return optimizer_step(model, loss)
@@ -137,7 +137,7 @@ EAGER: dict[str, Builder] = {
     "rope": _torch_rope,
     "swiglu": _torch_swiglu,
 }
-# Compiled from the formula: what the compiler fuses is the baseline, not one more call of a kernel.
+# Compiled from the formula, so that the baseline is what the compiler fuses, not a kernel call.
 _FORMULAS = {op: build for op, build in EAGER.items() if "attention" not in op} | {
     "rms_norm": lambda case, inputs: _rms_norm_formula
 }

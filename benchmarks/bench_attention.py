@@ -1,4 +1,4 @@
-"""`make bench`: attention, forward alone and with backward, ours beside its baselines."""
+"""`make bench`: attention, forward, and forward with backward, ours and the baselines."""
 
 from __future__ import annotations
 

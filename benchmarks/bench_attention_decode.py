@@ -1,4 +1,4 @@
-"""`make bench`: attention over a cache, contiguous and in pages, ours beside its baselines."""
+"""`make bench`: attention over a cache, contiguous and in pages, ours and the baselines."""
 
 from __future__ import annotations
 

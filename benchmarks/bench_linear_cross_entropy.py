@@ -1,4 +1,4 @@
-"""`make bench`: forward and backward of linear_cross_entropy, ours beside its baselines."""
+"""`make bench`: forward and backward of linear_cross_entropy, ours and the baselines."""
 
 from __future__ import annotations
 

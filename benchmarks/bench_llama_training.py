@@ -1,4 +1,4 @@
-"""`make bench`: a training step of a small Llama, ours beside its baselines."""
+"""`make bench`: a training step of a small Llama, ours and the baselines."""
 
 from __future__ import annotations
 

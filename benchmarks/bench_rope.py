@@ -1,4 +1,4 @@
-"""`make bench`: forward and backward of rope, ours beside its baselines."""
+"""`make bench`: forward and backward of rope, ours and the baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make bench`: forward and backward of swiglu, ours beside its baselines."""
+"""`make bench`: forward and backward of swiglu, ours and the baselines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The measured cases: shapes from Llama-style models, each with its reason.
+"""The measured cases: shapes from Llama-style models, each with a reason.
 
-Letters as in the docstrings of the ops: B batch, S/T query/key length, H query heads, K key-value
-heads, D head size, N tokens, V vocabulary, E width, F width of the feed-forward layer, L layers.
+The letters are those of the ops' docstrings: B batch, S/T query/key length, H query heads, K
+key-value heads, D head size, N tokens, V vocabulary, E width, F width of the feed-forward layer, L
+layers.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BOTH = tuple(DTYPES)
 FORWARD, BACKWARD, STEP = "forward", "forward+backward", "training step"
 
-# Sizes of `Case.small`, which runs every code path but measures nothing.
+# Sizes for `Case.small`, which runs all code but whose times mean nothing.
 _SMALL = {"B": 2, "H": 4, "S": 64, "T": 64, "N": 32, "V": 384, "E": 64, "F": 128, "L": 2}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op on one shape.
+    """An op with given shapes, dtype and options.
 
     Attributes:
         op: name of the op, or "llama_training".
-        variant: the special feature; "" for the plain op.
-        sizes: letter -> number.
+        variant: the option that the case tests; "" for the plain op.
+        sizes: letter -> size.
         dtype: a key of `DTYPES`.
         mode: FORWARD, BACKWARD or STEP.
-        reason: why this case is here.
-        options: of `make_inputs` and the implementations, as `variant` says.
+        reason: why this case is measured.
+        options: options for `make_inputs` and the implementations; `variant` describes them.
     """
 
     op: str
@@ -47,7 +48,7 @@ class Case:
 
     @property
     def shape(self) -> str:
-        """The sizes without defaults: "S=2048 D=64 H=8"."""
+        """The sizes that are not defaults, such as "S=2048 D=64 H=8"."""
         same = {"B": 1, "K": self.sizes.get("H"), "T": self.sizes.get("S")}
         return " ".join(f"{n}={x}" for n, x in self.sizes.items() if same.get(n) != x)
 
@@ -58,16 +59,16 @@ class Case:
 
     @property
     def name(self) -> str:
-        """All that tells this case from the others, in one line."""
+        """A unique name: op, variant, sizes, dtype and mode."""
         return f"{self.op} {self.title} {self.dtype} {self.mode}"
 
     @property
     def backward(self) -> bool:
-        """Whether gradients are part of it."""
+        """Whether gradients are computed, too."""
         return self.mode == BACKWARD
 
     def small(self) -> Case:
-        """The same case in sizes that take no time."""
+        """The same case with sizes that take hardly any time."""
         if "S" not in self.sizes or "H" not in self.sizes:
             shrunk = {n: min(x, _SMALL.get(n, x)) for n, x in self.sizes.items()}
             return replace(self, sizes=shrunk)
@@ -87,7 +88,7 @@ class Case:
         return replace(self, sizes=sizes, options=options)
 
     def work(self) -> tuple[str, float]:
-        """What no implementation can do without: ("gemm", flops), ("read" or "copy", bytes)."""
+        """The work that any implementation must do: ("gemm", FLOPs), ("read" or "copy", bytes)."""
         s, size = self.sizes, DTYPES[self.dtype].itemsize
         if self.op == "attention":
             B, H, D = s["B"], s["H"], s["D"]
@@ -115,7 +116,7 @@ class Case:
     def _pairs(self) -> float:
         """Query-key pairs that are not masked, summed over the batch; half of a square if causal.
 
-        The convention of flash-attention: the diagonal is not counted apart.
+        As in FlashAttention's benchmarks, the diagonal is not treated separately.
         """
         B, S, T = self.sizes["B"], self.sizes["S"], self.sizes["T"]
         if "documents" in self.options:
@@ -123,7 +124,7 @@ class Case:
         if "window" in self.options:
             w = min(self.options["window"], S)
             return B * (S * w - w * w / 2)
-        if "lengths" in self.options:  # rows of padding see all keys that are none
+        if "lengths" in self.options:  # rows of padding see all real keys
             return sum(n * n / 2 + (S - n) * n for n in self.options["lengths"])
         return B * S * T / 2 if self.options["causal"] else float(B * S * T)
 
@@ -138,13 +139,13 @@ def _attention(
 
 
 def _decode(reason: str, copies: int, page: int = 0, **sizes: int) -> Case:
-    """Appends S tokens to caches that they fill up: T keys then. `copies` stand for layers."""
+    """Append S tokens to caches, which then hold T keys; each of `copies` stands for a layer."""
     variant = f"pages of {page}" if page else ""
     options = {"copies": copies, "page": page}
     return Case("attention_decode", variant, sizes, "bfloat16", FORWARD, reason, options)
 
 
-# Together 2048 tokens: one document as long as a third of it, one as short as a chat turn.
+# 2048 tokens in total: the longest document is a third of them, the shortest a chat turn.
 DOCUMENTS = [700, 90, 33, 512, 260, 128, 17, 308]
 
 
@@ -158,11 +159,11 @@ def _cpu_attention() -> Iterator[Case]:
         ):
             yield from _attention("causal", reason, mode, BOTH, {}, S=S, D=D, H=8)
     yield from _attention(
-        "causal", "4 query heads share keys, Llama 3's ratio", BACKWARD, bf16, {}, S=2048, H=8, K=2
+        "causal", "4 query heads per key head, as in Llama 3", BACKWARD, bf16, {}, S=2048, H=8, K=2
     )
     for mode in (FORWARD, BACKWARD):
         for S in (2048, 4096, 8192):
-            reason = "cost has to grow with S, not with its square"
+            reason = "cost should grow with S, not with its square"
             options = {"window": 512}
             yield from _attention("window 512", reason, mode, bf16, options, S=S, H=8)
     for mode in (FORWARD, BACKWARD):
@@ -188,7 +189,7 @@ def _cpu_attention() -> Iterator[Case]:
     )
     yield from _attention(
         "key padding",
-        "a batch of unequal prompts, padded on the right",
+        "a batch of prompts of different lengths, padded on the right",
         BACKWARD,
         bf16,
         {"lengths": [2048, 1024]},
@@ -197,20 +198,20 @@ def _cpu_attention() -> Iterator[Case]:
         H=8,
     )
     for B, copies in ((1, 64), (8, 8)):
-        # One K/V pair a layer, so that it comes from memory as it does in a model, not from cache.
+        # One K/V pair per layer, so that it is read from memory as in a model, not from cache.
         reason = "one new token of SmolLM2-135M against a full cache"
         sizes = {"B": B, "S": 1, "T": 4096, "D": 64, "H": 9, "K": 3}
         yield from _attention("decode", reason, FORWARD, bf16, {"copies": copies}, **sizes)
     for mode in (FORWARD, BACKWARD):
-        yield from _attention("causal", "cost of a call", mode, bf16, {}, S=16, H=8)
+        yield from _attention("causal", "overhead of a call", mode, bf16, {}, S=16, H=8)
 
 
 def _cpu() -> Iterator[Case]:
     yield from _cpu_attention()
     for page in (0, 16):
         smol = {"B": 8, "S": 1, "T": 4096, "D": 64, "H": 9, "K": 3}
-        yield _decode("SmolLM2-135M, the new token appended in the same call", 8, page, **smol)
-    yield Case("cross_entropy", "", {"N": 8, "V": 32000}, "float32", BACKWARD, "cost of a call")
+        yield _decode("SmolLM2-135M, appending the new token in the same call", 8, page, **smol)
+    yield Case("cross_entropy", "", {"N": 8, "V": 32000}, "float32", BACKWARD, "overhead of a call")
     for N, V, reason in (
         (2048, 32000, "the vocabulary of Llama 2"),
         (512, 128256, "the vocabulary of Llama 3"),
@@ -228,7 +229,7 @@ def _cpu() -> Iterator[Case]:
                 )
     for N, E, V, ignored, reason in (
         (2048, 1024, 32000, 0.0, "the head of a small model"),
-        (2048, 1024, 32000, 0.75, "fine-tuning on answers: prompts do not count"),
+        (2048, 1024, 32000, 0.75, "fine-tuning on answers: prompts have no loss"),
         (1024, 2048, 128256, 0.0, "the head of Llama 3.2 1B"),
     ):
         for dtype in BOTH:
@@ -244,7 +245,7 @@ def _cpu() -> Iterator[Case]:
                 {"N": 4096, "E": 2048},
                 dtype,
                 BACKWARD,
-                "two per block, the second with the addition before it",
+                "two per block, the second after a residual addition",
                 {"residual": residual},
             )
     for dtype in BOTH:
@@ -254,9 +255,9 @@ def _cpu() -> Iterator[Case]:
         sizes = {"N": 2048, "F": 5504}
         yield Case("swiglu", "", sizes, dtype, BACKWARD, "a feed-forward layer of E=2048")
     for dtype in BOTH:
-        # bfloat16: weights, activations and optimizer state alike, on every side.
+        # In bfloat16, weights, activations and optimizer state are all bfloat16, on every side.
         sizes = {"B": 4, "S": 512, "E": 512, "L": 8, "H": 8, "K": 8, "V": 32000, "F": 1376}
-        yield Case("llama_training", "Llama 58M", sizes, dtype, STEP, "everything together")
+        yield Case("llama_training", "Llama 58M", sizes, dtype, STEP, "a whole training step")
 
 
 def _cuda() -> Iterator[Case]:
@@ -271,7 +272,7 @@ def _cuda() -> Iterator[Case]:
             yield from _attention("causal", reason, mode, bf16, {}, **sizes)
         for S in (4096, 8192, 16384):
             options = {"window": 512}
-            reason = "cost has to grow with S, not with its square"
+            reason = "cost should grow with S, not with its square"
             yield from _attention("window 512", reason, mode, bf16, options, S=S, D=128, H=16)
         reason = "documents of mixed length in one row"
         packed = {"documents": [8 * n for n in DOCUMENTS]}
@@ -283,8 +284,8 @@ def _cuda() -> Iterator[Case]:
         sizes = {"B": B, "S": 1, "T": 8192, "D": 128, "H": 32, "K": 8}
         yield from _attention("decode", reason, FORWARD, bf16, {"copies": copies}, **sizes)
     for B, T, copies, reason in (
-        (1, 1024, 32, "one user: the cost of a call"),
-        (1, 8192, 16, "one user: every multiprocessor has to read"),
+        (1, 1024, 32, "one user: overhead of a call"),
+        (1, 8192, 16, "one user: all multiprocessors must read the cache"),
         (1, 131072, 2, "one user, the context length of Llama 3.1"),
         (64, 1024, 4, "many users, short"),
         (16, 8192, 2, "many users, long"),
@@ -315,7 +316,7 @@ def _cuda() -> Iterator[Case]:
     yield Case("swiglu", "", {"N": 16384, "F": 14336}, bf16[0], BACKWARD, "Llama 3 8B")
     for dtype in BOTH:
         sizes = {"B": 16, "S": 2048, "E": 1024, "L": 12, "H": 16, "K": 16, "V": 32000, "F": 2816}
-        yield Case("llama_training", "Llama 220M", sizes, dtype, STEP, "everything together")
+        yield Case("llama_training", "Llama 220M", sizes, dtype, STEP, "a whole training step")
 
 
 OPS = (*TABLE, "llama_training")
@@ -325,16 +326,16 @@ _CASES = {"cpu": tuple(_cpu()), "cuda": tuple(_cuda())}
 def cases(
     device: str = "cpu", ops: list[str] | None = None, words: str = "", quick: bool = False
 ) -> list[Case]:
-    """The cases of a device.
+    """Select the cases for a device.
 
     Args:
-        device: "cpu" or "cuda"; a GPU gets larger ones.
-        ops: only these.
-        words: only cases whose name contains each of these words.
-        quick: in small sizes.
+        device: "cpu" or "cuda"; a GPU has larger cases.
+        ops: names of ops to select; None for all.
+        words: select only cases whose name contains all of these words.
+        quick: whether to use small sizes.
 
     Raises:
-        ValueError: an unknown op, or no case left.
+        ValueError: an op is unknown, or no case is selected.
     """
     for op in ops or ():
         if op not in OPS:

@@ -16,12 +16,12 @@ import llama_fast
 
 
 class Child:
-    """A worker process of this package; call `ask`, then `close`.
+    """A worker process of this package: call `ask` any number of times, then `close`.
 
     Args:
-        role: a module of this package: "memory", "training", "train_sides".
-        settings: passed to its `serve` function.
-        environment: variables added to those of this process.
+        role: name of a module of this package: "memory", "training" or "train_sides".
+        settings: argument of the module's `serve` function.
+        environment: environment variables to add to those of this process.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Child:
         raise RuntimeError(f"{output}\nthe process ended with code {code}".strip())
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -73,10 +73,10 @@ class Child:
 
 
 class Questions:
-    """The child's side: what it is asked, one after the other."""
+    """The worker's side: reads questions one after the other."""
 
     def __init__(self) -> None:
-        # What libraries print must not come between the answers.
+        # Output of libraries must not get between the answers.
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
@@ -92,7 +92,7 @@ class Questions:
 
 
 def answers(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """The child's side: answers until there are no more questions."""
+    """The worker's side: answer questions until there are no more."""
     questions = Questions()
     while (question := questions.next()) is not None:
         questions.answer(answer(question))

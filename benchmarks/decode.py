@@ -1,10 +1,11 @@
-"""Decoding one text: `llama_fast.generate.Engine` beside transformers' `generate`.
+"""Decoding of one text: `llama_fast.generate.Engine` compared with transformers' `generate`.
 
     python -m benchmarks.decode [--quick]        (part of `make bench-eval`)
 
-SmolLM2-135M, greedy, with the same weights and prompt; the sides alternate in one process, medians
-of the rounds. The bound is the time to read the weights that a token needs: all but the embedding,
-of which a token reads one row, though as SmolLM2's tied head it is read as a whole.
+SmolLM2-135M decodes greedily with the same weights and prompt on both sides, which alternate in one
+process; results are medians of the rounds. The bound is the time to read the weights that a token
+needs. Of an embedding a token reads one row only, but SmolLM2's is also its head and read as a
+whole.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BUFFER = 512 << 20  # bytes
 
 
 def read_bandwidth(rounds: int = 7) -> float:
-    """Bytes per second: the best of a sum, a maximum, and a matrix-vector product."""
+    """Read bandwidth in bytes/s: the best of a sum, a maximum and a matrix-vector product."""
     numbers, ones = torch.ones(BUFFER // 4), torch.ones(4096)
     matrix = numbers.view(-1, len(ones))
     best = 0.0
@@ -61,7 +62,7 @@ def bytes_per_token(model: LLaMA) -> int:
 def sides(
     folder: Path, tokenizer: Tokenizer, prompt: list[int], dtype: torch.dtype
 ) -> tuple[dict[str, Callable[[], list[int]]], LLaMA]:
-    """What generates on each side, and our model."""
+    """The generating function of each side, and our model."""
     theirs = prepared("stock", folder, dtype)[0].eval()
     tokens = torch.tensor([prompt])
     model, _ = llama_fast.models.load(folder, dtype)
@@ -86,7 +87,7 @@ def sides(
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print."""
+    """Measure both precisions and print the results."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two rounds")
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> int:
 def report(
     folder: Path, tokenizer: Tokenizer, prompt: list[int], dtype: torch.dtype, rounds: int
 ) -> None:
-    """One precision."""
+    """Measure one precision and print the result."""
     runs, model = sides(folder, tokenizer, prompt, dtype)
     bandwidth = read_bandwidth()
     seconds, texts = in_turns(runs, rounds)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.dropin [--quick]        (`make bench-dropin`)
 
-Three copies of one model alternate in one process: stock (eager), stock with `torch.compile`, and
-patched. Medians of the rounds. Memory is measured in a process of its own for each side.
+Three copies of a model alternate in one process: stock (eager), stock with `torch.compile`, and
+patched; results are medians of the rounds. The memory of each side is measured in a separate
+process.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Training:
         self.generator = torch.Generator().manual_seed(0)
 
     def step(self) -> float:
-        """One step on random tokens; its loss."""
+        """Run a step on random tokens; return its loss."""
         vocabulary = self.model.config.vocab_size
         tokens = torch.randint(vocabulary, (BATCH, LENGTH), generator=self.generator)
         loss = self.call(input_ids=tokens, labels=tokens, use_cache=False).loss
@@ -75,7 +76,7 @@ class Training:
 def in_turns(
     runs: dict[str, Callable[[], Any]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
-    """Seconds and results of each side, a round after the other; the first is not counted."""
+    """Run all sides alternately; return seconds (without the first round) and results."""
     seconds: dict[str, list[float]] = {side: [] for side in runs}
     results: dict[str, list[Any]] = {side: [] for side in runs}
     for turn in range(rounds + 1):
@@ -91,7 +92,7 @@ def in_turns(
 def training(
     folder: Path, dtype: torch.dtype, rounds: int, which: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Tokens a second of each side, and how far the losses go apart."""
+    """Tokens per second of each side, and the largest difference between their losses."""
     sides = {side: Training(side, folder, dtype) for side in which}
     seconds, losses = in_turns({side: s.step for side, s in sides.items()}, rounds)
     return {
@@ -106,10 +107,10 @@ def training(
 
 
 def peak(side: str, folder: Path, dtype: torch.dtype) -> dict[str, int]:
-    """Memory of two training steps in this process: the most, and that before them."""
+    """Memory of this process in bytes: the "peak" of two training steps, and that "before" them."""
     run = Training(side, folder, dtype)
     if side == "compiled":
-        run.step()  # the compiler's own memory is not the model's
+        run.step()  # warm-up: the memory of compilation does not count
     before = rss()
     reset_peak_rss()
     for _ in range(2):
@@ -118,7 +119,7 @@ def peak(side: str, folder: Path, dtype: torch.dtype) -> dict[str, int]:
 
 
 def peak_apart(side: str, folder: Path, dtype: str) -> dict[str, int]:
-    """:func:`peak` in a process of its own."""
+    """:func:`peak`, measured in a separate process."""
     command = [sys.executable, "-m", "benchmarks.dropin", "--peak", side, dtype, str(folder)]
     got = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, int] = json.loads(got.stdout.splitlines()[-1])
@@ -126,7 +127,7 @@ def peak_apart(side: str, folder: Path, dtype: str) -> dict[str, int]:
 
 
 def generation(folder: Path, prompt: list[int], dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """Tokens a second of greedy generation, stock and patched, and where they part."""
+    """Tokens per second of greedy generation, stock and patched, and where the texts differ."""
     tokens = torch.tensor([prompt])
     runs: dict[str, Callable[[], list[int]]] = {}
     for side in ("stock", "patched"):
@@ -154,10 +155,10 @@ def generation(folder: Path, prompt: list[int], dtype: torch.dtype, rounds: int)
 def compared(
     folder: Path, prompt: list[int], stock: list[int], patched: list[int]
 ) -> dict[str, Any]:
-    """Up to where two texts are the same, and what the model says there without rounding.
+    """Where two texts first differ, and the gap between the two tokens' logits in float64.
 
-    `gap` is by how much the logit of stock's token exceeds that of the patched model's in float64,
-    both after the text they share: about the rounding of the logits, and either is right.
+    `gap` is the logit of stock's token minus that of the patched model's token, after the common
+    text. If it is about as small as the rounding error of the logits, either token is correct.
     """
     alike = next(
         (i for i, (a, b) in enumerate(zip(stock, patched, strict=True)) if a != b), len(stock)
@@ -171,7 +172,7 @@ def compared(
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print."""
+    """Measure all precisions and print tables."""
     if argv[:1] == ["--peak"]:
         print(json.dumps(peak(argv[1], Path(argv[3]), getattr(torch, argv[2]))))
         return 0
@@ -195,7 +196,7 @@ def main(argv: list[str]) -> int:
 def report(
     folder: Path, prompt: list[int], dtype: torch.dtype, rounds: int, sides: Sequence[str]
 ) -> None:
-    """Everything in one precision, as rows of a table."""
+    """Measure everything in one precision; return the rows of a table."""
     name = str(dtype).removeprefix("torch.")
     trained = training(folder, dtype, rounds, sides)
     ours = trained["patched"]["tokens_per_second"]

@@ -1,11 +1,11 @@
-"""Speed of evaluating SmolLM2-135M: lm-evaluation-harness's own engine beside ours.
+"""Speed of evaluating SmolLM2-135M: lm-evaluation-harness's own engine compared with ours.
 
     python -m benchmarks.evaluation --data-dir DIR [--dtype bfloat16] [--quick] [--out FOLDER]
 
-(`make bench-eval`.) Both have the same weights in the same dtype, and alternate on the same
-requests in one process, after a warm-up; medians of the rounds. The time includes tokenising, but
-not loading. Scores are compared: the chosen option of every question, or the text. Rounding to 16
-bits decides near-ties, so there each side is compared with float32 as well.
+(`make bench-eval`.) Both engines have the same weights in the same dtype and alternate on the same
+requests in one process, after a warm-up; results are medians of the rounds. The time includes
+tokenising, but not loading. The answers are compared: the chosen option of every question, or the
+text. In 16 bits rounding decides near-ties, so each side is also compared with float32.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from llama_fast import info
 from llama_fast._write import write_whole
 from llama_fast.data.fetch import smollm2_path
 
-WARM_UP = 4  # requests
+WARM_UP = 4  # number of requests
 PACKAGES = ("torch", "transformers", "lm_eval", "llama_fast")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One set of requests.
+    """A set of requests.
 
     Attributes:
-        name: shown in the table.
-        task: of the suite.
-        questions: number of its first questions.
+        name: name in the table.
+        task: task of the suite.
+        questions: number of questions, the first ones of the task.
         goal: required speed-up over the harness's engine.
-        tokens: largest number of generated tokens; 0: likelihoods.
-        rounds: of each side.
+        tokens: largest number of generated tokens; 0 for likelihoods.
+        rounds: number of rounds of each side.
     """
 
     name: str
@@ -65,19 +65,19 @@ CASES = (
 )
 
 
-Answers = list[Any]  # of each question: the number of the option chosen, or the text
+Answers = list[Any]  # for each question, the index of the chosen option, or the text
 
 
 @dataclass
 class Result:
-    """What a case came to.
+    """The result of a case.
 
     Attributes:
-        case, dtype, questions, goal: what was asked.
+        case, dtype, questions, goal: name, dtype, number of questions and goal of the case.
         theirs, ours: seconds of each round.
-        same: answers that both sides gave.
-        as_float32: answers that are those of the harness's engine in float32, theirs and ours; None
-            where that was not run.
+        same: number of questions to which both sides gave the same answer.
+        as_float32: numbers of answers, theirs and ours, that agree with the harness's engine in
+            float32; None if that was not run.
     """
 
     case: str
@@ -91,7 +91,7 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """Median of theirs over median of ours."""
+        """Their median time divided by ours."""
         return statistics.median(self.theirs) / statistics.median(self.ours)
 
 
@@ -110,7 +110,10 @@ def requests_of(case: Case, data_dir: Path) -> list[Any]:
 def run_case(
     case: Case, theirs: Any, ours: Any, data_dir: Path, dtype: str, truths: dict[str, Answers]
 ) -> Result:
-    """Let both sides answer in turns. `truths` has or gets their answers in float32, by case."""
+    """Let both sides answer alternately.
+
+    `truths` maps a case to the answers of the harness's engine in float32, which are added to it.
+    """
     requests = requests_of(case, data_dir)
     for lm in (theirs, ours):
         method = lm.generate_until if case.tokens else lm.loglikelihood
@@ -145,7 +148,7 @@ def _best(answers: Sequence[tuple[float, bool]], requests: Sequence[Any]) -> Ans
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown."""
+    """Format the results as a Markdown table."""
     lines = [
         "| case | dtype | lm-eval HFLM, batch 8 | llama_fast | ratio | target | same answers | "
         "same as HFLM in float32: HFLM, llama_fast |",
@@ -163,7 +166,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--data-dir", type=Path, required=True, help="mirror of the data sets")
     parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"))
@@ -203,7 +206,7 @@ def main() -> None:
 
 
 def write(path: Path, results: Sequence[Result]) -> None:
-    """JSON with all times, and markdown beside it."""
+    """Write JSON with all times, and a Markdown table beside it."""
     machine = info.collect()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     facts = {"machine": machine, "versions": versions, "results": [asdict(r) for r in results]}

@@ -1,8 +1,8 @@
 """The interface of an implementation that the benchmarks measure, ours or a baseline.
 
 For a case and its inputs, an implementation builds a function of the input tensors that returns the
-output to differentiate, in the shape of ours. Tensors needed once per batch (masks, tables) are
-made while building, which is not timed: an advantage for the baseline.
+output to differentiate, in the shape of our output. Tensors that are needed once per batch (masks,
+tables) are created while building, which is not timed; this is an advantage for baselines.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One implementation.
+    """An implementation of ops.
 
     Attributes:
-        name: for --baselines.
-        what: a few words on it.
-        build: op -> builder. A builder returns None for a case that does not concern it, and raises
-            `Unsupported` for one that does, but is not supported.
-        needs: packages it imports.
-        device: "cuda" if it runs only there.
-        compiled: whether it uses torch.compile, so that a new process has to compile first.
-        overwrites: ops whose input it overwrites unasked.
+        name: name for --baselines.
+        what: a short description.
+        build: op -> builder. A builder returns None for a case that it is not meant for, and raises
+            `Unsupported` for any other case that it cannot compute.
+        needs: packages that it imports.
+        device: "cuda" if it runs only on GPUs.
+        compiled: whether it uses torch.compile, so that a new process must compile first.
+        overwrites: ops whose input it always overwrites.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Implementation:
                 importlib.import_module(package)
             except ModuleNotFoundError as error:
                 return f"{error.name} is not installed"
-            except Exception as error:  # it may be there, and made for another torch
+            except Exception as error:  # it may be installed for another version of torch
                 return f"{package} does not load: {type(error).__name__}: {str(error)[:100]}"
         return None
 

@@ -16,8 +16,8 @@ class Inputs:
     """Inputs of one case.
 
     Attributes:
-        sets: arguments of the op by name. Several sets alternate (decoding: one per layer).
-        leaves: names of the arguments that need gradients; the first is the data.
+        sets: dictionaries of the op's arguments; several alternate (in decoding, one per layer).
+        leaves: names of the arguments that require gradients, the data first.
         extra: tensors from which implementations build masks; not arguments of the op.
         grads: upstream gradients of the outputs; None for a scalar loss.
         untouched: copies of the arguments that some implementations overwrite.
@@ -31,7 +31,7 @@ class Inputs:
 
 
 def make_inputs(case: Case, device: str = "cpu") -> Inputs:
-    """Draw the tensors of `case`; every call gives the same ones."""
+    """Draw the tensors of `case`; they are the same at each call."""
     generator = torch.Generator(device).manual_seed(0)
     dtype = DTYPES[case.dtype]
 
@@ -63,7 +63,7 @@ def _attention(case, normal, classes) -> Inputs:  # type: ignore[no-untyped-def]
     B, S, T, D, H, K = (case.sizes[n] for n in "BSTDHK")
     leaves = ("q", "k", "v")
     shapes: dict[str, tuple[int, ...]]
-    if "documents" in case.options:  # as projections leave them: (N,H,D)
+    if "documents" in case.options:  # (N,H,D), the layout of projections
         shapes = {"q": (S, H, D), "k": (T, K, D), "v": (T, K, D)}
     else:
         shapes = {"q": (B, H, S, D), "k": (B, K, T, D), "v": (B, K, T, D)}
@@ -96,7 +96,7 @@ def _attention_decode(case, normal, classes) -> Inputs:  # type: ignore[no-untyp
     ]
     device = sets[0]["q"].device
     extra = {"cache_seqlens": torch.full((B,), T - S, dtype=torch.int32, device=device)}
-    if page:  # in random order, as after a while of use
+    if page:  # in random order, as after some use
         pages = torch.randperm(cache[0], generator=torch.Generator().manual_seed(0))
         extra["page_table"] = pages.view(B, -1).to(device, torch.int32)
     return Inputs(sets, extra=extra)

@@ -1,4 +1,4 @@
-"""The machine's limits, measured with torch: matrix products, reading and copying memory."""
+"""Measures the machine's limits with torch: matrix products, reading and copying memory."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def measure_limits(
 
     Args:
         device: "cpu" or "cuda".
-        quick: small operands.
-        progress: called with what is measured next.
+        quick: whether to use small operands.
+        progress: called with a description of the next measurement.
 
     Returns:
         "gemm float32" and "gemm bfloat16" in FLOP/s (torch.mm of square matrices, the best of two
-        sizes), "read" in bytes/s (a maximum or a sum over memory, the better one) and "copy" in
-        bytes/s (into memory that exists, one read and one write counted).
+        sizes), "read" in bytes/s (the better of a maximum and a sum over memory) and "copy" in
+        bytes/s (to existing memory; the bytes read and the bytes written both count).
     """
     gpu = device == "cuda"
     sizes = (256, 512) if quick else (8192, 16384) if gpu else (2048, 4096)

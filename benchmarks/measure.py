@@ -1,4 +1,4 @@
-"""Timing a case: all sides alternate in one process; medians."""
+"""Times a case: all sides alternate in one process, and results are medians."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .implementation import OURS, Implementation, Unsupported
 from .inputs import Inputs, make_inputs
 from .results import Side
 
-WARM = 2.0  # seconds; after a first call this long no second warm-up call is needed
-# A baseline whose step takes longer than SLOW seconds and than twice the fastest baseline's cannot
-# change the result: it gets FEW rounds.
+WARM = 2.0  # seconds; if the first call takes longer, there is no second warm-up call
+# A baseline that takes longer than SLOW seconds and twice the time of the fastest baseline cannot
+# change the result, so it gets only FEW rounds.
 SLOW, FEW = 2.0, 3
 SAMPLE = 2e-3  # seconds; a shorter step is repeated within a sample
 
 
 class _Computed(torch.autograd.Function):
-    """The identity as an operation at no cost, so that its output is not a leaf.
+    """The identity as an operation without cost, whose output is not a leaf.
 
-    It stands for the head that computes the logits: an op may not overwrite a leaf.
+    It stands for the head that computes the logits, because an op may not overwrite a leaf.
     """
 
     @staticmethod
@@ -42,8 +42,8 @@ class TimedStep:
     """One side of one case, to be called repeatedly.
 
     Raises:
-        Unsupported: the implementation does not cover this case; the message is empty where it
-            never would.
+        Unsupported: the implementation does not support this case. The message is empty if it is
+            not meant for the case.
     """
 
     def __init__(self, case: Case, implementation: Implementation, tensors: Inputs) -> None:
@@ -69,7 +69,7 @@ class TimedStep:
             self._first[name].detach().copy_(tensor)
 
     def __call__(self) -> tuple[Any, tuple[torch.Tensor, ...]]:
-        """Outputs and gradients of one run."""
+        """Run once; return outputs and gradients."""
         given = next(self._sets)
         if self.case.mode != BACKWARD:
             # A training step runs its own backward; the other modes need no graph.
@@ -83,13 +83,13 @@ class TimedStep:
 
 
 def _first_tensors(result: tuple[Any, tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
-    """The first output and the gradient of the data, which is enough to see a wrong baseline."""
+    """The first output and the gradient of the data, which suffice to detect a wrong baseline."""
     out, grads = result
     return [(out if isinstance(out, torch.Tensor) else out[0]).detach(), *grads[:1]]
 
 
 def difference(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> float:
-    """Largest root-mean-square distance of two results, relative to the first's size."""
+    """Largest root-mean-square difference of two results, relative to that of the first."""
     worst = 0.0
     for x, y in zip(a, b, strict=True):
         if x.shape != y.shape:
@@ -100,7 +100,7 @@ def difference(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> float:
 
 
 def seconds(step: Callable[[], Any], repeat: int, device: str) -> float:
-    """Mean seconds of one call over `repeat` calls."""
+    """Mean duration in seconds of `repeat` calls."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     synchronize()
     begin = time.perf_counter()
@@ -111,7 +111,7 @@ def seconds(step: Callable[[], Any], repeat: int, device: str) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line, short enough for a table's footnote."""
+    """An error as one line that fits in a table's footnote."""
     text = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {text[0][:160]}".rstrip(": ")
 
@@ -126,19 +126,20 @@ def measure(
     """Time every implementation on `case`.
 
     Args:
-        case: what.
-        implementations: who; ours first, the others are compared with its result.
-        rounds: samples of each; fewer of a baseline that is slow by far (see `SLOW`).
+        case: the case to measure.
+        implementations: the implementations, ours first; results of the others are compared with
+            ours.
+        rounds: number of samples of each; a very slow baseline gets fewer (see `SLOW`).
         device: "cpu" or "cuda".
-        progress: called with rounds done (warm-up included) and who is at work.
+        progress: called with the rounds done (including the warm-up) and the current side.
 
     Returns:
         One `Side` for each implementation that has the op, in the order of `implementations`.
     """
-    torch.compiler.reset()  # shapes of the last case would make the next one dynamic
+    torch.compiler.reset()  # else the shapes of the next case would be dynamic
     tensors = make_inputs(case, device)
     sides: list[Side] = []
-    steps: list[tuple[Side, TimedStep, float]] = []  # and the seconds of one step
+    steps: list[tuple[Side, TimedStep, float]] = []  # with the seconds of one step
     ours: list[torch.Tensor] | None = None
     for implementation in implementations:
         side = Side(implementation.name)
@@ -149,7 +150,7 @@ def measure(
             got = _first_tensors(step())
             side.first_ms = 1e3 * (time.perf_counter() - begin)
             if ours is None:
-                ours = [x.clone() for x in got]  # (one may be a view of what comes next)
+                ours = [x.clone() for x in got]  # one may be a view of a reused buffer
             side.difference = difference(ours, got)
             del got
             step.restore()
@@ -163,7 +164,7 @@ def measure(
             if not str(error):
                 continue
             side.reason = str(error)
-        except Exception as error:  # a baseline that fails is a finding, not the end
+        except Exception as error:  # a failing baseline is reported and the run continues
             side.reason = one_line(error)
         else:
             steps.append((side, step, once))

@@ -1,8 +1,8 @@
-"""Peak memory of a step: each side in a process of its own, forked from a clean one.
+"""Measures the peak memory of a step: each side in a separate process, forked from a clean one.
 
 `Worker` starts a process that has imported everything and run nothing. For each question it forks
-a child, which makes the inputs, reads its RSS, runs one step and reads its peak RSS. The first call
-of a library allocates memory of its own, so the same op runs on a small shape before.
+a child, which creates the inputs, reads its RSS, runs a step and reads its peak RSS. Libraries
+allocate memory of their own at the first call, so the op is first run on a small shape.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .cases import Case
 from .child import Child
 from .implementation import Implementation
 
-# glibc keeps freed blocks below a threshold that grows with use. With a fixed threshold it returns
-# all large blocks, so that resident memory is memory in use.
+# glibc keeps freed blocks below a size that grows with use. With a fixed size it returns all large
+# blocks, so that resident memory is memory in use.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 def unavailable() -> str | None:
-    """Why memory cannot be measured here, or None."""
+    """Why memory cannot be measured on this machine, or None."""
     if not sys.platform.startswith("linux"):
         return "measured on Linux only"
     if not reset_peak_rss():
@@ -46,7 +46,7 @@ class Worker:
             "implementations": [implementation.name for implementation in implementations],
         }
         self._child = Child("memory", settings, ENVIRONMENT)
-        self._child.ask({})  # waits for its imports, which must not overlap with timing
+        self._child.ask({})  # wait for its imports, which must not overlap with timing
 
     def close(self) -> None:
         """End the process."""
@@ -55,7 +55,7 @@ class Worker:
     def extra_bytes(
         self, case: Case, implementation: Implementation
     ) -> tuple[int | None, str | None]:
-        """(bytes, None), or (None, why not)."""
+        """Return (bytes, None), or (None, reason) if they cannot be measured."""
         try:
             answer = self._child.ask({"case": asdict(case), "implementation": implementation.name})
         except RuntimeError as error:
@@ -64,13 +64,13 @@ class Worker:
 
 
 def _step(case: Case, implementation: Implementation) -> int:
-    """Bytes that one step takes; runs in the forked child."""
+    """Measure the bytes that a step takes; runs in the forked child."""
     from .inputs import make_inputs
     from .measure import TimedStep
 
     step = TimedStep(case, implementation, make_inputs(case))
-    # Compiling takes memory, too. What is compiled keeps nothing from one call to the next, so the
-    # case itself may be the rehearsal; our own kernels keep scratch, which has to count.
+    # Compiling takes memory, too. Compiled code keeps nothing from one call to the next, so the
+    # case itself may be run first. Our own kernels keep scratch memory, which must be counted.
     rehearsal = (
         step
         if implementation.compiled
@@ -88,7 +88,7 @@ def _step(case: Case, implementation: Implementation) -> int:
 
 
 def _in_child(case: Case, implementation: Implementation) -> dict[str, Any]:
-    """The answer of a forked child, or how it died."""
+    """The answer of a forked child, or how it ended."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -98,7 +98,7 @@ def _in_child(case: Case, implementation: Implementation) -> dict[str, Any]:
         except BaseException as error:
             answer = {"error": f"{type(error).__name__}: {str(error)[:160]}"}
         os.write(write, json.dumps(answer).encode())
-        os._exit(0)  # no clean-up of what belongs to the parent
+        os._exit(0)  # without the clean-up of the parent's objects
     os.close(write)
     with os.fdopen(read) as pipe:
         said = pipe.read()
@@ -109,14 +109,14 @@ def _in_child(case: Case, implementation: Implementation) -> dict[str, Any]:
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """The worker process: a question a line, an answer a line."""
+    """The worker process: reads one question per line and writes one answer per line."""
     import torch
 
     from .child import answers
 
     torch.set_num_threads(settings["threads"])
     known = all_implementations()
-    # Once here rather than in every child.
+    # Do this once here instead of in every child.
     if any(known[name].compiled for name in settings["implementations"]):
         importlib.import_module("torch._inductor.compile_fx")
     if any("transformers" in known[name].needs for name in settings["implementations"]):

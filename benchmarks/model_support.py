@@ -1,9 +1,10 @@
-"""Writes docs/model-support.md: what `llama_fast.patch` patches in each architecture, and the gain.
+"""Writes docs/model-support.md: what `llama_fast.patch` replaces per architecture, and the gain.
 
     python -m benchmarks.model_support [--only NAMES] [--no-speed]      (`make model-support`)
 
-The architectures are those of the tests (tests/integrations/zoo.py): tiny for the errors, larger
-for the speed of a training step, where patched and stock alternate in one process; medians.
+The architectures are those of the tests (tests/integrations/zoo.py). Errors are measured on tiny
+models, the speed of a training step on larger ones: patched and stock model alternate in one
+process, and results are medians.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ BATCH, LENGTH = 2, 256
 
 
 def replaced(name: str) -> tuple[list[str], list[str]]:
-    """Per part what was replaced of what was looked at ("" for a part that it has not); reasons."""
+    """For each part, "replaced/found" ("" if the model has no such part); and reasons."""
     report = llama_fast.patch(zoo.build(name))
     cells, reasons = [], []
     for part in PARTS:
@@ -50,7 +51,7 @@ def replaced(name: str) -> tuple[list[str], list[str]]:
 
 
 def worst(name: str, dtype: torch.dtype) -> str:
-    """Error over all results of stock and of patched, the worst batch of each."""
+    """Largest errors of the stock and of the patched model over all batches and results."""
     errors: list[tuple[float, float]] = []
     for what in zoo.batches(name, zoo.build(name)):
         try:
@@ -62,12 +63,12 @@ def worst(name: str, dtype: torch.dtype) -> str:
 
 
 def speed(name: str, rounds: int) -> str:
-    """How many times as fast a training step is patched as stock, in float32."""
+    """Speedup of a training step in float32: stock time divided by patched time."""
     default = transformers.AutoConfig.for_model(name)
     larger = {key: value for key, value in LARGER.items() if hasattr(default, key)}
     given = zoo.ZOO[name].config
     larger = {key: value for key, value in larger.items() if key not in given}
-    if {"layer_types", "no_rope_layers", "num_layers"} & set(given):  # told layer by layer
+    if {"layer_types", "no_rope_layers", "num_layers"} & set(given):  # given for each layer
         larger.pop("num_hidden_layers", None)
     if zoo.ZOO[name].kind not in ("causal", "masked", "seq2seq"):
         return ""
@@ -87,7 +88,7 @@ def speed(name: str, rounds: int) -> str:
 
 
 def row(name: str, rounds: int) -> list[str]:
-    """Cells of one architecture."""
+    """The table cells of one architecture."""
     cells, reasons = replaced(name)
     errors = [worst(name, dtype) for dtype in (torch.float32, torch.bfloat16)]
     fast = ""
@@ -100,7 +101,7 @@ def row(name: str, rounds: int) -> list[str]:
 
 
 def page(rows: Sequence[Sequence[str]], rounds: int) -> str:
-    """The file."""
+    """The content of the file."""
     errors = ("error, float32", "error, bfloat16")
     head = ["architecture", *PARTS, *errors, "step", "not replaced, and why"]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
@@ -135,7 +136,7 @@ greedy generation with dynamic and static caches, gradient checkpointing, and co
 
 
 def main(argv: list[str]) -> int:
-    """Measure and write."""
+    """Measure all architectures and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="print these rows, write nothing")
     parser.add_argument("--no-speed", action="store_true")

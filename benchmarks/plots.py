@@ -39,7 +39,7 @@ OP_NAME = {"llama_training": "Llama training step"}
 
 
 def draw_all(results: Results, stem: Path) -> list[Path]:
-    """Every picture that `results` have the data for, as `<stem>-<name>.png`."""
+    """Draw every figure for which `results` have data, as `<stem>-<name>.png`."""
     drawn = []
     pictures: dict[str, Callable[[Results, Path], bool]] = {
         "speedup": speedup,
@@ -49,7 +49,7 @@ def draw_all(results: Results, stem: Path) -> list[Path]:
     }
     for name, draw in pictures.items():
         path = stem.with_name(f"{stem.name}-{name}.png")
-        path.unlink(missing_ok=True)  # of an earlier run with other cases
+        path.unlink(missing_ok=True)  # may be from an earlier run with other cases
         if draw(results, path):
             drawn.append(path)
     return drawn
@@ -57,13 +57,13 @@ def draw_all(results: Results, stem: Path) -> list[Path]:
 
 def _label(result: Result) -> str:
     case = result.case
-    if case.mode == STEP:  # (all its sizes are too many)
+    if case.mode == STEP:  # it has too many sizes to show
         return f"{case.variant}, B={case.sizes['B']} S={case.sizes['S']}  {SHORT[case.dtype]}"
     return f"{case.title}  {SHORT[case.dtype]} {PASS[case.mode]}"
 
 
 def _panels(rows: list[Result]) -> tuple[Figure, list[tuple[Axes, list[Result]]]]:
-    """One panel an op, one under the other, each as high as it has rows."""
+    """Create one panel per op, below each other, with heights in proportion to their rows."""
     groups: dict[str, list[Result]] = {}
     for result in rows:
         groups.setdefault(result.case.op, []).append(result)
@@ -118,7 +118,7 @@ def _present(rows: list[Result], ours: bool = True) -> list[str]:
 
 
 def _log_ticks(axes: Axes, low: float, high: float, text: Callable[[float], str]) -> None:
-    """A log axis with ticks at 1, 2, 5 times powers of ten (1 alone on long axes)."""
+    """Set a log axis with ticks at 1, 2, 5 times powers of ten (only 1 on long axes)."""
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     steps = (1, 2, 5) if high / low < 300 else (1,)
@@ -129,7 +129,7 @@ def _log_ticks(axes: Axes, low: float, high: float, text: Callable[[float], str]
 
 
 def speedup(results: Results, path: Path) -> bool:
-    """Draw the times of the baselines divided by ours; the bar ends at the fastest one."""
+    """Draw the baselines' times divided by ours; the bar ends at the fastest baseline."""
     rows = [r for r in results.results if r.ours and r.baselines]
     if not rows:
         return False
@@ -196,7 +196,7 @@ def limits(results: Results, path: Path) -> bool:
 
 
 def memory(results: Results, path: Path) -> bool:
-    """Memory that a step takes on top of its inputs."""
+    """Draw the memory that a step takes on top of its inputs."""
     rows = [r for r in results.results if r.ours and r.ours.extra_bytes]
     rows = [r for r in rows if any(side.extra_bytes for side in r.baselines)]
     if not rows:
@@ -229,7 +229,7 @@ def memory(results: Results, path: Path) -> bool:
 
 
 def window(results: Results, path: Path) -> bool:
-    """Time over length with a sliding window: a straight line is linear cost."""
+    """Draw time over length with a sliding window; a straight line means linear cost."""
     rows = [r for r in results.results if r.ours and "window" in r.case.options]
     modes = [
         mode for mode in PASS if sum(r.case.mode == mode for r in rows) > 1

@@ -1,4 +1,4 @@
-"""What the `bench_<op>.py` have in common. `BENCH_QUICK=1` shrinks every case."""
+"""Code that the `bench_<op>.py` share. With `BENCH_QUICK=1` all cases are small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .measure import TimedStep
 
 
 def matrix(op: str) -> list[Any]:
-    """Every case of `op` with every implementation that has the op and is present."""
+    """Every case of `op` with every available implementation that supports the op."""
     present, _ = choose([], "cpu")
     quick = os.environ.get("BENCH_QUICK") == "1"
     return [
@@ -28,7 +28,7 @@ def matrix(op: str) -> list[Any]:
 
 
 def run_rounds(benchmark: Any, case: Case, implementation: Implementation) -> None:
-    """Run nine rounds of an implementation on a case, after a warm-up; skip what it lacks."""
+    """Run nine rounds of an implementation on a case, after a warm-up; skip unsupported cases."""
     torch.compiler.reset()
     try:
         step = TimedStep(case, implementation, make_inputs(case))

@@ -1,4 +1,4 @@
-"""Results as tables on a terminal and in Markdown, and file names."""
+"""Formats results as tables for a terminal and in Markdown; file names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .results import Result, Results, Side
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 PASS = {"forward": "fwd", "forward+backward": "fwd+bwd", "training step": "step"}
-# Half of bfloat16's digits: sides that differ more do not compute the same.
+# Half of bfloat16's digits: sides that differ by more do not compute the same.
 DISAGREE = 0.06
 
 
@@ -83,7 +83,7 @@ def share(results: Results, result: Result, side: Side) -> str:
 
 
 def summary(results: Results, result: Result) -> str:
-    """One case with rich markup: our time and the fastest baseline's."""
+    """Our time and the fastest baseline's in a case, as a line with rich markup."""
     ours, baselines = result.ours, result.baselines
     if ours is None:
         return "[bold red]not measured[/]"
@@ -94,7 +94,7 @@ def summary(results: Results, result: Result) -> str:
 
 
 def header(results: Results) -> list[str]:
-    """The machine, its limits and how the run was made, a line each."""
+    """Lines of text on the machine, its limits and the settings of the run."""
     machine, s, limits = results.machine, results.settings, results.limits
     cpu = machine["cpu"]
     where = (
@@ -118,7 +118,7 @@ def header(results: Results) -> list[str]:
 
 
 def notes(results: Results) -> list[str]:
-    """Missing implementations and sides that failed or disagreed, a line each."""
+    """Lines of text on missing implementations and sides that failed or disagreed."""
     lines = [f"{name} is missing: {why}" for name, why in results.missing.items()]
     failed: dict[tuple[str, str], list[str]] = {}
     for result in results.results:
@@ -144,7 +144,7 @@ def notes(results: Results) -> list[str]:
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """For a terminal: one table an op, a row a side."""
+    """Tables for a terminal: one per op, with one row per side."""
     for op in dict.fromkeys(result.case.op for result in results.results):
         training = op == "llama_training"
         table = Table(box=box.SIMPLE_HEAD, title=op, title_justify="left", title_style="bold cyan")
@@ -184,7 +184,7 @@ def _rows(table: Table, results: Results, result: Result) -> None:
 
 
 def markdown(results: Results) -> str:
-    """All of it as one page."""
+    """The whole report as a Markdown page."""
     device = results.settings["device"]
     lines = [
         f"# Benchmarks on {device.upper()}",

@@ -1,4 +1,4 @@
-"""What a run of the suite found, and its JSON form."""
+"""The results of a run of the suite, and their JSON form."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Side:
     """One implementation on one case.
 
     Attributes:
-        implementation: its name.
-        samples_ms: milliseconds of one step, a number a round.
-        repeat: steps that a sample is the mean of (short steps only).
-        first_ms: the first call of all, compilation included.
-        difference: root-mean-square distance of its results from ours, relative.
-        extra_bytes: memory that a step takes at its peak, on top of its inputs.
-        extra_reason: why that is not known.
+        implementation: name of the implementation.
+        samples_ms: milliseconds of a step, one number per round.
+        repeat: number of steps of which a sample is the mean (above 1 for short steps only).
+        first_ms: milliseconds of the first call, including compilation.
+        difference: relative root-mean-square difference of its results from ours.
+        extra_bytes: peak memory of a step on top of its inputs.
+        extra_reason: why `extra_bytes` is unknown.
         reason: why there are no samples.
     """
 
@@ -46,7 +46,7 @@ class Side:
         return statistics.median(self.samples_ms)
 
     def quartiles(self) -> tuple[float, float]:
-        """First and third."""
+        """First and third quartile of the samples."""
         if len(self.samples_ms) < 2:
             return self.median_ms, self.median_ms
         low, _, high = statistics.quantiles(self.samples_ms, n=4, method="inclusive")
@@ -55,14 +55,14 @@ class Side:
 
 @dataclass
 class Result:
-    """All sides of one case."""
+    """The results of all sides on a case."""
 
     case: Case
     sides: list[Side]
 
     @property
     def ours(self) -> Side | None:
-        """Our side, where it has samples."""
+        """Our side, or None if it has no samples."""
         return next((s for s in self.measured if s.implementation == OURS), None)
 
     @property
@@ -81,13 +81,13 @@ class Result:
         return side.median_ms / self.ours.median_ms if self.ours else None
 
     def tokens_per_second(self, side: Side) -> float | None:
-        """Of a training step; None for an op."""
+        """Tokens per second in a training step; None for an op."""
         if self.case.mode != STEP:
             return None
         return self.case.sizes["B"] * self.case.sizes["S"] / side.median_ms * 1e3
 
     def as_dict(self, limits: dict[str, float]) -> dict[str, Any]:
-        """For JSON, with the statistics of the samples."""
+        """The result as JSON, with statistics of the samples."""
         kind, amount = self.case.work()
         sides = []
         for side in self.sides:
@@ -109,16 +109,16 @@ class Result:
 
 @dataclass
 class Results:
-    """A whole run.
+    """The results of a run.
 
     Attributes:
         settings: device, rounds, quick, threads, huge_pages, command.
         machine: `llama_fast.info.collect()`.
         limits: "gemm <dtype>" in FLOP/s, "read" and "copy" in bytes/s.
         missing: name of an implementation -> why it is not available.
-        implementations: name -> a few words on it.
+        implementations: name -> short description.
         results: one per case.
-        seconds: of the whole run.
+        seconds: duration of the whole run.
     """
 
     settings: dict[str, Any]
@@ -130,7 +130,7 @@ class Results:
     seconds: float = 0.0
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the results as JSON."""
         whole = {
             "format": FORMAT,
             "settings": self.settings,
@@ -145,10 +145,10 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """What `Results.write` wrote: tables and plots can be made again.
+    """Read a file that `Results.write` wrote, to create tables and plots again.
 
     Raises:
-        ValueError: not such a file, or of another format.
+        ValueError: the file has another format.
     """
     whole = json.loads(path.read_text())
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:

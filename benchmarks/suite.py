@@ -1,4 +1,4 @@
-"""Runs the suite: the machine's limits, then every case, then its memory."""
+"""Runs the suite: the machine's limits, then time and memory of every case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .measure import TimedStep, measure
 from .results import Result, Results, Side
 from .training import measure_training
 
-# Called with (work done, work in total, the current work).
+# Called as progress(work done, total work, description of the current work).
 Bar = Callable[[int, int, str], None]
 
 
@@ -30,11 +30,11 @@ class Settings:
     Attributes:
         command: the command line, for the report.
         device: "cpu" or "cuda".
-        rounds: samples of each side.
-        quick: small sizes, to try the suite out.
-        huge_pages: whether torch's allocator asks for them (THP_MEM_ALLOC_ENABLE).
-        memory: whether to measure it.
-        threads: of torch and of our kernels.
+        rounds: number of samples of each side.
+        quick: whether to use small sizes, for trying the suite.
+        huge_pages: whether torch's allocator requests huge pages (THP_MEM_ALLOC_ENABLE).
+        memory: whether to measure memory.
+        threads: number of threads of torch and of our kernels.
     """
 
     command: str
@@ -61,9 +61,9 @@ class Suite:
         self.results = Results(vars(settings).copy(), info.collect(), {}, missing, what)
 
     def run(self, bar: Bar, done: Callable[[Result], None] = lambda result: None) -> None:
-        """Measures everything; `done` is called with each finished case."""
+        """Measure everything; `done` is called with each finished case."""
         began = time.perf_counter()
-        per_case = self._settings.rounds + 2  # (warm-up and memory)
+        per_case = self._settings.rounds + 2  # plus warm-up and memory
         total = per_case * len(self._cases)
         quick, device = self._settings.quick, self._settings.device
         limits = measure_limits(device, quick, lambda what: bar(0, total, f"limits: {what}"))
@@ -125,7 +125,7 @@ class Suite:
 def cuda_extra_bytes(case: Case, implementation: Implementation) -> int:
     """Memory that a step takes on the GPU at its peak, on top of its inputs."""
     step = TimedStep(case, implementation, make_inputs(case, "cuda"))
-    for _ in range(2):  # (the first compiles and tunes)
+    for _ in range(2):  # the first compiles and tunes
         step.restore()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -7,14 +7,14 @@ import lzma
 import numpy as np
 import numpy.typing as npt
 
-MAX_ORDER = 8  # bytes of an n-gram, which make a 64-bit key
+MAX_ORDER = 8  # longest n-gram in bytes, as eight make a 64-bit key
 
 Keys = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
 
 
 def xz(train: bytes, valid: bytes) -> float:
-    """Bits per byte that xz -9e needs for `valid` after `train`."""
+    """Bits per byte that xz -9e takes for `valid` after `train`."""
 
     def size(text: bytes) -> int:
         return len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
@@ -25,8 +25,8 @@ def xz(train: bytes, valid: bytes) -> float:
 def ngrams(train: bytes, valid: bytes) -> list[float]:
     """Bits per byte of `valid` under interpolated Kneser-Ney models of order 1 to `MAX_ORDER`.
 
-    An order is how many bytes an n-gram has, the predicted one included. Each order has its own
-    discount, n1 / (n1 + 2 n2) of the numbers of n-grams counted once and twice (Chen & Goodman
+    The order is the number of bytes in an n-gram, including the predicted one. Each order has its
+    own discount, n1 / (n1 + 2 n2) of the numbers of n-grams counted once and twice (Chen & Goodman
     1999, "An empirical study of smoothing techniques for language modeling", section 2.7). Lower
     orders count the different bytes before an n-gram instead of the n-gram itself. A byte that was
     never seen gets the rest of the mass, spread over all 256.
@@ -51,7 +51,7 @@ def _order(train: bytes, valid: bytes, order: int) -> float:
 
 
 def _keys(text: bytes, length: int) -> Keys:
-    """Every run of `length` bytes, as a number whose lowest byte is the last one."""
+    """Every substring of `length` bytes, as a number whose lowest byte is the last one."""
     values = np.frombuffer(text, dtype=np.uint8).astype(np.uint64)
     count = len(values) - length + 1
     keys = np.zeros(count, dtype=np.uint64)
@@ -77,6 +77,6 @@ def _interpolated(seen: Keys, counts: npt.NDArray[np.int64], wanted: Keys, lower
 
 
 def _lookup(keys: Keys, values: Floats, wanted: Keys) -> Floats:
-    """The value of each key that is wanted, 0 where it is not there."""
+    """The value of each wanted key, 0 for missing keys."""
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, values[at], 0.0)

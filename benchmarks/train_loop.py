@@ -1,9 +1,10 @@
-"""`llama-fast train` beside its own bare step, litgpt's pretraining and transformers' Trainer.
+"""Compares `llama-fast train` with its bare step, litgpt's pretraining and transformers' Trainer.
 
     python -m benchmarks.train_loop [--quick] [--out DIR]        (`make bench-train`)
 
-The 58 M model of the CPU benchmark on sequences of 512 tokens. Each side is a complete training
-loop in its own process; the loops run alternately, one step each. `train_sides` has the loops.
+All train the 58 M model of the CPU benchmark on sequences of 512 tokens. Each side is a complete
+training loop in its own process; the loops run alternately, one step each. They are in
+`train_sides`.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ class Loop:
     """Measurements of one training loop.
 
     Attributes:
-        side: its name.
+        side: name of the loop.
         samples_ms: durations of steps in milliseconds, each from one step to the next.
-        losses: of all steps, including the warm-up.
+        losses: losses of all steps, including the warm-up.
         peak: peak resident memory in bytes while steps were timed.
         libraries: resident memory in bytes before the model: Python, torch, other imports.
     """
@@ -100,15 +101,15 @@ def measure(
     """Measure the loops, which run alternately.
 
     Args:
-        folder: of :func:`prepare`.
+        folder: the folder given to :func:`prepare`.
         case: sizes of the model and of a batch.
         precision: see :class:`Task`.
         sides: names of the loops.
-        rounds: timed steps of each.
+        rounds: number of timed steps of each.
         threads: number of torch's threads.
 
     Raises:
-        RuntimeError: a loop failed; names it.
+        RuntimeError: a loop failed; the message names it.
     """
     task = Task(str(folder), case.sizes["B"], case.sizes["S"], precision, threads)
     loops = [Loop(side) for side in sides]

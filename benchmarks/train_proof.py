@@ -1,4 +1,4 @@
-"""Train language models of real text from scratch, each within ten minutes on two cores.
+"""Trains language models on real text from scratch, each within ten minutes on two cores.
 
     python -m benchmarks.train_proof --data FOLDER [--corpus dickens] [--out DIR]
                                                                (`make train-proof`)
@@ -6,7 +6,7 @@
 FOLDER has `corpora/dickens.txt.gz` and `corpora/tinyshakespeare.txt`. The last tenth of each text
 is held out. A model must predict it with fewer bits per byte than the best of `text_baselines`: a
 compressor, and n-grams with Kneser-Ney smoothing, on the same split. The first steps are repeated
-with PyTorch's ops and with ours, to show that the losses are the same curve.
+with PyTorch's ops and with ours, to show that the loss curves are the same.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Corpus:
 
     Attributes:
         file: path in the data folder.
-        vocab_size: of the BPE tokenizer that is trained on the training part.
-        published: bits per byte that others reached on the same split, by description.
+        vocab_size: vocabulary size of the BPE tokenizer, which is trained on the training part.
+        published: description -> bits per byte that others reached on the same split.
     """
 
     file: str
@@ -59,7 +59,7 @@ class Corpus:
     published: dict[str, float]
 
     def read(self, data: Path) -> tuple[bytes, bytes]:
-        """Read the text; returns (training part, held-out part)."""
+        """Read the text; return (training part, held-out part)."""
         path = data / self.file
         text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         cut = int(len(text) * (1 - HELD_OUT))
@@ -81,7 +81,7 @@ CORPORA = {
 
 
 def prepare(corpus: Corpus, data: Path, folder: Path) -> tuple[bytes, bytes]:
-    """Write shards `train` and `valid` with `llama-fast tokenize`; returns the two texts."""
+    """Write shards `train` and `valid` with `llama-fast tokenize`; return the two texts."""
     parts = corpus.read(data)
     for name, text in zip(("train", "valid"), parts, strict=True):
         path = folder / f"{name}.txt"
@@ -133,7 +133,7 @@ def bits_per_byte(run: TrainingRun, folder: Path, held_out: bytes) -> float:
 def train(
     config: TrainConfig, backend: str = "auto", nudge: bool = False
 ) -> tuple[TrainingRun, list[StepMetrics], float]:
-    """Train; returns (run, steps, seconds). `nudge` scales the embedding by 1 + epsilon first."""
+    """Train; return (run, steps, seconds). `nudge` first scales the embedding by 1 + epsilon."""
     begin = time.perf_counter()
     with llama_fast.use_backend(backend):
         run = TrainingRun(config, log=lambda line: print(f"  {line}", flush=True))
@@ -145,7 +145,7 @@ def train(
 
 
 def prove(name: str, data: Path, folder: Path, curve_steps: int, quick: bool) -> dict[str, Any]:
-    """Train on one corpus and compare; returns all results for JSON."""
+    """Train on one corpus and compare; return all results for JSON."""
     corpus = CORPORA[name]
     print(f"{name}: baselines", flush=True)
     begin = time.perf_counter()
@@ -179,8 +179,8 @@ def prove(name: str, data: Path, folder: Path, curve_steps: int, quick: bool) ->
 def compare(name: str, folder: Path, steps: int) -> dict[str, Any]:
     """Losses of the first steps on a corpus in float32 without dropout.
 
-    With PyTorch's ops (`stock`), with ours (`ours`), and with PyTorch's ops from weights that
-    differ by rounding (`nudged`), which shows how far rounding alone drives two curves apart.
+    The steps run with PyTorch's ops (`stock`), with ours (`ours`), and with PyTorch's ops from
+    weights that differ by rounding (`nudged`), to show how far rounding alone separates two curves.
     """
     curves = {}
     for side, backend in (("stock", "torch"), ("ours", "auto"), ("nudged", "torch")):

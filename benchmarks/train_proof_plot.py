@@ -1,4 +1,4 @@
-"""Plot the curves of `train_proof`: the whole runs, and the comparison with PyTorch's ops."""
+"""Plots the curves of `train_proof`: the whole runs, and the comparison with PyTorch's ops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama_fast.train.plot import smoothed
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Two panels per corpus: the whole run on the left, the compared first steps on the right."""
+    """Draw two panels per corpus: left the whole run, right the compared first steps."""
     figure = Figure(figsize=(10, 3.6 * len(found)), layout="constrained")
     rows = figure.subplots(len(found), 2, squeeze=False, width_ratios=(1.4, 1))
     ours, stock = LLAMA_FAST, TORCH

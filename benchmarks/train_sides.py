@@ -1,7 +1,7 @@
 """The training loops that `train_loop` compares: ours, our bare step, litgpt's, transformers'.
 
 Each runs in its own process. All start from the same weights and use the same batches and the same
-AdamW, so their losses must be the same curve. A loop runs as its library implements it, except that
+AdamW, so their loss curves must be the same. A loop runs as its library implements it, except that
 :class:`Turns` pauses it between two steps until the next one is requested.
 """
 
@@ -86,7 +86,7 @@ class Turns:
     """Pauses a loop between two steps, and answers how long the last step took.
 
     Attributes:
-        loss: of the last step; set by the loop.
+        loss: loss of the last step; set by the loop.
     """
 
     def __init__(self) -> None:
@@ -96,11 +96,11 @@ class Turns:
         self._begin = 0.0
 
     def imported(self) -> None:
-        """Call it after the imports: memory from here on is that of the model and the loop."""
+        """To be called after the imports; later memory counts as that of model and loop."""
         self._libraries = rss()
 
     def __call__(self) -> None:
-        """Call it between two steps.
+        """Pause; to be called between two steps.
 
         Raises:
             SystemExit: no more steps are requested.
@@ -176,9 +176,9 @@ class Sequences(IterableDataset[Any]):
     """Sequences of length + 1 tokens; pauses before each batch.
 
     Args:
-        task: that has the batches.
-        turns: pauses the loop; None does not pause.
-        convert: applied to each sequence.
+        task: the task, which provides the batches.
+        turns: pauses the loop; None for no pauses.
+        convert: function to apply to each sequence.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ def litgpt(task: Task, turns: Turns) -> None:
 
 
 def _litgpt_weights(folder: Path, length: int) -> Any:
-    """Convert `weights` to litgpt's lit_model.pth in the same folder; returns its `Config`."""
+    """Convert `weights` to litgpt's lit_model.pth in the same folder; return its `Config`."""
     import safetensors.torch
     from litgpt.config import Config
     from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
@@ -340,7 +340,7 @@ SIDES: dict[str, Callable[[Task, Turns], None]] = {
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """Run one loop in this process, a step per request; see :class:`Turns`."""
+    """Run a loop in this process, one step per request; see :class:`Turns`."""
     task = Task(**{field.name: settings[field.name] for field in dataclasses.fields(Task)})
     torch.set_num_threads(task.threads)
     SIDES[settings["side"]](task, Turns())

@@ -1,6 +1,6 @@
-"""Training steps: each side in a process of its own, so that its peak memory is its own.
+"""Measures training steps: each side in a separate process, so that peak memory is its own.
 
-The processes take turns, a step each, like the sides of any other case.
+The processes alternate, one step each, like the sides of any other case.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def measure_training(
 ) -> list[Side]:
     """Time every implementation that trains; measure its peak memory beyond Python and torch.
 
-    Arguments and result as `measure.measure`.
+    Arguments and result are those of `measure.measure`.
     """
     sides: list[Side] = []
     running: list[tuple[Side, Child]] = []
@@ -42,7 +42,8 @@ def measure_training(
             side = Side(implementation.name)
             sides.append(side)
             progress(0, implementation.name)
-            # A model has many kernels to compile, and its process is long done when it is timed.
+            # A model has many kernels to compile, but its process has finished that when it is
+            # timed.
             environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
             child = Child(
                 "training", settings | {"implementation": implementation.name}, environment
@@ -59,7 +60,7 @@ def measure_training(
                 continue
             running.append((side, child))
             side.first_ms = ready["ms"]
-            # Weights are drawn at random on each side: the first losses are alike, not equal.
+            # Each side draws its own random weights, so the first losses are similar, not equal.
             losses.append(ready["loss"])
             side.difference = abs(losses[-1] / losses[0] - 1)
         for turn in range(rounds):
@@ -77,7 +78,7 @@ def measure_training(
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """The process of one side: builds and warms up at the first question, then steps."""
+    """The process of one side: build and warm up at the first question, then run steps."""
     import torch
 
     from .child import answers
@@ -92,7 +93,7 @@ def serve(settings: dict[str, Any]) -> None:
 
     def timed() -> dict[str, Any]:
         begin = time.perf_counter()
-        loss = float(state["step"]()[0])  # (waits for a GPU, too)
+        loss = float(state["step"]()[0])  # also waits for a GPU
         return {"ms": 1e3 * (time.perf_counter() - begin), "loss": loss}
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +112,8 @@ def serve(settings: dict[str, Any]) -> None:
             timed()
         except Exception as error:
             return {"error": one_line(error)}
-        # Compiling is over; what it left behind counts, what it took meanwhile does not.
+        # Compilation is done; memory that it still holds counts, memory that it used meanwhile does
+        # not.
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:

@@ -1,8 +1,8 @@
 """The gradient of a bias that is added to the scores of attention: ds = p (dp - delta).
 
 It is summed over the dimensions in which the bias is broadcast. A separate kernel recomputes the
-scores, so that the other gradients do not pay for this one, and each number is summed by one
-program, in one order.
+scores, so that the other gradients are not slowed down, and each element is summed by one program
+in a fixed order.
 """
 
 import triton
@@ -27,9 +27,9 @@ def bias_grad_kernel(
 ):  # fmt: skip
     """One tile of the gradient, summed over `batches` batch entries and `heads` heads.
 
-    Programs: the tiles of a head's gradient (one where rows or columns are summed), for each head
-    and batch entry that is not summed. With SUM_ROWS the tile is summed over all queries, with
-    SUM_COLUMNS over all keys.
+    The grid has a program for each tile of a head's gradient (only one along a summed dimension),
+    for each head and batch entry that is not summed. With SUM_ROWS the tile is summed over all
+    queries, with SUM_COLUMNS over all keys.
     """
     tiles_q = tl.cdiv(S, P.M)
     tiles_k = tl.cdiv(T, P.N)
@@ -73,7 +73,7 @@ def bias_grad_kernel(
 @triton.jit
 def score_grads(q, k, v, grad_out, lse, lse_low, delta, masks, scalars, b, h, i0, j0, S, T, left,
                 right, P: tl.constexpr):  # fmt: skip
-    """ds of one tile: the gradient of the bias before it is summed."""
+    """ds of one tile: the gradient of the bias before the sums."""
     kv_head = h // (P.H // P.K)
     i = i0 + tl.arange(0, P.M)[:, None]
     j = j0 + tl.arange(0, P.N)[None, :]

@@ -11,7 +11,7 @@ from ._math import divide
 def cache_offset(position, valid, cache, table, b, pages, page, P: tl.constexpr):
     """(offsets of cached positions in head 0, which of them are valid).
 
-    `valid` says which are asked for; those on a page that does not exist become invalid.
+    The argument `valid` marks the requested positions; those on a nonexistent page become invalid.
     """
     if P.PAGED:
         entry = table.ptr + b * table.batch + position // page * table.row
@@ -24,13 +24,13 @@ def cache_offset(position, valid, cache, table, b, pages, page, P: tl.constexpr)
 
 @triton.jit
 def append_kernel(new, cache, table, totals, S, pages, page, SIZE: tl.constexpr, P: tl.constexpr):
-    """Writes the new key or value of one sequence, head and query into the cache."""
+    """Write the new key or value of one sequence, head and query into the cache."""
     i = tl.program_id(0) % S
     head = (tl.program_id(0) // S % P.K).to(tl.int64)
     b = (tl.program_id(0) // S // P.K).to(tl.int64)
     total = tl.load(totals + b)
     c = tl.arange(0, P.BLOCK).to(tl.int64)
-    # The position once per column: cache_offset takes a block of positions.
+    # Repeat the position for each column, because cache_offset takes a block of positions.
     position = total - S + i + tl.zeros_like(c)
     valid = (position >= 0) & (total + tl.zeros_like(c) > 0) & (c < SIZE)
     offset, valid = cache_offset(position, valid, cache, table, b, pages, page, P)
@@ -47,8 +47,8 @@ def decode_kernel(
 ):  # fmt: skip
     """Attention of some queries of all heads of a group to one split of their sequence's keys.
 
-    Axis 0 of the grid: tiles of rows of each key head of each sequence; axis 1: splits, whose
-    results go to batch entry split * batch + b.
+    Axis 0 of the grid counts the tiles of rows of each key head of each sequence. Axis 1 counts the
+    splits; the results of a split go to batch entry split * batch + b.
     """
     tiles = tl.cdiv(S * P.GROUP, P.M)
     tile = tl.program_id(0) % tiles

@@ -1,9 +1,9 @@
-"""Attention forward in Triton: one program for each tile of queries, which loops over its keys.
+"""Attention forward in Triton: one program per tile of queries, which loops over its keys.
 
-The running maximum and sum of softmax are those of Milakov and Gimelshein (arXiv:1805.02867), the
-tiling that of FlashAttention (Dao et al., arXiv:2205.14135 and 2307.08691). Where
-there are few queries the keys are split among programs, as in flash decoding, and `combine_kernel`
-merges the splits.
+Running maximum and sum of softmax: Milakov and Gimelshein (arXiv:1805.02867). Tiling:
+    FlashAttention
+(Dao et al., arXiv:2205.14135 and 2307.08691). If there are few queries, the keys are split among
+programs, as in flash decoding, and `combine_kernel` merges the splits.
 """
 
 from typing import Any
@@ -38,10 +38,10 @@ def forward_kernel(
     q, k, v, out, lse, lse_low, masks, scalars, batch, S, T, left, right, section,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Rows of out, lse and lse_low for one tile of queries and one split of their keys.
+    """Compute out, lse and lse_low for one tile of queries and one split of their keys.
 
-    S and T are the lengths, or the rows of packed tensors. Axis 0 of the grid: tiles of all heads;
-    axis 1: splits of the keys; the results of split n go to batch entry n * batch + b.
+    S and T are the lengths, or the numbers of rows of packed tensors. Axis 0 of the grid counts the
+    tiles of all heads, axis 1 the splits; the results of split n go to batch entry n * batch + b.
     """
     program = tl.program_id(0)
     HEADS: tl.constexpr = P.H // P.GROUP
@@ -51,7 +51,7 @@ def forward_kernel(
     if P.PACKED and tile * P.M >= S:
         return
 
-    # The rows of the tile: queries, or with GROUP > 1 the heads of a group for each query.
+    # A row of the tile is a query or, with GROUP > 1, a query and one of the heads of a group.
     r = tile * P.M + tl.arange(0, P.M)
     i = r // P.GROUP
     head = unit_head * P.GROUP + (r % P.GROUP if P.GROUP > 1 else 0)
@@ -152,10 +152,10 @@ def attend(acc, l, m, q, k, v, b, head, kv_head, i, row_ok, slope, k_first, S, T
 
 @triton.jit
 def log_sum(m, l, P: tl.constexpr):
-    """log(sum of powers) of scores, natural, in two parts; -inf where no key is visible.
+    """Natural log-sum-exp of scores as a sum of two numbers; -inf if no key is visible.
 
-    The second part is the rounding error of the first (Knuth's two-sum), which the backward pass
-    needs where scores are in the thousands. 16-bit inputs do not need it.
+    The second number is the rounding error of the first (Knuth's two-sum), which the backward pass
+    needs if scores are in the thousands. For 16-bit inputs it is not needed.
     """
     log = tl.log(l)
     if P.BASE2:
@@ -172,7 +172,7 @@ def log_sum(m, l, P: tl.constexpr):
 def combine_kernel(
     parts, part_lse, part_low, out, lse, lse_low, masks, batch, splits, S, P: tl.constexpr
 ):
-    """Row i of (b, h) from its splits: weighted by exp(lse of the split - lse of all)."""
+    """Combine the splits of row i of (b, h), weighted by exp(lse of the split - lse of all)."""
     i = tl.program_id(0) % S
     h = tl.program_id(0) // S % P.H
     b = tl.program_id(0) // S // P.H
@@ -212,9 +212,10 @@ def combine_splits(
     splits: int,
     plan: Any,
 ) -> None:
-    """Fill results (out, lse, lse_low) from those of the splits, which follow each other by batch.
+    """Fill results (out, lse, lse_low) from those of the splits.
 
-    `plan` is that of the kernel that computed the splits.
+    The splits are consecutive along the batch dimension. `plan` is the plan of the kernel that
+    computed them.
     """
     (out, lse, lse_low), (B, H, S) = results, results[1].shape
     arguments = (

@@ -1,12 +1,12 @@
-"""The gradients of attention that belong to keys: dk and dv.
+"""The gradients of attention with respect to keys and values: dk and dv.
 
 With p = exp(score - lse) recomputed tile by tile, and delta = rowsum(do o) - dlse:
 
     dv = p' do,   dp = do v',   ds = p (dp - delta),   dk = scale ds' q
 
-One program computes them for one tile of keys of one key head, in a loop over the queries of all
+A program computes them for one tile of keys of one key head, in a loop over the queries of all
 heads that share it, so sums over a group need no atomic additions. Tiles of scores are transposed
-(keys by queries), as both products need them.
+(keys by queries), because both products need that form.
 """
 
 import triton
@@ -33,7 +33,7 @@ def key_grad_kernel(
     q, k, v, grad_out, lse, lse_low, delta, grad_k, grad_v, masks, scalars, batch, S, T, left,
     right, section, P: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of one tile of keys, or one of the two."""
+    """Compute dk, dv or both for one tile of keys."""
     b, kv_head, tile, q_first, k_first, S, T = locate_tile(
         tl.program_id(0), masks, batch, S, T, section, P.K, False, False, P
     )
@@ -51,7 +51,7 @@ def key_grad_kernel(
     begin, end, all_begin, all_end = visible_queries(first, last, S, T, left, right, P)
     start, free, bound, stop = loop_bounds(begin, end, all_begin, all_end, P.M)
     if not P.LEFT:
-        bound = stop  # queries beyond the last one are loaded as zeros, and weigh nothing
+        bound = stop  # queries past the last are loaded as zeros and add nothing
     GROUP: tl.constexpr = P.H // P.K
     for member in range(GROUP):
         h = kv_head * GROUP + member
@@ -87,7 +87,7 @@ def sum_over_queries(
     MASKED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Add the queries begin..end of head h to the gradients of a tile of keys."""
-    PARTIAL: tl.constexpr = MASKED or not P.LEFT  # the last tile may be among these
+    PARTIAL: tl.constexpr = MASKED or not P.LEFT  # the last, partial tile may be among these
     j = first + tl.arange(0, P.N)[:, None]
     for i0 in tl.range(begin, end, P.M, warp_specialize=P.WARP_SPECIALIZE):
         i = i0 + tl.arange(0, P.M)[None, :]

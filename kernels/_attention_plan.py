@@ -1,6 +1,6 @@
-"""The host's side of the attention kernels: a call of the operator, as the kernels take it.
+"""The host side of the attention kernels: converts a call of the operator to kernel arguments.
 
-Nothing here reads a tensor's values, so nothing waits for the GPU.
+No function here reads a tensor's values, so none waits for the GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MIN_DOT_SIZE = 16  # rows, columns and depth of the smallest matrix product
 
 
 class StridedTensor(NamedTuple):
-    """A tensor and its strides; a `ptr` of None where there is no tensor."""
+    """A tensor and its strides; `ptr` is None if there is no tensor."""
 
     ptr: torch.Tensor | None
     batch: int = 0
@@ -33,7 +33,7 @@ class StridedTensor(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Tensors that change scores or weights; a `ptr` of None, or None, where there is none."""
+    """Tensors that change scores or weights; each absent one is None or has a `ptr` of None."""
 
     bias: StridedTensor
     padding: StridedTensor
@@ -45,16 +45,16 @@ class Masks(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """Numbers of a call; doubles as their bits, which lose nothing (see `from_bits`)."""
+    """Numbers of a call; doubles are passed as their bits, which is exact (see `from_bits`)."""
 
     scale: int
     softcap: int
-    min_kept: int  # dropout keeps the random words from this one on
-    keep_scale: int  # what kept weights are multiplied by
+    min_kept: int  # dropout keeps a weight if its random word is at least this
+    keep_scale: int  # factor of weights that dropout keeps
 
 
 class Tiling(NamedTuple):
-    """Queries and keys of a tile, warps of a program, stages of its loops."""
+    """Numbers of queries and keys of a tile, warps of a program, and stages of its loops."""
 
     M: int
     N: int
@@ -66,7 +66,7 @@ class Tiling(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the code of a kernel is specialised for."""
+    """The constants for which the code of a kernel is specialised."""
 
     M: int  # queries of a tile
     N: int  # keys of a tile
@@ -76,12 +76,12 @@ class Plan:
     BLOCK_DV: int
     H: int
     K: int
-    GROUP: int  # heads that share a tile, as its rows (few queries); else 1
+    GROUP: int  # heads that share a tile as its rows if queries are few; else 1
     ACC: Any
     OFFSET: Any  # integer type of offsets inside a tile
-    NARROW: bool  # 16-bit inputs, for which cheaper functions are exact enough
+    NARROW: bool  # 16-bit inputs, for which faster functions are accurate enough
     BASE2: bool
-    PLAIN: bool  # scores are products times a positive scale and nothing else
+    PLAIN: bool  # scores are products times a positive scale, without any option
     PRECISION: str
     PACKED: bool
     LEFT: bool
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def UNIT(self) -> float:
-        """Factor of scores before they are exponentiated: log2(e) where powers are of two."""
+        """Factor of scores before exponentiation: log2(e) if powers of two are used, else 1."""
         return 1.4426950408889634 if self.BASE2 else 1.0
 
 
@@ -107,7 +107,7 @@ def double_bits(x: float) -> int:
 
 
 def strided_heads(t: torch.Tensor | None) -> StridedTensor:
-    """A (B,H,S,D) or packed (N,H,D) tensor."""
+    """A (B,H,S,D) or packed (N,H,D) tensor with its strides."""
     if t is None:
         return StridedTensor(None)
     if t.dim() == 4:
@@ -116,7 +116,7 @@ def strided_heads(t: torch.Tensor | None) -> StridedTensor:
 
 
 def strided_rows(t: torch.Tensor | None) -> StridedTensor:
-    """A (B,H,S) or packed (N,H) tensor."""
+    """A (B,H,S) or packed (N,H) tensor with its strides."""
     if t is None:
         return StridedTensor(None)
     if t.dim() == 3:
@@ -125,14 +125,14 @@ def strided_rows(t: torch.Tensor | None) -> StridedTensor:
 
 
 def strided_bias(t: torch.Tensor | None) -> StridedTensor:
-    """A four-dimensional tensor, whose dimensions of size 1 are broadcast."""
+    """A four-dimensional bias with its strides, 0 in broadcast dimensions (those of size 1)."""
     if t is None:
         return StridedTensor(None)
     return StridedTensor(t, *(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)))
 
 
 def strided_slopes(slopes: torch.Tensor | None) -> StridedTensor:
-    """ALiBi slopes, (1,H) or (B,H)."""
+    """ALiBi slopes (1,H) or (B,H) with their strides."""
     if slopes is None:
         return StridedTensor(None)
     batch = 0 if slopes.shape[0] == 1 else slopes.stride(0)
@@ -140,7 +140,7 @@ def strided_slopes(slopes: torch.Tensor | None) -> StridedTensor:
 
 
 def _strided_padding(mask: torch.Tensor | None) -> StridedTensor:
-    """A padding mask (B,T)."""
+    """A padding mask (B,T) with its strides."""
     if mask is None:
         return StridedTensor(None)
     return StridedTensor(_as_bytes(mask), mask.stride(0), col=mask.stride(1))
@@ -149,7 +149,7 @@ def _strided_padding(mask: torch.Tensor | None) -> StridedTensor:
 def supports_descriptor(t: torch.Tensor) -> bool:
     """Whether a kernel may read `t` through a tensor descriptor.
 
-    Not packed sequences: the rows of the next sequence would be read as this one's.
+    Packed sequences cannot be: rows of the next sequence would be read as rows of this one.
     """
     aligned = all(
         n == 1 or (s > 0 and s * t.element_size() % 16 == 0)
@@ -161,7 +161,7 @@ def supports_descriptor(t: torch.Tensor) -> bool:
 
 
 def loop_operand(t: torch.Tensor, rows: int, plan: Plan) -> StridedTensor | TensorDescriptor:
-    """A tensor that a loop reads `rows` rows at a time: a descriptor where the plan says so."""
+    """A tensor of which a loop reads `rows` rows at a time: a descriptor if the plan uses TMA."""
     if not plan.TMA:
         return strided_heads(t)
     block = plan.BLOCK_D if t.shape[-1] == plan.D else plan.BLOCK_DV
@@ -180,23 +180,23 @@ def needs_int64_offsets(*tensors: torch.Tensor) -> bool:
 
 
 def dot_size(n: int) -> int:
-    """The smallest power of two that holds n and that a matrix product takes."""
+    """The smallest power of two that is at least n and that a matrix product supports."""
     return max(MIN_DOT_SIZE, 1 << (n - 1).bit_length())
 
 
 def dot_precision() -> str:
-    """The precision of float32 products: "tf32" where torch's setting allows it, or "ieee"."""
+    """The precision of float32 products: "tf32" if torch's setting allows it, else "ieee"."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @dataclass
 class AttentionProblem:
-    """One call of the operator: its sizes, and its options as the kernels take them."""
+    """A call of the operator: its sizes, and its options in the form that the kernels take."""
 
-    batch: int  # or packed sequences
+    batch: int  # batch size, or number of packed sequences
     heads: int
     kv_heads: int
-    queries: int  # of a sequence; where packed, of all
+    queries: int  # number of queries per sequence; if packed, of all sequences
     keys: int
     head_size: int
     value_size: int
@@ -206,16 +206,16 @@ class AttentionProblem:
     right: int
     masks: Masks
     scalars: Scalars
-    features: dict[str, Any]  # the fields of Plan that follow from the options
+    features: dict[str, Any]  # the fields of Plan that are determined by the options
 
     @property
     def group(self) -> int:
-        """Query heads of a key head."""
+        """Number of query heads per key head."""
         return max(1, self.heads // max(self.kv_heads, 1))
 
     @property
     def modifies_scores(self) -> bool:
-        """Whether scores need more work than a product, a mask of positions and a power."""
+        """Whether scores need more than a product, a mask by position and an exponential."""
         return bool(
             not self.features["PLAIN"] or self.features["PADDING"] or self.features["DROPOUT"]
         )
@@ -226,7 +226,7 @@ class AttentionProblem:
         return wide_dtype(self.dtype)
 
     def plan(self, tiling: Tiling, int64_offsets: bool, group: int = 1) -> Plan:
-        """The plan with such tiles; `group` heads share one."""
+        """The plan for a tiling; `group` heads share a tile."""
         return Plan(
             M=tiling.M,
             N=tiling.N,
@@ -252,9 +252,10 @@ class AttentionProblem:
         )  # fmt: skip
 
     def programs(self, rows: int, block: int, heads: int) -> int:
-        """Programs for tiles of `block` out of `rows` rows of every head, batch entries together.
+        """Number of programs for tiles of `block` rows, over all heads and batch entries.
 
-        Where packed, `rows` are those of all sequences, and it is a bound (see `find_sequence`).
+        `rows` is the number of rows of a head. If packed, it is that of all sequences, and the
+        result is an upper bound (see `find_sequence`).
         """
         if self.packed:
             return (rows // block + self.batch) * heads if self.batch else 0
@@ -264,12 +265,12 @@ class AttentionProblem:
 def make_problem(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: AttentionOptions
 ) -> AttentionProblem:
-    """The arguments of the operator as the kernels take them."""
+    """Convert the arguments of the operator to the form that the kernels take."""
     packed = options.cu_seqlens_q is not None
     row = 0 if packed else 2
     queries, keys = q.shape[row], k.shape[row]
     batch = options.cu_seqlens_q.numel() - 1 if options.cu_seqlens_q is not None else q.shape[0]
-    # A side as wide as all there is limits nothing, and the kernels compute with 32 bits.
+    # A side as wide as the sequence is no limit, and the kernels compute with 32 bits.
     left, right = (side if 0 <= side < queries + keys else -1 for side in options.window)
     return AttentionProblem(
         batch, q.shape[1], k.shape[1], queries, keys, q.shape[-1], v.shape[-1], q.dtype,

@@ -1,11 +1,11 @@
-"""The gradients of attention that belong to queries: dq, and those of the slopes and sinks.
+"""The gradients of attention with respect to queries, ALiBi slopes and sinks.
 
 With p = exp(score - lse) recomputed tile by tile, and delta = rowsum(do o) - dlse:
 
     dp = do v',   ds = p (dp - delta),   dq = scale ds k      (Dao et al., arXiv:2205.14135, B.2)
     dslope = - sum ds |i + T - S - j|,   dsink = - sum exp(sink - lse) delta
 
-One program computes the gradient of one tile of queries, so no two programs add to one number.
+A program computes the gradient of one tile of queries, so no two programs add to the same element.
 """
 
 import triton
@@ -34,7 +34,7 @@ from ._attention_tile import (
 def delta_kernel(
     out, grad_out, lse, lse_low, grad_lse, delta, sink_parts, masks, S, P: tl.constexpr
 ):
-    """delta of one tile of rows, and what the tile adds to the gradient of its head's sink."""
+    """Compute delta of one tile of rows, and the tile's part of the gradient of its sink."""
     program = tl.program_id(0)
     tiles = tl.cdiv(S, P.M)
     h = program // tiles % P.H
@@ -48,7 +48,7 @@ def delta_kernel(
     if P.NARROW:
         d = tl.sum(o.to(P.ACC) * do.to(P.ACC), 1)
     else:
-        # By the same product as dp: where one key has all the weight, they have to cancel.
+        # By the same product as dp: if one key has all the weight, the two must cancel.
         dots = dot(do, o.T, P.M, P.M, P)
         d = tl.sum(tl.where(r[:, None] == r[None, :], dots, 0.0), 1)
     if grad_lse.ptr is not None:
@@ -68,7 +68,7 @@ def query_grad_kernel(
     q, k, v, grad_out, lse, lse_low, delta, grad_q, slope_parts, masks, scalars, batch, S, T,
     left, right, section, P: tl.constexpr,
 ):  # fmt: skip
-    """dq of one tile of queries, and what the tile adds to its slope's gradient."""
+    """Compute dq of one tile of queries, and the tile's part of the gradient of its slope."""
     program = tl.program_id(0)
     b, h, tile, q_first, k_first, S, T = locate_tile(
         program, masks, batch, S, T, section, P.H, True, P.RIGHT, P
@@ -147,7 +147,7 @@ def sum_over_keys(
 
 @triton.jit
 def slope_sum_kernel(parts, sums, masks, S, P: tl.constexpr):
-    """Sum over the tiles of one packed sequence and head."""
+    """Sum the parts of the slope's gradient over the tiles of one packed sequence and head."""
     b = tl.program_id(0) // P.H
     h = tl.program_id(0) % P.H
     first = offset_at(masks.cu_q, b, S)

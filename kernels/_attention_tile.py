@@ -4,7 +4,7 @@ Every kernel works on tiles of queries by keys. A tile is described by the posit
 queries and `j` of its keys inside their sequence, two index tensors that broadcast against each
 other: (queries, 1) and (1, keys), or (1, queries) and (keys, 1) for a transposed tile.
 
-`P` is the `Plan` of the call (see `_attention_plan.py`), for which the code is specialised.
+`P` is the `Plan` of the call (see `_attention_plan.py`), a compile-time constant.
 """
 
 import triton
@@ -19,19 +19,19 @@ INF = tl.constexpr(float("inf"))
 
 @triton.jit
 def from_bits(bits, P: tl.constexpr):
-    """A double passed as its bits: Triton would pass a Python float as a float32."""
+    """A double from its bits: Triton would pass a Python float as a float32."""
     return bits.to(tl.int64).to(tl.float64, bitcast=True).to(P.ACC)
 
 
 @triton.jit
 def exp_scores(x, P: tl.constexpr):
-    """exp of scores; for 16-bit inputs the cheaper power of two, with log2(e) in the scale."""
+    """exp of scores; for 16-bit inputs the faster 2^x, as log2(e) is part of the scale."""
     return tl.exp2(x) if P.BASE2 else tl.exp(x)
 
 
 @triton.jit
 def offset_at(cu, index, rows):
-    """One offset of packed sequences, clamped so that it never leads outside the tensor."""
+    """One offset of packed sequences, clamped so that it never points outside the tensor."""
     return tl.minimum(tl.maximum(tl.load(cu + index).to(tl.int64), 0), rows)
 
 
@@ -39,8 +39,8 @@ def offset_at(cu, index, rows):
 def find_sequence(cu, sequences, rows, tile, BLOCK: tl.constexpr):
     """The packed sequence that `tile` belongs to, and the tile's number in it.
 
-    The tiles of sequence b are numbered from cu[b] // BLOCK + b on. That leaves enough scalars for
-    each sequence (some unused) and needs no sum over the sequences before it.
+    The tiles of sequence b are numbered from cu[b] // BLOCK + b on. This gives each sequence enough
+    numbers (some are unused) without a sum over the preceding sequences.
     """
     low = 0
     high = sequences
@@ -55,11 +55,11 @@ def find_sequence(cu, sequences, rows, tile, BLOCK: tl.constexpr):
 
 @triton.jit
 def locate(program, tiles, batch, section, heads: tl.constexpr, FLIP: tl.constexpr):
-    """(batch entry, head, tile) of a program where sequences are not packed.
+    """(batch entry, head, tile) of a program for sequences that are not packed.
 
-    Programs run roughly in order. Heads come in sections whose keys and values fit the cache
-    together; in a section the first tile of every head comes first, or the last one (FLIP):
-    whichever is the most work, so that no long program starts late.
+    Programs run roughly in order. Heads are grouped into sections whose keys and values together
+    fit the cache. Within a section, the first tile of every head comes first, or with FLIP the
+    last one: the one with the most work, so that no long program starts late.
     """
     first = program // (section * tiles) * section
     width = tl.minimum(section, batch * heads - first)
@@ -72,9 +72,9 @@ def locate(program, tiles, batch, section, heads: tl.constexpr, FLIP: tl.constex
 @triton.jit
 def load_tile(x, batch, head, row, rows, ROWS: tl.constexpr, SIZE: tl.constexpr,
               BLOCK: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """(ROWS, BLOCK) numbers of one head from `row` on; zero in columns from SIZE on.
+    """Load a (ROWS, BLOCK) tile of one head from `row` on; columns from SIZE on are zero.
 
-    With MASKED also zero from row `rows` of the tile on; else all its rows must be there.
+    With MASKED, rows from `rows` on are zero, too; else all rows of the tile must exist.
     """
     r = tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, BLOCK)[None, :]
@@ -93,7 +93,7 @@ def load_tile(x, batch, head, row, rows, ROWS: tl.constexpr, SIZE: tl.constexpr,
 @triton.jit
 def load_step(x, batch, head, row, rows, ROWS: tl.constexpr, SIZE: tl.constexpr,
               BLOCK: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """`load_tile` in a loop: with TMA from a descriptor, which is zero outside its tensor."""
+    """`load_tile` for loops; with TMA from a descriptor, which gives zero outside its tensor."""
     if P.TMA:
         return x.load([batch, head, row.to(tl.int32), 0]).reshape(ROWS, BLOCK)
     else:
@@ -116,8 +116,8 @@ def locate_tile(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERI
                 FLIP: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """The (sequence, head, tile) of a program, and first rows and lengths of its queries and keys.
 
-    Tiles are of queries (QUERIES) or keys. For packed tensors S and T are the rows of all
-    sequences.
+    Tiles are tiles of queries (QUERIES) or of keys. For packed tensors S and T are the numbers of
+    rows of all sequences.
     """
     if P.PACKED:
         if QUERIES:
@@ -139,7 +139,7 @@ def locate_tile(program, masks, batch, S, T, section, HEADS: tl.constexpr, QUERI
 
 @triton.jit
 def load_rows(x, batch, head, row, rows, other, ROWS: tl.constexpr, P: tl.constexpr):
-    """One number for each of ROWS rows of a head, `other` from row `rows` of the tile on."""
+    """Load one number for each of ROWS rows of a head; `other` for rows from `rows` on."""
     r = tl.arange(0, ROWS)
     start = x.ptr + (batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + row * x.row)
     return tl.load(start + r.to(P.OFFSET) * x.row, mask=r < rows, other=other)
@@ -147,8 +147,8 @@ def load_rows(x, batch, head, row, rows, other, ROWS: tl.constexpr, P: tl.conste
 
 @triton.jit
 def dot_add(a, b, acc, P: tl.constexpr):
-    """acc + a b in the accumulator's precision; float32 is not rounded to tf32 unless allowed."""
-    if INTERPRETED and a.dtype == tl.bfloat16:  # whose bits the interpreter would multiply
+    """acc + a b in the accumulator's precision; float32 is rounded to tf32 only if allowed."""
+    if INTERPRETED and a.dtype == tl.bfloat16:  # the interpreter would multiply its bits
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=P.PRECISION, out_dtype=P.ACC)
 
@@ -161,7 +161,7 @@ def dot(a, b, ROWS: tl.constexpr, COLUMNS: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def visible_keys(first, last, S, T, left, right, P: tl.constexpr):
-    """Keys that the queries first..last see: (begin, end) for any of them, then for all of them."""
+    """Ranges (begin, end) of the keys that any, and that all, of the queries first..last see."""
     begin, end, all_begin, all_end = 0, T, 0, T
     if P.LEFT:
         begin = tl.maximum(0, first + (T - S) - left)
@@ -174,7 +174,7 @@ def visible_keys(first, last, S, T, left, right, P: tl.constexpr):
 
 @triton.jit
 def visible_queries(first, last, S, T, left, right, P: tl.constexpr):
-    """Queries that see the keys first..last: (begin, end) for any of them, then for all of them."""
+    """Ranges (begin, end) of the queries that see any, and all, of the keys first..last."""
     begin, end, all_begin, all_end = 0, S, 0, S
     if P.RIGHT:
         begin = tl.maximum(0, first - (T - S) - right)
@@ -187,9 +187,9 @@ def visible_queries(first, last, S, T, left, right, P: tl.constexpr):
 
 @triton.jit
 def loop_bounds(begin, end, all_begin, all_end, BLOCK: tl.constexpr):
-    """Bounds of three loops in steps of BLOCK: one with a mask, one without, one with a mask.
+    """Bounds of three loops in steps of BLOCK: the first and the last need a mask.
 
-    All are multiples of BLOCK, in order; loop n runs from bound n to bound n + 1.
+    The bounds are increasing multiples of BLOCK; loop n runs from bound n to bound n + 1.
     """
     start = tl.maximum(begin, 0) // BLOCK * BLOCK
     stop = tl.maximum(start, (end + BLOCK - 1) // BLOCK * BLOCK)
@@ -213,10 +213,10 @@ def apply_softcap(x, limit, P: tl.constexpr):
 @triton.jit
 def modify_scores(s, i, j, batch, head, row_ok, slope, S, T, left, right, masks, scalars,
                   MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
-    """(scores times `P.UNIT`, derivative of the softcap) from products q . k; -inf where not seen.
+    """(scores times `P.UNIT`, derivative of the softcap) from products q . k.
 
-    `batch` and `head` say where bias and padding are read, `slope` is ALiBi's. Without MASKED,
-    window and length let all queries of the tile see all its keys.
+    Scores of invisible keys are -inf. `batch` and `head` locate bias and padding, `slope` is
+    ALiBi's. Without MASKED, window and length let all queries of the tile see all its keys.
     """
     x = s * from_bits(scalars.scale, P)
     derivative = 1.0
@@ -254,7 +254,7 @@ def probabilities(s, i, j, batch, head, row_ok, lse, lse_low, slope, S, T, left,
                   scalars, MASKED: tl.constexpr, P: tl.constexpr):  # fmt: skip
     """(probabilities, derivative of the softcap) from products q . k and the log-sum-exp.
 
-    `lse` is multiplied by `P.UNIT`, and inf for queries that do not exist or see no key.
+    `lse` must be multiplied by `P.UNIT`, and be inf for queries that do not exist or see no key.
     """
     derivative = 1.0
     if P.PLAIN:
@@ -301,10 +301,10 @@ def bias_pointers(bias, i, j, batch, head):
 
 @triton.jit
 def dropout_keep(seed, threshold, stream, i, j, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """(QUERIES, KEYS) True where dropout keeps a weight; i (QUERIES, 1), j: the tile's first key.
+    """Mask (QUERIES, KEYS), True where dropout keeps a weight.
 
-    The bits of `reference/philox.py`: four keys share a counter, and the word is the key's number
-    modulo 4.
+    i is (QUERIES, 1), j the tile's first key. The bits are those of `reference/philox.py`: four
+    keys share a counter, and key j uses its word j modulo 4.
     """
     quarter = j // 4 + tl.arange(0, KEYS // 4)[None, :]
     zero = tl.full([QUERIES, KEYS // 4], 0, tl.int32)

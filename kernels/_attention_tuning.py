@@ -1,4 +1,4 @@
-"""How the attention kernels are divided into programs, by architecture and head size.
+"""Tile sizes and splits of the attention kernels, by architecture and head size.
 
 The numbers are the largest tiles that spill no register and fit in shared memory
 (`make gpu-compile` shows both).
@@ -19,9 +19,9 @@ from ._launch import Gpu
 
 Tensors = tuple[torch.Tensor, ...]
 
-CACHE_BYTES = 32 << 20  # of the second-level cache, for keys and values
-MAX_SHARED_ROWS = 64  # up to here the queries of all heads of a group share one tile
-MIN_SPLIT_KEYS = 256  # of one split of the keys
+CACHE_BYTES = 32 << 20  # part of the L2 cache that keys and values may take
+MAX_SHARED_ROWS = 64  # up to this many rows, all heads of a group share one tile
+MIN_SPLIT_KEYS = 256  # smallest number of keys in a split
 
 
 def heads_per_tile(problem: AttentionProblem) -> int:
@@ -31,14 +31,14 @@ def heads_per_tile(problem: AttentionProblem) -> int:
 
 
 def section_size(problem: AttentionProblem, group: int) -> int:
-    """Groups of `group` query heads whose keys and values fit in the cache together."""
+    """Number of groups of `group` query heads whose keys and values together fit in the cache."""
     numbers = problem.keys * (problem.head_size + problem.value_size)
     kv_heads = CACHE_BYTES // max(1, numbers * problem.dtype.itemsize)
     return max(1, kv_heads) * problem.group // group
 
 
 def key_splits(problem: AttentionProblem, gpu: Gpu, programs: int, keys: int) -> int:
-    """Into how many splits the keys of each tile are divided, to occupy the GPU."""
+    """The number of splits of each tile's keys, chosen to occupy the GPU."""
     if problem.packed or 2 * programs > gpu.processors:
         return 1
     max_splits = problem.keys // max(MIN_SPLIT_KEYS, keys)
@@ -46,9 +46,9 @@ def key_splits(problem: AttentionProblem, gpu: Gpu, programs: int, keys: int) ->
 
 
 _SIZES = (64, 128, 256, 512)
-# (M, N, warps, stages) by the larger head size. For 16-bit inputs: scores that are plain products,
-# read through tensor descriptors ("descriptors") or pointers ("plain"), and scores with anything
-# more ("modified"). An architecture's own numbers have its name after the key.
+# The larger head size -> (M, N, warps, stages). 16-bit inputs have tables for scores that are plain
+# products, read through tensor descriptors ("descriptors") or pointers ("plain"), and for scores
+# with any option ("modified"). Numbers for one architecture have its name after the key.
 _FORWARD = {
     "descriptors": {
         64: (128, 128, 8, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2), 512: (32, 32, 8, 2),
@@ -118,13 +118,13 @@ def _tilings(
 def forward_tilings(
     problem: AttentionProblem, gpu: Gpu, rows: int, operands: Tensors
 ) -> list[Tiling]:
-    """The forward kernel's tiling for `rows` queries a head, then alternatives to it.
+    """The forward kernel's tiling for `rows` queries per head, then its alternatives.
 
-    `operands` are the tensors that its loop reads, here and below.
+    Here and below, `operands` are the tensors that the kernel's loop reads.
     """
     tilings = _tilings(_FORWARD, problem, gpu, operands)
     max_rows = dot_size(rows)
-    # Packed keys are read through pointers, which take registers: that needs all the warps.
+    # Packed keys are read through pointers, which take registers and so need more warps.
     return [
         t._replace(M=max_rows, warps=t.warps if problem.packed else 4) if max_rows < t.M else t
         for t in tilings
@@ -132,12 +132,12 @@ def forward_tilings(
 
 
 def query_grad_tilings(problem: AttentionProblem, gpu: Gpu, operands: Tensors) -> list[Tiling]:
-    """The same for the gradients of queries."""
+    """The tiling of the query gradients' kernel, then its alternatives."""
     return _tilings(_QUERY_GRAD, problem, gpu, operands)
 
 
 def key_grad_tilings(problem: AttentionProblem, gpu: Gpu, operands: Tensors) -> list[Tiling]:
-    """The same for the gradients of keys."""
+    """The tiling of the key gradients' kernel, then its alternatives."""
     return _tilings(_KEY_GRAD, problem, gpu, operands)
 
 
@@ -147,7 +147,7 @@ def block_size(problem: AttentionProblem) -> int:
 
 
 def separate_key_value_grads(problem: AttentionProblem, gpu: Gpu, tiling: Tiling) -> bool:
-    """Whether dk and dv are computed by one launch each: together they do not fit in registers."""
+    """Whether dk and dv need a launch each, because together they do not fit in registers."""
     max_size = 128 if tiling.tma and gpu.arch < 100 else 64
     return block_size(problem) > max_size or problem.dtype.itemsize == 8
 

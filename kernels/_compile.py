@@ -1,4 +1,4 @@
-"""Compile every kernel in every configuration, for GPUs that need not be present.
+"""Compiles every kernel in every configuration, for GPUs that need not be present.
 
     python kernels/_compile.py [OP...] [--arch 90]        (`make gpu-compile`)
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.pop("TRITON_INTERPRET", None)  # compiled, not interpreted
 
-SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of one block
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # limit for one block
 _TYPES = {
     "torch.float64": "fp64",
     "torch.float32": "fp32",
@@ -43,14 +43,14 @@ _TYPES = {
     "torch.int8": "i8",
     "torch.bool": "i1",
 }
-# The position of an argument: its index, then for an element of a tuple the index in the tuple.
+# The position of an argument: its index and, for an element of a tuple, the index in the tuple.
 Position = tuple[int, ...]
 _NOT_CONSTEXPR = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One compilation: where the kernel is, the types of its arguments, its options."""
+    """One compilation: the kernel, the types of its arguments, and its options."""
 
     op: str
     module: str
@@ -63,7 +63,7 @@ class Job:
     alternative: bool
 
     def name(self) -> str:
-        """For the table."""
+        """The name that the table shows."""
         types = ",".join(dict.fromkeys(t[1:] for t in _flat(self.signature) if t[0] == "*"))
         constants: dict[str, Any] = {}
         for position, value in self.constants:
@@ -96,7 +96,7 @@ class Report:
     error: str = ""
 
     def failure(self) -> str:
-        """Why the result is not acceptable, or "" if it is."""
+        """Why the result is not acceptable, "" if it is."""
         if self.error:
             return self.error
         limit = SHARED_BYTES[self.job.arch]
@@ -134,7 +134,7 @@ def jobs(op: str, arch: int) -> Iterator[Job]:
 
 
 def _job(op: str, recorded: Launch, arch: int) -> Job:
-    """A launch as Triton's launcher would specialise it."""
+    """The job for a launch, specialised as Triton's launcher would."""
     from triton.runtime.jit import mangle_type
 
     kernel = recorded.kernel
@@ -143,7 +143,7 @@ def _job(op: str, recorded: Launch, arch: int) -> Job:
     divisible: list[Position] = []
 
     def specialise(path: Position, value: Any) -> Any:
-        """The type of an argument; of a tuple the types of its elements."""
+        """The type of an argument; for a tuple, the types of its elements."""
         if isinstance(value, tuple):
             parts = [specialise((*path, i), each) for i, each in enumerate(value)]
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
@@ -151,7 +151,7 @@ def _job(op: str, recorded: Launch, arch: int) -> Job:
             constants.append((path, value))
             return "constexpr"
         if hasattr(value, "data_ptr"):
-            divisible.append(path)  # a new tensor, or a view that starts at such an address too
+            divisible.append(path)  # a new tensor, or a view that is aligned like one
             return "*" + _TYPES[str(value.dtype)]
         if isinstance(value, bool):
             return "i1"
@@ -205,7 +205,7 @@ def compile_one(job: Job) -> Report:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers of a thread, bytes that it spills to local memory)."""
+    """(registers per thread, bytes that a thread spills to local memory)."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -223,7 +223,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> int:
-    """Compile everything; returns 1 if a result is not acceptable."""
+    """Compile everything; return 1 if a result is not acceptable."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("op", nargs="*", help="only these (default: all that have kernels)")
     parser.add_argument("--arch", type=int, action="append", choices=SHARED_BYTES, default=None)

@@ -21,8 +21,8 @@ from ._cross_entropy_row import (
 )
 from ._math import exp
 
-# A log-sum-exp beyond this leaves too few digits of float64 to the logarithm in it; csrc/cuda uses
-# the same bound.
+# In a log-sum-exp larger than this, the logarithm of the sum has too few digits left even in
+# float64; csrc/cuda uses the same bound.
 TOO_LARGE = tl.constexpr(1e9)
 
 
@@ -46,7 +46,7 @@ def _scales(grad_loss, grad_stride, grad_lse, totals, row, kept):
 def _sums_again(x, stride, classes, P: tl.constexpr):
     """(the largest logit of a row, log of the sum of exponentials relative to it).
 
-    For logits so large that the sum of the two numbers would lose the second.
+    This is used if logits are so large that the second number is lost in the sum of the two.
     """
     largest = tl.full([], 0, P.ACC) - float("inf")
     total = tl.full([], 0, tl.float64)
@@ -69,7 +69,7 @@ def _backward(
     classes, inner, strides, out_strides, grad_stride, ignore_index,
     P: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a part of a row, for class indices."""
+    """Compute the gradient of a part of a row, for class indices."""
     blocks = tl.cdiv(classes, P.BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * P.BLOCK + tl.arange(0, P.BLOCK)
@@ -92,7 +92,7 @@ def _backward(
             u_sum *= tl.load(weight_sum) / classes
         coefficient += u_sum * ce_scale
     coefficient = tl.where(good | (kept == 0), coefficient, float("nan")) + lse_scale
-    # lse as the sum of two numbers: in one float32, logits near 1e4 would leave p three digits.
+    # lse as a sum of two numbers: as one float32, logits near 1e4 would leave p three digits.
     high = lse.to(P.ACC)
     low = tl.where(tl.abs(lse) == float("inf"), 0.0, lse - high.to(tl.float64)).to(P.ACC)
     if (tl.abs(lse) > TOO_LARGE) & (tl.abs(lse) < float("inf")) & graded:
@@ -121,7 +121,7 @@ def _fused(
     classes, inner, strides, probability_strides, out_strides, grad_stride, ignore_index,
     WHOLE: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Loss and gradient of a row; `out` may be `logits`."""
+    """Compute loss and gradient of a row; `out` may be `logits`."""
     row = tl.program_id(0).to(tl.int64)
     x = logits + row_start(row, strides, inner)
     out = out + row_start(row, out_strides, inner)

@@ -48,7 +48,7 @@ def load_target(
 
 @triton.jit
 def sweep(x, weight, probabilities, begin, end, classes, stride, class_stride, P: tl.constexpr):
-    """The six sums over the classes from `begin` to `end`, and their largest raw logit."""
+    """The six sums over the classes `begin` to `end`, and the largest raw logit of these."""
     sums = empty_sums(classes, P)
     best = tl.full([], 0, P.ACC) - float("inf")
     for start in range(begin, end, P.BLOCK):
@@ -80,7 +80,7 @@ def _forward(
     classes, split, inner, strides, probability_strides, ignore_index,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Loss of a row; given `partial` (7, rows, programs), the sums over a part of the row."""
+    """Compute the loss of a row or, with `partial` (7, rows, programs), sums over a part of it."""
     row = tl.program_id(0).to(tl.int64)
     x = logits + row_start(row, strides, inner)
     q = None
@@ -121,7 +121,7 @@ def _combine(
     classes, parts, inner, strides, ignore_index,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Loss of a row, from the sums over its parts."""
+    """Compute the loss of a row from the sums over its parts."""
     row = tl.program_id(0).to(tl.int64)
     x = logits + row_start(row, strides, inner)
     _, label, label_weight, kept, good = load_target(
@@ -154,7 +154,7 @@ def _combine(
 
 @triton.jit
 def _totals(target, weight, totals, tokens, classes, ignore_index, BLOCK: tl.constexpr):
-    """Summed weight and number of the targets that are not ignored: the divisors of "mean"."""
+    """Compute summed weight and number of the targets that count: the divisors of "mean"."""
     weights = tl.zeros([BLOCK], tl.float64)
     counts = tl.zeros([BLOCK], tl.float64)
     for start in range(0, tokens, BLOCK):
@@ -185,7 +185,7 @@ def _reduce(
     STATS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sum of all rows, or their mean where there are `totals`."""
+    """Compute the sum over all rows, or with `totals` the mean."""
     sums = tl.zeros([BLOCK], tl.float64)
     z_sums = tl.zeros([BLOCK], tl.float64)
     for start in range(0, tokens, BLOCK):

@@ -1,4 +1,4 @@
-"""One row of logits: the arithmetic that the cross-entropy kernels share.
+"""Arithmetic on a row of logits that the cross-entropy kernels share.
 
     z = x  or  softcap tanh(x / softcap)              lse = log sum_c exp(z_c)
     t = (1 - e) [c == y] + e / V,  or  (1 - e) q_c + e / V
@@ -6,9 +6,9 @@
     dloss/dz_c = p_c (sum_k w_k t_k + 2 z_loss lse) - w_c t_c,  p_c = exp(z_c - lse) = dlse/dz_c
 
 u_c = w_c (e / V + (1 - e) q_c) is the part of w_c t_c that is spread over the classes. Six running
-sums describe a row; programs that share a row combine theirs: the largest z, sum exp(z - shift),
-sum u, sum u (z - shift), argmax, and the position of the first NaN. shift is the largest z, or 0
-where that is -inf. Numbers that exist once a row are float64.
+values describe a row (or a part of it, if programs share a row): the largest z, sum exp(z - shift),
+sum u, sum u (z - shift), argmax, and the position of the first NaN. shift is the largest z, or 0 if
+that is -inf. Numbers of which there is one per row are float64.
 """
 
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ from ._math import divide, exp, tanh
 
 @dataclass(frozen=True)
 class Plan:
-    """The constants that a kernel is compiled for."""
+    """The constants for which a kernel is compiled."""
 
     SMOOTHING: float
     SOFTCAP: float
     Z_LOSS: float
-    EXACT: bool  # logits of 32 bits or more need a more exact tanh than those of 16
+    EXACT: bool  # tanh is more accurate, for logits of 32 bits or more
     SPREAD: bool  # u is not zero: label smoothing, or probability targets
     BY_INDEX: bool  # targets are class indices, not probabilities
     STATS: bool  # argmax is wanted
     ACC: Any  # the Triton dtype of the computation
-    BLOCK: int  # classes that are processed at once
+    BLOCK: int  # number of classes that are processed at once
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def row_start(row, strides, inner):
 
 @triton.jit
 def squash(x, P: tl.constexpr):
-    """tanh(x / softcap), all digits of which the gradient needs; x without softcap."""
+    """tanh(x / softcap), x without softcap; the gradient needs all digits of it."""
     if P.SOFTCAP != 0:
         return tanh(divide(x, tl.full([], P.SOFTCAP, x.dtype)), P.EXACT)
     else:
@@ -52,7 +52,7 @@ def squash(x, P: tl.constexpr):
 
 @triton.jit
 def unsquash(t, P: tl.constexpr):
-    """z, from the result of `squash`."""
+    """Compute z from the result of `squash`."""
     if P.SOFTCAP != 0:
         return P.SOFTCAP * t
     else:
@@ -61,13 +61,13 @@ def unsquash(t, P: tl.constexpr):
 
 @triton.jit
 def cap(x, P: tl.constexpr):
-    """z, from the raw logits: `squash` and `unsquash`."""
+    """Compute z from raw logits: `squash`, then `unsquash`."""
     return unsquash(squash(x, P), P)
 
 
 @triton.jit
 def shift_of(largest):
-    """The number subtracted before exp. A row with +inf becomes NaN, as in torch."""
+    """The number that is subtracted before exp. A row with +inf becomes NaN, as in torch."""
     return tl.where(largest == -float("inf"), 0.0, largest)
 
 
@@ -85,7 +85,7 @@ def spread(weight, probabilities, column, mask, classes, class_stride, P: tl.con
 
 @triton.jit
 def empty_sums(classes, P: tl.constexpr):
-    """The six sums of no class."""
+    """The six sums over no class."""
     zero = tl.full([], 0, P.ACC)
     no_class = tl.full([], 0, tl.int32) + classes
     return zero - float("inf"), zero, zero, zero, tl.full([], 0, tl.int32), no_class
@@ -93,7 +93,7 @@ def empty_sums(classes, P: tl.constexpr):
 
 @triton.jit
 def add_block(sums, best, x, z, u, column, mask, classes, P: tl.constexpr):
-    """`sums`, and the largest raw logit, with one more block of classes."""
+    """Add a block of classes to `sums`, and to `best`, the largest raw logit."""
     largest, exp_sum, u_sum, uz_sum, argmax, nan_at = sums
     z = tl.where(mask, z, -float("inf"))
     new = tl.maximum(largest, tl.max(z, axis=0))
@@ -108,7 +108,7 @@ def add_block(sums, best, x, z, u, column, mask, classes, P: tl.constexpr):
         nan_at = tl.minimum(nan_at, tl.min(tl.where(mask & is_nan, column, classes), axis=0))
         top = tl.where(mask & (x == x), x, -float("inf"))
         value = tl.max(top, axis=0)
-        # The first of equal values; the first class of all if every one is -inf.
+        # The first of equal values; class 0 if all are -inf.
         first = tl.min(tl.where(mask & (top == value), column, classes), axis=0)
         argmax = tl.where(value > best, first, argmax)
         best = tl.maximum(best, value)
@@ -117,7 +117,7 @@ def add_block(sums, best, x, z, u, column, mask, classes, P: tl.constexpr):
 
 @triton.jit
 def row_loss(sums, label, label_weight, kept, good, P: tl.constexpr):
-    """(cross-entropy, z-loss, lse) of a row: 0, 0 where it is ignored, NaN for a bad target."""
+    """(cross-entropy, z-loss, lse) of a row; the losses are 0 if ignored, NaN for a bad target."""
     largest, exp_sum, u_sum, uz_sum, _, _ = sums
     shift = shift_of(largest).to(tl.float64)
     log_sum = tl.log(exp_sum.to(tl.float64))

@@ -1,11 +1,12 @@
-"""How kernels are launched, and helpers for the launchers: the GPU, layouts, types.
+"""Launches kernels; helpers for the launchers: the GPU, layouts, types.
 
-A launcher computes its grid and configuration and calls `launch`. Within `recording` nothing runs:
-the launches are recorded, for a GPU that need not be present. `make gpu-compile` gets its list of
-configurations that way (see _compile.py).
+A launcher computes its grid and configuration and calls `launch`. Within `recording`, launches are
+recorded instead of run, for a GPU that need not be present. `make gpu-compile` gets its list of
+configurations this way (see _compile.py).
 
 Environment:
-    LLAMA_FAST_AUTOTUNE  1: time the alternatives of a launch at its first call, keep the fastest
+    LLAMA_FAST_AUTOTUNE  if 1, a launch times its alternatives at its first call and keeps the
+    fastest
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 import triton
 
-# Set because its default differs between versions of Triton: fewer roundings, and faster.
+# Fewer roundings, and faster. Set because the default differs between versions of Triton.
 _ALWAYS = {"enable_fp_fusion": True}
 AUTOTUNE = os.environ.get("LLAMA_FAST_AUTOTUNE") == "1"
 
@@ -34,15 +35,16 @@ Grid = Callable[[Options], tuple[int, ...]] | tuple[int, ...]
 class Gpu:
     """The properties of a GPU that configurations depend on.
 
-    arch: 80 for sm_80 (A100), 90 for sm_90 (H100, H200), 100 for sm_100 (B200).
-    processors: number of streaming multiprocessors.
+    Attributes:
+        arch: 80 for sm_80 (A100), 90 for sm_90 (H100, H200), 100 for sm_100 (B200).
+        processors: number of streaming multiprocessors.
     """
 
     arch: int
     processors: int
 
 
-# The interpreter's: few processors, so that its tests split rows over several programs.
+# For the interpreter: few processors, so that tests split rows over several programs.
 _INTERPRETER = Gpu(90, 4)
 PROCESSORS = {80: 108, 90: 132, 100: 148}
 
@@ -51,7 +53,8 @@ PROCESSORS = {80: 108, 90: 132, 100: 148}
 class Launch:
     """One recorded launch: tensors and numbers by argument name, then the options.
 
-    alternative: only autotuning would choose these options.
+    Attributes:
+        alternative: whether only autotuning would choose these options.
     """
 
     kernel: Any
@@ -67,7 +70,10 @@ _fastest_options: dict[tuple[Any, ...], Options] = {}
 
 @contextmanager
 def recording(arch: int) -> Iterator[list[Launch]]:
-    """Inside, `launch` appends to the list instead of running; tensors may be meta tensors."""
+    """Within the context, `launch` appends to a list instead of running kernels.
+
+    Tensors may be meta tensors.
+    """
     global _recording
     launches: list[Launch] = []
     _recording = Gpu(arch, PROCESSORS[arch]), launches
@@ -107,7 +113,7 @@ def launch(
             the options that gives them.
         options: the constexpr arguments by name, and num_warps, num_stages, maxnreg.
         alternatives: more options, which LLAMA_FAST_AUTOTUNE=1 compares with the first.
-        repeatable: whether a second launch changes nothing: only such kernels can be timed.
+        repeatable: whether a second launch gives the same results; only such kernels are timed.
     """
     if _recording is not None:
         for i, choice in enumerate((options, *alternatives)):
@@ -126,7 +132,7 @@ def launch(
 def _fastest(
     kernel: Any, grid: Grid, arguments: Arguments, choices: tuple[Options, ...]
 ) -> Options:
-    """The choice that ran fastest for such arguments; timed at the first call."""
+    """The fastest choice for arguments like these; they are timed at the first call."""
     values = arguments(choices[0]) if callable(arguments) else arguments
     key = (kernel, _tuning_key(tuple(values)), *map(str, choices))
     if key not in _fastest_options:
@@ -150,7 +156,7 @@ def _tuning_key(argument: Any) -> Any:
 
 
 def as_rows(t: torch.Tensor) -> torch.Tensor:
-    """`t` (..., E) as (rows, E) whose rows are contiguous: a view where the strides allow it."""
+    """`t` (..., E) as (rows, E) with contiguous rows: a view if the strides allow it."""
     flat = t.reshape(-1, t.shape[-1]) if t.numel() else t.new_empty(0, max(t.shape[-1], 1))
     return flat if flat.stride(1) == 1 or flat.shape[1] <= 1 else flat.contiguous()
 
@@ -161,9 +167,9 @@ def has_heads_inside(t: torch.Tensor) -> bool:
 
 
 def new_like_heads(t: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """An empty tensor of the shape of `t` and the order of its heads, otherwise contiguous.
+    """An empty tensor of the shape of `t` and with the same order of heads, else contiguous.
 
-    Keep in step with `empty_like_heads` in llama_fast/ops/_autograd.py, the operators' shape rule.
+    Must agree with `empty_like_heads` in llama_fast/ops/_autograd.py, the operators' shape rule.
     """
     if has_heads_inside(t):
         return t.transpose(1, 2).new_empty(t.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
@@ -171,10 +177,10 @@ def new_like_heads(t: torch.Tensor, dtype: torch.dtype | None = None) -> torch.T
 
 
 def warps(elements: int, max_warps: int = 32) -> int:
-    """Warps for a block of `elements`: 16 elements a thread, at most `max_warps` warps."""
+    """Number of warps for a block of `elements`: 16 elements per thread, at most `max_warps`."""
     return max(1, min(max_warps, elements // 512))
 
 
 def accumulator(dtype: torch.dtype) -> Any:
-    """The Triton type that values of `dtype` are computed in."""
+    """The Triton type in which values of `dtype` are computed."""
     return triton.language.float64 if dtype == torch.float64 else triton.language.float32

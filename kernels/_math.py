@@ -1,4 +1,4 @@
-"""Arithmetic that the kernels share, rounded correctly where Triton's own is approximate."""
+"""Arithmetic that the kernels share; it is accurate where Triton's own is approximate."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def exp(x):
-    """e^x through the GPU's own 2^x (float64 has none)."""
+    """e^x by the GPU's instruction for 2^x, which float64 lacks."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
@@ -35,7 +35,7 @@ def reciprocal_root(x):
 
 @triton.jit
 def tanh(x, EXACT: tl.constexpr):
-    """tanh; EXACT: accurate to float32's precision near zero too, where 1 - e^-2x cancels."""
+    """tanh; with EXACT accurate to float32's precision near zero, too, where 1 - e^-2x cancels."""
     size = tl.abs(x)
     t = exp(-2.0 * size)
     result = divide(1.0 - t, 1.0 + t)

@@ -1,8 +1,8 @@
 """Attention in Triton, forward and backward: the launchers of the kernels in _attention_*.py.
 
-The tiling is that of FlashAttention (Dao et al., arXiv:2205.14135 and 2307.08691), the running
-maximum and sum of softmax those of Milakov and Gimelshein (arXiv:1805.02867). No two programs add
-to the same memory, so results are the same at every run.
+Tiling: FlashAttention (Dao et al., arXiv:2205.14135 and 2307.08691). Running maximum and sum of
+softmax: Milakov and Gimelshein (arXiv:1805.02867). No two programs add to the same memory, so
+results are the same in every run.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _split_forward(
     inputs: Tensors,
     results: Tensors,
 ) -> None:
-    """The forward pass with the keys of each tile in splits, whose results are then combined."""
+    """Run the forward pass over splits of each tile's keys, then combine the splits."""
     plan, splits = choice["P"], grid[1]
     B, H, S, DV = results[0].shape
     out = results[0].new_empty(splits * B, H, S, DV, dtype=problem.sum_dtype)
@@ -110,7 +110,7 @@ def _split_forward(
 
 
 class _Backward(NamedTuple):
-    """The tensors of a backward pass, as its launches share them."""
+    """The tensors that the launches of a backward pass share."""
 
     problem: AttentionProblem
     q: torch.Tensor
@@ -124,7 +124,7 @@ class _Backward(NamedTuple):
 
     @property
     def row_stats(self) -> tuple[StridedTensor, ...]:
-        """What the kernels read for each row of scores beside q, k, v and grad_out."""
+        """The tensors with one number per row of scores that the kernels read."""
         return tuple(map(strided_rows, (self.lse, self.lse_low, self.delta)))
 
     def choices(self, tilings: Sequence[Tiling]) -> list[Options]:
@@ -146,7 +146,7 @@ def attention_backward(
 ) -> Tensors:
     """The operator llama_fast::attention_backward: gradients of q, k, v, bias, slopes, sinks.
 
-    Those that `grad_mask`, the last argument, does not name are empty.
+    Those not selected by `grad_mask`, the last argument, are empty.
     """
     options = AttentionOptions(*options_and_mask[:-1])
     mask: int = options_and_mask[-1]
@@ -179,11 +179,11 @@ def attention_backward(
 def _fill_delta(
     call: _Backward, out: torch.Tensor, grad_lse: torch.Tensor | None, needs_sinks: bool
 ) -> torch.Tensor | None:
-    """Compute delta; returns the gradient of each head's sink by batch entry, (B,H), or None."""
+    """Compute delta; return the gradient of the sinks per batch entry and head (B,H), or None."""
     problem = call.problem
     tiling = tuning.row_tiling(problem)
     plan = problem.plan(tiling, True)  # grad_lse may have any strides
-    # Rows do not depend on each other, so packed sequences count as one here.
+    # Rows do not depend on each other, so packed sequences are treated as one here.
     batch = 1 if problem.packed else problem.batch
     tiles = triton.cdiv(problem.queries, plan.M)
     programs = batch * problem.heads * tiles
@@ -204,7 +204,7 @@ def _fill_delta(
 def _query_grads(
     call: _Backward, grad_q: torch.Tensor | None, needs_slopes: bool
 ) -> torch.Tensor | None:
-    """Compute grad_q; returns the gradient of each head's slope by batch entry, (B,H), or None."""
+    """Compute grad_q; return the gradient of the slopes per batch entry and head (B,H), or None."""
     problem, lse = call.problem, call.lse
     tilings = tuning.query_grad_tilings(problem, gpu(call.q), (call.k, call.v))
     slope_parts = None
@@ -274,8 +274,8 @@ def _bias_grad(call: _Backward, bias: torch.Tensor) -> torch.Tensor:
     """The gradient of the bias, in its shape and dtype."""
     problem = call.problem
     B, H, S, T = bias.shape
-    # A gradient with all queries and keys is summed over batch and heads by its program. Others
-    # are small and computed for each head, as there would be too few programs otherwise.
+    # If the bias has all queries and keys, a program sums over batch and heads. Other gradients are
+    # small and computed for each head, as there would be too few programs otherwise.
     whole = S > 1 and T > 1
     batches = problem.batch if whole and B == 1 else 1
     heads = problem.heads if whole and H == 1 else 1
@@ -299,7 +299,7 @@ def _bias_grad(call: _Backward, bias: torch.Tensor) -> torch.Tensor:
 
 
 def _sum_to(grad: torch.Tensor | None, like: torch.Tensor | None) -> Any:
-    """`grad` summed over the dimensions that `like` lacks or has once, in its dtype; or None."""
+    """`grad` summed to the shape of `like` and cast to its dtype; or None."""
     if grad is None or like is None:
         return None
     grad = grad.view(-1, *grad.shape[grad.dim() - like.dim() :])
@@ -310,7 +310,7 @@ def _sum_to(grad: torch.Tensor | None, like: torch.Tensor | None) -> Any:
 
 
 def _choices(plans: Sequence[Plan], tilings: Sequence[Tiling]) -> list[Options]:
-    """The options of a launch with each of these plans, the default first."""
+    """The options of a launch for each plan, the default first."""
     return [
         {"P": plan, "num_warps": tiling.warps, "num_stages": tiling.stages}
         for plan, tiling in zip(plans, tilings, strict=True)
@@ -318,7 +318,7 @@ def _choices(plans: Sequence[Plan], tilings: Sequence[Tiling]) -> list[Options]:
 
 
 def _like_heads(q: torch.Tensor, size: int) -> torch.Tensor:
-    """An output (B,H,S,size) laid out as q is: heads inside rows if q is a (B,S,H,D) view."""
+    """An output (B,H,S,size) in the layout of q: as (B,S,H,size) in memory if q is such a view."""
     if q.dim() == 4 and q.stride(1) < q.stride(2):
         B, H, S, _ = q.shape
         return q.new_empty(B, S, H, size).transpose(1, 2)
@@ -326,7 +326,7 @@ def _like_heads(q: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def examples() -> Iterator[Callable[[], object]]:
-    """Calls that reach every configuration."""
+    """Yield calls that together use every configuration."""
     for D in (64, 128, 256, 512):
         for features in ("causal", "packed", "all"):
             yield partial(_example, torch.bfloat16, D, features)
@@ -345,12 +345,12 @@ def examples() -> Iterator[Callable[[], object]]:
     ):
         yield partial(_example, dtype, D, features)
     for D in (64, 128, 256, 512):
-        for queries in (1, 16):  # few: heads of a group share a tile
+        for queries in (1, 16):  # few queries, so that heads of a group share a tile
             yield partial(_example, torch.bfloat16, D, "causal", queries)
 
 
 def _example(dtype: torch.dtype, D: int, features: str, queries: int = 4096) -> None:
-    """Forward and backward on tensors without memory."""
+    """Call forward and backward on meta tensors."""
     B, H, K, T = 2, 8, 2, 4096
 
     def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
@@ -375,7 +375,7 @@ def _example(dtype: torch.dtype, D: int, features: str, queries: int = 4096) -> 
         )
         mask |= BIAS | SLOPES | SINKS
     if features == "all" and D < 512:
-        # With dropout on top of all this, heads of 512 spill 16 bytes on sm_80.
+        # With dropout and all other options, heads of 512 spill 16 bytes on sm_80.
         options = options._replace(dropout_seed=empty(1, of=torch.int64), dropout_p=0.1)
     out, lse, lse_low = attention(q, k, v, *options)
     if queries == T:

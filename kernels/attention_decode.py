@@ -1,8 +1,9 @@
-"""Attention over a cache in Triton: keys and values are read in place, pages too.
+"""Attention over a cache, contiguous or paged, in Triton: keys and values are read in place.
 
-A first kernel writes the new keys and values into the cache. A second attends: its programs take
-splits of the keys of their own sequence, whose length the host does not know, so a long sequence
-does not slow down the short ones beside it. `combine_splits` of attention merges the splits.
+The first kernel writes the new keys and values into the cache. The second computes attention for
+splits of the keys of each sequence. It reads the lengths itself, as the host does not know them, so
+a long sequence does not slow down short ones in the batch. `combine_splits` of attention merges the
+splits.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from ._attention_plan import (
 )
 from ._launch import accumulator, gpu, launch, new_like_heads
 
-MAX_SPLIT_KEYS = 4096  # of one split of the keys, approximately
+MAX_SPLIT_KEYS = 4096  # approximate largest number of keys in a split
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """What the code of the kernels is specialised for."""
+    """The constants for which the code of the kernels is specialised."""
 
     M: int  # rows of a tile: queries times heads of a group
     N: int  # keys of a step
@@ -48,7 +49,7 @@ class DecodePlan:
     DV: int
     BLOCK_D: int
     BLOCK_DV: int
-    BLOCK: int  # the larger one
+    BLOCK: int  # the larger of the two
     H: int
     K: int
     GROUP: int
@@ -125,7 +126,7 @@ def attention_decode(
 def _plan(
     q: torch.Tensor, K: int, DV: int, options: AttentionDecodeOptions
 ) -> tuple[DecodePlan, int]:
-    """The plan, and the warps of a program: the largest steps that spill no register."""
+    """The plan and the number of warps, for the largest steps that spill no register."""
     _, H, S, D = q.shape
     block_d, block_dv = dot_size(D), dot_size(DV)
     block = max(block_d, block_dv)
@@ -158,7 +159,7 @@ def _plan(
 
 
 def _splits(programs: int, keys: int, step: int, processors: int) -> int:
-    """Splits of the keys of each tile: enough to occupy the GPU, and none too long."""
+    """The number of splits of each tile's keys: enough to occupy the GPU, and none too long."""
     occupying = triton.cdiv(2 * processors, programs)
     return max(1, min(max(occupying, triton.cdiv(keys, MAX_SPLIT_KEYS)), triton.cdiv(keys, step)))
 
@@ -173,14 +174,14 @@ def _strided_table(table: torch.Tensor | None) -> StridedTensor:
 def _uses_bad_page(
     table: torch.Tensor, firsts: torch.Tensor, totals: torch.Tensor, pages: int, page: int
 ) -> torch.Tensor:
-    """Which sequences use a page that does not exist, (B,)."""
+    """(B,) bool, whether each sequence uses a page that does not exist."""
     entry = torch.arange(table.shape[1], device=table.device)
     used = (entry >= (firsts // page).unsqueeze(1)) & (entry * page < totals.unsqueeze(1))
     return (used & ((table < 0) | (table >= pages))).any(1)
 
 
 def examples() -> Iterator[Callable[[], object]]:
-    """Calls that reach every configuration of these kernels."""
+    """Yield calls that together use every configuration."""
     for dtype, D in (
         (torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.bfloat16, 512),
         (torch.float32, 64), (torch.float32, 128), (torch.float32, 256), (torch.float64, 128),
@@ -192,7 +193,7 @@ def examples() -> Iterator[Callable[[], object]]:
 
 
 def _example(dtype: torch.dtype, D: int, paged: bool, append: bool, S: int = 1) -> None:
-    """A call on tensors without memory; with many queries one that uses every option."""
+    """Call the operator on meta tensors; with many queries, with every option."""
 
     def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=of, device="meta")

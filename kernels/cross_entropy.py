@@ -1,12 +1,13 @@
 """Softmax cross-entropy in Triton: the launchers.
 
 Forward: a program reads a row once. If there are few long rows, several programs share a row, and a
-second kernel combines their sums. Backward: one read and one write for each logit. In place, where
-loss and gradient are computed at once, a row that fits stays in registers between its only read and
-its only write; a longer one is read twice by the same program, the second time mostly from cache.
+second kernel combines their sums. Backward: one read and one write per logit. In place, loss and
+gradient are computed together: a row that fits stays in registers between its only read and its
+    only
+write; a longer one is read twice by the same program, the second time mostly from cache.
 
-A target out of range has a NaN loss and gradient: to raise an error the host would have to wait for
-the GPU. It causes no access outside the tensors.
+For a target out of range, loss and gradient are NaN, because to raise an error the host would have
+to wait for the GPU. No memory outside the tensors is accessed.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,8 +27,8 @@ from ._cross_entropy_loss import _combine, _forward, _reduce, _totals
 from ._cross_entropy_row import Plan
 from ._launch import Options, accumulator, gpu, launch, warps
 
-MAX_ROW_BYTES = 64 << 10  # the longest row, in the dtype of the computation, kept in registers
-MAX_BLOCK = 8192  # classes of a longer row that are processed at once
+MAX_ROW_BYTES = 64 << 10  # longest row kept in registers, in the computation's dtype
+MAX_BLOCK = 8192  # number of classes of a longer row that are processed at once
 
 Strides = tuple[int, int, int]
 # loss, lse, z_loss and argmax
@@ -35,9 +36,9 @@ LossResults = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Inputs(NamedTuple):
-    """The arguments of an operator as the kernels take them.
+    """The arguments of an operator in the form that the kernels take.
 
-    Of `target` and `probabilities` one is None. `inner` is the size of the inner token dimension.
+    One of `target` and `probabilities` is None. `inner` is the size of the inner token dimension.
     """
 
     logits: torch.Tensor
@@ -52,7 +53,7 @@ class Inputs(NamedTuple):
 
 
 class RowResults(NamedTuple):
-    """What is computed of each row; argmax is empty where it is not asked for."""
+    """The results of all rows; argmax is empty if it is not requested."""
 
     losses: torch.Tensor
     z_losses: torch.Tensor
@@ -61,10 +62,10 @@ class RowResults(NamedTuple):
 
 
 def _strided(t: torch.Tensor) -> tuple[torch.Tensor, Strides]:
-    """A tensor of logits' shape, and the strides of its (outer, inner) tokens and its classes.
+    """Return a tensor like logits, with its strides (outer tokens, inner tokens, classes).
 
-    The first dimension is the outer token dimension, those after the classes are the inner one. If
-    they cannot be merged into one, the tensor is a contiguous copy.
+    The first dimension is the outer token dimension; those after the classes are merged into the
+    inner one. If strides do not allow that, the returned tensor is a contiguous copy.
     """
     if t.dim() == 1:
         return t, (0, 0, t.stride(0))
@@ -82,7 +83,7 @@ def _strided(t: torch.Tensor) -> tuple[torch.Tensor, Strides]:
 
 
 def inputs(input: torch.Tensor, target: torch.Tensor, options: CrossEntropyOptions) -> Inputs:
-    """What all launches of an operator share."""
+    """The arguments that all launches of an operator share."""
     logits, strides = _strided(input)
     by_index = not target.is_floating_point()
     probabilities, probability_strides = (None, strides) if by_index else _strided(target)
@@ -98,7 +99,7 @@ def inputs(input: torch.Tensor, target: torch.Tensor, options: CrossEntropyOptio
 
 
 def totals(p: Inputs) -> torch.Tensor | None:
-    """What "mean" divides cross-entropy and z-loss by, (2,) float64; None for other reductions."""
+    """The divisors of cross-entropy and z-loss for "mean", (2,) float64; None if not "mean"."""
     if p.options.reduction != MEAN:
         return None
     if p.target is None:
@@ -143,7 +144,7 @@ def _options(plan: Plan, max_warps: int) -> Options:
 
 
 def loss_of_rows(p: Inputs, stats: bool) -> RowResults:
-    """The losses and statistics of all rows, which are read once."""
+    """Compute losses and statistics of all rows in one read."""
     rows = _new_rows(p, stats)
     plan = _plan(p, stats)
     wanted = 4 * gpu(p.logits).processors
@@ -178,7 +179,7 @@ def gradient_of_rows(
     divisors: torch.Tensor | None,
     grad_lse: torch.Tensor | None = None,
 ) -> None:
-    """The gradient for class indices, from the lse of each row."""
+    """Compute the gradient for class indices from the lse of each row."""
     weight_sum = None if p.options.weight is None else p.options.weight.sum(dtype=torch.float64)
     plan = _plan(p, stats=False)
     plan = replace(plan, BLOCK=min(plan.BLOCK, 4096 // (1 + (p.logits.element_size() > 4))))
@@ -192,7 +193,7 @@ def gradient_of_rows(
 
 
 def _upstream(p: Inputs, grad_loss: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
-    """The upstream gradient of each row, and the step from one to the next."""
+    """The upstream gradients of the rows, and their stride."""
     if grad_loss is None:
         return None, 0
     flat = grad_loss.reshape(-1)
@@ -200,7 +201,7 @@ def _upstream(p: Inputs, grad_loss: torch.Tensor | None) -> tuple[torch.Tensor |
 
 
 def _may_keep(p: Inputs, plan: Plan) -> bool:
-    """Whether a row fits into registers, with what else its program holds."""
+    """Whether a row fits in registers, besides the other values of its program."""
     max_bytes = MAX_ROW_BYTES // 2 if plan.STATS or plan.SPREAD else MAX_ROW_BYTES
     return p.classes * wide_dtype(p.logits.dtype).itemsize <= max_bytes
 
@@ -215,7 +216,7 @@ def loss_and_gradient(
     want_loss: bool = True,
     grad_lse: torch.Tensor | None = None,
 ) -> RowResults | None:
-    """Both in one launch; `out` may be the logits themselves. None without `want_loss`."""
+    """Compute both in one launch; `out` may be the logits. Return None without `want_loss`."""
     plan = _plan(p, stats)
     whole = _may_keep(p, plan)
     if not whole and plan.BY_INDEX and p.tokens < 2 * gpu(p.logits).processors and want_loss:
@@ -239,7 +240,7 @@ def loss_and_gradient(
 def reduced(
     p: Inputs, rows: RowResults, divisors: torch.Tensor | None, stats: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, z-loss) of the operator from those of each row; the latter empty without `stats`."""
+    """(loss, z-loss) of the operator from those of the rows; z-loss is empty without `stats`."""
     dtype, with_z = wide_dtype(p.logits.dtype), p.options.z_loss != 0
     if p.options.reduction == NONE:
         loss = (rows.losses + rows.z_losses if with_z else rows.losses).to(dtype)
@@ -259,7 +260,7 @@ def _results(
     divisors: torch.Tensor | None,
     stats: bool,
 ) -> LossResults:
-    """What both forward operators return."""
+    """The results of both forward operators."""
     tokens = token_shape(input)
     loss, z_loss = reduced(p, rows, divisors, stats)
     if p.options.reduction == NONE:
@@ -288,7 +289,7 @@ def cross_entropy_inplace(
     divisors = totals(p)
     rows = loss_and_gradient(p, p.logits, p.strides, None, divisors, stats)
     assert rows is not None
-    if p.logits is not input:  # strides that the kernels do not take
+    if p.logits is not input:  # the kernels do not support its strides
         input.copy_(p.logits)
     return _results(input, p, rows, divisors, stats)
 
@@ -321,7 +322,7 @@ def cross_entropy_backward(
 
 
 def examples() -> Iterator[Callable[[], object]]:
-    """Calls that between them reach every configuration."""
+    """Yield calls that together use every configuration."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         for classes in (1024, 8192, 128256) if dtype == torch.bfloat16 else (8192, 128256):
             yield from _examples_of(dtype, classes, 4096)

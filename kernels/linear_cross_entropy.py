@@ -5,9 +5,9 @@ replaced by their gradient (for an upstream gradient of one), multiplied into th
 and weight, and freed. The gradients of weight and bias are summed in float32 over all chunks and
 scaled once, at the end.
 
-Rows whose target is ignored are sorted behind the others, on the device. The host reads the number
-of rows that remain from an asynchronous copy, after it has queued the first chunk: the GPU never
-waits for the host, and chunks that hold ignored rows only are not computed.
+Rows whose target is ignored are sorted to the end, on the device. After queueing the first chunk,
+the host reads the number of remaining rows from an asynchronous copy, so the GPU never waits for
+the host, and chunks of ignored rows are not computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,10 +26,10 @@ CHUNK_ROWS = 4096
 
 
 class _Count:
-    """A number on the device, copied to the host in the background."""
+    """A number on the device that is copied to the host in the background."""
 
     def __init__(self, number: Tensor, upper_bound: int) -> None:
-        # While a CUDA graph is captured the host cannot read it: every row is computed.
+        # During the capture of a CUDA graph the host cannot read it, so every row is computed.
         self.number, self.copied = upper_bound, None
         if not number.is_cuda:
             self.number = int(number)
@@ -40,7 +40,7 @@ class _Count:
             self.copied.record()
 
     def value(self) -> int:
-        """The number, or its upper bound; waits for the copy only, not for later work."""
+        """The number, or an upper bound of it; waits for the copy only, not for later work."""
         if self.copied is not None:
             self.copied.synchronize()
             self.number, self.copied = int(self.host), None
@@ -48,7 +48,7 @@ class _Count:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b in float32 or wider, added to `out` where it is given."""
+    """a @ b in float32 or wider, added to `out` if given."""
     wide = wide_dtype(a.dtype)
     if a.dtype == wide:
         return a @ b if out is None else out.addmm_(a, b)
@@ -134,7 +134,7 @@ def _sweep(
         if wanted[2]:
             grads[2] = logits.sum(0, dtype=wide).add_(grads[2] if done else 0)
         done += CHUNK_ROWS
-        del logits  # before those of the next chunk are allocated
+        del logits  # free them before the next chunk allocates its own
     for i in (1, 2):
         if wanted[i]:
             grads[i] = _finished(grads[i], scale, N, grad_dtype if i == 1 else wide)
@@ -150,17 +150,18 @@ def _scales(
     grad_loss: Tensor | None,
     input: Tensor,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The factors between the gradients that a 16-bit chunk holds and those of the loss.
+    """The factors between the gradients in a 16-bit chunk and those of the loss.
+
+    Class weights and upstream gradients are divided by the largest of them, so that float16 does
+    not round them to zero or infinity.
 
     Returns:
-        The upstream gradient of each row, or None where all have the same; what the gradients are
-        scaled by at the end; and what the kernel divides cross-entropy and z-loss by. The class
-        weights and the upstream gradients are divided by their largest, so that float16 does not
-        round them to zero or infinity.
+        The upstream gradient of each row, or None if all rows have the same; the factor of the
+        gradients at the end; and the divisors of cross-entropy and z-loss in the kernel.
     """
     scale = ratio = input.new_ones((), dtype=torch.float64)
     if divisors is not None:
-        # Without any row that counts the gradient is zero, not 0 / 0.
+        # If all rows are ignored, the gradient is zero, not 0 / 0.
         scale = torch.where(divisors[1] == 0, 0.0, divisors[0].reciprocal())
         # The final scale is that of cross-entropy; z-loss has another divisor.
         ratio = divisors[1] * scale
@@ -184,12 +185,12 @@ def _largest(factors: list[Tensor], input: Tensor) -> Tensor:
 
 
 def _finished(grad: Tensor, scale: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """The summed gradient, scaled, in the dtype that the operator returns: one pass over it."""
+    """Scale the summed gradient and cast it to the operator's dtype, in one pass over it."""
     if rows == 0:
         return torch.zeros_like(grad, dtype=dtype)
     return torch.mul(grad, scale.to(grad.dtype), out=torch.empty_like(grad, dtype=dtype))
 
 
 def examples() -> Iterator[Callable[[], object]]:
-    """None: the kernels, and their configurations, are those of cross_entropy.py."""
+    """Return no calls: the kernels and their configurations are those of cross_entropy.py."""
     return iter(())

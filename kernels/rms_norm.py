@@ -4,8 +4,8 @@
     dx = r (g - x r^2 mean(g x)) + grad_x,  g = dy (offset + w)     dw = sum over rows of dy x r
 
 A program keeps whole rows in registers, so memory is read once; rows that are too long are read
-twice. For dw every program sums its rows in order, and a second kernel sums over the programs:
-without atomics the result is the same at every run.
+twice. For dw every program sums its rows in order, and a second kernel sums over the programs.
+There are no atomics, so the result is the same in every run.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,8 +29,8 @@ from ._launch import (
 )
 from ._math import divide, reciprocal_root
 
-# The longest row, in bytes of float32, that stays in registers; in the backward with the sums for
-# the weight. Of longer rows LONG_ROW_BLOCK numbers are read at a time.
+# The longest row that stays in registers, in bytes of float32; in the backward pass together with
+# the sums for the weight. Longer rows are read in blocks of LONG_ROW_BLOCK elements.
 MAX_ROW_BYTES, MAX_BACKWARD_ROW_BYTES, LONG_ROW_BLOCK = 65536, 32768, 4096
 
 
@@ -39,7 +39,7 @@ def _load_x(
     input, residual, x, row, column, rows, features, input_stride, residual_stride,
     ACC: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of x; with ADD they are also stored."""
+    """Compute some columns of x; with ADD also store them."""
     mask = (row < rows) & (column < features)
     value = tl.load(input + row * input_stride + column, mask, other=0.0)
     if ADD:
@@ -68,7 +68,7 @@ def _forward(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
-    # A tensor rather than a number: interpreted, float64 has to stay float64.
+    # A tensor rather than a number, so that float64 stays float64 in the interpreter.
     count = tl.full([ROWS, 1], 1, ACC) * features
     if WHOLE:
         value = _load_x(
@@ -116,7 +116,7 @@ def _backward(
         if NEEDS_WEIGHT:
             weight_sum += d * normed
         if NEEDS_X:
-            # Loaded again for every row: it is in the cache, and registers are scarce.
+            # Loaded again for every row, from the cache, because registers are scarce.
             w = tl.load(weight + column * weight_stride, column < features, other=0.0).to(ACC)
             g = d * (OFFSET + w)
             mean = divide(tl.sum(g * normed, axis=1)[:, None], count)
@@ -135,7 +135,7 @@ def _backward_long(
     grad_y, grad_x, x, weight, rstd, dx, features, grad_y_stride, grad_x_stride, x_stride,
     weight_stride, OFFSET: tl.constexpr, ACC: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dx of one row that does not fit in registers."""
+    """Compute dx of a row that does not fit in registers."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     r = tl.load(rstd + row).to(ACC)
@@ -164,7 +164,7 @@ def _weight_sums(
     grad_y, x, rstd, partial, rows, features, grad_y_stride, x_stride, ACC: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dw of some rows and columns, where rows do not fit in registers."""
+    """Compute dw of some rows and columns, for rows that do not fit in registers."""
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     weight_sum = tl.zeros([ROWS, BLOCK], ACC)
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
@@ -191,7 +191,7 @@ def _add_partials(
 
 
 def _options(features: int, dtype: torch.dtype, elements: int, max_row_bytes: int) -> Options:
-    """Whole rows in a program, several if they are short, unless they exceed `max_row_bytes`."""
+    """The options: whole rows per program, several short ones, up to `max_row_bytes`."""
     whole = features * wide_dtype(dtype).itemsize <= max_row_bytes
     block = max(128, triton.next_power_of_2(features)) if whole else LONG_ROW_BLOCK
     rows = max(1, elements // block)
@@ -296,9 +296,9 @@ def rms_norm_backward(
 
 
 def examples() -> Iterator[Callable[[], object]]:
-    """Calls that reach every configuration."""
+    """Yield calls that together use every configuration."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        # float16 is laid out as bfloat16, and float64 takes shorter rows than float32.
+        # float16 is treated like bfloat16, and float64 has shorter rows than float32.
         some = dtype in (torch.bfloat16, torch.float32)
         for width in (*(128 << i for i in range(9)), 4100) if some else (1024, 4096, 8192):
             x = torch.empty(64, width, dtype=dtype, device="meta")

@@ -2,7 +2,7 @@
 
     a' = a cos - b sin        b' = b cos + a sin
 
-A program rotates some heads at some positions; it reads their cosines and sines once.
+A program rotates some heads at some positions, whose cosines and sines it reads once.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from llama_fast.reference._dtypes import wide_dtype
 
 from ._launch import Options, accumulator, launch, new_like_heads
 
-MAX_HEADS = 4  # that a program rotates
+MAX_HEADS = 4  # largest number of heads per program
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _rotate(
     source = x + batch * x_strides[0] + head * x_strides[1] + position * x_strides[2]
     target = out + batch * out_strides[0] + head * out_strides[1] + position * out_strides[2]
     if INTERLEAVED:
-        # Neighbours are read and written together, 16 bytes at a time.
+        # Neighbouring elements are read and written together, 16 bytes at a time.
         both = tl.arange(0, 2 * PAIRS)[None, :]
         mask = exists & (both < 2 * pairs)
         numbers = tl.load(source + both, mask, other=0.0).to(cos.dtype)
@@ -85,7 +85,7 @@ def _rope(
 
 
 def _options(positions: int, pairs: int, heads: int, q: torch.Tensor) -> Options:
-    """At most 2048 numbers of a head for a program of 128 threads: 16 for each thread."""
+    """The options: at most 2048 elements of a head per program of 128 threads, 16 per thread."""
     block = triton.next_power_of_2(pairs)
     rows = min(max(1, 1024 // block), triton.next_power_of_2(positions))
     return {
@@ -98,7 +98,7 @@ def _options(positions: int, pairs: int, heads: int, q: torch.Tensor) -> Options
 
 
 def _with_contiguous_rows(t: torch.Tensor) -> torch.Tensor:
-    """`t`, or a copy if the last dimension is strided."""
+    """Return `t`, or a contiguous copy if the last dimension is strided."""
     return t if t.stride(-1) == 1 or t.shape[-1] <= 1 else t.contiguous()
 
 
@@ -135,14 +135,14 @@ def rope(
 
 
 def examples() -> Iterator[Callable[[], object]]:
-    """Calls that reach every configuration."""
+    """Yield calls that together use every configuration."""
     shapes = (
         *((d, 4096, 32, 8) for d in (128, 16, 64, 80, 256, 512)),
         *((128, s, 32, 8) for s in (1, 4)),
         *((128, 4096, h, 1) for h in (1, 2)),
     )
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        # float16 is laid out as bfloat16; float64 is for checks of derivatives.
+        # float16 is treated like bfloat16; float64 is for checks of derivatives.
         for D, S, H, K in shapes if dtype in (torch.bfloat16, torch.float32) else shapes[:1]:
             q, k = (
                 torch.empty(2, S, heads, D, dtype=dtype, device="meta").transpose(1, 2)

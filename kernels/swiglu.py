@@ -31,7 +31,7 @@ def _forward(
     row, column, mask = _position(columns, BLOCK)
     g = tl.load(gate + row * gate_stride + column, mask, other=0.0).to(ACC)
     u = tl.load(up + row * up_stride + column, mask, other=0.0).to(ACC)
-    # Not g * s: at a gate of -inf the result is -inf / inf = NaN, as torch's.
+    # Not g * s: for a gate of -inf the result is -inf / inf = NaN, as in torch.
     silu = divide(g, 1.0 + exp(-g))
     tl.store(out + row * columns + column, silu * u, mask)
 
@@ -54,13 +54,13 @@ def _backward(
 
 
 def _options(columns: int, t: torch.Tensor) -> Options:
-    """16 bytes of each tensor for a thread; a smaller block for short rows."""
+    """The options: 16 bytes of each tensor per thread; a smaller block for short rows."""
     block = min(4096 // t.element_size(), max(64, triton.next_power_of_2(columns)))
     return {"BLOCK": block, "ACC": accumulator(t.dtype), "num_warps": max(1, min(8, block // 256))}
 
 
 def _rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Each as (rows, columns): a single row if all are contiguous."""
+    """Return each tensor as (rows, columns): a single row if all are contiguous."""
     if all(t.is_contiguous() for t in tensors):
         return [t.view(1, -1) for t in tensors]
     return [as_rows(t) for t in tensors]
@@ -96,9 +96,9 @@ def swiglu_backward(
 
 
 def examples() -> Iterator[Callable[[], object]]:
-    """Calls that reach every configuration."""
+    """Yield calls that together use every configuration."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        # float16 is laid out as bfloat16; float64 is for checks of derivatives.
+        # float16 is treated like bfloat16; float64 is for checks of derivatives.
         some = dtype in (torch.bfloat16, torch.float32)
         for width in (16, 100, 256, 512, 1024, 2048, 11008) if some else (100, 11008):
             both = torch.empty(1024, 2 * width, dtype=dtype, device="meta")
