@@ -23,7 +23,7 @@ struct AttentionArgs {
   const int64_t* cu_queries = nullptr;
   const int64_t* cu_keys = nullptr;
 
-  // Keys in pages, for at most kFewRows and without a window: k and v are (P,
+  // Paged keys, for at most kFewRows rows and without a window: k and v are (P,
   // K, page, D), and key t of a sequence is row t % page of the page that its
   // row of the table names at t / page. Sequence b has key_lengths[b] keys;
   // `keys` is the largest of them.
@@ -43,7 +43,7 @@ struct AttentionArgs {
   double dropout_p;
   uint64_t dropout_seed;
 
-  // Optional inputs; data null when absent. A stride of 0 broadcasts.
+  // Optional inputs; data is null if absent. A stride of 0 broadcasts.
   Tensor4 bias;  // (B, H, S, T), of type bias_dtype or bool
   bool bias_is_bool = false;
   DType bias_dtype = DType::f32;
@@ -53,7 +53,7 @@ struct AttentionArgs {
   int64_t alibi_stride_batch = 0, alibi_stride_head = 0;
   const void* sinks = nullptr;  // (H), float or double as computed in, contiguous
 
-  // Backward. Outputs with null data are not wanted.
+  // Backward. Outputs with null data are not computed.
   Tensor4 grad_out;
   Tensor4 grad_lse;  // (B, H, S), float or double; data null when absent
   Tensor4 delta;     // (B, H, S), float or double: working space of the backward

@@ -10,24 +10,24 @@ namespace llama_fast {
 
 struct AttentionDecodeArgs {
   // Sizes, q, out, lse, lse_low and options for all sequences. attention_decode() sets k, v, `keys`
-  // and what describes pages.
+  // and the fields that describe pages.
   AttentionArgs attention;
 
   Tensor4 k_cache, v_cache;      // (B, K, T, D); with a page table (P, K, page, D)
-  int64_t page;                  // keys of a page; T without a page table
-  const int32_t* cache_seqlens;  // (B): keys that the cache holds
+  int64_t page;                  // keys per page; T without a page table
+  const int32_t* cache_seqlens;  // (B): number of cached keys
   int64_t cache_seqlens_stride;
   const int32_t* page_table;  // (B, pages of a sequence), or null
   int64_t table_stride_batch, table_stride_page;
 
-  bool appends;  // k and v (B, K, S, D), one key for each query, to the caches
+  bool appends;  // whether to append k and v (B, K, S, D), one key per query
   Tensor4 k, v;
 
   void* workspace;  // attention_decode_workspace() bytes, 64-byte aligned
 
   int64_t appended() const { return appends ? attention.queries : 0; }
 
-  // Keys of a sequence, appended ones included.
+  // Number of keys of a sequence, including appended ones.
   int64_t key_count(int64_t sequence) const {
     return cache_seqlens[sequence * cache_seqlens_stride] + appended();
   }

@@ -1,4 +1,4 @@
-// What the backward of attention needs of every row before it works through the tiles.
+// Numbers per row that the backward pass of attention needs before it processes the tiles.
 #pragma once
 
 #include "cpu/attention_tile.h"
@@ -7,11 +7,11 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-// Rows whose sums are made at the same time: each is a chain of dependent additions.
+// Rows that are summed at the same time, as each sum is a chain of dependent additions.
 constexpr int64_t kDeltaRows = 8;
 
-// Sums of x * y over kDeltaRows rows of length n with the roundings of the tile product dO V':
-// where one key has all the weight, dS is the difference of the two, and equal roundings cancel.
+// Sums of x * y over kDeltaRows rows of length n, rounded like the tile product dO V': if one key
+// has all the weight, dS is the difference of the two, and equal rounding errors cancel.
 template <class T>
 void product_order_dots(const T* x, const T* y, int64_t n, T* total) {
   for (int64_t r = 0; r < kDeltaRows; ++r) total[r] = 0;

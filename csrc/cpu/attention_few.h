@@ -1,6 +1,6 @@
-// Scores of a few queries, with keys that are read where they are. The forward kernel for few
-// queries and the backward of the same calls make them alike: probabilities are exp(score - lse),
-// and another order of summing would be an error of every large score.
+// Scores of a few queries, with keys read in place. The forward kernel for few queries and the
+// backward pass of these calls must sum in the same order: probabilities are exp(score - lse), and
+// another order would be an error in every large score.
 #pragma once
 
 #include "cpu/attention_tile.h"
@@ -9,9 +9,9 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int kMaxRowsTogether = 4;  // rows that share one reading of a key or value
+constexpr int kMaxRowsTogether = 4;  // rows for which a key or value is read once
 
-// Whether the forward pass of these arguments is that of attention_decode.cpp.
+// Whether attention_decode.cpp computes the forward pass of these arguments.
 LF_INLINE bool has_few_rows(const AttentionArgs& a) {
   return a.kv_heads > 0 && a.heads / a.kv_heads * a.queries <= kFewRows && !(a.dropout_p > 0);
 }
@@ -39,8 +39,8 @@ struct KeyFma<Bf16, Elem> {
 };
 #endif
 
-// scores[r][j] = q_r . k_j for `Count` rows of q and the keys k, of `size` numbers each. What
-// follows them in memory is not read.
+// scores[r][j] = q_r . k_j for `Count` rows of q and the keys k, of `size` numbers each. Memory
+// after them is not read.
 template <class M, int Count, class Elem>
 void few_scores(const typename M::raw* q, int64_t q_row, RowsInPlace<Elem> k, int64_t size,
                 typename M::acc* scores) {

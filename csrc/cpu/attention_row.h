@@ -12,9 +12,9 @@ namespace {
 // rescaled.
 constexpr double kSlack = 5.5;
 
-// Scores x (`width` of them, whole registers) times `scale` to probabilities relative to the row's
-// running maximum, handed to store(column, register). Row: its maximum, its sum, and its sum of
-// values o (value_size long, whole registers).
+// Turns `width` scores x (whole registers) times `scale` into probabilities relative to the row's
+// running maximum and passes them to store(column, register). Updates the row's maximum, sum,
+// and sum of values o (value_size long, whole registers).
 template <class M, class Store>
 LF_INLINE void softmax_row(const typename M::acc* x, int64_t width, typename M::acc scale,
                            typename M::acc& row_max, wide<typename M::acc>& row_sum,
@@ -54,7 +54,7 @@ LF_INLINE void softmax_row(const typename M::acc* x, int64_t width, typename M::
   row_sum += reduce_add<T>(total);
 }
 
-// Query i from its maximum, its sum and its sum of values o: divides, adds the sink, writes.
+// Finishes query i: adds the sink to the sum, divides the sum of values o by it, and writes both.
 template <class M>
 void finish_row(const AttentionArgs& a, const Sequence& s, int64_t head, int64_t i,
                 typename M::acc largest, wide<typename M::acc> total, typename M::acc* o) {
@@ -77,8 +77,8 @@ void finish_row(const AttentionArgs& a, const Sequence& s, int64_t head, int64_t
   const wide<T> log_sum = std::log(total);
   const T high = empty ? -kInfinity<T> : static_cast<T>(largest + log_sum);
   at<T>(a.lse, s.batch, head, row) = high;
-  // Where every score is the lowest finite number (a mask that adds it), log_sum is lost even in
-  // the wider type, and the difference to `largest` is exact.
+  // If every score is the lowest finite number (an additive mask), log_sum is lost even in the
+  // wider type, and the difference to `largest` is exact.
   const wide<T> low = (wide<T>(largest) - high) + log_sum;
   at<T>(a.lse_low, s.batch, head, row) = std::isfinite(high) ? static_cast<T>(low) : T(0);
 }

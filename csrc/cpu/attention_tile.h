@@ -1,5 +1,5 @@
-// Common to the forward and backward attention kernels: where the sequences lie, which keys a query
-// sees, how rows are read and written, and how a tile of scores is made.
+// Shared by the forward and backward attention kernels: the location of sequences, the keys that a
+// query sees, reading and writing of rows, and the computation of a tile of scores.
 //
 // A tile is kTileQueries rows (queries) by kTileKeys columns (keys) of the score matrix of one
 // head.
@@ -20,8 +20,8 @@ namespace {
 
 constexpr int64_t kTileQueries = 96;  // a multiple of kBlockQueries
 constexpr int64_t kTileKeys = 128;    // a multiple of every panel width
-// Queries of a tile whose scores are made and used at a time: they stay in the first-level cache,
-// and keys that none of them sees are left out. A multiple of the largest kPack and of the rows of
+// Queries of a tile whose scores are computed and used together: they stay in the L1 cache, and
+// keys that none of them sees are skipped. A multiple of the largest kPack and of the rows of
 // a register tile: kBlockTileRows, or two tiles of AMX.
 #if defined(__AMX_BF16__)
 constexpr int64_t kBlockQueries = 32;
@@ -32,7 +32,7 @@ constexpr int64_t kBlockQueries = 24;
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
-// Wider than T, for the few numbers of a row that scale all the others.
+// Wider than T, for the few numbers of a row that scale all others.
 template <class T>
 struct WideOf {
   using type = double;
@@ -44,8 +44,8 @@ struct WideOf<double> {
 template <class T>
 using wide = typename WideOf<T>::type;
 
-// One sequence of the batch: its lengths, and where it lies. Packed tensors have no batch
-// dimension; their sequences lie one after another.
+// A sequence of the batch: its lengths and its location. Packed tensors have no batch dimension;
+// their sequences are concatenated.
 struct Sequence {
   int64_t index, batch, queries, keys, first_query = 0, first_key = 0;
   int64_t unpadded_begin = 0, unpadded_end;  // padding covers all keys outside
@@ -78,7 +78,7 @@ LF_INLINE KeyRange visible(const AttentionArgs& a, const Sequence& s, int64_t i)
   const int64_t diagonal = i + s.keys - s.queries;  // aligned at the last query and the last key
   int64_t end = s.unpadded_end;
   if (a.causal) end = min(end, diagonal + 1);
-  // A window as wide as both sequences masks nothing; leaving it out keeps the sums in range.
+  // A window as wide as both sequences masks nothing; ignoring it avoids overflow of the sums.
   const int64_t widest = s.keys + s.queries;
   if (a.window_right >= 0 && a.window_right < widest) end = min(end, diagonal + a.window_right + 1);
   int64_t begin = s.unpadded_begin;
@@ -118,7 +118,7 @@ void write_numbers(T* p, int64_t stride, int64_t n, const acc_t<T>* in) {
   for (; i < n; ++i) store_one(p + i * stride, in[i]);
 }
 
-// n numbers of a tensor of type `dtype`, as the type computed in.
+// Reads n numbers of a tensor of type `dtype` as the type of the computation.
 inline void read_row(const Tensor4& t, DType dtype, int64_t batch, int64_t head, int64_t row,
                      int64_t n, float* out) {
   if (dtype == DType::f32)
@@ -166,14 +166,14 @@ void read_block(const Tensor4& t, DType dtype, int64_t batch, int64_t head, int6
   }
 }
 
-// Row length, in numbers, of a block that is used as A, by pack_transposed and by pack_along: whole
-// steps and whole registers.
+// Row length, in numbers, of a block that is used as A, by pack_transposed and by pack_along: a
+// multiple of steps and of registers.
 template <class M>
 int64_t padded(int64_t n) {
   return round_lanes<M>(n);
 }
 
-// e^x to the accuracy of the probabilities in a product of M.
+// e^x, as accurate as the probabilities in a product of mode M.
 template <class M>
 LF_INLINE vec<typename M::acc> exp_softmax(vec<typename M::acc> x) {
   if constexpr (M::kPack == 1) {
@@ -218,7 +218,7 @@ struct Scores {
   // `slope_of_cap`, when not null, receives d(capped)/d(scaled product) where there is a softcap.
   T apply(int64_t i0, int64_t rows, int64_t j0, int64_t n, T* x, T* slope_of_cap) const {
     const int64_t width = round_lanes<M>(n);
-    // A factor above 0 leaves -inf as it is, so the caller can apply it later.
+    // A factor above 0 does not change -inf, so the caller can apply it later.
     const bool scale_later = !bias && !alibi && !softcap && a.scale > 0;
     alignas(64) uint8_t buffer[kTileKeys], mask_buffer[kTileKeys];
     const uint8_t* padded_keys = nullptr;

@@ -8,7 +8,7 @@
 
 namespace llama_fast {
 
-// One row of V numbers a token, anywhere in memory: (V), (N, V), (N, V, d1, ...), any strides.
+// One row of V numbers per token, anywhere in memory: (V), (N, V), (N, V, d1, ...), any strides.
 struct TokenRows {
   void* data;
   DType dtype;
@@ -33,9 +33,9 @@ struct CrossEntropyArgs {
   // Forward outputs.
   void* loss;        // accumulation type: (tokens) for Reduction::none, else one number
   void* z_loss_out;  // like loss: its z-loss part; or null
-  int64_t* argmax;   // (tokens), or null when no statistics are wanted
-  // (tokens). Double even for float logits: of logits near 1e4, a float log-sum-exp would leave
-  // the backward pass with three correct digits. Ignored tokens: zero unless argmax is wanted.
+  int64_t* argmax;   // (tokens), or null if no statistics are requested
+  // (tokens). Double even for float logits: with logits near 1e4, a float log-sum-exp would leave
+  // the backward pass three correct digits. Zero for ignored tokens if argmax is null.
   double* lse;
 
   // Backward.

@@ -1,5 +1,5 @@
 // Loops over the logits of a row, a block at a time, for cross_entropy_row.h. A block stays in the
-// first-level cache, so that memory is read once.
+// L1 cache, so that memory is read once.
 #pragma once
 
 #include <limits>
@@ -25,7 +25,7 @@ LF_INLINE void for_vectors(const T* z, int64_t n, acc_t<T> fill, F&& f) {
   if (c < n) f(load_acc_n(z + c, n - c, fill), c);
 }
 
-// e^x, as accurate as logits or gradients of type T need it.
+// e^x, as accurate as logits or gradients of type T require.
 template <class T>
 LF_INLINE vec<acc_t<T>> exp_for(vec<acc_t<T>> x) {
   if constexpr (sizeof(T) == 2) {
@@ -43,7 +43,7 @@ LF_INLINE acc_t<T> block_max(const T* z, int64_t n) {
   return reduce_max<acc_t<T>>(largest);
 }
 
-// sum exp(z - shift), and the maximum of z on the way.
+// sum exp(z - shift), and the maximum of z in the same pass.
 template <class T>
 LF_INLINE acc_t<T> block_exp_sum(const T* z, int64_t n, acc_t<T> shift, acc_t<T>* max) {
   using A = acc_t<T>;

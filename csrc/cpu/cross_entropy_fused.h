@@ -1,4 +1,4 @@
-// Loss and gradient of one row of logits at once, with one exponential a logit.
+// Loss and gradient of one row of logits together, with one exponential per logit.
 //
 // For the plain case: a class index as target, no softcap, no smoothing. cross_entropy_row.h has
 // the formulas and the general case, which computes every exponential twice. This makes three
@@ -42,7 +42,7 @@ LF_INLINE acc_t<T> exponentials(const T* x, int64_t n, acc_t<T> shift, const T* 
   return reduce_add<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// Whether fused_row() serves rows with these options, but for those whose maximum is infinite.
+// Whether fused_row() supports these options (except for rows whose maximum is infinite).
 template <class A>
 bool is_plain(const RowOptions<A>& o) {
   return o.softcap == 0 && o.smoothing == 0 && !std::is_same_v<A, double>;

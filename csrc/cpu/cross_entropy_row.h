@@ -23,14 +23,14 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// What all rows of a call share. A is the accumulation type.
+// Arguments that all rows of a call share. A is the accumulation type.
 template <class A>
 struct RowOptions {
   int64_t classes;
   const A* weight;    // or null
   double weight_sum;  // sum_c w_c; V without weights
   double smoothing, softcap, z_loss;
-  bool stream;  // store gradients around the caches
+  bool stream;  // store gradients past the caches
 };
 
 struct RowLoss {
@@ -129,7 +129,7 @@ RowLoss row_loss(const RowOptions<acc_t<T>>& o, const T* x, int64_t y, const acc
   return r;
 }
 
-// What turns the logits of a row into probabilities: p_c = exp(z_c - shift) * factor.
+// The numbers that turn logits of a row into probabilities: p_c = exp(z_c - shift) * factor.
 template <class A>
 struct Softmax {
   A shift;

@@ -36,14 +36,14 @@ struct DecodeLayersArgs {
   void *k_cache, *v_cache;       // (layers, slots, K, D) contiguous
   int64_t slots;                 // pages times page
   int64_t page;                  // keys of a page
-  const int32_t* cache_seqlens;  // (B): keys held before the new one
+  const int32_t* cache_seqlens;  // (B): number of keys before the new one
   const int32_t* page_table;     // (B, pages of a sequence)
   int64_t page_table_stride;     // from sequence to sequence
 
   void* out;        // (B, E) contiguous
   void* workspace;  // decode_layers_workspace() bytes, 64-byte aligned
 
-  // Serves more rows than Kernels::linear_rows: a general matrix product.
+  // A general matrix product, for more rows than Kernels::linear_rows.
   void (*linear_of_many_rows)(const LinearArgs&);
 };
 

@@ -28,8 +28,8 @@ struct Kernels {
   int64_t (*linear_rows)(DType);  // with more rows than this, torch's matrix product is faster
 };
 
-// The best that this processor runs, or the one that LLAMA_FAST_ISA names. Throws
-// std::runtime_error when that name is unknown or the processor lacks it.
+// The best instruction set of this processor, or the one that LLAMA_FAST_ISA names. Throws
+// std::runtime_error if that name is unknown or the processor does not support it.
 const Kernels& kernels();
 
 }  // namespace llama_fast

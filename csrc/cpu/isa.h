@@ -12,7 +12,7 @@
 
 // Always inlined, so that the linker cannot pick a copy compiled for a newer instruction set.
 #define LF_INLINE inline __attribute__((always_inline))
-// Compiled once for all callers, so that it rounds alike in all of them: whether the compiler
+// Compiled once for all callers, so that it rounds the same in all of them: whether the compiler
 // contracts a product and a sum into one operation depends on the code around them.
 #if defined(__clang__)
 #define LF_APART __attribute__((noinline))

@@ -10,9 +10,9 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-constexpr int64_t kItemElements = 1 << 15;  // of a work item
+constexpr int64_t kItemElements = 1 << 15;  // elements of a work item
 
-// Whether outputs of that size are written by streaming stores: they would not fit the caches.
+// Whether outputs of this size, which do not fit the caches, are written by streaming stores.
 inline bool worth_streaming(int64_t bytes) { return kCanStream && bytes >= int64_t{16} << 20; }
 
 // Whether each row of T begins where streaming stores may begin.
@@ -25,7 +25,7 @@ bool rows_are_aligned(const RowShape& shape, const RowTensor& rows) {
   return aligned;
 }
 
-// Elements [at, at + count) of a row, in a loop over it. kWhole: they fill a vector.
+// Elements [at, at + count) of a row in a loop over it. kWhole: they fill a vector.
 template <bool kWhole>
 struct Piece {
   int64_t at, count;
@@ -69,7 +69,7 @@ LF_INLINE void for_pieces(int64_t n, F&& f) {
   if (at < n) f(Piece<false>{at, n - at}, 0);
 }
 
-// v as it would be read back after a store to T.
+// v rounded as by a store to T.
 template <class T>
 LF_INLINE vec<acc_t<T>> rounded(vec<acc_t<T>> v) {
   if constexpr (sizeof(T) == 2) {

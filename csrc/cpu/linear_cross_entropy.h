@@ -38,8 +38,8 @@ struct LinearCrossEntropyArgs {
   void* lse;         // (N)
   int64_t* argmax;   // (N), or null
 
-  // Gradients, contiguous, or null where not wanted. In float32 for f16: the scale of a training
-  // in half precision, applied later, would find gradients that were rounded to zero.
+  // Gradients, contiguous, or null if not wanted. Float32 for f16: loss scaling is applied later,
+  // when small gradients would already have been rounded to zero.
   void* grad_input;          // (N,E)
   void* grad_linear_weight;  // (V,E)
   void* grad_linear_bias;    // (V), of the type computed in

@@ -1,6 +1,6 @@
 // Linear cross-entropy of one row of a block of logits: statistics in the first sweep, the gradient
-// in the second, and how logits are kept in between. The mathematics is written down in
-// cross_entropy_row.h, whose loops these functions call.
+// in the second, and the storage of logits in between. The formulas are in cross_entropy_row.h,
+// whose loops these functions call.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +30,7 @@ struct BlockArgmax {
   int32_t at;  // class, from the block's first
 };
 
-// What the second sweep needs of a row to make the gradient of its logits:
+// The numbers with which the second sweep computes the gradient of a row's logits:
 // exp(z - shift) * scale - flat * w, and at_label at the label's class.
 template <class A>
 struct RowGradient {
@@ -183,7 +183,7 @@ void block_gradient(const RowOptions<A>& o, const RowGradient<A>& row, int64_t f
     write_block<false, false, false>(z, z, n, row.shift, row.scale, row.flat, u, tanh);
 }
 
-// Writes n numbers, or adds them to what is there. `from` is padded to whole vectors.
+// Writes n numbers, or adds them to the present ones. `from` is padded to whole vectors.
 template <class A, class To>
 void write_row(const A* from, int64_t n, bool add, To* to) {
   for_vectors(from, n, A(0), [&](vec<A> v, int64_t c) {

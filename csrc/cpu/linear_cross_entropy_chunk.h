@@ -68,7 +68,7 @@ struct Chunk {
     });
   }
 
-  // Sets the rows of a work item such that all threads have the same to do; returns the items.
+  // Chooses the rows per work item such that all threads have equal work; returns the items.
   int64_t row_items() {
     int64_t shortest = rows * threads + kItemRows;
     for (int64_t size = kItemRows; size >= kPanelRows; size -= kPanelRows) {
@@ -146,7 +146,7 @@ struct Chunk {
       add_bias(logits + i * kBlockClasses, n, bias + b * kBlockClasses);
   }
 
-  // Where the logits of a kept row are.
+  // The location of the logits of a kept row.
   char* kept_logits(int64_t b, int64_t r) {
     const int64_t bytes = kept_bytes<Kept>(plan.block_classes(b));
     if (r >= region_rows) return plan.held + b * plan.hold_block + (r - region_rows) * bytes;

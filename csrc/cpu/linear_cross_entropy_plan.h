@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kItemRows = 192;      // rows of logits in a work item
 constexpr int64_t kItemClasses = 240;   // rows of the weight gradient in a work item
-constexpr int64_t kMinChunkRows = 256;  // with fewer, the time is that of reading the weight
+constexpr int64_t kMinChunkRows = 256;  // with fewer, reading the weight dominates
 
 // M: mode of the products; T: type of input and weight.
 template <class M, class T>
@@ -55,7 +55,7 @@ struct Plan {
     const double torchs = 3.0 * a.tokens * a.classes * sizeof(T);
     const size_t budget = std::max(
         kMinBudget, static_cast<size_t>(std::min(torchs / 11, static_cast<double>(kMaxBudget))));
-    // Sets how many rows of logits the working memory holds, and what follows from that.
+    // Sets the number of rows of logits in working memory, and the fields that depend on it.
     const auto fits = [&](int64_t rows, bool all_at_once) {
       hold = rows;
       first_chunk = all_at_once ? tokens : region + hold;

@@ -32,7 +32,7 @@ void parallel_ranges(int64_t n, int64_t grain, F&& f) {
   run_parallel(n, grain, body, &f);
 }
 
-// f(item) for every item of [0, n). Free threads take items one at a time, in increasing order.
+// f(item) for every item of [0, n). Idle threads take items one at a time, in increasing order.
 // Items must write to different memory, so that results do not depend on which thread runs an item.
 template <class F>
 void parallel_items(int64_t n, bool worth_threads, F&& f) {

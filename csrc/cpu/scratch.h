@@ -8,8 +8,8 @@
 namespace llama_fast {
 
 // At least `bytes` of 64-byte aligned memory, uninitialised, valid until this thread asks again or
-// its outermost ScratchInUse ends. Large requests sit on huge pages where the system offers them.
-// Where memory runs out, std::runtime_error says so.
+// its outermost ScratchInUse ends. Large requests use huge pages if the system has them.
+// Throws std::runtime_error if memory runs out.
 void* thread_scratch(size_t bytes);
 
 // Marks that this thread may use its scratch while the object lives: around operators and the
@@ -24,7 +24,7 @@ class ScratchInUse {
 // Frees the scratch of every thread that is not using it; returns how many bytes that was.
 size_t free_idle_scratch();
 
-// The size of n elements of `each` bytes; throws std::runtime_error where no memory is that large.
+// The size of n elements of `each` bytes; throws std::runtime_error if it overflows.
 size_t bytes_of(int64_t n, size_t each);
 
 // Memory for all threads of one call: this thread's scratch, or, if that would be too large to
@@ -41,7 +41,7 @@ class Workspace {
   bool owned_;
 };
 
-// Divides one allocation into aligned arrays. Used twice: without a base to measure, then with one.
+// Divides an allocation into aligned arrays. Used twice: first without a base, to measure the size.
 class Carver {
  public:
   explicit Carver(void* base = nullptr) : base_(static_cast<char*>(base)) {}

@@ -56,8 +56,8 @@ LF_INLINE vec<float> exp2_polynomial(vec<float> x) {
 // Added to n, a float below 2^22: leaves the exponent of 2^n, bias included, in the low bits.
 constexpr float kRoundToExponent = 12582912.0f + 127.0f;  // 1.5 * 2^23, and the bias
 
-// p * 2^n where `shifted` is n + kRoundToExponent; 0 where x, whose exponential this is, is so
-// small that the result would be subnormal.
+// p * 2^n where `shifted` is n + kRoundToExponent; 0 if x, whose exponential this is, is so small
+// that the result would be subnormal.
 LF_INLINE vec<float> scale_by_exponent(vec<float> p, vec<float> shifted, vec<float> x) {
   typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
   const vec<float> result = p * (vec<float>)((vec_u32)shifted << 23);

@@ -1,4 +1,4 @@
-// What the CPU and the CUDA operator of attention_decode ask of their arguments.
+// Argument checks that the CPU and the CUDA operator of attention_decode share.
 #pragma once
 
 #include "cpu/attention.h"
@@ -11,7 +11,7 @@ inline Tensor4 heads_of(const Tensor& t) {
   return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-// Shapes and dtypes were checked by ops/attention_decode.py; this only keeps a direct call of the
+// ops/attention_decode.py checked shapes and dtypes; this only keeps a direct call of the
 // operator from reading or writing outside its tensors.
 inline void expect_decode_arguments(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                     const OptionalTensor& k, const OptionalTensor& v,

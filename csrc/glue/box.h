@@ -1,4 +1,4 @@
-// LF_BOX makes an operator of a function: TORCH_BOX with clear error messages.
+// LF_BOX turns a function into an operator: TORCH_BOX with clear error messages.
 #pragma once
 
 #include <dlfcn.h>
@@ -24,7 +24,7 @@ inline std::string torch_error_message() {
 using Boxed = void(StableIValue*, uint64_t, uint64_t);
 
 // Calls `function`. An error of torch, which its C functions report as "API call failed at ...",
-// gets torch's own message, and lack of memory gets a message of its own.
+// gets torch's own message, and running out of memory gets a separate message.
 template <Boxed* function>
 void with_clear_errors(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   try {

@@ -1,4 +1,4 @@
-// Cross-entropy, CPU and CUDA: the shape of the logits, and what it asks of the other arguments.
+// Cross-entropy, CPU and CUDA: the shape of the logits, and checks of the other arguments.
 // Users' arguments were checked by ops/cross_entropy.py; the checks here only keep a direct call of
 // the operator from reading or writing outside its tensors.
 #pragma once

@@ -1,4 +1,4 @@
-// Errors that keep their kind on the way to Python: torch calls operators through pybind11, which
+// Errors that keep their class on the way to Python: torch calls operators through pybind11, which
 // raises std::out_of_range as an IndexError, std::invalid_argument as a ValueError and everything
 // else as a RuntimeError.
 #pragma once
@@ -15,13 +15,13 @@ template <class Error, class... Parts>
   throw Error(message.str());
 }
 
-// IndexError unless `good`; the parts make its message.
+// Raises IndexError unless `good`; its message is the concatenated parts.
 template <class... Parts>
 inline void check_index(bool good, const Parts&... parts) {
   if (!good) throw_error<std::out_of_range>(parts...);
 }
 
-// ValueError unless `good`; the parts make its message.
+// Raises ValueError unless `good`; its message is the concatenated parts.
 template <class... Parts>
 inline void check_value(bool good, const Parts&... parts) {
   if (!good) throw_error<std::invalid_argument>(parts...);

@@ -28,7 +28,7 @@ auto with_idle_memory(F&& f) {
   return f();
 }
 
-// Locked across every fork(): in the child it is unlocked, and what it guards is consistent.
+// Locked during every fork(): in the child it is unlocked, and the data it guards is consistent.
 class ForkSafeMutex {
  public:
   using Handler = void (*)();

@@ -7,14 +7,14 @@
 
 namespace llama_fast {
 
-// Memory for one tensor, on huge pages where the system offers them.
+// Memory for one tensor, on huge pages if the system has them.
 struct OutputMemory {
   void* data = nullptr;
   size_t bytes = 0;
 };
 
-// At least `bytes` of uninitialised memory, or null where torch's allocator should serve: for small
-// outputs, and where there is no cache.
+// At least `bytes` of uninitialised memory, or null if torch's allocator should be used: for small
+// outputs, and without a cache.
 OutputMemory take_output_memory(size_t bytes);
 
 // Takes back what take_output_memory() returned, when its tensor is freed. Throws nothing.

@@ -21,7 +21,8 @@ inline bool are_supported_together(ScalarType input, ScalarType x) {
   return input == x || (x == ScalarType::Float && input != ScalarType::Double);
 }
 
-// Sets what forward and backward share. Returns the tensor that args.weight points into.
+// Sets the arguments that forward and backward share. Returns the tensor that args.weight points
+// into.
 inline Tensor set_input_and_weight(RmsNormArgs& args, const Tensor& input, const Tensor& weight) {
   STD_TORCH_CHECK(
       input.dim() >= 1 && weight.dim() == 1 && weight.size(0) == input.size(input.dim() - 1),
@@ -69,8 +70,8 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_forward_with(Tensor input, const Ten
   return {as_type(y, type), x, rstd};
 }
 
-// launch(args, dweight) runs the backward kernel, which fills dx and dweight; what `grad_mask` does
-// not ask for is empty. dweight has the dtype `dweight_type`.
+// launch(args, dweight) runs the backward kernel, which fills dx and dweight; gradients that are
+// not in `grad_mask` are empty. dweight has the dtype `dweight_type`.
 template <class Launch>
 std::tuple<Tensor, Tensor> rms_norm_backward_with(Tensor grad_y, const OptionalTensor& grad_x,
                                                   Tensor x, const Tensor& weight,

@@ -21,18 +21,18 @@ inline ScalarType accumulation_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// `type` as the number that torch's C functions take; of a floating type or int64.
+// `type`, a floating type or int64, as the number that torch's C functions take.
 int32_t shim_type(ScalarType type);
 
 // A new tensor of a floating type or int64. On the CPU its memory comes from glue/output_cache.h if
-// it is large. Where memory runs out, std::runtime_error says so.
+// it is large. Throws std::runtime_error if memory runs out.
 Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dims,
                    ScalarType type);
 
-// Contiguous.
+// A new contiguous tensor.
 inline Tensor new_tensor(const Tensor& like, const int64_t* sizes, int64_t dims, ScalarType type) {
   int64_t strides[kMaxDims];
-  uint64_t stride = 1;  // may overflow, where new_strided() throws
+  uint64_t stride = 1;  // may overflow; then new_strided() throws
   for (int64_t d = dims - 1; d >= 0; --d) {
     strides[d] = static_cast<int64_t>(stride);
     stride *= sizes[d] > 1 ? static_cast<uint64_t>(sizes[d]) : 1;
@@ -45,10 +45,10 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   return new_tensor(like, sizes.begin(), static_cast<int64_t>(sizes.size()), type);
 }
 
-// Contiguous, of zeros.
+// A new contiguous tensor of zeros.
 Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type);
 
-// Working memory of a kernel beside thread_scratch(), 64-byte aligned; nothing for zero bytes.
+// Working memory of a kernel besides thread_scratch(), 64-byte aligned; empty for zero bytes.
 class WorkingMemory {
  public:
   WorkingMemory(const Tensor& like, size_t bytes) {
@@ -61,7 +61,7 @@ class WorkingMemory {
   OptionalTensor tensor_;
 };
 
-// Throws where a tensor, which may be expanded, has more than 2^48 elements. Below that, products
+// Throws if a tensor, which may be expanded, has more than 2^48 elements. Below that, products
 // of sizes with the sizes of a kernel's tiles do not overflow.
 template <class... Tensors>
 void expect_valid_sizes(const Tensors&... tensors) {
@@ -77,13 +77,13 @@ void expect_valid_sizes(const Tensors&... tensors) {
   (check(tensors), ...);
 }
 
-// For an output that is not wanted.
+// An empty tensor, for an output that is not wanted.
 inline Tensor empty_tensor(const Tensor& like, ScalarType type) {
   return new_tensor(like, {0}, type);
 }
 
-// The shape of t, but `last` in its last dimension, and the order of its heads: a (B,H,S,D) view of
-// (B,S,H,D) stays one. Everything else is contiguous. `empty_like_heads` in ops/_autograd.py does
+// A new tensor in the shape of t, but with `last` as its last dimension. It is a (B,H,S,D) view of
+// (B,S,H,D) if t is one, else contiguous. `empty_like_heads` in ops/_autograd.py does
 // the same.
 inline Tensor new_like_heads(const Tensor& t, ScalarType type, int64_t last) {
   int64_t sizes[kMaxDims];
@@ -100,7 +100,7 @@ inline Tensor new_like_heads(const Tensor& t, ScalarType type) {
   return new_like_heads(t, type, t.dim() == 0 ? 1 : t.size(t.dim() - 1));
 }
 
-// t, or a contiguous copy; of a floating type or int64.
+// t, of a floating type or int64, or a contiguous copy.
 Tensor as_contiguous(const Tensor& t);
 
 // t, or a copy of that type in the order of its heads.
@@ -121,7 +121,7 @@ inline Tensor with_rows(const Tensor& t) {
   return as_contiguous(t);
 }
 
-// Merges dimensions of several tensors of one shape, so that few of them number the rows.
+// Merges dimensions of several tensors of one shape, so that few dimensions index the rows.
 class RowMerger {
  public:
   explicit RowMerger(const Tensor& t) : sizes_(t.sizes().data()), dims_(t.dim() - 1) {}

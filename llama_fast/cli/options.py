@@ -31,7 +31,7 @@ def add_tokenizer(
     Args:
         parser: gets the option.
         besides: what it takes besides a file, and what that means.
-        default: of the option; None is the model's own tokenizer.
+        default: default of the option; None is the model's own tokenizer.
     """
     own = "the model's own"
     parser.add_argument(
@@ -76,7 +76,7 @@ def add_seed(
     Args:
         parser: gets the option.
         of: what is random.
-        default: of the option.
+        default: default of the option.
         shown: the default in the help text.
     """
     parser.add_argument(

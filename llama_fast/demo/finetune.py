@@ -32,7 +32,7 @@ class SideResult:
 
     Attributes:
         side: "torch" or "llama_fast".
-        losses, seconds: of each step.
+        losses, seconds: loss and duration of each step.
         held_out_before, held_out_after: loss on held-out text before and after training.
         resident: RSS in bytes before the first step (weights, Python, libraries).
         peak: largest RSS in bytes during the steps.

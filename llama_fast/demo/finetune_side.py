@@ -33,9 +33,10 @@ class FinetuneSettings:
         data: folder of the benchmark data.
         backend: name for :func:`llama_fast.use_backend`; "auto" stands for our kernels.
         steps, batch, length: optimizer steps, sequences per step, tokens per sequence.
-        learning_rate: of AdamW, after a linear warm-up over a tenth of the steps.
+        learning_rate: peak learning rate of AdamW, after a linear warm-up over a tenth of the
+            steps.
         dtype: precision of weights and activations.
-        seed: of the order of passages.
+        seed: seed for the order of passages.
         threads: for torch and for our kernels.
     """
 

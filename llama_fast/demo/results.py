@@ -16,11 +16,11 @@ class Results:
 
     Attributes:
         command: the command line that repeats the run.
-        facts: of :func:`llama_fast.info.collect`.
-        checks: of every kernel.
-        answer, logits: of the model.
+        facts: result of :func:`llama_fast.info.collect`.
+        checks: checks of every kernel.
+        answer, logits: answer and logits of the model.
         training: both sides of the fine-tuning.
-        scores: of the tasks.
+        scores: scores of the tasks.
         seconds: wall time of each part, by its name.
     """
 

@@ -31,8 +31,8 @@ struct AmxTiles {
   AmxTiles& operator=(const AmxTiles&) = delete;
 };
 
-// Makes the compiler write to memory what a tile load is about to read: it does not know that the
-// load reads there.
+// Makes the compiler write to memory what a tile load is about to read, because it does not know
+// that the load reads it.
 LF_INLINE void write_back() { asm volatile("" ::: "memory"); }
 
 // c (+)= a tile of sums whose rows are `sums_row` apart, the first `rows` rows of it.

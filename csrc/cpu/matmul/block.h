@@ -1,5 +1,5 @@
-// Driver for operands that lie in the cache, such as tiles of attention scores: C (m, n) (+)= A B
-// with A where it is, in any strides, and B packed in BlockPanels.
+// Driver for operands in the cache, such as tiles of attention scores: C (m, n) (+)= A B with A in
+// place, with any strides, and B packed in BlockPanels.
 #pragma once
 
 #include "cpu/matmul/block_amx.h"
@@ -17,8 +17,8 @@ constexpr int kBlockTileRows = 6;  // times 2: 12 of 16
 constexpr int kBlockTileRows = 4;
 #endif
 
-// Sums are made in runs of this many steps and then added up: the rounding error of a long sum
-// grows with the square root of the longest run.
+// A sum is computed in runs of this many steps, which are then added: the rounding error of a long
+// sum grows with the square root of the longest run.
 constexpr int64_t kRunSteps = 64;
 
 // The first run of a sum over kk steps: the last one may be half as long again.

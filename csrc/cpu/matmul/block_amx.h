@@ -20,8 +20,8 @@ void block_tiles(int64_t count, const TileOfA* upper, const TileOfA* lower, cons
                  int64_t rows, bool accumulate) {
   static_assert(Rows <= 2 && Vecs <= 2, "eight tiles: four sums, two of A, two of B");
   alignas(64) float sums[2 * kTile][2 * kTile];
-  // Whole tiles of C are read and written where they are; of others there is a copy, so that sums
-  // are made in one order whatever the number of rows.
+  // Whole tiles of C are read and written in place; others are copied, so that the order of sums
+  // does not depend on the number of rows.
   const bool direct = rows == Rows * kTile;
   if (!direct && accumulate)
     for (int64_t r = 0; r < Rows * kTile; ++r)
@@ -67,7 +67,7 @@ void block_tiles(int64_t count, const TileOfA* upper, const TileOfA* lower, cons
       add_tile(&sums[0][v * kTile], 2 * kTile, c + v * kTile, c_row, rows, false);
 }
 
-// `multiply_block` for pairs of bfloat16. Reads whole tiles: 16 rows of A, also where there are
+// `multiply_block` for pairs of bfloat16. Reads whole tiles: 16 rows of A, even if there are
 // fewer.
 inline void multiply_block_amx(int64_t m, int64_t n, int64_t kk, StridedA<Bf16> a, PackedB<Bf16> b,
                                float* c, int64_t c_row, bool accumulate, int64_t first) {
@@ -91,7 +91,7 @@ inline void multiply_block_amx(int64_t m, int64_t n, int64_t kk, StridedA<Bf16> 
           const uint32_t* right = b.p + n0 * b.steps + (first + k) * width + v;
           const uint32_t* last = right + (count - 1) * kTile * width;
           int64_t last_width = width;
-          if (tail > 0) {  // what follows may be NaN
+          if (tail > 0) {  // numbers after the end may be NaN
             std::memset(rest, 0, sizeof rest);
             for (int64_t s = 0; s < tail; ++s)
               std::memcpy(rest + s * 2 * kTile, last + s * width,

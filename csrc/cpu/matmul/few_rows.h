@@ -1,5 +1,5 @@
-// Driver for few rows of A: C (m, n) = A (m, k) B', with the rows of B' where they are. The time is
-// that of reading B', so each row of B' is read once, from end to end, for all rows of A.
+// Driver for few rows of A: C (m, n) = A (m, k) B', with the rows of B' in place. Reading B' takes
+// most of the time, so each row of B' is read once, from end to end, for all rows of A.
 //
 // As many products of a row of A and a row of B' as a register has lanes are summed side by side,
 // and their lanes are added together at the end. Hardware prefetchers do not follow several rows
@@ -19,15 +19,15 @@ constexpr int64_t kRowsAhead = 16;  // rows of B' between prefetch and use
 template <class Fma>
 constexpr int kMaxFewRows = kLanes<typename Fma::acc> < 4 ? kLanes<typename Fma::acc> : 4;
 
-// Rows of B' that are multiplied at a time with R rows of A: what fills one register of results,
-// rounded down to a power of two.
+// Rows of B' that are multiplied at a time with R rows of A: so many that the results fill a
+// register, rounded down to a power of two.
 template <class Fma, int R>
 constexpr int kRowsOfB = R >= kLanes<typename Fma::acc> ? 1
                          : R == 3                       ? kLanes<typename Fma::acc> / 4
                                                         : kLanes<typename Fma::acc> / R;
 
-// sums[r * W + w] = row r of A times row w of B' over k numbers, in one order of summing whatever R
-// and W are. kWhole: B' has W rows, and k is a multiple of Fma::kStep. Otherwise only the first
+// sums[r * W + w] = row r of A times row w of B' over k numbers; R and W do not change the order
+// of the sum. kWhole: B' has W rows, and k is a multiple of Fma::kStep. Otherwise only the first
 // b.rows rows of B' exist: the last one stands in for the others.
 template <class Fma, int R, int W, bool kPrefetch, bool kWhole, class T>
 LF_INLINE void dot_products(const typename Fma::elem* a, int64_t a_row, RowsInPlace<T> b, int64_t k,
@@ -52,8 +52,8 @@ LF_INLINE void dot_products(const typename Fma::elem* a, int64_t a_row, RowsInPl
       }
     }
   } else {
-    // Selected, not branched on: a compiler that knows two rows to be the same makes their products
-    // once, and then no longer fuses them with the additions.
+    // Selected, not branched on: a compiler that knows two rows to be the same computes their
+    // products once, and then no longer fuses them with the additions.
     const T* rows[W];
 #pragma GCC unroll 16
     for (int w = 0; w < W; ++w) rows[w] = b.p + (w < b.rows ? w : b.rows - 1) * b.stride;

@@ -30,7 +30,7 @@ void large_tiles(int64_t run, const uint32_t* a, int64_t a_tile, const uint32_t*
   alignas(64) uint32_t rest[kTile * width];
   for (int64_t k = 0; k < run; k += kTile, a += a_tile, b += kTile * width) {
     const uint32_t* right = b;
-    if (run - k < kTile) {  // what follows the panel may be NaN
+    if (run - k < kTile) {  // numbers after the panel may be NaN
       std::memset(rest, 0, sizeof rest);
       std::memcpy(rest, b, static_cast<size_t>((run - k) * width) * sizeof *b);
       right = rest;

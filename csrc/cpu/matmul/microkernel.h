@@ -1,4 +1,4 @@
-// The register tile: a block of C that is held in registers while its sums are made.
+// The register tile: a block of C that stays in registers while its sums are computed.
 //
 // One template serves all instruction sets: numbers of A are broadcast, B comes in registers of
 // columns, and M::fma is the instruction (vfmadd or, for Bf16, vdpbf16ps).

@@ -1,5 +1,5 @@
-// Operands of the matrix products: how numbers are stored, multiplied and summed, and how a packed
-// operand lies in memory.
+// Operands of the matrix products: how numbers are stored, multiplied and summed, and the memory
+// layout of packed operands.
 //
 // A "step" of k is one element of a packed operand: one number for F32 and F64, two consecutive
 // bfloat16 numbers for Bf16 (the operand of the instruction vdpbf16ps).
@@ -98,9 +98,9 @@ LF_INLINE void for_panels(int64_t n, F&& f) {
 // Rows in a panel of A (for large.h).
 constexpr int64_t kPanelRows = 16;
 
-// --- how the drivers are told where operands lie ----------------------------------------------
+// --- the locations of operands, as drivers take them ------------------------------------------
 
-// A where it is: element (row m, step k) is at p[m * row + k * step].
+// A in place: element (row m, step k) is at p[m * row + k * step].
 template <class M>
 struct StridedA {
   const typename M::elem* p;
@@ -121,14 +121,14 @@ struct FewRows {
   int64_t rows, width;
 };
 
-// `rows` rows of B' where they are, `stride` numbers from row to row.
+// `rows` rows of B' in place, `stride` numbers from row to row.
 template <class T>
 struct RowsInPlace {
   const T* p;
   int64_t stride, rows;
 };
 
-// --- element types of products with rows where they are (template parameter Fma) ---------------
+// --- element types of products with rows in place (template parameter Fma) ---------------------
 
 // Products of numbers of T in the type computed in. A is widened when it is packed, B when it is
 // read.
@@ -163,7 +163,7 @@ struct PairFma {
   static LF_INLINE vec<float> fma(vec<float> c, const elem* a, const void* b) {
     return Bf16::fma(c, _mm512_loadu_si512(a), _mm512_loadu_si512(b));
   }
-  // The first n numbers of both: what follows may be NaN.
+  // Only the first n numbers of both: those after them may be NaN.
   static LF_INLINE vec<float> fma_n(vec<float> c, const elem* a, const void* b, int64_t n) {
     return Bf16::fma(c, load_pairs(a, n), load_pairs(b, n));
   }

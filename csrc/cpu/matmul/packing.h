@@ -1,8 +1,8 @@
 // Packing: from row-major matrices to the panels of operands.h.
 //
 // A panel is filled in one of two ways: "transposed", each row of the source becomes a column of
-// the panel, or "along", each row of the source (of Bf16: pair of rows) becomes a step. What the
-// source does not have is zero in the panel.
+// the panel, or "along", each row of the source (of Bf16: pair of rows) becomes a step. Elements
+// that the source does not have are zero in the panel.
 //
 // The source's numbers are of type T: that of the mode, or a narrower one that is widened. A
 // register of steps is passed around as vec<acc>, whatever its bits mean.

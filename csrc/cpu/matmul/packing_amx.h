@@ -29,8 +29,8 @@ struct TileOfA {
   int64_t row_bytes;
 };
 
-// Tiles of A where it is, from row i and step k on, `run` steps. Those that cannot be read where
-// they are go to `buffer`; steps beyond `run` are zero there: what B has for them may be NaN.
+// Tiles of A in place, from row i and step k on, `run` steps. Those that cannot be read in place
+// are copied to `buffer`, where steps beyond `run` are zero, because B may have NaN there.
 inline void tiles_of_strided(StridedA<Bf16> a, int64_t i, int64_t k, int64_t run, uint32_t* buffer,
                              TileOfA* out) {
   const uint32_t* p = a.p + i * a.row + k * a.step;

@@ -13,8 +13,8 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-// Where lane i comes from in the first (second) register after the exchange; lanes of b follow
-// those of a.
+// The source of lane i in the first (second) register after the exchange; lanes of b are numbered
+// after those of a.
 template <class T>
 constexpr int exchanged_lane(int half, bool second, int i) {
   const bool from_b = (i & half) != 0;
@@ -26,7 +26,7 @@ template <class T, int Half, bool kSecond, size_t... I>
 LF_INLINE vec<T> exchange(vec<T> a, vec<T> b, std::index_sequence<I...>) {
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, exchanged_lane<T>(Half, kSecond, int(I))...);
-#else  // GCC has the other one from version 12 on only
+#else  // GCC has __builtin_shufflevector only since version 12
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   return __builtin_shuffle(a, b, vec<Index>{Index{exchanged_lane<T>(Half, kSecond, int(I))}...});
 #endif

@@ -1,8 +1,8 @@
-// C (m, n) += A (m, k) B (k, n) for few rows of A and few rows of B, which are where they are: sums
+// C (m, n) += A (m, k) B (k, n) for few rows of A and few rows of B, which is read in place: sums
 // of the rows of B, weighted by A. Attention of few queries uses it to read each value once.
 //
-// The sums of one call are made by themselves and then added to C: thousands of small additions to
-// a large sum would round more.
+// The sums of a call are computed separately and then added to C: thousands of small additions to a
+// large sum would have larger rounding errors.
 #pragma once
 
 #include "cpu/matmul/operands.h"

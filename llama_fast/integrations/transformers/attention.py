@@ -54,8 +54,9 @@ def attention_function(
         query: (B,H,S,D).
         key: (B,K,T,D).
         value: (B,K,T,Dv).
-        attention_mask: from our mask function; or a tensor broadcastable to (B,H,S,T), bool (True
-            takes part) or float (added); or (B,T), nonzero where a key takes part; or None.
+        attention_mask: a mask of our mask function; a tensor broadcastable to (B,H,S,T), bool (True
+            where a query may see a key) or float (added to the scores); a tensor (B,T), nonzero
+            where a key is visible; or None.
         dropout: probability of dropping a weight.
         scaling: multiplies q . k; default 1 / sqrt(D).
         is_causal: whether queries see no later keys; used without a mask only. Default: the

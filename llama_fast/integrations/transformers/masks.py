@@ -25,12 +25,12 @@ class Mask:
 
     Attributes:
         causal: query i of S sees the first ``T - S + i + 1`` keys.
-        window: of keys, None or (left, right) as in `llama_fast.attention`.
-        padding: None or bool (B,T), True where a key is padding.
-        cu_seqlens: None or int32: offsets of the documents in the B*S tokens, and B*S.
+        window: (left, right) as in `llama_fast.attention`, or None.
+        padding: bool (B,T), True where a key is padding, or None.
+        cu_seqlens: int32 offsets of the documents in the B*S tokens, and B*S; or None.
         keys: T, the number of keys in use; a static cache may be longer.
-        make: computes the tensor.
-        mask_shape: its shape.
+        make: function that computes the boolean tensor.
+        mask_shape: shape of that tensor.
     """
 
     causal: bool
