@@ -175,7 +175,7 @@ struct AttentionCall {
   }
 };
 
-// One of the backward's arguments that are shaped like q: `last` numbers a row, or one without it.
+// One of the backward's arguments that are shaped like q: `last` numbers per row, or one without it.
 void expect_like(const char* name, const Tensor& t, const Tensor& q, ScalarType type,
                  int64_t last) {
   const int64_t rows = q.dim() - 1;

@@ -1,1 +1,1 @@
-"""The `llama-fast` command line: one file a command; see `command.py` for what a command is."""
+"""The `llama-fast` command line: one file per command; `command.py` defines what a command is."""

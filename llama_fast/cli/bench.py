@@ -20,7 +20,7 @@ from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import add_out
 
-# torch reads it at its first large allocation only, so it has to be set before torch starts.
+# torch reads it only once, at its first large allocation, so it must be set before torch starts.
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
 _PACKAGE = "llama_fast.benchmarks"
@@ -29,7 +29,7 @@ _PACKAGE = "llama_fast.benchmarks"
 def suite(module: str) -> ModuleType:
     """Return a module of the benchmark suite, which is installed as a part of the package.
 
-    In a checkout that is not installed, the suite is a folder beside the package.
+    In a checkout that is not installed, the suite is in a folder next to the package.
     """
     find_beside("benchmarks")
     return importlib.import_module(f"{_PACKAGE}.{module}")
@@ -112,7 +112,8 @@ class Bench(Command):
             OK; NEGATIVE if llama_fast failed in a case.
 
         Raises:
-            ValueError: an unknown op, case or baseline; "cuda" without a GPU; --rounds below 1.
+            ValueError: an op, case or baseline is unknown, there is no GPU for "cuda", or --rounds
+                is below 1.
         """
         try:
             for package in ("matplotlib", "rich"):
@@ -138,7 +139,7 @@ class Bench(Command):
             _list(chosen, present, missing)
             return ExitCode.OK
         _restart_with_huge_pages(args.huge_pages == "on")
-        args.out.mkdir(parents=True, exist_ok=True)  # now, rather than fail after minutes of work
+        args.out.mkdir(parents=True, exist_ok=True)  # fail now rather than after minutes of work
         settings = suite("suite").Settings(
             command=shlex.join(["llama-fast", *sys.argv[1:]]),
             device=args.device,

@@ -1,7 +1,7 @@
 """The protocol of a command: its name, its options, and what it does.
 
-Each command is a subclass of :class:`Command` in a module of its own, which has one instance of it
-as `COMMAND`. These modules import no torch at their top level, so that `--help` is fast; `run`
+Each command is a subclass of :class:`Command` in its own module, which has an instance of it as
+`COMMAND`. These modules import no torch at their top level, so that `--help` is fast; `run`
 imports what it needs.
 """
 
@@ -16,11 +16,11 @@ from typing import ClassVar
 class Command:
     """A command of `llama-fast`, or a subcommand of one.
 
-    A command without `run` of its own is a group: one of its subcommands has to be named.
+    A command that does not define `run` is a group: one of its subcommands must be given.
 
     Attributes:
-        name: what is typed.
-        help: one line, for the list of commands.
+        name: name of the command as the user types it.
+        help: a line for the list of commands.
         description: paragraphs above the options; `help` as a sentence if None.
         epilog: paragraphs below the options; indented lines are kept as they are.
         usage: replaces argparse's usage line; None keeps it.
@@ -40,7 +40,7 @@ class Command:
         """Add the command's options to a parser."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do what the parsed arguments say.
+        """Run the command with the parsed arguments.
 
         Returns:
             ``ExitCode.OK`` or ``ExitCode.NEGATIVE``.
@@ -54,7 +54,7 @@ class Command:
         """Return the parser of the command's arguments.
 
         Args:
-            prog: what is typed to run the command, such as ``llama-fast eval``.
+            prog: the text that the user types to run the command, such as ``llama-fast eval``.
         """
         parser = argparse.ArgumentParser(
             prog=prog,
@@ -75,7 +75,7 @@ class Command:
         return parser
 
     def parse(self, argv: Sequence[str], prog: str) -> argparse.Namespace:
-        """Return the parsed arguments; exits with code 2 where argparse rejects them."""
+        """Return the parsed arguments; exit with code 2 if argparse rejects them."""
         parser = self.parser(prog)
         return parser.parse_intermixed_args(argv) if self.intermixed else parser.parse_args(argv)
 

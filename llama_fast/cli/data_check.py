@@ -62,7 +62,7 @@ class Check(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        """Look for benchmark questions and secrets; print the findings, and write what is asked."""
+        """Search for benchmark questions and secrets; print findings, write the requested files."""
         from llama_fast._screen import Screen
         from llama_fast.data import TokenShards
         from llama_fast.data import check as checks

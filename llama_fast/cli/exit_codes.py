@@ -46,14 +46,14 @@ class CommandError(Exception):
 
 
 def message_of(error: Exception) -> str:
-    """Return what is printed for an exception: one line, except for a :class:`CommandError`."""
+    """Return the text to print for an exception: a line, or more for a :class:`CommandError`."""
     if isinstance(error, CommandError):
         return str(error)
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def code_of(error: Exception) -> ExitCode | None:
-    """Return the exit code that an exception leads to, None if it is to keep its traceback."""
+    """Return the exit code for an exception, None if its traceback is to be shown."""
     if isinstance(error, CommandError):
         return error.code
     return ExitCode.BAD_INPUT if isinstance(error, USER_ERRORS) else None

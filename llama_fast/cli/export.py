@@ -46,10 +46,10 @@ class Export(Command):
 
         Raises:
             FileNotFoundError: there is no such model.
-            CheckpointError, RunCheckpointError: it is damaged.
-            FileExistsError: something is at --out.
+            CheckpointError, RunCheckpointError: the checkpoint is damaged.
+            FileExistsError: --out exists.
             ValueError: the format cannot express the model, or --dtype its weights.
-            OSError: the disk is full; nothing is left at --out, or what was there before.
+            OSError: the disk is full; --out is unchanged.
         """
         from llama_fast.models import save
 

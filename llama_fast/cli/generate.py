@@ -85,7 +85,7 @@ class Generate(Command):
         engine = Engine(model, tokenizer, max_batch=args.batch)
         ends = end_ids(tokenizer)
         requests = [_request(args, tokenizer, ends, n, text) for n, text in enumerate(prompts)]
-        for place, request in zip(places, requests, strict=True):  # before any text is made
+        for place, request in zip(places, requests, strict=True):  # before any text is generated
             check_length(place, request.tokens, model.config.max_seq_len)
         begin = time.perf_counter()
         tokens = sum(_show(args, prompts, engine.stream(requests)))
@@ -116,7 +116,8 @@ def read_prompts(path: Path) -> Iterator[tuple[str, str]]:
     Empty lines are skipped.
 
     Raises:
-        ValueError: a line is not UTF-8, or is not a prompt in a .jsonl file; names file and line.
+        ValueError: a line is not UTF-8, or is not a prompt in a .jsonl file; the message names file
+            and line.
     """
     if path.suffix == ".jsonl":
         for place, value in read_json_lines(path, expected_type=None):

@@ -30,7 +30,7 @@ def add_tokenizer(
 
     Args:
         parser: gets the option.
-        besides: what it takes besides a file, and what that means.
+        besides: help text on other values than a file and their meaning.
         default: default of the option; None is the model's own tokenizer.
     """
     own = "the model's own"
@@ -50,8 +50,8 @@ def add_dtype(
 
     Args:
         parser: gets the option.
-        choices: what it takes besides ``DTYPES``.
-        default: which means that the weights keep the dtype that they are stored in.
+        choices: further values besides ``DTYPES``.
+        default: the default, with which weights keep their stored dtype.
     """
     parser.add_argument(
         "--dtype",
@@ -75,7 +75,7 @@ def add_seed(
 
     Args:
         parser: gets the option.
-        of: what is random.
+        of: help text: what the seed determines.
         default: default of the option.
         shown: the default in the help text.
     """
@@ -96,7 +96,7 @@ def add_out(
 
     Args:
         parser: gets the option.
-        what: help text: what is written there, and the default.
+        what: help text on what is written there and on the default.
         metavar, default, required: as in argparse.
     """
     parser.add_argument(
@@ -105,7 +105,7 @@ def add_out(
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    """Add the options of how tokens are chosen and where a text ends.
+    """Add the options for sampling tokens and ending a text.
 
     Args:
         parser: gets the options.

@@ -79,7 +79,7 @@ Memory is the peak within a step. Times are computed from the assumed MFU."""
 
         Raises:
             FileNotFoundError: there is no such configuration.
-            ValueError: an option is out of its range, or sizes do not fit each other.
+            ValueError: an option is out of its range, or sizes contradict each other.
         """
         from llama_fast.data import TokenShards
         from llama_fast.train.plan import advice, model_of, plan

@@ -116,7 +116,7 @@ def encode(
     """Return the ids of a document, with begin and end, and which of a chat's ids are answers.
 
     Raises:
-        ValueError: a chat and no template, or the reverse.
+        ValueError: `document` is a chat and there is no template, or the reverse.
     """
     if isinstance(document, str):
         if template is not None:
@@ -145,7 +145,7 @@ def _documents(args: argparse.Namespace) -> Iterator[Document]:
 
 
 def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """Return the tokenizer and its entry in the index; writes a new one to the folder `learned`."""
+    """Return the tokenizer and its index entry; write a new tokenizer to the folder `learned`."""
     from llama_fast._reading import file_sha256
     from llama_fast.tokenizers import load_tokenizer, tokenizer_file
 

@@ -68,7 +68,7 @@ def config_parser(prog: str) -> Any:
         ) from None
 
     class Formatter(DefaultHelpFormatter):
-        """Shows the default behind the help, and a short name of the type before it."""
+        """Shows a short name of the type before the help text, and the default after it."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{"max_help_position": 32, **options})
@@ -110,7 +110,7 @@ def read_config(argv: Sequence[str], prog: str = "llama-fast train") -> TrainCon
 
     Args:
         argv: options; a first argument that is not an option is the YAML file.
-        prog: what is typed before them, for the help.
+        prog: the text that the user types before them, for the help.
 
     Raises:
         FileNotFoundError: there is no such YAML file.
@@ -143,10 +143,10 @@ def benchmark_scorer(run: TrainingRun) -> BenchmarkScorer | None:
     """Return a function that scores the run's model on its benchmarks, None if it has none.
 
     Raises:
-        FileNotFoundError: a file of `benchmarks` is not there.
-        DataError: a file that holds something else, or two of the same name; shards without a
-            tokenizer.
-        ValueError: a question longer than the model takes.
+        FileNotFoundError: a file of `benchmarks` does not exist.
+        DataError: a file does not contain questions, two files have the same name, or the shards
+            have no tokenizer.
+        ValueError: a question is longer than the model's max_seq_len.
     """
     from llama_fast.data.tokenizer import tokenizer_of
     from llama_fast.train.benchmarks import BenchmarkScore

@@ -1,8 +1,8 @@
 """Fine-tunes the model from the same start on stock PyTorch ops and on ours.
 
-Each run is a process of its own (``finetune_side.py``) with the same seed, data and settings. The
-sides alternate in going first, because a machine warms up or gets busy. Speed and memory are
-medians over all rounds.
+Each run is a separate process (``finetune_side.py``) with the same seed, data and settings. The
+sides alternate in going first, because the speed of a machine changes over time. Speed and memory
+are medians over all rounds.
 """
 
 import json
@@ -72,7 +72,7 @@ class Comparison:
         return statistics.median(run.peak for run in self.of(side))
 
     def largest_loss_difference(self) -> float:
-        """The largest distance between the sides' loss curves in the first round."""
+        """The largest difference between the sides' losses in the first round."""
         pairs = zip(self.of("torch")[0].losses, self.of("llama_fast")[0].losses, strict=True)
         return max(abs(a - b) for a, b in pairs)
 
@@ -85,9 +85,9 @@ def compare(
     """Run both sides ``rounds`` times; ``settings.backend`` is replaced by that of each side.
 
     Args:
-        settings: what to train.
-        rounds: how often each side runs.
-        progress: called with (steps done, steps in total, the state in a few words).
+        settings: the settings of the training.
+        rounds: number of runs of each side.
+        progress: called as ``progress(steps done, number of steps, short description)``.
     """
     total = 2 * rounds * settings.steps
     runs: list[SideResult] = []
@@ -109,15 +109,15 @@ def run_side(
     settings: FinetuneSettings,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> SideResult:
-    """Run one side once in a process of its own.
+    """Run one side once in a separate process.
 
     Args:
         side: a key of ``SIDES``.
-        settings: what to train; its backend is replaced by the side's.
+        settings: the settings of the training; the backend is replaced by the side's.
         progress: called with (step, loss) after each step.
 
     Raises:
-        TrainingError: the process failed; quotes the end of its output.
+        TrainingError: the process failed; the message quotes the end of its output.
     """
     argument = json.dumps(asdict(settings) | {"backend": SIDES[side]})
     command = [sys.executable, "-m", "llama_fast.demo.finetune_side", argument]

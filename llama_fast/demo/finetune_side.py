@@ -26,7 +26,7 @@ __all__ = ["FinetuneSettings", "batches", "main", "train"]
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What one side trains on, and how.
+    """The settings of one side's training.
 
     Attributes:
         model: path of the checkpoint.
@@ -37,7 +37,7 @@ class FinetuneSettings:
             steps.
         dtype: precision of weights and activations.
         seed: seed for the order of passages.
-        threads: for torch and for our kernels.
+        threads: number of threads of torch and of our kernels.
     """
 
     model: str
@@ -110,7 +110,7 @@ def train(settings: FinetuneSettings, emit: Callable[[dict], None]) -> None:
 
 
 def main(argument: str) -> None:
-    """Entry point of the process: settings in, records out."""
+    """Entry point of the process: train with the settings in `argument` and print the records."""
     train(
         FinetuneSettings(**json.loads(argument)),
         lambda record: print(json.dumps(record), flush=True),

@@ -34,15 +34,15 @@ H, K, D, E, F, V = 9, 3, 64, 576, 1536, 49152
 
 @dataclass(frozen=True)
 class Case:
-    """One way to call an op.
+    """A way to call an op.
 
     Attributes:
         op: name of the op.
-        what: a few words on the options.
-        draw: makes the tensors that get a gradient, in float32.
+        what: short description of the options.
+        draw: creates the tensors that get a gradient, in float32.
         call: runs ``llama_fast.<op>`` on these tensors in the precision under test, and on the
             constants; returns the outputs to compare.
-        constants: makes the tensors that get no gradient; they keep their own precision, but are
+        constants: creates the tensors that get no gradient; they keep their own precision, but are
             float64 for the truth.
         differentiable: whether the op has gradients.
     """
@@ -257,7 +257,7 @@ def check(
 
 
 def backends_of(op: str) -> list[str]:
-    """The backends to check: all available ones, the reference only where it is the only one.
+    """The backends to check: all available ones; the reference only if there is no other.
 
     "torch" is the baseline, and the reference cannot fail against itself.
     """
@@ -275,7 +275,7 @@ def check_all(
 
     Args:
         dtypes: precisions to check.
-        progress: called with (runs done, runs in total, the current one) before each run.
+        progress: called as ``progress(runs done, number of runs, current run)`` before each run.
     """
     runs = [(case, dtype) for case in CASES for dtype in dtypes]
     checks = []

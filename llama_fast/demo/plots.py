@@ -19,14 +19,14 @@ __all__ = ["accuracy", "kernel_errors", "loss_curves", "speed_and_memory"]
 
 COLOUR = {"llama_fast": LLAMA_FAST, "torch": TORCH}
 NAME = {"llama_fast": "llama_fast", "torch": "stock PyTorch"}
-# Rings, so that a dot of ours inside one shows both.
+# Rings, so that both are visible if our dot is inside.
 RING: dict = {"s": 60, "facecolors": "none", "edgecolors": TORCH, "linewidths": 1.8}
 # A dot for "no error at all" has no place on a log scale; it is drawn at this value.
 LEAST = 1e-9
 
 
 def kernel_errors(checks: Sequence[Check], path: Path) -> None:
-    """Forward and gradient error of every check, ours beside PyTorch's, one panel a precision."""
+    """Draw forward and gradient errors of every check, with one panel per precision."""
     dtypes = list(dict.fromkeys(check.dtype for check in checks))
     rows = list(dict.fromkeys((check.op, check.what, check.backend) for check in checks))
     figure = Figure(figsize=(11, 1.5 + 0.42 * len(rows)), layout="constrained")
@@ -67,7 +67,7 @@ def kernel_errors(checks: Sequence[Check], path: Path) -> None:
 
 
 def loss_curves(comparison: Comparison, path: Path) -> None:
-    """Loss by step on both sides, and how far the two are apart."""
+    """Draw the loss curves of both sides, and their difference."""
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     stock, ours = comparison.of("torch")[0], comparison.of("llama_fast")[0]
@@ -93,7 +93,7 @@ def loss_curves(comparison: Comparison, path: Path) -> None:
 
 
 def speed_and_memory(comparison: Comparison, path: Path) -> None:
-    """Tokens per second and peak memory; dots are the single rounds."""
+    """Draw tokens per second and peak memory; dots are single rounds."""
     figure = Figure(figsize=(9, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     for y, side in enumerate(("llama_fast", "torch")):
@@ -118,7 +118,7 @@ def speed_and_memory(comparison: Comparison, path: Path) -> None:
 
 
 def accuracy(scores: Sequence[Score], path: Path) -> None:
-    """Accuracy with its 95 % interval beside chance, one row a task."""
+    """Draw accuracy with its 95 % interval, and chance, one row per task."""
     figure = Figure(figsize=(8, 1.4 + 0.75 * len(scores)), layout="constrained")
     axes = figure.subplots()
     for y, score in enumerate(scores):
@@ -139,7 +139,7 @@ def accuracy(scores: Sequence[Score], path: Path) -> None:
 
 
 def _whole_decades(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Lets a log axis begin and end at powers of ten, and labels only these."""
+    """Let a log axis begin and end at powers of ten, and label only these."""
     low, high = getattr(axes, f"get_{which}lim")()
     decades = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
     getattr(axes, f"set_{which}lim")(decades)

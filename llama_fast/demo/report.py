@@ -151,7 +151,7 @@ def _kernel_cells(check: Check) -> tuple[str, ...]:
 
 
 def markdown(results: Results) -> str:
-    """The report; its pictures lie in the folder ``demo-report`` beside it."""
+    """The report as Markdown; its pictures are in the folder ``demo-report`` next to it."""
     versions, cpu = results.facts["versions"], results.facts["cpu"]
     settings = results.training.settings
     failures = results.failures()
@@ -234,7 +234,7 @@ def markdown(results: Results) -> str:
 
 
 def write(results: Results, folder: Path) -> Path:
-    """Writes ``demo-report.md`` into ``folder``, and the pictures and ``results.json`` beside it.
+    """Write ``demo-report.md``, its pictures and ``results.json`` to ``folder``.
 
     Returns:
         The path of the report.

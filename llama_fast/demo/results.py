@@ -21,7 +21,7 @@ class Results:
         answer, logits: answer and logits of the model.
         training: both sides of the fine-tuning.
         scores: scores of the tasks.
-        seconds: wall time of each part, by its name.
+        seconds: name of each part -> its wall time.
     """
 
     command: str
@@ -34,7 +34,7 @@ class Results:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def failures(self) -> list[str]:
-        """The failed checks, a line each; the demo's exit code is nonzero if there are any."""
+        """A line for each failed check; the demo's exit code is nonzero if there are any."""
         lines = [
             f"{c.op} ({c.what}) on {c.backend} in {c.dtype} is less exact than PyTorch"
             for c in self.checks
@@ -48,7 +48,7 @@ class Results:
 
 
 def fastest(checks: list[Check]) -> list[Check]:
-    """Of each op, the checks on the backend that "auto" picks: the first that is available."""
+    """For each op, the checks on the backend that "auto" selects: the first available one."""
     first: dict[str, str] = {}
     for check in checks:
         first.setdefault(check.op, check.backend)

@@ -27,7 +27,7 @@ def read_quac(raw: Path) -> dict[str, Rows]:
 
     The rows have the hub's fields: wikipedia_page_title, section_title, background, context, and a
     list each of turn_ids and questions, answers ({"texts": [[...], ...]}, all annotators' of each
-    question) and orig_answers ({"texts": [...]}, one a question).
+    question) and orig_answers ({"texts": [...]}, one per question).
     """
     files = {"train": "train_v0.2", "validation": "val_v0.2"}
     splits: dict[str, Rows] = {}
