@@ -126,8 +126,9 @@ def report(
     )  # fmt: skip
     print(
         f"  {ours / speeds['transformers']:.2f}x; {ours / bound:.0%} of the bound of {bound:.1f} "
-        f"tokens/s ({bytes_per_token(model) / 1e6:.0f} MB per token at {bandwidth / 1e9:.1f} GB/s);
-        " f"the first {alike} of {NEW_TOKENS} tokens are the same", flush=True,
+        f"tokens/s ({bytes_per_token(model) / 1e6:.0f} MB per token, {bandwidth / 1e9:.1f} GB/s); "
+        f"the first {alike} of {NEW_TOKENS} tokens are the same",
+        flush=True,
     )
 
 

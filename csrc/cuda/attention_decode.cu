@@ -1,7 +1,7 @@
 // Attention of a few queries over a cache of keys and values, to which it appends the new ones. Its
 // time is that of reading the cache once.
 //
-// The keys of a sequence are split into shares, one per block (attention_decode_block.h). At the end a
+// A sequence's keys are cut into shares, one per block (attention_decode_block.h). At the end a
 // block merges its warps, and a second kernel the shares, always in the same order. New keys are
 // read from the arguments, never from the cache, so blocks need not wait for the one that appends
 // them.
