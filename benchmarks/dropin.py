@@ -172,7 +172,7 @@ def compared(
 
 
 def main(argv: list[str]) -> int:
-    """Measure all precisions and print tables."""
+    """Measure all precisions and print the results."""
     if argv[:1] == ["--peak"]:
         print(json.dumps(peak(argv[1], Path(argv[3]), getattr(torch, argv[2]))))
         return 0
@@ -196,7 +196,7 @@ def main(argv: list[str]) -> int:
 def report(
     folder: Path, prompt: list[int], dtype: torch.dtype, rounds: int, sides: Sequence[str]
 ) -> None:
-    """Measure everything in one precision; return the rows of a table."""
+    """Measure everything in one precision and print the results."""
     name = str(dtype).removeprefix("torch.")
     trained = training(folder, dtype, rounds, sides)
     ours = trained["patched"]["tokens_per_second"]

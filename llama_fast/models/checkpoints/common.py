@@ -224,7 +224,7 @@ MAX_SIZES = {
 
 
 def size(path: Path, key: str, value: Any, ours: str) -> int:
-    """Check a size from a file; raise CheckpointError, which names file and key, if it is invalid.
+    """Return a size from a file; raise CheckpointError, naming file and key, if it is invalid.
 
     Args:
         path: path of the file.
