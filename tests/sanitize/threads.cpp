@@ -245,8 +245,8 @@ int main() {
   // Meanwhile outputs come from the cache and go back, and both kinds of idle memory are freed.
   std::thread cleaner([&] {
     while (!done) {
-      const llama_fast::Block block = take_output_memory(size_t{5} << 20);
-      if (block.data != nullptr) return_output_memory(block);
+      const OutputMemory memory = take_output_memory(size_t{5} << 20);
+      if (memory.data != nullptr) return_output_memory(memory);
       free_idle_memory();
       std::this_thread::yield();
     }
