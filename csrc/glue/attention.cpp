@@ -175,7 +175,8 @@ struct AttentionCall {
   }
 };
 
-// One of the backward's arguments that are shaped like q: `last` numbers per row, or one without it.
+// Checks an argument of the backward: the rows of q, with `last` numbers each, or without that
+// dimension if `last` is negative.
 void expect_like(const char* name, const Tensor& t, const Tensor& q, ScalarType type,
                  int64_t last) {
   const int64_t rows = q.dim() - 1;
