@@ -25,11 +25,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
-    return len(one) == len(other) and all(
-        torch.equal(a, b)
-        for x, y in zip(one, other, strict=True)
-        for a, b in zip(x, y, strict=True)
-    )
+    """Whether both have the same batches, tensor by tensor."""
+    pairs = [(a, b) for x, y in zip(one, other, strict=False) for a, b in zip(x, y, strict=True)]
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in pairs)
 
 
 def take(loader: PackedLoader, count: int) -> list[Batch]:

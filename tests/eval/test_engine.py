@@ -157,16 +157,6 @@ def test_16_bits_are_summed_in_float32(real: tuple[LLaMA, Pairs], dtype: torch.d
     assert found.logprob == pytest.approx(logprobs.sum().item(), rel=1e-4)
 
 
-@pytest.fixture(scope="module")
-def small() -> LLaMA:
-    torch.manual_seed(0)
-    model = LLaMA(vocab_size=128, embed_dim=32, num_heads=4, num_layers=2, num_kv_heads=2)
-    with torch.no_grad():  # far from uniform, so that a wrong position shows
-        for parameter in model.parameters():
-            parameter.mul_(4)
-    return model.eval()
-
-
 def pairs_of(prefix: int, ends: list[tuple[int, int]]) -> Pairs:
     """Requests with ``prefix`` tokens in common, then (length, number scored) of their own."""
     pairs = []
@@ -187,9 +177,9 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("pairs", SHAPES.values(), ids=SHAPES.keys())
-def test_likelihoods_are_those_of_each_request_alone(small: LLaMA, pairs: Pairs) -> None:
-    result = Scorer(small).score(pairs)
-    expected = one_by_one(small, pairs, torch.float32)
+def test_likelihoods_are_those_of_each_request_alone(small_model: LLaMA, pairs: Pairs) -> None:
+    result = Scorer(small_model).score(pairs)
+    expected = one_by_one(small_model, pairs, torch.float32)
     # Every position's loss is a float32 near 5 with a few roundings; they add up.
     longest = max(len(continuation) for _, continuation in pairs)
     tolerance = longest * 5 * 4 * torch.finfo(torch.float32).eps
@@ -197,6 +187,6 @@ def test_likelihoods_are_those_of_each_request_alone(small: LLaMA, pairs: Pairs)
     assert [a.greedy for a in result] == [b[1] for b in expected]
 
 
-def test_the_model_tells_choices_apart(small: LLaMA) -> None:
-    values = [a.logprob for a in Scorer(small).score(SHAPES["choices of one question"])]
+def test_the_model_tells_choices_apart(small_model: LLaMA) -> None:
+    values = [a.logprob for a in Scorer(small_model).score(SHAPES["choices of one question"])]
     assert max(values) - min(values) > 10

@@ -27,16 +27,6 @@ class Characters(Tokenizer):
         return "".join(map(chr, ids)).replace("\x01", "st")
 
 
-@pytest.fixture(scope="module")
-def model() -> LLaMA:
-    torch.manual_seed(0)
-    model = LLaMA(vocab_size=128, embed_dim=32, num_heads=4, num_layers=2, num_kv_heads=2)
-    with torch.no_grad():  # far from uniform, so that a wrong position shows
-        for parameter in model.parameters():
-            parameter.mul_(4)
-    return model.eval()
-
-
 def by_hand(model: LLaMA, tokens: list[int], scored: int) -> float:
     """One row alone, logits and log-softmax in float64."""
     with torch.inference_mode():
@@ -45,10 +35,10 @@ def by_hand(model: LLaMA, tokens: list[int], scored: int) -> float:
     return sum(log_p[t - 1, tokens[t]].item() for t in range(len(tokens) - scored, len(tokens)))
 
 
-def test_progress_counts_every_question(model: LLaMA) -> None:
+def test_progress_counts_every_question(small_model: LLaMA) -> None:
     calls = []
     questions = [MultipleChoice(str(i), "abc", ("x", "yz"), 0) for i in range(3)]
-    score(model, Characters(), "toy", questions, lambda *call: calls.append(call))
+    score(small_model, Characters(), "toy", questions, lambda *call: calls.append(call))
     assert calls == [(1, 3, "toy"), (2, 3, "toy"), (3, 3, "toy")]
 
 
@@ -81,19 +71,19 @@ def test_standard_error_is_that_of_the_sample() -> None:
     assert got.stderr == pytest.approx(values.std().item() / math.sqrt(20))
 
 
-def test_score_puts_the_parts_together(model: LLaMA) -> None:
+def test_score_puts_the_parts_together(small_model: LLaMA) -> None:
     questions = [
         MultipleChoice("a", "the first", ("stone", "x", "water and more"), 2),
         MultipleChoice("b", "q", ("one", "two"), 0),
     ]
-    got = score(model, Characters(), "toy", questions)
+    got = score(small_model, Characters(), "toy", questions)
     likelihoods = []
     for question in questions:
         rows = []
         for choice in question.choices:
             context = Characters().encode(question.context)
             tokens = Characters().encode(question.context + " " + choice)
-            rows.append(by_hand(model, tokens, len(tokens) - len(context)))
+            rows.append(by_hand(small_model, tokens, len(tokens) - len(context)))
         likelihoods.append(rows)
     want = summarize("toy", questions, likelihoods)
     assert got == want
@@ -103,7 +93,7 @@ def test_the_space_belongs_to_the_choice() -> None:
     assert encode_choice(Characters(), "ab", "cd") == ([97, 98], [32, 99, 100])
 
 
-def test_errors(model: LLaMA) -> None:
+def test_errors(small_model: LLaMA) -> None:
     with pytest.raises(ValueError, match="context: expected text of at least one token, got ''"):
         encode_choice(Characters(), "", "x")
     with pytest.raises(ValueError, match="questions: expected at least one"):
