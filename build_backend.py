@@ -28,9 +28,28 @@ from setuptools.build_meta import (  # noqa: F401  (the hooks that stay as they 
 
 MINIMUM_TORCH = (2, 10)
 
+# What a build reads of the folder of torch.
+BUILD_NEEDS = ("version.py", "include", "lib")
+
+
+class NotATorch(Exception):
+    """LLAMA_FAST_TORCH names a folder that is not that of a torch package."""
+
 
 def torch_directory() -> Path | None:
-    """Folder of the torch package to build against, found without importing it, or None."""
+    """Folder of the torch package to build against, found without importing it, or None.
+
+    The environment variable LLAMA_FAST_TORCH names another folder than that of the installed one;
+    `NotATorch` where that has not what a build needs.
+    """
+    if asked := os.environ.get("LLAMA_FAST_TORCH"):
+        missing = [part for part in BUILD_NEEDS if not os.path.exists(os.path.join(asked, part))]
+        if missing:
+            raise NotATorch(
+                f"LLAMA_FAST_TORCH={asked}: expected the folder of a torch package, "
+                f"found no {', '.join(missing)} in it"
+            )
+        return Path(asked).resolve()
     spec = importlib.util.find_spec("torch")
     candidates = list(spec.submodule_search_locations or []) if spec else []
     roots = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]

@@ -8,6 +8,8 @@ left out, and the table at the end says why.
 Environment:
     CXX, CXXFLAGS           compiler and extra flags
     MAX_JOBS                number of compilers at once
+    LLAMA_FAST_TORCH        folder of the torch package to build against, in place of the installed
+                            one's; fetch_torch.py makes one for any version and processor
     LLAMA_FAST_BUILD        0: compile nothing; 1: fail if a part cannot be built
     LLAMA_FAST_CUDA         0: without CUDA; 1: with CUDA, even against a torch without it
     LLAMA_FAST_SANITIZE     1: the ops library alone, with AddressSanitizer and UBSan, as
@@ -31,7 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from build_backend import MINIMUM_TORCH, is_recent, torch_directory, torch_facts
+from build_backend import MINIMUM_TORCH, NotATorch, is_recent, torch_directory, torch_facts
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -126,7 +128,10 @@ def find_ninja() -> str:
 
 def find_torch() -> tuple[Path, str, str | None]:
     """Folder, version and CUDA version of the torch to build against."""
-    directory = torch_directory()
+    try:
+        directory = torch_directory()
+    except NotATorch as error:
+        raise CannotBuild(str(error)) from error
     if directory is None:
         raise CannotBuild("torch not found (pip install torch, or build with isolation)")
     facts = torch_facts(directory)
