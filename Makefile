@@ -177,7 +177,7 @@ clean:  ## remove what was built, but not .venv
 
 $(VENV)/.torch:
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(py) -m pip install "setuptools>=77" wheel pybind11 ninja numpy $(TORCH)
+	$(py) -m pip install "setuptools>=77" wheel ninja numpy $(TORCH)
 	@touch $@
 
 $(built): $(native) | $(VENV)/.torch

@@ -1,9 +1,8 @@
 """Compiles the native parts of llama_fast (called by setup.py).
 
-Two parts: the ops library (libllama_fast.so, torch's stable ABI, independent of the Python
-version) and the host module (llama_fast._host, pybind11). ninja does the compiling, in
-build/native, so that a second build compiles only what changed. A part that cannot be built is
-left out, and the table at the end says why.
+They are one library, libllama_fast.so: torch's stable ABI, nothing of Python's, so that it serves
+every version of both. ninja does the compiling, in build/native, so that a second build compiles
+only what changed. A part that cannot be built is left out, and the table at the end says why.
 
 Environment:
     CXX, CXXFLAGS           compiler and extra flags
@@ -27,7 +26,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +39,6 @@ SANITIZE = os.environ.get("LLAMA_FAST_SANITIZE") == "1"
 EMULATE = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
 LIBRARY = "libllama_fast.so"
 EMULATED = "libllama_fast_cuda.so"
-HOST = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
@@ -54,7 +51,7 @@ X86_ISAS = {
 }
 
 # Sources of csrc/cpu that call the kernels of the instruction set in use and hold none themselves.
-COMPILED_ONCE = ("attention_cache.cpp", "decode_layers.cpp", "dispatch.cpp")
+COMPILED_ONCE = ("attention_cache.cpp", "bin_packing.cpp", "decode_layers.cpp", "dispatch.cpp")
 
 CXX_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden"]
 # GCC 12 warns of uninitialised variables in its own AVX-512 headers.
@@ -255,8 +252,7 @@ class NativeBuild:
         """The parts that are wanted: name -> (library, what plans it)."""
         if EMULATE:
             return {"emulated CUDA kernels": (EMULATED, self._plan_emulated)}
-        plans = {"ops library": (LIBRARY, self._plan_library)}
-        return plans if SANITIZE else {**plans, "host module": (HOST, self._plan_host)}
+        return {"ops library": (LIBRARY, self._plan_library)}
 
     def _build(self) -> None:
         ninja_file = BuildFile(self.directory)
@@ -368,20 +364,6 @@ class NativeBuild:
             link_flags += ["-ldl", "-Wl,-z,defs"]
         ninja_file.link(self.tools.cxx, EMULATED, objects, link_flags)
         return f"{self.directory / EMULATED}: torch {version}"
-
-    def _plan_host(self, ninja_file: BuildFile) -> str:
-        try:
-            import pybind11
-        except ImportError as error:
-            raise CannotBuild("pybind11 not found (pip install pybind11)") from error
-        python = sysconfig.get_path("include")
-        if not os.path.exists(os.path.join(python, "Python.h")):
-            raise CannotBuild(f"Python.h not found in {python} (on Debian: install python3-dev)")
-        command = [*self.tools.cxx, *self.flags, f"-I{pybind11.get_include()}", f"-I{python}"]
-        objects = [ninja_file.compile(command, s) for s in sorted((CSRC / "host").glob("*.cpp"))]
-        late = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-        ninja_file.link(self.tools.cxx, HOST, objects, late)
-        return f"{HOST}: pybind11 {pybind11.__version__}"
 
     def failed(self) -> list[str]:
         """The parts that are missing although they were wanted."""

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # build front ends run this file from elsewhere
 
-from build_native import EMULATE, HOST, LIBRARY, SANITIZE, NativeBuild  # noqa: E402
+from build_native import EMULATE, LIBRARY, SANITIZE, NativeBuild  # noqa: E402
 
 # Parts of the package that have a folder of their own beside it.
 BESIDE = {"llama_fast.kernels": "kernels", "llama_fast.benchmarks": "benchmarks"}
@@ -43,11 +44,10 @@ class BuildNative(build_ext):
     def _place(self, native: NativeBuild) -> None:
         package = ROOT / "llama_fast" if self.inplace else Path(self.build_lib) / "llama_fast"
         package.mkdir(parents=True, exist_ok=True)
-        for name in (LIBRARY, HOST):
-            if name in native.outputs:
-                replace(package / name, native.directory / name)
-            else:  # one of an earlier build would not match the Python files
-                (package / name).unlink(missing_ok=True)
+        if LIBRARY in native.outputs:
+            replace(package / LIBRARY, native.directory / LIBRARY)
+        else:  # one of an earlier build would not match the Python files
+            (package / LIBRARY).unlink(missing_ok=True)
         (package / "_build.json").write_text(json.dumps(native.facts, indent=1) + "\n")
 
     # Which files come out is known only after the build, so setuptools is told of none.
@@ -61,10 +61,17 @@ class BuildNative(build_ext):
         return {}
 
 
+class BdistWheel(bdist_wheel):
+    """setuptools' bdist_wheel; the tag says that the library serves every version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     packages=[*find_packages(include=["llama_fast", "llama_fast.*"]), *BESIDE],
     package_dir=BESIDE,
     # An extension has to be declared, or the wheel would be marked as pure Python.
-    ext_modules=[Extension("llama_fast._host", sources=[])],
-    cmdclass={"build_ext": BuildNative},
+    ext_modules=[Extension("llama_fast.libllama_fast", sources=[])],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": BdistWheel},
 )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds, tests and measures on a machine with a GPU and without network.
-# Needs a Python with torch 2.10 or newer (made for CUDA), triton, numpy, ninja, pybind11,
+# Needs a Python with torch 2.10 or newer (made for CUDA), triton, numpy, ninja,
 # setuptools >= 77, matplotlib, rich and pytest; a C++ compiler and nvcc where there are kernels
 # for them. compute-sanitizer is used where it is installed.
 #   PYTHON=python3.12 benchmarks/run_gpu.sh OUT [arguments of llama-fast bench]

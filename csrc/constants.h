@@ -1,4 +1,4 @@
-// Numbers and texts that the Python code repeats. llama_fast._host.constants() reports them, and
+// Numbers and texts that the Python code repeats. csrc/glue/facts.cpp reports them, and
 // tests/ops/test_constants.py asserts that both sides agree.
 #pragma once
 

@@ -68,9 +68,11 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
   m.impl("cross_entropy", LF_CPU_BOX(&llama_fast::cross_entropy));
   m.impl("cross_entropy_backward", LF_CPU_BOX(&llama_fast::cross_entropy_backward));
   m.impl("cross_entropy_inplace", LF_CPU_BOX(&llama_fast::cross_entropy_inplace));
+  m.impl("cu_seqlens", LF_CPU_BOX(&llama_fast::cu_seqlens));
   m.impl("decode_layers", LF_CPU_BOX(&llama_fast::decode_layers));
   m.impl("linear", LF_CPU_BOX(&llama_fast::linear));
   m.impl("linear_rows", LF_CPU_BOX(&llama_fast::linear_rows));
+  m.impl("pack_sequences", LF_CPU_BOX(&llama_fast::pack_sequences));
   m.impl("rms_norm", LF_CPU_BOX(&llama_fast::rms_norm));
   m.impl("rms_norm_backward", LF_CPU_BOX(&llama_fast::rms_norm_backward));
   m.impl("rope", LF_CPU_BOX(&llama_fast::rope));
@@ -80,6 +82,9 @@ STABLE_TORCH_LIBRARY_IMPL(llama_fast, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llama_fast, CompositeExplicitAutograd, m) {
+  m.impl("build_info", LF_CPU_BOX(&llama_fast::build_info));
+  m.impl("constants", LF_CPU_BOX(&llama_fast::constants));
+  m.impl("cpu_features", LF_CPU_BOX(&llama_fast::cpu_features));
   m.impl("isa", LF_CPU_BOX(&llama_fast::isa));
   m.impl("empty_cache", LF_CPU_BOX(&llama_fast::empty_cache));
 }

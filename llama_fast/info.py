@@ -7,7 +7,6 @@ bug report.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -67,12 +66,13 @@ def cpu_model() -> str:
 
 
 def cpu_features() -> list[str] | None:
-    """Instruction-set extensions that the processor has, or None without the host module."""
-    if importlib.util.find_spec("llama_fast._host") is None:
-        return None
-    from llama_fast._host import cpu_features as host_features
+    """Instruction-set extensions that the processor has, or None without the compiled library."""
+    from llama_fast.ops.backends import library
 
-    return sorted(name for name, present in host_features().items() if present)
+    if library.missing_reason is not None:
+        return None
+    features = json.loads(torch.ops.llama_fast.cpu_features())
+    return sorted(name for name, present in features.items() if present)
 
 
 def _instruction_set() -> str:
@@ -164,7 +164,7 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(section)
         for name, value in rows.items():
             text = " ".join(value) if isinstance(value, list) else value
-            shown = "unknown (host module not built)" if text is None else text
+            shown = "unknown (no compiled library)" if text is None else text
             lines.append(f"  {name:<24}{shown}")
     lines += ["gpu", *(f"  {gpu}" for gpu in facts["gpu"] or ["none that torch can use"])]
     lines.append("backends")

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -77,6 +78,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
     OptionalTensor grad_loss, OptionalTensor weight, int64_t ignore_index, int64_t reduction,
     double label_smoothing, double softcap, double z_loss, bool stats, int64_t grad_mask,
     OptionalTensor grad_lse);
+
+std::tuple<Tensor, int64_t> pack_sequences(Tensor lengths, int64_t capacity);
+
+Tensor cu_seqlens(Tensor lengths);
+
+// Compiler, C++ standard and architecture of the library, and the beginning of the message of an
+// error where memory runs out.
+std::string build_info();
+
+// Instruction-set extensions that the kernels use or could use: name -> present. The operating
+// system's support counts: a feature whose registers it does not save is absent.
+std::string cpu_features();
+
+// The numbers of csrc/constants.h, the values of DType, and the memory that linear cross-entropy
+// uses, by name.
+std::string constants();
 
 // --- helpers shared by the glue files ------------------------------------------------------
 

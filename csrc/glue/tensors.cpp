@@ -32,7 +32,8 @@ FromBlob from_blob() {
 // The size of a tensor; throws where no memory is that large.
 size_t tensor_bytes(const int64_t* sizes, int64_t dims, ScalarType type) {
   const bool narrow = type == ScalarType::BFloat16 || type == ScalarType::Half;
-  size_t bytes = narrow ? 2 : type == ScalarType::Float ? 4 : 8;
+  const bool single = type == ScalarType::Float || type == ScalarType::Int;
+  size_t bytes = narrow ? 2 : single ? 4 : 8;
   bool fits = true;
   for (int64_t d = 0; d < dims; ++d) {
     if (sizes[d] == 0) return 0;
@@ -94,6 +95,8 @@ int32_t shim_type(ScalarType type) {
       return aoti_torch_dtype_bfloat16();
     case ScalarType::Half:
       return aoti_torch_dtype_float16();
+    case ScalarType::Int:
+      return aoti_torch_dtype_int32();
     default:
       return aoti_torch_dtype_int64();
   }

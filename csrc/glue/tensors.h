@@ -21,11 +21,11 @@ inline ScalarType accumulation_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// `type`, a floating type or int64, as the number that torch's C functions take.
+// `type`, a floating type, int32 or int64, as the number that torch's C functions take.
 int32_t shim_type(ScalarType type);
 
-// A new tensor of a floating type or int64. On the CPU its memory comes from glue/output_cache.h if
-// it is large. Throws std::runtime_error if memory runs out.
+// A new tensor of a floating type, int32 or int64. On the CPU its memory comes from
+// glue/output_cache.h if it is large. Throws std::runtime_error if memory runs out.
 Tensor new_strided(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dims,
                    ScalarType type);
 

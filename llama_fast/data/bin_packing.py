@@ -1,22 +1,24 @@
 """Assigns sequences to rows of fixed length: best-fit decreasing, compiled or in NumPy.
 
-The compiled functions (csrc/host/packing.cpp) are used if they were built; those in this file give
-equal results.
+The compiled operators (csrc/cpu/bin_packing.cpp) are used where they were built; the functions in
+NumPy give equal results.
 """
 
 from __future__ import annotations
 
 import bisect
+import operator
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from llama_fast.ops.backends import library
 
 _INT32_MAX = 2**31 - 1
 
 
-def pack_sequences_numpy(
-    lengths: npt.ArrayLike, capacity: int
-) -> tuple[npt.NDArray[np.int64], int]:
+def pack_sequences(lengths: npt.ArrayLike, capacity: int) -> tuple[npt.NDArray[np.int64], int]:
     """Pack sequences into bins of equal capacity by best-fit decreasing.
 
     The longest sequence comes first; each goes into the fullest bin that still has room. Ties are
@@ -34,6 +36,29 @@ def pack_sequences_numpy(
         TypeError: `lengths` are not integers.
         ValueError: `lengths` is not a vector, or a length is negative or exceeds the capacity.
     """
+    if library.missing_reason is not None:
+        return pack_sequences_numpy(lengths, capacity)
+    values = torch.from_numpy(_as_lengths(lengths))
+    bin_of, n_bins = torch.ops.llama_fast.pack_sequences(values, operator.index(capacity))
+    return bin_of.numpy(), n_bins
+
+
+def cu_seqlens(lengths: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Cumulative lengths 0, l0, l0+l1, ... (n+1,), as packed attention takes them.
+
+    Raises:
+        TypeError: `lengths` are not integers.
+        ValueError: `lengths` is not a vector, a length is negative, or the sum exceeds int32.
+    """
+    if library.missing_reason is not None:
+        return cu_seqlens_numpy(lengths)
+    return torch.ops.llama_fast.cu_seqlens(torch.from_numpy(_as_lengths(lengths))).numpy()
+
+
+def pack_sequences_numpy(
+    lengths: npt.ArrayLike, capacity: int
+) -> tuple[npt.NDArray[np.int64], int]:
+    """As :func:`pack_sequences`, in NumPy."""
     values = _as_lengths(lengths)
     if capacity < 1:
         raise ValueError(f"capacity: expected a positive number, got {capacity}")
@@ -50,12 +75,7 @@ def pack_sequences_numpy(
 
 
 def cu_seqlens_numpy(lengths: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Cumulative lengths 0, l0, l0+l1, ... (n+1,), as packed attention takes them.
-
-    Raises:
-        TypeError: `lengths` are not integers.
-        ValueError: `lengths` is not a vector, a length is negative, or the sum exceeds int32.
-    """
+    """As :func:`cu_seqlens`, in NumPy."""
     values = _as_lengths(lengths)
     offsets = np.zeros(len(values) + 1, dtype=np.int64)
     # A length that is too large by itself is clipped to just too large, as int64 sums could
@@ -112,9 +132,3 @@ def _next_fit(lengths: npt.NDArray[np.int64], capacity: int) -> tuple[npt.NDArra
         room -= length
         bin_of[i] = n_bins - 1
     return bin_of, n_bins
-
-
-try:
-    from llama_fast._host import cu_seqlens, pack_sequences
-except ImportError:  # nothing was compiled; importing the ops warned about that
-    cu_seqlens, pack_sequences = cu_seqlens_numpy, pack_sequences_numpy

@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ import torch  # (the library links against torch's, which have to be loaded firs
 from build_backend import MINIMUM_TORCH
 
 ROOT = Path(__file__).resolve().parents[2]
-HOST = "_host" + sysconfig.get_config_var("EXT_SUFFIX")
 
 DISPATCH = """
 #include "cpu/kernel.h"
@@ -69,13 +67,6 @@ extern "C" __attribute__((visibility("default"))) int cpu_device() {
   return aoti_torch_device_type_cpu();
 }
 """
-HOST_MODULE = """
-#include <Python.h>
-PyMODINIT_FUNC PyInit__host() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_host"};
-  return PyModule_Create(&definition);
-}
-"""
 CUDA_KERNEL = """
 __global__ void add_one(float* x) { x[threadIdx.x] += 1.0f; }
 extern "C" __attribute__((visibility("default"))) void launch(float* x) { add_one<<<1, 32>>>(x); }
@@ -97,13 +88,11 @@ class Tree:
         for folder in ("kernels", "benchmarks"):
             shutil.copytree(ROOT / folder, root / folder)
         (root / "csrc").mkdir()
-        self.write("host/host.cpp", HOST_MODULE)
         self.write("ops.cpp", OPS)
         self.write("cpu/dispatch.cpp", DISPATCH)
         self.write("cpu/kernel.cpp", KERNEL)
         self.write("cpu/kernel.h", HEADER)
         self.library = root / "llama_fast" / "libllama_fast.so"
-        self.host = root / "llama_fast" / HOST
 
     def write(self, path: str, text: str) -> None:
         """A file under csrc/."""
@@ -141,7 +130,7 @@ def compiler() -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_builds_every_instruction_set_and_the_host_module(tree: Tree) -> None:
+def test_builds_every_instruction_set(tree: Tree) -> None:
     table = tree.build()
     library = ctypes.CDLL(str(tree.library))
     expected = 1
@@ -152,9 +141,8 @@ def test_builds_every_instruction_set_and_the_host_module(tree: Tree) -> None:
         assert "avx2" in table
     assert library.sum_of_kernels() == expected
     assert library.cpu_device() == 0  # a symbol of torch's, found without a run path
-    assert tree.part("host module")[0] and tree.host.exists()
     assert tree.part("CUDA") == (False, "no CUDA sources")
-    for name in ("ops library", "host module", "CUDA"):
+    for name in ("ops library", "CUDA"):
         assert sum(line.startswith(f"  {name} ") for line in table.splitlines()) == 1
 
 
@@ -191,16 +179,14 @@ def test_broken_source_leaves_no_old_library_behind(tree: Tree) -> None:
     built, why = tree.part("ops library")
     assert not built and "kernel.cpp" in why and "error:" in why
     assert why in table and not tree.library.exists()
-    assert tree.part("host module")[0] and tree.host.exists()
     assert "could not build: ops library" in tree.build(expect=1, LLAMA_FAST_BUILD="1")
 
 
 def test_without_a_compiler_the_build_succeeds_and_says_why(tree: Tree) -> None:
     table = tree.build(CXX="no-such-compiler")
-    for part in ("ops library", "host module"):
-        built, why = tree.part(part)
-        assert not built and "no-such-compiler" in why and why in table
-    assert not tree.library.exists() and not tree.host.exists()
+    built, why = tree.part("ops library")
+    assert not built and "no-such-compiler" in why and why in table
+    assert not tree.library.exists()
     tree.build(expect=1, CXX="no-such-compiler", LLAMA_FAST_BUILD="1")
 
 
@@ -216,7 +202,7 @@ def test_sanitizer_build_stands_apart(tree: Tree) -> None:
     library = tree.root / "build" / "sanitize" / "libllama_fast.so"
     assert b"__asan_init" in library.read_bytes()
     assert b"__ubsan_handle" in library.read_bytes()
-    assert not tree.library.exists() and not tree.host.exists()
+    assert not tree.library.exists()
 
 
 @pytest.mark.usefixtures("compiler")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -14,11 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_fast.data import bin_packing
-
-try:
-    from llama_fast import _host
-except ImportError:
-    _host = None  # type: ignore[assignment]
+from llama_fast.ops.backends import library
 
 
 class Packing(NamedTuple):
@@ -29,8 +26,10 @@ class Packing(NamedTuple):
 
 
 NUMPY = Packing(bin_packing.pack_sequences_numpy, bin_packing.cu_seqlens_numpy)
-COMPILED = Packing(_host and _host.pack_sequences, _host and _host.cu_seqlens)
-compiled_only = pytest.mark.skipif(_host is None, reason="host module not built")
+COMPILED = Packing(bin_packing.pack_sequences, bin_packing.cu_seqlens)
+compiled_only = pytest.mark.skipif(
+    library.missing_reason is not None, reason="nothing was compiled"
+)
 both = pytest.mark.parametrize(
     "packing", [pytest.param(COMPILED, id="compiled", marks=compiled_only),
                 pytest.param(NUMPY, id="numpy")],
@@ -190,14 +189,17 @@ def test_numpy_sums_and_refuses_as_the_compiled_function(lengths: list[int]) -> 
 
 def test_training_data_loads_where_nothing_was_compiled() -> None:
     program = """
-import sys
-sys.modules["llama_fast._host"] = None
 import numpy as np
-from llama_fast.data import bin_packing, loader, packing
-assert bin_packing.pack_sequences is bin_packing.pack_sequences_numpy
-assert loader.cu_seqlens is bin_packing.cu_seqlens_numpy
+from llama_fast.data import bin_packing, packing
+assert bin_packing.library.missing_reason
+assert bin_packing.cu_seqlens([2, 3]).tolist() == [0, 2, 5]
 print(len(packing.pack_epoch(np.array([5, 9, 3, 40]), 16, seed=0, epoch=0)))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "LLAMA_FAST_LIBRARY": "/nowhere.so"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 4

@@ -153,6 +153,13 @@ OPS = tuple(TABLE)
 OTHER_SCHEMAS = (
     "isa() -> str",
     "empty_cache() -> int",
+    # Facts about the library and the processor, as JSON.
+    "build_info() -> str",
+    "cpu_features() -> str",
+    "constants() -> str",
+    # data/bin_packing.py
+    "pack_sequences(Tensor lengths, int capacity) -> (Tensor bin_of, int n_bins)",
+    "cu_seqlens(Tensor lengths) -> Tensor",
     # For a few rows, without gradients; torch's own function serves all other calls.
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     # The largest number of rows, in the dtype of `like`, for which it is faster than torch's.

@@ -1,4 +1,4 @@
-#include "host/packing.h"
+#include "cpu/bin_packing.h"
 
 #include <algorithm>
 #include <limits>
@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-namespace llama_fast::host {
+namespace llama_fast {
 namespace {
 
 std::string at(int64_t i) { return "lengths[" + std::to_string(i) + "]"; }
@@ -49,7 +49,7 @@ Packing next_fit(const int64_t* lengths, int64_t n, int64_t capacity) {
 
 }  // namespace
 
-Packing pack_sequences(const int64_t* lengths, int64_t n, int64_t capacity) {
+Packing pack_into_bins(const int64_t* lengths, int64_t n, int64_t capacity) {
   if (capacity < 1) {
     throw std::invalid_argument("capacity: expected a positive number, got " +
                                 std::to_string(capacity));
@@ -66,7 +66,7 @@ Packing pack_sequences(const int64_t* lengths, int64_t n, int64_t capacity) {
   return in_order.n_bins < best.n_bins ? in_order : best;
 }
 
-std::vector<int32_t> cu_seqlens(const int64_t* lengths, int64_t n) {
+std::vector<int32_t> cumulative_lengths(const int64_t* lengths, int64_t n) {
   std::vector<int32_t> offsets(n + 1, 0);
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
   for (int64_t i = 0; i < n; ++i) {
@@ -83,4 +83,4 @@ std::vector<int32_t> cu_seqlens(const int64_t* lengths, int64_t n) {
   return offsets;
 }
 
-}  // namespace llama_fast::host
+}  // namespace llama_fast

@@ -1,11 +1,15 @@
-"""llama_fast._host: build facts and processor features. Packing: tests/data/test_bin_packing.py."""
+"""What the compiled library says of itself and of the processor."""
 
+import json
 import platform
 from pathlib import Path
 
 import pytest
+import torch
 
-_host = pytest.importorskip("llama_fast._host", reason="host module not built")
+from llama_fast.ops.backends import library
+
+pytestmark = pytest.mark.skipif(library.missing_reason is not None, reason="nothing was compiled")
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux only")
@@ -16,13 +20,13 @@ def test_processor_features_agree_with_the_kernel() -> None:
         if line.startswith("flags"):
             flags = set(line.split(":", 1)[1].split())
             break
-    features = _host.cpu_features()
+    features = json.loads(torch.ops.llama_fast.cpu_features())
     assert features and all(isinstance(v, bool) for v in features.values())
     assert features == {name: name in flags for name in features}
 
 
 def test_build_info_names_the_compiler() -> None:
-    info = _host.build_info()
+    info = json.loads(torch.ops.llama_fast.build_info())
     assert info["compiler"].split()[0] in ("gcc", "clang")
     assert int(info["cxx_standard"]) >= 201703
     assert info["architecture"] == platform.machine()

@@ -1,10 +1,11 @@
-// Sequence packing: which sequences share a row of fixed length.
+// Which sequences share a row of fixed length. Integer work in one thread: compiled once, not for
+// each instruction set.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-namespace llama_fast::host {
+namespace llama_fast {
 
 struct Packing {
   std::vector<int64_t> bin_of;  // one entry a sequence, bins numbered from 0
@@ -18,11 +19,11 @@ struct Packing {
 // the input alone.
 //
 // Throws std::invalid_argument when capacity < 1 or a length is not in [0, capacity].
-Packing pack_sequences(const int64_t* lengths, int64_t n, int64_t capacity);
+Packing pack_into_bins(const int64_t* lengths, int64_t n, int64_t capacity);
 
 // Offsets 0, l0, l0+l1, ... (n + 1 of them) into a packed row.
 //
 // Throws std::invalid_argument when a length is negative or the sum does not fit into an int32.
-std::vector<int32_t> cu_seqlens(const int64_t* lengths, int64_t n);
+std::vector<int32_t> cumulative_lengths(const int64_t* lengths, int64_t n);
 
-}  // namespace llama_fast::host
+}  // namespace llama_fast
