@@ -82,6 +82,18 @@ def restore(module: nn.Module) -> None:
             setattr(module, name, type(module).forward.__get__(module))
 
 
+def is_foreign(module: nn.Module) -> bool:
+    """Whether something else has replaced the forward of a module's instance.
+
+    Not where the attribute is the forward of its class: the Hub's `kernels` package sets that in
+    layers for which it has no kernel.
+    """
+    value = vars(module).get("forward")
+    if value is None or _as_ours(value) is not None:
+        return False
+    return getattr(value, "__func__", None) is not type(module).forward
+
+
 def _as_ours(value: Any) -> _Function | None:
     """`value`, or the function that it binds, if that is ours.
 

@@ -101,8 +101,10 @@ def structure_key(module: nn.Module) -> Hashable | None:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether `module` has hooks or a forward of its own on the instance."""
-    return has_hooks(module) or "forward" in vars(module)
+    """Whether `module` has hooks, or a forward on the instance other than that of its class."""
+    own = vars(module).get("forward")
+    foreign = own is not None and getattr(own, "__func__", None) is not type(module).forward
+    return has_hooks(module) or foreign
 
 
 def all_modules_hooked() -> bool:

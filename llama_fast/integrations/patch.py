@@ -132,7 +132,7 @@ def unpatch(model: nn.Module) -> None:
 def _find_replacement(
     find: Callable[[nn.Module], structure.Replacement], module: nn.Module
 ) -> structure.Replacement:
-    if "forward" in vars(module):  # another library replaced it, with unknown effect
+    if forward.is_foreign(module):  # with unknown effect
         return None
     return find(module)
 
@@ -165,7 +165,7 @@ def _patch_rope(report: Report, model: nn.Module) -> None:
         function, style = result
         if not tables or not all(rotary.tables_fit(m, style) for m in tables):
             _apply(report, name, module, "rope", "its cosine and sine tables have another layout")
-        elif "forward" in vars(module):
+        elif forward.is_foreign(module):
             _apply(report, name, module, "rope", "something else has replaced its forward")
         else:
             rotary.with_our_rotation(

@@ -62,8 +62,10 @@ def rotation_of(module: nn.Module) -> tuple[str, RotaryStyle] | str | None:
     """
     reasons = []
     for name, function in called_functions(module):
+        # The `kernels` package makes modules of functions that it may replace.
+        called = function.forward if isinstance(function, nn.Module) else function
         try:
-            arguments = list(inspect.signature(function).parameters)
+            arguments = list(inspect.signature(called).parameters)
         except (TypeError, ValueError):
             continue
         if arguments[:4] != _PARAMETERS:
@@ -186,7 +188,7 @@ def with_our_rotation(original: Any, name: str, style: RotaryStyle) -> Callable[
         scope.pop("__name__", None)
         inner = getattr(original, "__wrapped__", None)
         if inner is None:
-            scope[name] = _with_ours(scope[name], style)
+            scope[name] = with_kernel(scope[name], style)
         else:
             made_inner = types.CellType(with_our_rotation(inner, name, style))
             closure = tuple(made_inner if _holds(c, inner) else c for c in closure)
@@ -217,7 +219,7 @@ def _holds(cell: types.CellType, value: Any) -> bool:
         return False
 
 
-def _with_ours(theirs: Callable[..., Any], style: RotaryStyle) -> Callable[..., Any]:
+def with_kernel(theirs: Callable[..., Any], style: RotaryStyle) -> Callable[..., Any]:
     """`theirs`, computed by our kernel for arguments of the usual form."""
 
     def rotate(

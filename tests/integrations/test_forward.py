@@ -134,3 +134,32 @@ def test_an_adapter_put_on_the_head_later_takes_part() -> None:
     for loss in losses:
         loss.backward()
     torch.testing.assert_close(model.lm_head.more.weight.grad, stock.lm_head.more.weight.grad)
+
+
+def test_the_forward_of_the_class_on_the_instance_is_none_of_another_library() -> None:
+    model = make()
+    want = len(llama_fast.patch(model).replaced())
+    llama_fast.unpatch(model)
+    for module in model.modules():
+        module.forward = types.MethodType(type(module).forward, module)
+    assert len(llama_fast.patch(model).replaced()) == want
+    norm = model.model.norm
+    llama_fast.unpatch(model)
+    norm.forward = types.MethodType(lambda self, x: x, norm)
+    assert "model.norm" not in llama_fast.patch(model).replaced("rms_norm")
+
+
+def test_a_rotation_made_a_module_by_the_kernels_package_is_replaced(monkeypatch: Any) -> None:
+    from transformers.models.llama import modeling_llama
+
+    plain = modeling_llama.apply_rotary_pos_emb
+
+    class Rotation(torch.nn.Module):
+        def forward(self, q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+            return plain(q, k, cos, sin, unsqueeze_dim)
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", Rotation())
+    model = make().eval()
+    want = logits(model)
+    assert len(llama_fast.patch(model).replaced("rope")) == 2
+    torch.testing.assert_close(logits(model), want, rtol=1e-4, atol=1e-5)
