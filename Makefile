@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 py        := $(VENV)/bin/python
 csrc      := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-build_py  := setup.py build_native.py build_backend.py
+build_py  := setup.py $(wildcard build_*.py)
 # Folders are among the prerequisites so that a deleted source is noticed too.
 native    := $(csrc) $(shell find csrc -type d) $(build_py)
 built     := build/native/.built

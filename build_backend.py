@@ -32,6 +32,18 @@ MINIMUM_TORCH = (2, 10)
 BUILD_NEEDS = ("version.py", "include", "lib")
 
 
+class CannotBuild(Exception):
+    """Why a part is left out, in one line."""
+
+
+class NotWanted(CannotBuild):
+    """Why a part is left out on purpose: nobody misses it."""
+
+
+class BadSetting(ValueError):
+    """An environment variable that chooses what is built has a value that means nothing."""
+
+
 class NotATorch(Exception):
     """LLAMA_FAST_TORCH names a folder that is not that of a torch package."""
 

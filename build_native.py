@@ -11,6 +11,8 @@ Environment:
                             one's; fetch_torch.py makes one for any version and processor
     LLAMA_FAST_BUILD        0: compile nothing; 1: fail if a part cannot be built
     LLAMA_FAST_CUDA         0: without CUDA; 1: with CUDA, even against a torch without it
+    LLAMA_FAST_CUDA_ARCHS   GPU architectures to compile for, such as "80;90a", "8.0 9.0a" or
+                            "sm_80,sm_90a+PTX"; the default is those of 80;90a;100 that nvcc knows
     LLAMA_FAST_SANITIZE     1: the ops library alone, with AddressSanitizer and UBSan, as
                             build/sanitize/libllama_fast.so (load it by LLAMA_FAST_LIBRARY)
     LLAMA_FAST_EMULATE_CUDA 1: the CUDA kernels alone, compiled for the CPU to be tested there, as
@@ -31,7 +33,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from build_backend import MINIMUM_TORCH, NotATorch, is_recent, torch_directory, torch_facts
+from build_backend import (
+    MINIMUM_TORCH,
+    CannotBuild,
+    NotATorch,
+    NotWanted,
+    is_recent,
+    torch_directory,
+    torch_facts,
+)
+from build_cuda import find_cuda, gencode
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -69,15 +80,8 @@ if SANITIZE:
 # Sources of csrc/glue that the CUDA operators need too.
 SHARED_GLUE = ("memory", "output_cache", "scratch", "tensors")
 
-# The architectures of A100, H100 (with its wgmma and TMA instructions) and B200.
-CUDA_ARCHITECTURES = ("80", "90a", "100")
-
 # What says why a command failed, in the output of compilers, linkers, nvcc and ninja.
 ERROR_LINE = r"undefined reference.*|^.*error:.*|^.*fatal.*"
-
-
-class CannotBuild(Exception):
-    """Why a part is left out, in one line."""
 
 
 @dataclass
@@ -99,14 +103,22 @@ class Toolchain:
         if cxx is None:
             raise CannotBuild(f"no C++ compiler found ({', '.join(names)}); install g++ or set CXX")
         version = subprocess.run([*cxx, "--version"], capture_output=True, text=True)
-        if version.returncode:
-            raise CannotBuild(f"{shlex.join(cxx)} --version fails: {version.stderr.strip()}")
+        if version.returncode or not version.stdout.strip():
+            why = first_error(version.stderr) or f"exit code {version.returncode}"
+            raise CannotBuild(f"{shlex.join(cxx)} --version fails: {why}")
         return cls(cxx, version.stdout.splitlines()[0], find_ninja())
 
     def accepts(self, flags: list[str]) -> bool:
         """Whether the compiler knows `flags`."""
         command = [*self.cxx, *flags, "-x", "c++", "-c", os.devnull, "-o", os.devnull]
         return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def first_error(output: str) -> str:
+    """The line of a compiler's or ninja's output that says what is wrong; its last if none does."""
+    found = re.search(ERROR_LINE, output, re.MULTILINE)
+    lines = [found[0]] if found else output.strip().splitlines()[-1:]
+    return lines[0].strip()[:200] if lines else ""
 
 
 def find_ninja() -> str:
@@ -136,36 +148,6 @@ def find_torch() -> tuple[Path, str, str | None]:
         wanted = ".".join(map(str, MINIMUM_TORCH))
         raise CannotBuild(f"expected torch {wanted} or later, found {facts['__version__']}")
     return directory, facts["__version__"], facts["cuda"]
-
-
-def find_cuda(torch_cuda: str | None) -> tuple[Path, list[str]]:
-    """Root of the CUDA toolkit, and those of `CUDA_ARCHITECTURES` that it compiles for."""
-    wish = os.environ.get("LLAMA_FAST_CUDA")
-    if SANITIZE or wish == "0":
-        raise CannotBuild("sanitizer build" if SANITIZE else "LLAMA_FAST_CUDA=0")
-    if not any((CSRC / "cuda").glob("*.cu")):
-        raise CannotBuild("no CUDA sources")
-    if torch_cuda is None and wish != "1":
-        raise CannotBuild("torch was built without CUDA (LLAMA_FAST_CUDA=1 compiles it anyway)")
-    nvcc = find_nvcc()
-    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
-    architectures = [a for a in CUDA_ARCHITECTURES if f"_{a.rstrip('a')}\n" in known]
-    if not architectures:
-        raise CannotBuild(f"{nvcc} knows none of sm_{', sm_'.join(CUDA_ARCHITECTURES)}")
-    return nvcc.parents[1], architectures
-
-
-def find_nvcc() -> Path:
-    """The compiler of a CUDA toolkit."""
-    on_path = shutil.which("nvcc")
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    homes += [os.path.dirname(os.path.dirname(os.path.realpath(on_path)))] if on_path else []
-    for home in filter(None, [*homes, "/usr/local/cuda"]):
-        nvcc = os.path.join(home, "bin", "nvcc")
-        # An nvcc on the PATH may be a wrapper that lives outside its toolkit.
-        if os.access(nvcc, os.X_OK) and os.path.exists(os.path.join(home, "nvvm")):
-            return Path(nvcc)
-    raise CannotBuild("no CUDA toolkit found (set CUDA_HOME)")
 
 
 @dataclass
@@ -204,13 +186,14 @@ class BuildFile:
         (self.directory / "build.ninja").write_text("\n".join(self.lines) + "\n")
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         command = [ninja, "-C", str(self.directory), *jobs]
-        if subprocess.run([*command, "-k", "0", *targets]).returncode == 0:
+        # In English, in which `first_error` finds what is wrong.
+        env = {**os.environ, "LC_ALL": "C"}
+        if subprocess.run([*command, "-k", "0", *targets], env=env).returncode == 0:
             return dict.fromkeys(targets)
         errors: dict[str, str | None] = {}
         for target in targets:  # which of them failed, and with what message
-            again = subprocess.run([*command, target], capture_output=True, text=True)
-            found = re.search(ERROR_LINE, again.stdout + again.stderr, re.MULTILINE)
-            reason = found[0][:200] if found else "the compiler failed"
+            again = subprocess.run([*command, target], capture_output=True, text=True, env=env)
+            reason = first_error(again.stdout + again.stderr) or "the compiler failed"
             errors[target] = reason if again.returncode else None
         return errors
 
@@ -222,6 +205,8 @@ class NativeBuild:
         kind = "sanitize" if SANITIZE else "emulated" if EMULATE else "native"
         self.directory = ROOT / "build" / kind
         self.parts: dict[str, tuple[bool, str]] = {}  # name -> (built, what or why not)
+        self.not_wanted: set[str] = set()  # the parts that are left out on purpose
+        self.does_not_compile: set[str] = set()
         self.facts: dict[str, object] = {}  # for llama_fast/_build.json
         self.outputs: list[str] = []  # files in `directory` that were built
         self.with_cuda = True
@@ -231,7 +216,7 @@ class NativeBuild:
         begin = time.monotonic()
         try:
             if os.environ.get("LLAMA_FAST_BUILD") == "0":
-                raise CannotBuild("LLAMA_FAST_BUILD=0")
+                raise NotWanted("LLAMA_FAST_BUILD=0")
             self.tools = Toolchain.find()
             self.facts["compiler"] = self.tools.version
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -242,11 +227,16 @@ class NativeBuild:
                 self._build()
         except CannotBuild as reason:
             for part in self._plans():
-                self.parts[part] = (False, str(reason))
+                self._leave_out(part, reason)
         self.facts["seconds"] = round(time.monotonic() - begin, 1)
         order = [n for n in (*self._plans(), "CUDA") if n in self.parts]
         self.parts = {n: self.parts[n] for n in order}
         self.facts["parts"] = {n: {"built": b, "detail": d} for n, (b, d) in self.parts.items()}
+        self.facts["missing"] = list(self.missing())
+
+    def _leave_out(self, part: str, reason: CannotBuild) -> None:
+        self.parts[part] = (False, str(reason))
+        self.not_wanted |= {part} if isinstance(reason, NotWanted) else set()
 
     def _plans(self) -> dict[str, tuple[str, Callable[[BuildFile], str]]]:
         """The parts that are wanted: name -> (library, what plans it)."""
@@ -270,13 +260,19 @@ class NativeBuild:
             try:
                 wanted[target] = (part, plan(ninja_file))
             except CannotBuild as reason:
-                self.parts[part] = (False, str(reason))
+                self._leave_out(part, reason)
         errors = ninja_file.run(self.tools.ninja, list(wanted))
         if errors.get(LIBRARY) and self.with_cuda:
             # If that is CUDA's fault, it must not cost the CPU kernels.
             self.with_cuda = False
             self.parts["CUDA"] = (False, errors[LIBRARY] or "")
-            return self._build()
+            self._build()
+            if self.parts["ops library"][0]:
+                self.does_not_compile.add("CUDA")
+            else:
+                self.parts["CUDA"] = (False, "the ops library does not compile")
+                self.not_wanted.add("CUDA")  # the reason is that of the ops library
+            return
         for target, error in errors.items():
             part, detail = wanted[target]
             self.parts[part] = (error is None, error or detail)
@@ -329,15 +325,17 @@ class NativeBuild:
         if not self.with_cuda:  # tried and failed
             return [], []
         try:
-            home, architectures = find_cuda(torch_cuda)
+            if SANITIZE:
+                raise NotWanted("sanitizer build")
+            home, architectures = find_cuda(torch_cuda, CSRC)
         except CannotBuild as reason:
             self.with_cuda = False
-            self.parts["CUDA"] = (False, str(reason))
+            self._leave_out("CUDA", reason)
             return [], []
         nvcc = [f"{home}/bin/nvcc", "-std=c++17", "-O3", f"-ccbin={self.tools.cxx[-1]}"]
         nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *torch_flags]
         for arch in architectures:
-            nvcc += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+            nvcc += gencode(arch)
         sources = sorted((CSRC / "cuda").glob("*.cu"))
         self.parts["CUDA"] = (True, f"{home}: sm_{', sm_'.join(architectures)}")
         # The static runtime: the library then loads where there is no CUDA at all.
@@ -365,11 +363,23 @@ class NativeBuild:
         ninja_file.link(self.tools.cxx, EMULATED, objects, link_flags)
         return f"{self.directory / EMULATED}: torch {version}"
 
+    def missing(self) -> dict[str, str]:
+        """Name of each part that could not be built, and why. What is not wanted is not missing."""
+        return {
+            name: detail
+            for name, (built, detail) in self.parts.items()
+            if not built and name not in self.not_wanted
+        }
+
     def failed(self) -> list[str]:
-        """The parts that are missing although they were wanted."""
-        wanted = set(self._plans())
-        wanted |= {"CUDA"} if os.environ.get("LLAMA_FAST_CUDA") == "1" else set()
-        return [name for name, (built, _) in self.parts.items() if not built and name in wanted]
+        """The parts without which a strict build (LLAMA_FAST_BUILD=1) fails.
+
+        A missing CUDA toolkit is a failure only if CUDA is asked for: an ordinary machine with a
+        GPU has torch's CUDA libraries and no toolkit.
+        """
+        asked = os.environ.get("LLAMA_FAST_CUDA") == "1"
+        optional = set() if asked else {"CUDA"} - self.does_not_compile
+        return [name for name in self.missing() if name not in optional]
 
     def table(self) -> str:
         """One line a part: what was built, or why it was not."""

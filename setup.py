@@ -15,7 +15,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # build front ends run this file from elsewhere
 
+from build_backend import BadSetting  # noqa: E402
 from build_native import EMULATE, LIBRARY, SANITIZE, NativeBuild  # noqa: E402
+from build_report import notice, tell  # noqa: E402
 
 # Parts of the package that have a folder of their own beside it.
 BESIDE = {"llama_fast.kernels": "kernels", "llama_fast.benchmarks": "benchmarks"}
@@ -33,13 +35,19 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         native = NativeBuild()
-        native.run()
+        try:
+            native.run()
+        except BadSetting as error:
+            raise SystemExit(f"llama_fast: {error}") from None
         if not (SANITIZE or EMULATE):
             self._place(native)
         print(native.table(), flush=True)
         failed = native.failed()
         if failed and (SANITIZE or EMULATE or os.environ.get("LLAMA_FAST_BUILD") == "1"):
-            raise SystemExit(f"llama_fast: could not build: {', '.join(failed)}")
+            reasons = "".join(f"\n  {name}: {native.parts[name][1]}" for name in failed)
+            raise SystemExit(f"llama_fast: could not build: {', '.join(failed)}{reasons}")
+        if native.missing():
+            tell(notice(native.missing()))
 
     def _place(self, native: NativeBuild) -> None:
         package = ROOT / "llama_fast" if self.inplace else Path(self.build_lib) / "llama_fast"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from llama_fast._build_record import build_facts, retry_command
 from llama_fast._version import __version__
 
 # Environment variables that change what the package does.
@@ -45,14 +46,6 @@ def _version_of(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def build_facts() -> dict[str, Any]:
-    """The record of the build (llama_fast/_build.json); empty when nothing was built."""
-    try:
-        return json.loads((Path(__file__).parent / "_build.json").read_text())
-    except OSError:
-        return {}
 
 
 def cpu_model() -> str:
@@ -125,7 +118,7 @@ def collect() -> dict[str, Any]:
             "compiler": build.get("compiler", "none"),
             "platform": platform.platform(),
         },
-        "build": {name: _sentence(part) for name, part in build.get("parts", {}).items()},
+        "build": _build_section(build),
         "cpu": {
             "model": cpu_model(),
             "logical_cores": os.cpu_count(),
@@ -147,8 +140,12 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _sentence(part: dict[str, Any]) -> str:
-    return part["detail"] if part["built"] else f"not built: {part['detail']}"
+def _build_section(build: dict[str, Any]) -> dict[str, str]:
+    section = {
+        name: part["detail"] if part["built"] else f"not built: {part['detail']}"
+        for name, part in build.get("parts", {}).items()
+    }
+    return {**section, "to build again": retry_command()} if build.get("missing") else section
 
 
 def as_json(facts: dict[str, Any]) -> str:

@@ -22,7 +22,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from build_native import CUDA_ARCHITECTURES, CannotBuild, find_nvcc  # noqa: E402
+from build_backend import CannotBuild  # noqa: E402
+from build_cuda import CUDA_ARCHITECTURES, find_nvcc, gencode  # noqa: E402
 
 # Uses everything in device.h, whether an op needs it or not.
 PRIMITIVES = FOLDER.parents[1] / "tests" / "cuda" / "emulation.cpp"
@@ -59,7 +60,7 @@ def compile_one(nvcc: Path, source: Path, arch: str) -> list[Kernel] | str:
     """The kernels of a file, or the error of the compiler."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(nvcc), "-std=c++17", "-O3", f"-I{FOLDER.parent}", "-cubin", "-Xptxas=-v"]
-        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}", "-x", "cu", str(source)]
+        command += [*gencode(arch), "-x", "cu", str(source)]
         run = subprocess.run(
             [*command, "-o", f"{folder}/kernels.cubin"], capture_output=True, text=True
         )

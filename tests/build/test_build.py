@@ -1,132 +1,17 @@
 """The build on a small source tree with the real setup.py: what it makes, skips and reports."""
 
 import ctypes
-import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch  # (the library links against torch's, which have to be loaded first)
 
 from build_backend import MINIMUM_TORCH
-
-ROOT = Path(__file__).resolve().parents[2]
-
-DISPATCH = """
-#include "cpu/kernel.h"
-extern "C" __attribute__((visibility("default"))) int sum_of_kernels() {
-  int sum = portable_kernel();
-#ifdef LLAMA_FAST_HAVE_AVX2
-  sum += avx2_kernel();
-#endif
-#ifdef LLAMA_FAST_HAVE_AVX512
-  sum += avx512_kernel();
-#endif
-#ifdef LLAMA_FAST_HAVE_AVX512_BF16
-  sum += avx512_bf16_kernel();
-#endif
-#ifdef LLAMA_FAST_HAVE_AMX_BF16
-  sum += amx_bf16_kernel();
-#endif
-  return sum;
-}
-"""
-# Each copy says which instruction sets it was compiled for.
-KERNEL = """
-#include "cpu/kernel.h"
-#define JOIN(a, b) a##_##b
-#define NAME(isa) JOIN(isa, kernel)
-int NAME(LLAMA_FAST_ISA)() {
-#if defined(__AMX_BF16__)
-  return 10000;
-#elif defined(__AVX512BF16__)
-  return 1000;
-#elif defined(__AVX512F__)
-  return 100;
-#elif defined(__AVX2__)
-  return 10;
-#else
-  return 1;
-#endif
-}
-"""
-HEADER = """
-int portable_kernel();
-int avx2_kernel();
-int avx512_kernel();
-int avx512_bf16_kernel();
-int amx_bf16_kernel();
-"""
-OPS = """
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-extern "C" __attribute__((visibility("default"))) int cpu_device() {
-  return aoti_torch_device_type_cpu();
-}
-"""
-CUDA_KERNEL = """
-__global__ void add_one(float* x) { x[threadIdx.x] += 1.0f; }
-extern "C" __attribute__((visibility("default"))) void launch(float* x) { add_one<<<1, 32>>>(x); }
-"""
-
-
-class Tree:
-    """A copy of the build files with small C++ sources."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for name in ("setup.py", "build_native.py", "build_backend.py", "pyproject.toml"):
-            shutil.copy(ROOT / name, root / name)
-        (root / "README.md").write_text("A small tree.")
-        (root / "LICENSE").write_text("")
-        (root / "llama_fast").mkdir()
-        (root / "llama_fast" / "__init__.py").write_text("")
-        shutil.copy(ROOT / "llama_fast" / "_version.py", root / "llama_fast")
-        for folder in ("kernels", "benchmarks"):
-            shutil.copytree(ROOT / folder, root / folder)
-        (root / "csrc").mkdir()
-        self.write("ops.cpp", OPS)
-        self.write("cpu/dispatch.cpp", DISPATCH)
-        self.write("cpu/kernel.cpp", KERNEL)
-        self.write("cpu/kernel.h", HEADER)
-        self.library = root / "llama_fast" / "libllama_fast.so"
-
-    def write(self, path: str, text: str) -> None:
-        """A file under csrc/."""
-        (self.root / "csrc" / path).parent.mkdir(exist_ok=True)
-        (self.root / "csrc" / path).write_text(text)
-
-    def build(self, expect: int = 0, **environment: str) -> str:
-        """Output of `setup.py build_ext --inplace`, which has to end with code `expect`."""
-        env = {k: v for k, v in os.environ.items() if k == "PATH" or not k.startswith("LLAMA_FAST")}
-        done = subprocess.run(
-            [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-            cwd=self.root,
-            env={**env, **environment},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def part(self, name: str) -> tuple[bool, str]:
-        """What _build.json says of a part: built, and what or why not."""
-        facts = json.loads((self.root / "llama_fast" / "_build.json").read_text())
-        return facts["parts"][name]["built"], facts["parts"][name]["detail"]
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def compiler() -> None:
-    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        pytest.skip("no C++ compiler")
+from tests.build.tree import CUDA_KERNEL, HEADER, KERNEL, ROOT, Tree
 
 
 @pytest.mark.usefixtures("compiler")
@@ -179,7 +64,8 @@ def test_broken_source_leaves_no_old_library_behind(tree: Tree) -> None:
     built, why = tree.part("ops library")
     assert not built and "kernel.cpp" in why and "error:" in why
     assert why in table and not tree.library.exists()
-    assert "could not build: ops library" in tree.build(expect=1, LLAMA_FAST_BUILD="1")
+    strict = tree.build(expect=1, LLAMA_FAST_BUILD="1")
+    assert "could not build: ops library" in strict and f"\n  ops library: {why}" in strict
 
 
 def test_without_a_compiler_the_build_succeeds_and_says_why(tree: Tree) -> None:
@@ -188,6 +74,43 @@ def test_without_a_compiler_the_build_succeeds_and_says_why(tree: Tree) -> None:
     assert not built and "no-such-compiler" in why and why in table
     assert not tree.library.exists()
     tree.build(expect=1, CXX="no-such-compiler", LLAMA_FAST_BUILD="1")
+
+
+def without_ninja(folder: Path) -> dict[str, str]:
+    """An environment with a compiler and no ninja."""
+    (folder / "ninja.py").write_text("raise ImportError")
+    (folder / "g++").symlink_to(shutil.which("g++") or "g++")
+    return {"PYTHONPATH": str(folder), "PATH": str(folder), "CXX": "g++"}
+
+
+def with_torch(folder: Path, version: str) -> dict[str, str]:
+    """An environment whose torch has this version."""
+    for part in ("include", "lib"):
+        (folder / part).mkdir()
+    (folder / "version.py").write_text(f"__version__ = {version!r}\ncuda = None\n")
+    return {"LLAMA_FAST_TORCH": str(folder)}
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("lacking", "reason"),
+    [
+        (lambda folder: {"CXX": "false"}, "false --version fails: exit code 1"),
+        (without_ninja, "ninja not found (pip install ninja)"),
+        (lambda folder: with_torch(folder, "2.9.1"), "expected torch 2.10 or later, found 2.9.1"),
+    ],
+    ids=["compiler that fails", "no ninja", "old torch"],
+)
+def test_what_the_build_lacks_is_recorded(
+    lacking: Callable[[Path], dict[str, str]], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tools").mkdir()
+    tree = Tree(tmp_path / "tree")
+    environment = lacking(tmp_path / "tools")
+    assert reason in tree.build(**environment)
+    assert tree.part("ops library") == (False, reason)
+    assert reason in tree.build(expect=1, LLAMA_FAST_BUILD="1", **environment)
 
 
 def test_build_can_be_switched_off(tree: Tree) -> None:
@@ -231,6 +154,9 @@ def test_cuda_sources_are_compiled_into_the_library(tree: Tree) -> None:
     assert built and "sm_80" in detail
     assert ctypes.CDLL(str(tree.library)).launch  # loads without a GPU, too
     assert b"add_one" in tree.library.read_bytes()
+    tree.build(LLAMA_FAST_CUDA="1", LLAMA_FAST_BUILD="1", LLAMA_FAST_CUDA_ARCHS="9.0a; sm_80+PTX")
+    assert tree.part("CUDA")[1].endswith(": sm_90a, sm_80+PTX")
+    assert tree.part("ops library")[0]
 
 
 @needs_nvcc

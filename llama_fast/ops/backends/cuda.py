@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from llama_fast._build_record import why_not_built
 from llama_fast._torch_internals import has_kernel
 from llama_fast.ops.backends import library
 from llama_fast.ops.backends.table import TABLE, ops_of, serves
@@ -55,7 +56,8 @@ def missing_reason(op: str) -> str | None:
     if library.missing_reason is not None and not EMULATED:
         return library.missing_reason
     if not all(name in KERNELS for name in TABLE[op].operators):
-        return "the compiled library was built without CUDA"
+        why = why_not_built("CUDA")
+        return "the compiled library was built without CUDA" + (f": {why}" if why else "")
     if not EMULATED and not torch.cuda.is_available():
         return "no GPU that torch can use"
     return None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from llama_fast._build_record import retry_command, why_not_built
 from llama_fast.ops.backends.table import OTHER_SCHEMAS, TABLE
 
 library = torch.library.Library("llama_fast", "DEF")
@@ -30,7 +31,10 @@ def _load() -> str | None:
     """Load the compiled library; return why it cannot be loaded, or None."""
     path = _library_path()
     if not path.exists():
-        return f"the compiled library is not there ({path}); reinstall with a C++ compiler"
+        why = why_not_built("ops library")
+        if why is None or "LLAMA_FAST_LIBRARY" in os.environ:
+            return f"the compiled library is not there ({path})"
+        return f"the compiled library was not built: {why}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -41,7 +45,8 @@ def _load() -> str | None:
 missing_reason = _load()
 if missing_reason is not None:
     warnings.warn(
-        f"llama_fast: {missing_reason}. The slow reference backend serves instead.",
+        f"llama_fast: {missing_reason}. On CPUs, slow PyTorch code is used instead. To build the "
+        f"library, or to see why that fails: {retry_command()}",
         RuntimeWarning,
         stacklevel=2,
     )
