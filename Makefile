@@ -23,13 +23,14 @@ triton_oldest := build/triton-3.6.0
 transformers_oldest := build/transformers-5.5.0
 litgpt := build/litgpt-0.5.13
 docs_env := build/docs-venv
+sdist_env := build/sdist-venv
 audit  := build/audit-venv
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs fuzz test-triton test-cuda test-transformers-oldest audit gpu-compile gpu-compile-oldest lint format bench bench-cpu bench-dropin bench-train train-proof bench-eval model-support build wheel test-sanitize aarch64 clean
+.PHONY: help demo test docs fuzz test-triton test-cuda test-transformers-oldest audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel sdist release-notes test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -94,11 +95,17 @@ gpu-compile-oldest: $(installed)  ## the same with the oldest Triton that is sup
 	triton==3.6.0
 	PYTHONPATH=$(triton_oldest) $(py) kernels/_compile.py --arch 90 --defaults --quiet $(ARGS)
 
-lint: $(VENV)/.dev  ## ruff, clang-format and mypy, all without changing a file
+lint: $(VENV)/.dev lint-workflows  ## ruff, clang-format, mypy and the workflows', without changing a file
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(csrc)
 	$(VENV)/bin/mypy
+
+# The scripts inside the workflows too, which actionlint hands to shellcheck.
+lint-workflows: $(VENV)/.dev  ## check the workflows and the shell scripts
+	PATH="$(abspath $(VENV))/bin:$$PATH" actionlint
+	$(VENV)/bin/zizmor --quiet --offline .github
+	$(VENV)/bin/shellcheck .ci/run benchmarks/run_gpu.sh docs/slurm.sh
 
 format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 	$(VENV)/bin/ruff check --fix --exit-zero .
@@ -110,6 +117,13 @@ bench: $(installed) $(built)  ## time every op and baseline with pytest-benchmar
 
 bench-cpu: $(installed) $(built)  ## measure the suite: table, plots and JSON in benchmarks/results
 	$(VENV)/bin/llama-fast bench --out benchmarks/results $(ARGS)
+
+# HISTORY: folder of the history, which the nightly workflow keeps on a branch.
+HISTORY ?= build/history
+bench-history: $(installed) $(built)  ## measure the suite, add it to a history and draw that
+	rm -rf build/bench
+	$(VENV)/bin/llama-fast bench --out build/bench $(ARGS)
+	$(py) -m benchmarks.history build/bench/*.json --history $(HISTORY)
 
 bench-dropin: $(installed) $(built)  ## measure SmolLM2 of transformers, stock beside patched
 	$(py) -m benchmarks.dropin $(ARGS)
@@ -141,9 +155,20 @@ wheel: $(VENV)/.torch  ## build a wheel into dist/ and prove it in a clean envir
 	rm -rf build/lib.* build/bdist.* dist $(wheel_env)
 	$(py) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
 	$(PYTHON) -m venv $(wheel_env)
-	$(wheel_env)/bin/python -m pip install --quiet $(TORCH) dist/*.whl
+	$(wheel_env)/bin/python -m pip install --quiet "$(TORCH)" dist/*.whl
 	cd / && $(abspath $(wheel_env))/bin/python -I $(CURDIR)/tests/build/check_wheel.py
 	rm -rf $(wheel_env)
+
+# twine: PyPI refuses a README that it cannot show.
+sdist:  ## build the source distribution into dist/
+	test -x $(sdist_env)/bin/twine || { $(PYTHON) -m venv $(sdist_env) && \
+	$(sdist_env)/bin/python -m pip install --quiet build==1.6.1 twine==7.0.0; }
+	rm -f dist/*.tar.gz
+	$(sdist_env)/bin/python -m build --sdist --outdir dist
+	$(sdist_env)/bin/twine check --strict dist/*.tar.gz
+
+release-notes:  ## check a release's tag and write its notes (TAG=v0.1.0)
+	$(PYTHON) .ci/release_notes.py "$$TAG" build/release-notes.md
 
 # Leaks are not looked for: Python itself keeps memory until it exits. Memory that cannot be had is an
 # error to be tested, not the end of the process. libstdc++ is preloaded
@@ -177,7 +202,7 @@ clean:  ## remove what was built, but not .venv
 
 $(VENV)/.torch:
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(py) -m pip install "setuptools>=77" wheel ninja numpy $(TORCH)
+	$(py) -m pip install "setuptools>=77" wheel ninja numpy "$(TORCH)"
 	@touch $@
 
 $(built): $(native) | $(VENV)/.torch
@@ -185,7 +210,7 @@ $(built): $(native) | $(VENV)/.torch
 	@mkdir -p $(@D) && touch $@
 
 $(installed): pyproject.toml setup.py | $(built)
-	$(py) -m pip install --no-build-isolation --editable '.[test]' $(TORCH)
+	$(py) -m pip install --no-build-isolation --editable '.[test]' "$(TORCH)"
 	@touch $@
 
 # The packages of the extra `docs` alone: the package itself would bring torch.
@@ -195,5 +220,5 @@ $(docs_env)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(installed)
-	$(py) -m pip install --no-build-isolation --editable '.[dev]' $(TORCH)
+	$(py) -m pip install --no-build-isolation --editable '.[dev]' "$(TORCH)"
 	@touch $@

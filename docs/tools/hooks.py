@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import posixpath
 import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ LINK = re.compile(r"(\]\()([^)\s#]+)")
 
 
 def on_config(config: Any) -> Any:
-    """Add the mathematics to Markdown's extensions."""
+    """Add the mathematics to Markdown's extensions, and the version to the foot of every page."""
+    version = runpy.run_path(str(ROOT / "llama_fast" / "_version.py"))["__version__"]
+    config["copyright"] = f"llama_fast {version}"
     config["markdown_extensions"].append(mathml.MathExtension())
     config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [
         {"name": "math", "class": "math", "format": mathml.block}
