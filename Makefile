@@ -18,9 +18,10 @@ build_py  := setup.py $(wildcard build_*.py)
 native    := $(csrc) $(shell find csrc -type d) $(build_py)
 built     := build/native/.built
 installed := $(VENV)/.installed
+for_demo  := $(VENV)/.demo
 wheel_env := build/wheel-venv
 triton_oldest := build/triton-3.6.0
-transformers_oldest := build/transformers-5.5.0
+oldest := build/oldest-venv
 litgpt := build/litgpt-0.5.13
 docs_env := build/docs-venv
 sdist_env := build/sdist-venv
@@ -30,13 +31,14 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs fuzz test-triton test-cuda test-transformers-oldest audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel sdist release-notes test-sanitize aarch64 clean
+.PHONY: help demo test docs fuzz test-triton test-cuda test-oldest audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel sdist release-notes test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(installed) $(built)  ## load, run, train and score a real model (ARGS=--quick for less)
+# What the tests need is not installed for it, but used if it is there.
+demo: $(if $(wildcard $(installed)),$(installed),$(for_demo)) $(built)  ## load, run, train and score a real model (ARGS=--quick for less)
 	$(VENV)/bin/llama-fast demo $(ARGS)
 
 # Two at a time, each with a stretch of the tests, so that what a module's tests share is mostly made
@@ -65,12 +67,12 @@ test-cuda: $(installed) $(built)  ## run the CUDA kernels' tests without a GPU
 	LLAMA_FAST_EMULATE_CUDA=1 $(py) setup.py -q build_ext
 	LLAMA_FAST_EMULATE_CUDA=1 $(pytest) tests/ops tests/cuda -k cuda $(ARGS)
 
-# With what that version requires; not in place of the versions of .venv.
-test-transformers-oldest: $(installed) $(built)  ## run the drop-in's tests with the lowest transformers
-	test -d $(transformers_oldest) || { \
-	$(py) -m pip install --quiet --target $(transformers_oldest).part transformers==5.5.0 && \
-	rm -rf $(transformers_oldest).part/numpy* && mv $(transformers_oldest).part $(transformers_oldest); }
-	PYTHONPATH=$(transformers_oldest) $(pytest) tests/integrations -k "not flash_attn" $(ARGS)
+# In an environment of its own, with everything that pyproject.toml requires at exactly its lower
+# bound, and the tests of what these packages serve: they need not run in `make test` order.
+OLDEST_TESTS ?= tests/models tests/tokenizers tests/data tests/integrations tests/train tests/eval tests/cli
+test-oldest: $(oldest)/.installed $(built)  ## run tests with the lowest versions of what is required
+	OMP_WAIT_POLICY=PASSIVE $(oldest)/bin/python -m pytest -n 2 --dist worksteal $(OLDEST_TESTS) \
+	-k "not flash_attn" $(ARGS)
 
 # In an environment of its own, which needs neither torch nor the package: docstrings are read, not
 # imported. A broken link or anchor, or a missing docstring, is an error.
@@ -213,10 +215,21 @@ $(installed): pyproject.toml setup.py | $(built)
 	$(py) -m pip install --no-build-isolation --editable '.[test]' "$(TORCH)"
 	@touch $@
 
+$(oldest)/.installed: pyproject.toml tests/build/dependencies.py | $(VENV)/.torch
+	rm -rf $(oldest) && $(PYTHON) -m venv $(oldest)
+	$(oldest)/bin/python -m pip install --quiet packaging "tomli; python_version < '3.11'"
+	$(oldest)/bin/python -m tests.build.dependencies > build/oldest.txt
+	$(oldest)/bin/python -m pip install --quiet --requirement build/oldest.txt "$(TORCH)"
+	@touch $@
+
 # The packages of the extra `docs` alone: the package itself would bring torch.
 $(docs_env)/.installed: pyproject.toml
 	test -x $(docs_env)/bin/pip || $(PYTHON) -m venv $(docs_env)
 	$(docs_env)/bin/python -m pip install --quiet $$(sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	@touch $@
+
+$(for_demo): pyproject.toml setup.py | $(built)
+	$(py) -m pip install --no-build-isolation --editable '.[demo]' "$(TORCH)"
 	@touch $@
 
 $(VENV)/.dev: $(installed)

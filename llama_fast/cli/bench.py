@@ -40,6 +40,8 @@ class Bench(Command):
 
     name = "bench"
     help = "measure every op, its baselines, and the limits of the machine"
+    extra = "bench"
+    packages = ("matplotlib", "rich")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""
@@ -115,11 +117,6 @@ class Bench(Command):
             ValueError: an op, case or baseline is unknown, there is no GPU for "cuda", or --rounds
                 is below 1.
         """
-        try:
-            for package in ("matplotlib", "rich"):
-                importlib.import_module(package)
-        except ImportError as error:
-            raise ImportError(f"{error}; bench needs: pip install 'llama_fast[bench]'") from error
         if args.earlier is not None:
             results = suite("results").read(args.earlier)
             args.out.mkdir(parents=True, exist_ok=True)

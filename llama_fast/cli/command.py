@@ -12,6 +12,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from llama_fast._extras import require
+
 
 class Command:
     """A command of `llama-fast`, or a subcommand of one.
@@ -26,6 +28,8 @@ class Command:
         usage: replaces argparse's usage line; None keeps it.
         intermixed: whether positional arguments may stand between options.
         subcommands: name of each subcommand and the module that defines it.
+        extra: name of the extra of llama_fast that installs what the command needs.
+        packages: modules of that extra without which the command cannot run.
     """
 
     name: ClassVar[str]
@@ -35,6 +39,8 @@ class Command:
     usage: ClassVar[str | None] = None
     intermixed: ClassVar[bool] = False
     subcommands: ClassVar[Mapping[str, str]] = {}
+    extra: ClassVar[str] = ""
+    packages: ClassVar[Sequence[str]] = ()
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options to a parser."""
@@ -83,7 +89,9 @@ class Command:
         """Run the subcommand that `argv` begins with, or this command; return the exit code."""
         if argv and argv[0] in self.subcommands:
             return self.subcommand(argv[0]).main(argv[1:], f"{prog} {argv[0]}")
-        return self.run(self.parse(argv, prog))
+        args = self.parse(argv, prog)
+        require(prog, self.extra, *self.packages)  # after parsing: --help needs none of them
+        return self.run(args)
 
     def subcommand(self, name: str) -> Command:
         """Return a subcommand; its module is imported now."""

@@ -18,6 +18,8 @@ class Check(Command):
 
     name = "check"
     help = "find benchmark questions, secrets and e-mail addresses in token shards"
+    extra = "train"
+    packages = ("rich",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +40,8 @@ class Demo(Command):
 
     name = "demo"
     help = "check the kernels; run, train and score a real model; compare with stock PyTorch"
+    extra = "demo"
+    packages = ("gguf", "matplotlib", "pyarrow", "rich", "tokenizers")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""
@@ -68,11 +69,6 @@ class Demo(Command):
         Raises:
             CommandError: the model or the data cannot be fetched, or a training process failed.
         """
-        try:
-            for package in ("gguf", "matplotlib", "pyarrow", "rich", "tokenizers"):
-                importlib.import_module(package)
-        except ImportError as error:
-            raise ImportError(f"{error}; the demo needs: pip install 'llama_fast[eval]'") from error
         from rich.markup import escape
 
         from llama_fast._screen import Screen

@@ -30,6 +30,8 @@ class Eval(Command):
 
     name = "eval"
     help = "evaluate a model on benchmarks, compare two runs, measure memorisation"
+    extra = "eval"
+    packages = ("datasets", "evaluate", "lm_eval", "rich", "transformers")
     description = "Evaluate a model on benchmarks and print its scores."
     epilog = """
 examples:
@@ -52,18 +54,13 @@ examples:
     def run(self, args: argparse.Namespace) -> int:
         """Run the evaluation; NEGATIVE if a task failed."""
         _quiet_libraries()
-        try:
-            from llama_fast.eval.harness import HarnessModel
-            from llama_fast.eval.run import Limits, by_text, evaluate_tasks, load, quiet_bars
-        except ImportError as error:
-            raise ImportError(
-                f"evaluation needs the eval extra: pip install 'llama_fast[eval]' ({error})"
-            ) from None
         from llama_fast._screen import Screen
+        from llama_fast.eval.harness import HarnessModel
         from llama_fast.eval.report import read_run
         from llama_fast.eval.report.final_table import suite_table, task_table
         from llama_fast.eval.report.html import write_page
         from llama_fast.eval.report.suites import metric_keys
+        from llama_fast.eval.run import Limits, by_text, evaluate_tasks, load, quiet_bars
         from llama_fast.eval.suite import suite, summarise
         from llama_fast.models.loading import locate
 

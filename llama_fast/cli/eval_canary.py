@@ -20,6 +20,8 @@ class Canary(Command):
 
     name = "canary"
     help = "measure how well a model remembers what `llama-fast data plant` put into its data"
+    extra = "eval"
+    packages = ("rich",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""

@@ -15,6 +15,8 @@ class Compare(Command):
 
     name = "compare"
     help = "compare two runs on the same questions: differences with intervals, changed answers"
+    extra = "eval"
+    packages = ("rich",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""

@@ -21,6 +21,8 @@ class PlanCommand(Command):
 
     name = "plan"
     help = "estimate memory, speed and traffic of a training run on many GPUs"
+    extra = "train"
+    packages = ("rich",)
     usage = "%(prog)s CONFIG.yaml [--gpus N] [--gpu NAME] [--option VALUE ...]"
     epilog = """All options of `llama-fast train` are also accepted, such as --parallel.shard 8.
 Memory is the peak within a step. Times are computed from the assumed MFU."""

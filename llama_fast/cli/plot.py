@@ -17,6 +17,8 @@ class Plot(Command):
 
     name = "plot"
     help = "draw loss, speed, learning rate and gradient norm of training runs"
+    extra = "train"
+    packages = ("matplotlib",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's options."""
@@ -43,11 +45,8 @@ class Plot(Command):
             FileNotFoundError: a folder has no metrics.csv.
             ValueError: a run has no step, or --out has another suffix.
         """
-        try:
-            from llama_fast.train.plot import figure
-        except ImportError as error:
-            raise ImportError(f"{error}; plot needs: pip install 'llama_fast[train]'") from None
         from llama_fast._write import save_picture
+        from llama_fast.train.plot import figure
 
         if args.out.suffix not in SUFFIXES:
             raise ValueError(f"--out: expected a .png, .svg or .pdf file, got {args.out}")

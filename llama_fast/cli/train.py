@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_fast._extras import require
 from llama_fast._terminal import show
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
@@ -34,6 +35,8 @@ class Train(Command):
 
     name = "train"
     help = "train or fine-tune a Llama-style model"
+    extra = "train"
+    packages = ("rich",)
 
     def parser(self, prog: str) -> argparse.ArgumentParser:
         """Return jsonargparse's parser; every field of :class:`TrainConfig` is an option."""
@@ -60,12 +63,8 @@ class Train(Command):
 
 def config_parser(prog: str) -> Any:
     """Return the parser of a training configuration: an option for each field."""
-    try:
-        from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
-    except ImportError:
-        raise ImportError(
-            "training needs the train extra: pip install 'llama_fast[train]'"
-        ) from None
+    require(prog, "train", "jsonargparse")
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
     class Formatter(DefaultHelpFormatter):
         """Shows a short name of the type before the help text, and the default after it."""
@@ -117,6 +116,7 @@ def read_config(argv: Sequence[str], prog: str = "llama-fast train") -> TrainCon
         ValueError: the YAML file is not a configuration.
         SystemExit: an option is unknown or has a wrong value.
     """
+    require(prog, "train", "jsonargparse", "yaml")
     given = [_with_underscores(argument) for argument in argv]
     if given and not given[0].startswith("-"):
         if not Path(given[0]).is_file():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_fast._extras import lacking
 from llama_fast.data.documents import DataError, Messages, check_messages
 from llama_fast.data.turns import (
     Rendering,
@@ -109,7 +110,7 @@ class ChatTemplate:
 
             from llama_fast.data.template_process import BoundedTemplate
         except ImportError:
-            raise ImportError("chat templates need jinja2: pip install jinja2") from None
+            raise ImportError(lacking("chat templates", "jinja2", "serve")) from None
         if (
             not isinstance(source, str) or "{" not in source
         ):  # a template that does not use it would render no message

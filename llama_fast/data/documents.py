@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llama_fast._extras import lacking
 from llama_fast._inside import inside
 from llama_fast._limits import limit, raise_it
 from llama_fast._reading import (
@@ -132,7 +133,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise ImportError("Parquet files need pyarrow: pip install pyarrow") from None
+        raise ImportError(lacking("Parquet files", "pyarrow", "train")) from None
     try:
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
@@ -144,7 +145,7 @@ def _datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise ImportError("this source needs Hugging Face datasets: pip install datasets") from None
+        raise ImportError(lacking("such sources", "datasets", "train")) from None
     return datasets
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from llama_fast._extras import lacking
 from llama_fast.data.canaries import Canaries, Canary, candidates
 from llama_fast.models import LLaMA
 from llama_fast.tokenizers import Tokenizer
@@ -131,7 +132,7 @@ def fitted_exposure(values: Floats, sample: Floats) -> tuple[Floats, float]:
     try:
         from scipy import stats
     except ImportError:
-        raise ImportError("a sample of the canaries needs scipy: pip install scipy") from None
+        raise ImportError(lacking("samples of the canaries", "scipy", "eval")) from None
     if len(sample) < 100 or not sample.std() > 0:
         raise ValueError(
             f"sample: expected at least 100 log-perplexities that differ, got {len(sample)}"

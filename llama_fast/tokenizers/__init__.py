@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llama_fast._extras import lacking
 from llama_fast._inside import inside
 from llama_fast._reading import no_panics, read_json
 
@@ -110,7 +111,7 @@ def _gguf_metadata(path: Path) -> dict[str, Any]:
     try:
         from llama_fast._gguf import Reader
     except ImportError as error:
-        raise TokenizerError("GGUF files need the gguf package: pip install gguf") from error
+        raise TokenizerError(lacking("GGUF files", "gguf", "checkpoints")) from error
     try:
         return Reader(path).metadata
     except ValueError as error:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from llama_fast._extras import lacking
 from llama_fast._limits import limit, raise_it
 from llama_fast._reading import is_panic, no_panics, read_at_most, read_json
 
@@ -27,9 +28,7 @@ try:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 except ImportError as error:
-    raise TokenizerError(
-        "this tokenizer needs the tokenizers package: pip install tokenizers"
-    ) from error
+    raise TokenizerError(lacking("such tokenizers", "tokenizers", "checkpoints")) from error
 
 CONTROL, USER_DEFINED = 3, 4  # token types in GGUF
 

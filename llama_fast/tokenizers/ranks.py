@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 
+from llama_fast._extras import lacking
 from llama_fast._reading import is_panic, no_panics
 
 from .base import (
@@ -26,7 +27,7 @@ try:
     import tiktoken
 except ImportError as error:
     raise TokenizerError(
-        "Llama 3's tokenizer.model needs the tiktoken package: pip install tiktoken"
+        lacking("Llama 3's tokenizer.model files", "tiktoken", "checkpoints")
     ) from error
 
 NUM_SPECIAL = 256

@@ -12,13 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llama_fast._extras import lacking
+
 from .base import Span, Tokenizer, TokenizerError, in_characters
 
 try:
     from sentencepiece import SentencePieceProcessor
 except ImportError as error:
     raise TokenizerError(
-        "SentencePiece tokenizers need the sentencepiece package: pip install sentencepiece"
+        lacking("SentencePiece tokenizers", "sentencepiece", "checkpoints")
     ) from error
 
 # Types of pieces; SentencePiece and GGUF use the same numbers.

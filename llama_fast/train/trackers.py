@@ -43,7 +43,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, after_step: int) -> None:
-        _import("tensorboard", "pip install llama_fast[train]")
+        _import("tensorboard", "pip install 'llama_fast[train]'")
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter

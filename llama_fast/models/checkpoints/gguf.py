@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama_fast._extras import lacking
 from llama_fast._reading import checked_positive
 from llama_fast.tokenizers import Tokenizer, from_gguf
 from llama_fast.tokenizers.save import gguf_fields
@@ -46,7 +47,7 @@ try:
 
     from llama_fast._gguf import Reader
 except ImportError as error:
-    raise ImportError("GGUF files need the gguf package: pip install gguf") from error
+    raise ImportError(lacking("GGUF files", "gguf", "checkpoints")) from error
 
 NAMES = {
     "embedding": "token_embd",

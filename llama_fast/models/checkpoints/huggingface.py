@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llama_fast._extras import lacking
 from llama_fast._inside import inside
 from llama_fast._reading import checked_positive, no_panics
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
@@ -38,9 +39,7 @@ try:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 except ImportError as error:
-    raise ImportError(
-        "Hugging Face folders need the safetensors package: pip install safetensors"
-    ) from error
+    raise ImportError(lacking("Hugging Face folders", "safetensors", "checkpoints")) from error
 
 NAMES = {
     "embedding": "model.embed_tokens",

@@ -44,10 +44,12 @@ def test_formats_that_need_a_package_name_it(
         monkeypatch.delitem(sys.modules, f"llama_fast.models.checkpoints.{module}", raising=False)
         monkeypatch.delattr(checkpoints, module, raising=False)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ImportError, match=r"pip install gguf"):
+    with pytest.raises(
+        ImportError, match=r"the gguf package: pip install 'llama_fast\[checkpoints\]'"
+    ):
         load(tmp_path / "model.gguf")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ImportError, match=r"pip install safetensors"):
+    with pytest.raises(ImportError, match=r"the safetensors package: pip install"):
         load(tmp_path)
 
 
@@ -56,7 +58,7 @@ def test_a_missing_tokenizer_package_costs_a_warning_only(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     monkeypatch.delitem(sys.modules, "llama_fast.tokenizers.spm", raising=False)
     monkeypatch.delattr(tokenizers, "spm", raising=False)
-    with pytest.warns(UserWarning, match=r"without its tokenizer: .* pip install sentencepiece"):
+    with pytest.warns(UserWarning, match=r"without its tokenizer: .* sentencepiece package: pip"):
         model, tokenizer = load(path)
     assert tokenizer is None
     assert model.config == LlamaConfig.preset("stories260k")
