@@ -136,6 +136,8 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
     memory.add_section()
     memory.add_row("peak", f"{plan.peak_bytes / 1e9:,.2f}", style="bold")
     memory.add_row("usable", f"{plan.usable / 1e9:,.2f}")
+    memory.add_section()
+    memory.add_row("host, while saving", f"{plan.checkpoint_bytes / 1e9:,.2f}")
     console.print(memory)
     if plan.traffic:
         console.print(_traffic(plan))

@@ -29,6 +29,8 @@ from llama_fast.models.checkpoints.training import (
     reason_of,
 )
 from llama_fast.models.checkpoints.whole import flush
+from llama_fast.train.checkpoint_writer import StreamingWriter
+from llama_fast.train.safetensors_file import WrittenFile
 
 
 class CheckpointManager(CheckpointReader):
@@ -167,8 +169,8 @@ class CheckpointManager(CheckpointReader):
         partial = self.folder / f".{path.name}.partial"
         try:
             self.on_first_rank(lambda: self._begin(partial))
-            _save_tensors(tensors, partial, self._group)
-            self.on_first_rank(lambda: self._complete(partial, path, state))
+            files = _save_tensors(tensors, partial, self._group)
+            self.on_first_rank(lambda: self._complete(partial, path, state, files))
         except (Exception, dcp.api.CheckpointException) as error:  # the latter is not an Exception
             shutil.rmtree(partial, ignore_errors=True)
             raise RunCheckpointError(
@@ -203,11 +205,12 @@ class CheckpointManager(CheckpointReader):
             shutil.rmtree(old, ignore_errors=True)
         partial.mkdir()
 
-    def _complete(self, partial: Path, path: Path, state: str) -> None:
+    def _complete(
+        self, partial: Path, path: Path, state: str, files: dict[str, WrittenFile]
+    ) -> None:
         (partial / STATE).write_text(state, encoding="utf-8")
-        files = sorted(file for file in partial.iterdir() if file.is_file())
-        manifest = {file.name: {"sha256": file_sha256(file), "bytes": file.stat().st_size}
-                    for file in files}  # fmt: skip
+        files[STATE] = WrittenFile(file_sha256(partial / STATE), (partial / STATE).stat().st_size)
+        manifest = {name: file._asdict() for name, file in sorted(files.items())}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
             flush(file)
@@ -239,15 +242,13 @@ class CheckpointManager(CheckpointReader):
         self._damaged.clear()
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path, group: Any) -> None:
+def _save_tensors(tensors: dict[str, Tensor], path: Path, group: Any) -> dict[str, WrittenFile]:
+    """Write the tensors; return the files' hashes on rank 0, nothing on the others."""
+    writer = StreamingWriter(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.save(
-            dict(tensors),
-            storage_writer=dcp.HuggingFaceStorageWriter(str(path), save_distributed=True),
-            process_group=group,
-            no_dist=group is None,
-        )
+        dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+    return writer.files
 
 
 def _copied(tensor: Tensor) -> Tensor:

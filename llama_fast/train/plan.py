@@ -17,7 +17,7 @@ from llama_fast.train.build import new_shape
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import PeakFlops, data_sheet, training_flops
 from llama_fast.train.parallel import check_divides
-from llama_fast.train.plan_memory import MeshShape, memory
+from llama_fast.train.plan_memory import MeshShape, checkpoint_bytes, memory
 from llama_fast.train.plan_traffic import Traffic, traffic
 
 
@@ -87,6 +87,11 @@ class TrainingPlan:
         return sum(self.memory.values())
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """Host memory that each process needs while a checkpoint is written, in bytes."""
+        return checkpoint_bytes(self.model, self.config, self.mesh)
+
+    @property
     def usable(self) -> int:
         """Memory of a GPU that is available to tensors, in bytes."""
         return int((self.gpu.memory - RESERVED) * (1 - FRAGMENTED))
@@ -125,6 +130,7 @@ class TrainingPlan:
             "gpu": {**self.gpu._asdict(), "usable": self.usable, "flops": self.peak.flops},
             "mfu": self.mfu,
             "memory": {**self.memory, "peak": self.peak_bytes},
+            "checkpoint": self.checkpoint_bytes,
             "fits": self.fits,
             "traffic": [
                 {**t._asdict(), "sent": t.sent, "seconds": self.seconds_on_link(t)}

@@ -211,6 +211,16 @@ def memory(
     return {**fixed, **{name: largest[name] for name in order if largest.get(name)}}
 
 
+def checkpoint_bytes(model: LlamaConfig, config: TrainConfig, mesh: MeshShape) -> int:
+    """Bytes of host memory that a process needs while a checkpoint is written.
+
+    It is the copy of weights, moments and average that the next steps cannot change; it is written
+    tensor by tensor.
+    """
+    copies = 3 if config.optimizer.ema_decay is None else 4
+    return copies * weights_of(model, mesh).held * FLOAT
+
+
 def _peak_candidates(
     model: LlamaConfig, config: TrainConfig, mesh: MeshShape, device: str
 ) -> Iterator[dict[str, int]]:

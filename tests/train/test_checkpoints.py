@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import os
 import random
 import resource
 import signal
@@ -16,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -23,6 +27,9 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from llama_fast._reading import file_sha256
 from llama_fast.models.checkpoints.training import Checkpoint, RunCheckpointError
 from llama_fast.train.checkpoints import CheckpointManager
+from llama_fast.train.safetensors_file import DTYPES, write_safetensors
+from tests.paths import REPOSITORY
+from tests.train import checkpoint_memory
 
 
 def tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -283,3 +290,41 @@ def test_a_thread_that_cannot_start_loses_nothing(tmp_path: Path) -> None:
         threading.stack_size(before)
     checkpoints.wait()
     assert bits(loaded(checkpoints, checkpoints.latest())) == bits(tensors(3))
+
+
+def test_a_save_takes_one_copy_of_memory(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.train.checkpoint_memory", str(tmp_path)]
+    environment = {**os.environ, **checkpoint_memory.ENVIRONMENT}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    if "clear_refs cannot be written" in done.stderr:
+        pytest.skip("this system does not tell the peak of a process")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    # The copy that later steps cannot change, and at most a tensor's worth of bytes besides.
+    assert measured["weights"] <= measured["checkpoint"] <= 1.1 * measured["weights"]
+    assert measured["export"] <= 0.1 * measured["weights"]
+
+
+def test_files_are_those_of_safetensors(tmp_path: Path) -> None:
+    """The library reads every dtype and shape as it was written, and writes the same header."""
+    tensors = {
+        str(dtype): torch.arange(6).reshape(shape).to(dtype)
+        for dtype, shape in zip(DTYPES, [(6,), (2, 3), (1, 6), (3, 1, 2)] * 3, strict=False)
+    }
+    tensors |= {"none": torch.ones(0, 3), "scalar": torch.tensor(2.5), "t": torch.ones(3, 4).t()}
+    written = write_safetensors(tmp_path / "ours.safetensors", tensors, {"format": "pt"})
+    data = (tmp_path / "ours.safetensors").read_bytes()
+    assert written == (hashlib.sha256(data).hexdigest(), len(data))
+    found = load_file(tmp_path / "ours.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+    save_file(
+        {n: t.contiguous() for n, t in tensors.items()}, tmp_path / "theirs", {"format": "pt"}
+    )
+    theirs = (tmp_path / "theirs").read_bytes()
+    size = int.from_bytes(theirs[:8], "little")
+    assert json.loads(data[8 : 8 + size]) == json.loads(theirs[8 : 8 + size])
+    assert data == theirs
+    with pytest.raises(TypeError, match=r"x: safetensors files do not have torch.complex64"):
+        write_safetensors(tmp_path / "x", {"x": torch.ones(1, dtype=torch.complex64)}, {})
