@@ -7,7 +7,8 @@
 |      |             | also an internal error (with a traceback), or a closed output pipe         |
 | 2    | BAD_INPUT   | wrong usage or input: an option, a missing or damaged file, a package that |
 |      |             | is not installed, a model that does not fit into memory                    |
-| 130  | INTERRUPTED | Ctrl-C                                                                     |
+| 130  | INTERRUPTED | Ctrl-C (SIGINT)                                                            |
+| 143  | TERMINATED  | SIGTERM, from a scheduler for example; a training run has saved its state  |
 
 A command returns OK or NEGATIVE and raises everything else. `llama_fast.cli.main` turns exceptions
 into one line on standard error and the code.
@@ -25,6 +26,7 @@ class ExitCode(enum.IntEnum):
     NEGATIVE = 1
     BAD_INPUT = 2
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 # Raised for bad input: a wrong value, a missing file, an extra that is not installed, a loss that

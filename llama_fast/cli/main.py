@@ -23,7 +23,7 @@ class _LlamaFast(Command):
     epilog = f"""`{PROG} COMMAND --help` describes a command.
 
 Exit codes: 0 success; 1 negative result, such as a failed check, or internal error; 2 wrong usage
-or bad input; 130 interrupted.
+or bad input; 130 interrupted; 143 terminated.
 """
     subcommands: ClassVar[Mapping[str, str]] = {
         "info": "llama_fast.cli.info",

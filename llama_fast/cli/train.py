@@ -53,11 +53,15 @@ class Train(Command):
         from llama_fast.train.allocator import keep_memory
         from llama_fast.train.parallel import process_group
         from llama_fast.train.run import TrainingRun
+        from llama_fast.train.stop_signals import TrainingStopped
 
         keep_memory()
         with process_group(device_of(args.config.device)):
             run = TrainingRun(args.config, log=show)
-            run.train(benchmark_scorer(run))
+            try:
+                run.train(benchmark_scorer(run))
+            except TrainingStopped as stopped:  # its last line says where the run is
+                return ExitCode(128 + stopped.signal)
         return ExitCode.OK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -199,6 +200,7 @@ class PackedLoader:
             sampler=own_batches,
             num_workers=self.num_workers,
             generator=torch.Generator(),  # by default it would be the model's
+            worker_init_fn=_leave_signals_to_parent,
         )
         return iter(loader)
 
@@ -230,3 +232,13 @@ class PackedLoader:
         )
         self.position = DataPosition(epoch, sequence)
         self._prefetched = None
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ignore SIGINT and SIGTERM, which a terminal or scheduler sends to all processes of a run.
+
+    The parent ends its workers itself, after the step that it may still need them for; without a
+    parent they end too.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

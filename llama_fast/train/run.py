@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from llama_fast.data import Batch, PackedLoader, TokenShards
 from llama_fast.models import LLaMA, LlamaConfig
 from llama_fast.models.checkpoints.training import Checkpoint, recorded_shape
 from llama_fast.train.activation_checkpointing import checkpoint_activations
-from llama_fast.train.benchmarks import BenchmarkScorer
+from llama_fast.train.benchmarks import BenchmarkScore, BenchmarkScorer
 from llama_fast.train.build import make_model, make_optimizer, new_shape
 from llama_fast.train.checkpoints import CheckpointManager
 from llama_fast.train.config import TrainConfig
@@ -35,6 +36,7 @@ from llama_fast.train.out_of_memory import explain
 from llama_fast.train.parallel import ParallelContext, clip_gradients, gradient_norm
 from llama_fast.train.resume import check_same
 from llama_fast.train.run_logger import RunLogger
+from llama_fast.train.stop_signals import StopSignals, TrainingStopped
 
 
 class StepTotals(NamedTuple):
@@ -79,6 +81,8 @@ class TrainingRun:
         self.device = device_of(config.device)
         self.parallel = ParallelContext(config.parallel, self.device)
         self.log = log = log if self.parallel.rank == 0 else _discard
+        self._stop = StopSignals(log, only_process=self.parallel.world_size == 1)
+        self._others_stop = False
         if self.parallel.world_size > 1 and config.precision == "float16":
             raise ValueError("precision: expected float32 or bfloat16 on several processes")
         torch.manual_seed(config.seed)
@@ -176,6 +180,8 @@ class TrainingRun:
             RunCheckpointError: a checkpoint could not be written. It is raised after the next step,
                 whose state is saved first if there is space again.
             MemoryError: a step did not fit in memory; the message names settings that would help.
+            TrainingStopped: SIGINT or SIGTERM arrived. The run ends with its step, whose checkpoint
+                is written before this is raised.
         """
         config, metrics = self.config, None
         if config.benchmarks and score_benchmarks is None:
@@ -188,25 +194,55 @@ class TrainingRun:
         logger = RunLogger(
             config, self.model.config, self.shards, self.valid, self.parallel, self.step, self.log
         )
-        try:
-            with logger:
-                while self.step < config.steps:
-                    metrics = logger.measure(self._train_step)
-                    is_last = self.step == config.steps
-                    if self.valid is not None and (is_last or self.step % config.valid_every == 0):
-                        metrics = dataclasses.replace(metrics, valid_loss=self.validate())
-                    if scorer is not None and (is_last or self.step % config.eval_every == 0):
-                        model = self.parallel.full_model(self.model)
-                        if model is not None:
-                            logger.add_scores(scorer(model, self.step))
-                    metrics = logger.add(metrics)
-                    is_due = is_last or self.step % config.checkpoint_every == 0
-                    if is_due or self._save_failed():
-                        logger.flush()
-                        self.save()
-        finally:
-            self.checkpoints.wait()
+        with self._stop:
+            try:
+                with logger:
+                    while self.step < config.steps and not self._is_stopping:
+                        metrics = self._step_and_save(logger, scorer)
+            finally:
+                self.checkpoints.wait()
+            if self._is_stopping and self.step < config.steps:
+                self.log(f"saved at step {self.step}; the same command goes on")
+                received = self._stop.received or signal.SIGTERM  # of another process
+                raise TrainingStopped(received, self.step)
         return metrics
+
+    def _step_and_save(self, logger: RunLogger, scorer: BenchmarkScorer | None) -> StepMetrics:
+        """Do a step and what is due after it: validation, benchmarks, a checkpoint."""
+        config = self.config
+        metrics = logger.measure(self._train_step)
+        is_last = self.step == config.steps
+        if self.valid is not None and (is_last or self.step % config.valid_every == 0):
+            losses: list[float] = []
+            if self._finishes(lambda: losses.append(self.validate()), "validation"):
+                metrics = dataclasses.replace(metrics, valid_loss=losses[0])
+        if scorer is not None and (is_last or self.step % config.eval_every == 0):
+            model = self.parallel.full_model(self.model)
+            scores: list[BenchmarkScore] = []
+            if model is not None and self._finishes(
+                lambda: scores.extend(scorer(model, self.step)), "benchmarks"
+            ):
+                logger.add_scores(scores)
+        metrics = logger.add(metrics)
+        is_due = is_last or self.step % config.checkpoint_every == 0 or self._is_stopping
+        if is_due or self._save_failed():
+            logger.flush()
+            self.save()
+        return metrics
+
+    @property
+    def _is_stopping(self) -> bool:
+        """Whether the run is to end after this step; the same on every process."""
+        if self.parallel.world_size == 1:
+            return self._stop.received is not None
+        return self._others_stop
+
+    def _finishes(self, work: Callable[[], object], name: str) -> bool:
+        """See :meth:`StopSignals.finishes`; logs what is not finished."""
+        is_finished = self._stop.finishes(work)
+        if not is_finished:
+            self.log(f"step {self.step}: {name} not finished, because the run is to stop")
+        return is_finished
 
     def _train_step(self) -> StepMetrics:
         start, config = time.perf_counter(), self.config.optimizer
@@ -219,7 +255,8 @@ class TrainingRun:
         norm = gradient_norm(weights)
         # This is the only point in a step where the host waits for the device.
         local_loss, grad_norm = read_scalars(totals.loss, norm)
-        loss = self.mean_loss(local_loss)
+        loss, stops = self.parallel.sum(local_loss, self._stop.received is not None)
+        loss, self._others_stop = loss / self.config.parallel.tensor, stops > 0
         if config.max_grad_norm is not None and not grad_norm <= config.max_grad_norm - 1e-5:
             clip_gradients(weights, config.max_grad_norm, norm)
         # In float16 the gradient overflows occasionally: the scaler then skips the step and lowers
