@@ -79,14 +79,17 @@ def _class() -> Any:
     return Neutral
 
 
-def neutral_warnings() -> None:
-    """Neutralise warnings, which may quote files, from now on."""
-    stock = warnings.formatwarning
-    if getattr(stock, "neutral", False):
-        return
+def warnings_as_lines(program: str) -> None:
+    """Print warnings as ``program: warning: text``, without the source line that issued them.
 
-    def form(*arguments: Any, **options: Any) -> str:
-        return for_stream(stock(*arguments, **options), sys.stderr)
+    They may quote files, so they are neutralised. For a command: its user did not write the code.
 
-    form.neutral = True  # type: ignore[attr-defined]
+    Args:
+        program: name of the program.
+    """
+
+    def form(message: Any, *arguments: Any, **options: Any) -> str:
+        text = str(message).replace("\n", " ")
+        return for_stream(f"{program}: warning: {text}\n", sys.stderr)
+
     warnings.formatwarning = form

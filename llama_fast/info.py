@@ -172,4 +172,8 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(as_json(collect()) if "--json" in sys.argv[1:] else as_text(collect()))
+    try:
+        print(as_json(collect()) if "--json" in sys.argv[1:] else as_text(collect()), flush=True)
+    except BrokenPipeError:  # the reader of the output closed it: `| head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

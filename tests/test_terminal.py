@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_fast._screen import Screen
-from llama_fast._terminal import console, neutral, neutral_warnings, show
+from llama_fast._terminal import console, neutral, show, warnings_as_lines
 from llama_fast.eval.report.final_table import task_table
 from llama_fast.eval.report.table import LiveTable
 from llama_fast.models import LLaMA, LlamaConfig, save
@@ -122,10 +122,11 @@ def test_comparing_runs_with_markup(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_warnings_quote_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    neutral_warnings()
+    warnings_as_lines("llama-fast")
     for stream, expected in ((Screenful(), SHOWN), (io.StringIO(), ATTACK)):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert expected in warnings.formatwarning(ATTACK, UserWarning, "x.py", 1)
+        line = warnings.formatwarning(ATTACK, UserWarning, "x.py", 1)
+        assert line == f"llama-fast: warning: {expected}\n"
 
 
 def on_terminal(command: list[str], typed: str = "") -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from llama_fast._limits import set_limits
-from llama_fast._terminal import neutral_warnings, show
+from llama_fast._terminal import show, warnings_as_lines
 from llama_fast._version import __version__
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode, code_of, message_of
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         LLAMA_FAST_DEBUG=1 shows the traceback instead.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    neutral_warnings()
+    warnings_as_lines(PROG)
     try:
         code = LLAMA_FAST.main(_take_limits(arguments), PROG)
         sys.stdout.flush()

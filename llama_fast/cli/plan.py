@@ -84,6 +84,7 @@ Memory is the peak within a step. Times are computed from the assumed MFU."""
             ValueError: an option is out of its range, or sizes contradict each other.
         """
         from llama_fast.data import TokenShards
+        from llama_fast.models import LlamaConfig
         from llama_fast.train.plan import advice, model_of, plan
 
         config = args.config
@@ -100,6 +101,13 @@ Memory is the peak within a step. Times are computed from the assumed MFU."""
         }
         estimate = plan(config, model_of(config, vocab_size), **options)
         _show(estimate, [] if estimate.fits else advice(estimate, **options)[:5])
+        if args.vocab_size is None and vocab_size is not None and config.model.init_from is None:
+            preset = LlamaConfig.preset(config.model.preset).vocab_size
+            if preset != vocab_size:
+                print(
+                    f"The vocabulary is that of {shards}, {vocab_size:,} tokens; "
+                    f"{config.model.preset} has {preset:,} (--vocab-size {preset})"
+                )
         if args.json is not None:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(estimate.as_dict(), indent=1) + "\n", encoding="utf-8")
@@ -137,7 +145,7 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
     memory.add_row("peak", f"{plan.peak_bytes / 1e9:,.2f}", style="bold")
     memory.add_row("usable", f"{plan.usable / 1e9:,.2f}")
     memory.add_section()
-    memory.add_row("host, while saving", f"{plan.checkpoint_bytes / 1e9:,.2f}")
+    memory.add_row("host, when saving", f"{plan.checkpoint_bytes / 1e9:,.2f}")
     console.print(memory)
     if plan.traffic:
         console.print(_traffic(plan))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -62,7 +63,21 @@ class Train(Command):
                 run.train(benchmark_scorer(run))
             except TrainingStopped as stopped:  # its last line says where the run is
                 return ExitCode(128 + stopped.signal)
+            run.log(next_commands(args.config))
         return ExitCode.OK
+
+
+def next_commands(config: TrainConfig) -> str:
+    """Return what to do with a complete run, as lines of text."""
+    out = shlex.quote(str(config.out))
+    commands = {
+        f"llama-fast generate {out} 'Once upon a time'": "continues a text",
+        f"llama-fast eval {out} --tasks arc_easy": "evaluates it on a benchmark",
+        f"llama-fast export {out} --to hf --out {out}/hf": "writes it for transformers",
+    }
+    width = max(map(len, commands))
+    lines = [f"  {command:<{width}}  # {what}" for command, what in commands.items()]
+    return "\n".join([f"The model is in {config.out}. With it:", *lines])
 
 
 def config_parser(prog: str) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama_fast.models import LLaMA, LlamaConfig, load
+from llama_fast.models import LLaMA, LlamaConfig
+from llama_fast.models.loading import read_model
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.parallel import placement_of
 
@@ -65,7 +66,7 @@ def make_model(config: TrainConfig, vocab_size: int) -> LLaMA:
     if shape is not None:
         return LLaMA(shape)
     assert config.model.init_from is not None
-    model, _ = load(config.model.init_from, dtype=torch.float32)
+    model, _ = read_model(config.model.init_from, torch.float32, with_tokenizer=False)
     _check_vocabulary("model.init_from", model.config, vocab_size)
     return model
 

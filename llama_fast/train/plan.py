@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llama_fast.models import LlamaConfig, load
+from llama_fast.models import LlamaConfig
+from llama_fast.models.loading import read_model
 from llama_fast.train.build import new_shape
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import PeakFlops, data_sheet, training_flops
@@ -174,7 +175,7 @@ def model_of(config: TrainConfig, vocab_size: int | None) -> LlamaConfig:
     if options.init_from is not None and Path(options.init_from).exists():
         folder = Path(options.init_from)
         if not (folder / "config.json").exists():
-            return load(options.init_from)[0].config
+            return read_model(options.init_from, with_tokenizer=False)[0].config
         from llama_fast.models.checkpoints.huggingface import read_config
 
         return read_config(folder / "config.json")

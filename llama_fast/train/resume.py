@@ -39,6 +39,14 @@ def check_same(
             log(f"model.init_from: was {old}, now {new}; the run is resumed from its checkpoint")
         elif not _may_change(name, checkpoint, config, world_size):
             changed[name] = f"{name} (was {old!r}, now {new!r})"
+    if changed.keys() == {"steps"}:
+        raise ValueError(
+            f"steps: {config.out} was planned for {checkpoint.state['config']['steps']} steps, got "
+            f"{config.steps}: the {config.optimizer.lr_schedule} schedule's learning rates depend "
+            "on their number. To train further, start another run from this one's weights: "
+            f"--out NEW --model.init_from {config.out}; runs with --optimizer.lr_schedule constant "
+            "can be extended"
+        )
     if changed:
         raise ValueError(
             f"out: {config.out} has a run with another configuration: "

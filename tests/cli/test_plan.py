@@ -29,6 +29,10 @@ def test_prints_what_a_run_needs_and_writes_it(
     assert "8,030.3 M weights on 64 × H100: replicate 8 × shard 8" in said
     for kind, size in found["memory"].items():
         assert f"{kind:17} │ {size / 1e9:5,.2f}" in said
+    assert found["checkpoint"] == sum(
+        found["memory"][kind] for kind in ("weights", "optimizer moments")
+    )
+    assert f"host, when saving │ {found['checkpoint'] / 1e9:5,.2f}" in said
     assert f"{found['step']['tokens_per_second']:,.0f} tokens/s" in said
     assert "at 50% of 989 TFLOP/s" in said and "all-gather of 8" in said
     assert said.rstrip().endswith("fits")
@@ -47,11 +51,16 @@ def test_options_of_train_are_understood(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_vocabulary_is_that_of_the_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ShardWriter(tmp_path / "shards", vocab_size=1000, tokenizer={}) as writer:
         writer.add([1, 2, 3])
     out = tmp_path / "plan.json"
+    # A folder named as in the default configuration, which the user may have forgotten.
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--gpus", "1", "--data.train", "shards"]) == 0
+    note = "The vocabulary is that of shards, 1,000 tokens; debug has 256 (--vocab-size 256)"
+    assert note in capsys.readouterr().out
     command = ["plan", "--gpus", "1", "--json", str(out), "--data.train"]
     for given, expected in (
         ([str(tmp_path / "shards")], 1000),

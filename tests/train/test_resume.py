@@ -143,3 +143,21 @@ def test_a_file_system_without_locks(
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     assert TrainingRun(make(tmp_path / "run", shards), log=lambda line: None).train() is not None
+
+
+def test_a_finished_cosine_run_says_how_to_train_further(tmp_path: Path, shards: str) -> None:
+    first = make(tmp_path / "first", shards, steps=2)
+    TrainingRun(first, log=lambda line: None).train()
+    with pytest.raises(ValueError, match=r"^steps: .* planned for 2 steps, got 4: the cosine") as e:
+        TrainingRun(dataclasses.replace(first, steps=4), log=lambda line: None)
+    advice = f"--out NEW --model.init_from {first.out}"
+    assert advice in str(e.value)
+    # What it says works.
+    second = make(tmp_path / "NEW", shards, steps=2, model=ModelOptions(init_from=first.out))
+    run = TrainingRun(second, log=lambda line: None)
+    assert torch.equal(weights(run), weights(TrainingRun(first, log=lambda line: None)))
+    run.train()
+    constant = OptimizerOptions(lr_schedule="constant")
+    third = make(tmp_path / "third", shards, steps=2, optimizer=constant)
+    TrainingRun(third, log=lambda line: None).train()
+    assert TrainingRun(dataclasses.replace(third, steps=4), log=lambda line: None).train()

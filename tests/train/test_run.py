@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import math
+import shlex
 import shutil
 import subprocess
 import sys
@@ -253,6 +255,14 @@ def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     heads = [line.split(":")[0] for line in said.splitlines() if line.startswith("step")]
     assert heads == ["step 2/4", "step 4/4"]
+    last = said.splitlines()[-4:]
+    assert last[0] == f"The model is in {tmp_path}/run. With it:"
+    # Each command that it prints is one that the program takes.
+    for line in last[1:]:
+        program, name, *arguments = shlex.split(line, comments=True)
+        assert program == "llama-fast"
+        module = importlib.import_module(f"llama_fast.cli.{name}")
+        module.COMMAND.parse(arguments, program)
     assert cli(["train", str(file), "--data.micro_batch_size", "2"]) == 0
     assert "step 4: the run is complete" in capsys.readouterr().out
 
