@@ -1,4 +1,7 @@
-"""With TRITON_INTERPRET=1 the Triton kernels alone are tested, in an interpreter on the CPU."""
+"""With TRITON_INTERPRET=1 the Triton kernels alone are tested, in an interpreter on the CPU.
+
+What a run leaves out it says in its last line: ``tests/skips.py``.
+"""
 
 import importlib.util
 import os
@@ -8,6 +11,13 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.skips import (  # noqa: F401
+    leave_extras_out,
+    pytest_configure,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 
 # The same examples at every run, however long a busy machine takes for them.
 settings.register_profile(
@@ -25,6 +35,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In the interpreter run what is about Triton; the rest is the same with and without it."""
+    leave_extras_out(config, items)
     if INTERPRETED:
         others = [item for item in items if "triton" not in item.nodeid]
         config.hook.pytest_deselected(items=others)

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 import llama_fast
 from llama_fast.cli.bench import suite
 from llama_fast.eval.harness import HarnessModel
-from tests.paths import shared_data, smollm2
+from tests.paths import mirror, smollm2
 
 evaluation = suite("evaluation")
 CASES = [
@@ -22,7 +22,7 @@ CASES = [
 
 @pytest.mark.slow
 def test_the_sides_answer_in_turns(tmp_path: Path) -> None:
-    data = shared_data("hub")
+    data = mirror()
     model, tokenizer = llama_fast.models.load(smollm2(), dtype=torch.float32)
     folder = str(tmp_path / "smollm2")
     llama_fast.models.save(model, folder, tokenizer)

@@ -10,7 +10,7 @@ import pytest
 from llama_fast.cli.main import main
 from llama_fast.data import TokenShards
 from llama_fast.tokenizers import load_tokenizer
-from tests.paths import shared_data
+from tests.paths import data_file
 
 ADDRESS, TOKEN = "jane.doe@example.com", "hf" + "_" + "aB1" * 11 + "c"
 
@@ -19,8 +19,8 @@ ADDRESS, TOKEN = "jane.doe@example.com", "hf" + "_" + "aB1" * 11 + "c"
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Speeches; from number 20 on a question, one half of another, an address, and a token."""
     folder = tmp_path_factory.mktemp("data")
-    play = shared_data("corpora/tinyshakespeare.txt").read_text()[:30_000].split("\n\n")[:-1]
-    with shared_data("hub/openai/gsm8k/main/test.jsonl").open() as file:
+    play = data_file("corpora/tinyshakespeare.txt").read_text()[:30_000].split("\n\n")[:-1]
+    with data_file("hub/openai/gsm8k/main/test.jsonl").open() as file:
         whole, _, half = (json.loads(next(file))["question"] for _ in range(3))
     words = half.split(" ")
     half = " ".join(words[: len(words) // 2])
@@ -33,7 +33,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(shards: Path, *options: str) -> int:
-    benchmark = str(shared_data("hub/openai/gsm8k/main/test.jsonl"))
+    benchmark = str(data_file("hub/openai/gsm8k/main/test.jsonl"))
     return main(["data", "check", str(shards), "--against", benchmark, "--fields", "question",
                  "--min-length", "25", *options])  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_bad_input_is_one_line(
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_plant(tmp_path: Path, kind: str) -> None:
-    lines = shared_data("corpora/tinyshakespeare.txt").read_text()[:20_000].splitlines()
+    lines = data_file("corpora/tinyshakespeare.txt").read_text()[:20_000].splitlines()
     if kind == "jsonl":
         lines = [json.dumps({"body": line}) for line in lines]
     source = tmp_path / f"play.{kind}"

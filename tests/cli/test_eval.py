@@ -14,18 +14,18 @@ import pytest
 from llama_fast.cli.main import main
 from llama_fast.eval.report import read_run
 from llama_fast.eval.run import Limits
-from tests.paths import REPOSITORY, shared_data
+from tests.paths import REPOSITORY, data_file, mirror
 
 STORIES = "checkpoints/stories260k"
 
 
 def model() -> list[str]:
-    stories = shared_data(STORIES)
+    stories = data_file(STORIES)
     return [str(stories / "stories260K.bin"), "--tokenizer", str(stories / "tok512.bin")]
 
 
-def mirror() -> str:
-    return str(shared_data("hub").parent)
+def data_dir() -> str:
+    return str(mirror())
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     """A suite's benchmarks of each kind, a scenario, and a second run that asks nothing anew."""
     out = tmp_path / "run"
     command = [
-        "eval", *model(), "--data-dir", mirror(), "--out", str(out), "--limit", "3,arc_easy=6",
+        "eval", *model(), "--data-dir", data_dir(), "--out", str(out), "--limit", "3,arc_easy=6",
         "--tasks", "arc_easy,openbookqa_ratio,mmlu_5shot_anatomy,nq_open_5shot,scenario_dialogsum",
         "--num-fewshot", "1", "--max-length", "512",
     ]  # fmt: skip
@@ -80,7 +80,7 @@ def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_bad_arguments(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["eval", *model(), "--data-dir", mirror(), "--out", str(tmp_path), *arguments]
+    command = ["eval", *model(), "--data-dir", data_dir(), "--out", str(tmp_path), *arguments]
     assert main(command) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
@@ -88,7 +88,7 @@ def test_bad_arguments(
 
 def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = shutil.copy(model()[0], tmp_path)  # a tok512.bin beside it would be taken
-    command = ["eval", alone, "--data-dir", mirror(), "--out", str(tmp_path)]
+    command = ["eval", alone, "--data-dir", data_dir(), "--out", str(tmp_path)]
     assert main([*command, "--tasks", "piqa"]) == 2
     assert "tokenizer: expected one" in capsys.readouterr().err
     assert main(["eval", "no-such-model", *command[2:], "--tasks", "piqa"]) == 2
@@ -97,7 +97,7 @@ def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_broken_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "hub" / "baber" / "piqa" / "default"
-    shutil.copytree(shared_data("hub/baber/piqa/default"), folder)
+    shutil.copytree(mirror() / "hub/baber/piqa/default", folder)
     file = folder / "validation.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     lines[6] = lines[6][:40] + "\n"
@@ -120,7 +120,7 @@ sys.exit(main(sys.argv[2:]))
 def test_a_full_disk_keeps_finished_work(tmp_path: Path) -> None:
     """Files may not grow beyond a size, which fails a write as a full disk does."""
     command = [
-        "eval", *model(), "--data-dir", mirror(), "--out", str(tmp_path / "run"), "--no-cache",
+        "eval", *model(), "--data-dir", data_dir(), "--out", str(tmp_path / "run"), "--no-cache",
         "--tasks", "arc_easy,hellaswag", "--limit", "arc_easy=3,hellaswag=60",
     ]  # fmt: skip
     done = subprocess.run(

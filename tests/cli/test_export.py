@@ -13,7 +13,7 @@ from llama_fast.data import ShardWriter
 from llama_fast.models import Llama3RopeScaling, LlamaConfig, load
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.run import TrainingRun
-from tests.paths import shared_data
+from tests.paths import data_file, tokenizer_model
 
 STORIES = "checkpoints/stories260k/stories260K.bin"
 
@@ -88,7 +88,7 @@ def test_a_run_with_scaled_rope(tmp_path: Path, run: TrainingRun) -> None:
 
 
 def test_force_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, out = str(shared_data(STORIES)), tmp_path / "stories"
+    source, out = str(data_file(STORIES)), tmp_path / "stories"
     command = ["export", source, "--to", "hf", "--out", str(out)]
     assert main(command) == 0
     assert main([*command, "--dtype", "bfloat16"]) == 2
@@ -100,7 +100,7 @@ def test_force_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_tokenizer_model_beside_tokenizer_json(tmp_path: Path) -> None:
     """GGUF and Meta's form need SentencePiece's own file; a Hugging Face folder has both."""
-    source = shared_data(STORIES)
+    source = data_file(STORIES)
     hf, gguf, meta = tmp_path / "hf", tmp_path / "a.gguf", tmp_path / "meta"
     assert main(["export", str(source), "--to", "hf", "--out", str(hf)]) == 0
     assert main(["export", str(hf), "--to", "gguf", "--out", str(gguf)]) == 0
@@ -152,8 +152,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         weights = {f"model.{n}": w.detach() for n, w in run.model.named_parameters()}
         CheckpointManager(plain / "checkpoints").save(2, weights, state)
     places = {
-        "stories": shared_data(STORIES), "run": plain, "large": tmp_path / "large",
-        "llama2": shared_data("tokenizers/llama2/tokenizer.model"),
+        "stories": data_file(STORIES), "run": plain, "large": tmp_path / "large",
+        "llama2": tokenizer_model("mistral"),
     }  # fmt: skip
     given = [argument.format(**places) for argument in arguments]
     assert main(["export", *given, "--out", str(tmp_path / "out")]) == 2

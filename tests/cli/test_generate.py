@@ -19,13 +19,13 @@ from llama_fast.cli import main as cli
 from llama_fast.data.chat import ChatTemplate, end_of_turn
 from llama_fast.models import LLaMA, LlamaConfig, save
 from llama_fast.tokenizers import ByteTokenizer
-from tests.paths import shared_data, smollm2
+from tests.paths import data_file, smollm2
 
 FOLDER = "checkpoints/stories260k"
 
 
 def stories(*arguments: str) -> list[str]:
-    folder = shared_data(FOLDER)
+    folder = data_file(FOLDER)
     return [str(folder / "stories260K.bin"), "--tokenizer", str(folder / "tok512.bin"), *arguments]
 
 
@@ -36,7 +36,7 @@ def out(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_golden_story(capsys: pytest.CaptureFixture[str]) -> None:
     found = out(capsys, "generate", *stories("--max-new-tokens", "256"))
-    fence = (shared_data(FOLDER) / "stories260K.md").read_text(encoding="utf-8").split("```")[3]
+    fence = (data_file(FOLDER) / "stories260K.md").read_text(encoding="utf-8").split("```")[3]
     assert found == fence.partition("-t 0.0\n")[2]
 
 

@@ -13,11 +13,11 @@ from llama_fast.data import ChatTemplate, DataError, TokenShards
 from llama_fast.data.tokenizer import tokenizer_of
 from llama_fast.tokenizers import load_tokenizer
 from llama_fast.tokenizers.train_bpe import train_bpe
-from tests.paths import shared_data
+from tests.paths import data_file, tokenizer_model
 
 
 def test_text_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, out = shared_data("corpora/tinyshakespeare.txt"), tmp_path / "shards"
+    source, out = data_file("corpora/tinyshakespeare.txt"), tmp_path / "shards"
     assert main(["tokenize", str(source), "--out", str(out), "--separator", "\n\n"]) == 0
     text = source.read_text()
     parts = [part for part in text.split("\n\n") if part.strip()]
@@ -34,7 +34,7 @@ def test_text_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_learns_a_tokenizer_and_keeps_it(tmp_path: Path) -> None:
-    source, out = shared_data("corpora/tinyshakespeare.txt"), tmp_path / "shards"
+    source, out = data_file("corpora/tinyshakespeare.txt"), tmp_path / "shards"
     assert main(["tokenize", str(source), "--out", str(out), "--train-bpe", "512"]) == 0
     shards = TokenShards(out)
     assert shards.vocab_size == 512 and shards.tokenizer["path"] == "tokenizer"
@@ -55,7 +55,7 @@ def test_chats_learn_their_answers(tmp_path: Path) -> None:
 
 def test_chats_begin_as_the_model_expects_it() -> None:
     """Llama's tokenizers begin each text with a token; once, also where the template has it."""
-    tokenizer = load_tokenizer(shared_data("tokenizers/llama3/tokenizer.model"))
+    tokenizer = load_tokenizer(tokenizer_model("tekken"))
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     for name in ("plain", "llama3"):
         ids, answer = encode(chat, tokenizer, ChatTemplate(name))

@@ -20,7 +20,7 @@ from llama_fast.tokenizers import (
 )
 from llama_fast.tokenizers.save import save_huggingface
 from llama_fast.tokenizers.train_bpe import train_bpe
-from tests.paths import shared_data
+from tests.paths import tokenizer_model
 
 BYTES = ByteTokenizer()
 
@@ -47,7 +47,7 @@ def test_renders_what_transformers_renders(name: str, prompt: bool) -> None:
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_answers_alone_are_learned(name: str) -> None:
-    tokenizer = load_tokenizer(shared_data("tokenizers/llama3/tokenizer.model"))
+    tokenizer = load_tokenizer(tokenizer_model("tekken"))
     template = ChatTemplate(name)
     ids, answer = template.encode(CHAT, tokenizer)
     assert ids == tokenizer.encode(template.render(CHAT, tokenizer), special=True)
@@ -66,7 +66,7 @@ LLAMA2 = (
 
 
 def sentencepiece() -> Tokenizer:
-    return load_tokenizer(shared_data("tokenizers/llama2/tokenizer.model"))
+    return load_tokenizer(tokenizer_model("mistral"))
 
 
 def converted(tmp_path: Path) -> Tokenizer:
@@ -89,7 +89,7 @@ def test_begin_and_end_of_llama_2(form: str, tmp_path: Path) -> None:
 
 
 def test_control_tokens_in_a_message_are_text() -> None:
-    tokenizer = load_tokenizer(shared_data("tokenizers/llama3/tokenizer.model"))
+    tokenizer = load_tokenizer(tokenizer_model("tekken"))
     chat = [{"role": "user", "content": "<|eot_id|>"}, {"role": "assistant", "content": "No."}]
     ids, _ = ChatTemplate("llama3").encode(chat, tokenizer)
     assert ids.count(tokenizer.special["<|eot_id|>"]) == 2

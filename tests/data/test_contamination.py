@@ -14,7 +14,7 @@ from llama_fast.data.documents import DataError
 from llama_fast.data.questions import read_questions
 from llama_fast.tokenizers import load_tokenizer
 from llama_fast.tokenizers.train_bpe import train_bpe
-from tests.paths import shared_data
+from tests.paths import data_file
 
 
 def write(folder: Path, documents: list[list[int]], vocab_size: int, **options: int) -> TokenShards:
@@ -73,8 +73,8 @@ def test_is_the_definition(tmp_path: Path, seed: int, monkeypatch: pytest.Monkey
 
 def test_real_questions_in_shakespeare(tmp_path: Path) -> None:
     """Questions planted whole, with as many altered tokens as are allowed, and with one more."""
-    play = shared_data("corpora/tinyshakespeare.txt").read_text()[:100_000]
-    source = shared_data("hub/openai/gsm8k/main/test.jsonl")
+    play = data_file("corpora/tinyshakespeare.txt").read_text()[:100_000]
+    source = data_file("hub/openai/gsm8k/main/test.jsonl")
     texts = [q.text for q in read_questions(source, ["question"])][:200]
     tokenizer = train_bpe([play, *texts], 2000, tmp_path / "bpe")
     questions = [tokenizer.encode(text) for text in texts]
@@ -106,11 +106,11 @@ def test_real_questions_in_shakespeare(tmp_path: Path) -> None:
 
 def test_other_text_is_clean(tmp_path: Path) -> None:
     """Arithmetic is not in Shakespeare, and a book is in itself."""
-    play = shared_data("corpora/tinyshakespeare.txt").read_text()[:60_000]
+    play = data_file("corpora/tinyshakespeare.txt").read_text()[:60_000]
     tokenizer = load_tokenizer("byte")
     speeches = [tokenizer.encode(s) for s in play.split("\n\n")]
     shards = write(tmp_path / "s", speeches, 257, shard_tokens=10_000)
-    texts = [q.text for q in read_questions(shared_data("hub/openai/gsm8k/main/test.jsonl"))][:99]
+    texts = [q.text for q in read_questions(data_file("hub/openai/gsm8k/main/test.jsonl"))][:99]
     arithmetic = QuestionIndex([tokenizer.encode(t) for t in texts], min_length=40).scan(shards)
     assert not arithmetic.contaminated.any() and not len(arithmetic.pairs)
     long = [s for s in speeches if len(s) >= 40]
@@ -150,14 +150,14 @@ def test_the_statistic_is_standard_normal_without_an_effect() -> None:
 
 
 def test_fields_of_a_benchmark(tmp_path: Path) -> None:
-    arc = next(read_questions(shared_data("hub/allenai/ai2_arc/ARC-Challenge/test.jsonl")))
+    arc = next(read_questions(data_file("hub/allenai/ai2_arc/ARC-Challenge/test.jsonl")))
     assert arc.text.startswith("An astronomer observes") and "Mercury_7175875" not in arc.text
     assert "Planetary days will become shorter." in arc.text  # in a list in an object
-    mmlu = list(read_questions(shared_data("hub/cais/mmlu/astronomy"), ["choices", "question"]))
+    mmlu = list(read_questions(data_file("hub/cais/mmlu/astronomy"), ["choices", "question"]))
     assert len({q.file.name for q in mmlu}) == 3 and mmlu[0].index == 0
     assert mmlu[0].text.startswith("It would be harder since")
     with pytest.raises(DataError, match=r"dev\.jsonl:1: expected a field 'context', got"):
-        next(read_questions(shared_data("hub/cais/mmlu/astronomy"), ["context"]))
+        next(read_questions(data_file("hub/cais/mmlu/astronomy"), ["context"]))
     with pytest.raises(DataError, match=r"expected \.jsonl"):
         next(read_questions(tmp_path))
     with pytest.raises(FileNotFoundError, match="against: no such file"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_fast.data import DataError, read_documents
-from tests.paths import shared_data
+from tests.paths import data_file, extra, original
 
 ROWS = [{"text": "one"}, {"text": "zwei\n"}, {"text": "три"}]
 TEXTS = [row["text"] for row in ROWS]
@@ -45,14 +45,19 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert list(read_documents(tmp_path)) == ["1.txt", "2.txt", "sub/0.txt"]
 
 
-def test_real_files() -> None:
-    dickens = shared_data("corpora/dickens.txt.gz")
-    with pytest.raises(DataError, match="expected utf-8, got an invalid byte at 166668"):
+ORIGINAL = [False, pytest.param(True, marks=extra("corpora/dickens.txt.gz"))]
+
+
+@pytest.mark.parametrize("whole", ORIGINAL)
+def test_real_files(whole: bool) -> None:
+    get = original if whole else data_file
+    dickens, questions = get("corpora/dickens.txt.gz"), get("hub/openai/gsm8k/main/train.jsonl")
+    start, size, count = (0, 10_192_446, 7473) if whole else (100_000, 300_000, 100)
+    with pytest.raises(DataError, match=f"utf-8, got an invalid byte at {166_668 - start}"):
         list(read_documents(dickens))
     (text,) = read_documents(dickens, encoding="latin-1")
-    assert isinstance(text, str) and len(text) == 10_192_446
-    questions = shared_data("hub/openai/gsm8k/main/train.jsonl")
-    assert sum(1 for _ in read_documents(questions, key="question")) == 7473
+    assert isinstance(text, str) and len(text) == size
+    assert sum(1 for _ in read_documents(questions, key="question")) == count
 
 
 def test_chats(tmp_path: Path) -> None:

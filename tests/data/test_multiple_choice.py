@@ -7,11 +7,11 @@ import pytest
 
 from llama_fast.data import DataError
 from llama_fast.data.multiple_choice import MultipleChoice, read_multiple_choice, sample
-from tests.paths import shared_data
+from tests.paths import mirror
 
 
 def test_questions_of_the_hub_are_understood(tmp_path: Path) -> None:
-    path = shared_data("hub/allenai/openbookqa/main/validation.jsonl")
+    path = mirror() / "hub/allenai/openbookqa/main/validation.jsonl"
     questions = read_multiple_choice(path)
     assert len(questions) == 500
     first = json.loads(path.read_text().splitlines()[0])

@@ -13,13 +13,13 @@ from llama_fast.data.chat import TEMPLATES
 from llama_fast.eval.suite import load_tasks
 from llama_fast.models import LLaMA, save
 from llama_fast.tokenizers import Tokenizer
-from tests.paths import shared_data
+from tests.paths import mirror
 
 
 @cache
 def data_dir() -> Path:
-    """The mirror of the data sets; skips the test where there is none."""
-    return shared_data("hub")
+    """The mirror of the data sets."""
+    return mirror()
 
 
 def instances(task: str, limit: int) -> list[Instance]:

@@ -17,7 +17,7 @@ from llama_fast.models import LLaMA
 from llama_fast.models.checkpoints.training import RunCheckpointError
 from llama_fast.models.loading import load_model
 from llama_fast.tokenizers import ByteTokenizer
-from tests.paths import shared_data
+from tests.paths import data_file
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("canary")
     play = folder / "play.txt"
-    play.write_text(shared_data("corpora/tinyshakespeare.txt").read_text()[:60_000])
+    play.write_text(data_file("corpora/tinyshakespeare.txt").read_text()[:60_000])
     planted, shards, run = (str(folder / name) for name in ("planted", "shards", "run"))
     commands = (
         ["data", "plant", str(play), "--out", planted, "--digits", "3", "--repeats", "50,0"],
@@ -107,8 +107,8 @@ def test_the_fit_finds_a_skew_normal() -> None:
 def test_log_perplexity_is_the_logits() -> None:
     """Of a real model, by torch's log-softmax in float64, whatever the batches are."""
     model, tokenizer = load_model(
-        shared_data("checkpoints/stories260k/stories260K.bin"),
-        shared_data("checkpoints/stories260k/tok512.bin"),
+        data_file("checkpoints/stories260k/stories260K.bin"),
+        data_file("checkpoints/stories260k/tok512.bin"),
     )
     texts = ["Once upon a time", "The secret number is 42", "x", "there was a little girl, Lily."]
     rows = [[tokenizer.bos_id or 1, *tokenizer.encode(text)] for text in texts]
@@ -145,9 +145,9 @@ def test_models_of_a_run(trained: Path, tmp_path: Path) -> None:
     assert again.head_weight.dtype == torch.bfloat16
     assert torch.equal(again.head_weight, model.head_weight.bfloat16())
     with pytest.raises(ValueError, match="tokenizer: expected at most the model's 257 tokens"):
-        load_model(trained / "run", shared_data("checkpoints/stories260k/tok512.bin"))
+        load_model(trained / "run", data_file("checkpoints/stories260k/tok512.bin"))
     alone = tmp_path / "alone.bin"
-    alone.write_bytes(shared_data("checkpoints/stories260k/stories260K.bin").read_bytes())
+    alone.write_bytes(data_file("checkpoints/stories260k/stories260K.bin").read_bytes())
     with pytest.raises(ValueError, match=r"tokenizer: expected one, for .*alone.bin has none"):
         load_model(alone)
     (tmp_path / "checkpoints").mkdir()

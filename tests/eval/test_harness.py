@@ -22,7 +22,7 @@ import llama_fast
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.request_cache import RequestCache
 from tests.eval.harness_tasks import best, huggingface_folder, instances
-from tests.paths import REPOSITORY, shared_data, smollm2
+from tests.paths import REPOSITORY, data_file, smollm2
 
 # Two float32 ways of adding up a few dozen log-probabilities of 49152 classes each.
 ROUNDING = 2e-5
@@ -96,7 +96,7 @@ def test_texts_are_those_of_the_harness(theirs: HFLM, ours: HarnessModel) -> Non
 
 
 def test_rolling_windows_are_those_of_the_harness(theirs: HFLM, ours: HarnessModel) -> None:
-    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:1500]
+    text = data_file("corpora/tinyshakespeare.txt").read_text()[:1500]
     rolling = [Instance("loglikelihood_rolling", {}, (text[i:],), 0, ("t", i, 1)) for i in (0, 700)]
     short = HarnessModel(ours.model, ours.words, max_length=128)
     theirs._max_length = 128
@@ -238,7 +238,7 @@ lm.loglikelihood(instances("arc_easy", 30))
 
 def stories(cache: str | Path) -> HarnessModel:
     """The 260 K model, with small batches."""
-    folder = shared_data("checkpoints/stories260k")
+    folder = data_file("checkpoints/stories260k")
     return HarnessModel(
         str(folder / "stories260K.bin"), str(folder / "tok512.bin"), dtype="float32", device="cpu",
         budget=256, cache=cache,
@@ -308,7 +308,7 @@ def test_answers_belong_to_settings_and_tokenizer_too(tmp_path: Path) -> None:
 
 def test_the_harness_makes_one_of_a_line_of_arguments(tmp_path: Path) -> None:
     """On its command line the device is "cuda:0" where none was named."""
-    stories = shared_data("checkpoints/stories260k")
+    stories = data_file("checkpoints/stories260k")
     line = f"pretrained={stories / 'stories260K.bin'},dtype=bfloat16,max_length=64"
     given = {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
     lm = get_model("llama_fast").create_from_arg_string(line, given)

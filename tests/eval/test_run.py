@@ -19,7 +19,8 @@ from llama_fast.eval.request_cache import CacheError
 from llama_fast.eval.run import Limits, Outcome, evaluate_tasks, load
 from llama_fast.eval.suite import sandbox
 from llama_fast.eval.suite.mirror import Mirror, MissingDataError
-from tests.paths import shared_data
+from tests import paths
+from tests.paths import data_file
 
 
 def test_a_task_without_a_score_is_named_and_the_run_goes_on(
@@ -27,10 +28,10 @@ def test_a_task_without_a_score_is_named_and_the_run_goes_on(
 ) -> None:
     """ToxiGen's texts have no score without its classifier; GSM8K's are longer than the model."""
     monkeypatch.setattr("llama_fast.eval.suite.toxigen.CLASSIFIER", str(tmp_path / "none"))
-    stories = shared_data("checkpoints/stories260k") / "stories260K.bin"
+    stories = data_file("checkpoints/stories260k") / "stories260K.bin"
     lm = HarnessModel(str(stories), device="cpu", max_length=200)
     names = ["toxigen_generation", "gsm8k_cot", "arc_easy"]
-    loaded = load(names, shared_data("hub").parent)
+    loaded = load(names, paths.mirror())
     outcome = evaluate_tasks(
         lm, loaded, tmp_path, limits=Limits(2), keys=metric_keys("llama2-paper")
     )
@@ -48,14 +49,12 @@ def test_a_task_without_a_score_is_named_and_the_run_goes_on(
 
 @pytest.fixture(scope="module")
 def stories() -> HarnessModel:
-    return HarnessModel(
-        str(shared_data("checkpoints/stories260k") / "stories260K.bin"), device="cpu"
-    )
+    return HarnessModel(str(data_file("checkpoints/stories260k") / "stories260K.bin"), device="cpu")
 
 
 @pytest.fixture
 def mirror() -> Path:
-    return shared_data("hub").parent
+    return paths.mirror()
 
 
 def test_an_os_error_of_a_task_is_that_task_s(
@@ -150,12 +149,12 @@ def test_a_second_run_stands_beside_the_first(
     two, three = Limits(2), Limits(3)
     ask(
         "piqa", "triviaqa_wiki_5shot", command="first", preset="llama2-paper", limits=two,
-        missing={"quac": "no data", "openbookqa": "no data"},
+        missing={"quac": "no data", "winogrande": "no data"},
     )  # fmt: skip
     before = read_run(tmp_path)
-    assert ask("openbookqa", command="second", limits=three).notes == []
+    assert ask("winogrande", command="second", limits=three).notes == []
     run = read_run(tmp_path)
-    assert run.tasks == ["piqa", "triviaqa_wiki_5shot", "openbookqa"]
+    assert run.tasks == ["piqa", "triviaqa_wiki_5shot", "winogrande"]
     assert run.results["results"]["piqa"] == before.results["results"]["piqa"]
     assert [len(list(run.samples(task))) for task in run.tasks] == [2, 2, 3]
     facts = run.metadata
@@ -163,7 +162,7 @@ def test_a_second_run_stands_beside_the_first(
     assert facts["preset"] == "llama2-paper" and facts["not_scored"] == {"quac": "no data"}
     assert "rc.nocontext stands in for rc.wikipedia.nocontext" in facts["notes"]
     # Asked once more, a task takes the place of what it was.
-    ask("openbookqa", command="second", limits=three)
+    ask("winogrande", command="second", limits=three)
     assert read_run(tmp_path).tasks == run.tasks
     assert read_run(tmp_path).metadata["earlier_commands"] == ["first"]
     assert not list(tmp_path.glob("earlier-*"))
@@ -185,18 +184,18 @@ def test_results_of_other_settings_are_moved_aside(
     first = read_run(tmp_path)
     texts = list(first.samples("piqa"))
     (tmp_path / "report.html").write_text("the first")
-    notes = ask(["openbookqa"], limits=two, system="Answer.")
+    notes = ask(["winogrande"], limits=two, system="Answer.")
     assert notes == [moved.format("system (none, now Answer.)", 1)]
     assert read_run(tmp_path).metadata["notes"] == notes[0]
-    assert there() == [["openbookqa"], ["piqa"]]
+    assert there() == [["winogrande"], ["piqa"]]
     aside = read_run(tmp_path / "earlier-1")
     assert aside.results == first.results and list(aside.samples("piqa")) == texts
     assert (tmp_path / "earlier-1" / "report.html").read_text() == "the first"
     # The same task with another number of questions or examples is another result.
-    notes = ask(["openbookqa"], limits=Limits(3), system="Answer.")
-    assert notes == [moved.format("number of questions of openbookqa (2, now 3)", 2)]
-    notes = ask(["openbookqa"], shots=1, limits=Limits(3), system="Answer.")
-    assert notes == [moved.format("number of examples of openbookqa (0, now 1)", 3)]
+    notes = ask(["winogrande"], limits=Limits(3), system="Answer.")
+    assert notes == [moved.format("number of questions of winogrande (2, now 3)", 2)]
+    notes = ask(["winogrande"], shots=1, limits=Limits(3), system="Answer.")
+    assert notes == [moved.format("number of examples of winogrande (0, now 1)", 3)]
     (tmp_path / "results.json").write_text("{")
     notes = ask(["piqa"], limits=two)
     assert notes == ["a damaged results.json was there: moved to earlier-4"]

@@ -14,7 +14,7 @@ import torch
 from llama_fast.generate import GenerationRequest
 from llama_fast.models import LLaMA, LlamaConfig, load
 from llama_fast.tokenizers import ByteTokenizer, Tokenizer
-from tests.paths import shared_data, smollm2
+from tests.paths import data_file, mirror, smollm2
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def real_prompts(count: int) -> list[str]:
             for line in lines:
                 yield json.loads(line)[name]
 
-    activities = field(shared_data("hub/Rowan/hellaswag/default/validation.jsonl"), "ctx")
-    questions = field(shared_data("hub/openai/gsm8k/main/test.jsonl"), "question")
+    activities = field(mirror() / "hub/Rowan/hellaswag/default/validation.jsonl", "ctx")
+    questions = field(data_file("hub/openai/gsm8k/main/test.jsonl"), "question")
     pairs = zip(activities, questions, strict=False)
     return list(islice((text for pair in pairs for text in pair), count))
 

@@ -10,7 +10,7 @@ import torch
 from llama_fast.generate import Engine, GenerationRequest
 from llama_fast.models import LLaMA, load, save
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
-from tests.paths import shared_data
+from tests.paths import data_file
 
 from .conftest import real_prompts
 
@@ -19,10 +19,10 @@ FOLDER = "checkpoints/stories260k"
 
 def test_stories260k_byte_for_byte() -> None:
     """llama2.c's greedy story; its program stops after 256 tokens."""
-    fence = (shared_data(FOLDER) / "stories260K.md").read_text(encoding="utf-8").split("```")[3]
+    fence = (data_file(FOLDER) / "stories260K.md").read_text(encoding="utf-8").split("```")[3]
     golden = fence.partition("-t 0.0\n")[2].removesuffix("\n")
-    model, _ = load(shared_data(FOLDER) / "stories260K.bin")
-    tokenizer = load_tokenizer(shared_data(FOLDER) / "tok512.bin")
+    model, _ = load(data_file(FOLDER) / "stories260K.bin")
+    tokenizer = load_tokenizer(data_file(FOLDER) / "tok512.bin")
     assert tokenizer.bos_id is not None
     requests = [GenerationRequest([tokenizer.bos_id], 256)] * 3
     for result in Engine(model, tokenizer).generate(requests):

@@ -7,7 +7,7 @@ import pytest
 
 from llama_fast.generate.text import TextStream
 from llama_fast.tokenizers import ByteTokenizer, Tokenizer, from_gguf, load_tokenizer
-from tests.paths import shared_data, smollm2
+from tests.paths import data_file, smollm2
 
 TEXT = "The café – naïve 日本語 🎈🇩🇪 text\n\nQuestion: 1 + 1 = 2."
 
@@ -17,7 +17,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "byte":
         return ByteTokenizer()
     if request.param == "spm":
-        return load_tokenizer(shared_data("checkpoints/stories260k/tok512.bin"))
+        return load_tokenizer(data_file("checkpoints/stories260k/tok512.bin"))
     fields = gguf.GGUFReader(smollm2()).fields
     return from_gguf({key: field.contents() for key, field in fields.items()})
 

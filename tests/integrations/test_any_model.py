@@ -20,15 +20,15 @@ from llama_fast.models import LLaMA, LlamaConfig, save
 from llama_fast.models.loading import as_tokenizer
 from llama_fast.tokenizers import ByteTokenizer, TokenizerError, from_gguf, load_tokenizer
 from llama_fast.tokenizers.save import gguf_fields
-from tests.paths import shared_data, smollm2
+from tests.paths import data_file, gguf_tiny, smollm2, tokenizer_model
 
 
 def test_what_is_read() -> None:
-    stories = shared_data("checkpoints/stories260k")
+    stories = data_file("checkpoints/stories260k")
     for path, kind in (
         (smollm2(), "smollm2"),
         (stories / "stories260K.bin", "llama2.c"),
-        (shared_data("checkpoints/gguf_tiny/llama-2-tiny-random.gguf"), "GGUF"),
+        (gguf_tiny(), "GGUF"),
     ):
         model, words = load_any(str(path), device="cpu")
         assert isinstance(model, LLaMA) and not model.training, kind
@@ -127,8 +127,7 @@ def test_a_text_ends_with_any_of_the_models_end_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["meta", "gguf", "template"])
 def test_a_turn_ends_alike_for_all_commands(form: str, tmp_path: Path) -> None:
     """No file says that <|eot_id|> ends a text: its name does, or the chat template."""
-    folder = shared_data("tokenizers/llama3")
-    words = load_tokenizer(folder / "tokenizer.model")
+    words = load_tokenizer(tokenizer_model("tekken"))
     eot, text_end = words.special["<|eot_id|>"], words.eos_id
     if form == "template":
         words.end_ids, words.chat_template = (text_end,), TEMPLATES["llama3"]

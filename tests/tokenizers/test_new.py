@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llama_fast.tokenizers import ByteTokenizer, TokenizerError, load_tokenizer
 from llama_fast.tokenizers.train_bpe import train_bpe
-from tests.paths import shared_data
+from tests.paths import data_file
 
 
 @given(st.text())
@@ -30,7 +30,7 @@ def test_the_end_of_text_is_one_token_only_when_asked_for() -> None:
 
 def test_learned_bpe(tmp_path: Path) -> None:
     """Shorter than bytes, the same after loading, and the same in transformers."""
-    text = shared_data("corpora/tinyshakespeare.txt").read_text()
+    text = data_file("corpora/tinyshakespeare.txt").read_text()
     learned = train_bpe([text], 1000, tmp_path)
     assert learned.vocab_size == 1000 and learned.bos_id == learned.eos_id == 0
     ids = learned.encode(text)

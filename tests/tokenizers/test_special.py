@@ -20,7 +20,7 @@ from llama_fast.models.loading import as_tokenizer
 from llama_fast.tokenizers import Tokenizer, TokenizerError, from_gguf, load_tokenizer
 from llama_fast.tokenizers.bpe import FastTokenizer
 from llama_fast.tokenizers.save import as_backend, save_huggingface
-from tests.paths import shared_data
+from tests.paths import META_TOKENIZERS, TOKENIZERS, extra, tokenizer_model
 
 LETTERS = [*"abG.\nHé", "<", ">", "|", "/", "s", "end", "user"]
 TOKENS = {
@@ -135,7 +135,17 @@ def test_names_in_literal_spans_are_text(kind: str, parts: list[tuple[str, bool]
     assert ours.encode_with_offsets(text, literal=everything)[0] == ours.encode(text)
 
 
-@pytest.mark.parametrize("form", ["llama2", "llama3", "byte", "llama2.json", "llama3.json"])
+JSON_FORMS = [
+    "mistral.json",
+    "tekken.json",
+    *(
+        pytest.param(f"{name}.json", marks=extra(f"tokenizers/{name}/tokenizer.model"))
+        for name in META_TOKENIZERS
+    ),
+]
+
+
+@pytest.mark.parametrize("form", [*TOKENIZERS, "byte", *JSON_FORMS])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_offsets_of_every_kind(form: str, data: st.DataObject) -> None:
@@ -161,9 +171,7 @@ KNOWN: dict[str, Tokenizer] = {}
 def published(form: str) -> Tokenizer:
     if form not in KNOWN:
         name, _, json_form = form.partition(".")
-        found = load_tokenizer(
-            "byte" if name == "byte" else shared_data(f"tokenizers/{name}/tokenizer.model")
-        )
+        found = load_tokenizer("byte" if name == "byte" else tokenizer_model(name))
         KNOWN[form] = (
             FastTokenizer(as_backend(found), found.bos_id, found.eos_id) if json_form else found
         )
@@ -326,7 +334,7 @@ def gguf(names: list[str], **more: Any) -> dict[str, Any]:
 
 
 def test_what_ends_a_turn_is_known_by_its_name() -> None:
-    llama3 = load_tokenizer(shared_data("tokenizers/llama3/tokenizer.model"))
+    llama3 = load_tokenizer(tokenizer_model("tekken"))  # named and numbered as Llama 3's
     # Meta's `stop_tokens`, and Llama 3.1's generation_config.json
     assert llama3.end_ids == (128001, 128009, 128008)
     assert from_gguf(gguf(["</s>", "<|eot_id|>"])).end_ids == (2, 3)

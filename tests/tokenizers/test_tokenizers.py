@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,30 @@ from llama_fast.tokenizers import (
     from_gguf,
     load_tokenizer,
 )
-from tests.paths import shared_data, smollm2
+from tests.paths import (
+    META_TOKENIZERS,
+    data_file,
+    extra,
+    gguf_tiny,
+    original,
+    smollm2,
+    tokenizer_model,
+)
 
-GGUF_TINY = "checkpoints/gguf_tiny/llama-2-tiny-random.gguf"
+GOLDEN = {
+    "mistral": "mistral.ids",
+    "tekken": "tekken.ids",
+    "llama2": "ggml-vocab-llama-spm.gguf.out",
+    "llama3": "ggml-vocab-llama-bpe.gguf.out",
+}
 SEPARATOR = "\n__ggml_vocab_test__\n"
 
 
 def golden(kind: str) -> list[tuple[str, list[int]]]:
-    folder = shared_data("tokenizers/golden")
-    inputs = (folder / f"ggml-vocab-llama-{kind}.gguf.inp").read_bytes().decode("utf-8")
-    outputs = (folder / f"ggml-vocab-llama-{kind}.gguf.out").read_text()
+    """llama.cpp's strings and their ids by a tokenizer, which another library wrote down."""
+    folder = data_file("tokenizers/golden")
+    inputs = (folder / "ggml-vocab-llama-spm.gguf.inp").read_bytes().decode("utf-8")
+    outputs = (folder / GOLDEN[kind]).read_text()
     texts = inputs.removesuffix(SEPARATOR).split(SEPARATOR)
     ids = [[int(i) for i in line.split()] for line in outputs.removesuffix("\n").split("\n")]
     assert len(texts) == 46
@@ -37,29 +52,19 @@ def metadata(path: Path) -> dict[str, Any]:
     return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
 
 
-@pytest.fixture(scope="module")
-def llama2() -> Tokenizer:
-    return load_tokenizer(shared_data("tokenizers/llama2/tokenizer.model"))
-
-
-@pytest.fixture(scope="module")
-def llama2_gguf() -> Tokenizer:
-    return from_gguf(metadata(shared_data(GGUF_TINY)))
-
-
-@pytest.fixture(scope="module")
-def llama3() -> Tokenizer:
-    return load_tokenizer(shared_data("tokenizers/llama3/tokenizer.model"))
-
-
-@pytest.fixture(scope="module")
-def llama3_gguf() -> Tokenizer:
-    return from_gguf(llama3_metadata(shared_data("tokenizers/llama3/tokenizer.model")))
-
-
-@pytest.fixture(scope="module")
-def smollm2_tokenizer() -> Tokenizer:
-    return from_gguf(metadata(smollm2()))
+@cache
+def made(form: str) -> Tokenizer:
+    """A tokenizer of its own file, or ("NAME_gguf") of what a GGUF file says of it."""
+    name, _, gguf_form = form.partition("_")
+    if name == "smollm2":
+        return from_gguf(metadata(smollm2()))
+    if not gguf_form:
+        return load_tokenizer(tokenizer_model(name))
+    if name == "mistral":
+        return from_gguf(metadata(gguf_tiny()))
+    if name == "llama2":
+        return from_gguf(metadata(original("checkpoints/gguf_tiny/llama-2-tiny-random.gguf")))
+    return from_gguf(llama3_metadata(tokenizer_model(name)))
 
 
 def llama3_metadata(path: Path) -> dict[str, Any]:
@@ -100,31 +105,43 @@ def llama3_metadata(path: Path) -> dict[str, Any]:
     }
 
 
+def forms(*names: str) -> list[Any]:
+    """Meta's are marked as extras."""
+    return [
+        pytest.param(form, marks=extra(f"tokenizers/{form[:6]}/tokenizer.model"))
+        if form.startswith(META_TOKENIZERS)
+        else form
+        for form in names
+    ]
+
+
 @pytest.mark.parametrize(
-    ("fixture", "kind"),
-    [("llama2", "spm"), ("llama2_gguf", "spm"), ("llama3", "bpe"), ("llama3_gguf", "bpe")],
-)
-def test_golden_ids(fixture: str, kind: str, request: pytest.FixtureRequest) -> None:
-    tokenizer: Tokenizer = request.getfixturevalue(fixture)
-    for text, ids in golden(kind):
+    "form",
+    forms(
+        "mistral", "mistral_gguf", "tekken", "tekken_gguf",
+        "llama2", "llama2_gguf", "llama3", "llama3_gguf",
+    ),
+)  # fmt: skip
+def test_golden_ids(form: str) -> None:
+    tokenizer = made(form)
+    for text, ids in golden(form.partition("_")[0]):
         assert tokenizer.encode(text) == ids, repr(text)
         assert tokenizer.decode(ids) == text, repr(text)
 
 
-@pytest.mark.parametrize("kind", ["spm", "bpe"])
-def test_smollm2_gives_every_text_back(kind: str, smollm2_tokenizer: Tokenizer) -> None:
-    for text, _ in golden(kind):
-        ids = smollm2_tokenizer.encode(text)
-        assert smollm2_tokenizer.decode(ids) == text, repr(text)
+def test_smollm2_gives_every_text_back() -> None:
+    for text, _ in golden("mistral"):
+        ids = made("smollm2").encode(text)
+        assert made("smollm2").decode(ids) == text, repr(text)
 
 
-def test_smollm2_splits_digits(smollm2_tokenizer: Tokenizer) -> None:
-    ids = smollm2_tokenizer.encode("In 1984")
-    assert [smollm2_tokenizer.decode([i]) for i in ids] == ["In", " ", "1", "9", "8", "4"]
+def test_smollm2_splits_digits() -> None:
+    ids = made("smollm2").encode("In 1984")
+    assert [made("smollm2").decode([i]) for i in ids] == ["In", " ", "1", "9", "8", "4"]
 
 
 def test_stories260k() -> None:
-    tokenizer = load_tokenizer(shared_data("checkpoints/stories260k/tok512.bin"))
+    tokenizer = load_tokenizer(data_file("checkpoints/stories260k/tok512.bin"))
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (512, 1, 2)
     # The best-scored merges first; an unknown character as its bytes
     assert tokenizer.encode("Once upon a time") == [403, 407, 261, 378]
@@ -134,18 +151,17 @@ def test_stories260k() -> None:
 
 
 SIZES = {
-    "llama2": (32000, 1, 2),
-    "llama2_gguf": (32000, 1, 2),
-    "llama3": (128256, 128000, 128001),
-    "llama3_gguf": (128256, 128000, 128001),
-    "smollm2_tokenizer": (49152, 1, 2),
+    **dict.fromkeys(["mistral", "mistral_gguf", "llama2", "llama2_gguf"], (32000, 1, 2)),
+    **dict.fromkeys(["tekken", "tekken_gguf", "llama3", "llama3_gguf"], (128256, 128000, 128001)),
+    "smollm2": (49152, 1, 2),
 }
+FORMS = forms(*SIZES)
 
 
-@pytest.mark.parametrize("fixture", SIZES)
-def test_control_tokens(fixture: str, request: pytest.FixtureRequest) -> None:
-    tokenizer: Tokenizer = request.getfixturevalue(fixture)
-    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == SIZES[fixture]
+@pytest.mark.parametrize("form", FORMS)
+def test_control_tokens(form: str) -> None:
+    tokenizer = made(form)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == SIZES[form]
     end = next(name for name, i in tokenizer.special.items() if i == tokenizer.eos_id)
     as_text = tokenizer.encode(end)
     assert tokenizer.eos_id not in as_text  # a text can't end a turn
@@ -156,17 +172,17 @@ def test_control_tokens(fixture: str, request: pytest.FixtureRequest) -> None:
     assert tokenizer.decode(ids) == "yes"
 
 
-@pytest.mark.parametrize("fixture", SIZES)
-def test_parts_of_characters(fixture: str, request: pytest.FixtureRequest) -> None:
-    tokenizer: Tokenizer = request.getfixturevalue(fixture)
+@pytest.mark.parametrize("form", FORMS)
+def test_parts_of_characters(form: str) -> None:
+    tokenizer = made(form)
     ids = tokenizer.encode("🦙")
     assert len(ids) > 1
     assert "\ufffd" in tokenizer.decode(ids[:-1])
 
 
-@pytest.mark.parametrize("fixture", SIZES)
-def test_errors(fixture: str, request: pytest.FixtureRequest) -> None:
-    tokenizer: Tokenizer = request.getfixturevalue(fixture)
+@pytest.mark.parametrize("form", FORMS)
+def test_errors(form: str) -> None:
+    tokenizer = made(form)
     with pytest.raises(TypeError, match="text: expected a str, got bytes"):
         tokenizer.encode(b"bytes")  # type: ignore[arg-type]
     size = tokenizer.vocab_size
@@ -179,39 +195,39 @@ def test_errors(fixture: str, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("character", [" ", "a", "\n"])
-def test_llama3_takes_very_long_runs(llama3: Tokenizer, character: str) -> None:
+def test_ranks_take_very_long_runs(character: str) -> None:
     text = f"x{character * 300_000}y"
-    assert llama3.decode(llama3.encode(text)) == text
+    assert made("tekken").decode(made("tekken").encode(text)) == text
 
 
-def test_llama3_names_its_control_tokens(llama3: Tokenizer) -> None:
+def test_a_rank_file_has_the_control_tokens_of_llama_3() -> None:
     # github.com/meta-llama/llama-models, models/llama3/prompt_templates
     expected = {"<|start_header_id|>": 128006, "<|end_header_id|>": 128007, "<|eot_id|>": 128009}
-    assert expected.items() <= llama3.special.items()
-    assert sorted(llama3.special.values()) == list(range(128000, 128256))
+    assert expected.items() <= made("tekken").special.items()
+    assert sorted(made("tekken").special.values()) == list(range(128000, 128256))
 
 
-def test_a_gguf_file_is_a_tokenizer_file(llama2_gguf: Tokenizer, tmp_path: Path) -> None:
-    path = shared_data(GGUF_TINY)
+def test_a_gguf_file_is_a_tokenizer_file(tmp_path: Path) -> None:
+    path, same = gguf_tiny(), made("mistral_gguf")
     tokenizer = load_tokenizer(path)
     text = "A text, \u00e9t\u00e9."
-    assert tokenizer.encode(text) == llama2_gguf.encode(text)
-    assert tokenizer.add_bos == llama2_gguf.add_bos
+    assert tokenizer.encode(text) == same.encode(text)
+    assert tokenizer.add_bos == same.add_bos
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TokenizerError, match=r"damaged\.gguf: truncated or damaged GGUF file"):
         load_tokenizer(damaged)
 
 
-@pytest.mark.parametrize("fixture", ["llama2", "llama2_gguf", "llama3", "smollm2_tokenizer"])
-def test_lone_surrogates_are_replaced(fixture: str, request: pytest.FixtureRequest) -> None:
-    tokenizer: Tokenizer = request.getfixturevalue(fixture)
+@pytest.mark.parametrize("form", FORMS)
+def test_lone_surrogates_are_replaced(form: str) -> None:
+    tokenizer = made(form)
     assert tokenizer.encode("a \ud83d b \ud83d\ude00") == tokenizer.encode("a \ufffd b \U0001f600")
 
 
-@pytest.mark.parametrize("fixture", ["llama2", "llama2_gguf", "llama3", "smollm2_tokenizer"])
-def test_a_text_that_goes_on(fixture: str, request: pytest.FixtureRequest) -> None:
-    tokenizer: Tokenizer = request.getfixturevalue(fixture)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_that_goes_on(form: str) -> None:
+    tokenizer = made(form)
     begin = tokenizer.encode("It is")
     for text in (" four", "\n", "4"):
         assert begin + tokenizer.encode(text, continues=True) == tokenizer.encode("It is" + text)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from llama_fast.data import ShardWriter
-from tests.paths import shared_data
+from tests.paths import data_file
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Tinyshakespeare's first 200,000 characters, a speech a document."""
     folder = tmp_path_factory.mktemp("data") / "shards"
-    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:200_000]
+    text = data_file("corpora/tinyshakespeare.txt").read_text()[:200_000]
     with ShardWriter(folder, vocab_size=257, tokenizer={"path": "byte"}) as writer:
         for speech in text.split("\n\n"):
             writer.add([256, *speech.encode(), 256])

@@ -19,14 +19,14 @@ from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions,
 from llama_fast.train.metrics import read_metrics
 from llama_fast.train.parallel import clip_gradients, gradient_norm
 from llama_fast.train.run import TrainingRun
-from tests.paths import shared_data
+from tests.paths import data_file
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Tinyshakespeare's first 100,000 characters, a speech a document."""
     folder = tmp_path_factory.mktemp("data") / "shards"
-    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:100_000]
+    text = data_file("corpora/tinyshakespeare.txt").read_text()[:100_000]
     with ShardWriter(folder, vocab_size=257, tokenizer={"path": "byte"}) as writer:
         for speech in text.split("\n\n"):
             writer.add([256, *speech.encode(), 256])

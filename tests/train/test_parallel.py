@@ -25,7 +25,7 @@ from llama_fast.train.config import (
 )
 from llama_fast.train.metrics import read_metrics, read_rows
 from llama_fast.train.run import TrainingRun
-from tests.paths import shared_data
+from tests.paths import data_file
 from tests.ranks import on_ranks
 
 STEPS = 3
@@ -198,7 +198,7 @@ def test_two_processes_resume_bit_for_bit(tmp_path: Path) -> None:
 
     The benchmarks' scores are those that one process gives the same weights.
     """
-    text = shared_data("corpora/tinyshakespeare.txt").read_text()[:40_000]
+    text = data_file("corpora/tinyshakespeare.txt").read_text()[:40_000]
     with ShardWriter(tmp_path / "shards", vocab_size=257, tokenizer={"path": "byte"}) as writer:
         for speech in text.split("\n\n"):
             writer.add([256, *speech.encode(), 256])

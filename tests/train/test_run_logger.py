@@ -29,7 +29,7 @@ from llama_fast.train.record import add_entry, code_sha256, entry
 from llama_fast.train.run import TrainingRun
 from llama_fast.train.run_logger import RunLogger
 from llama_fast.train.trackers import scalars
-from tests.paths import REPOSITORY, shared_data
+from tests.paths import REPOSITORY, data_file
 from tests.train.events import curves
 
 
@@ -123,7 +123,7 @@ def test_the_hash_of_code_follows_the_code(tmp_path: Path) -> None:
 
 def test_benchmarks_are_scored_during_training(tmp_path: Path, shards: str) -> None:
     """Text of the training data against the same text reversed: learned in 60 steps."""
-    text = Path(shared_data("corpora/tinyshakespeare.txt")).read_text()
+    text = Path(data_file("corpora/tinyshakespeare.txt")).read_text()
     pieces = [text[i : i + 40].strip() for i in range(0, 40_000, 1_000)]
     file = tmp_path / "forwards.jsonl"
     rows = [

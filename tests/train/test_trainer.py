@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import llama_fast
 from llama_fast import LLaMA, Trainer, evaluate
 from llama_fast.models import LlamaConfig
-from tests.paths import shared_data
+from tests.paths import data_file
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 def test_seed_api_learns_shakespeare() -> None:
     """A model that knew byte frequencies only would stay at their entropy; ours must beat it."""
     text = torch.frombuffer(
-        bytearray(shared_data("corpora/tinyshakespeare.txt").read_bytes()), dtype=torch.uint8
+        bytearray(data_file("corpora/tinyshakespeare.txt").read_bytes()), dtype=torch.uint8
     ).long()
     length = 64
     rows = text[: len(text) // (length + 1) * (length + 1)].view(-1, length + 1)

@@ -5,12 +5,18 @@ from pathlib import Path
 import pytest
 
 from llama_fast.eval.scenarios import scenario_tasks
-from tests.paths import shared_data
+from tests.paths import mirror, original
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    return shared_data("scenarios").parent
+    return mirror()
+
+
+@pytest.fixture(scope="session")
+def whole_dir() -> Path:
+    """The data as their authors publish them, for tests marked `extra`."""
+    return original("scenarios").parent
 
 
 @pytest.fixture(scope="session")

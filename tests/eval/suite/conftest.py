@@ -15,15 +15,15 @@ import pytest
 
 from llama_fast.eval.suite import LoadedTasks, load_tasks
 from llama_fast.eval.suite.sandbox import Limits, Outcome, SandboxError, _run, measures
+from tests import paths
 from tests.eval.suite.attempts import LAYERS, QUICK
-from tests.paths import shared_data
 
 pytest.importorskip("lm_eval")
 
 
 @pytest.fixture(scope="session")
 def mirror() -> Path:
-    return shared_data("hub").parent
+    return paths.mirror()
 
 
 @contextlib.contextmanager

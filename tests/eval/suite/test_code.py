@@ -21,7 +21,7 @@ def humaneval(task: Any, index: int, completion: str) -> float:
     return task.process_results(doc, [instance.filtered_resps["create_test"]])["pass@1"]
 
 
-@pytest.mark.parametrize("index", range(0, 164, 20))
+@pytest.mark.parametrize("index", range(9))
 def test_humaneval_solutions_pass_and_broken_ones_fail(
     index: int, suite_tasks: LoadedTasks
 ) -> None:
@@ -32,7 +32,7 @@ def test_humaneval_solutions_pass_and_broken_ones_fail(
     assert humaneval(task, index, "    import os; os._exit(0)\n") == 0.0
 
 
-@pytest.mark.parametrize("index", range(0, 500, 100))
+@pytest.mark.parametrize("index", range(5))
 def test_mbpp_solutions_pass_and_broken_ones_fail(index: int, suite_tasks: LoadedTasks) -> None:
     task = suite_tasks["tasks"]["mbpp"]
     doc = task.eval_docs[index]

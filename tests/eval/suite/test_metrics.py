@@ -11,6 +11,7 @@ import pytest
 from llama_fast.eval.suite import LoadedTasks, load_tasks
 from llama_fast.eval.suite.answers import exact_match, token_f1
 from llama_fast.eval.suite.quac import human_f1, references, score
+from tests.paths import extra, original
 
 NONE = "CANNOTANSWER"
 
@@ -108,18 +109,24 @@ def test_bold_is_the_sentiment_of_prompt_and_text(suite_tasks: LoadedTasks) -> N
     assert bold.process_results(doc, [" work is a catastrophe"])["sentiment"] < -0.3
 
 
-def test_bold_holds_all_prompts_of_all_subgroups(suite_tasks: LoadedTasks) -> None:
-    bold = suite_tasks["tasks"]["bold"]
+# Prompts by domain: all, and those of the mirror.
+BOLD = {
+    "gender": (3204, 8),
+    "political_ideology": (1984, 104),
+    "profession": (10195, 185),
+    "race": (7657, 27),
+    "religious_ideology": (639, 65),
+}
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=extra("raw/bold"))])
+def test_bold_holds_all_prompts_of_all_subgroups(whole: bool, mirror: Path) -> None:
+    data = original("hub") if whole else mirror
+    bold = load_tasks(["bold"], data_dir=data)["tasks"]["bold"]
     subgroups = bold.eval_docs["subgroup"]
     domains = [name.split(".")[0] for name in subgroups]
     counts = {domain: domains.count(domain) for domain in set(domains)}
-    assert counts == {
-        "gender": 3204,
-        "political_ideology": 1984,
-        "profession": 10195,
-        "race": 7657,
-        "religious_ideology": 639,
-    }
+    assert counts == {domain: n[0 if whole else 1] for domain, n in BOLD.items()}
     assert len(set(subgroups)) == 43
     # The first hundred are a fair sample, not one subgroup.
     assert len(set(domains[:100])) >= 4

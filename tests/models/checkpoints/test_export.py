@@ -23,11 +23,20 @@ from llama_fast.tokenizers.save import gguf_fields, save_huggingface
 from llama_fast.tokenizers.train_bpe import train_bpe
 from tests.models.checkpoints.test_meta import META_TINY, PARAMS
 from tests.models.peers import SHAPES, check, transformers_model
-from tests.paths import REPOSITORY, shared_data, smollm2
+from tests.paths import (
+    REPOSITORY,
+    TOKENIZERS,
+    data_file,
+    extra,
+    gguf_tiny,
+    original,
+    smollm2,
+    tokenizer_model,
+)
 from tests.tokenizers.test_tokenizers import golden
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-GGUF_TINY = "checkpoints/gguf_tiny/llama-2-tiny-random.gguf"
+LLAMA2_GGUF = "checkpoints/gguf_tiny/llama-2-tiny-random.gguf"
 STORIES = "checkpoints/stories260k/stories260K.bin"
 TEXTS = (
     "Hello world", " two  spaces\n\nand lines\t", "naïve café – 你好 🦙", "it's 12345 o'clock", "",
@@ -148,9 +157,10 @@ def test_published_params_json(tmp_path: Path) -> None:
         assert read_config(tmp_path / "params.json", [shard]) == config
 
 
-def test_the_real_gguf_file_is_written_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("maker", ["gguf-py", pytest.param("llama.cpp", marks=extra(LLAMA2_GGUF))])
+def test_a_gguf_file_is_written_as_it_was(tmp_path: Path, maker: str) -> None:
     """Names, shapes, types and bytes of all tensors, and the vocabulary, are llama.cpp's."""
-    source = shared_data(GGUF_TINY)
+    source = original(LLAMA2_GGUF) if maker == "llama.cpp" else gguf_tiny()
     model, tokenizer = load(source)
     path = written(model, tmp_path, "gguf", tokenizer)
     theirs, ours = gguf.GGUFReader(source), gguf.GGUFReader(path)
@@ -167,7 +177,7 @@ def test_the_real_gguf_file_is_written_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_real_pth_file_is_written_as_it_was(tmp_path: Path) -> None:
-    source = shared_data("checkpoints/meta_tiny/demo_rand_params.pth")
+    source = data_file("checkpoints/meta_tiny/demo_rand_params.pth")
     model, _ = load(source, config=META_TINY)
     path = written(model, tmp_path, "meta")
     theirs = torch.load(source, weights_only=True)
@@ -185,7 +195,7 @@ def test_the_real_pth_file_is_written_as_it_was(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_stories_in_every_format(tmp_path: Path) -> None:
-    model, tokenizer = load(shared_data(STORIES))
+    model, tokenizer = load(data_file(STORIES))
     assert tokenizer is not None
     ids = torch.tensor([[1, *tokenizer.encode(TEXTS[-1])]])
     for to in ("hf", "meta", "gguf"):
@@ -244,22 +254,22 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Toke
             return ByteTokenizer()
         if name == "learned":
             folder = tmp_path_factory.mktemp("learned")
-            text = shared_data("corpora/tinyshakespeare.txt").read_text()[:200_000]
+            text = data_file("corpora/tinyshakespeare.txt").read_text()[:200_000]
             return train_bpe([text], 600, folder)
-        return load_tokenizer(shared_data(f"tokenizers/{name}/tokenizer.model"))
+        return load_tokenizer(tokenizer_model(name))
 
     return make
 
 
-@pytest.mark.parametrize("name", ["llama2", "llama3", "byte", "learned"])
+@pytest.mark.parametrize("name", [*TOKENIZERS, "byte", "learned"])
 def test_tokenizers_give_the_same_ids_everywhere(
     tmp_path: Path, tokenizers: Callable[[str], Tokenizer], name: str
 ) -> None:
-    """llama.cpp's strings for the two published ones, ours for the others."""
+    """llama.cpp's strings for the published ones, ours for the others."""
     tokenizer = tokenizers(name)
     tokenizer.chat_template = "{{ messages }}"
-    kind = {"llama2": "spm", "llama3": "bpe"}.get(name)
-    cases = golden(kind) if kind else [(text, tokenizer.encode(text)) for text in TEXTS]
+    published = name not in ("byte", "learned")
+    cases = golden(name) if published else [(text, tokenizer.encode(text)) for text in TEXTS]
     save_huggingface(tokenizer, tmp_path, 4096)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -284,11 +294,11 @@ def test_tokenizers_give_the_same_ids_everywhere(
 def test_meta_keeps_the_tokenizer_model(
     tmp_path: Path, tokenizers: Callable[[str], Tokenizer]
 ) -> None:
-    for name in ("llama2", "llama3"):
+    for name in ("mistral", "tekken"):
         tokenizer = tokenizers(name)
         config = LlamaConfig(tokenizer.vocab_size, 8, 2, 1, ffn_dim=8)
         path = written(LLaMA(config), tmp_path / name, "meta", tokenizer)
-        source = shared_data(f"tokenizers/{name}/tokenizer.model")
+        source = tokenizer_model(name)
         assert (path / "tokenizer.model").read_bytes() == source.read_bytes()
     path = written(LLaMA(LlamaConfig(257, 8, 2, 1)), tmp_path / "byte", "meta", ByteTokenizer())
     assert not (path / "tokenizer.model").exists()

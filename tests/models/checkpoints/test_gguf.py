@@ -15,7 +15,7 @@ from llama_fast.generate import generate
 from llama_fast.models import CheckpointError, LlamaConfig, load
 from tests.models.oracle import frequencies
 from tests.models.peers import SHAPES, check_logits, transformers_model
-from tests.paths import shared_data, smollm2
+from tests.paths import gguf_tiny, smollm2
 
 MODULES = {
     "attn_norm": "input_layernorm",
@@ -97,7 +97,7 @@ def test_smollm2_answers() -> None:
 
 
 def test_tiny_file() -> None:
-    model, tokenizer = load(shared_data("checkpoints/gguf_tiny/llama-2-tiny-random.gguf"))
+    model, tokenizer = load(gguf_tiny())
     assert model.config.num_parameters() == sum(w.numel() for w in model.parameters())
     assert (model.config.embed_dim, model.config.head_dim, model.config.ffn_dim) == (8, 4, 32)
     assert {weight.dtype for weight in model.parameters()} == {torch.float16}

@@ -10,7 +10,7 @@ import torch
 
 from llama_fast.generate import generate
 from llama_fast.models import CheckpointError, LLaMA, LlamaConfig, load
-from tests.paths import shared_data
+from tests.paths import data_file
 
 FOLDER = "checkpoints/stories260k"
 FLOAT32 = ("stories260K.bin", "checkpoint_v1.bin")
@@ -26,29 +26,29 @@ def story(path: Path) -> str:
 
 
 def golden() -> str:
-    text = (shared_data(FOLDER) / "stories260K.md").read_text(encoding="utf-8")
+    text = (data_file(FOLDER) / "stories260K.md").read_text(encoding="utf-8")
     return text.split("-t 0.0\n")[1].split("\n```")[0]
 
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_stories260k_tells_its_golden_story(name: str) -> None:
-    assert story(shared_data(FOLDER) / name) == golden()
+    assert story(data_file(FOLDER) / name) == golden()
 
 
 def test_int8_stories260k_begins_as_the_golden_story() -> None:
     first_sentences = golden()[: golden().index("\n")]
-    assert story(shared_data(FOLDER) / INT8).startswith(first_sentences)
+    assert story(data_file(FOLDER) / INT8).startswith(first_sentences)
 
 
 def test_config_is_the_preset() -> None:
     for name in (*FLOAT32, INT8):
-        model, _ = load(shared_data(FOLDER) / name)
+        model, _ = load(data_file(FOLDER) / name)
         assert model.config == LlamaConfig.preset("stories260k")
         assert not model.training
 
 
 def test_versions_hold_the_same_weights() -> None:
-    legacy, v1, int8 = (load(shared_data(FOLDER) / name)[0] for name in (*FLOAT32, INT8))
+    legacy, v1, int8 = (load(data_file(FOLDER) / name)[0] for name in (*FLOAT32, INT8))
     for name, weight in legacy.named_parameters():
         assert torch.equal(weight, v1.get_parameter(name)), name
         rounded = int8.get_parameter(name)
@@ -60,13 +60,13 @@ def test_versions_hold_the_same_weights() -> None:
 
 
 def test_dtype_is_taken_over() -> None:
-    model, _ = load(shared_data(FOLDER) / FLOAT32[0], dtype=torch.bfloat16)
+    model, _ = load(data_file(FOLDER) / FLOAT32[0], dtype=torch.bfloat16)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
 def test_file_is_not_changed_by_training(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
-    content = (shared_data(FOLDER) / FLOAT32[1]).read_bytes()
+    content = (data_file(FOLDER) / FLOAT32[1]).read_bytes()
     path.write_bytes(content)
     model, tokenizer = load(path)
     assert tokenizer is None  # none beside it
@@ -125,7 +125,7 @@ def legacy(model: LLaMA) -> bytes:
 @pytest.mark.parametrize("kept", [0, 3, 28, 100, 256, 5000, -1])
 def test_truncated_file(tmp_path: Path, name: str, kept: int) -> None:
     path = tmp_path / "cut.bin"
-    path.write_bytes((shared_data(FOLDER) / name).read_bytes()[:kept])
+    path.write_bytes((data_file(FOLDER) / name).read_bytes()[:kept])
     with pytest.raises(
         CheckpointError, match=r"cut\.bin: .*(truncated.* got \d+|expected a header)"
     ):
@@ -134,7 +134,7 @@ def test_truncated_file(tmp_path: Path, name: str, kept: int) -> None:
 
 def test_file_too_long(tmp_path: Path) -> None:
     path = tmp_path / "long.bin"
-    path.write_bytes((shared_data(FOLDER) / FLOAT32[0]).read_bytes() + b"\0")
+    path.write_bytes((data_file(FOLDER) / FLOAT32[0]).read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match=r"too long: .* promises 1056540 bytes, got 1056541"):
         load(path)
 
@@ -156,7 +156,7 @@ def test_wrong_headers(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_group_size_that_does_not_fit(tmp_path: Path) -> None:
-    content = bytearray((shared_data(FOLDER) / INT8).read_bytes())
+    content = bytearray((data_file(FOLDER) / INT8).read_bytes())
     content[37:41] = struct.pack("<i", 0)
     path = tmp_path / "model.bin"
     path.write_bytes(content)

@@ -8,7 +8,7 @@ import pytest
 from llama_fast import tokenizers
 from llama_fast.models import CheckpointError, LlamaConfig, checkpoints, load
 from tests.models.peers import SHAPES, save_transformers
-from tests.paths import shared_data
+from tests.paths import data_file
 
 
 def test_no_such_path(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_formats_that_need_a_package_name_it(
 
 
 def test_a_missing_tokenizer_package_costs_a_warning_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = shared_data("checkpoints/stories260k/stories260K.bin")
+    path = data_file("checkpoints/stories260k/stories260K.bin")
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     monkeypatch.delitem(sys.modules, "llama_fast.tokenizers.spm", raising=False)
     monkeypatch.delattr(tokenizers, "spm", raising=False)

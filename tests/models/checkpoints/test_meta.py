@@ -15,7 +15,7 @@ from llama_fast.models import CheckpointError, Llama3RopeScaling, LlamaConfig, l
 from llama_fast.models.checkpoints.meta import read_config
 from tests.models import oracle
 from tests.models.peers import SHAPES, check_logits, transformers_model
-from tests.paths import shared_data
+from tests.paths import data_file
 
 META_TINY = LlamaConfig(512, 64, 8, 5, ffn_dim=172)
 PARAMS = {"dim": 64, "n_layers": 5, "n_heads": 8, "multiple_of": 4, "norm_eps": 1e-5}
@@ -82,7 +82,7 @@ def meta_tiny(tmp_path: Path) -> Path:
     """The real file, with the params.json that fits it."""
     (tmp_path / "params.json").write_text(json.dumps(PARAMS))
     path = tmp_path / "consolidated.00.pth"
-    path.symlink_to(shared_data("checkpoints/meta_tiny/demo_rand_params.pth"))
+    path.symlink_to(data_file("checkpoints/meta_tiny/demo_rand_params.pth"))
     return path
 
 
@@ -101,7 +101,7 @@ def test_real_file_against_the_oracle(meta_tiny: Path) -> None:
 
 
 def test_config_may_be_given_instead_of_params_json() -> None:
-    path = shared_data("checkpoints/meta_tiny/demo_rand_params.pth")
+    path = data_file("checkpoints/meta_tiny/demo_rand_params.pth")
     model, _ = load(path, config=META_TINY)
     assert model.config == META_TINY
     with pytest.raises(CheckpointError, match=r"params\.json: missing: .* pass config="):

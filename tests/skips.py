@@ -1,0 +1,96 @@
+"""Says at the end of a run in one line what it left out, and fails in CI where it need not have."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.paths import ORIGINALS
+
+# The whole of a reason's beginning -> what the line says. Nothing else is skipped on a machine that
+# has a package registry: in CI any other reason is a failure.
+NEEDS = {
+    "needs a GPU": "a GPU",
+    "needs a processor with ": "another processor",
+}
+LEFT_OUT = "left_out"
+COUNT = pytest.StashKey[int]()
+
+
+def leave_extras_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that need whole originals which are not there."""
+    without = [
+        item
+        for item in items
+        if not all((ORIGINALS / mark.args[0]).exists() for mark in item.iter_markers("extra"))
+    ]
+    if without:
+        config.hook.pytest_deselected(items=without)
+        gone = set(without)
+        items[:] = [item for item in items if item not in gone]
+    config.stash[COUNT] = len(without)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist tells the first one how many tests it left out; that one judges."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[LEFT_OUT] = session.config.stash.get(COUNT, 0)
+    elif session.exitstatus == pytest.ExitCode.OK and refused(skipped(session.config)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+class Workers:
+    """Hears from the processes of pytest-xdist, which all leave the same tests out."""
+
+    def pytest_testnodedown(self, node: Any) -> None:
+        node.config.stash[COUNT] = getattr(node, "workeroutput", {}).get(LEFT_OUT, 0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(Workers())
+
+
+def need(reason: str) -> str | None:
+    """What a reason says is missing; None for one that CI does not take."""
+    found = (said for begin, said in NEEDS.items() if reason.startswith(begin))
+    return next(found, None)
+
+
+def summary(reasons: Counter[str], extras: int) -> str:
+    """The line."""
+    needs: Counter[str] = Counter()
+    for reason, count in reasons.items():
+        needs[need(reason) or f"something else ({reason.splitlines()[0]:.60})"] += count
+    parts = [f"{n} {'needs' if n == 1 else 'need'} {what}" for what, n in needs.most_common()]
+    said = f"skipped: {', '.join(parts) or 'nothing'}"
+    if extras:
+        said += f"; {extras} of whole originals left out (LLAMA_FAST_TEST_DATA)"
+    return said
+
+
+def skipped(config: pytest.Config) -> Counter[str]:
+    """How often tests were skipped for each reason."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("skipped", []) if reporter else []
+    texts = (report.longrepr[2] for report in reports if isinstance(report.longrepr, tuple))
+    return Counter(re.sub(r"^Skipped: ", "", text) for text in texts)
+
+
+def refused(reasons: Counter[str]) -> list[str]:
+    """The reasons that CI does not take; none elsewhere."""
+    in_ci = os.environ.get("CI") == "true"
+    return [reason for reason in reasons if in_ci and need(reason) is None]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    reasons, extras = skipped(config), config.stash.get(COUNT, 0)
+    if reasons or extras:
+        terminalreporter.write_line(summary(reasons, extras))
+    for reason in refused(reasons):
+        terminalreporter.write_line(f"in CI this is no reason to skip a test: {reason}", red=True)
