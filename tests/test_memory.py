@@ -21,7 +21,7 @@ print(most, peak_rss() - before)
 """
 
 
-@pytest.mark.skipif(not reset_peak_rss(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.skipif(not reset_peak_rss(), reason="needs Linux: /proc/self/clear_refs")
 def test_peak_counts_what_was_there_and_is_gone() -> None:
     out = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
     most, after = map(int, out.stdout.split())

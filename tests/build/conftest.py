@@ -16,4 +16,4 @@ def tree(tmp_path: Path) -> Tree:
 @pytest.fixture(scope="session")
 def compiler() -> None:
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        pytest.skip("no C++ compiler")
+        pytest.skip("needs a C++ compiler")

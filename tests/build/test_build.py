@@ -140,7 +140,7 @@ def test_cuda_is_left_out_with_a_reason(tree: Tree) -> None:
 
 
 needs_nvcc = pytest.mark.skipif(
-    not (shutil.which("nvcc") or os.path.exists("/usr/local/cuda/bin/nvcc")), reason="no nvcc"
+    not (shutil.which("nvcc") or os.path.exists("/usr/local/cuda/bin/nvcc")), reason="needs nvcc"
 )
 
 

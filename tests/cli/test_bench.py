@@ -98,7 +98,7 @@ def test_bad_arguments_are_one_line(
     assert out == "" and says in err and err.count("\n") == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--device", "cuda"]) == 2
     assert "--device: expected cpu, as torch finds no GPU here" in capsys.readouterr().err

@@ -19,7 +19,7 @@ def compiled(source: str, folder: Path, *more: str) -> ctypes.CDLL:
     """The library made of `source` and files of csrc/cuda; skips where there is no compiler."""
     cxx = shlex.split(os.environ.get("CXX", "g++"))
     if shutil.which(cxx[0]) is None:
-        pytest.skip(f"no {cxx[0]}")
+        pytest.skip(f"needs a C++ compiler: {cxx[0]}")
     library = folder / (source + ".so")
     command = [*cxx, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{CSRC}", "-Wno-unknown-pragmas"]
     command += ["-DLLAMA_FAST_EMULATION=1", "-o", str(library), str(FOLDER / source)]

@@ -207,10 +207,12 @@ PATHS = re.compile(
 )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
+# The others speak of files of their time.
+OF_TODAY = [page for page in PAGES if page.name not in ("CHANGELOG.md", "decisions.md")]
+
+
+@pytest.mark.parametrize("page", OF_TODAY, ids=relative)
 def test_named_files_exist(page):
-    if page.name in ("CHANGELOG.md", "decisions.md"):
-        pytest.skip("speaks of files of its time")
     absent = [p for p in PATHS.findall(page.read_text()) if not (REPOSITORY / p).exists()]
     assert not absent
 

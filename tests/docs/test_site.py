@@ -80,7 +80,7 @@ def test_citation_has_this_version():
 def sources(tmp_path_factory):
     """What the site is made of, to be changed."""
     if not MKDOCS.exists():
-        pytest.skip("no build/docs-venv: `make docs` makes it")
+        pytest.skip("needs build/docs-venv, which `make docs` makes")
     folder = tmp_path_factory.mktemp("site")
     for name in ("docs", "llama_fast", "benchmarks/results"):
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
@@ -144,7 +144,7 @@ def test_no_page_is_wider_than_a_phone(site, tmp_path):
     """375 pixels: tables, code, formulas and drawings scroll by themselves."""
     chromium = next(filter(None, map(shutil.which, NAMES)), None)
     if chromium is None:
-        pytest.skip("no chromium")
+        pytest.skip("needs a browser: chromium")
     pages = [p.as_uri() for p in site.rglob("*.html") if p.name not in ("404.html",)]
     pages = [p for p in pages if "llama2-suite" not in p]
     page = tmp_path / "measure.html"

@@ -231,7 +231,7 @@ def test_generates_the_same_tokens(name, cache):
             want = generated(model, inputs, **options)
         except Exception as error:  # whatever a model says to a cache that it does not know
             assert cache == "static"
-            pytest.skip(f"stock has no static cache: {type(error).__name__}: {error}")
+            pytest.skip(f"needs a newer transformers, with a static cache: {error}")
         with llama_fast.patch(model):
             got = generated(model, inputs, **options)
     assert torch.equal(got, want)
@@ -258,7 +258,7 @@ def test_compile(name):
         try:
             compiled()
         except Exception as error:
-            pytest.skip(f"stock cannot be compiled: {type(error).__name__}")
+            pytest.skip(f"needs a newer transformers, which compiles: {type(error).__name__}")
         raise
     for key, value in want.items():
         torch.testing.assert_close(got[key], value, msg=lambda m, key=key: f"{key}: {m}")

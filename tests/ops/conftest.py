@@ -30,12 +30,14 @@ SLOW = {name for name in ("triton", "cuda") if DEVICES[name] == "cpu"}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`backend` takes every backend that serves the module's `OP`; `kernel` leaves out the
-    reference, where there is another: against itself it proves nothing."""
+    reference, where there is another: against itself it proves nothing. A test marked
+    `not_for` is about something that the named backends do not promise."""
+    exempt = {n for mark in metafunc.definition.iter_markers("not_for") for n in mark.args}
     for fixture in ("backend", "kernel"):
         if fixture in metafunc.fixturenames:
             here = llama_fast.backends().available[metafunc.module.OP]
-            names = [name for name in DEVICES if name in here]
-            if fixture == "kernel" and len(names) > 1:
+            names = [name for name in DEVICES if name in here and name not in exempt]
+            if fixture == "kernel" and len(names) > 1 and "reference" in names:
                 names.remove("reference")
             large = metafunc.definition.get_closest_marker("large") is not None
             if large:

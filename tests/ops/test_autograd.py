@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from tests.ops.calls import CALLS, Call, total
 from tests.ops.conftest import DEVICES, in_force
 
 
-def cases() -> list[object]:
+def cases(
+    wanted: Callable[[Call, str], bool] = lambda call, backend: True,
+) -> list[object]:
     """Every call on every backend of its op."""
     available = llama_fast.backends().available
     return [
@@ -26,7 +28,9 @@ def cases() -> list[object]:
         )
         for name, call in CALLS.items()
         for backend in DEVICES
-        if backend in available[call.op] and backend != "cuda"  # which has no float64
+        if backend in available[call.op]
+        and backend != "cuda"  # which has no float64
+        and wanted(call, backend)
     ]
 
 
@@ -51,7 +55,7 @@ def test_gradcheck(call: Call) -> None:
 def test_second_derivatives(call: Call) -> None:
     """Gradients of gradients, as torch's own functions have them."""
     leaves = call.leaves()
-    if refuses_second_derivatives(call):
+    if refuses_second_derivatives(call, choose(call.op, torch.empty(0))):
         with pytest.raises(RuntimeError, match="expected a backward pass without create_graph"):
             torch.autograd.grad(total(call.function(*leaves)), leaves, create_graph=True)
         return
@@ -60,17 +64,18 @@ def test_second_derivatives(call: Call) -> None:
     assert torch.autograd.gradgradcheck(call.function, leaves, upstream, fast_mode=True)
 
 
-def refuses_second_derivatives(call: Call) -> bool:
+def refuses_second_derivatives(call: Call, backend: str) -> bool:
     """In place the logits are gone after the first; the reference ignores the permission."""
-    if call is not CALLS["cross_entropy in place"]:
-        return False
-    return choose("cross_entropy", torch.empty(0)) in ("cpu", "triton")
+    return call is CALLS["cross_entropy in place"] and backend in ("cpu", "triton")
 
 
+# Where there is an eager second derivative to compare with.
+@pytest.mark.parametrize(
+    "call",
+    cases(lambda call, backend: not refuses_second_derivatives(call, backend)),
+    indirect=True,
+)
 def test_func_second_derivatives(call: Call) -> None:
-    if refuses_second_derivatives(call):
-        pytest.skip("there is no eager second derivative in place to compare with")
-
     def norm_of_gradient(*x: torch.Tensor) -> torch.Tensor:
         grads = torch.func.grad(lambda *y: total(call.function(*y)), tuple(range(len(x))))(*x)
         return sum(g.square().sum() for g in grads)
@@ -197,10 +202,12 @@ def test_func_vmap_of_grad(call: Call) -> None:
             torch.testing.assert_close(ours[i], expected)
 
 
+# Offsets of packed sequences are data.
+@pytest.mark.parametrize(
+    "call", cases(lambda call, backend: "packed" not in str(call.function)), indirect=True
+)
 def test_meta_tensors_give_shapes(call: Call) -> None:
     """No data, no kernel: shapes and dtypes only."""
-    if "packed" in str(call.function):
-        pytest.skip("the offsets are data")
     expected = call.function(*call.leaves(torch.float32))
     with torch.device("meta"):
         leaves = tuple(torch.empty(shape) for shape in call.shapes)

@@ -53,10 +53,9 @@ def test_inplace_on_a_leaf_is_an_error(backend: str) -> None:
     assert torch.equal(x.detach(), before)
 
 
+@pytest.mark.not_for("reference")  # it makes no use of the permission
 def test_inplace_bumps_the_version(kernel: str) -> None:
     """Autograd notices that a tensor which something else saved was overwritten."""
-    if kernel == "reference":
-        pytest.skip("the reference makes no use of the permission")
     x = torch.randn(4, 5, requires_grad=True)
     logits = x * 1
     square = (logits**2).sum()

@@ -16,7 +16,7 @@ from llama_fast.ops.backends import library
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or library.missing_reason is not None,
-    reason="about the memory of the compiled kernels, on Linux",
+    reason="needs Linux and a compiled library",
 )
 
 ops = torch.ops.llama_fast
@@ -95,7 +95,7 @@ def limit(mib):
 
 @pytest.mark.skipif(
     torch.torch_version.TorchVersion(torch.__version__) < (2, 11),
-    reason="torch has tensors with a deleter since 2.11",
+    reason="needs torch 2.11, which has tensors with a deleter",
 )
 def test_idle_blocks_are_given_up_before_an_allocation_fails() -> None:
     code = (

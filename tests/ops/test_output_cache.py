@@ -17,11 +17,11 @@ from llama_fast.ops.backends import library
 pytestmark = [
     pytest.mark.skipif(
         sys.platform != "linux" or library.missing_reason is not None,
-        reason="the cache belongs to the compiled kernels on Linux",
+        reason="needs Linux and a compiled library",
     ),
     pytest.mark.skipif(
         torch.torch_version.TorchVersion(torch.__version__) < (2, 11),
-        reason="torch has tensors with a deleter since 2.11",
+        reason="needs torch 2.11, which has tensors with a deleter",
     ),
 ]
 

@@ -140,10 +140,9 @@ def test_any_strides(interleaved: bool, backend: str) -> None:
             assert torch.equal(x, y)
 
 
+@pytest.mark.not_for("reference")  # it leaves layouts to torch
 def test_layout(backend: str) -> None:
     """What lies in memory as (B,S,H,D) comes back so, and its gradient too."""
-    if backend == "reference":
-        pytest.skip("the reference leaves layouts to torch")
     q, k = (torch.randn(2, 5, heads, 8, requires_grad=True) for heads in (4, 2))
     rotated = llama_fast.rope(q.transpose(1, 2), k.mT.mT.transpose(1, 2), *torch.rand(2, 5, 4))
     for x, out in zip((q, k), rotated, strict=True):

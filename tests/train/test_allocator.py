@@ -34,11 +34,11 @@ def faults(how: str, **environment: str) -> tuple[str, int]:
     return kept, int(number)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked for")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: glibc is asked for")
 def test_pages_are_faulted_in_once() -> None:
     kept, few = faults("keep")
     if kept == "False":
-        pytest.skip("the C library is another than glibc")
+        pytest.skip("needs Linux with glibc")
     _, many = faults("as it is")
     assert few < many / 100
 

@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, shards: str) 
     disk.mkdir()
     probe = [*space, "sh", "-c", mount, "sh", str(disk), "true"]
     if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("this system lets only root mount a file system")
+        pytest.skip("needs root, to mount a file system")
     command = [sys.executable, "-W", "ignore", "-m", "tests.train.full_disk", str(disk), shards]
     done = subprocess.run(
         [*probe[:-1], *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120

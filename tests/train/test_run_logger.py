@@ -194,7 +194,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, to limit the address space")
 def test_a_step_that_does_not_fit(tmp_path: Path, shards: str) -> None:
     """The system refuses memory in the third step: one line names settings that would help."""
     command = ["train", "--data.train", shards, "--data.seq_len", "64",

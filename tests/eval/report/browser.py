@@ -135,4 +135,4 @@ def find_browser(folder: Path) -> Browser:
         program = shutil.which(name)
         if program:
             return Browser(program, folder)
-    pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed")

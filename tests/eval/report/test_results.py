@@ -119,13 +119,13 @@ def test_a_disk_that_cannot_take_a_task_keeps_the_ones_before(
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount a small disk")
 def test_a_full_disk(evaluated: dict[str, Any], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here")
+        pytest.skip("needs root that can mount a small disk")
     try:
         big = copy(evaluated)
         big["samples"]["sums_written"] = big["samples"]["sums_written"] * 200

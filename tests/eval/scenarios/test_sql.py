@@ -141,7 +141,7 @@ def test_ordinary_selects_run(database, query, rows):
     assert run_query(database, query) == rows
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads sizes from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: /proc")
 @pytest.mark.parametrize("query", CHAINS, ids=["union", "join", "sum"])
 def test_a_query_takes_little_memory(database, query):
     sql._process.end()  # so that the largest size is that of this query

@@ -57,7 +57,7 @@ def programs_can_run() -> None:
     try:
         measures()
     except SandboxError as error:
-        pytest.skip(f"no sandbox here: {error}")
+        pytest.skip(f"needs a system that confines programs: {error}")
 
 
 @pytest.fixture(params=LAYERS, ids=lambda layers: f"without {layers[0]}" if layers else "all")
@@ -68,6 +68,6 @@ def attempt(programs_can_run: None, request: pytest.FixtureRequest) -> Iterator[
         try:
             return _run(program, limits, request.param, tests)[0]
         except SandboxError as error:
-            pytest.skip(f"not enough guards the program: {error}")
+            pytest.skip(f"needs a system that confines programs, better: {error}")
 
     yield go

@@ -135,7 +135,7 @@ def test_a_call_that_shows_or_takes_more_is_refused(attempt, name: str) -> None:
 
 def test_the_table_of_32_bit_calls_is_shut(attempt) -> None:
     if os.uname().machine != "x86_64":
-        pytest.skip("machine code of x86_64")
+        pytest.skip("needs a processor with x86-64")
     program = (
         "import ctypes, mmap\n"
         "code = mmap.mmap(-1, 4096, prot=7)\n"

@@ -20,7 +20,8 @@ CUDA_OPS = ops_of("cuda")
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 
 here = pytest.mark.skipif(
-    "cuda" not in llama_fast.backends().available["cross_entropy"], reason="no CUDA kernels here"
+    "cuda" not in llama_fast.backends().available["cross_entropy"],
+    reason="needs a GPU, or LLAMA_FAST_EMULATE_CUDA=1",
 )
 on_gpu = [pytest.mark.gpu] if DEVICES["cuda"] != "cpu" else []
 
