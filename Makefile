@@ -47,7 +47,7 @@ demo: $(if $(wildcard $(installed)),$(installed),$(for_demo)) $(built)  ## load,
 pytest := OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n 2 --dist worksteal
 
 # pytest ends with 5 where it found no test: of the ones asked for, none may be about Triton.
-test: $(installed) $(built)  ## run the tests, the Triton kernels' in Triton's interpreter
+test: $(installed) $(built) $(docs_env)/.installed  ## run the tests, the Triton kernels' in Triton's interpreter
 	$(pytest) $(ARGS)
 	TRITON_INTERPRET=1 $(pytest) $(ARGS) || [ $$? -eq 5 ]
 

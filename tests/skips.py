@@ -21,6 +21,7 @@ NEEDS = {
     "needs a system that confines programs": "a system that confines programs",
     "needs Linux": "Linux",
     "needs root": "root",
+    "needs nvcc": "a CUDA toolkit",
     # Of runs beside others, with the lowest versions: with the newest there are none.
     "needs torch 2.11": "a newer torch",
     "needs a newer transformers": "a newer transformers",

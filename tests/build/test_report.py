@@ -58,12 +58,12 @@ def shares_descriptors() -> bool:
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the way past pip is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose way past pip it is")
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("where", ["pipe", "file", "terminal"])
 def test_pip_says_what_was_not_built(where: str, tree: Tree) -> None:
     if where == "file" and not shares_descriptors():
-        pytest.skip("the system does not let a process use a descriptor of its parent")
+        pytest.skip("needs Linux that lets a process use a descriptor of its parent")
     tree.write("cpu/kernel.cpp", BROKEN)
     output = output_of(pip_wheel(tree), tree.root, where)
     assert "WARNING: llama_fast was built without: ops library.\n  ops library: " in output
