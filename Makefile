@@ -19,7 +19,6 @@ native    := $(csrc) $(shell find csrc -type d) $(build_py)
 built     := build/native/.built
 installed := $(VENV)/.installed
 for_demo  := $(VENV)/.demo
-wheel_env := build/wheel-venv
 triton_oldest := build/triton-3.6.0
 oldest := build/oldest-venv
 litgpt := build/litgpt-0.5.13
@@ -31,7 +30,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs fuzz test-triton test-cuda test-oldest audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel sdist release-notes test-sanitize aarch64 clean
+.PHONY: help demo test docs fuzz test-triton test-cuda test-oldest audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -153,13 +152,13 @@ build: $(VENV)/.torch  ## compile what changed
 	$(py) setup.py -q build_ext --inplace
 	@mkdir -p $(dir $(built)) && touch $(built)
 
-wheel: $(VENV)/.torch  ## build a wheel into dist/ and prove it in a clean environment
-	rm -rf build/lib.* build/bdist.* dist $(wheel_env)
-	$(py) -m pip wheel . --no-build-isolation --no-deps --wheel-dir dist
-	$(PYTHON) -m venv $(wheel_env)
-	$(wheel_env)/bin/python -m pip install --quiet "$(TORCH)" dist/*.whl
-	cd / && $(abspath $(wheel_env))/bin/python -I $(CURDIR)/tests/build/check_wheel.py
-	rm -rf $(wheel_env)
+# Compiled against the lowest torch, tested with $(TORCH): build_wheels.py says how.
+wheel: $(VENV)/.torch  ## build the wheel for this processor into dist/, and test it without a compiler
+	TORCH="$(TORCH)" $(py) build_wheels.py --quick $(ARGS)
+
+# Needs g++-aarch64-linux-gnu. Runs what is for Arm if `make aarch64-env` was there before.
+wheels: $(VENV)/.torch  ## build the release: an sdist, wheels for x86-64 and aarch64, all op tests
+	TORCH="$(TORCH)" $(py) build_wheels.py $(ARGS)
 
 # twine: PyPI refuses a README that it cannot show.
 sdist:  ## build the source distribution into dist/

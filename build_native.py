@@ -255,6 +255,7 @@ class NativeBuild:
             flags += filter(lambda flag: self.tools.accepts([flag]), [SMALL_FRAMES])
         # Error messages quote source paths: relative ones, wherever the build was.
         self.flags = [*flags, f"-ffile-prefix-map={ROOT}/=", f"-I{CSRC}"]
+        self.flags += [] if SANITIZE else ["-include", str(CSRC / "old_glibc.h")]
         wanted = {}
         for part, (target, plan) in self._plans().items():
             try:
@@ -286,7 +287,9 @@ class NativeBuild:
         target = "-DTORCH_TARGET_VERSION=0x%02x%02x000000000000" % MINIMUM_TORCH  # noqa: UP031
         # No run path: Python has loaded torch's libraries before ours is opened.
         link_flags = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
-        return version, torch_cuda, [f"-I{torch}/include", target], link_flags
+        # Error messages quote paths of torch's headers, too.
+        flags = [f"-I{torch}/include", f"-ffile-prefix-map={torch.parent}/=", target]
+        return version, torch_cuda, flags, link_flags
 
     def _plan_library(self, ninja_file: BuildFile) -> str:
         version, torch_cuda, torch_flags, link_flags = self._torch()
@@ -314,7 +317,7 @@ class NativeBuild:
         if SANITIZE:  # its run-time libraries are preloaded, so undefined symbols are expected
             link_flags += [f for f in OPTIMIZE if f.startswith("-fsanitize")]
         elif sys.platform == "linux":
-            link_flags.append("-Wl,-z,defs")
+            link_flags += ["-Wl,-z,defs", f"-Wl,--version-script={CSRC / 'exports.map'}"]
         ninja_file.link(self.tools.cxx, LIBRARY, objects + cuda_objects, link_flags)
         return f"{LIBRARY}: {', '.join(isas)}; torch {version}"
 
@@ -333,7 +336,9 @@ class NativeBuild:
             self._leave_out("CUDA", reason)
             return [], []
         nvcc = [f"{home}/bin/nvcc", "-std=c++17", "-O3", f"-ccbin={self.tools.cxx[-1]}"]
-        nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *torch_flags]
+        nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}"]
+        # The other flags are not nvcc's.
+        nvcc += [flag for flag in torch_flags if flag.startswith(("-I", "-D"))]
         for arch in architectures:
             nvcc += gencode(arch)
         sources = sorted((CSRC / "cuda").glob("*.cu"))

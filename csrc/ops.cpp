@@ -6,7 +6,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
+#include <cstdio>
 #include <exception>
+#include <new>
+#include <stdexcept>
 #include <string>
 
 #include "cpu/dispatch.h"
@@ -17,25 +20,63 @@
 
 namespace llama_fast {
 
+namespace {
+
+// An exception that a kernel throws, to be thrown again in another thread. As std::exception_ptr,
+// whose functions are newer than glue/old_runtime.cpp allows. Keeping it allocates nothing.
+class KeptError {
+ public:
+  // To be called in a handler of the exception.
+  void keep() {
+    try {
+      throw;
+    } catch (const std::bad_alloc&) {
+      throw_again_ = [](const char*) { throw std::bad_alloc(); };
+    } catch (const std::invalid_argument& error) {
+      set<std::invalid_argument>(error);
+    } catch (const std::out_of_range& error) {
+      set<std::out_of_range>(error);
+    } catch (const std::length_error& error) {
+      set<std::length_error>(error);
+    } catch (const std::exception& error) {
+      set<std::runtime_error>(error);
+    }
+  }
+
+  void throw_again() const { throw_again_(message_); }
+
+ private:
+  template <class Error>
+  void set(const std::exception& error) {
+    std::snprintf(message_, sizeof(message_), "%s", error.what());
+    throw_again_ = [](const char* message) { throw Error(message); };
+  }
+
+  void (*throw_again_)(const char* message) = nullptr;
+  char message_[1024];
+};
+
+}  // namespace
+
 void run_parallel(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  // torch would turn an exception into an error code: the first one is kept and rethrown here.
+  // torch would turn an exception into an error code: the first one is kept and thrown again here.
   struct Guarded {
     void (*body)(int64_t, int64_t, void*);
     void* context;
     std::atomic<bool> failed{false};
-    std::exception_ptr error;
-  } guarded{body, context};
+    KeptError error;
+  } guarded{body, context, {}, {}};
   const auto run = [](int64_t begin, int64_t end, void* given) {
     auto* const g = static_cast<Guarded*>(given);
     const ScratchInUse in_use;
     try {
       g->body(begin, end, g->context);
     } catch (...) {
-      if (!g->failed.exchange(true)) g->error = std::current_exception();
+      if (!g->failed.exchange(true)) g->error.keep();
     }
   };
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, grain, run, &guarded));
-  if (guarded.failed) std::rethrow_exception(guarded.error);
+  if (guarded.failed) guarded.error.throw_again();
 }
 
 int num_threads() {

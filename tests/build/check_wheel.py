@@ -1,7 +1,10 @@
-"""Run by `make wheel` with the Python of a clean environment, outside the source tree.
+"""Run by build_wheels.py with the Python of a clean environment, outside the source tree.
 
-Fails unless the installed package brings its compiled library, the kernels run from it with the
-right results, and the command line starts.
+    python check_wheel.py [FOLDER]
+
+Fails unless the package is installed below FOLDER (default: the environment of this Python) and
+brings its compiled library, the kernels run from it with the right results, and the command line
+starts.
 """
 
 import subprocess
@@ -49,17 +52,18 @@ def check_kernels() -> None:
 
 def main() -> None:
     """All checks; an exception is the failure."""
-    environment = Path(sys.prefix).resolve()
+    folder = Path(*sys.argv[1:] or [sys.prefix]).resolve()
     package = Path(llama_fast.__file__).resolve().parent
-    assert environment in package.parents, f"imported from {package}, not from {environment}"
+    assert folder in package.parents, f"imported from {package}, not from {folder}"
     assert library.missing_reason is None, library.missing_reason
     assert (package / "libllama_fast.so").is_file()
     assert Path(kernels.__file__).resolve().parent == package / "kernels"
     check_kernels()
-    command = Path(sys.executable).parent / "llama-fast"
+    script = Path(sys.executable).parent / "llama-fast"  # where a package is only unpacked, none
+    command = [script] if script.exists() else [sys.executable, "-m", "llama_fast"]
     for package_file in ("suite.py", "bench_attention.py"):
         assert (package / "benchmarks" / package_file).is_file()
-    text = subprocess.run([command, "info"], check=True, capture_output=True, text=True).stdout
+    text = subprocess.run([*command, "info"], check=True, capture_output=True, text=True).stdout
     assert llama_fast.__version__ in text and library.isa() in text, text
     print(text)
 

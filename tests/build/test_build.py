@@ -24,8 +24,8 @@ def test_builds_every_instruction_set(tree: Tree) -> None:
         values = (10, 100, 1000, 10000)
         expected += sum(v for n, v in zip(names, values, strict=True) if n in table)
         assert "avx2" in table
-    assert library.sum_of_kernels() == expected
-    assert library.cpu_device() == 0  # a symbol of torch's, found without a run path
+    assert library.llama_fast_sum_of_kernels() == expected
+    assert library.llama_fast_cpu_device() == 0  # a symbol of torch's, found without a run path
     assert tree.part("CUDA") == (False, "no CUDA sources")
     for name in ("ops library", "CUDA"):
         assert sum(line.startswith(f"  {name} ") for line in table.splitlines()) == 1
@@ -152,7 +152,7 @@ def test_cuda_sources_are_compiled_into_the_library(tree: Tree) -> None:
     tree.build(LLAMA_FAST_CUDA="1", LLAMA_FAST_BUILD="1")
     built, detail = tree.part("CUDA")
     assert built and "sm_80" in detail
-    assert ctypes.CDLL(str(tree.library)).launch  # loads without a GPU, too
+    assert ctypes.CDLL(str(tree.library)).llama_fast_launch  # loads without a GPU, too
     assert b"add_one" in tree.library.read_bytes()
     tree.build(LLAMA_FAST_CUDA="1", LLAMA_FAST_BUILD="1", LLAMA_FAST_CUDA_ARCHS="9.0a; sm_80+PTX")
     assert tree.part("CUDA")[1].endswith(": sm_90a, sm_80+PTX")
@@ -166,7 +166,10 @@ def test_cuda_source_that_fails_does_not_cost_the_cpu_kernels(tree: Tree) -> Non
     tree.build(LLAMA_FAST_CUDA="1")
     built, why = tree.part("CUDA")
     assert not built and "add.cu" in why
-    assert tree.part("ops library")[0] and ctypes.CDLL(str(tree.library)).sum_of_kernels() > 0
+    assert (
+        tree.part("ops library")[0]
+        and ctypes.CDLL(str(tree.library)).llama_fast_sum_of_kernels() > 0
+    )
     assert "could not build: CUDA" in tree.build(
         expect=1, LLAMA_FAST_CUDA="1", LLAMA_FAST_BUILD="1"
     )

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 DISPATCH = """
 #include "cpu/kernel.h"
-extern "C" __attribute__((visibility("default"))) int sum_of_kernels() {
+extern "C" __attribute__((visibility("default"))) int llama_fast_sum_of_kernels() {
   int sum = portable_kernel();
 #ifdef LLAMA_FAST_HAVE_AVX2
   sum += avx2_kernel();
@@ -56,13 +56,15 @@ int amx_bf16_kernel();
 """
 OPS = """
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-extern "C" __attribute__((visibility("default"))) int cpu_device() {
+extern "C" __attribute__((visibility("default"))) int llama_fast_cpu_device() {
   return aoti_torch_device_type_cpu();
 }
 """
 CUDA_KERNEL = """
 __global__ void add_one(float* x) { x[threadIdx.x] += 1.0f; }
-extern "C" __attribute__((visibility("default"))) void launch(float* x) { add_one<<<1, 32>>>(x); }
+extern "C" __attribute__((visibility("default"))) void llama_fast_launch(float* x) {
+  add_one<<<1, 32>>>(x);
+}
 """
 
 
@@ -81,6 +83,8 @@ class Tree:
         for folder in ("kernels", "benchmarks"):
             shutil.copytree(ROOT / folder, root / folder)
         (root / "csrc").mkdir()
+        for name in ("exports.map", "old_glibc.h"):
+            shutil.copy(ROOT / "csrc" / name, root / "csrc")
         self.write("ops.cpp", OPS)
         self.write("cpu/dispatch.cpp", DISPATCH)
         self.write("cpu/kernel.cpp", KERNEL)

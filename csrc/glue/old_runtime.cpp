@@ -1,0 +1,16 @@
+// Functions that came to libstdc++ after GCC 8, and that headers of later compilers call. Defined
+// here, the library loads with the libstdc++ of GCC 8 (the tag manylinux_2_28). It would otherwise
+// use torch's copies, which its libraries export by accident.
+#include <new>
+#include <sstream>
+
+#if defined(__GLIBCXX__)
+template std::basic_ostringstream<char>::basic_ostringstream();
+template std::basic_stringstream<char>::basic_stringstream();
+
+namespace std {
+[[noreturn]] __attribute__((visibility("hidden"))) void __throw_bad_array_new_length() {
+  throw bad_array_new_length();
+}
+}  // namespace std
+#endif
