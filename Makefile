@@ -10,6 +10,8 @@ ARGS   ?=
 # A part that does not compile is an error here; a plain `pip install` does without it.
 export LLAMA_FAST_BUILD ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Hundreds of processes of the tests would compile the package's Python anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 py        := $(VENV)/bin/python
 csrc      := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -30,7 +32,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs fuzz test-triton test-cuda test-oldest audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
+.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -49,6 +51,9 @@ pytest := OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n 2 --dist worksteal
 test: $(installed) $(built) $(docs_env)/.installed  ## run the tests, the Triton kernels' in Triton's interpreter
 	$(pytest) $(ARGS)
 	TRITON_INTERPRET=1 $(pytest) $(ARGS) || [ $$? -eq 5 ]
+
+test-all: export LLAMA_FAST_ALL_CASES = 1
+test-all: test  ## the same, with the cases that the interpreter is spared (every night)
 
 # A minute of it is among the tests (tests/fuzz). What it finds lies in build/fuzz.
 FUZZ_SECONDS ?= 600

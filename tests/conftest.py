@@ -6,6 +6,7 @@ What a run leaves out it says in its last line: ``tests/skips.py``.
 import importlib.util
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = Path(__file__).parent / "ops"  # where all tests of Triton kernels are
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """In the interpreter read nothing but the tests of the ops: collecting all takes a while."""
+    inside = TRITON in (collection_path, *collection_path.parents)
+    above = collection_path in TRITON.parents
+    return True if INTERPRETED and not inside and not above else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ CASES = [
 def test_the_sides_answer_in_turns(tmp_path: Path) -> None:
     data = mirror()
     model, tokenizer = llama_fast.models.load(smollm2(), dtype=torch.float32)
+    # Three layers of thirty: the same code, and the same tokens, in a tenth of the time.
+    model.layers = model.layers[:3]
+    model.config = dataclasses.replace(model.config, num_layers=3)
     folder = str(tmp_path / "smollm2")
     llama_fast.models.save(model, folder, tokenizer)
     theirs = HFLM(pretrained=folder, dtype="float32", batch_size=8, device="cpu")

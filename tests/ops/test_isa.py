@@ -42,9 +42,10 @@ def test_grid(isa: str) -> None:
         assert "LLAMA_FAST_ISA" in reason, probe.stderr
         pytest.skip(f"needs a processor with {isa}: {reason}")
     assert probe.stdout.strip() == isa
-    # One dtype of each width: they differ in how numbers are loaded and multiplied.
-    dtypes = ("-k", "not torch.float64 and not torch.float16")
-    tests = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *dtypes, *GRID)
+    # One dtype of each width: they differ in how numbers are loaded and multiplied. The backends
+    # written in torch's operations have no instruction sets.
+    chosen = ("-k", "not torch.float64 and not torch.float16 and not chunked and not reference")
+    tests = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen, *GRID)
     assert tests.returncode == 0, tests.stdout[-5000:]
 
 
