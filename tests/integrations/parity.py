@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from tests.integrations import zoo
 from tests.integrations.zoo import Inputs
 
 Results = dict[str, torch.Tensor]
+DRAWS = 6
 ZERO = 1e-9  # of a common gradient: what float64 leaves of a sum that is 0
 
 
@@ -104,14 +106,67 @@ def _root_mean_square(x: torch.Tensor) -> float:
 
 
 def measured(
-    name: str, what: str, dtype: torch.dtype, seed: int = 0
+    name: str,
+    what: str,
+    dtype: torch.dtype,
+    seed: int = 0,
+    using: Callable[[Any], AbstractContextManager[Any]] = llama_fast.patch,
 ) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
-    """:func:`errors` of stock and of patched on one batch of an architecture."""
+    """:func:`errors` of stock and of ours on one batch of an architecture.
+
+    Args:
+        name: the architecture.
+        what: the batch.
+        dtype: of parameters and inputs.
+        seed: of the parameters.
+        using: makes the model use our kernels in a ``with`` block.
+    """
     more = zoo.ZOO[name].all_experts if dtype is torch.bfloat16 else {}
     model = zoo.build(name, dtype, seed, **more)
     inputs = zoo.batches(name, model)[what]
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     right = truth(model, inputs)
     stock = errors(results(model, inputs), right)
-    with llama_fast.patch(model):
+    with using(model):
         return stock, errors(results(model, inputs), right)
+
+
+def further_than_stock(
+    name: str,
+    dtype: torch.dtype,
+    using: Callable[[Any], AbstractContextManager[Any]] = llama_fast.patch,
+) -> list[str]:
+    """What of ours is further from the truth than stock, a line each.
+
+    Over all results (loss, logits, each parameter's gradient) and all batches, the root-mean-square
+    error is no larger than stock's plus one rounding step; and no single result is further off than
+    twice stock's worst of that result or of all of them together, whichever is larger.
+    """
+    batches = list(zoo.batches(name, zoo.build(name)))
+    stock: dict[str | None, list[float]] = {}  # the errors of each result, of all of them in None
+    ours: dict[str | None, list[float]] = {}
+
+    def suspicions() -> Iterator[str]:
+        bound = pooled(stock[None]) + torch.finfo(dtype).eps / 2
+        if pooled(ours[None]) > bound:
+            yield f"{pooled(ours[None]):.2e} off, stock {pooled(stock[None]):.2e}"
+        for result, found in ours.items():
+            bound = 2 * max(pooled(stock[result]), pooled(stock[None]))
+            if pooled(found) > bound:
+                yield f"{result} is {pooled(found):.2e} off, bound {bound:.2e}"
+
+    for seed in range(DRAWS):  # errors are draws of chance: under suspicion, more of them
+        for what in batches:
+            found_both = measured(name, what, dtype, seed, using)
+            for kept, found in zip((stock, ours), found_both, strict=True):
+                kept.setdefault(None, []).append(overall(found))
+                for result, (_, error) in found.items():
+                    kept.setdefault(result, []).append(error)
+        if not list(suspicions()):
+            return []
+    return [f"in {DRAWS} draws: {line}" for line in suspicions()]
+
+
+def pooled(values: list[float]) -> float:
+    """Root-mean-square of several errors."""
+    return math.sqrt(statistics.fmean(value**2 for value in values))
