@@ -23,6 +23,7 @@ installed := $(VENV)/.installed
 for_demo  := $(VENV)/.demo
 triton_oldest := build/triton-3.6.0
 oldest := build/oldest-venv
+kernels_pair := build/transformers-5.22.2-kernels-0.17.2
 litgpt := build/litgpt-0.5.13
 docs_env := build/docs-venv
 sdist_env := build/sdist-venv
@@ -32,7 +33,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
+.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -77,6 +78,16 @@ OLDEST_TESTS ?= tests/models tests/tokenizers tests/data tests/integrations test
 test-oldest: $(oldest)/.installed $(built)  ## run tests with the lowest versions of what is required
 	OMP_WAIT_POLICY=PASSIVE $(oldest)/bin/python -m pytest -n 2 --dist worksteal $(OLDEST_TESTS) \
 	-k "not flash_attn" $(ARGS)
+
+# transformers 5.23 and 5.24 need a later `kernels` than PyPI has; this is the newest pair that fits.
+# The repository comes after it on the path, because our folder kernels/ has the name of the package.
+test-kernels: $(installed) $(built)  ## run the tests of the kernel layers with the Hub's `kernels`
+	test -d $(kernels_pair) || { \
+	$(py) -m pip install --quiet --no-deps --target $(kernels_pair).part transformers==5.22.2 kernels==0.17.2 && \
+	mv $(kernels_pair).part $(kernels_pair); }
+	PYTHONPATH=$(CURDIR)/$(kernels_pair):$(CURDIR) HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE \
+	$(VENV)/bin/pytest -n 2 --dist worksteal -o pythonpath= tests/integrations/hub_kernels \
+	tests/integrations/test_model_zoo.py -k "hub_kernels or report" $(ARGS)
 
 # In an environment of its own, which needs neither torch nor the package: docstrings are read, not
 # imported. A broken link or anchor, or a missing docstring, is an error.

@@ -35,6 +35,7 @@ or bad input; 130 interrupted; 143 terminated.
         "plan": "llama_fast.cli.plan",
         "plot": "llama_fast.cli.plot",
         "export": "llama_fast.cli.export",
+        "export-kernels": "llama_fast.cli.export_kernels",
         "eval": "llama_fast.cli.eval",
         "generate": "llama_fast.cli.generate",
         "chat": "llama_fast.cli.chat",

@@ -1,10 +1,23 @@
 """The kernels in models and code that people already have."""
 
 from llama_fast.integrations._when_imported import when_imported
+from llama_fast.integrations.hub_kernels import (
+    kernel_mapping,
+    register_kernels,
+    unregister_kernels,
+)
 from llama_fast.integrations.patch import patch, unpatch
 from llama_fast.integrations.report import Entry, Report
 
-__all__ = ["Entry", "Report", "patch", "unpatch"]
+__all__ = [
+    "Entry",
+    "Report",
+    "kernel_mapping",
+    "patch",
+    "register_kernels",
+    "unpatch",
+    "unregister_kernels",
+]
 
 
 def _register() -> None:

@@ -19,6 +19,41 @@ def when_imported(name: str, action: Callable[[], None]) -> None:
         sys.meta_path.insert(0, _Finder(name, action))
 
 
+def when_any_imported(
+    chosen: Callable[[str], bool], action: Callable[[ModuleType], None]
+) -> Callable[[], None]:
+    """Call ``action(module)`` after each import of a module whose name is `chosen`.
+
+    Returns:
+        A function that ends this.
+    """
+    finder = _ManyFinder(chosen, action)
+    sys.meta_path.insert(0, finder)
+    return lambda: sys.meta_path.remove(finder)
+
+
+class _ManyFinder(importlib.abc.MetaPathFinder):
+    """Delegates to the other finders and wraps the loaders of some modules."""
+
+    def __init__(self, chosen: Callable[[str], bool], action: Callable[[ModuleType], None]) -> None:
+        self.chosen, self.action = chosen, action
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The module's spec from the other finders; None for modules that are not chosen."""
+        if not self.chosen(fullname):
+            return None
+        for finder in sys.meta_path:
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec = find and find(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, lambda: self.action(sys.modules[fullname]))
+                return spec
+        return None
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     """Delegates to the other finders and wraps the loader of one module."""
 

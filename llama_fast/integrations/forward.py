@@ -89,9 +89,16 @@ def is_foreign(module: nn.Module) -> bool:
     layers for which it has no kernel.
     """
     value = vars(module).get("forward")
-    if value is None or _as_ours(value) is not None:
+    if value is None or _as_ours(value) is not None or is_kernel(module):
         return False
     return getattr(value, "__func__", None) is not type(module).forward
+
+
+def is_kernel(module: nn.Module) -> bool:
+    """Whether the `kernels` package has set the forward of one of our layers."""
+    value = vars(module).get("forward")
+    owner = getattr(getattr(value, "__func__", None), "__module__", None)
+    return owner == f"{__package__}.hub_kernels.layers"
 
 
 def _as_ours(value: Any) -> _Function | None:

@@ -26,6 +26,8 @@ from llama_fast.ops.rms_norm import rms_norm
 from llama_fast.ops.swiglu import swiglu
 
 Replacement = Callable[..., Any] | str | None
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Call = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps", "layer_norm_epsilon")
 _DIFFERS_IN_TRAINING = "in training it differs: dropout, noise or other gradients"
 
@@ -132,12 +134,12 @@ def mlp_replacement(module: nn.Module) -> Replacement:
     drops = [None, *(name for name, m in others.items() if type(m) is nn.Dropout)]
     found = False
     for gate, up, down in names:
-        roles = {"gate": gate, "up": up, "down": down}
-        if not probe.agrees(functools.partial(_mlp, product=reference.swiglu, **roles), False):
+        roles: dict[str, Any] = {"gate": gate, "up": up, "down": down}
+        if not probe.agrees(functools.partial(gated_mlp, product=reference.swiglu, **roles), False):
             continue
         found = True
         for between, after in itertools.product(drops, drops):
-            formula = functools.partial(_mlp, between=between, after=after, **roles)
+            formula = functools.partial(gated_mlp, between=between, after=after, **roles)
             if probe.agrees(functools.partial(formula, product=reference.swiglu), True):
                 called = (*linears, between or "", after or "")
                 return functools.partial(
@@ -161,16 +163,33 @@ def mlp_forward(
     down: str,
     between: str | None = None,
     after: str | None = None,
+    product: Product | None = None,
+    call: Call | None = None,
 ) -> torch.Tensor:
-    """down(silu(gate(x)) * up(x)) with the module's dropouts; our kernel computes the product."""
+    """down(silu(gate(x)) * up(x)) with the module's dropouts.
+
+    Args:
+        module: the MLP.
+        input: (..., E).
+        gate: name of its layer whose output is activated; see :func:`gated_mlp`.
+        up: name of the other layer.
+        down: name of the last layer.
+        between: name of the dropout before `down`.
+        after: name of the dropout after `down`.
+        product: the activated gate times the other output; None for SwiGLU by our kernel.
+        call: runs a part of the module; None to call it.
+    """
     dtype = _weight_dtype(module, up)
     if dtype != _weight_dtype(module, down) or (
         gate in module._modules and dtype != _weight_dtype(module, gate)
     ):
         result: torch.Tensor = type(module).forward(module, input)  # it casts between the dtypes
         return result
-    product = functools.partial(_swiglu, module)
-    return _mlp(module, input, gate, up, down, between=between, after=after, product=product)
+    if product is None:
+        product = functools.partial(_swiglu, module)
+    return gated_mlp(
+        module, input, gate, up, down, between=between, after=after, product=product, call=call
+    )
 
 
 def _weight_dtype(module: nn.Module, name: str) -> torch.dtype | None:
@@ -188,28 +207,35 @@ def _swiglu(module: nn.Module, gate: torch.Tensor, up: torch.Tensor) -> torch.Te
     return recompute.attach_recipe(module, swiglu(gate, up), swiglu, gate, up, within=True)
 
 
-def _mlp(
+def gated_mlp(
     module: nn.Module,
     input: torch.Tensor,
     gate: str,
     up: str,
     down: str,
     *,
-    product: Any,
+    product: Product,
     between: str | None = None,
     after: str | None = None,
+    call: Call | None = None,
 ) -> torch.Tensor:
     """A gated MLP; `between` and `after` name its dropouts before and after `down`, or are None."""
+    call = call or _called
     if gate == up or gate.startswith("-"):  # both in one matrix; "-": the gate is the second half
-        halves = getattr(module, up)(input).chunk(2, dim=-1)
+        halves = call(getattr(module, up), input).chunk(2, dim=-1)
         a, b = halves if gate == up else reversed(halves)
     else:
-        a, b = getattr(module, gate)(input), getattr(module, up)(input)
+        a, b = call(getattr(module, gate), input), call(getattr(module, up), input)
     inner = product(a, b)
     if between is not None:
         inner = getattr(module, between)(inner)
-    out: torch.Tensor = getattr(module, down)(inner)
+    out: torch.Tensor = call(getattr(module, down), inner)
     return out if after is None else getattr(module, after)(out)
+
+
+def _called(part: Any, input: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = part(input)
+    return output
 
 
 def _forward_if_unchanged(

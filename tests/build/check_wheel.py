@@ -57,6 +57,7 @@ def main() -> None:
     assert folder in package.parents, f"imported from {package}, not from {folder}"
     assert library.missing_reason is None, library.missing_reason
     assert (package / "libllama_fast.so").is_file()
+    assert (package / "integrations" / "hub_kernels" / "kernel" / "metadata.json").is_file()
     assert Path(kernels.__file__).resolve().parent == package / "kernels"
     check_kernels()
     script = Path(sys.executable).parent / "llama-fast"  # where a package is only unpacked, none

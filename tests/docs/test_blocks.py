@@ -126,7 +126,7 @@ def test_commands_exist(block):
         elif words[0] == "python" and words[1] == "-m":
             assert importlib.util.find_spec(words[2]), f"{block.place}: {words[2]}"
         elif words[:2] == ["pip", "install"]:
-            extras = re.findall(r"\[([\w,]+)\]", " ".join(words))
+            extras = re.findall(r"(?:llama_fast|\.)\[([\w,]+)\]", " ".join(words))
             assert {e for each in extras for e in each.split(",")} <= EXTRAS
         else:
             assert words[0] in ("python", "pytest", "git", ".ci/run"), f"{block.place}: {words[0]}"
