@@ -10,7 +10,9 @@ ARGS   ?=
 # A part that does not compile is an error here; a plain `pip install` does without it.
 export LLAMA_FAST_BUILD ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# Hundreds of processes of the tests would compile the package's Python anew.
+# Python's bytecode is written when a module is first imported: pip would compile 19,000 files, of which
+# most are never read, and hundreds of processes of the tests would compile the package anew.
+install := pip install --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 py        := $(VENV)/bin/python
@@ -83,7 +85,7 @@ test-oldest: $(oldest)/.installed $(built)  ## run tests with the lowest version
 # The repository comes after it on the path, because our folder kernels/ has the name of the package.
 test-kernels: $(installed) $(built)  ## run the tests of the kernel layers with the Hub's `kernels`
 	test -d $(kernels_pair) || { \
-	$(py) -m pip install --quiet --no-deps --target $(kernels_pair).part transformers==5.22.2 kernels==0.17.2 && \
+	$(py) -m $(install) --quiet --no-deps --target $(kernels_pair).part transformers==5.22.2 kernels==0.17.2 && \
 	mv $(kernels_pair).part $(kernels_pair); }
 	PYTHONPATH=$(CURDIR)/$(kernels_pair):$(CURDIR) HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE \
 	$(VENV)/bin/pytest -n 2 --dist worksteal -o pythonpath= tests/integrations/hub_kernels \
@@ -98,7 +100,7 @@ docs: $(docs_env)/.installed  ## build the documentation into build/site
 # among what .ci/run does without: run it before a release. pip-audit is beside .venv, not in it.
 audit: $(installed)  ## look for packages in .venv with known security holes (needs the network)
 	test -x $(audit)/bin/pip-audit || { \
-	$(PYTHON) -m venv $(audit) && $(audit)/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	$(PYTHON) -m venv $(audit) && $(audit)/bin/python -m $(install) --quiet pip-audit==2.10.1; }
 	$(py) -m pip freeze --exclude-editable > $(audit)/installed.txt
 	$(audit)/bin/pip-audit --requirement $(audit)/installed.txt --no-deps --disable-pip $(ARGS)
 
@@ -108,7 +110,7 @@ gpu-compile: $(installed)  ## compile the GPU kernels for sm_80, sm_90, sm_100 (
 
 # pip puts it beside, not in place of, the Triton of .venv.
 gpu-compile-oldest: $(installed)  ## the same with the oldest Triton that is supported, for sm_90
-	test -d $(triton_oldest) || $(py) -m pip install --quiet --no-deps --target $(triton_oldest) \
+	test -d $(triton_oldest) || $(py) -m $(install) --quiet --no-deps --target $(triton_oldest) \
 	triton==3.6.0
 	PYTHONPATH=$(triton_oldest) $(py) kernels/_compile.py --arch 90 --defaults --quiet $(ARGS)
 
@@ -152,7 +154,7 @@ bench-eval: $(installed) $(built)  ## measure evaluation (ARGS="--data-dir DIR")
 # Beside .venv: it asks for older versions of what the tests use, of which it needs nothing here.
 bench-train: $(installed) $(built)  ## measure the training loop beside litgpt's and Trainer
 	test -d $(litgpt) || { \
-	$(py) -m pip install --quiet --no-deps --target $(litgpt).part litgpt==0.5.13 && \
+	$(py) -m $(install) --quiet --no-deps --target $(litgpt).part litgpt==0.5.13 && \
 	mv $(litgpt).part $(litgpt); }
 	$(py) -m benchmarks.train_loop --out benchmarks/results $(ARGS)
 
@@ -179,7 +181,7 @@ wheels: $(VENV)/.torch  ## build the release: an sdist, wheels for x86-64 and aa
 # twine: PyPI refuses a README that it cannot show.
 sdist:  ## build the source distribution into dist/
 	test -x $(sdist_env)/bin/twine || { $(PYTHON) -m venv $(sdist_env) && \
-	$(sdist_env)/bin/python -m pip install --quiet build==1.6.1 twine==7.0.0; }
+	$(sdist_env)/bin/python -m $(install) --quiet build==1.6.1 twine==7.0.0; }
 	rm -f dist/*.tar.gz
 	$(sdist_env)/bin/python -m build --sdist --outdir dist
 	$(sdist_env)/bin/twine check --strict dist/*.tar.gz
@@ -219,7 +221,7 @@ clean:  ## remove what was built, but not .venv
 
 $(VENV)/.torch:
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(py) -m pip install "setuptools>=77" wheel ninja numpy "$(TORCH)"
+	$(py) -m $(install) "setuptools>=77" wheel ninja numpy "$(TORCH)"
 	@touch $@
 
 $(built): $(native) | $(VENV)/.torch
@@ -227,26 +229,26 @@ $(built): $(native) | $(VENV)/.torch
 	@mkdir -p $(@D) && touch $@
 
 $(installed): pyproject.toml setup.py | $(built)
-	$(py) -m pip install --no-build-isolation --editable '.[test]' "$(TORCH)"
+	$(py) -m $(install) --no-build-isolation --editable '.[test]' "$(TORCH)"
 	@touch $@
 
 $(oldest)/.installed: pyproject.toml tests/build/dependencies.py | $(VENV)/.torch
 	rm -rf $(oldest) && $(PYTHON) -m venv $(oldest)
-	$(oldest)/bin/python -m pip install --quiet packaging "tomli; python_version < '3.11'"
+	$(oldest)/bin/python -m $(install) --quiet packaging "tomli; python_version < '3.11'"
 	$(oldest)/bin/python -m tests.build.dependencies > build/oldest.txt
-	$(oldest)/bin/python -m pip install --quiet --requirement build/oldest.txt "$(TORCH)"
+	$(oldest)/bin/python -m $(install) --quiet --requirement build/oldest.txt "$(TORCH)"
 	@touch $@
 
 # The packages of the extra `docs` alone: the package itself would bring torch.
 $(docs_env)/.installed: pyproject.toml
 	test -x $(docs_env)/bin/pip || $(PYTHON) -m venv $(docs_env)
-	$(docs_env)/bin/python -m pip install --quiet $$(sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	$(docs_env)/bin/python -m $(install) --quiet $$(sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	@touch $@
 
 $(for_demo): pyproject.toml setup.py | $(built)
-	$(py) -m pip install --no-build-isolation --editable '.[demo]' "$(TORCH)"
+	$(py) -m $(install) --no-build-isolation --editable '.[demo]' "$(TORCH)"
 	@touch $@
 
 $(VENV)/.dev: $(installed)
-	$(py) -m pip install --no-build-isolation --editable '.[dev]' "$(TORCH)"
+	$(py) -m $(install) --no-build-isolation --editable '.[dev]' "$(TORCH)"
 	@touch $@
