@@ -35,7 +35,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
+.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -114,11 +114,16 @@ gpu-compile-oldest: $(installed)  ## the same with the oldest Triton that is sup
 	triton==3.6.0
 	PYTHONPATH=$(triton_oldest) $(py) kernels/_compile.py --arch 90 --defaults --quiet $(ARGS)
 
-lint: $(VENV)/.dev lint-workflows  ## ruff, clang-format, mypy and the workflows', without changing a file
+lint: $(VENV)/.dev lint-workflows lint-docker  ## ruff, clang-format, mypy, workflows, images; no file is changed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(csrc)
 	$(VENV)/bin/mypy
+
+# hadolint's package is for Linux on x86-64 alone.
+lint-docker: $(VENV)/.dev  ## check the files that describe the Docker images
+	if [ -x $(VENV)/bin/hadolint ]; then $(VENV)/bin/hadolint --failure-threshold style examples/docker/*.Dockerfile; \
+	else echo "hadolint is not installed here: the Dockerfiles are not checked"; fi
 
 # The scripts inside the workflows too, which actionlint hands to shellcheck.
 lint-workflows: $(VENV)/.dev  ## check the workflows and the shell scripts

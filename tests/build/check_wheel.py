@@ -58,6 +58,8 @@ def main() -> None:
     assert library.missing_reason is None, library.missing_reason
     assert (package / "libllama_fast.so").is_file()
     assert (package / "integrations" / "hub_kernels" / "kernel" / "metadata.json").is_file()
+    licences = {file.name for file in package.parent.glob("llama_fast-*.dist-info/licenses/*")}
+    assert licences >= {"LICENSE", "THIRD_PARTY.md"}, licences
     assert Path(kernels.__file__).resolve().parent == package / "kernels"
     check_kernels()
     script = Path(sys.executable).parent / "llama-fast"  # where a package is only unpacked, none

@@ -148,6 +148,7 @@ def test_lower_bounds_become_exact_versions() -> None:
 
 NAMES_AN_EXTRA = (
     r"""(?:llama_fast|['"]\.)\[([a-z, ]+)\]""",  # pip install '.[train]'
+    r"""^ARG EXTRAS="([a-z,]+)"$""",  # an image's
     r"""^    extra = "(\w+)"$""",  # a command's
     r"""lacking\(.*, "(\w+)"\)""",
     r"""require\(\w+, "(\w+)\"""",
@@ -158,7 +159,7 @@ def test_texts_name_only_extras_that_exist() -> None:
     """Errors, pages and the Makefile."""
     folders = [ROOT / name for name in ("llama_fast", "docs", "benchmarks", "examples")]
     texts = [path for folder in folders for path in folder.rglob("*")]
-    texts = [path for path in texts if path.suffix in (".py", ".md", ".sh")]
+    texts = [path for path in texts if path.suffix in (".py", ".md", ".sh", ".Dockerfile")]
     texts += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile")]
     named = {
         (path.name, extra.strip())

@@ -76,7 +76,8 @@ class Tree:
         for name in ("setup.py", *(p.name for p in ROOT.glob("build_*.py")), "pyproject.toml"):
             shutil.copy(ROOT / name, root / name)
         (root / "README.md").write_text("A small tree.")
-        (root / "LICENSE").write_text("")
+        for name in ("LICENSE", "THIRD_PARTY.md"):
+            (root / name).write_text("")
         (root / "llama_fast").mkdir()
         (root / "llama_fast" / "__init__.py").write_text("")
         shutil.copy(ROOT / "llama_fast" / "_version.py", root / "llama_fast")
