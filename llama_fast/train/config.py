@@ -22,8 +22,8 @@ class ModelOptions:
     preset: str = "debug"
     """Architecture of a published model (`llama3-8b`, `smollm2-135m`, ...), or `debug`."""
     init_from: str | None = None
-    """Pretrained weights to start from (Hugging Face folder or name, GGUF, Meta, llama2.c, folder of
-    a run); null draws random weights. Not read again when a run is resumed."""
+    """Pretrained weights to start from (Hugging Face folder or name, GGUF, Meta, llama2.c, folder
+    of a run); null draws random weights. Not read again when a run is resumed."""
     overrides: dict[str, int | float | bool] = field(default_factory=dict)
     """Fields of the preset to replace, such as `{num_layers: 4}`; the default `vocab_size` is that
     of the data."""
