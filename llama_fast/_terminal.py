@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -49,6 +51,19 @@ def show(text: str = "", *, end: str = "\n", file: TextIO | None = None) -> None
     """
     stream = sys.stdout if file is None else file
     print(for_stream(text, stream), end=end, file=stream, flush=True)
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show a line on standard error while the block runs, if that is a terminal."""
+    is_shown = sys.stderr is not None and sys.stderr.isatty()
+    if is_shown:
+        show(f"{text} ...", end="", file=sys.stderr)
+    try:
+        yield
+    finally:
+        if is_shown:  # erase the line
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def console(**options: Any) -> Console:

@@ -182,6 +182,7 @@ def load_for_generation(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer]:
     import torch
 
     from llama_fast._device import device_of
+    from llama_fast._terminal import status
     from llama_fast.models.loading import load_model
 
     if args.max_new_tokens < 1:
@@ -191,5 +192,6 @@ def load_for_generation(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer]:
     sampling_options(args, args.seed)
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     device = device_of(args.device or "auto")
-    model, tokenizer = load_model(args.model, args.tokenizer, dtype)
-    return model.to(device), tokenizer
+    with status(f"Loading {args.model}"):
+        model, tokenizer = load_model(args.model, args.tokenizer, dtype)
+        return model.to(device), tokenizer

@@ -32,6 +32,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 from llama_fast.models import LLaMA, LlamaConfig
+from llama_fast.models.uninitialized import uninitialized
 from llama_fast.ops import Ring
 from llama_fast.train.config import ParallelOptions
 
@@ -131,8 +132,7 @@ class ParallelContext:
         config = configs[0]
         assert config is not None
         self._check(config)
-        with torch.device("meta"):
-            model = LLaMA(config)
+        model = uninitialized(config, "meta")
         if self.tensor > 1:
             # Silences a warning at every clipping that one mesh dimension would be faster than two.
             logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
@@ -207,8 +207,7 @@ class ParallelContext:
         weights = get_model_state_dict(model, options=options)
         if self.rank != 0:
             return None
-        with torch.device("meta"):
-            whole = LLaMA(model.config)
+        whole = uninitialized(model.config, "meta")
         whole.load_state_dict(weights, assign=True)
         return whole.to(self.device)
 

@@ -25,6 +25,7 @@ from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.data import Batch, PackedLoader, TokenShards
 from llama_fast.models import LLaMA, LlamaConfig
 from llama_fast.models.checkpoints.training import Checkpoint, recorded_shape
+from llama_fast.models.uninitialized import uninitialized
 from llama_fast.train.activation_checkpointing import checkpoint_activations
 from llama_fast.train.benchmarks import BenchmarkScore, BenchmarkScorer
 from llama_fast.train.build import make_model, make_optimizer, new_shape
@@ -124,7 +125,7 @@ class TrainingRun:
         def make() -> LLaMA:
             if checkpoint is None or shape is None:
                 return make_model(config, self.shards.vocab_size)
-            return LLaMA(shape)  # the checkpoint has the weights: init_from is not read again
+            return uninitialized(shape)  # the checkpoint has them: init_from is not read again
 
         self.model = self.parallel.parallelize(make)
         checkpoint_activations(self.model, config.activation_checkpointing)

@@ -24,6 +24,7 @@ from llama_fast.tokenizers.base import MAX_VOCAB_SIZE
 
 from ..config import Llama3RopeScaling, LlamaConfig
 from ..llama import LLaMA, rope_frequencies
+from ..uninitialized import uninitialized
 
 
 class CheckpointError(ValueError):
@@ -84,8 +85,7 @@ def build(
     theirs = weight_names(config, names)
     _compare_names(path, "missing", theirs.values() - tensors.keys())
     _compare_names(path, "unexpected", tensors.keys() - set(theirs.values()))
-    with torch.device("meta"):
-        model = LLaMA(config)
+    model = uninitialized(config, "meta")
     parameters = dict(model.named_parameters())
     for ours, parameter in parameters.items():
         stored, expected = tensors[theirs[ours]], tuple(parameter.shape)

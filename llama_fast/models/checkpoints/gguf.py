@@ -43,11 +43,14 @@ try:
         ReaderTensor,
         RopeScalingType,
         dequantize,
+        quants,
     )
 
     from llama_fast._gguf import Reader
 except ImportError as error:
     raise ImportError(lacking("GGUF files", "gguf", "checkpoints")) from error
+
+_ELEMENTS_AT_ONCE = 1 << 16  # dequantised in one call: its intermediate arrays stay in the cache
 
 NAMES = {
     "embedding": "token_embd",
@@ -234,4 +237,22 @@ def _read(tensor: ReaderTensor) -> Tensor:
         return torch.from_numpy(tensor.data.view(np.int16).reshape(shape)).view(torch.bfloat16)
     if tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
         return torch.from_numpy(tensor.data)
-    return torch.from_numpy(dequantize(tensor.data, tensor_type))
+    return torch.from_numpy(_dequantized(tensor.data, tensor_type))
+
+
+def _dequantized(data: np.ndarray, tensor_type: GGMLQuantizationType) -> np.ndarray:
+    """The elements of a quantised tensor, as `gguf.dequantize` returns them.
+
+    That function takes 16 rows at a time; more of them halve the time of a model with short rows.
+    """
+    quantization = getattr(quants, tensor_type.name, None)
+    if quantization is None:
+        return dequantize(data, tensor_type)  # raises the package's error
+    rows = data.reshape(-1, data.shape[-1])
+    quantization.init_grid()
+    shape = quants.quant_shape_from_byte_shape(rows.shape, tensor_type)
+    elements = np.empty(shape, np.float32)
+    step = max(1, _ELEMENTS_AT_ONCE // shape[-1])
+    for begin in range(0, len(rows), step):
+        elements[begin : begin + step] = quantization.dequantize_rows(rows[begin : begin + step])
+    return elements.reshape(*data.shape[:-1], shape[-1])

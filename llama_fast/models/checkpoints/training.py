@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from llama_fast._inside import inside
@@ -152,15 +151,14 @@ class CheckpointReader:
             self._load(found, tensors)
         except (RunCheckpointError, MemoryError):
             raise
-        except (
-            Exception,
-            dcp.api.CheckpointException,
-        ) as error:  # the latter is a BaseException
+        except Exception as error:
             raise RunCheckpointError(
                 f"{found.path}: could not be read ({reason_of(error)})"
             ) from error
 
     def _load(self, found: Checkpoint, tensors: dict[str, Tensor]) -> None:
+        import torch.distributed.checkpoint as dcp  # takes half a second, which few commands need
+
         reader = dcp.HuggingFaceStorageReader(str(found.path))
         saved = reader.read_metadata().state_dict_metadata
         for name, tensor in tensors.items():
@@ -173,12 +171,15 @@ class CheckpointReader:
                 )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            dcp.load(
-                dict(tensors),
-                storage_reader=dcp.HuggingFaceStorageReader(str(found.path)),
-                process_group=self._group,
-                no_dist=self._group is None,
-            )
+            try:
+                dcp.load(
+                    dict(tensors),
+                    storage_reader=dcp.HuggingFaceStorageReader(str(found.path)),
+                    process_group=self._group,
+                    no_dist=self._group is None,
+                )
+            except dcp.api.CheckpointException as error:  # not an Exception
+                raise RuntimeError(reason_of(error)) from error
 
 
 def reason_of(error: BaseException) -> str:

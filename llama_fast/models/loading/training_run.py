@@ -11,6 +11,7 @@ from llama_fast.tokenizers import Tokenizer
 
 from ..checkpoints import training
 from ..llama import LLaMA
+from ..uninitialized import uninitialized
 
 __all__ = ["is_run", "load_run"]
 
@@ -46,7 +47,7 @@ def load_run(
         raise ValueError(
             f"average: expected a run with optimizer.ema_decay, {path} kept no average"
         )
-    model = LLaMA(shape)
+    model = uninitialized(shape)
     part = "average" if average else "model"
     weights = {f"{part}.{name}": weight.detach() for name, weight in model.named_parameters()}
     checkpoints.load(found, weights)

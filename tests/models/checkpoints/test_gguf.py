@@ -13,6 +13,7 @@ import torch
 
 from llama_fast.generate import generate
 from llama_fast.models import CheckpointError, LlamaConfig, load
+from llama_fast.models.checkpoints.gguf import _ELEMENTS_AT_ONCE, _dequantized
 from tests.models.oracle import frequencies
 from tests.models.peers import SHAPES, check_logits, transformers_model
 from tests.paths import gguf_tiny, smollm2
@@ -167,6 +168,17 @@ def test_stored_types(tmp_path: Path, kind: Kind) -> None:
         off = (stored - weight).abs()
         assert (off <= blocks * (slack * step + 2**-10)).all(), name
         assert off.max() > 0, name
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q8_0, Kind.Q4_0, Kind.Q6_K, Kind.IQ4_XS])
+def test_quantised_tensors_are_those_of_the_gguf_package(kind: Kind) -> None:
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows = np.random.default_rng(0).integers(0, 256, (3000, 6 * size), dtype=np.uint8)
+    rows[:, ::16] = 17  # the half-precision scales: mostly finite numbers
+    expected = gguf.dequantize(rows, kind)
+    found = _dequantized(rows, kind)
+    assert expected.size > 2 * _ELEMENTS_AT_ONCE and expected.shape == (3000, 6 * block)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_file_is_not_changed_by_training(tmp_path: Path) -> None:
