@@ -88,7 +88,7 @@ def build(name, **options):
             warnings.simplefilter("ignore")
             return zoo.build(name, **options)
     except zoo.Unknown as unknown:
-        pytest.skip(str(unknown))
+        pytest.skip(f"needs a newer transformers: {unknown}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -98,7 +98,7 @@ def test_no_further_from_float64_than_stock(name, dtype):
     try:
         assert not parity.further_than_stock(name, dtype)
     except parity.NoTruth as reason:
-        pytest.skip(str(reason))
+        pytest.skip(f"needs a newer transformers: {reason}")
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -158,7 +158,7 @@ def test_forward_takes_what_it_took(name):
 def test_gradient_checkpointing(name):
     model = build(name)
     if not model.supports_gradient_checkpointing:
-        pytest.skip("transformers has no gradient checkpointing for it")
+        pytest.skip("needs a newer transformers, with gradient checkpointing for it")
     inputs = zoo.batches(name, model)["plain"]
     llama_fast.patch(model)
     plain = parity.results(model, inputs)

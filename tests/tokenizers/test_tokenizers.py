@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ def made(form: str) -> Tokenizer:
     if name == "llama2":
         return from_gguf(metadata(original("checkpoints/gguf_tiny/llama-2-tiny-random.gguf")))
     return from_gguf(llama3_metadata(tokenizer_model(name)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget() -> Iterator[None]:
+    """Vocabularies of 128,000 tokens are not kept for the rest of the run."""
+    yield
+    made.cache_clear()
 
 
 def llama3_metadata(path: Path) -> dict[str, Any]:
