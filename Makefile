@@ -35,7 +35,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
+.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -90,6 +90,21 @@ test-kernels: $(installed) $(built)  ## run the tests of the kernel layers with 
 	PYTHONPATH=$(CURDIR)/$(kernels_pair):$(CURDIR) HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE \
 	$(VENV)/bin/pytest -n 2 --dist worksteal -o pythonpath= tests/integrations/hub_kernels \
 	tests/integrations/test_model_zoo.py -k "hub_kernels or report" $(ARGS)
+
+# Headers and libraries of both are unpacked into build/ (1.4 GB to download, 1 GB to keep).
+test-torch-abi: $(VENV)/.torch  ## compile and link against the lowest torch and 2.11
+	$(py) tests/build/torch_abi.py $(ARGS)
+	LLAMA_FAST_EMULATE_CUDA=1 $(py) tests/build/torch_abi.py $(ARGS)
+
+# One library, compiled against the lowest torch, serves every later one. Not in .ci/run: on x86-64
+# pip installs CUDA builds of torch, of 0.5 to 1 GB. `make clean` removes the environments.
+test-torch: $(built)  ## run tests/ops with another torch (VERSION=2.11.0)
+	@test -n "$(VERSION)" || { echo "expected VERSION, as in: make $@ VERSION=2.11.0"; exit 2; }
+	$(py) tests/build/torch_abi.py lowest
+	$(py) tests/build/torch_env.py $(VERSION)
+	LLAMA_FAST_LIBRARY=$(CURDIR)/build/native/lowest/libllama_fast.so OMP_WAIT_POLICY=PASSIVE \
+	build/torch-env-$(VERSION)/bin/python -m pytest -n 2 --dist worksteal \
+	tests/ops tests/test_torch_internals.py $(ARGS)
 
 # In an environment of its own, which needs neither torch nor the package: docstrings are read, not
 # imported. A broken link or anchor, or a missing docstring, is an error.
