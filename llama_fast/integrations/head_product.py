@@ -23,6 +23,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from llama_fast._torch_internals import has_dispatch_mode, in_forward_ad, in_transform
+from llama_fast.ops._autocast import without_autocast
 
 # About this many elements of a tensor are compared to detect writes that leave its version.
 _SAMPLE_SIZE = 4096
@@ -161,8 +162,7 @@ class HeadProduct:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            if torch.amp.is_autocast_available(self.hidden.device.type):
-                stack.enter_context(torch.autocast(self.hidden.device.type, enabled=False))
+            stack.enter_context(without_autocast(self.hidden.device.type))
             product = self._product()
             computed: dict[int, torch.Tensor] = {}
             for each in list(self.handles):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llama_fast.integrations.head_product import HeadProduct, TensorMethod
+from llama_fast.ops._autocast import autocast_dtype
 from llama_fast.ops.linear_cross_entropy import linear_cross_entropy
 
 
@@ -260,10 +261,8 @@ class LazyLogits:
 
 def lazy_logits(hidden: torch.Tensor, head: nn.Linear) -> LazyLogits:
     """The logits of `hidden` (..., E), computed at first access."""
-    device = hidden.device.type
-    dtype = hidden.dtype
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device) if dtype != torch.float64 else dtype
+    narrow = autocast_dtype(hidden.device.type)
+    dtype = hidden.dtype if narrow is None or hidden.dtype == torch.float64 else narrow
     shape = hidden.shape[:-1] + head.weight.shape[:1]
     return LazyLogits(HeadProduct(hidden, head, dtype), hidden, shape, dtype)
 

@@ -27,6 +27,7 @@ from llama_fast._torch_internals import (
     is_jit_tracing,
 )
 from llama_fast.integrations import untracked_writes
+from llama_fast.ops._autocast import without_autocast
 
 _ATTRIBUTE = "_llama_fast_recipe"
 
@@ -79,7 +80,7 @@ class Recipe:
                     "one of the tensors needed for gradient computation has been modified by an "
                     "inplace operation: the input of a norm or of a gated product"
                 )
-            with torch.no_grad(), torch.autocast(self._inputs[0].device.type, enabled=False):
+            with torch.no_grad(), without_autocast(self._inputs[0].device.type):
                 self._recomputed = self._function(*self._inputs)
         recomputed = self._recomputed
         self._num_unpacked += 1

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from llama_fast.ops import _checks
+from llama_fast.ops._autocast import autocast_dtype
 
 Window = int | Sequence[int] | None
 
@@ -46,12 +47,8 @@ def is_plain_call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 def autocast(name: str, t: torch.Tensor) -> torch.Tensor:
     """Cast `t` to autocast's dtype if torch.autocast is on: attention is one of its 16-bit ops."""
     _checks.check_float(name, t)
-    device = t.device.type
-    if t.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return t
-    if torch.is_autocast_enabled(device):
-        return t.to(torch.get_autocast_dtype(device))
-    return t
+    dtype = autocast_dtype(t.device.type)
+    return t if dtype is None or t.dtype == torch.float64 else t.to(dtype)
 
 
 def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: bool) -> None:

@@ -9,7 +9,6 @@ torch.func. Plain eager calls and torch.func run the same rule as an ordinary
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -47,14 +46,6 @@ def needs_plain_torch() -> bool:
     if in_forward_ad():
         return True
     return in_transform() if torch.compiler.is_compiling() else in_transform_other_than_grad()
-
-
-def without_autocast(t: torch.Tensor) -> AbstractContextManager[object]:
-    """A context that turns torch.autocast off for `t`: it would round inside a formula."""
-    device = t.device.type
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def nested_transforms() -> bool:

@@ -17,7 +17,8 @@ from llama_fast.ops import _attention_checks as checks
 from llama_fast.ops import stock
 from llama_fast.ops._attention_checks import Window
 from llama_fast.ops._attention_rules import call_attention
-from llama_fast.ops._autograd import needs_plain_torch, without_autocast
+from llama_fast.ops._autocast import without_autocast
+from llama_fast.ops._autograd import needs_plain_torch
 from llama_fast.ops._subclasses import causal_bias, is_causal_bias, overridable
 from llama_fast.ops.backends.choice import choose
 from llama_fast.reference import AttentionOptions
@@ -171,6 +172,6 @@ def attention(
     elif backend == "torch":
         return stock.attention(q, k, v, options, return_lse=return_lse)
     else:
-        with without_autocast(q):
+        with without_autocast(q.device.type):
             out, lse = reference.attention(q, k, v, options)
     return (out, lse) if return_lse else out

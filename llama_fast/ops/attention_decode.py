@@ -16,7 +16,8 @@ from llama_fast._torch_internals import in_forward_ad, is_wrapped
 from llama_fast.ops import _attention_checks as checks
 from llama_fast.ops import _checks, stock
 from llama_fast.ops._attention_checks import Window
-from llama_fast.ops._autograd import empty_like_heads, needs_plain_torch, without_autocast
+from llama_fast.ops._autocast import autocast_dtype, without_autocast
+from llama_fast.ops._autograd import empty_like_heads, needs_plain_torch
 from llama_fast.ops._subclasses import overridable
 from llama_fast.ops.backends import cuda
 from llama_fast.ops.backends.choice import choose
@@ -154,7 +155,7 @@ def attention_decode(
     elif backend == "torch":
         return stock.attention_decode(q, k_cache, v_cache, options, return_lse=return_lse)
     else:
-        with without_autocast(q):
+        with without_autocast(q.device.type):
             out, lse = reference.attention_decode(q, k_cache, v_cache, options)
     return (out, lse) if return_lse else out
 
@@ -195,8 +196,7 @@ def _autocast(t: Any, cache: Any) -> Any:
     """Cast `t` to the dtype of the cache if torch.autocast is on for its device."""
     if not isinstance(t, Tensor) or not isinstance(cache, Tensor):
         return t
-    device = t.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if autocast_dtype(t.device.type) is None:
         return t
     return t.to(cache.dtype) if t.dtype in _checks.FLOAT_DTYPES else t
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Literal, overload
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from llama_fast import reference
 from llama_fast.ops import stock
+from llama_fast.ops._autocast import autocast_dtype, without_autocast
 from llama_fast.ops._autograd import needs_plain_torch, nested_transforms
 from llama_fast.ops._checks import (
     check_device,
@@ -115,9 +115,8 @@ def linear_cross_entropy(
     check_float("input", input)
     check_float("linear_weight", linear_weight)
     device_type = input.device.type
-    can_autocast = torch.amp.is_autocast_available(device_type)
-    if can_autocast and torch.is_autocast_enabled(device_type):  # as F.linear does
-        narrow = torch.get_autocast_dtype(device_type)
+    narrow = autocast_dtype(device_type)
+    if narrow is not None:  # as F.linear does
         input, linear_weight, linear_bias = (
             x.to(narrow) if x is not None and x.dtype != torch.float64 else x
             for x in (input, linear_weight, linear_bias)
@@ -144,7 +143,7 @@ def linear_cross_entropy(
         check_targets(target, classes, options.ignore_index)
     if backend in ("torch", "reference"):
         module = stock if backend == "torch" else reference
-        with torch.autocast(device_type, enabled=False) if can_autocast else nullcontext():
+        with without_autocast(device_type):
             return module.linear_cross_entropy(
                 input, linear_weight, target, linear_bias, options,
                 process_group=process_group, return_stats=return_stats,

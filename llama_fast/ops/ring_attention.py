@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llama_fast.ops._autocast import autocast_dtype
 from llama_fast.ops._autograd import with_backend
 from llama_fast.ops.backends.choice import choose
 from llama_fast.ops.backends.current import current
@@ -133,9 +134,9 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, ring: Ring) -> Tensor:
         raise ValueError(
             f"backend: expected a compiled attention kernel for context parallelism, got {backend}"
         )
-    device = q.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
+    dtype = autocast_dtype(q.device.type)
+    if dtype is not None:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     out: Tensor = _RingAttention.apply(q, k, v, ring)
     return out
 

@@ -3,10 +3,11 @@
     python tests/build/torch_abi.py                    the lowest that is supported, and 2.11.0
     python tests/build/torch_abi.py 2.12.0             ("lowest" for the lowest alone)
 
-Only what includes torch's headers is compiled again for each; the kernels are those of build/native.
-Then what the library imports from torch is looked up in the lowest release: a function that came
-later has to be looked up at run time. The libraries are build/native/VERSION/libllama_fast.so;
-build/native/lowest/libllama_fast.so is the one to test on all releases (`make test-torch`).
+Only what includes torch's headers is compiled for each of them; the kernels are those of
+build/native. Then what the library imports from torch is looked up in the lowest release: a
+function that came later has to be looked up at run time. The libraries are
+build/native/VERSION/libllama_fast.so; that of "lowest" is the one to test on all releases
+(`make test-torch`).
 
 With LLAMA_FAST_EMULATE_CUDA=1 the same for the CUDA operators, in build/emulated.
 """

@@ -68,7 +68,10 @@ def stand_in_for_cuda(site: Path) -> None:
     libraries = sorted(folder.glob("*.so*"))
     needed = {name for library in libraries for name in needs(library)}
     have = {library.name for library in (*libraries, *site.glob("nvidia/**/*.so*"))}
-    missing = sorted(n for n in needed - have if re.match(r"lib(cu|nv|nccl)", n) and n != "libcuda.so.1")
+    # libcuda is the driver, which torch opens only where there is a GPU.
+    missing = sorted(
+        n for n in needed - have if re.match(r"lib(cu|nv|nccl)", n) and n != "libcuda.so.1"
+    )
     owners = {v: n for library in libraries for n, v in versions(library) if n in missing}
     functions: dict[tuple[str, str], set[str]] = defaultdict(set)  # of a library and version
     for library in libraries:
@@ -78,7 +81,9 @@ def stand_in_for_cuda(site: Path) -> None:
             elif not version and missing and re.match(r"(cu|nv|nccl)", name):
                 functions[missing[0], ""].add(name)
     for name in missing:
-        build_stand_in(folder / name, {v: sorted(f) for (n, v), f in functions.items() if n == name})
+        build_stand_in(
+            folder / name, {v: sorted(f) for (n, v), f in functions.items() if n == name}
+        )
     print(f"stand-ins for {', '.join(missing) or 'no library'}", file=sys.stderr)
 
 
@@ -111,7 +116,9 @@ def build_stand_in(path: Path, functions: dict[str, list[str]]) -> None:
     names = [name for some in functions.values() for name in some]
     source.write_text("".join(STAND_IN.format(name=name) for name in names))
     versioned = {version: some for version, some in functions.items() if version}
-    nodes = [f"{version} {{ global: {'; '.join(some)}; }};\n" for version, some in versioned.items()]
+    nodes = [
+        f"{version} {{ global: {'; '.join(some)}; }};\n" for version, some in versioned.items()
+    ]
     script.write_text("".join(nodes))
     command = ["cc", "-shared", "-fPIC", "-fno-builtin", "-w", str(source), "-o", str(path)]
     command += [f"-Wl,-soname,{path.name}"]
