@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import extras
 from tests.skips import (  # noqa: F401
     leave_extras_out,
     pytest_configure,
@@ -40,6 +41,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     inside = TRITON in (collection_path, *collection_path.parents)
     above = collection_path in TRITON.parents
     return True if INTERPRETED and not inside and not above else None
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    """Skip a module where a package of an extra is missing."""
+    module: pytest.Module = extras.Module.from_parent(parent, path=module_path)
+    return module
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,12 +17,13 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # What tests/ops needs besides torch.
-TESTS = ("numpy", "pytest>=8", "pytest-xdist", "hypothesis", "setuptools>=77", "ninja", "pybind11")
+TESTS = ("numpy", "pytest>=8", "pytest-xdist", "hypothesis")
 STAND_IN = "int {name}(void) {{ return 999; }}\n"  # CUDA's "unknown error"
 
 
@@ -30,7 +31,7 @@ def make(version: str) -> Path:
     """The Python of the environment, which is made where it is not there yet."""
     environment = ROOT / "build" / f"torch-env-{version}"
     python = environment / "bin" / "python"
-    ready = environment / ".ready"
+    ready = environment / f".ready-{sysconfig.get_python_version()}"
     if not ready.exists():
         shutil.rmtree(environment, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
