@@ -206,7 +206,7 @@ class NativeBuild:
     """
 
     def __init__(self, variant: str = "") -> None:
-        self.variant = variant
+        self.folder, self.suffix = (f"{variant}/", f".{variant}") if variant else ("", "")
         kind = "sanitize" if SANITIZE else "emulated" if EMULATE else "native"
         self.directory = ROOT / "build" / kind
         self.parts: dict[str, tuple[bool, str]] = {}  # name -> (built, what or why not)
@@ -246,11 +246,8 @@ class NativeBuild:
     def _plans(self) -> dict[str, tuple[str, Callable[[BuildFile], str]]]:
         """The parts that are wanted: name -> (library, what plans it)."""
         if EMULATE:
-            return {"emulated CUDA kernels": (self._of_variant(EMULATED), self._plan_emulated)}
-        return {"ops library": (self._of_variant(LIBRARY), self._plan_library)}
-
-    def _of_variant(self, library: str) -> str:
-        return f"{self.variant}/{library}" if self.variant else library
+            return {"emulated CUDA kernels": (self.folder + EMULATED, self._plan_emulated)}
+        return {"ops library": (self.folder + LIBRARY, self._plan_library)}
 
     def _build(self) -> None:
         ninja_file = BuildFile(self.directory)
@@ -311,8 +308,7 @@ class NativeBuild:
 
         command = [*self.tools.cxx, *self.flags]
         sources = [CSRC / "ops.cpp", *sorted((CSRC / "glue").glob("*.cpp"))]
-        of_torch = f".{self.variant}" if self.variant else ""
-        objects = [ninja_file.compile([*command, *torch_flags], s, of_torch) for s in sources]
+        objects = [ninja_file.compile([*command, *torch_flags], s, self.suffix) for s in sources]
         sources = sorted((CSRC / "cpu").glob("*.cpp"))
         once = [s for s in sources if s.name in COMPILED_ONCE]
         objects += [ninja_file.compile([*command, *have], s) for s in once]
@@ -327,8 +323,7 @@ class NativeBuild:
             link_flags += [f for f in OPTIMIZE if f.startswith("-fsanitize")]
         elif sys.platform == "linux":
             link_flags += ["-Wl,-z,defs", f"-Wl,--version-script={CSRC / 'exports.map'}"]
-        library = self._of_variant(LIBRARY)
-        ninja_file.link(self.tools.cxx, library, objects + cuda_objects, link_flags)
+        ninja_file.link(self.tools.cxx, self.folder + LIBRARY, objects + cuda_objects, link_flags)
         return f"{LIBRARY}: {', '.join(isas)}; torch {version}"
 
     def _plan_cuda(
@@ -372,12 +367,11 @@ class NativeBuild:
         glue = [*command, *torch_flags]
         shared = [CSRC / "glue" / f"{n}.cpp" for n in SHARED_GLUE]
         sources = [*sorted((folder / "glue").glob("*.cpp")), *shared]
-        of_torch = f".{self.variant}" if self.variant else ""
-        objects += [ninja_file.compile(glue, s, of_torch) for s in sources]
+        objects += [ninja_file.compile(glue, s, self.suffix) for s in sources]
         if sys.platform == "linux":
             link_flags += ["-ldl", "-Wl,-z,defs"]
-        ninja_file.link(self.tools.cxx, self._of_variant(EMULATED), objects, link_flags)
-        return f"{self.directory / self._of_variant(EMULATED)}: torch {version}"
+        ninja_file.link(self.tools.cxx, self.folder + EMULATED, objects, link_flags)
+        return f"{self.directory / self.folder / EMULATED}: torch {version}"
 
     def missing(self) -> dict[str, str]:
         """Name of each part that could not be built, and why. What is not wanted is not missing."""
