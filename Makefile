@@ -35,7 +35,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
+.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-oldest-all test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -75,11 +75,13 @@ test-cuda: $(installed) $(built)  ## run the CUDA kernels' tests without a GPU
 	LLAMA_FAST_EMULATE_CUDA=1 $(pytest) tests/ops tests/cuda -k cuda $(ARGS)
 
 # In an environment of its own, with everything that pyproject.toml requires at exactly its lower
-# bound, and the tests of what these packages serve: they need not run in `make test` order.
-OLDEST_TESTS ?= tests/models tests/tokenizers tests/data tests/integrations tests/train tests/eval tests/cli
+# bound. What depends on other packages most is tested at each change, the rest every night.
+pytest_oldest := OMP_WAIT_POLICY=PASSIVE $(oldest)/bin/python -m pytest -n 2 --dist worksteal -k "not flash_attn"
 test-oldest: $(oldest)/.installed $(built)  ## run tests with the lowest versions of what is required
-	OMP_WAIT_POLICY=PASSIVE $(oldest)/bin/python -m pytest -n 2 --dist worksteal $(OLDEST_TESTS) \
-	-k "not flash_attn" $(ARGS)
+	$(pytest_oldest) -m "not slow and not compile" tests/models tests/tokenizers tests/integrations $(ARGS)
+
+test-oldest-all: $(oldest)/.installed $(built)  ## the same with the tests of data, training, evaluation and commands
+	$(pytest_oldest) tests/models tests/tokenizers tests/integrations tests/data tests/train tests/eval tests/cli $(ARGS)
 
 # transformers 5.23 and 5.24 need a later `kernels` than PyPI has; this is the newest pair that fits.
 # The repository comes after it on the path, because our folder kernels/ has the name of the package.
