@@ -32,6 +32,7 @@ __all__ = [
 _HALVES = rotary.RotaryStyle(interleaved=False, tables="halves", partial=False)
 _ONCE = rotary.RotaryStyle(interleaved=False, tables="once", partial=False)
 GATED_PARTS: dict[str, Any] = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+_OTHER_LOSS = {"label_smoothing", "reduction", "weight"}  # arguments that would change the result
 _CHECKED = "_llama_fast_halves"  # attribute of a table: (version, whether its halves are equal)
 
 
@@ -101,7 +102,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., E) to (..., E)."""
-        if not module_state.is_plain(x):
+        has_parts = all(name in self._modules for name in (*GATED_PARTS.values(), "act_fn"))
+        if not has_parts or not module_state.is_plain(x):
             theirs: torch.Tensor = type(self).forward(self, x)
             return theirs
         return structure.mlp_forward(
@@ -146,13 +148,14 @@ class ForCausalLMLoss(nn.Module):
             num_items_in_batch: number of targets of all micro-batches of an optimizer step.
             ignore_index: targets of this value are left out.
             shift_labels: (B,S) targets, used in place of `labels`.
-            **kwargs: as in transformers.
+            **kwargs: not used; with options of another loss, transformers' function runs.
         """
         targets = shift_labels
         if targets is None and labels is not None:
             targets = F.pad(labels, (0, 1), value=ignore_index)[..., 1:].contiguous()
         if not (
-            module_state.is_plain(logits)
+            _OTHER_LOSS.isdisjoint(kwargs)
+            and module_state.is_plain(logits)
             and module_state.is_plain(targets)
             and logits.is_floating_point()
         ):
@@ -163,8 +166,8 @@ class ForCausalLMLoss(nn.Module):
             return theirs
         assert targets is not None
         loss = cross_entropy(
-            logits.view(-1, vocab_size),
-            targets.view(-1).to(logits.device),
+            logits.reshape(-1, vocab_size),
+            targets.reshape(-1).to(logits.device),
             ignore_index=ignore_index,
             reduction="mean" if num_items_in_batch is None else "sum",
         )

@@ -51,6 +51,36 @@ def test_loss(items: Any, shifted: bool) -> None:
     torch.testing.assert_close(gradients(got, logits), gradients(want, logits))
 
 
+def test_loss_with_options_of_another_is_theirs() -> None:
+    def weighted(
+        logits: Any, labels: Any, vocab_size: int, num_items_in_batch: Any = None,
+        ignore_index: int = -100, shift_labels: Any = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        return sorted(kwargs)
+
+    ours = on_kernels(weighted, "ForCausalLMLoss")
+    logits, labels = torch.randn(1, 3, V), torch.zeros(1, 3, dtype=torch.long)
+    assert ours(logits, labels, V, label_smoothing=0.1) == ["label_smoothing"]
+    assert isinstance(ours(logits, labels, V, position_ids=labels), torch.Tensor)
+
+
+def test_an_mlp_with_other_parts_is_theirs() -> None:
+    class Packed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_up_proj, self.down_proj = torch.nn.Linear(4, 12), torch.nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate, up = self.gate_up_proj(x).chunk(2, -1)
+            return self.down_proj(torch.nn.functional.silu(gate) * up)
+
+    marked = kernels.use_kernel_forward_from_hub("SwiGLUMLP")(Packed)()
+    kernels.kernelize(marked, mode=kernels.Mode.TRAINING, device="cpu")
+    assert forward.is_kernel(marked)
+    x = torch.randn(2, 4)
+    assert torch.equal(marked(x), Packed.forward(marked, x))
+
+
 def test_loss_without_labels_fails_as_transformers_does() -> None:
     with pytest.raises(TypeError):
         on_kernels(ForCausalLMLoss, "ForCausalLMLoss")(torch.randn(1, 3, V), None, V)
