@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_types_of_the_ops(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")
+    pytest.importorskip("mypy", reason="mypy is not installed")
     # The project's settings treat torch as untyped, which would let every type pass.
     (tmp_path / "mypy.ini").write_text(
         "[mypy]\npython_version = 3.10\nexplicit_package_bases = true\nfollow_imports = silent\n"
