@@ -25,4 +25,9 @@ def device_of(name: str) -> torch.device:
         raise ValueError(f"device: expected cpu, cuda or auto, got {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: expected a GPU for 'cuda', torch finds none")
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # each type of device has its own exception
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"device: torch cannot use {name!r} here: {reason}") from None
     return device

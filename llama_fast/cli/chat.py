@@ -15,13 +15,14 @@ from llama_fast.cli.options import (
     add_model,
     add_sampling,
     add_tokenizer,
+    add_trust_remote_code,
     load_for_generation,
     sampling_options,
 )
 
 if TYPE_CHECKING:
     from llama_fast.data import ChatTemplate
-    from llama_fast.models import LLaMA
+    from llama_fast.models.decoder import Decoder
     from llama_fast.tokenizers import Tokenizer
 
 COMMANDS = "/reset starts a new conversation, /exit ends; Ctrl-C stops an answer"
@@ -39,6 +40,7 @@ class ChatCommand(Command):
         add_tokenizer(parser)
         add_dtype(parser)
         add_device(parser)
+        add_trust_remote_code(parser)
         parser.add_argument("--system", metavar="TEXT", help="system message")
         parser.add_argument(
             "--chat-template",
@@ -91,7 +93,7 @@ class Chat:
     """A conversation. The keys and values of the turns so far stay in the engine's cache."""
 
     def __init__(
-        self, model: LLaMA, tokenizer: Tokenizer, template: ChatTemplate, args: argparse.Namespace
+        self, model: Decoder, tokenizer: Tokenizer, template: ChatTemplate, args: argparse.Namespace
     ) -> None:
         from llama_fast.data.chat import end_ids, end_of_turn
         from llama_fast.generate import Engine

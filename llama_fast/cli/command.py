@@ -93,6 +93,14 @@ class Command:
         require(prog, self.extra, *self.packages)  # after parsing: --help needs none of them
         return self.run(args)
 
+    def options_of(self, argv: Sequence[str]) -> dict[str, str]:
+        """Return the options of the command that `argv` runs: name of the value -> as typed."""
+        if argv and argv[0] in self.subcommands:
+            return self.subcommand(argv[0]).options_of(argv[1:])
+        parser = argparse.ArgumentParser(add_help=False)
+        self.add_arguments(parser)
+        return {a.dest: max(a.option_strings, key=len) for a in parser._actions if a.option_strings}
+
     def subcommand(self, name: str) -> Command:
         """Return a subcommand; its module is imported now."""
         command: Command = importlib.import_module(self.subcommands[name]).COMMAND

@@ -22,6 +22,7 @@ from llama_fast.cli.options import (
     add_out,
     add_seed,
     add_tokenizer,
+    add_trust_remote_code,
 )
 
 
@@ -54,6 +55,7 @@ examples:
     def run(self, args: argparse.Namespace) -> int:
         """Run the evaluation; NEGATIVE if a task failed."""
         _quiet_libraries()
+        from llama_fast._device import device_of
         from llama_fast._screen import Screen
         from llama_fast.eval.harness import HarnessModel
         from llama_fast.eval.report import read_run
@@ -73,6 +75,7 @@ examples:
         limits = Limits.parse(args.limit)
         out = args.out or Path("runs") / f"eval-{Path(args.model).name}"
         screen = Screen()
+        device_of(args.device or "auto")  # before anything is read
         path = locate(args.model, trust_remote_code=args.trust_remote_code)
         with screen.console.status("Loading tasks"), quiet_bars():
             loaded = load(
@@ -191,11 +194,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
     )
     add_seed(group, "tasks that sample")
     add_out(group, "folder for results.json, samples and report.html (default: runs/eval-MODEL)")
-    add(
-        "--trust-remote-code",
-        action="store_true",
-        help="run Python code from the model's folder or repository, with all your rights",
-    )
+    add_trust_remote_code(group)
     add(
         "--no-cache",
         action="store_true",

@@ -17,6 +17,7 @@ into one line on standard error and the code.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 
 class ExitCode(enum.IntEnum):
@@ -47,11 +48,19 @@ class CommandError(Exception):
         self.code = code
 
 
-def message_of(error: Exception) -> str:
-    """Return the text to print for an exception: a line, or more for a :class:`CommandError`."""
+def message_of(error: Exception, options: Mapping[str, str]) -> str:
+    """Return the text to print for an exception: a line, or more for a :class:`CommandError`.
+
+    Args:
+        error: the exception. Where its message begins with the name of a function's argument, as in
+            ``max_batch: expected ...``, the option that gave the argument is named instead.
+        options: name of each of the command's values -> the option as it is typed.
+    """
     if isinstance(error, CommandError):
         return str(error)
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    name, colon, rest = text.partition(":")
+    return f"{options[name]}{colon}{rest}" if colon and name in options else text
 
 
 def code_of(error: Exception) -> ExitCode | None:

@@ -20,6 +20,7 @@ from llama_fast.cli.options import (
     add_model,
     add_sampling,
     add_tokenizer,
+    add_trust_remote_code,
     load_for_generation,
     sampling_options,
 )
@@ -56,6 +57,7 @@ class Generate(Command):
         )
         add_dtype(parser)
         add_device(parser)
+        add_trust_remote_code(parser)
         add_sampling(parser, max_new_tokens=256)
         parser.add_argument(
             "--batch",

@@ -94,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure = code_of(error)
         if failure is None or os.environ.get("LLAMA_FAST_DEBUG") == "1":
             raise
-        show(f"{PROG}: error: {message_of(error)}", file=sys.stderr)
+        message = message_of(error, LLAMA_FAST.options_of(arguments))
+        show(f"{PROG}: error: {message}", file=sys.stderr)
         return failure
 
 

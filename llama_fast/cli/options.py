@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama_fast.generate import SamplingOptions
-    from llama_fast.models import LLaMA
+    from llama_fast.models.decoder import Decoder
     from llama_fast.tokenizers import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -65,6 +65,15 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     """Add --device, a name that `device_of` understands."""
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, ... (default: a GPU if there is one)"
+    )
+
+
+def add_trust_remote_code(parser: argparse._ActionsContainer) -> None:
+    """Add --trust-remote-code."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code from the model's folder or repository, with all your rights",
     )
 
 
@@ -173,25 +182,28 @@ def sampling_options(args: argparse.Namespace, seed: int | None) -> SamplingOpti
     )
 
 
-def load_for_generation(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer]:
+def load_for_generation(args: argparse.Namespace) -> tuple[Decoder, Tokenizer]:
     """Return the model that the arguments name, on its device, and its tokenizer.
 
     Raises:
-        ValueError: a sampling option is out of its range. This is checked before the model is read.
+        ValueError: an option is out of its range. This is checked before the model is read.
     """
-    import torch
-
     from llama_fast._device import device_of
     from llama_fast._terminal import status
-    from llama_fast.models.loading import load_model
+    from llama_fast.integrations.any_model import decoder_of, load_any
 
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
     if "" in args.stop:
         raise ValueError("--stop: expected a text of at least one character, got ''")
     sampling_options(args, args.seed)
-    dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    device = device_of(args.device or "auto")
+    device_of(args.device or "auto")
     with status(f"Loading {args.model}"):
-        model, tokenizer = load_model(args.model, args.tokenizer, dtype)
-        return model.to(device), tokenizer
+        model, tokenizer = load_any(
+            args.model,
+            args.tokenizer,
+            args.dtype or "auto",
+            args.device,
+            trust_remote_code=args.trust_remote_code,
+        )
+        return decoder_of(model), tokenizer

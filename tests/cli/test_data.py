@@ -126,7 +126,7 @@ def test_another_tokenizer_by_now_is_refused(
         (["--drop", "ghosts", "--out", "o"], "drop: expected some of contaminated, secrets, emai"),
         (["--drop", "emails"], "out: expected a folder"),
         (["--drop", "emails", "--no-secrets", "--out", "o"], "drop: expected no --no-secrets"),
-        (["--min-length", "0"], "min_length: expected at least 1, got 0"),
+        (["--min-length", "0"], "--min-length: expected at least 1, got 0"),
         (["--fields", "title"], "expected a field 'title', got question, answer"),
         (["--out", "."], "out: exists already: ."),
     ],

@@ -93,7 +93,7 @@ def test_standard_input(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--top-p", "0"], "top_p: expected a number in (0, 1], got 0.0"),
+        (["--top-p", "0"], "--top-p: expected a number in (0, 1], got 0.0"),
         (["--batch", "0"], "--batch: expected at least 1, got 0"),
         (["--max-new-tokens", "0"], "--max-new-tokens: expected at least 1, got 0"),
         (["--stop", ""], "--stop: expected a text of at least one character, got ''"),
@@ -222,3 +222,45 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
         os.write(ours, b"/exit\n")
         assert process.wait(60) == 0
     os.close(ours)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen3", "gemma2"])
+def test_models_of_other_architectures(
+    architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text is that of transformers' own greedy generation, in `generate` and in `chat`."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        architecture, vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=128,
+        pad_token_id=None, bos_token_id=None, eos_token_id=None,
+        **({"final_logit_softcapping": None} if architecture == "gemma2" else {}),
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for weight in model.parameters():  # far from ties
+        torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(tmp_path)
+    prompt = torch.tensor([ByteTokenizer().encode_prompt("Once upon")])
+    with torch.no_grad():
+        tokens = model.generate(prompt, max_new_tokens=8, do_sample=False)[0].tolist()
+    new = tokens[prompt.shape[1] :]
+    expected = new[: new.index(256)] if 256 in new else new  # the end of text
+    command = ["generate", str(tmp_path), "Once upon", "--tokenizer", "byte"]
+    found = json.loads(out(capsys, *command, "--max-new-tokens", "8", "--json"))
+    assert found["text"] == ByteTokenizer().decode(expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO("Hello\n"))
+        chat = ["chat", str(tmp_path), "--tokenizer", "byte", "--chat-template", "plain"]
+        assert cli.main([*chat, "--max-new-tokens", "4"]) == 0
+
+
+def test_errors_name_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = {"cudda": "expected cpu, cuda or auto", "mps": "torch cannot use 'mps'"}
+    for device, reason in reasons.items():
+        for command in ("generate", "chat", "eval"):
+            more = ["--tasks", "arc_easy"] if command == "eval" else []
+            assert cli.main([command, str(tmp_path), "--device", device, *more]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"llama-fast: error: --device: {reason}"), error
+            assert error.count("\n") == 1
