@@ -76,7 +76,7 @@ def train(settings: FinetuneSettings, emit: Callable[[dict], None]) -> None:
     """Train on one backend; call ``emit`` with the records described at the top of this file."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    model, tokenizer = load_model(settings.model, None, getattr(torch, settings.dtype))
+    model, tokenizer = load_model(settings.model, None, settings.dtype)
     model.train()
     passages = boolq_passages(Path(settings.data))
     end = tokenizer.encode("\n\n")

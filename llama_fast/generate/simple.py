@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from llama_fast.models import KVCache, LLaMA
+from llama_fast.models import LLaMA
+from llama_fast.ops.linear import linear
 
+from .fast_decode import FastDecode
+from .paged_cache import DecodeStep, PackedStep, PagedCache, SequenceSlots
 from .sampling import SamplingOptions, next_tokens
 
+_PAGE_SIZE = 16
 
-def generate(model: LLaMA, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+
+def generate(
+    model: LLaMA,
+    tokens: Tensor | Sequence[int],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop_ids: Collection[int] = (),
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Continue each row of ``tokens``; :class:`Engine` serves prompts of different lengths.
 
     Args:
         model: the model; call ``model.eval()`` first, as dropout is active in training mode.
-        tokens: (B,S) ids of prompts of the same length S >= 1.
+        tokens: ids of prompts of the same length S >= 1: (B,S), or (S,) or a list for one prompt.
         max_new_tokens: largest number of tokens to add.
-        **options: the keyword arguments of :func:`stream`.
+        temperature, top_k, top_p, min_p, repetition_penalty, seed: see :class:`SamplingOptions`;
+            by default the most likely token is taken.
+        stop_ids: a row ends with the first of these ids, and is padded with it while other rows
+            continue.
+        generator: generator of the random numbers; None: a new one with the given `seed`.
 
     Returns:
-        (B, S + n) int64, prompts included; n is max_new_tokens, or less if all rows stop earlier.
+        (B, S + n) int64, prompts included, (S + n,) for one prompt without a batch dimension; n is
+        max_new_tokens, or less if all rows stop earlier.
 
     Raises:
         ValueError: the prompts are empty, a number is outside its range, or S + max_new_tokens
@@ -31,38 +54,53 @@ def generate(model: LLaMA, tokens: Tensor, max_new_tokens: int, **options: Any) 
 
     Example:
         >>> model, tokenizer = llama_fast.models.load("SmolLM2-135M-Instruct.Q4_1.gguf")
-        >>> prompt = torch.tensor([tokenizer.encode("The capital of France is")])
-        >>> tokenizer.decode(generate(model, prompt, 2)[0].tolist())
+        >>> prompt = tokenizer.encode("The capital of France is")
+        >>> tokenizer.decode(generate(model, prompt, 2).tolist())
         'The capital of France is Paris.'
     """
-    new = [step.unsqueeze(1) for step in stream(model, tokens, max_new_tokens, **options)]
-    return torch.cat([tokens.long(), *new], dim=1)
+    prompts = _rows(tokens, model)
+    new = stream(
+        model,
+        prompts,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop_ids=stop_ids,
+        generator=generator,
+    )
+    whole = torch.cat([prompts, *(step.unsqueeze(1) for step in new)], dim=1)
+    return whole if isinstance(tokens, Tensor) and tokens.dim() == 2 else whole[0]
 
 
 def stream(
     model: LLaMA,
-    tokens: Tensor,
+    tokens: Tensor | Sequence[int],
     max_new_tokens: int,
     *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
     stop_ids: Collection[int] = (),
     generator: torch.Generator | None = None,
-    **sampling: Any,
 ) -> Iterator[Tensor]:
     """Yield the new tokens of :func:`generate`, a (B,) int64 tensor per step.
 
-    Args:
-        model, tokens, max_new_tokens: as for :func:`generate`.
-        stop_ids: a row ends with the first of these ids, and is padded with it while other rows
-            continue.
-        generator: generator of the random numbers; None: a new one with the given `seed`.
-        **sampling: fields of :class:`SamplingOptions`, such as ``temperature=0.8``.
+    The arguments are those of :func:`generate`.
     """
-    B, S = tokens.shape
+    seen = _rows(tokens, model)
+    B, S = seen.shape
     if S == 0:
         raise ValueError(f"tokens: expected at least one token a row, got shape {(B, S)}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens: expected a number >= 0, got {max_new_tokens}")
-    options = SamplingOptions(**sampling)
+    options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     if S + max_new_tokens > model.config.max_seq_len:
         raise ValueError(
             f"max_new_tokens: expected at most {model.config.max_seq_len - S} after a prompt of "
@@ -71,20 +109,70 @@ def stream(
     weight = model.head_weight
     if generator is None and options.seed is not None:
         generator = torch.Generator(weight.device).manual_seed(options.seed)
-    cache = KVCache(model.config, B, S + max_new_tokens, weight.dtype, weight.device)
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=tokens.device)
-    stopped = torch.zeros(B, dtype=torch.bool, device=tokens.device)
-    seen = tokens.long()
-    last, unseen = seen[:, -1], tokens
-    for _ in range(max_new_tokens):
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=seen.device)
+    stopped = torch.zeros(B, dtype=torch.bool, device=seen.device)
+    batch = _Batch(model, seen, max_new_tokens)
+    chosen, text = seen[:, -1], seen
+    for number in range(max_new_tokens):
         with torch.no_grad():
-            hidden = model.hidden_states(unseen, cache=cache)[:, -1]  # (B,E)
-            logits = torch.nn.functional.linear(hidden, weight)  # (B,V)
-            last = torch.where(stopped, last, next_tokens(logits, options, seen, generator))
-        stopped = stopped | torch.isin(last, stops)
-        yield last
+            hidden = batch.decode(chosen) if number else batch.prefill()
+            drawn = next_tokens(linear(hidden, weight), options, text, generator)
+            chosen = torch.where(stopped, chosen, drawn)
+        stopped = stopped | torch.isin(chosen, stops)
+        yield chosen
         if stopped.all():
             return
-        unseen = last.unsqueeze(1)
         if options.repetition_penalty != 1:
-            seen = torch.cat([seen, unseen], dim=1)
+            text = torch.cat([text, chosen.unsqueeze(1)], dim=1)
+
+
+def _rows(tokens: Tensor | Sequence[int], model: LLaMA) -> Tensor:
+    """Prompts as (B,S) int64 on the model's device."""
+    ids = torch.as_tensor(tokens, device=model.head_weight.device)
+    if ids.dim() not in (1, 2) or ids.is_floating_point():
+        raise ValueError(
+            f"tokens: expected ids of shape (B,S) or (S,), got {ids.dtype} of {tuple(ids.shape)}"
+        )
+    return torch.atleast_2d(ids).long()
+
+
+class _Batch:
+    """Sequences of equal length in a paged cache, on which the engine's passes work.
+
+    Args:
+        model, tokens: the model and (B,S) prompts.
+        more: number of tokens to make room for.
+    """
+
+    def __init__(self, model: LLaMA, tokens: Tensor, more: int) -> None:
+        self._model, self._tokens, config, weight = model, tokens, model.config, model.head_weight
+        B, self._length = tokens.shape
+        pages = -(-(self._length + more) // _PAGE_SIZE)
+        self._cache = PagedCache(
+            config.num_layers,
+            config.num_kv_heads,
+            config.head_dim,
+            B * pages,
+            page_size=_PAGE_SIZE,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        self._pages = [self._cache.allocate(pages) for _ in range(B)]
+        is_fast = not model.training and FastDecode.serves(model, _PAGE_SIZE)
+        self._fast = FastDecode(model) if is_fast else None
+
+    def prefill(self) -> Tensor:
+        """Compute the prompts; return the hidden state (B,E) of the last token of each."""
+        S, none = self._length, np.empty(0, dtype=np.int64)
+        rows = [SequenceSlots(none, self._cache.slots(pages, 0, S)) for pages in self._pages]
+        step = PackedStep(self._cache, rows)
+        hidden = self._model.hidden_states(self._tokens.reshape(1, -1), step=step)
+        return hidden[0].view(len(rows), S, -1)[:, -1]
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Compute one more token (B,) of each sequence; return its hidden state (B,E)."""
+        step = DecodeStep(self._cache, [self._length] * len(self._pages), self._pages)
+        self._length += 1
+        if self._fast is not None:
+            return self._fast(tokens.unsqueeze(0), step)[0]
+        return self._model.hidden_states(tokens.unsqueeze(0), step=step)[0]

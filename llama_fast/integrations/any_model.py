@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llama_fast._device import device_of
+from llama_fast._dtype import dtype_of
 from llama_fast._inside import inside
 from llama_fast._reading import read_json
 from llama_fast.models import LLaMA
@@ -47,7 +48,7 @@ def load_any(
         ValueError: the dtype or device is unknown, no tokenizer was found, or the model needs its
             own Python code and `trust_remote_code` is false.
     """
-    stored_dtype = _dtype(dtype)
+    stored_dtype = dtype_of(dtype)
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise ValueError("tokenizer: expected one beside a model that is at hand, got None")
@@ -79,14 +80,6 @@ def decoder_of(model: nn.Module) -> Decoder:
     from llama_fast.integrations.transformers.decoder import TransformersDecoder
 
     return TransformersDecoder(model)
-
-
-def _dtype(name: str) -> torch.dtype | None:
-    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16,
-             "float16": torch.float16, "float64": torch.float64}  # fmt: skip
-    if name not in known:
-        raise ValueError(f"dtype: expected one of {', '.join(known)}, got {name!r}")
-    return known[name]
 
 
 def _architecture(path: Path) -> str | None:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llama_fast.generate import generate, stream
+from llama_fast.generate import Engine, GenerationRequest, generate, stream
 from llama_fast.models import LLaMA, LlamaConfig
+from llama_fast.tokenizers import ByteTokenizer
 
 
 @pytest.fixture
@@ -83,6 +84,29 @@ def test_stream_gives_the_new_tokens_one_by_one(model: LLaMA) -> None:
     assert torch.equal(generate(model, PROMPT, 0), PROMPT)
 
 
+def test_one_prompt_needs_no_batch_dimension(model: LLaMA) -> None:
+    expected = generate(model, PROMPT[:1], 6)[0]
+    assert torch.equal(generate(model, PROMPT[0], 6), expected)
+    assert torch.equal(generate(model, PROMPT[0].tolist(), 6), expected)
+    assert torch.equal(generate(model, PROMPT[:1].int(), 6)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_engine_generates_the_same(model: LLaMA, dtype: torch.dtype) -> None:
+    """Function, engine and command take one path through the model."""
+    model = model.to(dtype)
+    requests = [GenerationRequest(row.tolist(), 20) for row in PROMPT]
+    engine = Engine(model, ByteTokenizer(), max_batch=len(requests))
+    expected = [result.tokens for result in engine.generate(requests)]
+    assert generate(model, PROMPT, 20)[:, 5:].tolist() == expected
+
+
+def test_a_model_in_training_mode_drops_out() -> None:
+    torch.manual_seed(0)
+    model = LLaMA(LlamaConfig.preset("debug", p_dropout=0.5)).train()
+    assert not torch.equal(generate(model, PROMPT, 20), generate(model, PROMPT, 20))
+
+
 def test_generated_tokens_can_be_trained_on(model: LLaMA) -> None:
     tokens = generate(model, PROMPT, 4)
     model.loss(tokens, tokens, shift=True).backward()
@@ -95,6 +119,8 @@ def test_generated_tokens_can_be_trained_on(model: LLaMA) -> None:
         (PROMPT[:, :0], 1, {}, r"tokens: expected at least one token a row, got shape \(3, 0\)"),
         (PROMPT, -1, {}, "max_new_tokens: expected a number >= 0, got -1"),
         (PROMPT, 252, {}, r"max_new_tokens: expected at most 251 after a prompt of 5"),
+        (PROMPT.float(), 1, {}, r"tokens: expected ids of shape .* got torch.float32 of \(3, 5\)"),
+        (PROMPT[None], 1, {}, r"tokens: expected ids of shape .* got torch.int64 of \(1, 3, 5\)"),
         (PROMPT, 1, {"temperature": -0.5}, "temperature: expected a number >= 0, got -0.5"),
         (PROMPT, 1, {"temperature": float("nan")}, "temperature: expected .* got nan"),
     ],

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from llama_fast._dtype import dtype_of
 from llama_fast.tokenizers import Tokenizer
 
 from ..config import LlamaConfig
@@ -28,7 +29,7 @@ __all__ = ["CheckpointError", "load", "save"]
 
 def load(
     path: str | os.PathLike[str],
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     config: LlamaConfig | None = None,
 ) -> tuple[LLaMA, Tokenizer | None]:
@@ -36,7 +37,8 @@ def load(
 
     Args:
         path: a GGUF, ``.pth``, ``.bin`` or ``.safetensors`` file, or a folder.
-        dtype: dtype of the model. None: that of the stored embedding, float32 if quantised.
+        dtype: dtype of the model, or its name, such as "bfloat16". None: that of the stored
+            embedding, float32 if quantised.
         config: the configuration; needed only for a Meta ``.pth`` file that has no ``params.json``
             beside it.
 
@@ -56,11 +58,12 @@ def load(
 
     Example:
         >>> model, tokenizer = load("SmolLM2-135M-Instruct.Q4_1.gguf")
-        >>> model, tokenizer = load("Llama-3.2-1B/", dtype=torch.bfloat16)
+        >>> model, tokenizer = load("Llama-3.2-1B/", "bfloat16")
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"path: no such file or folder: {path}")
+    dtype = dtype_of(dtype)
     # Each loader imports packages that only its format needs, so loaders are imported on use.
     found = _find_format(path)
     if found == "meta":

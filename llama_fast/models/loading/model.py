@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from llama_fast._dtype import dtype_of
 from llama_fast.tokenizers import Tokenizer
 
 from ..checkpoints import load
@@ -20,7 +21,7 @@ __all__ = ["check_vocabulary", "load_model", "read_model"]
 def load_model(
     source: str | os.PathLike[str],
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> tuple[LLaMA, Tokenizer]:
     """Load a model in evaluation mode on the CPU, and its tokenizer.
 
@@ -29,7 +30,7 @@ def load_model(
             (`out`), of which the newest checkpoint is read, or the name of a repository on the hub.
         tokenizer: a tokenizer, or a file or folder that contains one. None: the tokenizer in the
             checkpoint or, for a training run, that of its training data.
-        dtype: dtype of the model; None: that of the checkpoint.
+        dtype: dtype of the model, or its name; None: that of the checkpoint.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -47,7 +48,7 @@ def load_model(
 
 def read_model(
     source: str | os.PathLike[str],
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     with_tokenizer: bool = True,
     average: bool = False,
@@ -56,7 +57,7 @@ def read_model(
 
     Args:
         source: as in :func:`load_model`.
-        dtype: dtype of the model; None: that of the checkpoint.
+        dtype: dtype of the model, or its name; None: that of the checkpoint.
         with_tokenizer: for a training run, read the tokenizer of its training data, which must be
             unchanged.
         average: for a training run, load the moving average of the weights.
@@ -67,7 +68,7 @@ def read_model(
         ValueError: `average` is set, and `source` is not a training run or kept no average.
         DataError: the run's training data has been replaced.
     """
-    path = locate(source)
+    dtype, path = dtype_of(dtype), locate(source)
     if is_run(path):
         model, tokenizer = load_run(path, with_tokenizer=with_tokenizer, average=average)
         return model if dtype is None else model.to(dtype), tokenizer

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from llama_fast import tokenizers
 from llama_fast.models import CheckpointError, LlamaConfig, checkpoints, load
@@ -34,6 +35,15 @@ def test_config_beside_a_file_that_has_its_own(tmp_path: Path) -> None:
     save_transformers(SHAPES["mha-untied"], tmp_path)
     with pytest.raises(ValueError, match="config: expected None"):
         load(tmp_path, config=LlamaConfig.preset("debug"))
+
+
+def test_dtype_by_name(tmp_path: Path) -> None:
+    save_transformers(SHAPES["mha-untied"], tmp_path)
+    named, given = load(tmp_path, "bfloat16")[0], load(tmp_path, torch.bfloat16)[0]
+    assert named.head_weight.dtype == torch.bfloat16
+    assert torch.equal(named.head_weight, given.head_weight)
+    with pytest.raises(ValueError, match=r"dtype: expected one of auto, float32, .* got 'bf16'"):
+        load(tmp_path, "bf16")
 
 
 def test_formats_that_need_a_package_name_it(
