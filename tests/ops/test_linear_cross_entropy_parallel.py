@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import llama_fast
+from tests.ranks import FORKED, on_ranks
 
 OP = "linear_cross_entropy"
 WORLD = 2
@@ -46,11 +46,7 @@ def results(x: Any, w: Any, b: Any, target: Any, weight: Any, **options: Any) ->
     return [loss.detach(), stats.lse.detach(), *stats[1:], *inputs, *weights, *biases]
 
 
-def worker(rank: int, folder: str, backend: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
-    )
+def worker(rank: int, folder: Path, backend: str) -> None:
     found = {}
     mine = slice(rank * V // WORLD, (rank + 1) * V // WORLD)
     with llama_fast.use_backend(linear_cross_entropy=backend):
@@ -69,14 +65,13 @@ def worker(rank: int, folder: str, backend: str) -> None:
                 llama_fast.linear_cross_entropy(
                     x, uneven, target.clamp(max=3), process_group=dist.group.WORLD
                 )
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.mark.parametrize("name", ("chunked", "reference"))
 def test_two_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
     """Loss, statistics and the gradient of input on every rank; of the weight, each its rows."""
-    mp.spawn(worker, args=(str(tmp_path), name), nprocs=WORLD)
+    on_ranks(WORLD, worker, tmp_path, name, method=FORKED)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
     for (case, dtype), first in ranks[0].items():
         second = ranks[1][case, dtype]

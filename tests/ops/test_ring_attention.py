@@ -11,7 +11,7 @@ from torch import Tensor
 
 import llama_fast
 from llama_fast.ops import Ring, ring_attention
-from tests.ranks import on_ranks
+from tests.ranks import FORKED, on_ranks
 
 HEADS, KV_HEADS, D = 4, 2, 16
 # Where the sequences of each case begin: one sequence over all pieces, borders of sequences on
@@ -57,7 +57,7 @@ def one_process(offsets: list[int], dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize("world", (2, 3, 4))
 def test_equals_one_process(world: int, tmp_path: Path) -> None:
     """float64 to rounding; else an error against float64 at most twice that of one process."""
-    on_ranks(world, ring_results, tmp_path)
+    on_ranks(world, ring_results, tmp_path, method=FORKED)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     for name, dtype in ranks[0]:
         positions, *parts = zip(*(results[name, dtype] for results in ranks), strict=True)
@@ -88,4 +88,4 @@ def bad_input(rank: int, folder: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    on_ranks(2, bad_input, tmp_path)
+    on_ranks(2, bad_input, tmp_path, method=FORKED)

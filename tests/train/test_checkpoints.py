@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -29,6 +28,7 @@ from llama_fast.models.checkpoints.training import Checkpoint, RunCheckpointErro
 from llama_fast.train.checkpoints import CheckpointManager
 from llama_fast.train.safetensors_file import DTYPES, write_safetensors
 from tests.paths import REPOSITORY
+from tests.ranks import FORKED, start
 from tests.train import checkpoint_memory
 
 
@@ -247,9 +247,9 @@ def rank_saves(rank: int, ranks: int, folder: str) -> None:
 @pytest.mark.slow
 def test_another_number_of_ranks(tmp_path: Path) -> None:
     """Written by 2 processes in rows, read by 3 in columns and by 1; the newest is damaged."""
-    mp.spawn(rank_saves, (2, str(tmp_path)), nprocs=2)
+    start(2, rank_saves, 2, str(tmp_path), method=FORKED)
     (tmp_path / "c/step-00000002/state.json").unlink()
-    mp.spawn(rank_saves, (3, str(tmp_path)), nprocs=3)
+    start(3, rank_saves, 3, str(tmp_path), method=FORKED)
     checkpoints = CheckpointManager(tmp_path / "c", log=lambda line: None)
     found, whole = checkpoints.latest(), torch.zeros(6, 4)
     assert found is not None

@@ -26,7 +26,7 @@ from llama_fast.train.config import (
 from llama_fast.train.metrics import read_metrics, read_rows
 from llama_fast.train.run import TrainingRun
 from tests.paths import data_file
-from tests.ranks import on_ranks
+from tests.ranks import FORKED, on_ranks
 
 STEPS = 3
 # Each mode alone, and every combination that four processes allow.
@@ -134,7 +134,7 @@ def test_equals_one_process(
     process goes on from what they saved."""
     (tmp_path / "shards").symlink_to(folder / "shards")
     cases = [*((mode, {}) for mode in MODES[world]), *UNTIED[world]]
-    on_ranks(world, on_rank, tmp_path, world, cases)
+    on_ranks(world, on_rank, tmp_path, world, cases, method=FORKED)
     for mode, changes in cases:
         tied = changes.get("tied", True)
         name = f"{world}-{mode}-{tied}"
