@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["duration"]
+from decimal import ROUND_HALF_UP, Decimal
+
+__all__ = ["duration", "fixed"]
+
+
+def fixed(value: float, digits: int) -> str:
+    """Format a finite number with `digits` decimals, as JavaScript's ``toFixed`` does.
+
+    A number halfway between two others is rounded away from zero, so that 21.25 is 21.3 in the
+    terminal and on a page. Python's formats round it to the even digit.
+    """
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
 def duration(seconds: float, *, decimals: bool = False) -> str:

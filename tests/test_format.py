@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama_fast._format import duration
+from llama_fast._format import duration, fixed
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,18 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_duration_with_decimals(seconds: float, text: str) -> None:
     assert duration(seconds, decimals=True) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (21.25, 1, "21.3"),  # halfway in binary too: Python's format says 21.2
+        (0.125, 2, "0.13"),
+        (-21.25, 1, "-21.3"),
+        (2.675, 2, "2.67"),  # its binary value is below the half
+        (99.96, 1, "100.0"),
+        (7, 1, "7.0"),
+    ],
+)
+def test_fixed_is_that_of_javascript(value: float, digits: int, text: str) -> None:
+    assert fixed(value, digits) == text

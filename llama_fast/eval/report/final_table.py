@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast._format import fixed
 from llama_fast.eval.report.groups import groups_of
-from llama_fast.eval.report.scores import Z95, score_of
+from llama_fast.eval.report.scores import score_of
 from llama_fast.eval.suite import Part, Score, paper_table
 
 # The paper's models of the smallest size.
@@ -33,7 +34,9 @@ def suite_table(scores: Sequence[Score], rows: Sequence[str] = PAPER_ROWS) -> Gr
     for name in rows:
         if name not in models:
             raise ValueError(f"rows: expected some of {', '.join(models)}, got {name}")
-    table = Table(title="Beside the Llama 2 paper (%)", title_justify="left")
+    table = Table(
+        title="Beside the Llama 2 paper (%; after ±, the standard error)", title_justify="left"
+    )
     table.add_column("group", no_wrap=True)
     table.add_column("this model", justify="right", no_wrap=True)
     table.add_column("questions", justify="right", no_wrap=True)
@@ -56,7 +59,7 @@ def suite_table(scores: Sequence[Score], rows: Sequence[str] = PAPER_ROWS) -> Gr
             Text(score.column + lower, style="bold"),
             Text(_value(score.value, score.stderr, percent) + marks, style="bold"),
             f"{score.questions:,}" if score.value is not None else "",
-            *("–" if value is None else f"{value:.1f}" for value in theirs),
+            *("–" if value is None else fixed(value, 1) for value in theirs),
         )
         if len(score.parts) > 1:
             for part in score.parts:
@@ -81,7 +84,7 @@ def task_table(
     """
     several = {task: part.name for part in parts if len(part.tasks) > 1 for task in part.tasks}
     left_out = Counter(several[task] for task in results["results"] if task in several)
-    table = Table(title="Tasks", title_justify="left")
+    table = Table(title="Tasks (after ±, the standard error)", title_justify="left")
     table.add_column("task", overflow="fold")
     table.add_column("metric")
     table.add_column("score", justify="right", no_wrap=True)
@@ -118,5 +121,5 @@ def _value(value: float | None, stderr: float | None, percent: bool) -> str:
     if value is None:
         return "–"
     digits = 1 if percent else 3
-    half = "" if stderr is None else f" ± {Z95 * stderr:.{digits}f}"
-    return f"{value:.{digits}f}{half}"
+    error = "" if stderr is None else f" ± {fixed(stderr, digits)}"
+    return f"{fixed(value, digits)}{error}"

@@ -190,7 +190,10 @@ def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _interval(score: Score | None) -> dict[str, Any] | None:
-    return None if score is None else {"value": score.value, "half": score.half_width}
+    """Value, standard error, and half the width of the 95 % confidence interval of a score."""
+    if score is None:
+        return None
+    return {"value": score.value, "stderr": score.stderr, "half": score.half_width}
 
 
 def _score(run: Run, task: str) -> Score | None:
@@ -231,7 +234,7 @@ def _column_score(row: ColumnScore | None) -> dict[str, Any] | None:
     if row.missing:
         note = f"not the whole column: without {join_names(row.missing, 6)}"
     half = None if row.stderr is None else Z95 * row.stderr
-    return {"value": row.value, "half": half, "note": note}
+    return {"value": row.value, "stderr": row.stderr, "half": half, "note": note}
 
 
 def _paper(columns: Sequence[Any], rows: Sequence[str] | None) -> dict[str, Any] | None:

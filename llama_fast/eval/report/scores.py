@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llama_fast._format import fixed
+
 # 95 % of a normal distribution lies within this many standard deviations.
 Z95 = 1.959963984540054
 
@@ -62,10 +64,11 @@ class Score:
         return None if self.stderr is None else Z95 * self.stderr
 
     def __str__(self) -> str:
-        text = f"{self.value:.1f}" if self.percent else f"{self.value:.3g}"
-        if self.half_width is not None:
-            text += f" ± {self.half_width:.1f}" if self.percent else f" ± {self.half_width:.2g}"
-        return f"{text} %" if self.percent else text
+        """The value, and after ± the standard error."""
+        if not self.percent:
+            return f"{self.value:.3g}" + ("" if self.stderr is None else f" ± {self.stderr:.2g}")
+        error = "" if self.stderr is None else f" ± {fixed(self.stderr, 1)}"
+        return f"{fixed(self.value, 1)}{error} %"
 
 
 def score_of(row: Mapping[str, Any], key: str | None = None) -> Score | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llama_fast._format import fixed
 from llama_fast.eval.report import Run, read_run
 from llama_fast.eval.report.html import write_page
 from llama_fast.eval.suite import paper_table
@@ -278,10 +279,10 @@ def test_a_phone_shows_it_without_scrolling_sideways(
 def test_groups_are_heads_of_their_tasks(said: dict[str, dict[str, Any]]) -> None:
     rows = said["groups"]["rows"]
     score = read_run(SUITE).results["groups"]["mmlu_5shot"]
-    value, half = 100 * score["acc,none"], 196 * score["acc_stderr,none"]
+    value, error = 100 * score["acc,none"], 100 * score["acc_stderr,none"]
     at = next(at for at, row in enumerate(rows) if row[1].startswith("mmlu_5shot"))
     name = "mmlu_5shotacc · 57 tasks · 228 questions"
-    assert rows[at] == [True, name, [f"{value:.1f} ± {half:.1f}"]]
+    assert rows[at] == [True, name, [f"{fixed(value, 1)} ± {fixed(error, 1)}"]]
     assert rows[at - 1][:2] == [True, "MMLU"]  # the suite's column
     assert rows[at + 1][1] == "57 tasks"  # folded
     at = next(at for at, row in enumerate(rows) if row[1].startswith("minerva_math"))
@@ -292,7 +293,7 @@ def test_groups_are_heads_of_their_tasks(said: dict[str, dict[str, Any]]) -> Non
     rows = said["groups of two"]["rows"]
     at = next(at for at, row in enumerate(rows) if row[1].startswith("group </script>"))
     assert rows[at][1].endswith("acc · 2 tasks · 22 and – questions")
-    assert rows[at][2] == ["25.0 ± 19.6", "–"]
+    assert rows[at][2] == ["25.0 ± 10.0", "–"]
     assert [row[1].split("acc")[0] for row in rows[at + 1 : at + 3]] == ["piqa", "winogrande"]
 
 

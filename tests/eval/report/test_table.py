@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from llama_fast._format import fixed
 from llama_fast.eval.report import read_run, table
 from llama_fast.eval.report.final_table import suite_table, task_table
 from llama_fast.eval.report.groups import groups_of
@@ -58,7 +59,7 @@ def test_progress_speed_and_time_left(clock: list[float]) -> None:
     live.finish("piqa", ROW)
     live.fail("boolq", "no [data] here")
     text = "\n".join(shown(live))
-    assert "acc 25.0 ± 9.8 %" in text and "(50 s)" in text
+    assert "acc 25.0 ± 5.0 %" in text and "(50 s)" in text
     assert "not scored: no [data]" in text and "400/400" in shown(live)[-1]
 
 
@@ -75,7 +76,7 @@ def test_lines_where_there_is_no_terminal(clock: list[float]) -> None:
         "piqa: 400 questions ...",
         # One in 30 seconds; 280 of 400 in 35 seconds.
         "piqa: 280/400, 8.0 questions/s, 15 s left",
-        "piqa: acc 25.0 ± 9.8 % (8.0 questions/s, 50 s)",
+        "piqa: acc 25.0 ± 5.0 % (8.0 questions/s, 50 s)",
         "boolq: not scored: no [data] here",
     ]
 
@@ -87,7 +88,7 @@ def test_a_terminal_gets_one_table_that_changes() -> None:
         live.advance("piqa", 40)
         live.finish("piqa", ROW)
     assert "\x1b[" in said(terminal) and "questions ..." not in said(terminal)
-    assert "25.0 ± 9.8 %" in said(terminal)
+    assert "25.0 ± 5.0 %" in said(terminal)
 
 
 @pytest.mark.parametrize("width", [60, 80, 110])
@@ -100,7 +101,7 @@ def test_many_tasks_fit(width: int) -> None:
         live.finish(name, ROW)
     lines = shown(live, width)
     assert len(lines) < 20 and max(map(len, lines)) <= width
-    assert all("acc 25.0 ± 9.8 %" in line for line in lines[2:14]), lines
+    assert all("acc 25.0 ± 5.0 %" in line for line in lines[2:14]), lines
     assert "subject_29" in lines[13] and "100/100" in lines[13]
     assert any("18 finished" in line for line in lines)
     assert any("27 to come" in line for line in lines)
@@ -118,7 +119,7 @@ def test_many_tasks_fit(width: int) -> None:
         ({"bleu,none": 31.25}, None, "31.2"),
         ({"bits_per_byte,none": 0.953}, None, "0.953"),
         ({"acc,none": 0.5, "acc_stderr,none": float("nan")}, None, "50.0 %"),
-        ({"pass@1,create_test": 0.05, "pass@1_stderr,create_test": 0.01}, None, "5.0 ± 2.0 %"),
+        ({"pass@1,create_test": 0.05, "pass@1_stderr,create_test": 0.01}, None, "5.0 ± 1.0 %"),
     ],
 )
 def test_a_score_is_chosen_and_written(row: dict[str, object], key: str | None, text: str) -> None:
@@ -160,7 +161,7 @@ def test_the_tables_at_the_end() -> None:
     accuracy = 100 * run.results["results"]["hellaswag"]["acc,none"]
     assert accuracy != 100 * run.results["results"]["hellaswag"]["acc_norm,none"]
     assert cells[1] == "acc" and cells[3] == "8"
-    assert cells[2].startswith(f"{accuracy:.1f} ± ")
+    assert cells[2].startswith(f"{fixed(accuracy, 1)} ± ")
     plain = console()
     group = Part("Physics", "physics", ("piqa", "winogrande", "no_such"), "acc,none", 0)
     plain.print(task_table(run.results, parts=[group]))
@@ -177,8 +178,9 @@ def test_groups_stand_at_the_end_of_the_tasks() -> None:
     line = next(at for at, line in enumerate(lines) if line.startswith("├"))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines[line + 1 : -1]]
     accuracy = 100 * results["groups"]["mmlu_5shot"]["acc,none"]
-    half = 196 * results["groups"]["mmlu_5shot"]["acc_stderr,none"]
-    assert rows[2] == ["mmlu_5shot", "acc", f"{accuracy:.1f} ± {half:.1f} %", "228"]
+    error = 100 * results["groups"]["mmlu_5shot"]["acc_stderr,none"]
+    text = f"{fixed(accuracy, 1)} ± {fixed(error, 1)} %"
+    assert rows[2] == ["mmlu_5shot", "acc", text, "228"]
     assert rows[3] == ["57 tasks", "", "", ""]
     names = ["minerva_math", "mmlu_5shot", "bbh_3shot", "agieval_nous"]
     assert [row[0] for row in rows[::2]] == names

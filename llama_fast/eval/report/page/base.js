@@ -45,8 +45,8 @@ const percent = (value) => (100 * value).toFixed(value > 0.0995 || value === 0 ?
 function scoreText(score, isPercent) {
   if (score === null) return "–";
   const digits = isPercent ? 1 : 3;
-  const half = score.half === null ? "" : " ± " + round(score.half, digits);
-  return round(score.value, digits) + half;
+  const error = score.stderr === null ? "" : " ± " + round(score.stderr, digits);
+  return round(score.value, digits) + error;
 }
 
 const runName = (at) => (TWO ? LETTERS[at].toUpperCase() + ": " : "") + DATA.runs[at].name;
