@@ -25,7 +25,7 @@ needs_binutils = pytest.mark.skipif(
     not (shutil.which("readelf") and shutil.which("nm")), reason="no readelf and nm"
 )
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-linux = pytest.mark.skipif(platform.system() != "Linux", reason="asks Linux's loader")
+linux = pytest.mark.skipif(platform.system() != "Linux", reason="needs Linux")
 
 # Runs every op, forward and backward, on enough numbers for several threads.
 PROGRAM = """
