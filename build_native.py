@@ -258,7 +258,7 @@ class NativeBuild:
         # not to be kept from it by a compiler that lays frames out otherwise.
         if os.environ.get("LLAMA_FAST_BUILD") == "1" and not SANITIZE and not EMULATE:
             flags += filter(lambda flag: self.tools.accepts([flag]), [SMALL_FRAMES])
-        # Error messages quote source paths: relative ones, wherever the build was.
+        # Error messages quote source paths, and torch's: relative ones, wherever the build was.
         self.flags = [*flags, f"-ffile-prefix-map={ROOT}/=", f"-I{CSRC}"]
         self.flags += [] if SANITIZE else ["-include", str(CSRC / "old_glibc.h")]
         wanted = {}
@@ -291,8 +291,9 @@ class NativeBuild:
         # TORCH_TARGET_VERSION: the oldest torch that the binary has to load into.
         target = "-DTORCH_TARGET_VERSION=0x%02x%02x000000000000" % MINIMUM_TORCH  # noqa: UP031
         # No run path: Python has loaded torch's libraries before ours is opened.
-        link_flags = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
-        # Error messages quote paths of torch's headers, too.
+        # libstdc++ comes first: some releases of torch export copies of its functions.
+        link_flags = ["-lstdc++"] if sys.platform == "linux" else []
+        link_flags += [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
         flags = [f"-I{torch}/include", f"-ffile-prefix-map={torch.parent}/=", target]
         return version, torch_cuda, flags, link_flags
 
@@ -342,7 +343,6 @@ class NativeBuild:
             return [], []
         nvcc = [f"{home}/bin/nvcc", "-std=c++17", "-O3", f"-ccbin={self.tools.cxx[-1]}"]
         nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}"]
-        # The other flags are not nvcc's.
         nvcc += [flag for flag in torch_flags if flag.startswith(("-I", "-D"))]
         for arch in architectures:
             nvcc += gencode(arch)

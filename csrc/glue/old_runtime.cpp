@@ -9,8 +9,14 @@ template std::basic_ostringstream<char>::basic_ostringstream();
 template std::basic_stringstream<char>::basic_stringstream();
 
 namespace std {
-[[noreturn]] __attribute__((visibility("hidden"))) void __throw_bad_array_new_length() {
-  throw bad_array_new_length();
-}
+[[noreturn]] void __throw_bad_array_new_length() { throw bad_array_new_length(); }
 }  // namespace std
+
+// libstdc++ declares them visible. For the linker that would count more than csrc/exports.map.
+#define LF_HIDE(function) __asm__(".hidden " #function)
+LF_HIDE(_ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1Ev);
+LF_HIDE(_ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC2Ev);
+LF_HIDE(_ZNSt7__cxx1118basic_stringstreamIcSt11char_traitsIcESaIcEEC1Ev);
+LF_HIDE(_ZNSt7__cxx1118basic_stringstreamIcSt11char_traitsIcESaIcEEC2Ev);
+LF_HIDE(_ZSt28__throw_bad_array_new_lengthv);
 #endif
