@@ -6,7 +6,7 @@ The result is that of plain PyTorch: the same transform of the reference, in flo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -90,6 +90,11 @@ TRANSFORMS: dict[str, Callable[[Function, Any], Any]] = {
     "compiled jvp": lambda f, x: _compiled(functools.partial(jvp, f, x, _tangents(x))),
     "compiled grad": lambda f, x: _compiled(lambda: grad(f)(*x)),
 }
+
+
+@pytest.fixture(params=[n for n in CALLS if n != "cross_entropy in place"])
+def call(request: pytest.FixtureRequest) -> Iterator[Call]:
+    yield CALLS[request.param]
 
 
 @pytest.mark.parametrize(
