@@ -20,6 +20,7 @@ from llama_fast.integrations import module_state, rotary, structure
 from llama_fast.ops.cross_entropy import cross_entropy
 
 __all__ = [
+    "FixedCrossEntropy",
     "ForCausalLMLoss",
     "GatedMLP",
     "GeGLUMLP",
@@ -153,29 +154,62 @@ class ForCausalLMLoss(nn.Module):
         targets = shift_labels
         if targets is None and labels is not None:
             targets = F.pad(labels, (0, 1), value=ignore_index)[..., 1:].contiguous()
-        if not (
-            _OTHER_LOSS.isdisjoint(kwargs)
-            and module_state.is_plain(logits)
-            and module_state.is_plain(targets)
-            and logits.is_floating_point()
-        ):
+        if not _can_compute(logits, targets, kwargs):
             theirs: torch.Tensor = type(self).forward(
                 self, logits, labels, vocab_size, num_items_in_batch, ignore_index,
                 shift_labels, **kwargs,
             )  # fmt: skip
             return theirs
         assert targets is not None
-        loss = cross_entropy(
-            logits.reshape(-1, vocab_size),
-            targets.reshape(-1).to(logits.device),
-            ignore_index=ignore_index,
-            reduction="mean" if num_items_in_batch is None else "sum",
-        )
-        if num_items_in_batch is None:
-            return loss
-        if isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(loss.device)
-        return loss / num_items_in_batch
+        targets = targets.reshape(-1).to(logits.device)
+        return _loss(logits.reshape(-1, vocab_size), targets, num_items_in_batch, ignore_index)
+
+
+class FixedCrossEntropy(nn.Module):
+    """Cross-entropy that ends transformers' loss functions, `fixed_cross_entropy`."""
+
+    has_backward: bool = True
+    can_torch_compile: bool = True
+
+    def forward(
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        num_items_in_batch: torch.Tensor | None = None,
+        ignore_index: int = -100,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The mean over the targets, or the sum over `num_items_in_batch`; float32.
+
+        Args:
+            source: logits (N,V).
+            target: (N,) classes.
+            num_items_in_batch: number of targets of all micro-batches of an optimizer step.
+            ignore_index: targets of this value are left out.
+            **kwargs: not used; with options of another loss, transformers' function runs.
+        """
+        if source.dim() != 2 or not _can_compute(source, target, kwargs):
+            theirs: torch.Tensor = type(self).forward(
+                self, source, target, num_items_in_batch, ignore_index, **kwargs
+            )
+            return theirs
+        return _loss(source, target, num_items_in_batch, ignore_index)
+
+
+def _can_compute(logits: Any, targets: Any, options: dict[str, Any]) -> bool:
+    plain = module_state.is_plain(logits) and module_state.is_plain(targets)
+    classes = plain and not targets.is_floating_point() and logits.is_floating_point()
+    return classes and _OTHER_LOSS.isdisjoint(options)
+
+
+def _loss(
+    logits: torch.Tensor, targets: torch.Tensor, num_items: Any, ignore_index: int
+) -> torch.Tensor:
+    if num_items is None:
+        return cross_entropy(logits, targets, ignore_index=ignore_index)
+    if isinstance(num_items, torch.Tensor):
+        num_items = num_items.to(logits.device)
+    return cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum") / num_items
 
 
 def _normalised(module: nn.Module, x: torch.Tensor, offset: float) -> torch.Tensor:

@@ -27,7 +27,7 @@ from llama_fast.integrations.probe import Probe, normal
 LAYERS = {
     "LlamaFastGatedMLP": "GatedMLP",
     "LlamaFastRMSNormZeroCentered": "RMSNormZeroCentered",
-    "LlamaFastForCausalLMLoss": "ForCausalLMLoss",
+    "LlamaFastFixedCrossEntropy": "FixedCrossEntropy",
 }
 _MLP, _NORM, _LOSS = LAYERS
 _MODELS = "transformers.models."
@@ -72,17 +72,20 @@ def _unmark_class(cls: type) -> None:
 
 
 def _mark_loss() -> None:
-    """Make the loss a function that `kernels` finds in every model."""
-    from transformers import PreTrainedModel
-    from transformers.loss.loss_utils import LOSS_MAPPING
+    """Mark the function that ends the losses, where `kernels` finds it in every model.
 
-    theirs = LOSS_MAPPING["ForCausalLM"]
+    Not the losses themselves: Trainer compares the one of a model with `ForCausalLMLoss`.
+    """
+    from transformers import PreTrainedModel
+    from transformers.loss import loss_utils
+
+    theirs = loss_utils.fixed_cross_entropy
     marked = hub_package().use_kernel_forward_from_hub(_LOSS)(theirs)
-    LOSS_MAPPING["ForCausalLM"] = marked
+    loss_utils.fixed_cross_entropy = marked
     PreTrainedModel._kernel_funcs = {_LOSS: marked}
 
     def undo() -> None:
-        LOSS_MAPPING["ForCausalLM"] = theirs
+        loss_utils.fixed_cross_entropy = theirs
         del PreTrainedModel._kernel_funcs
 
     _undo.append(undo)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.loss import loss_utils
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.llama import modeling_llama
 
@@ -47,6 +48,27 @@ def test_loss(items: Any, shifted: bool) -> None:
     more = {"num_items_in_batch": items, "shift_labels": labels if shifted else None}
     arguments = (logits, None if shifted else labels, V)
     got, want = ours(*arguments, **more), ForCausalLMLoss(*arguments, **more)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradients(got, logits), gradients(want, logits))
+
+
+def loss_end(
+    source: Any,
+    target: Any,
+    num_items_in_batch: Any = None,
+    ignore_index: int = -100,
+    **kwargs: Any,
+) -> Any:
+    marked = loss_utils.fixed_cross_entropy
+    return type(marked).forward(marked, source, target, num_items_in_batch, ignore_index, **kwargs)
+
+
+@pytest.mark.parametrize("items", [None, 7, torch.tensor(7)])
+def test_the_end_of_a_loss(items: Any) -> None:
+    ours = on_kernels(loss_end, "LlamaFastFixedCrossEntropy")
+    logits, targets = torch.randn(6, V, requires_grad=True), torch.randint(V, (6,))
+    targets[1] = -100
+    got, want = ours(logits, targets, items), loss_end(logits, targets, items)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(gradients(got, logits), gradients(want, logits))
 

@@ -29,7 +29,7 @@ from llama_fast.integrations.hub_kernels.repository import BACKENDS, write_repos
 from tests.integrations import parity, zoo
 from tests.integrations.hub_kernels.kernelized import kernelized, replaced
 
-LLAMA = {"RMSNorm": 5, "GatedMLP": 2, "RotaryPosEmb": 1, "ForCausalLMLoss": 1}
+LLAMA = {"RMSNorm": 5, "GatedMLP": 2, "RotaryPosEmb": 1, "FixedCrossEntropy": 1}
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_model_in_a_mode(model: Any, registered: None) -> None:
 
 def test_registering_twice_is_once(model: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("LOCAL_KERNELS", "someone/else=/tmp/else")
-    loss = loss_utils.LOSS_MAPPING["ForCausalLM"]
+    loss = loss_utils.fixed_cross_entropy
     register_kernels()
     register_kernels()
     model.set_use_kernels(True)
@@ -94,12 +94,19 @@ def test_registering_twice_is_once(model: Any, monkeypatch: Any) -> None:
     unregister_kernels(model)
     assert os.environ["LOCAL_KERNELS"] == "someone/else=/tmp/else"
     assert replaced(model) == {}
-    assert loss_utils.LOSS_MAPPING["ForCausalLM"] is loss
+    assert loss_utils.fixed_cross_entropy is loss
     assert not hasattr(transformers.PreTrainedModel, "_kernel_funcs")
     assert not hasattr(modeling_llama.LlamaMLP, "kernel_layer_name")
     model.set_use_kernels(True)
     assert replaced(model) == {}
     unregister_kernels(model)  # a second time does nothing
+
+
+def test_the_trainer_still_recognises_the_loss(model: Any, registered: None) -> None:
+    """It counts targets by whether the loss is `ForCausalLMLoss`, which shifts them."""
+    model.set_use_kernels(True)
+    assert model.loss_function is loss_utils.ForCausalLMLoss
+    unregister_kernels(model)
 
 
 def test_unregister_names_its_argument() -> None:

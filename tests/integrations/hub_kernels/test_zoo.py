@@ -73,7 +73,7 @@ def test_what_is_replaced(name, training):
     names = [sorted(vars(m)) for m in model.modules()]
     with kernelized(model):
         found = replaced(model)
-    assert found.pop("ForCausalLMLoss") == 1
+    assert found.pop("FixedCrossEntropy") == 1
     norms, centered, mlps, rotary = SLOTS.get(name, (0, 0, 0, False))
     wanted = {"RMSNorm": norms, "RMSNormZeroCentered": centered, "GatedMLP": mlps}
     wanted["RotaryPosEmb"] = int(rotary)
