@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import llama_fast
-from tests.ranks import on_ranks
+from tests.ranks import FORKED, on_ranks
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -547,4 +547,4 @@ def sharded(rank: int, folder: Path) -> None:
 
 
 def test_fsdp(tmp_path: Path) -> None:
-    on_ranks(2, sharded, tmp_path)
+    on_ranks(2, sharded, tmp_path, method=FORKED)

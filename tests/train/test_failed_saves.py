@@ -16,7 +16,7 @@ from llama_fast.models.checkpoints.training import RunCheckpointError
 from llama_fast.train.config import DataOptions, OptimizerOptions, ParallelOptions, TrainConfig
 from llama_fast.train.metrics import StepMetrics, read_metrics
 from llama_fast.train.run import TrainingRun
-from tests.ranks import on_ranks
+from tests.ranks import FORKED, on_ranks
 
 
 def config(folder: Path, name: str, **changes: int) -> TrainConfig:
@@ -130,7 +130,7 @@ def rank_fails(rank: int, folder: Path) -> None:
 
 
 def test_on_two_processes(folder: Path) -> None:
-    on_ranks(2, rank_fails, folder)
+    on_ranks(2, rank_fails, folder, method=FORKED)
     ended = [json.loads((folder / f"ended{rank}").read_text()) for rank in range(2)]
     step, left = ended[0]
     assert ended[0] == ended[1] and 10 < step < 20 and left == [f"step-{step:08}"]
