@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from llama_fast._terminal import show
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.config_file import check_yaml
+from llama_fast.train.config_file import read_yaml
 
 if TYPE_CHECKING:
     from llama_fast.models import LLaMA
@@ -141,13 +140,57 @@ def read_config(argv: Sequence[str], prog: str = "llama-fast train") -> TrainCon
         if not Path(given[0]).is_file():
             raise FileNotFoundError(f"config: no such file: {given[0]}")
         given[:1] = ["--config", given[0]]
-    for flag, value in pairwise([*given, ""]):
-        name, equals, attached = flag.partition("=")
-        if name == "--config":
-            check_yaml(Path(attached if equals else value))
+    given = list(_checked(given))
     parser = config_parser(prog)
     values = parser.instantiate(parser.parse_args(given))
     return TrainConfig(**{name: values[name] for name in TrainConfig.__dataclass_fields__})
+
+
+def _checked(given: Sequence[str]) -> Iterator[str]:
+    """Yield the options that jsonargparse is to read, after a check of their names and values.
+
+    An empty YAML file is left out.
+    """
+    from llama_fast.train.config_check import SECTIONS, check_values
+
+    rest = iter(given)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in ("-h", "--help", "--print_config"):
+            yield argument
+            continue
+        if not name.startswith("--"):
+            raise ValueError(f"expected options that begin with --, got {argument!r}")
+        if not equals:
+            found = next(rest, None)
+            if found is None or found.startswith("--"):
+                raise ValueError(f"{name.replace('_', '-')}: expected a value, got none")
+            value = found
+        option = name[2:]
+        if option == "config" or (option in SECTIONS and Path(value).is_file()):
+            if not Path(value).is_file():
+                raise FileNotFoundError(f"config: no such file: {value}")
+            content = read_yaml(Path(value))
+            check_values(f"{value}: ", content if option == "config" else {option: content})
+            if not content:
+                continue
+        else:
+            check_values("", {option: _parsed(option, value)}, dashes="--")
+        yield from (argument,) if equals else (name, value)
+
+
+def _parsed(option: str, value: str) -> Any:
+    """Return an option's value as YAML reads it; text is not to be parsed."""
+    import yaml
+
+    from llama_fast.train.config_check import OPTIONS
+
+    if OPTIONS.get(option) in (str, str | None):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _with_underscores(argument: str) -> str:

@@ -1,4 +1,4 @@
-"""Checks the size of a YAML file before its content is built.
+"""Reads YAML files, whose size is checked before their content is built.
 
 Loading an alias costs nothing, but copying, comparing or printing the content expands it: nine
 lines of nine aliases each are a billion values.
@@ -17,20 +17,18 @@ MAX_LEVELS = 20
 MAX_LENGTH = 10_000  # characters; parsing a number in base 60 takes quadratic time
 
 
-def check_yaml(path: Path) -> None:
-    """Check that a configuration is small, with aliases expanded.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the options in a configuration file; an empty file has none.
 
     Args:
-        path: path of the YAML file; if it does not exist, nothing is checked.
+        path: path of the YAML file.
 
     Raises:
-        ValueError: the file is larger than the limit "yaml", is not YAML, or has too many values or
-            levels; the message names the file.
+        ValueError: the file is larger than the limit "yaml", is not YAML, has too many values or
+            levels with aliases expanded, or is not a mapping; the message names the file.
     """
     import yaml
 
-    if not path.is_file():
-        return
     max_bytes = limit("yaml")
     with path.open("rb") as file:
         content = read_at_most(file, max_bytes)
@@ -38,10 +36,18 @@ def check_yaml(path: Path) -> None:
         raise ValueError(
             f"{path}: expected at most {max_bytes:,} bytes, got more; {raise_it('yaml')}"
         )
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        _check_events(path, yaml.parse(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        _check_events(path, yaml.parse(content, loader))
+        found = yaml.load(content, loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())[:300]}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise ValueError(f"{path}: expected options such as `steps: 100`, got {kind} {found!r:.80}")
+    return found
 
 
 def _check_events(path: Path, events: Any) -> None:
