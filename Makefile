@@ -41,7 +41,7 @@ KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -D
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# What the tests need is not installed for it, but used if it is there.
+# Its extra installs 36 packages, 343 MB, beside torch; that of the tests 124, 1026 MB.
 demo: $(if $(wildcard $(installed)),$(installed),$(for_demo)) $(built)  ## load, run, train and score a real model (ARGS=--quick for less)
 	$(VENV)/bin/llama-fast demo $(ARGS)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from llama_fast._device import device_of
 from llama_fast._dtype import dtype_of
+from llama_fast._extras import lacking
 from llama_fast._inside import inside
 from llama_fast._reading import read_json
 from llama_fast.models import LLaMA
@@ -139,7 +140,11 @@ def check_transformers() -> None:
 
     CVE-2026-4372 is fixed in 5.3, CVE-2026-5241 in 5.5.
     """
-    import transformers
+    try:
+        import transformers
+    except ImportError as error:
+        what = "models of architectures other than Llama"
+        raise ImportError(lacking(what, "transformers", "patch")) from error
 
     found = transformers.__version__
     if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < (5, 5):

@@ -35,7 +35,7 @@ NEEDS = {
     "llama_fast/data/template_process.py": ("serve", "train", "eval"),
     "llama_fast/data/_template_child.py": ("serve", "train", "eval"),
     "llama_fast/data": ("train", "eval"),
-    "llama_fast/integrations": ("patch", "eval", "trainers"),
+    "llama_fast/integrations": ("patch", "serve", "eval", "trainers"),
     "llama_fast/eval": ("eval",),
     "llama_fast/train": ("train",),
     "llama_fast/demo": ("demo",),

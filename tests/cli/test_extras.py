@@ -96,6 +96,22 @@ def test_a_file_names_the_extra_that_it_needs(
     assert last.endswith(f"{message}: pip install 'llama_fast[checkpoints]'"), done.stderr
 
 
+@pytest.mark.parametrize("name", ["AutoModelForCausalLM", "PatchCallback"])
+def test_a_public_name_names_the_extra_that_it_needs(
+    name: str, environment: dict[str, str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"from llama_fast import {name}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.strip().endswith(
+        "ImportError: models of transformers need the transformers package: "
+        "pip install 'llama_fast[patch]'"
+    )
+
+
 def test_require() -> None:
     _extras.require("a test", "train", "json", "os.path")
     with pytest.raises(ImportError, match=r"^a test needs no_such_a, no_such_b, which are not"):
