@@ -32,10 +32,10 @@ sdist_env := build/sdist-venv
 audit  := build/audit-venv
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
-KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc -DLLAMA_FAST_ISA=portable
+KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-oldest-all test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 clean
+.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-oldest-all test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 aarch64-env test-aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -231,10 +231,19 @@ test-sanitize: $(installed)  ## op tests under AddressSanitizer and UBSan, threa
 	--deselect tests/ops/test_autograd.py::test_func_second_derivatives \
 	--deselect tests/ops/test_linear_cross_entropy.py::test_peak_memory $(ARGS)
 
+# For each instruction set, with the flags that the build gives it.
 aarch64:  ## compile the kernels for 64-bit Arm (needs g++-aarch64-linux-gnu)
 	@mkdir -p build/aarch64
-	printf '%s\n' csrc/cpu/*.cpp | xargs -P 2 -I {} sh -c '$(AARCH64_CXX) $(KERNEL_FLAGS) -c {} \
-	-o build/aarch64/$$(basename {} .cpp).o || exit 255'
+	$(PYTHON) -c 'from build_isas import ISAS; [print(i, *f) for i, f in ISAS["aarch64"].items()]' | \
+	while read -r isa flags; do printf '%s\n' csrc/cpu/*.cpp | xargs -P 2 -I {} sh -c "$(AARCH64_CXX) \
+	$(KERNEL_FLAGS) $$flags -DLLAMA_FAST_ISA=$$isa -DLLAMA_FAST_HAVE_NEON_BF16=1 -c {} \
+	-o build/aarch64/\$$(basename {} .cpp).$$isa.o || exit 255" || exit 1; done
+
+aarch64-env: $(VENV)/.torch  ## Python, torch and this project for 64-bit Arm, in build/aarch64-env
+	AARCH64_CXX="$(AARCH64_CXX)" $(py) tests/aarch64/environment.py
+
+test-aarch64: aarch64-env  ## a selection of the op tests for 64-bit Arm, under QEMU
+	$(py) tests/aarch64/run.py $(ARGS)
 
 clean:  ## remove what was built, but not .venv
 	rm -rf build dist llama_fast.egg-info llama_fast/*.so llama_fast/_build.json

@@ -9,6 +9,8 @@ Environment:
     MAX_JOBS                number of compilers at once
     LLAMA_FAST_TORCH        folder of the torch package to build against, in place of the installed
                             one's; fetch_torch.py makes one for any version and processor
+    LLAMA_FAST_TARGET       aarch64: cross-compile for 64-bit Arm, in build/native-aarch64, against
+                            the torch for Arm that LLAMA_FAST_TORCH names
     LLAMA_FAST_BUILD        0: compile nothing; 1: fail if a part cannot be built
     LLAMA_FAST_CUDA         0: without CUDA; 1: with CUDA, even against a torch without it
     LLAMA_FAST_CUDA_ARCHS   GPU architectures to compile for, such as "80;90a", "8.0 9.0a" or
@@ -22,7 +24,6 @@ Environment:
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -43,6 +44,7 @@ from build_backend import (
     torch_facts,
 )
 from build_cuda import find_cuda, gencode
+from build_isas import CROSS, ISAS, OTHERS, TARGET
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -50,16 +52,6 @@ SANITIZE = os.environ.get("LLAMA_FAST_SANITIZE") == "1"
 EMULATE = os.environ.get("LLAMA_FAST_EMULATE_CUDA", "0") != "0"
 LIBRARY = "libllama_fast.so"
 EMULATED = "libllama_fast_cuda.so"
-
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-AVX512_BF16 = [*AVX512, "-mavx512bf16"]
-X86_ISAS = {
-    "avx2": AVX2,
-    "avx512": AVX512,
-    "avx512_bf16": AVX512_BF16,
-    "amx_bf16": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"],
-}
 
 # Sources of csrc/cpu that call the kernels of the instruction set in use and hold none themselves.
 COMPILED_ONCE = ("attention_cache.cpp", "bin_packing.cpp", "decode_layers.cpp", "dispatch.cpp")
@@ -99,6 +91,8 @@ class Toolchain:
             raise CannotBuild("compiling on Windows is not supported")
         asked = os.environ.get("CXX")
         names = [asked] if asked else ["g++", "clang++", "c++"]
+        if CROSS and not asked:
+            names = [f"{TARGET}-linux-gnu-g++"]
         cxx = next((shlex.split(n) for n in names if shutil.which(shlex.split(n)[0])), None)
         if cxx is None:
             raise CannotBuild(f"no C++ compiler found ({', '.join(names)}); install g++ or set CXX")
@@ -112,6 +106,11 @@ class Toolchain:
         """Whether the compiler knows `flags`."""
         command = [*self.cxx, *flags, "-x", "c++", "-c", os.devnull, "-o", os.devnull]
         return subprocess.run(command, capture_output=True).returncode == 0
+
+    def instruction_sets(self) -> dict[str, list[str]]:
+        """Those that the compiler knows of the processor's, with the flags of each."""
+        known = ISAS.get(TARGET, OTHERS)
+        return {name: flags for name, flags in known.items() if self.accepts(flags)}
 
 
 def first_error(output: str) -> str:
@@ -141,6 +140,8 @@ def find_torch() -> tuple[Path, str, str | None]:
         directory = torch_directory()
     except NotATorch as error:
         raise CannotBuild(str(error)) from error
+    if CROSS and "LLAMA_FAST_TORCH" not in os.environ:
+        raise CannotBuild(f"LLAMA_FAST_TARGET={TARGET} needs the torch that LLAMA_FAST_TORCH names")
     if directory is None:
         raise CannotBuild("torch not found (pip install torch, or build with isolation)")
     facts = torch_facts(directory)
@@ -208,6 +209,7 @@ class NativeBuild:
     def __init__(self, variant: str = "") -> None:
         self.folder, self.suffix = (f"{variant}/", f".{variant}") if variant else ("", "")
         kind = "sanitize" if SANITIZE else "emulated" if EMULATE else "native"
+        kind += f"-{TARGET}" if CROSS else ""
         self.directory = ROOT / "build" / kind
         self.parts: dict[str, tuple[bool, str]] = {}  # name -> (built, what or why not)
         self.not_wanted: set[str] = set()  # the parts that are left out on purpose
@@ -299,9 +301,7 @@ class NativeBuild:
 
     def _plan_library(self, ninja_file: BuildFile) -> str:
         version, torch_cuda, torch_flags, link_flags = self._torch()
-        isas: dict[str, list[str]] = {"portable": []}
-        if platform.machine().lower() in ("x86_64", "amd64"):
-            isas.update({n: f for n, f in X86_ISAS.items() if self.tools.accepts(f)})
+        isas = self.tools.instruction_sets()
         self.facts["instruction_sets"] = list(isas)
         have = [f"-DLLAMA_FAST_HAVE_{name.upper()}=1" for name in isas]
         cuda_objects, cuda_flags = self._plan_cuda(ninja_file, torch_cuda, torch_flags)
@@ -336,6 +336,8 @@ class NativeBuild:
         try:
             if SANITIZE:
                 raise NotWanted("sanitizer build")
+            if CROSS:
+                raise NotWanted(f"cross-compiled for {TARGET}")
             home, architectures = find_cuda(torch_cuda, CSRC)
         except CannotBuild as reason:
             self.with_cuda = False

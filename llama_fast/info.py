@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from llama_fast._arm_cores import core_names
 from llama_fast._build_record import build_facts, retry_command
 from llama_fast._version import __version__
 
@@ -49,13 +50,16 @@ def _version_of(package: str) -> str:
 
 
 def cpu_model() -> str:
-    """Name of the processor."""
+    """Name of the processor; of an Arm one, of its cores with their numbers."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        lines = []
+        text = ""
+    lines = text.splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    if names:
+        return names[0]
+    return core_names(text) or platform.processor() or platform.machine()
 
 
 def cpu_features() -> list[str] | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import llama_fast
+from build_isas import HERE, ISAS, OTHERS
 from llama_fast import info
 
 
@@ -39,9 +40,11 @@ def test_every_op_has_a_backend_and_a_reason_for_each_that_is_missing(
 
 def test_instruction_set_in_use_is_one_the_processor_has(facts: dict[str, Any]) -> None:
     used, features = facts["cpu"]["instruction_set"], facts["cpu"]["features"]
-    assert used in ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16", "none")
-    if features is not None and used in ("avx2", "avx512_bf16", "amx_bf16"):
-        assert used in features
+    assert used in (*ISAS.get(HERE, OTHERS), "none")
+    needs = {"avx2": "avx2", "avx512_bf16": "avx512_bf16", "amx_bf16": "amx_bf16"}
+    needs |= {"neon": "neon", "neon_bf16": "bf16"}
+    if features is not None and used in needs:
+        assert needs[used] in features
     assert facts["cpu"]["torch_threads"] == torch.get_num_threads()
 
 
@@ -67,9 +70,10 @@ def test_module_runs_with_a_forced_instruction_set(tmp_path: Path) -> None:
         )
         return json.loads(done.stdout)
 
-    portable = run("portable")
-    assert portable["cpu"]["instruction_set"] in ("portable", "none")  # none: nothing compiled
-    assert portable["environment"]["LLAMA_FAST_ISA"] == "portable"
-    if portable["cpu"]["instruction_set"] == "portable":
+    lowest = next(iter(ISAS.get(HERE, OTHERS)))
+    forced = run(lowest)
+    assert forced["cpu"]["instruction_set"] in (lowest, "none")  # none: nothing compiled
+    assert forced["environment"]["LLAMA_FAST_ISA"] == lowest
+    if forced["cpu"]["instruction_set"] == lowest:
         wrong = run("mmx")["cpu"]["instruction_set"]
         assert wrong.startswith("none: ") and "got mmx" in wrong

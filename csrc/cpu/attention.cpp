@@ -162,7 +162,7 @@ bool attention_decode(const AttentionArgs& a);  // attention_decode.cpp
 void attention_forward(const AttentionArgs& a) {
   if (attention_decode(a)) return;
   if (a.dtype == DType::f64) Forward<F64>{a}.run();
-#if defined(__AVX512BF16__)
+#if defined(LF_BF16_PRODUCTS)
   else if (a.dtype == DType::bf16)
     Forward<Bf16>{a}.run();
 #endif

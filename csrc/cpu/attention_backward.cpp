@@ -54,7 +54,7 @@ struct Backward {
   // One tile (of Bf16 only a block of it) and its bfloat16 copies.
   T *scores, *grad_scores, *cap_slope, *factors;
   raw* grad_score_rows;                        // (query, key): A of dQ
-  elem *probability_pairs, *grad_score_pairs;  // (query step, key): A of dV and dK
+  elem *probability_steps, *grad_score_steps;  // (query step, key): A of dV and dK
 
   Backward(const AttentionArgs& args, int64_t sequence, int64_t kv, TileShare queries,
            TileShare keys, bool q, bool k, bool v)
@@ -89,12 +89,12 @@ struct Backward {
     factors = memory.take<T>(kTileKeys);
     if constexpr (M::kPack == 1) {  // the tiles are used as they are
       grad_score_rows = grad_scores;
-      probability_pairs = scores;
-      grad_score_pairs = grad_scores;
+      probability_steps = scores;
+      grad_score_steps = grad_scores;
     } else {
       grad_score_rows = memory.take<raw>(kTileQueries * kTileKeys);
-      probability_pairs = memory.take<elem>(kQuerySteps * kTileKeys);
-      grad_score_pairs = memory.take<elem>(kQuerySteps * kTileKeys);
+      probability_steps = memory.take<elem>(kQuerySteps * kTileKeys);
+      grad_score_steps = memory.take<elem>(kQuerySteps * kTileKeys);
     }
     return memory.used();
   }
@@ -203,11 +203,11 @@ struct Backward {
       const int64_t keys = min(next, n) - c, step = first / M::kPack;
       if (want_v)
         multiply_block<M>(keys, value_size, grads.steps - step,
-                          {probability_pairs + step * kTileKeys + c, 1, kTileKeys}, grads,
+                          {probability_steps + step * kTileKeys + c, 1, kTileKeys}, grads,
                           grad_v + (k + c) * value_size, value_size, true, step);
       if (want_k)
         multiply_block<M>(keys, key_size, queries.steps - step,
-                          {grad_score_pairs + step * kTileKeys + c, 1, kTileKeys}, queries,
+                          {grad_score_steps + step * kTileKeys + c, 1, kTileKeys}, queries,
                           grad_k + (k + c) * key_size, key_size, true, step);
     }
   }
@@ -259,7 +259,7 @@ struct Backward {
         grad_row(score, i + r, j0, n, scale, x + r * kTileKeys, g + r * kTileKeys,
                  cap_slope + r * kTileKeys);
     }
-    if constexpr (M::kPack == 2) this->pack_block(first, rows, tile_width);
+    if constexpr (M::kPack > 1) this->pack_block(first, rows, tile_width);
     if (want_q && n > 0)
       multiply_block<M>(
           rows, key_size, steps<M>(n),
@@ -316,22 +316,24 @@ struct Backward {
     a.grad_alibi[s.index * a.heads + score.head] -= total;
   }
 
-  // Bfloat16 copies of a block: dS by rows, and P and dS as pairs of consecutive queries.
-#if defined(__AVX512BF16__)
+  // Bfloat16 copies of a block: dS by rows, and P and dS as steps of consecutive queries.
+#if defined(LF_BF16_PRODUCTS)
   void pack_block(int64_t first, int64_t rows, int64_t width) {
-    for (int64_t r = 0; r < rows; r += 2) {
-      const bool pair = r + 1 < rows;
-      const int64_t out = (first + r) / 2 * kTileKeys;
+    for (int64_t r = 0; r < rows; r += M::kPack) {
+      const int64_t count = min(M::kPack, rows - r);
+      const int64_t out = (first + r) / M::kPack * kTileKeys;
       raw* dst = grad_score_rows + (first + r) * kTileKeys;
       for (int64_t c = 0; c < width; c += lanes) {
-        const T *x = scores + r * kTileKeys + c, *g = grad_scores + r * kTileKeys + c;
-        const vec_u16 p0 = narrow(bf16{}, load(x)), g0 = narrow(bf16{}, load(g));
-        const vec_u16 p1 = pair ? narrow(bf16{}, load(x + kTileKeys)) : vec_u16{};
-        const vec_u16 g1 = pair ? narrow(bf16{}, load(g + kTileKeys)) : vec_u16{};
-        store(reinterpret_cast<float*>(probability_pairs + out + c), make_pairs(p0, p1));
-        store(reinterpret_cast<float*>(grad_score_pairs + out + c), make_pairs(g0, g1));
-        std::memcpy(dst + c, &g0, sizeof g0);
-        if (pair) std::memcpy(dst + kTileKeys + c, &g1, sizeof g1);
+        vec_u16 p[M::kPack] = {}, g[M::kPack] = {};
+#pragma GCC unroll 4
+        for (int i = 0; i < M::kPack; ++i) {
+          if (i >= count) break;
+          p[i] = narrow(bf16{}, load(scores + (r + i) * kTileKeys + c));
+          g[i] = narrow(bf16{}, load(grad_scores + (r + i) * kTileKeys + c));
+          std::memcpy(dst + i * kTileKeys + c, &g[i], sizeof g[i]);
+        }
+        store_steps(p, probability_steps + out + c);
+        store_steps(g, grad_score_steps + out + c);
       }
     }
   }
@@ -378,7 +380,7 @@ void attention_backward_of(const AttentionArgs& a) {
 
 void attention_backward(const AttentionArgs& a) {
   if (a.dtype == DType::f64) attention_backward_of<F64>(a);
-#if defined(__AVX512BF16__)
+#if defined(LF_BF16_PRODUCTS)
   else if (a.dtype == DType::bf16)
     attention_backward_of<Bf16>(a);
 #endif

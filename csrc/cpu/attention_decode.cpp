@@ -72,7 +72,7 @@ struct Decode {
   size_t carve(Carver memory, ItemBuffers& buffers) const {
     buffers.queries = memory.take<Number>(rows * key_size);
     buffers.scores = memory.take<T>(rows * kTileKeys);
-    if constexpr (M::kPack == 2) {
+    if constexpr (M::kPack > 1) {
       buffers.weights = memory.take<Number>(rows * kTileKeys);
     } else {
       buffers.weights = buffers.scores;
@@ -238,7 +238,7 @@ bool attention_decode(const AttentionArgs& a) {
   if (!has_few_rows(a)) return false;
   if (a.dtype == DType::f64) Decode<F64, double>(a).run();
   if (a.dtype == DType::f32) Decode<F32, float>(a).run();
-#if defined(__AVX512BF16__)
+#if defined(LF_BF16_PRODUCTS)
   if (a.dtype == DType::bf16) Decode<Bf16, bf16>(a).run();
 #else
   if (a.dtype == DType::bf16) Decode<F32, bf16>(a).run();

@@ -32,7 +32,7 @@ template <class M, class Elem>
 struct KeyFma {
   using type = WideningFma<Elem>;
 };
-#if defined(__AVX512BF16__)
+#if defined(LF_BF16_PRODUCTS)
 template <class Elem>
 struct KeyFma<Bf16, Elem> {
   using type = PairFma;
@@ -48,7 +48,7 @@ void few_scores(const typename M::raw* q, int64_t q_row, RowsInPlace<Elem> k, in
   // Of pairs, one query at a time: the keys stay in the first-level cache. Of numbers, few keys at
   // a time: hardware prefetchers do not follow many rows that are read at once.
   constexpr int R = M::kPack == 1 ? Count : 1;
-  constexpr int W = M::kPack == 2 ? kRowsOfB<Fma, R> : R == 1 ? 1 : min(4, kRowsOfB<Fma, R>);
+  constexpr int W = M::kPack > 1 ? kRowsOfB<Fma, R> : R == 1 ? 1 : min(4, kRowsOfB<Fma, R>);
   const bool whole_steps = size % Fma::kStep == 0;
   for (int64_t j = 0; j < k.rows; j += W) {
     const RowsInPlace<Elem> some{k.p + j * k.stride, k.stride, min(W, k.rows - j)};

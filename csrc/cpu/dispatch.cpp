@@ -5,6 +5,9 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(LLAMA_FAST_HAVE_NEON_BF16) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #if defined(LLAMA_FAST_HAVE_AMX_BF16)
 #include <cpuid.h>
 #if defined(__linux__)
@@ -40,7 +43,14 @@
 
 namespace llama_fast {
 
+#if defined(__aarch64__)
+LF_DECLARE(neon)
+#else
 LF_DECLARE(portable)
+#endif
+#ifdef LLAMA_FAST_HAVE_NEON_BF16
+LF_DECLARE(neon_bf16)
+#endif
 #ifdef LLAMA_FAST_HAVE_AVX2
 LF_DECLARE(avx2)
 #endif
@@ -85,6 +95,20 @@ bool has_amx_bf16() {
 }
 #endif
 
+#ifdef LLAMA_FAST_HAVE_NEON_BF16
+// Bfloat16 products and half precision are extensions of Armv8.2, whose other instructions come
+// with them.
+bool has_bf16() {
+#if defined(__linux__)
+  // HWCAP_ASIMDHP and HWCAP2_BF16 of <asm/hwcap.h>.
+  constexpr unsigned long kHalf = 1ul << 10, kBf16 = 1ul << 14;
+  return (getauxval(AT_HWCAP) & kHalf) != 0 && (getauxval(AT_HWCAP2) & kBf16) != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 Kernels select() {
   // Best first.
   const Candidate candidates[] = {
@@ -103,7 +127,14 @@ Kernels select() {
       {LF_KERNELS(avx2), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                              __builtin_cpu_supports("f16c")},
 #endif
+#ifdef LLAMA_FAST_HAVE_NEON_BF16
+      {LF_KERNELS(neon_bf16), has_bf16()},
+#endif
+#if defined(__aarch64__)
+      {LF_KERNELS(neon), true},
+#else
       {LF_KERNELS(portable), true},
+#endif
   };
   const char* requested = std::getenv("LLAMA_FAST_ISA");
   std::string names;

@@ -1,13 +1,13 @@
 // The instruction set that a kernel source is being compiled for.
 //
 // Every csrc/cpu/<op>.cpp is compiled once per instruction set, with LLAMA_FAST_ISA set to the
-// name of its namespace (portable, avx2, avx512, avx512_bf16, amx_bf16) and the matching compiler
-// flags.
+// name of its namespace (portable, avx2, avx512, avx512_bf16, amx_bf16; on 64-bit Arm neon and
+// neon_bf16) and the matching compiler flags.
 // Kernel code lives in `namespace llama_fast::LLAMA_FAST_ISA`, so the copies never collide.
 #pragma once
 
 #ifndef LLAMA_FAST_ISA
-#error "compile with -DLLAMA_FAST_ISA=portable|avx2|avx512|avx512_bf16|amx_bf16"
+#error "compile with -DLLAMA_FAST_ISA=portable|avx2|avx512|avx512_bf16|amx_bf16|neon|neon_bf16"
 #endif
 
 // Always inlined, so that the linker cannot pick a copy compiled for a newer instruction set.

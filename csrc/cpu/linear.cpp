@@ -97,7 +97,7 @@ void linear(const LinearArgs& a) {
     case DType::bf16:
 #if defined(__AMX_BF16__)
       return linear_of_tiles(a);
-#elif defined(__AVX512BF16__)
+#elif defined(LF_BF16_PRODUCTS)
       return linear_of<PairFma, bf16>(a);
 #else
       return linear_of<WideningFma<bf16>, bf16>(a);

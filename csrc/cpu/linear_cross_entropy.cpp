@@ -203,12 +203,12 @@ class LinearCrossEntropy {
                      plan_.stats[b * plan_.stride + r].reference, a_.softcap, z);
       block_gradient(losses_.options, plan_.row_gradients[r], first, n, kCodes && i < kept, z);
       if (y >= 0 && y < n) z[y] = plan_.row_gradients[r].at_label;
-      if constexpr (M::kPack == 2)
+      if constexpr (M::kPack > 1)
         for_vectors(z, n, A(0),
                     [&](vec<A> v, int64_t c) { store_acc(own.grad + i * kBlockClasses + c, v); });
     }
     const Grad* grad;
-    if constexpr (M::kPack == 2)
+    if constexpr (M::kPack > 1)
       grad = own.grad;
     else
       grad = own.logits;
@@ -320,7 +320,7 @@ void linear_cross_entropy(LinearCrossEntropyArgs& a) {
     case DType::f16:
       return linear_cross_entropy_of<F32, f16>(a);
     case DType::bf16:
-#if defined(__AVX512BF16__)
+#if defined(LF_BF16_PRODUCTS)
       return linear_cross_entropy_of<Bf16, bf16>(a);
 #else
       return linear_cross_entropy_of<F32, bf16>(a);

@@ -24,7 +24,7 @@ struct Plan {
   using E = typename M::elem;
   using Out = std::conditional_t<std::is_same_v<T, f16>, float, T>;
   using Kept = std::conditional_t<std::is_same_v<T, bf16>, Code12, A>;
-  using Grad = std::conditional_t<M::kPack == 2, bf16, A>;  // of the logits, as it is multiplied
+  using Grad = std::conditional_t<(M::kPack > 1), bf16, A>;  // of the logits, as it is multiplied
 
   struct ThreadBuffers {
     A* logits = nullptr;           // of a work item; then their gradient
@@ -115,7 +115,7 @@ struct Plan {
       own.logits = memory.take<A>(kItemRows * kBlockClasses);
       own.multiply_scratch = memory.take<E>(multiply_large_scratch<M>());
       if (!wants_gradient()) continue;
-      own.grad = memory.take<Grad>(M::kPack == 2 ? kItemRows * kBlockClasses : 0);
+      own.grad = memory.take<Grad>(M::kPack > 1 ? kItemRows * kBlockClasses : 0);
       own.grad_transposed =
           memory.take<E>(wants_input() ? kItemRows * kBlockClasses / M::kPack : 0);
       own.product = memory.take<A>(wants_weight() ? kItemClasses * width : 0);

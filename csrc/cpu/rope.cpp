@@ -25,6 +25,12 @@ LF_INLINE vec<A> rotate(vec<A> x, vec<A> q, vec<A> c, vec<A> s) {
   } else {
     return (vec<A>)_mm256_fmadd_ps((__m256)x, (__m256)c, (__m256)(q * s));
   }
+#elif defined(__aarch64__)
+  if constexpr (sizeof(A) == 8) {
+    return (vec<A>)vfmaq_f64((float64x2_t)(q * s), (float64x2_t)x, (float64x2_t)c);
+  } else {
+    return (vec<A>)vfmaq_f32((float32x4_t)(q * s), (float32x4_t)x, (float32x4_t)c);
+  }
 #else
   return x * c + q * s;
 #endif
@@ -62,6 +68,8 @@ LF_INLINE void rotate_interleaved(const T* x, T* y, const acc_t<T>* cos, const a
       const auto low = (vec_pairs)_mm512_cvtepu32_epi64((__m256i)half);
 #elif defined(__AVX2__)
       const auto low = (vec_pairs)_mm256_cvtepu32_epi64((__m128i)half);
+#elif defined(__aarch64__)
+      const auto low = (vec_pairs)vmovl_u32((uint32x2_t)half);
 #else
       const vec_pairs low = __builtin_convertvector(half, vec_pairs);
 #endif

@@ -14,6 +14,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace llama_fast {
@@ -26,6 +28,12 @@ constexpr int kVecBytes = 64;
 constexpr int kVecBytes = 32;
 #else
 constexpr int kVecBytes = 16;
+#endif
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kVecRegisters = 32;
+#else
+constexpr int kVecRegisters = 16;
 #endif
 
 template <class T>
@@ -102,6 +110,8 @@ LF_INLINE vec<float> widen(bf16, vec_u16 bits) {
   return (vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)bits), 16);
 #elif defined(__AVX2__)
   return (vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)bits), 16);
+#elif defined(__aarch64__)
+  return (vec<float>)vshll_n_u16((uint16x4_t)bits, 16);
 #else
   typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
   return (vec<float>)(__builtin_convertvector(bits, vec_u32) << 16);
@@ -111,6 +121,8 @@ LF_INLINE vec<float> widen(bf16, vec_u16 bits) {
 LF_INLINE vec_u16 narrow(bf16, vec<float> v) {  // round to nearest even; NaN stays NaN
 #if defined(__AVX512BF16__)
   return (vec_u16)_mm512_cvtneps_pbh((__m512)v);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  return (vec_u16)vcvt_bf16_f32((float32x4_t)v);
 #else
   typedef uint32_t vec_u32 __attribute__((vector_size(kVecBytes)));
   const vec_u32 u = (vec_u32)v;
@@ -168,6 +180,8 @@ LF_INLINE vec<float> widen(f16, vec_u16 bits) {
   return (vec<float>)_mm512_cvtph_ps((__m256i)bits);
 #elif defined(__F16C__)
   return (vec<float>)_mm256_cvtph_ps((__m128i)bits);
+#elif defined(__aarch64__)
+  return (vec<float>)vcvt_f32_f16((float16x4_t)bits);
 #else
   vec<float> v;
   for (int i = 0; i < kLanes<float>; ++i) v[i] = widen_one(f16{bits[i]});
@@ -180,6 +194,8 @@ LF_INLINE vec_u16 narrow(f16, vec<float> v) {
   return (vec_u16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__F16C__)
   return (vec_u16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__aarch64__)
+  return (vec_u16)vcvt_f16_f32((float32x4_t)v);
 #else
   vec_u16 bits;
   for (int i = 0; i < kLanes<float>; ++i) bits[i] = narrow_one_f16(v[i]);

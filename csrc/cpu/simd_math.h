@@ -8,6 +8,11 @@
 
 #include "cpu/simd.h"
 
+// Whether a product and a sum can be one operation with one rounding.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define LF_FMA 1
+#endif
+
 namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
@@ -52,7 +57,7 @@ LF_INLINE vec<float> exp2_polynomial(vec<float> x) {
                     0.05550359562039375f, 0.24022647738456726f, 0.6931471824645996f, 1.0f);
 }
 
-#if defined(__FMA__)
+#if defined(LF_FMA)
 // Added to n, a float below 2^22: leaves the exponent of 2^n, bias included, in the low bits.
 constexpr float kRoundToExponent = 12582912.0f + 127.0f;  // 1.5 * 2^23, and the bias
 
@@ -68,7 +73,7 @@ LF_INLINE vec<float> scale_by_exponent(vec<float> p, vec<float> shifted, vec<flo
 // e^x for softmax: vexp with half the instructions. x must be below 88; NaN stays NaN, -inf gives
 // 0.
 LF_INLINE vec<float> vexp_softmax(vec<float> x) {
-#if defined(__FMA__)
+#if defined(LF_FMA)
   const vec<float> shifted = x * kLog2e + kRoundToExponent;
   const vec<float> r = x * kLog2eLow + (x * kLog2e - (shifted - kRoundToExponent));
   return scale_by_exponent(exp2_polynomial(r), shifted, x);
@@ -80,7 +85,7 @@ LF_INLINE vec<double> vexp_softmax(vec<double> x) { return vexp(x); }
 
 // vexp_softmax for results that are rounded to bfloat16 or summed in float: relative error 1e-7.
 LF_INLINE vec<float> vexp_coarse(vec<float> x) {
-#if defined(__FMA__)
+#if defined(LF_FMA)
   const vec<float> shifted = x * kLog2e + kRoundToExponent;
   const vec<float> r = x * kLog2e - (shifted - kRoundToExponent);
   const vec<float> p = polynomial(r, 0.001326473313f, 0.009671512991f, 0.05550733581f,

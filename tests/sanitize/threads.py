@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from build_native import COMPILED_ONCE, CSRC, CXX_FLAGS, X86_ISAS, BuildFile, Toolchain  # noqa: E402
+from build_native import COMPILED_ONCE, CSRC, CXX_FLAGS, BuildFile, Toolchain  # noqa: E402
 
 FLAGS = [*CXX_FLAGS, "-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=thread", f"-I{CSRC}"]
 GLUE = ("memory", "output_cache", "scratch")  # what knows nothing of torch
@@ -46,7 +46,7 @@ def build(tools: Toolchain, isas: dict[str, list[str]], folder: Path) -> Path:
 def main() -> None:
     """Build, then run for every instruction set; ends with 1 if any run fails."""
     tools = Toolchain.find()
-    isas = {"portable": [], **{n: f for n, f in X86_ISAS.items() if tools.accepts(f)}}
+    isas = tools.instruction_sets()
     program = build(tools, isas, ROOT / "build" / "threads")
     # ThreadSanitizer does not start where addresses are randomised by as many bits as Linux may.
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []

@@ -9,10 +9,8 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kBlockTileRows = 6;  // times 4 registers: 24 accumulators of 32
-#elif defined(__AVX2__)
-constexpr int kBlockTileRows = 6;  // times 2: 12 of 16
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr int kBlockTileRows = 6;  // times 4 registers: 24 accumulators of 32; or 2: 12 of 16
 #else
 constexpr int kBlockTileRows = 4;
 #endif
@@ -22,16 +20,20 @@ constexpr int kBlockTileRows = 4;
 constexpr int64_t kRunSteps = 64;
 
 // The first run of a sum over kk steps: the last one may be half as long again.
-LF_INLINE int64_t run_steps(int64_t kk) { return kk > kRunSteps + kRunSteps / 2 ? kRunSteps : kk; }
+template <int64_t kRun = kRunSteps>
+LF_INLINE int64_t run_steps(int64_t kk) {
+  return kk > kRun + kRun / 2 ? kRun : kk;
+}
 
 template <class M, int Vecs>
 void block_panel(int64_t m, int64_t kk, StridedA<M> a, const typename M::elem* b, int64_t b_step,
                  typename M::acc* c, int64_t c_row, bool accumulate) {
-  while (run_steps(kk) < kk) {
-    block_panel<M, Vecs>(m, kRunSteps, a, b, b_step, c, c_row, accumulate);
-    a.p += kRunSteps * a.step;
-    b += kRunSteps * b_step;
-    kk -= kRunSteps;
+  constexpr int64_t run = M::kPack == 4 ? kRunSteps / 2 : kRunSteps;  // a step is two additions
+  while (run_steps<run>(kk) < kk) {
+    block_panel<M, Vecs>(m, run, a, b, b_step, c, c_row, accumulate);
+    a.p += run * a.step;
+    b += run * b_step;
+    kk -= run;
     accumulate = true;
   }
   int64_t i = 0;

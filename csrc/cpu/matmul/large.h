@@ -12,21 +12,19 @@ namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLargeTileRows = 8;  // 24 accumulators of 32 registers
-#else
-constexpr int kLargeTileRows = 4;  // 12 of 16
-#endif
-constexpr int64_t kRegisterSteps = 256;  // summed in registers before they are added to C
-constexpr int64_t kCacheSteps = 512;     // of a block of A that stays in the cache
+constexpr int kLargeTileRows = kVecRegisters / 4;  // 24 accumulators of 32 registers, 12 of 16
+constexpr int64_t kRegisterSteps = 256;            // summed in registers before they are added to C
+constexpr int64_t kCacheSteps = 512;               // of a block of A that stays in the cache
 
 // C += A * B over `depth` of the kk steps of A, for one panel of B.
 template <class M, int Vecs>
 void multiply_panel(int64_t m, int64_t kk, int64_t depth, const typename M::elem* a,
                     const typename M::elem* b, typename M::acc* c, int64_t c_row, bool accumulate) {
   constexpr int64_t lanes = kLanes<typename M::acc>, width = Vecs * lanes;
-  for (int64_t k = 0; k < depth; k += kRegisterSteps) {
-    const int64_t run = min(depth - k, kRegisterSteps);
+  // A step of four numbers is two additions.
+  constexpr int64_t longest = M::kPack == 4 ? kRegisterSteps / 2 : kRegisterSteps;
+  for (int64_t k = 0; k < depth; k += longest) {
+    const int64_t run = min(depth - k, longest);
     for (int64_t i = 0; i < m; i += kLargeTileRows) {
       for (int64_t r = 0; r < kLargeTileRows; ++r)
         for (int v = 0; v < Vecs; ++v) __builtin_prefetch(c + (i + r) * c_row + v * lanes, 1);

@@ -1,8 +1,9 @@
 // Operands of the matrix products: how numbers are stored, multiplied and summed, and the memory
 // layout of packed operands.
 //
-// A "step" of k is one element of a packed operand: one number for F32 and F64, two consecutive
-// bfloat16 numbers for Bf16 (the operand of the instruction vdpbf16ps).
+// A "step" of k is one element of a packed operand: one number for F32 and F64; for Bf16 (bf16.h)
+// the consecutive bfloat16 numbers that an instruction multiplies together, two for vdpbf16ps and
+// four for bfmmla.
 //
 // A packed operand consists of panels. A panel of width w holds the w numbers of step 0, then those
 // of step 1, and so on. The panel that starts at row (of A) or column (of B) i of an operand with
@@ -12,6 +13,7 @@
 #include <type_traits>
 
 #include "cpu/integers.h"
+#include "cpu/matmul/bf16.h"
 #include "cpu/simd.h"
 
 namespace llama_fast {
@@ -38,21 +40,6 @@ struct F64 {
   }
 };
 
-#if defined(__AVX512BF16__)
-struct Bf16 {
-  using acc = float;
-  using raw = uint16_t;
-  using elem = uint32_t;
-  static constexpr int kPack = 2;
-  static LF_INLINE vec<float> fma(vec<float> c, const elem* a, vec<float> b) {
-    return fma(c, _mm512_set1_epi32(static_cast<int>(*a)), (__m512i)b);
-  }
-  static LF_INLINE vec<float> fma(vec<float> c, __m512i a, __m512i b) {
-    return (vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
-  }
-};
-#endif
-
 // Number of steps of k numbers.
 template <class M>
 LF_INLINE int64_t steps(int64_t k) {
@@ -74,13 +61,9 @@ struct LargePanels {
   static LF_INLINE int64_t vecs(int64_t left) { return min(left, kVecs); }
 };
 
-// Panels of B for block.h: 4 registers of columns (2 without AVX-512), then 2, then 1.
+// Panels of B for block.h: 4 registers of columns (2 of 16 registers), then 2, then 1.
 struct BlockPanels {
-#if defined(__AVX512F__)
-  static constexpr int kVecs = 4;
-#else
-  static constexpr int kVecs = 2;
-#endif
+  static constexpr int kVecs = kVecRegisters / 8;
   static LF_INLINE int64_t vecs(int64_t left) { return left >= kVecs ? kVecs : left >= 2 ? 2 : 1; }
 };
 
@@ -146,29 +129,6 @@ struct WideningFma {
     return load(a) * load_acc_n(b, n, acc(0)) + c;
   }
 };
-
-#if defined(__AVX512BF16__)
-// The first n bfloat16 numbers from p on, then zeros.
-LF_INLINE __m512i load_pairs(const void* p, int64_t n) {
-  if (n >= 2 * kLanes<float>) return _mm512_loadu_si512(p);
-  return _mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, p);
-}
-
-// Products of pairs of bfloat16 numbers, as they are.
-struct PairFma {
-  using acc = float;
-  using elem = uint16_t;
-  static constexpr int64_t kStep = 2 * kLanes<float>;
-  static elem pack(bf16 x) { return x.bits; }
-  static LF_INLINE vec<float> fma(vec<float> c, const elem* a, const void* b) {
-    return Bf16::fma(c, _mm512_loadu_si512(a), _mm512_loadu_si512(b));
-  }
-  // Only the first n numbers of both: those after them may be NaN.
-  static LF_INLINE vec<float> fma_n(vec<float> c, const elem* a, const void* b, int64_t n) {
-    return Bf16::fma(c, load_pairs(a, n), load_pairs(b, n));
-  }
-};
-#endif
 
 }  // namespace
 }  // namespace LLAMA_FAST_ISA

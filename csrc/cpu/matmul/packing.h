@@ -8,20 +8,12 @@
 // register of steps is passed around as vec<acc>, whatever its bits mean.
 #pragma once
 
-#include "cpu/matmul/operands.h"
+#include "cpu/matmul/packing_bfmmla.h"
 #include "cpu/matmul/transpose.h"
 
 namespace llama_fast {
 namespace LLAMA_FAST_ISA {
 namespace {
-
-#if defined(__AVX512BF16__)
-// Steps whose first (second) numbers are those of `low` (`high`).
-LF_INLINE vec<float> make_pairs(vec_u16 low, vec_u16 high) {
-  const __m512i first = _mm512_cvtepu16_epi32((__m256i)low);
-  return (vec<float>)_mm512_or_si512(first, (__m512i)widen(bf16{}, high));
-}
-#endif
 
 // Steps along a row, from p: a register full, or as many as `numbers` make and then zeros.
 template <class M, class T>
@@ -72,39 +64,48 @@ LF_INLINE vec<typename M::acc> load_columns(const T* p, const T* q, int64_t coun
 template <class M, class T>
 void pack_panel_transposed(const T* source, int64_t stride, int64_t rows, int64_t numbers,
                            typename M::elem* panel, int64_t width) {
-  using A = typename M::acc;
-  constexpr int64_t lanes = kLanes<A>;
-  const int64_t kk = steps<M>(numbers);
-  A* out = reinterpret_cast<A*>(panel);
-  // A register of columns at a time: more rows of the source than that are more streams than the
-  // processor prefetches.
-  for (int64_t c0 = 0; c0 < width; c0 += lanes)
-    for (int64_t k = 0; k < kk; k += lanes) {
-      const int64_t count = min(kk - k, lanes);
-      vec<A> square[lanes];
-      for (int64_t c = 0; c < lanes; ++c)
-        square[c] = c0 + c < rows ? load_steps<M>(source + (c0 + c) * stride + k * M::kPack,
-                                                  numbers - k * M::kPack)
-                                  : vec<A>{};
-      transpose<A>(square);
-      for (int64_t i = 0; i < count; ++i)
-        std::memcpy(out + (k + i) * width + c0, &square[i], sizeof(vec<A>));
-    }
+  if constexpr (M::kPack == 4) {
+    pack_quads_transposed(source, stride, rows, numbers, panel, width);
+  } else {
+    using A = typename M::acc;
+    constexpr int64_t lanes = kLanes<A>;
+    const int64_t kk = steps<M>(numbers);
+    A* out = reinterpret_cast<A*>(panel);
+    // A register of columns at a time: more rows of the source than that are more streams than the
+    // processor prefetches.
+    for (int64_t c0 = 0; c0 < width; c0 += lanes)
+      for (int64_t k = 0; k < kk; k += lanes) {
+        const int64_t count = min(kk - k, lanes);
+        vec<A> square[lanes];
+        for (int64_t c = 0; c < lanes; ++c)
+          square[c] = c0 + c < rows ? load_steps<M>(source + (c0 + c) * stride + k * M::kPack,
+                                                    numbers - k * M::kPack)
+                                    : vec<A>{};
+        transpose<A>(square);
+        for (int64_t i = 0; i < count; ++i)
+          std::memcpy(out + (k + i) * width + c0, &square[i], sizeof(vec<A>));
+      }
+  }
 }
 
-// Panel step k is row k of the source (a pair of rows for Bf16); columns beyond `columns` are zero.
+// Panel step k is row k of the source (for Bf16 kPack rows); columns beyond `columns` are zero.
 template <class M, class T>
 void pack_panel_along(const T* source, int64_t stride, int64_t rows, int64_t columns,
                       typename M::elem* panel, int64_t width) {
-  using A = typename M::acc;
-  constexpr int64_t lanes = kLanes<A>;
-  A* out = reinterpret_cast<A*>(panel);
-  for (int64_t r = 0; r < rows; r += M::kPack, out += width) {
-    const T* p = source + r * stride;
-    const T* q = r + 1 < rows ? p + stride : nullptr;
-    for (int64_t c = 0; c < width; c += lanes) {
-      const vec<A> v = c < columns ? load_columns<M>(p + c, q ? q + c : q, columns - c) : vec<A>{};
-      std::memcpy(out + c, &v, sizeof v);
+  if constexpr (M::kPack == 4) {
+    pack_quads_along(source, stride, rows, columns, panel, width);
+  } else {
+    using A = typename M::acc;
+    constexpr int64_t lanes = kLanes<A>;
+    A* out = reinterpret_cast<A*>(panel);
+    for (int64_t r = 0; r < rows; r += M::kPack, out += width) {
+      const T* p = source + r * stride;
+      const T* q = r + 1 < rows ? p + stride : nullptr;
+      for (int64_t c = 0; c < width; c += lanes) {
+        const vec<A> v =
+            c < columns ? load_columns<M>(p + c, q ? q + c : q, columns - c) : vec<A>{};
+        std::memcpy(out + c, &v, sizeof v);
+      }
     }
   }
 }
@@ -165,6 +166,8 @@ void sum_panel_columns(const typename M::elem* panel, int64_t kk, double* sum) {
           std::memcpy(&x, &low, 4);
           std::memcpy(&y, &high, 4);
           part[c] += x + y;
+        } else if constexpr (M::kPack == 4) {
+          part[c] += sum_of_step(panel[k * kPanelRows + c]);
         } else {
           part[c] += panel[k * kPanelRows + c];
         }

@@ -38,7 +38,7 @@ LF_INLINE void weigh_columns(const T* a, int64_t a_row, const Elem* b, int64_t b
     }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(LF_BF16_PRODUCTS)
 // For columns that fill `Vecs` registers of pairs or less: two rows of B at a time.
 template <int Count, int Vecs, class Elem>
 LF_INLINE void weigh_pairs(const uint16_t* a, int64_t a_row, const Elem* b, int64_t b_row,
@@ -54,16 +54,16 @@ LF_INLINE void weigh_pairs(const uint16_t* a, int64_t a_row, const Elem* b, int6
     for (int v = 0; v < Vecs; ++v) {
       const Elem* from = b + v * 2 * lanes;
       const int64_t left = columns - v * 2 * lanes;
-      const __m512i first = load_pairs(from, left);
-      const __m512i second = j + 1 < k ? load_pairs(from + b_row, left) : __m512i{};
-      const __m512i low = _mm512_unpacklo_epi16(first, second);
-      const __m512i high = _mm512_unpackhi_epi16(first, second);
+      const Pairs first = load_pairs(from, left);
+      const Pairs second = j + 1 < k ? load_pairs(from + b_row, left) : Pairs{};
+      const Pairs low = pair_low(first, second);
+      const Pairs high = pair_high(first, second);
 #pragma GCC unroll 4
       for (int r = 0; r < Count; ++r) {
         int32_t pair;
         std::memcpy(&pair, a + r * a_row + j, sizeof pair);
-        sum[r][2 * v] = Bf16::fma(sum[r][2 * v], _mm512_set1_epi32(pair), low);
-        sum[r][2 * v + 1] = Bf16::fma(sum[r][2 * v + 1], _mm512_set1_epi32(pair), high);
+        sum[r][2 * v] = add_product(sum[r][2 * v], repeat_pair(pair), low);
+        sum[r][2 * v + 1] = add_product(sum[r][2 * v + 1], repeat_pair(pair), high);
       }
     }
 #pragma GCC unroll 4
@@ -77,11 +77,11 @@ LF_INLINE void weigh_pairs(const uint16_t* a, int64_t a_row, const Elem* b, int6
 #endif
 
 // Puts the sums of a row of C, n numbers in whole pairs of registers, in the order of the columns.
-// Unpacking interleaves quarters of a register: of two registers of sums, the first has columns
-// 0-3, 8-11, 16-19 and 24-27, the second those between.
+// Unpacking interleaves quarters of a register: of two registers of 16 sums, the first has columns
+// 0-3, 8-11, 16-19 and 24-27, the second those between. Registers of 4 are in order.
 template <class M>
 void weighted_rows_in_order(int64_t n, typename M::acc* c) {
-  if constexpr (M::kPack == 2) {
+  if constexpr (M::kPack > 1 && kLanes<typename M::acc> > 4) {
     constexpr int lanes = kLanes<typename M::acc>;
     for (int64_t begin = 0; begin < n; begin += 2 * lanes, c += 2 * lanes) {
       typename M::acc mixed[2 * lanes];
@@ -98,8 +98,8 @@ void add_weighted_rows(const typename M::raw* a, int64_t a_row, const Elem* b, i
                        int64_t k, int64_t n, typename M::acc* c, int64_t c_row) {
   constexpr int64_t lanes = kLanes<typename M::acc>;
   int64_t at = 0;
-#if defined(__AVX512BF16__)
-  if constexpr (M::kPack == 2) {
+#if defined(LF_BF16_PRODUCTS)
+  if constexpr (M::kPack > 1) {
     for (; at + 4 * lanes <= n; at += 4 * lanes)
       weigh_pairs<Count, 2>(a, a_row, b + at, b_row, k, 4 * lanes, c + at, c_row);
     for (; at < n; at += 2 * lanes)

@@ -3,7 +3,7 @@
 Environment:
     LLAMA_FAST_LIBRARY  path of another compiled library (a sanitizer build, for example)
     LLAMA_FAST_ISA      instruction set to use: portable, avx2, avx512, avx512_bf16,
-                        amx_bf16
+                        amx_bf16; on 64-bit Arm neon, neon_bf16
 """
 
 from __future__ import annotations
