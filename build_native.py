@@ -90,9 +90,8 @@ class Toolchain:
         if os.name == "nt":
             raise CannotBuild("compiling on Windows is not supported")
         asked = os.environ.get("CXX")
-        names = [asked] if asked else ["g++", "clang++", "c++"]
-        if CROSS and not asked:
-            names = [f"{TARGET}-linux-gnu-g++"]
+        usual = [f"{TARGET}-linux-gnu-g++"] if CROSS else ["g++", "clang++", "c++"]
+        names = [asked] if asked else usual
         cxx = next((shlex.split(n) for n in names if shutil.which(shlex.split(n)[0])), None)
         if cxx is None:
             raise CannotBuild(f"no C++ compiler found ({', '.join(names)}); install g++ or set CXX")

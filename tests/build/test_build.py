@@ -24,11 +24,22 @@ def test_builds_every_instruction_set(tree: Tree) -> None:
         values = (10, 100, 1000, 10000)
         expected += sum(v for n, v in zip(names, values, strict=True) if n in table)
         assert "avx2" in table
+    if platform.machine() == "aarch64":
+        expected += 10 if "neon_bf16" in table else 0
     assert library.llama_fast_sum_of_kernels() == expected
     assert library.llama_fast_cpu_device() == 0  # a symbol of torch's, found without a run path
     assert tree.part("CUDA") == (False, "no CUDA sources")
     for name in ("ops library", "CUDA"):
         assert sum(line.startswith(f"  {name} ") for line in table.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("compiler")
+def test_cross_compiling_needs_a_torch_for_that_processor(tree: Tree) -> None:
+    other = "x86_64" if platform.machine() == "aarch64" else "aarch64"
+    compiler = next(name for name in ("g++", "clang++", "c++") if shutil.which(name))
+    tree.build(LLAMA_FAST_TARGET=other, CXX=compiler)
+    built, why = tree.part("ops library")
+    assert not built and f"LLAMA_FAST_TARGET={other}" in why and "LLAMA_FAST_TORCH" in why
 
 
 @pytest.mark.usefixtures("compiler")

@@ -12,7 +12,16 @@ ROOT = Path(__file__).resolve().parents[2]
 DISPATCH = """
 #include "cpu/kernel.h"
 extern "C" __attribute__((visibility("default"))) int llama_fast_sum_of_kernels() {
-  int sum = portable_kernel();
+  int sum = 0;
+#ifdef LLAMA_FAST_HAVE_PORTABLE
+  sum += portable_kernel();
+#endif
+#ifdef LLAMA_FAST_HAVE_NEON
+  sum += neon_kernel();
+#endif
+#ifdef LLAMA_FAST_HAVE_NEON_BF16
+  sum += neon_bf16_kernel();
+#endif
 #ifdef LLAMA_FAST_HAVE_AVX2
   sum += avx2_kernel();
 #endif
@@ -42,6 +51,8 @@ int NAME(LLAMA_FAST_ISA)() {
   return 100;
 #elif defined(__AVX2__)
   return 10;
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  return 10;
 #else
   return 1;
 #endif
@@ -49,6 +60,8 @@ int NAME(LLAMA_FAST_ISA)() {
 """
 HEADER = """
 int portable_kernel();
+int neon_kernel();
+int neon_bf16_kernel();
 int avx2_kernel();
 int avx512_kernel();
 int avx512_bf16_kernel();
