@@ -348,7 +348,7 @@ void attention_backward_of(const AttentionArgs& a) {
   const bool worth_threads =
       static_cast<double>(a.batch) * a.heads * a.queries * a.keys * a.head_size > 5e5;
   parallel_items(a.batch * a.heads, worth_threads,
-                 [&](int64_t i) { prepare<typename M::acc>(a, i / a.heads, i % a.heads); });
+                 [&](int64_t i) { prepare<M>(a, i / a.heads, i % a.heads); });
 
   // Sums over queries that do not belong to a key (a bias shared by rows, the slopes) need one
   // item to see every tile of a head.

@@ -26,25 +26,52 @@ void product_order_dots(const T* x, const T* y, int64_t n, T* total) {
   }
 }
 
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// The same of bfloat16 numbers, n a multiple of 4: a pair of them is one addition, as in bfmmla.
+inline void product_order_dots(const uint16_t* x, const uint16_t* y, int64_t n, float* total) {
+  constexpr int lanes = kLanes<float>;
+  for (int64_t r = 0; r < kDeltaRows; r += lanes) {
+    const auto pairs = [&](const uint16_t* rows, int64_t c) {
+      uint32_t pair[lanes];
+      for (int i = 0; i < lanes; ++i) std::memcpy(&pair[i], rows + (r + i) * n + c, sizeof pair[i]);
+      return load_pairs(pair);
+    };
+    vec<float> sums = {};
+    for (int64_t left = n / Bf16::kPack, c = 0; left > 0;) {
+      const int64_t run = run_steps<kRun<Bf16>>(left);
+      vec<float> sum = {};
+      for (const int64_t end = c + run * Bf16::kPack; c < end; c += 2)
+        sum = add_product(sum, pairs(x, c), pairs(y, c));
+      sums += sum;
+      left -= run;
+    }
+    store(total + r, sums);
+  }
+}
+#endif
+
 // delta = rowsum(dO * O) - dlse for every row, and the gradient of the sinks, whose probability
 // exp(sink - lse) has no value: dsink = -sum over rows of exp(sink - lse) * delta.
-template <class T>
+template <class M>
 void prepare(const AttentionArgs& a, int64_t sequence, int64_t head) {
+  using T = typename M::acc;
+  using Number = std::conditional_t<M::kPack == 4, uint16_t, T>;
   const Sequence s(a, sequence);
-  const int64_t numbers = kDeltaRows * a.value_size;
-  T* out = static_cast<T*>(thread_scratch(static_cast<size_t>(2 * numbers) * sizeof(T)));
-  T* grad = out + numbers;
+  const int64_t size = M::kPack == 4 ? round_up(a.value_size, M::kPack) : a.value_size;
+  const int64_t numbers = kDeltaRows * size;
+  auto* out =
+      static_cast<Number*>(thread_scratch(static_cast<size_t>(2 * numbers) * sizeof(Number)));
+  Number* grad = out + numbers;
   for (int64_t i = 0; i < 2 * numbers; ++i) out[i] = 0;  // rows beyond the last are summed too
   double sink_gradient = 0;
   for (int64_t i = 0; i < s.queries; i += kDeltaRows) {
     const int64_t first = s.first_query + i, rows = min(kDeltaRows, s.queries - i);
     for (int64_t r = 0; r < rows; ++r) {
-      read_row(a.out, a.dtype, s.batch, head, first + r, a.value_size, out + r * a.value_size);
-      read_row(a.grad_out, a.dtype, s.batch, head, first + r, a.value_size,
-               grad + r * a.value_size);
+      read_row(a.out, a.dtype, s.batch, head, first + r, a.value_size, out + r * size);
+      read_row(a.grad_out, a.dtype, s.batch, head, first + r, a.value_size, grad + r * size);
     }
     T deltas[kDeltaRows];
-    product_order_dots(out, grad, a.value_size, deltas);
+    product_order_dots(out, grad, size, deltas);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = first + r;
       if (a.grad_lse.data != nullptr) deltas[r] -= at<T>(a.grad_lse, s.batch, head, row);

@@ -19,16 +19,20 @@ constexpr int kBlockTileRows = 4;
 // sum grows with the square root of the longest run.
 constexpr int64_t kRunSteps = 64;
 
+// The same for products of mode M: a step of four numbers is two additions.
+template <class M>
+constexpr int64_t kRun = M::kPack == 4 ? kRunSteps / 2 : kRunSteps;
+
 // The first run of a sum over kk steps: the last one may be half as long again.
-template <int64_t kRun = kRunSteps>
+template <int64_t kSteps = kRunSteps>
 LF_INLINE int64_t run_steps(int64_t kk) {
-  return kk > kRun + kRun / 2 ? kRun : kk;
+  return kk > kSteps + kSteps / 2 ? kSteps : kk;
 }
 
 template <class M, int Vecs>
 void block_panel(int64_t m, int64_t kk, StridedA<M> a, const typename M::elem* b, int64_t b_step,
                  typename M::acc* c, int64_t c_row, bool accumulate) {
-  constexpr int64_t run = M::kPack == 4 ? kRunSteps / 2 : kRunSteps;  // a step is two additions
+  constexpr int64_t run = kRun<M>;
   while (run_steps<run>(kk) < kk) {
     block_panel<M, Vecs>(m, run, a, b, b_step, c, c_row, accumulate);
     a.p += run * a.step;
