@@ -1,6 +1,7 @@
-// Errors that keep their class on the way to Python: torch calls operators through pybind11, which
-// raises std::out_of_range as an IndexError, std::invalid_argument as a ValueError and everything
-// else as a RuntimeError.
+// Errors that keep their class on the way to Python. In older releases of torch pybind11 raises
+// std::out_of_range as an IndexError, std::invalid_argument as a ValueError and everything else as
+// a RuntimeError. torch 2.15 does that itself and raises std::invalid_argument as a RuntimeError,
+// too, which llama_fast/ops/backends/library.py tells apart by its message.
 #pragma once
 
 #include <sstream>

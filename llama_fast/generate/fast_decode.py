@@ -16,7 +16,7 @@ from llama_fast._torch_internals import has_kernel
 from llama_fast.models import LLaMA
 from llama_fast.models.llama import rope_frequencies
 from llama_fast.ops.backends.current import chosen
-from llama_fast.ops.backends.library import library
+from llama_fast.ops.backends.library import library, own_error
 
 from .paged_cache import DecodeStep
 
@@ -63,18 +63,21 @@ class FastDecode:
         x = self._embedding[tokens[0]]  # (B,E)
         angles = step.positions.unsqueeze(1) * self._frequencies  # (B,D/2)
         cache = step.cache
-        hidden: Tensor = torch.ops.llama_fast.decode_layers.default(
-            x,
-            self._weights,
-            angles.cos().float(),
-            angles.sin().float(),
-            cache.k,
-            cache.v,
-            step.cached,
-            step.table,
-            cache.page_size,
-            self._eps,
-        )
+        try:
+            hidden: Tensor = torch.ops.llama_fast.decode_layers.default(
+                x,
+                self._weights,
+                angles.cos().float(),
+                angles.sin().float(),
+                cache.k,
+                cache.v,
+                step.cached,
+                step.table,
+                cache.page_size,
+                self._eps,
+            )
+        except RuntimeError as error:
+            raise own_error(error) from None
         return hidden.unsqueeze(0)
 
 

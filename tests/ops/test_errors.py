@@ -218,10 +218,24 @@ def test_compiled_kernels_raise_what_the_checks_in_python_raise(tokens: tuple[in
 
 @pytest.mark.skipif(library.missing_reason is not None, reason="nothing was compiled")
 def test_compiled_kernels_raise_value_errors() -> None:
+    # as a graph of torch.compile calls them
     q, offsets = torch.zeros(4, 2, 8), torch.tensor([0, 3, 2, 4])
     arguments = (q, q, q, *(None,) * 4, offsets, offsets, None, False, -1, -1, 1.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match=r"^cu_seqlens_q: expected offsets .* got 3 then 2"):
+    message = r"^cu_seqlens_q: expected offsets .* got 3 then 2"
+    # torch from 2.15 on makes a RuntimeError of it
+    with pytest.raises((ValueError, RuntimeError), match=message) as caught:
         ops.attention(*arguments)
+    error = caught.value
+    with pytest.raises(ValueError, match=message):
+        raise library.own_error(error) if isinstance(error, RuntimeError) else error
+
+
+def test_only_value_errors_of_kernels_are_told_apart() -> None:
+    own = RuntimeError("cache_seqlens: expected lengths in [0, 16), got 16 at position 1")
+    assert type(library.own_error(own)) is ValueError and str(library.own_error(own)) == str(own)
+    for message in ("llama_fast: expected at most 6 dimensions", "not enough memory", "x: failed"):
+        other = RuntimeError(message)
+        assert library.own_error(other) is other
 
 
 def test_the_torch_backend_names_what_torch_lacks() -> None:

@@ -9,6 +9,7 @@ Environment:
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -50,6 +51,15 @@ if missing_reason is not None:
         RuntimeWarning,
         stacklevel=2,
     )
+
+
+def own_error(error: RuntimeError) -> Exception:
+    """The ValueError that a kernel threw, or `error`.
+
+    torch from 2.15 on makes a RuntimeError of a kernel's ValueError, while an IndexError stays one.
+    """
+    own = re.match(r"(?!llama_fast)\w+: expected ", str(error))
+    return ValueError(str(error)) if own else error
 
 
 def has_cpu_kernel(op: str) -> bool:
