@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,7 +204,11 @@ class PackedLoader:
             generator=torch.Generator(),  # by default it would be the model's
             worker_init_fn=_leave_signals_to_parent,
         )
-        return iter(loader)
+        batches = iter(loader)
+        if self.num_workers:
+            # At exit, before multiprocessing sends its children SIGTERM and waits for them.
+            Finalize(batches, _end_workers, args=(weakref.ref(batches),), exitpriority=1)
+        return batches
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that determines the next batch, as plain numbers and strings."""
@@ -242,3 +248,10 @@ def _leave_signals_to_parent(worker: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(batches: weakref.ref[Any]) -> None:
+    """End workers that still run when their process exits: they ignore what would end others."""
+    iterator = batches()
+    for worker in iterator._workers if iterator is not None else ():
+        worker.kill()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,21 @@ def test_refusals(shards: TokenShards) -> None:
         PackedLoader(shards, seq_len=64, batch_size=1).load_state_dict(
             {**state, "content_sha256": "0"}
         )
+
+
+FORGETS = """
+import sys
+from llama_fast.data import PackedLoader, ShardWriter, TokenShards
+with ShardWriter(sys.argv[1], vocab_size=50, tokenizer={}) as writer:
+    for number in range(60):
+        writer.add([number % 50] * 9)
+loader = PackedLoader(TokenShards(sys.argv[1]), seq_len=8, batch_size=1, num_workers=1)
+print(len(next(loader).tokens))
+"""
+
+
+def test_a_process_ends_although_its_workers_still_run(tmp_path: Path) -> None:
+    """They ignore the SIGTERM by which multiprocessing ends them before it waits for them."""
+    command = [sys.executable, "-c", FORGETS, str(tmp_path / "shards")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == "1\n", done.stderr
