@@ -39,6 +39,7 @@ or bad input; 130 interrupted; 143 terminated.
         "eval": "llama_fast.cli.eval",
         "generate": "llama_fast.cli.generate",
         "chat": "llama_fast.cli.chat",
+        "completion": "llama_fast.cli.completion",
     }
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Train or fine-tune a Llama-style model on token shards written by
 `llama-fast tokenize`. To resume a run from its newest checkpoint, give the same command."""
 EPILOG = """Every option is also a YAML key: `--optimizer.lr 1e-4` is `lr: 1e-4` under `optimizer:`.
-The command line overrides the file. Write None as `null`. --log-every and --log_every are the
-same."""
+The command line overrides the file. Write None as `null`."""
 
 # Metavar of an option by the type of its field.
 _METAVARS = {"int": "N", "float": "X", "str": "TEXT", "dict": "{A: N}"}
@@ -96,6 +95,12 @@ def config_parser(prog: str) -> Any:
             is_bool = isinstance(action.default, bool)
             default = str(action.default).lower() if is_bool else "%(default)s"
             return f"{action.help} (default: {default})"
+
+        def _format_action_invocation(self, action: argparse.Action) -> str:
+            text: str = super()._format_action_invocation(action)
+            for option in action.option_strings:
+                text = text.replace(option, option.replace("_", "-"))
+            return text
 
         def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
             name = (self._get_type_str(action) or "str").split(" ")[0].split("[")[0]

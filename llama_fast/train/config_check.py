@@ -42,18 +42,16 @@ def check_values(where: str, values: Mapping[Any, Any], dashes: str = "") -> Non
             option and, for an unknown one, the most similar option.
     """
     for name, value in _flat(values):
-        known = _type_of(name)
+        known, typed = _type_of(name), dashes + (name.replace("_", "-") if dashes else name)
         if known is None:
-            raise ValueError(f"{where}{dashes}{name}: no such option{_nearest(name, dashes)}")
+            raise ValueError(f"{where}{typed}: no such option{_nearest(name, dashes)}")
         if name in SECTIONS:
             if value is not None and not isinstance(value, str):  # a file of the section
                 raise ValueError(
-                    f"{where}{dashes}{name}: expected options of this section, got {_shown(value)}"
+                    f"{where}{typed}: expected options of this section, got {_shown(value)}"
                 )
         elif not _fits(value, known):
-            raise ValueError(
-                f"{where}{dashes}{name}: expected {_words(known)}, got {_shown(value)}"
-            )
+            raise ValueError(f"{where}{typed}: expected {_words(known)}, got {_shown(value)}")
 
 
 def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -79,7 +77,9 @@ def _nearest(name: str, dashes: str) -> str:
     last = {option.rpartition(".")[2]: option for option in OPTIONS}  # `lr` for `optimizer.lr`
     similar = difflib.get_close_matches(name, [*OPTIONS, *SECTIONS], 1, 0.7)
     similar = similar or [last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], last)]
-    return f"; did you mean {dashes}{similar[0]}?" if similar else ""
+    if not similar:
+        return ""
+    return f"; did you mean {dashes}{similar[0].replace('_', '-') if dashes else similar[0]}?"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -44,7 +44,7 @@ def check_same(
             f"steps: {config.out} was planned for {checkpoint.state['config']['steps']} steps, got "
             f"{config.steps}: the {config.optimizer.lr_schedule} schedule's learning rates depend "
             "on their number. To train further, start another run from this one's weights: "
-            f"--out NEW --model.init_from {config.out}; runs with --optimizer.lr_schedule constant "
+            f"--out NEW --model.init-from {config.out}; runs with --optimizer.lr-schedule constant "
             "can be extended"
         )
     if changed:

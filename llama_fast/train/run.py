@@ -331,7 +331,7 @@ class TrainingRun:
             self.log(f"{what}: step skipped")
             return
         raise FloatingPointError(
-            f"{what}: expected finite numbers; the checkpoints are from before it (--on_nan skip "
+            f"{what}: expected finite numbers; the checkpoints are from before it (--on-nan skip "
             "skips such steps; a lower learning rate may avoid them)"
         )
 

@@ -40,6 +40,7 @@ NEEDS = {
     "llama_fast/train": ("train",),
     "llama_fast/demo": ("demo",),
     "llama_fast/cli/bench.py": ("bench",),
+    "llama_fast/cli/completion.py": ("completion",),
     "llama_fast/cli/demo.py": ("demo",),
     "llama_fast/cli/eval.py": ("eval",),
     "llama_fast/cli/eval_canary.py": ("eval",),

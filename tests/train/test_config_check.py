@@ -49,7 +49,7 @@ def test_a_file_with_a_mistake(tmp_path: Path, text: str, message: str) -> None:
         (["--optimizer.lr", "abc"], "--optimizer.lr: expected a number, got 'abc'"),
         (["--optimizer.lr=abc"], "--optimizer.lr: expected a number, got 'abc'"),
         (["--optimizer.lrr", "1"], "--optimizer.lrr: no such option; did you mean --optimizer.lr?"),
-        (["--log-evry", "1"], "--log_evry: no such option; did you mean --log_every?"),
+        (["--log-evry", "1"], "--log-evry: no such option; did you mean --log-every?"),
         (["--steps"], "--steps: expected a value, got none"),
         (["--compile", "--steps", "3"], "--compile: expected a value, got none"),
         (["--steps", "3", "stray"], "expected options that begin with --, got 'stray'"),

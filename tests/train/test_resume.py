@@ -150,7 +150,7 @@ def test_a_finished_cosine_run_says_how_to_train_further(tmp_path: Path, shards:
     TrainingRun(first, log=lambda line: None).train()
     with pytest.raises(ValueError, match=r"^steps: .* planned for 2 steps, got 4: the cosine") as e:
         TrainingRun(dataclasses.replace(first, steps=4), log=lambda line: None)
-    advice = f"--out NEW --model.init_from {first.out}"
+    advice = f"--out NEW --model.init-from {first.out}"
     assert advice in str(e.value)
     # What it says works.
     second = make(tmp_path / "NEW", shards, steps=2, model=ModelOptions(init_from=first.out))
