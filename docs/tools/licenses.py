@@ -26,6 +26,7 @@ SPDX = (
     (r"apache( software)?( license)?[ ,-]*(2\.0|2)?( license)?", "Apache-2.0"),
     (r"mit( license)?(\W.*)?", "MIT"),
     (r"bsd|bsd license|bsd 3-clause.*", "BSD-3-Clause"),
+    (r"mpl-2.0|mozilla public license 2.0.*", "MPL-2.0"),
     (r"python software foundation license", "PSF-2.0"),
 )
 # Where a package names a family of licences alone; as its licence file says.
