@@ -61,7 +61,8 @@ def environment(name: str, *requirements: str | Path) -> Path:
     folder = ROOT / "build" / name
     shutil.rmtree(folder, ignore_errors=True)
     run(sys.executable, "-m", "venv", folder)
-    pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet")
+    # Compiling all of torch's Python takes longer than the few tests.
+    pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile")
     run(*pip, *requirements)
     return folder / "bin"
 
