@@ -3,9 +3,16 @@
 `make test-kernels` installs such a pair and runs them; elsewhere they are not collected.
 """
 
-try:
-    from transformers.utils import is_kernels_available
-except ImportError:
-    collect_ignore_glob = ["test_*.py"]
-else:
-    collect_ignore_glob = [] if is_kernels_available() else ["test_*.py"]
+
+def _accepts_kernels() -> bool:
+    try:
+        from transformers.utils import is_kernels_available
+
+        return bool(is_kernels_available())
+    # transformers 5.5 takes our folder kernels/, which has no version, for the package, and raises
+    # InvalidVersion, a ValueError.
+    except (ImportError, ValueError):
+        return False
+
+
+collect_ignore_glob = [] if _accepts_kernels() else ["test_*.py"]
