@@ -64,7 +64,11 @@ def test_special_values_travel_as_in_torch(backend: str) -> None:
 def test_strides_and_empty(backend: str) -> None:
     gate, up = torch.randn(6, 10).chunk(2, dim=-1)  # a fused projection
     ours = llama_fast.swiglu(gate, up)
-    assert torch.equal(ours, llama_fast.swiglu(gate.contiguous(), up.contiguous()))
+    contiguous = llama_fast.swiglu(gate.contiguous(), up.contiguous())
+    if backend == "reference":  # on Arm, torch rounds strided numbers otherwise
+        torch.testing.assert_close(ours, contiguous)
+    else:
+        assert torch.equal(ours, contiguous)
     assert llama_fast.swiglu(gate[:0], up[:0]).shape == (0, 5)
     transposed = llama_fast.swiglu(torch.randn(4, 3).T, torch.randn(3, 4))
     assert transposed.shape == (3, 4)
