@@ -44,6 +44,8 @@ class Compare(Command):
             read_run(args.a), read_run(args.b), resamples=args.resamples, seed=args.seed
         )
         screen = Screen()
+        if comparison.conditions is not None:
+            screen.console.print(comparison.conditions, markup=False, soft_wrap=True)
         screen.console.print(table(comparison))
         for notice in comparison.notices:
             screen.console.print(notice, markup=False, soft_wrap=True)

@@ -7,19 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_fast.eval.report import read_run
+from llama_fast.eval.report import conditions, read_run
+from llama_fast.eval.report.conditions import shorten
 from llama_fast.eval.report.results import RESULTS
 
 # Metadata on which all scores of a run depend -> name in messages.
-SETTINGS = {
-    "model_sha256": "model",
-    "tokenizer_sha256": "tokenizer",
-    "dtype": "dtype",
-    "max_length": "max_length",
-    "fewshot_as_multiturn": "chat",
-    "chat_template": "chat template",
-    "system_instruction": "system",
-}
+SETTINGS = {"model_sha256": "model", **conditions.SETTINGS}
 
 
 def take_over(
@@ -93,23 +86,19 @@ def _difference(
     for key, name in SETTINGS.items():
         was, now = earlier.get(key, "unknown"), facts.get(key)
         if was != now:
-            return f"{name} ({_short(was)}, now {_short(now)})"
+            return f"{name} ({shorten(was)}, now {shorten(now)})"
     was, now = earlier.get("preset"), facts.get("preset")
     if was and now and was != now:
         return f"suite ({was}, now {now})"
     for task in shots.keys() & results["results"].keys():
         was, now = (results.get("n-shot") or {}).get(task), shots[task]
         if was != now:
-            return f"number of examples of {task} ({_short(was)}, now {now})"
+            return f"number of examples of {task} ({shorten(was)}, now {now})"
         was = ((results.get("n-samples") or {}).get(task) or {}).get("effective")
         now = questions[task]
         if now and was != now:
-            return f"number of questions of {task} ({_short(was)}, now {now:,})"
+            return f"number of questions of {task} ({shorten(was)}, now {now:,})"
     return None
-
-
-def _short(value: Any) -> str:
-    return "none" if value is None else " ".join(str(value).split())[:20]
 
 
 def _move_aside(out: Path) -> str:

@@ -18,6 +18,7 @@ from llama_fast.eval.report.bootstrap import (
     resample_means,
     summarise_resamples,
 )
+from llama_fast.eval.report.conditions import differing_conditions
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Score, score_of
@@ -56,7 +57,8 @@ class Comparison:
         tasks: the tasks that could be compared.
         overall: the mean over all questions and the mean over tasks, for tasks in percent; empty
             for a single task.
-        notices: what was left out and what differs.
+        notices: what was left out, and prompts that differ.
+        conditions: the conditions that differ, in one line; None if none does.
     """
 
     a: Run
@@ -64,6 +66,7 @@ class Comparison:
     tasks: tuple[TaskComparison, ...]
     overall: tuple[TaskComparison, ...]
     notices: tuple[str, ...]
+    conditions: str | None
 
 
 def compare(a: Run, b: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
@@ -104,7 +107,7 @@ def compare(a: Run, b: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Com
         raise ValueError(f"runs: no task can be compared: {'; '.join(notices)}")
     in_percent = [at for at, row in enumerate(rows) if row.percent]
     overall = _overall([rows[at] for at in in_percent], [means[at] for at in in_percent])
-    return Comparison(a, b, tuple(rows), overall, tuple(notices))
+    return Comparison(a, b, tuple(rows), overall, tuple(notices), differing_conditions(a, b))
 
 
 def join_names(names: Sequence[str], limit: int = 8) -> str:

@@ -275,6 +275,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
         "wrong; lost: the reverse.",
         "tasks": [_difference(row, False) for row in comparison.tasks],
         "overall": [_difference(row, True) for row in comparison.overall],
+        "conditions": comparison.conditions,
         "notices": list(comparison.notices),
     }
 

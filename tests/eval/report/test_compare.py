@@ -77,6 +77,7 @@ def test_two_real_runs() -> None:
     assert questions.difference.value == pytest.approx(-100 * 2 / 43)
     assert tasks.difference.value == pytest.approx(np.mean([r.b - r.a for r in found.tasks]))
     assert not found.notices
+    assert found.conditions == "the runs differ in dtype (A float32, B bfloat16)"
     again = compare(found.a, found.b)
     assert again.tasks == found.tasks and again.overall == found.overall
     other = compare(found.a, found.b, seed=1)

@@ -92,6 +92,8 @@ LOOK = """
 said.shown = {};
 await set("task", "");
 for (const show of ["changed", "won", "lost"]) said.shown[show] = await set("show", show);
+said.conditions = [find("#conditions").hidden, find("#conditions").textContent];
+said.notices = all("#notices li").length;
 said.lost = all("#list .question").map((item) => item.textContent);
 await set("show", "all");
 said.search = await set("search", "AIR  Conditioner");
@@ -195,6 +197,8 @@ def test_two_runs_question_by_question(said: dict[str, dict[str, Any]]) -> None:
     assert found["shown"]["changed"] == changed(read_run(FLOAT32), read_run(BFLOAT16))
     assert any("piqa #33" in text for text in found["lost"])
     assert any("winogrande" in text for text in found["lost"])
+    assert found["conditions"] == [False, "The runs differ in dtype (A float32, B bfloat16)"]
+    assert found["notices"] == 0
     assert found["search"] == 1 and found["nothing"] == 0 and "0 of 43" in found["count"]
     assert found["gold"] == [True, False]
     # Softmax of the logged log-probabilities, A before B; the arrow is what acc_norm picks.

@@ -91,6 +91,9 @@ function showComparison() {
   if (!DATA.compared) return;
   byId("compared").hidden = false;
   byId("how").textContent = DATA.compared.how;
+  const conditions = DATA.compared.conditions;
+  byId("conditions").hidden = !conditions;
+  if (conditions) byId("conditions").append(...breakable(conditions[0].toUpperCase() + conditions.slice(1)));
   const rows = [...DATA.compared.overall, ...DATA.compared.tasks];
   const reach = (percent) => Math.max(percent ? 1 : 0.01, ...rows.filter((row) => row.percent === percent)
     .flatMap((row) => [Math.abs(row.low), Math.abs(row.high)]));

@@ -38,6 +38,11 @@ function fill(element, attributes, children) {
   return element;
 }
 
+// Names such as exact_match break after their signs, not inside their words.
+function breakable(text) {
+  return String(text).split(/(?<=[_,=\/:.+@])(?=[^\s_,=\/:.+@])/).flatMap((part, at) => (at ? [make("wbr"), part] : [part]));
+}
+
 const round = (value, digits) => value.toFixed(digits);
 const grouped = (value) => value.toLocaleString("en");
 const percent = (value) => (100 * value).toFixed(value > 0.0995 || value === 0 ? 0 : 1) + " %";
