@@ -101,7 +101,7 @@ def attention(
         stream_batch = torch.arange(B, device=q.device).view(B, 1, 1, 1)
 
     distance = row + off - column  # how far the key lies behind the query
-    left, right = options.window
+    left, right = options.window[0], options.window[1]  # torch.compile of 2.10 cannot unpack it
     if left >= 0:
         visible = visible & (distance <= left)
     if right >= 0:
