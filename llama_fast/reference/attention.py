@@ -101,7 +101,8 @@ def attention(
         stream_batch = torch.arange(B, device=q.device).view(B, 1, 1, 1)
 
     distance = row + off - column  # how far the key lies behind the query
-    left, right = options.window[0], options.window[1]  # torch.compile of 2.10 cannot unpack it
+    # torch.compile of torch 2.10 traces the fields of a NamedTuple, not its properties.
+    left, right = options.window_left, 0 if options.causal else options.window_right
     if left >= 0:
         visible = visible & (distance <= left)
     if right >= 0:
