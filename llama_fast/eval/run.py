@@ -158,6 +158,8 @@ def evaluate_tasks(
         "model_sha256": lm.model_hash,
         "tokenizer_sha256": vocabulary_of(lm.words),
         "dtype": str(lm.model.head_weight.dtype).removeprefix("torch."),
+        "device": str(lm.model.head_weight.device),
+        "date": time.time(),
         "max_length": lm.max_length,
         "fewshot_as_multiturn": chat,
         "chat_template": lm.chat_template(chat),

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama_fast._format import duration
 from llama_fast.eval.report.calibration import Calibration, calibrate, confidences
 from llama_fast.eval.report.compare import Comparison, TaskComparison, join_names
+from llama_fast.eval.report.facts import facts_of, num_questions
 from llama_fast.eval.report.groups import groups_of
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Z95, Score, score_of
 from llama_fast.eval.report.suites import column_of, columns_of, metric_keys, metric_of, preset_of
+from llama_fast.eval.report.titles import Heading, heading, titles
 from llama_fast.eval.suite import Score as ColumnScore
 from llama_fast.eval.suite import paper_table
 
@@ -24,23 +23,6 @@ from llama_fast.eval.suite import paper_table
 PROMPT, ANSWER, OPTION = 1_500, 1_500, 600
 PAPER_ROWS = ("Llama 1 7B", "Llama 2 7B")
 ALL_TASKS = "all tasks"
-
-# Labels of metadata keys; others are shown under their key.
-FACT_LABELS = {
-    "dtype": "Numbers in",
-    "preset": "Suite",
-    "machine": "Machine",
-    "seconds": "Time",
-    "truncated": "Contexts cut to the model's length",
-    "cached": "Requests from the cache",
-    "requests": "Requests",
-    "tokens": "Tokens",
-}
-# Keys that are shown elsewhere or are of no use to a reader.
-HIDDEN_FACTS = frozenset(
-    {"model", "command", "earlier_commands", "not_scored", "notes", "chat_template",
-     "fewshot_as_multiturn", "summary"}
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +68,7 @@ def collect(
             index.append(
                 {"task": task, "block": block, "total": len(merged), "shown": len(selected)}
             )
-            blocks.append([_entry(pair) for pair in selected])
+            blocks.append(_entries(selected))
             cut += sum(bool(entry["cut"]) for entry in blocks[-1])
             shown += len(selected)
     if len({item["task"] for item in calibration}) > 1:
@@ -110,45 +92,19 @@ def collect(
 
 
 def _run(run: Run, name: str) -> dict[str, Any]:
-    facts = [["Model", run.name]]
-    for key, value in run.metadata.items():
-        if key in HIDDEN_FACTS or value is None:
-            continue
-        if key == "seconds" and isinstance(value, (int, float)):
-            value = duration(value)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = f"{value:,}"
-        elif key.endswith("sha256"):
-            value = f"{value[:16]}…"
-        elif isinstance(value, dict):
-            value = ", ".join(f"{name} {part}" for name, part in value.items())
-        elif not isinstance(value, str):
-            value = json.dumps(value, ensure_ascii=False, default=str)
-        facts.append([FACT_LABELS.get(key, key.replace("_", " ").capitalize()), value])
-    asked = sum(_num_questions(run, task) or 0 for task in run.tasks)
-    facts.append(["Tasks and questions", f"{len(run.tasks):,} and {asked:,}"])
-    date = run.results.get("date")
-    if isinstance(date, (int, float)):
-        when = datetime.datetime.fromtimestamp(date, datetime.timezone.utc)
-        facts.append(["Begun", f"{when:%Y-%m-%d %H:%M} UTC"])
-    if run.results.get("lm_eval_version"):
-        facts.append(["Tasks and metrics", f"lm-eval {run.results['lm_eval_version']}"])
+    facts, technical = facts_of(run)
     left_out = run.metadata.get("not_scored") or {}
     if not isinstance(left_out, dict):
         left_out = {str(part): "" for part in left_out}
     return {
         "name": name,
         "facts": facts,
+        "technical": technical,
         "command": run.metadata.get("command"),
         "earlierCommands": run.metadata.get("earlier_commands") or [],
         "notes": notes.split("; ") if (notes := run.metadata.get("notes")) else [],
         "notScored": [[str(part), str(why)] for part, why in left_out.items()],
     }
-
-
-def _num_questions(run: Run, task: str) -> int | None:
-    n = (run.results.get("n-samples") or {}).get(task)
-    return int(n["effective"]) if isinstance(n, dict) and "effective" in n else None
 
 
 def _task(runs: Sequence[Run], task: str) -> dict[str, Any]:
@@ -160,7 +116,7 @@ def _task(runs: Sequence[Run], task: str) -> dict[str, Any]:
         "column": column,
         "metric": "no score" if known is None else known.metric,
         "percent": known is not None and known.percent,
-        "asked": [_num_questions(item, task) for item in runs],
+        "asked": [num_questions(item, task) for item in runs],
         "scores": [_interval(score) for score in scores],
     }
 
@@ -326,10 +282,18 @@ def _changed(pair: Pair) -> bool:
     return (a.score, a.picked, a.output) != (b.score, b.picked, b.output)
 
 
-def _entry(pair: Pair) -> dict[str, Any]:
-    question = next(item for item in pair if item is not None)
+def _entries(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    asked = [next(item for item in pair if item is not None) for pair in pairs]
+    headings = [heading(question.prompt) for question in asked]
+    rows = zip(pairs, asked, headings, titles(headings), strict=True)
+    return [_entry(*row) for row in rows]
+
+
+def _entry(pair: Pair, question: Question, place: Heading, title: str) -> dict[str, Any]:
     return {
         "id": question.doc_id,
+        "title": title,
+        "start": max(0, place.start - max(0, len(question.prompt) - PROMPT)),
         "prompt": question.prompt[-PROMPT:],
         "cut": max(0, len(question.prompt) - PROMPT),
         "target": question.target[:ANSWER],

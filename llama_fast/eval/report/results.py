@@ -87,8 +87,9 @@ def write_run(
     Args:
         folder: created if missing.
         results: the return value; without `samples`, only results.json is written.
-        metadata: facts for the report. Known: `model`, `dtype`, `command`, `machine`, `seconds`,
-            `truncated` (contexts), `cached` (requests), `not_scored` (name -> reason), `preset`,
+        metadata: facts for the report. Known: `model`, `dtype`, `quantization`, `device`,
+            `machine`, `date` (seconds since 1970), `seconds`, `truncated` (contexts), `cached`
+            (requests), `max_length`, `not_scored` (name -> reason), `preset`, `command`,
             `model_source`, `chat_template`, `system_instruction`; others are shown unchanged.
         add: whether to keep the tasks in an existing results.json.
 

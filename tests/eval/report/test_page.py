@@ -134,7 +134,8 @@ said.size = [page.documentElement.clientWidth, page.documentElement.scrollWidth]
 """
 GROUPS = """
 said.rows = all("#bars > *").map((row) => [row.classList.contains("head"),
-  (row.querySelector("summary, .name") || row).textContent,
+  all("summary", row).concat(row.matches("details") ? [] : all(".name, .about", row), [row])
+    .slice(0, row.matches(".row") ? 2 : 1).map((one) => one.textContent).join(" ").trim(),
   all(".value > div", row).slice(0, 2).map((value) => value.textContent)]);
 """
 INJECT = """
@@ -285,20 +286,22 @@ def test_groups_are_heads_of_their_tasks(said: dict[str, dict[str, Any]]) -> Non
     score = read_run(SUITE).results["groups"]["mmlu_5shot"]
     value, error = 100 * score["acc,none"], 100 * score["acc_stderr,none"]
     at = next(at for at, row in enumerate(rows) if row[1].startswith("mmlu_5shot"))
-    name = "mmlu_5shotacc · 57 tasks · 228 questions"
+    name = "mmlu_5shot acc · 57 tasks · 228 questions"
     assert rows[at] == [True, name, [f"{fixed(value, 1)} ± {fixed(error, 1)}"]]
     assert rows[at - 1][:2] == [True, "MMLU"]  # the suite's column
     assert rows[at + 1][1] == "57 tasks"  # folded
     at = next(at for at, row in enumerate(rows) if row[1].startswith("minerva_math"))
     assert rows[at - 1][1].startswith("gsm8k_cot") and not rows[at - 1][0]
-    assert all(row[1].startswith("minerva_math_") and not row[0] for row in rows[at + 1 : at + 8])
+    assert rows[at + 1][:2] == [False, "7 tasks, all 0.0"]
+    at = next(at for at, row in enumerate(rows) if row[1].startswith("agieval_nous"))
+    assert all(row[1].startswith("agieval_") and not row[0] for row in rows[at + 1 : at + 9])
     assert said["groups phone"]["size"] == [360, 360]
     # A group that only one of two runs has.
     rows = said["groups of two"]["rows"]
     at = next(at for at, row in enumerate(rows) if row[1].startswith("group </script>"))
     assert rows[at][1].endswith("acc · 2 tasks · 22 and – questions")
     assert rows[at][2] == ["25.0 ± 10.0", "–"]
-    assert [row[1].split("acc")[0] for row in rows[at + 1 : at + 3]] == ["piqa", "winogrande"]
+    assert [row[1].split(" acc")[0] for row in rows[at + 1 : at + 3]] == ["piqa", "winogrande"]
 
 
 def test_text_is_only_ever_text(browser: Browser, pages: dict[str, Path]) -> None:

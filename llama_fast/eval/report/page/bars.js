@@ -23,7 +23,8 @@ function bar(scores, isPercent, top, ticks) {
 function barRow(name, small, scores, isPercent, top, ticks, isHead) {
   const texts = scores.map((score, at) => make("div", { class: TWO ? "run-" + LETTERS[at] : null }, scoreText(score, isPercent)));
   return make("div", { class: isHead ? "row head" : "row" },
-    make("div", { class: "name" }, name, small ? make("small", {}, small) : null),
+    make("div", { class: "name" }, breakable(name)),
+    make("div", { class: "about" }, breakable(small)),
     bar(scores, isPercent, top, ticks || []),
     make("div", { class: "value" }, texts));
 }
@@ -39,7 +40,7 @@ function taskRow(task) {
   return barRow(task.name, small, task.scores, task.percent, top, [], Boolean(task.tasks));
 }
 
-// So many tasks of one column, such as the 57 of MMLU, begin folded.
+// More tasks of one group, such as the 57 of MMLU, begin folded.
 const MOST_OPEN = 12;
 
 function showBars() {
@@ -82,9 +83,13 @@ function groupedRows(tasks) {
 
 function folded(tasks) {
   const rows = tasks.map(taskRow);
-  if (rows.length <= MOST_OPEN) return rows;
-  return [make("details", {}, make("summary", {}, `${rows.length} tasks`), rows)];
+  const zeros = rows.length > 2 && tasks.every(isZero);
+  if (rows.length <= MOST_OPEN && !zeros) return rows;
+  return [make("details", { class: "folded" }, make("summary", {}, `${rows.length} tasks${zeros ? ", all 0.0" : ""}`), rows)];
 }
+
+// Seven bars of no length say no more than one line.
+const isZero = (task) => task.percent && task.scores.every((score) => score && score.value === 0);
 
 // Differences between the runs, with their intervals.
 function showComparison() {
@@ -115,11 +120,12 @@ function forestRow(row, reach) {
     make("div", { class: "whisker", style: { left: place(row.low) + "%", width: place(row.high) - place(row.low) + "%" } }),
     make("div", { class: "point", style: { left: place(row.value) + "%", background: row.value < 0 ? runColour(0) : runColour(1) } }));
   const p = row.p < 0.001 ? "p < 0.001" : "p = " + round(row.p, 3);
-  return make("div", { class: row.isOverall ? "row head" : "row" },
-    make("div", { class: "name" }, row.task, make("small", {}, `${grouped(row.n)} questions, ${row.won} won, ${row.lost} lost`)),
+  return make("div", { class: row.isOverall ? "row forest head" : "row forest" },
+    make("div", { class: "name" }, breakable(row.task)),
+    make("div", { class: "about" }, `${grouped(row.n)} questions, ${row.won} won, ${row.lost} lost`),
     make("div", { class: "track" }, lane),
     make("div", { class: "value" },
       make("div", { class: sure ? (row.value > 0 ? "good" : "bad") : null }, signed(row.value)),
-      make("div", { class: "soft" }, `${signed(row.low)} to ${signed(row.high)}`),
-      make("div", { class: "soft" }, p)));
+      make("div", { class: "interval soft" }, `${signed(row.low)} to ${signed(row.high)}`),
+      make("div", { class: "p soft" }, p)));
 }

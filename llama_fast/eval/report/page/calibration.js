@@ -15,16 +15,29 @@ function drawCalibration() {
     const right = one.bins.reduce((sum, bin) => sum + bin.n * bin.accuracy, 0) / one.n;
     const sure = one.bins.reduce((sum, bin) => sum + bin.n * bin.confidence, 0) / one.n;
     const figure = make("figure", {},
-      TWO ? make("div", { class: "run-" + LETTERS[one.run] }, runName(one.run)) : null,
+      TWO ? make("div", { class: "run-" + LETTERS[one.run] }, breakable(runName(one.run))) : null,
       make("div", {}, make("strong", {}, `ECE ${round(100 * one.ece, 1)} %`),
         make("span", { class: "soft" }, ` · ${grouped(one.n)} questions, ${percent(right)} right at a mean confidence of ${percent(sure)}`)));
-    figure.append(diagram(one, byId("diagrams").clientWidth));
     return figure;
   }));
+  // The columns have their width once they are in the page.
+  const figures = byId("diagrams").querySelectorAll("figure");
+  if (!TWO) byId("diagrams").append(...found.map(binTable));
+  found.forEach((one, at) => figures[at].append(diagram(one, figures[at].clientWidth), ...(TWO ? [binTable(one)] : [])));
+}
+
+// The diagram's numbers.
+function binTable(one) {
+  const head = ["confidence (%)", "questions", "mean (%)", "right (%)"];
+  return make("table", { class: "bins" },
+    make("thead", {}, make("tr", {}, head.map((text) => make("th", { scope: "col" }, text)))),
+    make("tbody", {}, one.bins.map((bin) => make("tr", {},
+      make("th", { scope: "row" }, `${Math.round(100 * bin.low)} to ${Math.round(100 * bin.high)}`),
+      [grouped(bin.n), round(100 * bin.confidence, 1), round(100 * bin.accuracy, 1)].map((text) => make("td", {}, text))))));
 }
 
 function diagram(one, space) {
-  const width = Math.max(240, Math.min(space, 420));
+  const width = Math.max(240, Math.min(space, 520));
   const [left, top, side] = [38, 10, width - 48];
   const counts = top + side + 34;
   const height = counts + 52;

@@ -129,12 +129,19 @@ function columnTable() {
   const body = make("tbody");
   for (const column of DATA.columns) {
     body.append(make("tr", {},
-      make("td", {}, column.name, column.higherIsBetter === false ? " ↓" : "", column.mark ? " " + column.mark : ""),
-      column.scores.map((score) => make("td", { title: score && score.note }, scoreText(score, column.percent), score && score.note ? "*" : "")),
+      make("th", { scope: "row" }, column.name, column.higherIsBetter === false ? " ↓" : "", column.mark ? " " + column.mark : ""),
+      column.scores.map((score) => make("td", { title: score && score.note }, scoreParts(score, column.percent))),
       rows.map((row) => make("td", {}, column.paper[row] === null ? "–" : round(column.paper[row], 1)))));
   }
   table.append(body);
   return table;
+}
+
+// Value and error are two lines where there is no room for one.
+function scoreParts(score, isPercent) {
+  const [value, error] = scoreText(score, isPercent).split(/ (?=±)/);
+  const star = score && score.note ? "*" : "";
+  return error ? [make("span", {}, value), " ", make("span", {}, error + star)] : value + star;
 }
 
 function remarks() {

@@ -121,10 +121,8 @@ function mark(right) {
 }
 
 function questionItem(question) {
-  const lines = question.prompt.trim().split("\n").filter((line) => line.trim());
-  const last = lines.length > 1 && lines[lines.length - 1].length < 12 ? lines[lines.length - 2] : lines[lines.length - 1];
   const item = make("details", { class: "question" },
-    make("summary", {}, question.right.map(mark), make("span", { class: "text" }, (last || "").slice(0, 240)),
+    make("summary", {}, question.right.map(mark), make("span", { class: "text" }, question.title),
       make("span", { class: "id" }, `${byId("task").value ? "" : question.task + " "}#${question.id}`)));
   // Most are never opened.
   item.addEventListener("toggle", () => item.childElementCount < 2 && item.append(questionBody(question)));
@@ -135,14 +133,14 @@ function cutNote(characters, where) {
   return characters ? make("div", { class: "note" }, `${grouped(characters)} characters cut ${where}`) : null;
 }
 
-// Shots end in an empty line; what comes after the last is the question itself.
+// Examples and passages come before the question itself.
 function promptParts(question) {
-  const end = question.prompt.lastIndexOf("\n\n", question.prompt.length - 20);
-  const own = make("pre", {}, question.prompt.slice(end < 0 ? 0 : end + 2));
+  const { start } = question;
+  const own = make("pre", {}, question.prompt.slice(start));
   const cut = cutNote(question.cut, "before this");
-  if (end < 0) return [cut, own];
-  const before = make("details", {}, make("summary", { class: "soft" }, `${grouped(end + question.cut)} characters before the question`),
-    cut, make("pre", {}, question.prompt.slice(0, end)));
+  if (!start) return [cut, own];
+  const before = make("details", {}, make("summary", { class: "soft" }, `${grouped(start + question.cut)} characters before the question`),
+    cut, make("pre", {}, question.prompt.slice(0, start)));
   return [before, own];
 }
 
