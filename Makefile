@@ -35,7 +35,7 @@ AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-oldest-all test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval model-support build wheel wheels sdist release-notes test-sanitize aarch64 aarch64-env test-aarch64 clean
+.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-oldest-all test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval eval-page model-support build wheel wheels sdist release-notes test-sanitize aarch64 aarch64-env test-aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -184,6 +184,9 @@ bench-train: $(installed) $(built)  ## measure the training loop beside litgpt's
 train-proof: $(installed) $(built)  ## train on real text from scratch, ten minutes a corpus
 	$(py) -m benchmarks.train_proof $(if $(DATA),--data $(DATA)) --out benchmarks/results \
 	--picture docs/images/train-proof.png $(ARGS)
+
+eval-page: $(VENV)/.dev  ## draw the published page of the suite again, and its picture (needs chromium)
+	$(py) -m benchmarks.eval_page --picture docs/images/eval-report.png $(ARGS)
 
 model-support: $(installed) $(built)  ## write docs/model-support.md: each architecture, patched
 	$(py) -m benchmarks.model_support $(ARGS)

@@ -90,6 +90,8 @@ said.heights = visible.map((row) => row.getBoundingClientRect().height);
 const zeros = all("#bars details").filter((one) => one.textContent.includes("minerva_math_alg"));
 said.zeros = zeros.map((one) =>
   [one.open, one.querySelector("summary").textContent, all(".row", one).length]);
+const bold = all("#bars .row").filter((row) => /^bold/i.test(row.textContent));
+said.bold = bold.map((row) => row.querySelector(".bar").style.width);
 const notZeros = all("#bars .row").filter((row) => row.textContent.includes("agieval_sat_math"));
 said.shown = notZeros.map((row) => row.checkVisibility());
 """
@@ -202,6 +204,8 @@ def test_rows_are_compact_and_a_group_of_zeros_is_one_line(said: Mapping[str, An
     for found in (desk, phone):
         assert found["zeros"] == [[False, "7 tasks, all 0.0", 7]]
         assert found["shown"] == [True]
+        # A score that is no share: the column's bar has the scale of its task's.
+        assert len(found["bold"]) == 2 and len(set(found["bold"])) == 1
     # One line of text, and the padding above that of a head.
     assert max(desk["heights"]) < 40 and sorted(desk["heights"])[len(desk["heights"]) // 2] < 30
 

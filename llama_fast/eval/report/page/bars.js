@@ -1,5 +1,5 @@
 // A bar a task and run, with its confidence interval; ticks are the chosen rows of the paper.
-function bar(scores, isPercent, top, ticks) {
+function bar(scores, top, ticks) {
   const lanes = scores.map((score, at) => {
     const lane = make("div", { class: "lane" });
     if (score) {
@@ -20,24 +20,24 @@ function bar(scores, isPercent, top, ticks) {
   return make("div", { class: "track" }, lanes, marks);
 }
 
-function barRow(name, small, scores, isPercent, top, ticks, isHead) {
+function barRow(name, small, scores, isPercent, ticks, isHead) {
+  // A score that is no share has a scale of its own, or none if it can be negative.
+  const values = scores.filter((score) => score).map((score) => score.value + (score.half || 0));
+  const top = isPercent ? 100 : Math.max(...values, 1);
   const texts = scores.map((score, at) => make("div", { class: TWO ? "run-" + LETTERS[at] : null }, scoreText(score, isPercent)));
   return make("div", { class: isHead ? "row head" : "row" },
     make("div", { class: "name" }, breakable(name)),
     make("div", { class: "about" }, breakable(small)),
-    bar(scores, isPercent, top, ticks || []),
+    bar(scores, top, ticks),
     make("div", { class: "value" }, texts));
 }
 
 // A group of tasks is a task that says how many are in it.
 function taskRow(task) {
-  // A score that is no share has a scale of its own, or none if it can be negative.
-  const values = task.scores.filter((score) => score).map((score) => score.value + (score.half || 0));
-  const top = task.percent ? 100 : Math.max(...values, 1);
   const asked = task.asked.map((n) => (n === null ? "–" : grouped(n)));
   const tasks = task.tasks ? `${task.tasks.length} tasks · ` : "";
   const small = `${task.metric} · ${tasks}${[...new Set(asked)].join(" and ")} questions`;
-  return barRow(task.name, small, task.scores, task.percent, top, [], Boolean(task.tasks));
+  return barRow(task.name, small, task.scores, task.percent, [], Boolean(task.tasks));
 }
 
 // More tasks of one group, such as the 57 of MMLU, begin folded.
@@ -54,7 +54,7 @@ function showBars() {
     const ticks = [...chosen].filter((row) => column.paper[row] !== null).map((row) => ({
       name: DATA.paper.rows[row], value: column.paper[row], colour: paperColour(row),
     }));
-    parts.push(barRow(column.name, "", column.scores, column.percent, 100, ticks, true));
+    parts.push(barRow(column.name, "", column.scores, column.percent, ticks, true));
     parts.push(...groupedRows(tasks));
   }
   const others = DATA.tasks.filter((task) => !used.has(task));

@@ -1,0 +1,32 @@
+"""The published page of the suite is what the current code makes of its results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.eval_page import RESULTS, read_page, redraw
+from tests.eval.report.runs import FLOAT32
+
+
+def test_the_published_page_is_not_stale(tmp_path: Path) -> None:
+    page = RESULTS.with_suffix(".html")
+    again = tmp_path / "again.html"
+    again.write_text(redraw(RESULTS))
+    # Compressed blocks depend on the version of zlib: what is in them counts.
+    parts = [
+        re.sub(r'(id="block-\d+">)[^<]*', r"\1", path.read_text(encoding="utf-8"))
+        for path in (page, again)
+    ]
+    assert parts[0] == parts[1], "run `make eval-page`"
+    assert read_page(page) == read_page(again)
+    assert len(read_page(page).questions) == 117
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text((FLOAT32 / "results.json").read_text())
+    (tmp_path / "results.html").write_text("<p>a page</p>")
+    with pytest.raises(ValueError, match=r"results\.html: expected the page of an evaluation"):
+        redraw(tmp_path / "results.json")
