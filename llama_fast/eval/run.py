@@ -158,6 +158,7 @@ def evaluate_tasks(
         "model_sha256": lm.model_hash,
         "tokenizer_sha256": vocabulary_of(lm.words),
         "dtype": str(lm.model.head_weight.dtype).removeprefix("torch."),
+        "quantization": getattr(lm.model, "quantization", None),
         "device": str(lm.model.head_weight.device),
         "date": time.time(),
         "max_length": lm.max_length,

@@ -193,11 +193,17 @@ class LLaMA(nn.Module):
     softmax cross-entropy between the logits and the next token, averaged over the targets that are
     not -100.
 
+    Attributes:
+        quantization: the type of the weights in the file from which they were loaded, such as
+            "Q4_1"; None if they were not quantized.
+
     Example:
         >>> model = LLaMA(LlamaConfig.preset("debug"))
         >>> model = LLaMA(vocab_size=256, embed_dim=64, num_heads=4, num_layers=2, p_dropout=0.1)
         >>> logits = model(torch.zeros(1, 8, dtype=torch.int64))  # (1, 8, 256)
     """
+
+    quantization: str | None = None
 
     def __init__(self, *args: LlamaConfig | int | float, **options: object) -> None:
         super().__init__()

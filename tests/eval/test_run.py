@@ -40,6 +40,8 @@ def test_a_task_without_a_score_is_named_and_the_run_goes_on(
     assert "not scored" in outcome.not_scored["toxigen_generation"]
     assert outcome.not_scored["gsm8k_cot"].startswith("max_gen_toks: expected less than the model")
     run = read_run(tmp_path)
+    assert run.metadata["device"] == "cpu" and run.metadata["quantization"] is None
+    assert abs(run.metadata["date"] - run.path.stat().st_mtime) < 3600
     assert run.metadata["not_scored"] == outcome.not_scored and run.metadata["notes"] is None
     assert len(list(run.samples("toxigen_generation"))) == 2  # kept all the same
     assert run.results["results"]["arc_easy"]["acc_norm,none"] in (0, 0.5, 1)

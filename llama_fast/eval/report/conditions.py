@@ -30,12 +30,13 @@ def differing_conditions(a: Run, b: Run) -> str | None:
 
     Args:
         a, b: the runs, also those that lm-eval wrote. Settings that neither run recorded are left
-            out; one that only one run recorded is "not recorded" in the other.
+            out; one that only one run recorded is "not recorded" in the other, unless it is none.
     """
     parts = []
     for key, name in {**SETTINGS, **FURTHER}.items():
         of_a, of_b = _setting(a, key), _setting(b, key)
-        if of_a != of_b:
+        is_recorded = (of_a, of_b) not in ((None, _UNKNOWN), (_UNKNOWN, None))
+        if of_a != of_b and is_recorded:
             texts = shorten(of_a), shorten(of_b)
             same = texts[0] == texts[1]
             parts.append(name if same else f"{name} (A {texts[0]}, B {texts[1]})")

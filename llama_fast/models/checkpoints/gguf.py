@@ -7,6 +7,8 @@ key projections are stored for RoPE on interleaved pairs (llama.cpp's converter 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     config = read_config(path, metadata, tensors)
     tensors.pop("rope_freqs.weight", None)
     model = build(path, config, NAMES, tensors, dtype=dtype, interleaved=True)
+    model.quantization = _quantization(reader.tensors)
     if "tokenizer.ggml.model" not in metadata:
         return model, None
     return model, read_tokenizer(path, partial(from_gguf, metadata))
@@ -228,6 +231,16 @@ def read_config(
         rope_factors=factors,
         tie_embeddings="output.weight" not in tensors,
     )
+
+
+def _quantization(tensors: Iterable[ReaderTensor]) -> str | None:
+    """The type of the most elements, such as "Q4_1"; None if these are floats."""
+    elements: Counter[GGMLQuantizationType] = Counter()
+    for tensor in tensors:
+        elements[tensor.tensor_type] += int(tensor.n_elements)
+    kind = max(elements, key=elements.__getitem__)
+    floats = {kind for kind, _ in FILE_TYPES.values()}
+    return None if kind in floats else str(kind.name)
 
 
 def _read(tensor: ReaderTensor) -> Tensor:

@@ -68,6 +68,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     tensors.pop("rope.weight", None)
     names = {name: name for name in ORDER}
     model = build(path, config, names, tensors, dtype=dtype, interleaved=True)
+    model.quantization = "int8" if header.version == 2 else None
     for name in (f"tok{config.vocab_size}.bin", "tokenizer.bin"):
         if (path.parent / name).exists():
             return model, read_tokenizer(path, partial(from_llama2c, path.parent / name))

@@ -48,6 +48,13 @@ def test_each_setting(tmp_path: Path, key: str, a: object, b: object, said: str)
     assert differing_conditions(of_a, of_b) == f"the runs differ in {said}"
 
 
+def test_a_setting_that_only_one_run_recorded(tmp_path: Path) -> None:
+    a = read_run(FLOAT32)
+    assert differing_conditions(a, altered(tmp_path / "none", quantization=None)) is None
+    said = differing_conditions(a, altered(tmp_path / "some", quantization="Q4_1"))
+    assert said == "the runs differ in quantization (A not recorded, B Q4_1)"
+
+
 def test_settings_of_each_task_name_the_first_ones(tmp_path: Path) -> None:
     a, b = read_run(FLOAT32), altered(tmp_path / "b", dtype="bfloat16")
     b.results["n-shot"]["gsm8k"] = 8

@@ -151,7 +151,9 @@ def test_stored_types(tmp_path: Path, kind: Kind) -> None:
     model, _ = load(write(tmp_path / "model.gguf", config, kind))
     expected = {Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}.get(kind, torch.float32)
     assert {weight.dtype for weight in model.parameters()} == {expected}
+    assert model.quantization == (kind.name if expected == torch.float32 else None)
     exact, _ = load(write(tmp_path / "exact.gguf", config))
+    assert exact.quantization is None
     # A step of the type, from a number's sign and largest magnitude m in a block of 32: 2^-10 m
     # and 2^-7 m for the two floats; else 2m over the number of levels. Rounding is half a step.
     # The scale is a float16, so relatively 2^-11 off; so is the offset of the "_1" types.

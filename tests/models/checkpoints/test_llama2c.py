@@ -49,6 +49,7 @@ def test_config_is_the_preset() -> None:
 
 def test_versions_hold_the_same_weights() -> None:
     legacy, v1, int8 = (load(data_file(FOLDER) / name)[0] for name in (*FLOAT32, INT8))
+    assert [model.quantization for model in (legacy, v1, int8)] == [None, None, "int8"]
     for name, weight in legacy.named_parameters():
         assert torch.equal(weight, v1.get_parameter(name)), name
         rounded = int8.get_parameter(name)
