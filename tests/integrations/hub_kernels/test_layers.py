@@ -169,6 +169,8 @@ def test_norm_and_mlp_take_every_dtype(dtype: torch.dtype) -> None:
     model.set_use_kernels(True)
     x = torch.randn(2, 3, 64).to(dtype)
     bound = {"rtol": 2e-2, "atol": 2e-2} if dtype.itemsize == 2 else {}
+    if dtype == torch.float64:  # transformers computes a norm in float32
+        bound = {"rtol": 1.3e-6, "atol": 1e-5}
     for name in ("norm", "layers.0.mlp"):
         ours, theirs = model.model.get_submodule(name), stock.model.get_submodule(name)
         assert forward.is_kernel(ours)
