@@ -46,7 +46,7 @@ class Compare(Command):
         screen = Screen()
         if comparison.conditions is not None:
             screen.console.print(comparison.conditions, markup=False, soft_wrap=True)
-        screen.console.print(table(comparison))
+        screen.console.print(table(comparison, screen.console.width))
         for notice in comparison.notices:
             screen.console.print(notice, markup=False, soft_wrap=True)
         if args.html is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
@@ -225,22 +227,69 @@ def names_of(a: Run, b: Run) -> tuple[str, str]:
     return f"{a.name} ({labels[0]})", f"{b.name} ({labels[1]})"
 
 
-def table(comparison: Comparison) -> Table:
-    """The comparison as a table for the terminal."""
-    name_a, name_b = names_of(comparison.a, comparison.b)
-    title = f"A = {name_a}, B = {name_b}; B - A, paired bootstrap"
-    result = Table(title=Text(title), title_justify="left")
+def table(comparison: Comparison, width: int | None = None) -> Table:
+    """The comparison as a table for the terminal.
+
+    Args:
+        comparison: the comparison.
+        width: columns of the terminal; in a narrow one, cells have two lines.
+    """
+    wide = _wide(comparison)
+    if width is None or measure_renderables(_MEASURE, _MEASURE.options, [wide]).maximum <= width:
+        return wide
+    return _narrow(comparison)
+
+
+# Measures in as many columns as a table may want.
+_MEASURE = Console(width=1_000)
+
+
+def _wide(comparison: Comparison) -> Table:
+    result = _empty(comparison)
     result.add_column("task", overflow="fold")
     result.add_column("metric")
     for heading in ("n", "A", "B", "B - A", "95 % interval", "p", "won / lost"):
         result.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison.tasks:
-        result.add_row(*_cells(row))
-    if comparison.overall:
-        result.add_section()
-        for row in comparison.overall:
-            result.add_row(*_cells(row))
+    _fill(result, comparison, _cells)
     return result
+
+
+def _narrow(comparison: Comparison) -> Table:
+    result = _empty(comparison)
+    result.add_column("task\nn, won / lost", overflow="fold")
+    result.add_column("A\nB", justify="right", no_wrap=True)
+    result.add_column("B - A\n95 % interval", justify="right", no_wrap=True)
+    result.add_column("p\n", justify="right", no_wrap=True)
+
+    def cells(row: TaskComparison) -> list[str | Text]:
+        task, _, n, a, b, difference, interval, p, won = _cells(row)
+        below = Text(f"{n}, {won}", style="dim")
+        return [
+            Text("\n").join([Text(str(task)), below]),
+            f"{a}\n{b}",
+            Text("\n").join([Text.assemble(difference), Text(str(interval))]),
+            p,
+        ]
+
+    _fill(result, comparison, cells)
+    return result
+
+
+def _empty(comparison: Comparison) -> Table:
+    name_a, name_b = names_of(comparison.a, comparison.b)
+    title = f"A = {name_a}, B = {name_b}; B - A, paired bootstrap"
+    return Table(title=Text(title), title_justify="left")
+
+
+def _fill(
+    table: Table, comparison: Comparison, cells: Callable[[TaskComparison], list[str | Text]]
+) -> None:
+    for row in comparison.tasks:
+        table.add_row(*cells(row))
+    if comparison.overall:
+        table.add_section()
+        for row in comparison.overall:
+            table.add_row(*cells(row))
 
 
 def _cells(row: TaskComparison) -> list[str | Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from llama_fast.cli.main import main
 from llama_fast.eval.report import read_run
 from llama_fast.eval.report.bootstrap import resample_means, summarise_resamples
-from llama_fast.eval.report.compare import compare
+from llama_fast.eval.report.compare import compare, table
 from tests.eval.report.runs import BFLOAT16, FLOAT32
 
 
@@ -125,6 +127,19 @@ def test_the_command(partial: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "winogrande" in said and "0 / 1" in said and "all questions" in said
     assert "only in A: gsm8k" in said and page.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("width", [100, 60, 48])
+def test_the_table_fits_the_terminal(width: int) -> None:
+    comparison = compare(read_run(FLOAT32), read_run(BFLOAT16), resamples=100)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table(comparison, width))
+    said = console.export_text()
+    assert "…" not in said and max(map(len, said.splitlines())) <= width
+    for row in (*comparison.tasks, *comparison.overall):
+        line = next(line for line in said.splitlines() if row.task in line)
+        assert f"{row.a:.1f}" in line and f"{row.difference.value:+.1f}" in line
+        assert f"{row.difference.low:+.1f} to {row.difference.high:+.1f}" in said
 
 
 def test_runs_with_nothing_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
