@@ -21,6 +21,7 @@ from llama_fast.eval.report.bootstrap import (
     summarise_resamples,
 )
 from llama_fast.eval.report.conditions import differing_conditions
+from llama_fast.eval.report.names import Name
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Score, score_of
@@ -261,13 +262,12 @@ def _narrow(comparison: Comparison) -> Table:
     result.add_column("B - A\n95 % interval", justify="right", no_wrap=True)
     result.add_column("p\n", justify="right", no_wrap=True)
 
-    def cells(row: TaskComparison) -> list[str | Text]:
-        task, _, n, a, b, difference, interval, p, won = _cells(row)
-        below = Text(f"{n}, {won}", style="dim")
+    def cells(row: TaskComparison) -> list[str | Text | Name]:
+        n, a, b, difference, interval, p, won = _numbers(row)
         return [
-            Text("\n").join([Text(str(task)), below]),
+            Name(row.task, f"{n}, {won}"),
             f"{a}\n{b}",
-            Text("\n").join([Text.assemble(difference), Text(str(interval))]),
+            Text("\n").join([difference, Text(interval)]),
             p,
         ]
 
@@ -282,7 +282,7 @@ def _empty(comparison: Comparison) -> Table:
 
 
 def _fill(
-    table: Table, comparison: Comparison, cells: Callable[[TaskComparison], list[str | Text]]
+    table: Table, comparison: Comparison, cells: Callable[[TaskComparison], list[str | Text | Name]]
 ) -> None:
     for row in comparison.tasks:
         table.add_row(*cells(row))
@@ -292,15 +292,18 @@ def _fill(
             table.add_row(*cells(row))
 
 
-def _cells(row: TaskComparison) -> list[str | Text]:
+def _cells(row: TaskComparison) -> list[str | Text | Name]:
+    return [Name(row.task), Name(row.metric), *_numbers(row)]
+
+
+def _numbers(row: TaskComparison) -> tuple[str, str, str, Text, str, str, str]:
+    """The cells n, A, B, B - A, interval, p, and won / lost."""
     form = "{:.1f}" if row.percent else "{:.3g}"
     signed = "{:+.1f}" if row.percent else "{:+.3g}"
     d = row.difference
     colour = "" if d.low <= 0 <= d.high else ("green" if d.value > 0 else "red")
     value = signed.format(d.value)
-    return [
-        Text(row.task),
-        Text(row.metric),
+    return (
         f"{row.n:,}",
         form.format(row.a),
         form.format(row.b),
@@ -308,4 +311,4 @@ def _cells(row: TaskComparison) -> list[str | Text]:
         f"{signed.format(d.low)} to {signed.format(d.high)}",
         f"{d.p:.3f}" if d.p >= 0.001 else "< 0.001",
         f"{row.gained} / {row.lost}",
-    ]
+    )

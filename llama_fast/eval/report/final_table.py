@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llama_fast._format import fixed
 from llama_fast.eval.report.groups import groups_of
+from llama_fast.eval.report.names import Name
 from llama_fast.eval.report.scores import score_of
 from llama_fast.eval.suite import Part, Score, paper_table
 
@@ -98,19 +99,19 @@ def task_table(
         score = score_of(row, (keys or {}).get(task))
         asked = (results.get("n-samples") or {}).get(task) or {}
         n = f"{asked['effective']:,}" if "effective" in asked else ""
-        name = Text(str(task))
+        name = Name(str(task))
         if score is None:
             table.add_row(name, "", "no score", n)
         else:
-            table.add_row(name, Text(score.metric), str(score), n)
+            table.add_row(name, Name(score.metric), str(score), n)
     # At the end, where the reader looks after the table has scrolled by.
     table.add_section()
     for group in groups:
         if all(task in several for task in group.tasks):
             continue  # shown in the suite's table
-        name = Text.assemble(group.name, (f"\n{len(group.tasks)} tasks", "not bold dim"))
+        name = Name(group.name, f"{len(group.tasks)} tasks")
         n = "" if group.questions is None else f"{group.questions:,}"
-        table.add_row(name, Text(group.score.metric), str(group.score), n, style="bold")
+        table.add_row(name, Name(group.score.metric), str(group.score), n, style="bold")
     if left_out:
         names = ", ".join(f"{count} of {name}" for name, count in left_out.items())
         table.caption, table.caption_justify = Text(f"and {names}: see the report"), "left"
