@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -53,17 +51,10 @@ def show(text: str = "", *, end: str = "\n", file: TextIO | None = None) -> None
     print(for_stream(text, stream), end=end, file=stream, flush=True)
 
 
-@contextmanager
-def status(text: str) -> Iterator[None]:
-    """Show a line on standard error while the block runs, if that is a terminal."""
-    is_shown = sys.stderr is not None and sys.stderr.isatty()
-    if is_shown:
-        show(f"{text} ...", end="", file=sys.stderr)
-    try:
-        yield
-    finally:
-        if is_shown:  # erase the line
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+def status(text: str) -> None:
+    """Print a line on standard error if that is a terminal: what the program is doing now."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        show(f"{text} ...", file=sys.stderr)
 
 
 def console(**options: Any) -> Console:

@@ -198,12 +198,12 @@ def load_for_generation(args: argparse.Namespace) -> tuple[Decoder, Tokenizer]:
         raise ValueError("--stop: expected a text of at least one character, got ''")
     sampling_options(args, args.seed)
     device_of(args.device or "auto")
-    with status(f"Loading {args.model}"):
-        model, tokenizer = load_any(
-            args.model,
-            args.tokenizer,
-            args.dtype or "auto",
-            args.device,
-            trust_remote_code=args.trust_remote_code,
-        )
-        return decoder_of(model), tokenizer
+    status(f"Loading {args.model}")
+    model, tokenizer = load_any(
+        args.model,
+        args.tokenizer,
+        args.dtype or "auto",
+        args.device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    return decoder_of(model), tokenizer
