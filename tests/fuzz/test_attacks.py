@@ -348,9 +348,10 @@ def test_json_says_what_is_wrong_and_where(tmp_path: Path) -> None:
 
 # Modules that read JSON that this package, a child of it, its build or pip has written.
 OWN_JSON = {
-    "_reading.py", "_build_record.py", "info.py", "integrations/hub_kernels/repository.py", "tokenizers/save.py", "tokenizers/_json_check.py",
-    "tokenizers/_json_child.py", "data/template_process.py", "cli/bench.py",
-    "demo/finetune.py", "demo/finetune_side.py", "eval/suite/paper.py",
+    "_reading.py", "_build_record.py", "info.py", "integrations/hub_kernels/repository.py",
+    "tokenizers/save.py", "tokenizers/_json_check.py", "tokenizers/_json_child.py",
+    "data/template_process.py", "cli/bench.py", "demo/finetune.py", "demo/finetune_side.py",
+    "eval/suite/paper.py",
 }  # fmt: skip
 
 
