@@ -10,7 +10,7 @@ from typing import Any
 from llama_fast._terminal import show
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
-from llama_fast.cli.options import add_out
+from llama_fast.cli.options import add_json, add_out, print_json, tables
 
 
 class Check(Command):
@@ -62,6 +62,7 @@ class Check(Command):
             help="also write the shards to DIR without some documents: contaminated (they match a "
             "question that is not clean), secrets, emails",
         )
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Search for benchmark questions and secrets; print findings, write the requested files."""
@@ -76,38 +77,42 @@ class Check(Command):
         fields = None if args.fields is None else args.fields.split(",")
         shards = TokenShards(args.shards)
         tokenizer = tokenizer_of(shards)
-        screen, reports = Screen(), {}
-        overlap, secrets = None, {}
-        if args.against:
-            benchmarks = checks.read_benchmarks(args.against, fields)
-            options = {"min_length": args.min_length, "skips": args.skips}
-            with screen.bar("Comparing with benchmarks", "tokens") as progress:
-                overlap = checks.find_overlap(
-                    shards, tokenizer, benchmarks, progress=progress, **options
+        reports: dict[str, Any] = {}
+        with tables(args):
+            screen = Screen()
+            overlap, secrets = None, {}
+            if args.against:
+                benchmarks = checks.read_benchmarks(args.against, fields)
+                options = {"min_length": args.min_length, "skips": args.skips}
+                with screen.bar("Comparing with benchmarks", "tokens") as progress:
+                    overlap = checks.find_overlap(
+                        shards, tokenizer, benchmarks, progress=progress, **options
+                    )
+                report = checks.contamination_report(
+                    shards, benchmarks, overlap, fields=fields, **options
                 )
-            report = checks.contamination_report(
-                shards, benchmarks, overlap, fields=fields, **options
-            )
-            reports[checks.CONTAMINATION] = report
-            screen.console.print(_contamination_table(report))
-        if not args.no_secrets:
-            with screen.bar("Looking for secrets", "documents") as progress:
-                secrets = checks.find_all_secrets(shards, tokenizer, progress)
-            reports[checks.SECRETS] = checks.secrets_report(secrets)
-            screen.console.print(_secrets_table(reports[checks.SECRETS]))
-        if drop:
-            without = checks.documents_to_drop(drop, overlap, secrets)
-            checks.write_without(shards, without, args.out, reports)
-            left = TokenShards(args.out)
-            show(
-                f"{args.out}: {len(left):,} documents and {left.num_tokens:,} tokens left, "
-                f"{len(without):,} documents dropped ({checks.DROPPED})\n"
-                f"sha256 {left.content_sha256}"
-            )
-        elif args.out is not None:
-            args.out.mkdir(parents=True)
-            checks.write_reports(reports, args.out)
-            show(f"{args.out}: {', '.join(reports)}")
+                reports[checks.CONTAMINATION] = report
+                screen.console.print(_contamination_table(report))
+            if not args.no_secrets:
+                with screen.bar("Looking for secrets", "documents") as progress:
+                    secrets = checks.find_all_secrets(shards, tokenizer, progress)
+                reports[checks.SECRETS] = checks.secrets_report(secrets)
+                screen.console.print(_secrets_table(reports[checks.SECRETS]))
+            if drop:
+                without = checks.documents_to_drop(drop, overlap, secrets)
+                checks.write_without(shards, without, args.out, reports)
+                left = TokenShards(args.out)
+                show(
+                    f"{args.out}: {len(left):,} documents and {left.num_tokens:,} tokens left, "
+                    f"{len(without):,} documents dropped ({checks.DROPPED})\n"
+                    f"sha256 {left.content_sha256}"
+                )
+            elif args.out is not None:
+                args.out.mkdir(parents=True)
+                checks.write_reports(reports, args.out)
+                show(f"{args.out}: {', '.join(reports)}")
+        if args.json:
+            print_json({name.removesuffix(".json"): report for name, report in reports.items()})
         return ExitCode.OK
 
 

@@ -11,19 +11,27 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import (
     add_device,
     add_dtype,
+    add_json,
     add_model,
     add_out,
     add_seed,
     add_tokenizer,
     add_trust_remote_code,
+    print_json,
+    tables,
 )
+
+if TYPE_CHECKING:
+    from llama_fast._screen import Screen
+    from llama_fast.eval.harness import HarnessModel
+    from llama_fast.eval.run import Outcome
 
 
 class Eval(Command):
@@ -58,12 +66,9 @@ examples:
         from llama_fast._device import device_of
         from llama_fast._screen import Screen
         from llama_fast.eval.harness import HarnessModel
-        from llama_fast.eval.report import read_run
-        from llama_fast.eval.report.final_table import suite_table, task_table
-        from llama_fast.eval.report.html import write_page
         from llama_fast.eval.report.suites import metric_keys
-        from llama_fast.eval.run import Limits, by_text, evaluate_tasks, load, quiet_bars
-        from llama_fast.eval.suite import suite, summarise
+        from llama_fast.eval.run import Limits, evaluate_tasks, load, quiet_bars
+        from llama_fast.eval.suite import suite
         from llama_fast.models.loading import locate
 
         names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
@@ -74,59 +79,100 @@ examples:
             raise ValueError(f"--batch: expected at least 1, got {args.batch}")
         limits = Limits.parse(args.limit)
         out = args.out or Path("runs") / f"eval-{Path(args.model).name}"
-        screen = Screen()
-        device_of(args.device or "auto")  # before anything is read
-        path = locate(args.model, trust_remote_code=args.trust_remote_code)
-        with screen.console.status("Loading tasks"), quiet_bars():
-            loaded = load(
-                [*([preset] if preset else []), *names],
-                args.data_dir,
-                allow_code=args.allow_code,
-                num_fewshot=args.num_fewshot,
-                toxigen_classifier=args.toxigen_classifier,
+        with tables(args):
+            screen = Screen()
+            device_of(args.device or "auto")  # before anything is read
+            path = locate(args.model, trust_remote_code=args.trust_remote_code)
+            with screen.console.status("Loading tasks"), quiet_bars():
+                loaded = load(
+                    [*([preset] if preset else []), *names],
+                    args.data_dir,
+                    allow_code=args.allow_code,
+                    num_fewshot=args.num_fewshot,
+                    toxigen_classifier=args.toxigen_classifier,
+                )
+            limits.check(list(loaded["tasks"]))
+            with screen.console.status("Loading the model"):
+                lm = HarnessModel(
+                    str(path),
+                    tokenizer=args.tokenizer,
+                    dtype=args.dtype,
+                    device=args.device,
+                    batch_size=args.batch,
+                    budget=args.budget,
+                    max_length=args.max_length,
+                    cache=None if args.no_cache else out / "requests.sqlite",
+                    seed=args.seed,
+                    trust_remote_code=args.trust_remote_code,
+                )
+            keys = {} if preset is None else metric_keys(preset)
+            outcome = evaluate_tasks(
+                lm,
+                loaded,
+                out,
+                limits=limits,
+                metadata=_facts(args, preset, lm),
+                chat=args.chat,
+                system=args.system,
+                keys=keys,
             )
-        limits.check(list(loaded["tasks"]))
-        with screen.console.status("Loading the model"):
-            lm = HarnessModel(
-                str(path),
-                tokenizer=args.tokenizer,
-                dtype=args.dtype,
-                device=args.device,
-                batch_size=args.batch,
-                budget=args.budget,
-                max_length=args.max_length,
-                cache=None if args.no_cache else out / "requests.sqlite",
-                seed=args.seed,
-                trust_remote_code=args.trust_remote_code,
-            )
-        keys = {} if preset is None else metric_keys(preset)
-        outcome = evaluate_tasks(
-            lm,
-            loaded,
-            out,
-            limits=limits,
-            metadata=_facts(args, preset, lm),
-            chat=args.chat,
-            system=args.system,
-            keys=keys,
-        )
-        if outcome.results:
-            parts = () if preset is None else suite(preset).parts
-            screen.console.print(task_table(outcome.results, keys, parts))
-            if preset is not None:
-                screen.console.print(suite_table(summarise(outcome.results, preset)))
-            page = write_page(out / "report.html", read_run(out))
-            screen.console.print(f"results: {out}   report: {page}", markup=False, soft_wrap=True)
-        if lm.truncated:
-            screen.console.print(
-                f"cut to the model's {lm.max_length:,} tokens: {lm.truncated:,} requests"
-            )
-        for note in outcome.notes:
-            screen.console.print(f"note: {note}", markup=False, soft_wrap=True)
-        for line in by_text(outcome.not_scored):
-            screen.console.print(f"not scored: {line}", markup=False, soft_wrap=True)
+            _show(screen, outcome, lm, preset, keys, out)
+        if args.json:
+            print_json(_scores(outcome.results, keys))
         failed = outcome.failed or not outcome.results
         return ExitCode.NEGATIVE if failed else ExitCode.OK
+
+
+def _show(
+    screen: Screen,
+    outcome: Outcome,
+    lm: HarnessModel,
+    preset: str | None,
+    keys: Mapping[str, str],
+    out: Path,
+) -> None:
+    """Print the tables, write the page, and print what else the reader should know."""
+    from llama_fast.eval.report import read_run
+    from llama_fast.eval.report.final_table import suite_table, task_table
+    from llama_fast.eval.report.html import write_page
+    from llama_fast.eval.run import by_text
+    from llama_fast.eval.suite import suite, summarise
+
+    if outcome.results:
+        parts = () if preset is None else suite(preset).parts
+        screen.console.print(task_table(outcome.results, keys, parts))
+        if preset is not None:
+            screen.console.print(suite_table(summarise(outcome.results, preset)))
+        page = write_page(out / "report.html", read_run(out))
+        screen.console.print(f"results: {out}   report: {page}", markup=False, soft_wrap=True)
+    if lm.truncated:
+        screen.console.print(
+            f"cut to the model's {lm.max_length:,} tokens: {lm.truncated:,} requests"
+        )
+    for note in outcome.notes:
+        screen.console.print(f"note: {note}", markup=False, soft_wrap=True)
+    for line in by_text(outcome.not_scored):
+        screen.console.print(f"not scored: {line}", markup=False, soft_wrap=True)
+
+
+def _scores(results: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the score of each task and group: value, standard error, metric, questions."""
+    from llama_fast.eval.report.scores import score_of
+
+    found = {}
+    rows = {**results.get("results", {}), **results.get("groups", {})}
+    for task, row in rows.items():
+        score = score_of(row, keys.get(task))
+        asked = results.get("n-samples", {}).get(task, {})
+        if score is not None:
+            found[task] = {
+                "value": score.value,
+                "stderr": score.stderr,
+                "metric": score.key,
+                "percent": score.percent,
+                "questions": asked.get("effective"),
+            }
+    return found
 
 
 def _add_tasks(group: argparse._ArgumentGroup) -> None:
@@ -195,6 +241,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
     add_seed(group, "tasks that sample")
     add_out(group, "folder for results.json, samples and report.html (default: runs/eval-MODEL)")
     add_trust_remote_code(group)
+    add_json(group)
     add(
         "--no-cache",
         action="store_true",

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
-from llama_fast.cli.options import add_model, add_out, add_seed, add_tokenizer
+from llama_fast.cli.options import (
+    add_json,
+    add_model,
+    add_out,
+    add_seed,
+    add_tokenizer,
+    print_json,
+    tables,
+)
 
 if TYPE_CHECKING:
     from llama_fast.eval.canary import ExposureReport
@@ -39,6 +47,7 @@ class Canary(Command):
         )
         add_seed(parser, "the samples")
         add_out(parser, "also write the report as JSON", metavar="FILE")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Print the exposure of each canary."""
@@ -54,15 +63,18 @@ class Canary(Command):
         if args.samples is None and planted.space > ENUMERATE:
             sample = SAMPLE
         model, tokenizer = load_model(args.model, args.tokenizer)
-        screen = Screen()
-        with screen.bar("Scoring candidates", "texts") as progress:
-            report = measure(
-                model, tokenizer, planted, sample=sample, seed=args.seed, progress=progress
-            )
-        screen.console.print(_table(report))
+        with tables(args):
+            screen = Screen()
+            with screen.bar("Scoring candidates", "texts") as progress:
+                report = measure(
+                    model, tokenizer, planted, sample=sample, seed=args.seed, progress=progress
+                )
+            screen.console.print(_table(report))
+        content = {"model": args.model, "format": planted.format, **dataclasses.asdict(report)}
         if args.out is not None:
-            content = {"model": args.model, "format": planted.format, **dataclasses.asdict(report)}
             args.out.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if args.json:
+            print_json(content)
         return ExitCode.OK
 
 

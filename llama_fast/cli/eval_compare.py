@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
-from llama_fast.cli.options import add_seed
+from llama_fast.cli.options import add_json, add_seed, print_json, tables
 
 
 class Compare(Command):
@@ -33,6 +34,7 @@ class Compare(Command):
             help="bootstrap resamples (default: 10,000)",
         )
         add_seed(parser, "the bootstrap")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Print the comparison, and write the page if one is asked for."""
@@ -43,17 +45,29 @@ class Compare(Command):
         comparison = compare(
             read_run(args.a), read_run(args.b), resamples=args.resamples, seed=args.seed
         )
-        screen = Screen()
-        if comparison.conditions is not None:
-            screen.console.print(comparison.conditions, markup=False, soft_wrap=True)
-        screen.console.print(table(comparison, screen.console.width))
-        for notice in comparison.notices:
-            screen.console.print(notice, markup=False, soft_wrap=True)
-        if args.html is not None:
-            from llama_fast.eval.report.html import write_page
+        with tables(args):
+            screen = Screen()
+            if comparison.conditions is not None:
+                screen.console.print(comparison.conditions, markup=False, soft_wrap=True)
+            screen.console.print(table(comparison, screen.console.width))
+            for notice in comparison.notices:
+                screen.console.print(notice, markup=False, soft_wrap=True)
+            if args.html is not None:
+                from llama_fast.eval.report.html import write_page
 
-            write_page(args.html, comparison.a, comparison.b, comparison=comparison)
-            screen.console.print(f"page: {args.html}", markup=False, soft_wrap=True)
+                write_page(args.html, comparison.a, comparison.b, comparison=comparison)
+                screen.console.print(f"page: {args.html}", markup=False, soft_wrap=True)
+        if args.json:
+            print_json(
+                {
+                    "a": comparison.a.name,
+                    "b": comparison.b.name,
+                    "conditions": comparison.conditions,
+                    "tasks": [dataclasses.asdict(row) for row in comparison.tasks],
+                    "overall": [dataclasses.asdict(row) for row in comparison.overall],
+                    "notices": list(comparison.notices),
+                }
+            )
         return ExitCode.OK
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_fast.generate import SamplingOptions
@@ -75,6 +79,27 @@ def add_trust_remote_code(parser: argparse._ActionsContainer) -> None:
         action="store_true",
         help="run Python code from the model's folder or repository, with all your rights",
     )
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add --json; see :func:`tables`."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object; tables and progress go to standard error",
+    )
+
+
+@contextlib.contextmanager
+def tables(args: argparse.Namespace) -> Iterator[None]:
+    """Within the context, what is printed goes to standard error if --json was given."""
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        yield
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print an object as JSON."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def add_seed(

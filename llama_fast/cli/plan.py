@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from llama_fast._format import duration
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
+from llama_fast.cli.options import add_json, print_json, tables
 
 if TYPE_CHECKING:
+    from llama_fast.train.config import TrainConfig
     from llama_fast.train.plan import TrainingPlan
 
 
@@ -66,7 +67,7 @@ Memory is the peak within a step. Times are computed from the assumed MFU."""
             metavar="N",
             help="vocabulary size of the data (default: as in its index, or the preset's)",
         )
-        add("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
+        add_json(parser)
 
     def parse(self, argv: Sequence[str], prog: str) -> argparse.Namespace:
         """Return the options, and the training run's configuration as `config`."""
@@ -84,7 +85,6 @@ Memory is the peak within a step. Times are computed from the assumed MFU."""
             ValueError: an option is out of its range, or sizes contradict each other.
         """
         from llama_fast.data import TokenShards
-        from llama_fast.models import LlamaConfig
         from llama_fast.train.plan import advice, model_of, plan
 
         config = args.config
@@ -100,18 +100,25 @@ Memory is the peak within a step. Times are computed from the assumed MFU."""
             "network": args.network * 1e9,
         }
         estimate = plan(config, model_of(config, vocab_size), **options)
-        _show(estimate, [] if estimate.fits else advice(estimate, **options)[:5])
-        if args.vocab_size is None and vocab_size is not None and config.model.init_from is None:
-            preset = LlamaConfig.preset(config.model.preset).vocab_size
-            if preset != vocab_size:
-                print(
-                    f"The vocabulary is that of {shards}, {vocab_size:,} tokens; "
-                    f"{config.model.preset} has {preset:,} (--vocab-size {preset})"
-                )
-        if args.json is not None:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(estimate.as_dict(), indent=1) + "\n", encoding="utf-8")
+        with tables(args):
+            _show(estimate, [] if estimate.fits else advice(estimate, **options)[:5])
+            if args.vocab_size is None and vocab_size is not None:
+                _show_vocabulary(config, shards, vocab_size)
+        if args.json:
+            print_json(estimate.as_dict())
         return ExitCode.OK
+
+
+def _show_vocabulary(config: TrainConfig, shards: Path, vocab_size: int) -> None:
+    """Say that the vocabulary is that of the data, if the preset has another one."""
+    from llama_fast.models import LlamaConfig
+
+    preset = LlamaConfig.preset(config.model.preset).vocab_size
+    if config.model.init_from is None and preset != vocab_size:
+        print(
+            f"The vocabulary is that of {shards}, {vocab_size:,} tokens; {config.model.preset} has "
+            f"{preset:,} (--vocab-size {preset})"
+        )
 
 
 def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:

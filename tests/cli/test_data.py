@@ -57,6 +57,9 @@ def test_reports(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (23, "Hugging Face token"),
     }
     said = capsys.readouterr().out
+    assert check(shards, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["contamination"]["benchmarks"] == [benchmark] and printed["secrets"] == found
     assert "248" in said and "249" in said and "Hugging Face token" in said
     for text in (said, *(p.read_text() for p in (tmp_path / "out").iterdir())):
         assert ADDRESS not in text and TOKEN not in text and "aB1" not in text

@@ -57,8 +57,20 @@ def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     requests = sum(len(s["arguments"]) for task in run.tasks for s in run.samples(task))
     assert again.metadata["cached"] == requests
     capsys.readouterr()
+    assert main([*command, "--json"]) == 0  # the third time
+    printed = capsys.readouterr()
+    scores = json.loads(printed.out)
+    assert scores.keys() >= set(run.tasks) - {"scenario_dialogsum"} and "report:" in printed.err
+    assert scores["arc_easy"]["value"] == 100 * first["arc_easy"]["acc_norm,none"]
+    assert scores["arc_easy"]["questions"] == 6
     assert main(["eval", "compare", str(out), str(out)]) == 0
-    assert "arc_easy" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "arc_easy" in table
+    assert main(["eval", "compare", str(out), str(out), "--json"]) == 0
+    printed = capsys.readouterr()
+    rows = {row["task"]: row for row in json.loads(printed.out)["tasks"]}
+    assert rows["arc_easy"]["n"] == 6 and rows["arc_easy"]["difference"] is not None
+    assert printed.err == table
 
 
 @pytest.mark.parametrize(

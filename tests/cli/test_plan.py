@@ -14,15 +14,17 @@ from tests.paths import REPOSITORY
 CONFIG = str(REPOSITORY / "configs" / "llama3-8b-fsdp.yaml")
 
 
-def test_prints_what_a_run_needs_and_writes_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_prints_what_a_run_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    out = tmp_path / "plans" / "plan.json"
-    command = ["plan", CONFIG, "--gpus", "64", "--mfu", "0.5", "--json", str(out)]
+    command = ["plan", CONFIG, "--gpus", "64", "--mfu", "0.5"]
     assert main(command) == 0
     said = capsys.readouterr().out
-    found = json.loads(out.read_text())
+    assert main([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == said  # the tables, beside the object
+    found = json.loads(captured.out)
     assert found["gpus"] == 64 and found["mesh"]["replicate"] == 8 and found["fits"] is True
     parts = {kind: size for kind, size in found["memory"].items() if kind != "peak"}
     assert sum(parts.values()) == found["memory"]["peak"]
@@ -55,20 +57,19 @@ def test_the_vocabulary_is_that_of_the_data(
 ) -> None:
     with ShardWriter(tmp_path / "shards", vocab_size=1000, tokenizer={}) as writer:
         writer.add([1, 2, 3])
-    out = tmp_path / "plan.json"
     # A folder named as in the default configuration, which the user may have forgotten.
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--gpus", "1", "--data.train", "shards"]) == 0
     note = "The vocabulary is that of shards, 1,000 tokens; debug has 256 (--vocab-size 256)"
     assert note in capsys.readouterr().out
-    command = ["plan", "--gpus", "1", "--json", str(out), "--data.train"]
+    command = ["plan", "--gpus", "1", "--json", "--data.train"]
     for given, expected in (
         ([str(tmp_path / "shards")], 1000),
         (["none"], 256),
         (["none", "--vocab-size", "512"], 512),
     ):
         assert main([*command, *given]) == 0
-        assert json.loads(out.read_text())["model"]["vocab_size"] == expected
+        assert json.loads(capsys.readouterr().out)["model"]["vocab_size"] == expected
 
 
 @pytest.mark.parametrize(

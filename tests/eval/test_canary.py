@@ -55,6 +55,8 @@ def test_a_planted_canary_is_exposed_and_another_is_not(
     assert often["exposure"] > math.log2(1000) - 1.1  # rank 1 or 2
     assert never["exposure"] < 5
     said = capsys.readouterr().out
+    assert main([*given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == report
     assert f"{often['exposure']:.2f}" in said and never["canary"]["digits"] in said
 
 
