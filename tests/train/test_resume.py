@@ -21,7 +21,7 @@ from llama_fast.models import LLaMA, LlamaConfig, save
 from llama_fast.train.config import DataOptions, ModelOptions, OptimizerOptions, TrainConfig
 from llama_fast.train.run import TrainingRun
 from tests.paths import REPOSITORY
-from tests.ranks import on_ranks
+from tests.ranks import FORKED, on_ranks
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def rank_is_refused(rank: int, folder: Path, shards: str) -> None:
 
 def test_all_processes_of_a_second_run_end(tmp_path: Path, shards: str) -> None:
     hold(tmp_path / "run")
-    on_ranks(2, rank_is_refused, tmp_path, shards)
+    on_ranks(2, rank_is_refused, tmp_path, shards, method=FORKED)
 
 
 def test_a_file_system_without_locks(
