@@ -84,6 +84,7 @@ class TrainingRun:
         self.log = log = log if self.parallel.rank == 0 else _discard
         self._stop = StopSignals(log, only_process=self.parallel.world_size == 1)
         self._others_stop = False
+        self._saved_step: int | None = None
         if self.parallel.world_size > 1 and config.precision == "float16":
             raise ValueError("precision: expected float32 or bfloat16 on several processes")
         torch.manual_seed(config.seed)
@@ -200,6 +201,9 @@ class TrainingRun:
                 with logger:
                     while self.step < config.steps and not self._is_stopping:
                         metrics = self._step_and_save(logger, scorer)
+                    if self._is_stopping and self._saved_step != self.step:
+                        logger.flush()
+                        self.save()  # the signal arrived after the step's end
             finally:
                 self.checkpoints.wait()
             if self._is_stopping and self.step < config.steps:
@@ -240,7 +244,7 @@ class TrainingRun:
 
     def _finishes(self, work: Callable[[], object], name: str) -> bool:
         """See :meth:`StopSignals.finishes`; logs what is not finished."""
-        is_finished = self._stop.finishes(work)
+        is_finished = not self._is_stopping and self._stop.finishes(work)
         if not is_finished:
             self.log(f"step {self.step}: {name} not finished, because the run is to stop")
         return is_finished
@@ -395,6 +399,7 @@ class TrainingRun:
             "world_size": self.parallel.world_size,
             "device": self.device.type,
         }
+        self._saved_step = self.step
         self.checkpoints.save(self.step, dict(self._tensors()), state, asynchronous=True)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -428,7 +433,7 @@ class TrainingRun:
             torch.cuda.set_rng_state(random[f"random.cuda.{rank}"], self.device)
         self.loader.load_state_dict(state["loader"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step = checkpoint.step
+        self.step = self._saved_step = checkpoint.step
         self.log(f"step {self.step}: resuming from {checkpoint.path}")
 
 

@@ -6,6 +6,7 @@ of 30 seconds or so, SIGKILL, which no process can answer.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -78,7 +79,8 @@ class StopSignals:
             return
         self.received = signal.Signals(number)
         again = "; Ctrl-C again ends it without" if number == signal.SIGINT else ""
-        self._log(f"{self.received.name}: ending this step and saving{again}")
+        with contextlib.suppress(RuntimeError):  # the signal arrived within a print
+            self._log(f"{self.received.name}: ending this step and saving{again}")
         if self._may_abandon:
             raise _Abandoned
 
@@ -93,7 +95,7 @@ class StopSignals:
         try:
             try:
                 self._may_abandon = self._only_process
-                if self.received is None:
+                if self.received is None or not self._only_process:
                     work()
                     return True
             finally:

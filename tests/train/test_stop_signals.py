@@ -146,6 +146,41 @@ def test_validation_is_abandoned(tmp_path: Path, shards: str) -> None:
     assert TrainingRun(settings, log=lines.append).step == 2
 
 
+def test_a_signal_after_the_end_of_a_step_is_saved_too(tmp_path: Path, shards: str) -> None:
+    settings = config(tmp_path, shards)
+    run = TrainingRun(settings, log=lambda line: None)
+
+    def signal_late() -> bool:  # asked once it is known that no checkpoint is due
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    run._save_failed = signal_late  # type: ignore[method-assign]
+    with pytest.raises(TrainingStopped) as caught:
+        run.train()
+    assert caught.value.step == 1
+    assert TrainingRun(settings, log=lambda line: None).step == 1
+
+
+def test_processes_finish_what_others_may_wait_for() -> None:
+    """The signal may not have arrived at the others yet: they are in the same collectives."""
+    done = []
+    with StopSignals(lambda line: None, only_process=False) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.finishes(lambda: done.append(1)) and done
+    with StopSignals(lambda line: None) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not stop.finishes(lambda: done.append(2)) and done == [1]
+
+
+def test_a_log_that_cannot_be_written_to_is_no_reason_to_end_at_once() -> None:
+    def log(line: str) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+    with StopSignals(log) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received is signal.SIGINT
+
+
 def test_a_second_interrupt_ends_the_process_at_once() -> None:
     for only_process in (True, False):
         with StopSignals(lambda line: None, only_process=only_process) as stop:
