@@ -1,4 +1,4 @@
-"""Decoding of one text: `llama_fast.generate.Engine` compared with transformers' `generate`.
+"""Decoding of one text: `llama_fast.generation.Engine` compared with transformers' `generate`.
 
     python -m benchmarks.decode [--quick]        (part of `make bench-eval`)
 
@@ -22,7 +22,7 @@ import torch
 
 import llama_fast
 from llama_fast.data.fetch import smollm2_path
-from llama_fast.generate import Engine, GenerationRequest
+from llama_fast.generation import Engine, GenerationRequest
 from llama_fast.models import LLaMA
 from llama_fast.tokenizers import Tokenizer
 

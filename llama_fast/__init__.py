@@ -40,8 +40,9 @@ if not is_command():
     from llama_fast.ops.torch_functions import accelerate
 
 if TYPE_CHECKING:  # the names that the table below imports lazily
-    from llama_fast import generate, models
+    from llama_fast import models
     from llama_fast.eval import evaluate
+    from llama_fast.generation import generate
     from llama_fast.integrations.flash_attn import (
         flash_attn_func,
         flash_attn_kvpacked_func,
@@ -93,6 +94,7 @@ __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
         "llama_fast.eval": ("evaluate",),
+        "llama_fast.generation": ("generate",),
         "llama_fast.integrations": ("patch", "unpatch"),
         "llama_fast.integrations.flash_attn": (
             "flash_attn_func",
@@ -125,7 +127,7 @@ __getattr__, __dir__ = lazy_attributes(
     submodules=(
         "data",
         "eval",
-        "generate",
+        "generation",
         "info",
         "integrations",
         "models",

@@ -14,7 +14,7 @@ import pytest
 import llama_fast
 from llama_fast._lazy import is_command, lazy_attributes
 
-LAZY = ("data", "eval", "generate", "train", "models.checkpoints", "integrations.flash_attn")
+LAZY = ("data", "eval", "generation", "train", "models.checkpoints", "integrations.flash_attn")
 
 
 def run(script: str) -> str:

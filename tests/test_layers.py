@@ -27,7 +27,7 @@ LAYERS = (
     "data",
     "models",
     "integrations",
-    "generate",
+    "generation",
     "eval",
     "train",
     "llama_fast",  # the front door, `import llama_fast`: it gathers the public names
@@ -37,7 +37,7 @@ LAYERS = (
 )
 # What lies below and is not to be imported all the same.
 FORBIDDEN = {
-    ("generate", "integrations"): "what runs a model takes it as a Decoder",
+    ("generation", "integrations"): "what runs a model takes it as a Decoder",
     ("train", "eval"): "a scorer of benchmarks is a callback",
     ("benchmarks", "demo"): "the demo is a leaf",
 }
@@ -178,7 +178,7 @@ def test_kernels_import_the_reference_and_the_ground_floor_alone() -> None:
         ("data.new", "import llama_fast", "upwards from data to llama_fast"),
         ("train.new", "from llama_fast import rope", "upwards from train to llama_fast"),
         ("train.new", "from llama_fast.eval.engine import Scorer", "a scorer of benchmarks is a"),
-        ("generate.new", "from llama_fast.integrations import patch", "takes it as a Decoder"),
+        ("generation.new", "from llama_fast.integrations import patch", "takes it as a Decoder"),
         ("cli.new", "from llama_fast.demo.answer import ask", "only llama_fast.cli.demo may"),
         ("benchmarks.new", "from llama_fast.demo import kernels", "the demo is a leaf"),
         ("rooms.new", "", "expected a layer of the table, rooms is not in it"),

@@ -33,7 +33,7 @@ OUTSIDE |= {
     if path.suffix in (".md", ".png", ".html")
 }
 # Exported names that are not described by themselves: modules that have pages, and the version.
-MODULES = {"generate", "models", "nn", "losses", "__version__"}
+MODULES = {"models", "nn", "losses", "__version__"}
 LINK = re.compile(r"(\]\()([^)\s#]+)")
 
 

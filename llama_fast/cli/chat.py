@@ -96,7 +96,7 @@ class Chat:
         self, model: Decoder, tokenizer: Tokenizer, template: ChatTemplate, args: argparse.Namespace
     ) -> None:
         from llama_fast.data.chat import end_ids, end_of_turn
-        from llama_fast.generate import Engine
+        from llama_fast.generation import Engine
 
         self._engine = Engine(model, tokenizer, max_batch=1, keep_finished=1)
         self._tokenizer, self._template, self._args = tokenizer, template, args
@@ -113,7 +113,7 @@ class Chat:
 
     def answer(self, line: str) -> None:
         """Print the model's answer while it is generated, and keep both turns."""
-        from llama_fast.generate import GenerationRequest
+        from llama_fast.generation import GenerationRequest
 
         messages = [*self.messages, {"role": "user", "content": line}]
         tokens = self._template.prompt(messages, self._tokenizer)

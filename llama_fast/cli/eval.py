@@ -157,22 +157,19 @@ def _show(
 
 def _scores(results: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     """Return the score of each task and group: value, standard error, metric, questions."""
-    from llama_fast.eval.report.scores import score_of
+    from llama_fast.eval.report.scores import scores_of
 
-    found = {}
-    rows = {**results.get("results", {}), **results.get("groups", {})}
-    for task, row in rows.items():
-        score = score_of(row, keys.get(task))
-        asked = results.get("n-samples", {}).get(task, {})
-        if score is not None:
-            found[task] = {
-                "value": score.value,
-                "stderr": score.stderr,
-                "metric": score.key,
-                "percent": score.percent,
-                "questions": asked.get("effective"),
-            }
-    return found
+    asked = results.get("n-samples", {})
+    return {
+        task: {
+            "value": score.value,
+            "stderr": score.stderr,
+            "metric": score.key,
+            "percent": score.percent,
+            "questions": asked.get(task, {}).get("effective"),
+        }
+        for task, score in scores_of(results, keys).items()
+    }
 
 
 def _add_tasks(group: argparse._ArgumentGroup) -> None:

@@ -81,8 +81,8 @@ class Generate(Command):
         places, prompts = zip(*_prompts(args), strict=True)
         model, tokenizer = load_for_generation(args)
         from llama_fast.data.chat import end_ids
-        from llama_fast.generate import Engine
-        from llama_fast.generate.requests import check_length
+        from llama_fast.generation import Engine
+        from llama_fast.generation.requests import check_length
 
         engine = Engine(model, tokenizer, max_batch=args.batch)
         ends = end_ids(tokenizer)
@@ -140,7 +140,7 @@ def read_prompts(path: Path) -> Iterator[tuple[str, str]]:
 def _request(
     args: argparse.Namespace, tokenizer: Any, ends: Sequence[int], number: int, text: str
 ) -> Any:
-    from llama_fast.generate import GenerationRequest
+    from llama_fast.generation import GenerationRequest
 
     return GenerationRequest(
         tokenizer.encode_prompt(text, special=args.special),

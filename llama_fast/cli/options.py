@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama_fast.generate import SamplingOptions
+    from llama_fast.generation import SamplingOptions
     from llama_fast.models.decoder import Decoder
     from llama_fast.tokenizers import Tokenizer
 
@@ -195,7 +195,7 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
 
 def sampling_options(args: argparse.Namespace, seed: int | None) -> SamplingOptions:
     """Return the sampling options of the arguments, with another seed."""
-    from llama_fast.generate import SamplingOptions
+    from llama_fast.generation import SamplingOptions
 
     return SamplingOptions(
         temperature=args.temperature,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 import llama_fast
-from llama_fast.generate import generate
+from llama_fast.generation import generate
 from llama_fast.models import LLaMA
 from llama_fast.tokenizers import Tokenizer
 

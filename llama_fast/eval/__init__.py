@@ -1,5 +1,5 @@
-"""Evaluation of language models."""
+"""Evaluation of language models: next-token accuracy, and scores on benchmarks."""
 
-from .accuracy import evaluate
+from .evaluation import evaluate
 
 __all__ = ["evaluate"]

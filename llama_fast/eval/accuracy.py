@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def evaluate(
+def next_token_accuracy(
     model: nn.Module, dataloader: Iterable[tuple[Tensor, Tensor]], *, ignore_index: int = -100
 ) -> float:
     """The share of targets to which the model assigns the highest probability of all tokens.

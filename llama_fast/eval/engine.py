@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llama_fast.eval.trie import Node, Tokens, build
-from llama_fast.generate.paged_cache import PackedStep, PagedCache, SequenceSlots
+from llama_fast.generation.paged_cache import PackedStep, PagedCache, SequenceSlots
 from llama_fast.models.decoder import Decoder
 from llama_fast.ops import linear_cross_entropy
 

@@ -35,9 +35,9 @@ from llama_fast.eval.request_cache import (
     settings_of,
     vocabulary_of,
 )
-from llama_fast.generate.engine import Engine
-from llama_fast.generate.requests import GenerationRequest, GenerationResult
-from llama_fast.generate.sampling import SamplingOptions
+from llama_fast.generation.engine import Engine
+from llama_fast.generation.requests import GenerationRequest, GenerationResult
+from llama_fast.generation.sampling import SamplingOptions
 from llama_fast.integrations.any_model import decoder_of
 from llama_fast.models.decoder import Decoder
 from llama_fast.models.loading import check_vocabulary

@@ -55,7 +55,7 @@ def rope_frequencies(config: LlamaConfig, device: torch.device | None = None) ->
 
 
 class AttentionStep(Protocol):
-    """New tokens of sequences with cached keys and values; see ``llama_fast.generate``.
+    """New tokens of sequences with cached keys and values; see ``llama_fast.generation``.
 
     Attributes:
         positions: (S,) int64, position of each new token in its sequence.

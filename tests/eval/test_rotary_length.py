@@ -10,7 +10,7 @@ import torch
 
 import llama_fast
 from llama_fast.eval.engine import Likelihood, Scorer
-from llama_fast.generate import Engine, GenerationRequest
+from llama_fast.generation import Engine, GenerationRequest
 from llama_fast.integrations.any_model import decoder_of
 from tests.eval.test_harness import tiny
 

@@ -101,7 +101,7 @@ def test_a_text_ends_with_any_of_the_models_end_tokens(tmp_path: Path) -> None:
     model = LLaMA(replace(LlamaConfig.preset("debug"), vocab_size=words.vocab_size)).eval()
     prompt = words.encode("Once upon a time")
     with torch.no_grad():
-        ids = llama_fast.generate.generate(model, torch.tensor([prompt]), 8, temperature=0.0)
+        ids = llama_fast.generate(model, torch.tensor([prompt]), 8, temperature=0.0)
     new = ids[0, len(prompt) :].tolist()
     last = next(i for i in range(1, 8) if new[i] not in new[:i])
     words.add_end_ids([new[last]])
@@ -138,7 +138,7 @@ def test_a_turn_ends_alike_for_all_commands(form: str, tmp_path: Path) -> None:
     model = LLaMA(LlamaConfig(words.vocab_size, 8, 2, 1, ffn_dim=8, tie_embeddings=False)).eval()
     prompt = torch.tensor([words.prepend_bos(words.encode("Hi"))])
     with torch.no_grad():
-        first = llama_fast.generate.generate(model, prompt, 1, temperature=0.0)[0, -1].item()
+        first = llama_fast.generate(model, prompt, 1, temperature=0.0)[0, -1].item()
         model.head_weight[[first, eot]] = model.head_weight[[eot, first]].clone()
     lm = HarnessModel(model, words, device="cpu")
     request = Instance("generate_until", {}, ("Hi", {"max_gen_toks": 4, "until": []}), 0)
@@ -153,7 +153,7 @@ def test_a_turn_ends_alike_for_all_commands(form: str, tmp_path: Path) -> None:
     assert (
         {*chat._stop_ids} == {*asked.stop_ids} == {*lm._generation(request, 0)[1].stop_ids} == ends
     )
-    (result,) = llama_fast.generate.Engine(model, words).generate([asked])
+    (result,) = llama_fast.generation.Engine(model, words).generate([asked])
     assert result.finish_reason == "stop" and len(result.tokens) <= 1
 
 

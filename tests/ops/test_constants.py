@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llama_fast._out_of_memory import is_out_of_memory
-from llama_fast.generate import fast_decode
+from llama_fast.generation import fast_decode
 from llama_fast.ops import _output_cache
 from llama_fast.ops.backends import library
 from llama_fast.reference import philox

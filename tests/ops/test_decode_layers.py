@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from llama_fast import use_backend
-from llama_fast.generate.fast_decode import FastDecode
-from llama_fast.generate.paged_cache import DecodeStep, PagedCache
+from llama_fast.generation.fast_decode import FastDecode
+from llama_fast.generation.paged_cache import DecodeStep, PagedCache
 from llama_fast.models import LLaMA, LlamaConfig
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

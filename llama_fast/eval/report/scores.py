@@ -113,3 +113,15 @@ def score_of(row: Mapping[str, Any], key: str | None = None) -> Score | None:
         share or is_squad,
         scale,
     )
+
+
+def scores_of(results: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Score]:
+    """Task or group -> its score, for those that have one.
+
+    Args:
+        results: the harness's results.
+        keys: task -> `metric,filter` of its score; others are chosen by :data:`PREFERRED`.
+    """
+    rows = {**results.get("results", {}), **results.get("groups", {})}
+    found = {task: score_of(row, keys.get(task)) for task, row in rows.items()}
+    return {task: score for task, score in found.items() if score is not None}

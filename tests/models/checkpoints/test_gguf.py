@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from llama_fast.generate import generate
+from llama_fast.generation import generate
 from llama_fast.models import CheckpointError, LlamaConfig, load
 from llama_fast.models.checkpoints.gguf import _ELEMENTS_AT_ONCE, _dequantized
 from tests.models.oracle import frequencies

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_fast.generate import generate
+from llama_fast.generation import generate
 from llama_fast.models import CheckpointError, LLaMA, LlamaConfig, load
 from tests.paths import data_file
 

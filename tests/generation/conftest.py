@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from llama_fast.generate import GenerationRequest
+from llama_fast.generation import GenerationRequest
 from llama_fast.models import LLaMA, LlamaConfig, load
 from llama_fast.tokenizers import ByteTokenizer, Tokenizer
 from tests.paths import data_file, mirror, smollm2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gguf
 import pytest
 
-from llama_fast.generate.text import TextStream
+from llama_fast.generation.text import TextStream
 from llama_fast.tokenizers import ByteTokenizer, Tokenizer, from_gguf, load_tokenizer
 from tests.paths import data_file, smollm2
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama_fast.generate.sampling import SamplingOptions, adjusted, next_tokens
+from llama_fast.generation.sampling import SamplingOptions, adjusted, next_tokens
 
 V = 300
 

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from llama_fast.generate import Engine, GenerationRequest, GenerationResult, SamplingOptions
+from llama_fast.generation import Engine, GenerationRequest, GenerationResult, SamplingOptions
 from llama_fast.models import LLaMA
 from llama_fast.tokenizers import Tokenizer
 

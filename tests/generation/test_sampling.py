@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llama_fast.generate import Engine, GenerationRequest, generate, stream
+from llama_fast.generation import Engine, GenerationRequest, generate, stream
 from llama_fast.models import LLaMA, LlamaConfig
 from llama_fast.tokenizers import ByteTokenizer
 
@@ -130,3 +130,12 @@ def test_errors(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         generate(model, tokens, number, **options)
+
+
+def test_without_a_number_of_tokens_it_adds_256_or_what_fits() -> None:
+    torch.manual_seed(0)
+    options = {"vocab_size": 64, "embed_dim": 32, "num_heads": 2, "num_layers": 1}
+    for max_seq_len, expected in ((300, 256), (20, 18), (2, 0)):
+        model = LLaMA(**options, max_seq_len=max_seq_len).eval()
+        assert generate(model, [1, 2]).shape == (2 + expected,)
+        assert len(list(stream(model, [1, 2]))) == expected

@@ -16,12 +16,13 @@ from .paged_cache import DecodeStep, PackedStep, PagedCache, SequenceSlots
 from .sampling import SamplingOptions, next_tokens
 
 _PAGE_SIZE = 16
+_MAX_NEW_TOKENS = 256  # as on the command line
 
 
 def generate(
     model: LLaMA,
     tokens: Tensor | Sequence[int],
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     *,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -37,7 +38,8 @@ def generate(
     Args:
         model: the model; call ``model.eval()`` first, as dropout is active in training mode.
         tokens: ids of prompts of the same length S >= 1: (B,S), or (S,) or a list for one prompt.
-        max_new_tokens: largest number of tokens to add.
+        max_new_tokens: largest number of tokens to add; None: 256, or as many as the model's
+            max_seq_len leaves room for.
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see :class:`SamplingOptions`;
             by default the most likely token is taken.
         stop_ids: a row ends with the first of these ids, and is padded with it while other rows
@@ -55,7 +57,7 @@ def generate(
     Example:
         >>> model, tokenizer = llama_fast.models.load("SmolLM2-135M-Instruct.Q4_1.gguf")
         >>> prompt = tokenizer.encode("The capital of France is")
-        >>> tokenizer.decode(generate(model, prompt, 2).tolist())
+        >>> tokenizer.decode(llama_fast.generate(model, prompt, 2).tolist())
         'The capital of France is Paris.'
     """
     prompts = _rows(tokens, model)
@@ -79,7 +81,7 @@ def generate(
 def stream(
     model: LLaMA,
     tokens: Tensor | Sequence[int],
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     *,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -98,6 +100,8 @@ def stream(
     B, S = seen.shape
     if S == 0:
         raise ValueError(f"tokens: expected at least one token a row, got shape {(B, S)}")
+    if max_new_tokens is None:
+        max_new_tokens = max(0, min(_MAX_NEW_TOKENS, model.config.max_seq_len - S))
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens: expected a number >= 0, got {max_new_tokens}")
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_fast.generate import Engine, GenerationRequest
+from llama_fast.generation import Engine, GenerationRequest
 from llama_fast.models import LLaMA, load, save
 from llama_fast.tokenizers import Tokenizer, load_tokenizer
 from tests.paths import data_file
