@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_fast._terminal import show
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import add_json, add_out, print_json, tables
+
+if TYPE_CHECKING:
+    from llama_fast.data.check import Search
 
 
 class Check(Command):
@@ -41,16 +45,15 @@ class Check(Command):
         parser.add_argument(
             "--min-length",
             type=int,
-            default=11,
             metavar="L",
-            help="minimum length of a match in tokens (default: 11; use about 50 for bytes)",
+            help="minimum length of a match in tokens (default: 11 as in Llama 2, or 44 bytes if "
+            "tokens are smaller than 2.5 bytes)",
         )
         parser.add_argument(
             "--skips",
             type=int,
-            default=4,
             metavar="N",
-            help="tokens of a match that may differ (default: 4)",
+            help="tokens of a match that may differ (default: 4, or in proportion to L)",
         )
         parser.add_argument(
             "--no-secrets", action="store_true", help="look for benchmark questions only"
@@ -83,16 +86,16 @@ class Check(Command):
             overlap, secrets = None, {}
             if args.against:
                 benchmarks = checks.read_benchmarks(args.against, fields)
-                options = {"min_length": args.min_length, "skips": args.skips}
+                search = checks.prepare_search(tokenizer, benchmarks, args.min_length, args.skips)
+                if search.says_nothing and "contaminated" in drop:
+                    raise ValueError(_too_short(search))
                 with screen.bar("Comparing with benchmarks", "tokens") as progress:
-                    overlap = checks.find_overlap(
-                        shards, tokenizer, benchmarks, progress=progress, **options
-                    )
-                report = checks.contamination_report(
-                    shards, benchmarks, overlap, fields=fields, **options
-                )
+                    overlap = checks.find_overlap(shards, search, progress)
+                report = checks.contamination_report(shards, benchmarks, overlap, search, fields)
                 reports[checks.CONTAMINATION] = report
                 screen.console.print(_contamination_table(report))
+                if not math.isnan(search.bytes_per_token):
+                    screen.console.print(_rule_line(search), markup=False)
             if not args.no_secrets:
                 with screen.bar("Looking for secrets", "documents") as progress:
                     secrets = checks.find_all_secrets(shards, tokenizer, progress)
@@ -154,8 +157,36 @@ def _contamination_table(report: dict[str, Any]) -> Any:
         rows.append([benchmark["name"], f"{len(questions):,}", f"{100 * mean:.1f} %", *counts])
     columns = ("benchmark", "questions", "contamination", "clean (<20 %)", "not clean",
                "not dirty", "dirty (≥80 %)")  # fmt: skip
-    title = f"Matches of {report['min_length']} tokens or more, at most {report['skips']} differing"
-    return _table(title, columns, rows)
+    return _table("Benchmark questions in the training data", columns, rows)
+
+
+def _rule_line(search: Search) -> str:
+    """Return the rule of a match as a sentence, with the reason for its length."""
+    from llama_fast.data.contamination import MatchRule
+
+    rule, size = search.rule, search.bytes_per_token
+    if search.says_nothing:
+        why = ": so short that any text has them, the shares above say nothing"
+    elif rule == MatchRule():
+        why = ": the rule of the Llama 2 paper"
+    else:
+        why = ""
+    return (
+        f"A match has {rule.min_length} tokens or more; the first {rule.exact} are equal, and "
+        f"{rule.skips} may differ. Tokens of these questions have {size:.1f} bytes on average, so "
+        f"this is about {rule.min_length * size:.0f} bytes{why}"
+    )
+
+
+def _too_short(search: Search) -> str:
+    from llama_fast.data.contamination import MIN_BYTES
+
+    size, length = search.bytes_per_token, search.rule.min_length
+    return (
+        f"--min-length: expected at least {math.ceil(MIN_BYTES / size)} with --drop contaminated "
+        f"(tokens of these questions have {size:.1f} bytes on average, and shorter matches are in "
+        f"any text), got {length}"
+    )
 
 
 def _secrets_table(report: dict[str, Any], shown: int = 5) -> Any:

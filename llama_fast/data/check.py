@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_fast.data.contamination import Overlap, QuestionIndex, subsets
+from llama_fast.data.contamination import MIN_BYTES, MatchRule, Overlap, QuestionIndex, subsets
 from llama_fast.data.questions import QuestionText, read_questions
 from llama_fast.data.secrets import EMAIL, Finding, find_secrets
 from llama_fast.data.shards import ShardWriter, TokenShards
@@ -47,30 +48,66 @@ def read_benchmarks(names: Sequence[str], fields: Sequence[str] | None) -> list[
     return benchmarks
 
 
-def find_overlap(
-    shards: TokenShards,
+@dataclass(frozen=True)
+class Search:
+    """The questions as tokens, and what counts as a match with them.
+
+    Attributes:
+        questions: token ids of each question.
+        bytes_per_token: mean number of bytes of a token in the questions; NaN without tokens.
+        rule: what counts as a match.
+    """
+
+    questions: list[list[int]]
+    bytes_per_token: float
+    rule: MatchRule
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether matches are so short that they are found in any text."""
+        return self.rule.min_length * self.bytes_per_token < MIN_BYTES
+
+
+def prepare_search(
     tokenizer: Tokenizer,
     benchmarks: Sequence[BenchmarkQuestions],
-    *,
-    min_length: int,
-    skips: int,
-    progress: Progress,
-) -> Overlap:
-    """Compute the contamination of all questions of the benchmarks.
+    min_length: int | None = None,
+    skips: int | None = None,
+) -> Search:
+    """Encode the questions and choose the lengths of a match by the size of their tokens.
+
+    Args:
+        tokenizer: the tokenizer of the shards.
+        benchmarks: the benchmarks whose questions are searched for.
+        min_length, skips: see :meth:`MatchRule.of`.
+
+    Raises:
+        ValueError: `min_length` is below 1, or `skips` is negative.
+    """
+    texts = [q.text for benchmark in benchmarks for q in benchmark.questions]
+    ids = [tokenizer.encode(text) for text in texts]
+    tokens, size = sum(map(len, ids)), sum(len(text.encode()) for text in texts)
+    bytes_per_token = size / tokens if tokens else math.nan
+    return Search(ids, bytes_per_token, MatchRule.of(bytes_per_token, min_length, skips))
+
+
+def find_overlap(shards: TokenShards, search: Search, progress: Progress) -> Overlap:
+    """Compute the contamination of all questions.
 
     Args:
         shards: the training data.
-        tokenizer: the tokenizer of the shards.
-        benchmarks: the benchmarks whose questions are searched for.
-        min_length, skips: see :class:`QuestionIndex`.
+        search: the questions, from :func:`prepare_search`.
         progress: called as ``progress(tokens done, number of tokens, "")``.
     """
-    ids = [tokenizer.encode(q.text) for benchmark in benchmarks for q in benchmark.questions]
-    return QuestionIndex(ids, min_length=min_length, skips=skips).scan(shards, progress)
+    return QuestionIndex(search.questions, search.rule).scan(shards, progress)
 
 
 def contamination_report(
-    shards: TokenShards, benchmarks: Sequence[BenchmarkQuestions], overlap: Overlap, **options: Any
+    shards: TokenShards,
+    benchmarks: Sequence[BenchmarkQuestions],
+    overlap: Overlap,
+    search: Search,
+    fields: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Content of `contamination.json`: each question's file, row, contamination and subsets."""
     members = subsets(overlap.fractions)
@@ -89,7 +126,14 @@ def contamination_report(
         counts = {name: sum(name in row["subsets"] for row in rows) for name in members}
         report.append({"name": benchmark.name, "counts": counts, "questions": rows})
     source = {"folder": str(shards.folder), "content_sha256": shards.content_sha256}
-    return {"shards": source, **options, "benchmarks": report}
+    size = search.bytes_per_token
+    return {
+        "shards": source,
+        "fields": fields,
+        "bytes_per_token": None if math.isnan(size) else size,
+        **asdict(search.rule),
+        "benchmarks": report,
+    }
 
 
 def find_all_secrets(

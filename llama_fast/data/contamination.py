@@ -6,6 +6,9 @@ among the first `EXACT` tokens or the last. The contamination of a question is t
 tokens that are part of a match, including the positions that differ (Touvron et al. 2023,
 "Llama 2", arXiv:2307.09288, appendix A.6).
 
+The paper's lengths are those of a tokenizer with about 4 bytes a token. Where tokens are smaller,
+11 of them are in any text (11 bytes: " that they "), so the lengths grow; see :class:`MatchRule`.
+
 The questions, the smaller side, are indexed; the shards are read once. A match begins with `EXACT`
 equal tokens, so looking up their hash finds every candidate. Candidates are then compared token by
 token, so a hash collision cannot cause a match.
@@ -26,6 +29,11 @@ from llama_fast.data.shards import TokenShards
 EXACT = 10  # tokens at the beginning of a match that may not differ
 MIN_LENGTH = 11  # "longer than 10 tokens"
 SKIPS = 4
+BYTES_PER_TOKEN = 4.0  # of Llama 2's tokenizer in English
+SMALL_TOKENS = 2.5  # bytes a token below which the lengths are adjusted
+MIN_BYTES = (
+    25  # shorter matches are chance: MMLU has 0.08 % of its questions in Shakespeare, at 20 2 %
+)
 CLEAN, DIRTY = 0.2, 0.8  # a question is clean below the first contamination, dirty from the second
 SUBSETS = ("clean", "not clean", "not dirty", "dirty")
 SIGNIFICANT = 2.0  # |Z| above which a subset's score differs by more than chance
@@ -34,6 +42,55 @@ CHUNK = 1 << 20  # training tokens hashed at a time
 PAIRS = 1 << 18  # candidate pairs compared at a time
 
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MatchRule:
+    """What counts as a match.
+
+    Attributes:
+        min_length: minimum number of tokens in a match, L in the paper.
+        skips: maximum number of positions in a match that may differ.
+        exact: number of tokens at the beginning that must be equal.
+    """
+
+    min_length: int = MIN_LENGTH
+    skips: int = SKIPS
+    exact: int = EXACT
+
+    @classmethod
+    def of(
+        cls, bytes_per_token: float, min_length: int | None = None, skips: int | None = None
+    ) -> MatchRule:
+        """Return the paper's rule, with lengths in proportion where tokens are small.
+
+        Args:
+            bytes_per_token: mean number of bytes (UTF-8) of a token in the questions. Below
+                :data:`SMALL_TOKENS`, the paper's numbers of tokens are multiplied by
+                ``BYTES_PER_TOKEN / bytes_per_token``: 44 bytes for tokens of one byte.
+            min_length, skips: numbers to use instead.
+
+        Raises:
+            ValueError: `min_length` is below 1, or `skips` is negative.
+        """
+        factor = BYTES_PER_TOKEN / bytes_per_token if bytes_per_token < SMALL_TOKENS else 1.0
+        exact, length = round(factor * EXACT), round(factor * MIN_LENGTH)
+        if min_length is not None:
+            length, exact = min_length, min(exact, min_length)
+        rule = cls(length, round(factor * SKIPS) if skips is None else skips, exact)
+        rule.check()
+        return rule
+
+    def check(self) -> None:
+        """Raise ValueError for a number outside its range."""
+        if self.min_length < 1:
+            raise ValueError(f"min_length: expected at least 1, got {self.min_length}")
+        if self.skips < 0:
+            raise ValueError(f"skips: expected a number >= 0, got {self.skips}")
+        if not 1 <= self.exact <= self.min_length:
+            raise ValueError(
+                f"exact: expected a number from 1 to {self.min_length}, got {self.exact}"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,34 +119,24 @@ class Overlap:
 
 
 class QuestionIndex:
-    """Index of all sequences of `EXACT` tokens in the questions.
+    """Index of the sequences of tokens in the questions with which a match may begin.
 
     Args:
         questions: token ids of each question, without begin and end.
-        min_length: minimum number of tokens in a match, L in the paper. If it is below `EXACT`,
-            only that many tokens at the beginning must be equal.
-        skips: maximum number of positions in a match that may differ.
+        rule: what counts as a match.
 
     Raises:
-        ValueError: `min_length` is below 1, or `skips` is negative.
+        ValueError: a number of `rule` is outside its range.
 
     Example:
-        >>> QuestionIndex([[1, 2, 3, 4]], min_length=3).scan(TokenShards("shards")).fractions
+        >>> index = QuestionIndex([[1, 2, 3, 4]], MatchRule(min_length=3, exact=3))
+        >>> index.scan(TokenShards("shards")).fractions
     """
 
-    def __init__(
-        self,
-        questions: Sequence[Sequence[int]],
-        *,
-        min_length: int = MIN_LENGTH,
-        skips: int = SKIPS,
-    ) -> None:
-        if min_length < 1:
-            raise ValueError(f"min_length: expected at least 1, got {min_length}")
-        if skips < 0:
-            raise ValueError(f"skips: expected a number >= 0, got {skips}")
-        self.min_length, self.skips = min_length, skips
-        self.exact = min(EXACT, min_length)
+    def __init__(self, questions: Sequence[Sequence[int]], rule: MatchRule | None = None) -> None:
+        rule = rule or MatchRule()
+        rule.check()
+        self.min_length, self.skips, self.exact = rule.min_length, rule.skips, rule.exact
         self.lengths = np.array([len(ids) for ids in questions], dtype=np.int64)
         self.ends = np.cumsum(self.lengths)
         self.tokens = np.concatenate([np.empty(0, np.int64), *map(np.asarray, questions)])
@@ -101,7 +148,7 @@ class QuestionIndex:
         self._factors = generator.integers(0, 1 << 63, self.exact, dtype=np.uint64) * 2 + 1
         hashes = self._hash(self.tokens)
         starts = np.arange(len(hashes))
-        fits = self.ends[self._question(starts)] - starts >= min_length
+        fits = self.ends[self._question(starts)] - starts >= self.min_length
         starts, hashes = starts[fits], hashes[fits]
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._starts = hashes[order], starts[order]

@@ -6,11 +6,18 @@ Findings are masked: only the prefix that all values of a kind share is shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 EMAIL = "email"
-_CARD = "credit card"
+
+# What a value is assigned to, in any case and with any prefix, such as DB_PASSWORD.
+_NAMES = (
+    r"(?i:password|passwd|passphrase|pwd|secret|api_?key|access_?key|secret_?key|access_?token|"
+    r"auth_?token)"
+)
+# A word without quotes, its last character no full stop; no call, index or template follows.
+_WORD = r"[\w!#$%&*+./=?@^~-]{7,127}[\w!#$%&*+/=?@^~-](?![\w(\[{])"
 
 
 @dataclass(frozen=True)
@@ -21,15 +28,43 @@ class SecretPattern:
         pattern: matches a value; if it has a group "value", that group is the value.
         needs: a string that every match contains; searching for it first is much faster.
         shown: length of the prefix that all values of the kind share.
+        accepts: tells a value from what only looks like one.
     """
 
     pattern: re.Pattern[str]
     needs: str = ""
     shown: int = 0
+    accepts: Callable[[str], bool] = bool
 
 
-def _pattern(pattern: str, needs: str = "", shown: int = 0) -> SecretPattern:
-    return SecretPattern(re.compile(pattern), needs, shown)
+def is_card_number(text: str) -> bool:
+    """Whether a text has 13 to 19 digits and the last is the Luhn check digit of the others.
+
+    Source: ISO/IEC 7812-1, annex B.
+    """
+    digits = [int(c) for c in reversed(text) if c.isdigit()]
+    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
+        return False
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
+    return (sum(digits[::2]) + sum(doubled)) % 10 == 0
+
+
+def is_mixed(word: str) -> bool:
+    """Whether a word without quotes is a password rather than a word or a name in a program.
+
+    It has letters and digits, or a sign between letters, and is no variable (`$HOME_2`), no
+    attribute (`config.token_v2`) and no placeholder.
+    """
+    if re.match(r"[$%*]|your|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$", word):
+        return False
+    has_both = re.search(r"[A-Za-z]", word) and re.search(r"\d", word)
+    return bool(has_both or re.search(r"[A-Za-z][!#$%&*@^][A-Za-z]", word))
+
+
+def _pattern(
+    pattern: str, needs: str = "", shown: int = 0, accepts: Callable[[str], bool] = bool
+) -> SecretPattern:
+    return SecretPattern(re.compile(pattern), needs, shown, accepts)
 
 
 PATTERNS = {
@@ -58,14 +93,28 @@ PATTERNS = {
     ),
     # Visa, Mastercard, Discover, JCB, Diners Club, American Express (ISO/IEC 7812 prefixes), as one
     # number or in the groups printed on the card.
-    _CARD: _pattern(
+    "credit card": _pattern(
         r"(?<![\w.-])(?=4|5[1-5]|2[2-7]|6|3[04-9])"
         r"(?:\d{13,19}|\d{4}(?P<gap>[ -])\d{4}(?P=gap)\d{4}(?P=gap)\d{4}|\d{4}[ -]\d{6}[ -]\d{4,5})"
-        r"(?!\w|[.-]\d)"
+        r"(?!\w|[.-]\d)",
+        accepts=is_card_number,
     ),
     "password": _pattern(
-        r"(?i:password|passwd|pwd|secret|api_?key|access_?token|auth_?token)[\"']?\s{0,8}[:=]\s{0,8}"
+        _NAMES + r"[\"']?\s{0,8}[:=]\s{0,8}"
         r"(?P<quote>[\"'])(?P<value>(?!\*|<|\$|%|\{|your)[^\"'\n]{6,128})(?P=quote)"
+    ),
+    "password without quotes": _pattern(
+        _NAMES + r"(?:[ \t]{0,8}[:=]|[ \t]is)[ \t]{0,8}" + rf"(?P<value>{_WORD})",
+        accepts=is_mixed,
+    ),
+    "token": _pattern(
+        r"(?<![A-Za-z])(?i:token)[ \t]{0,8}[:=][ \t]{0,8}" + rf"(?P<value>{_WORD})",
+        accepts=lambda word: len(word) >= 16 and is_mixed(word),
+    ),
+    "password in an address": _pattern(
+        r"(?<!\w)[a-z][a-z0-9+]{1,15}://[\w.%+-]{1,64}:(?P<value>(?!\*|<|\$|\{|your)[^\s:/@\"'<>]{6,128})"
+        r"@\w",
+        needs="://",
     ),
 }  # fmt: skip
 
@@ -90,17 +139,5 @@ def find_secrets(text: str) -> Iterator[Finding]:
             continue
         for match in secret.pattern.finditer(text):
             value = match["value"] if "value" in match.re.groupindex else match[0]
-            if kind != _CARD or is_card_number(value):
+            if secret.accepts(value):
                 yield Finding(kind, f"{value[: secret.shown]}... ({len(value)} characters)")
-
-
-def is_card_number(text: str) -> bool:
-    """Whether a text has 13 to 19 digits and the last is the Luhn check digit of the others.
-
-    Source: ISO/IEC 7812-1, annex B.
-    """
-    digits = [int(c) for c in reversed(text) if c.isdigit()]
-    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
-        return False
-    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
-    return (sum(digits[::2]) + sum(doubled)) % 10 == 0

@@ -144,6 +144,27 @@ def test_bad_input_is_one_line(
     assert "drop: expected --against" in capsys.readouterr().err
 
 
+def test_matches_of_byte_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lengths in proportion, said; documents are not dropped for matches that any text has."""
+    out, benchmark = tmp_path / "s", str(data_file("hub/openai/gsm8k/main/test.jsonl"))
+    play = str(data_file("corpora/tinyshakespeare.txt"))
+    assert main(["tokenize", play, "--tokenizer", "byte", "--out", str(out)]) == 0
+    capsys.readouterr()
+    command = ["data", "check", str(out), "--against", benchmark, "--fields", "question"]
+    assert main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "A match has 44 tokens or more; the first 40 are equal, and 16 may differ." in said
+    assert "have 1.0 bytes on average, so this is about 44 bytes" in said
+    assert main([*command, "--min-length", "11"]) == 0
+    assert "so short that any text has them" in " ".join(capsys.readouterr().out.split())
+    new = tmp_path / "new"
+    drop = ["--min-length", "11", "--drop", "contaminated", "--out", str(new)]
+    assert main([*command, *drop]) == 2 and not new.exists()
+    error = capsys.readouterr().err
+    assert "--min-length: expected at least 25 with --drop contaminated (tokens of these" in error
+    assert error.endswith("got 11\n") and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_plant(tmp_path: Path, kind: str) -> None:
     lines = data_file("corpora/tinyshakespeare.txt").read_text()[:20_000].splitlines()

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from llama_fast.data import ShardWriter, TokenShards, contamination
-from llama_fast.data.contamination import QuestionIndex, is_affected, split_scores, subsets
+from llama_fast.data.check import find_overlap, prepare_search, read_benchmarks
+from llama_fast.data.contamination import (
+    MatchRule,
+    QuestionIndex,
+    is_affected,
+    split_scores,
+    subsets,
+)
 from llama_fast.data.documents import DataError
 from llama_fast.data.questions import read_questions
 from llama_fast.tokenizers import load_tokenizer
@@ -64,7 +71,7 @@ def test_is_the_definition(tmp_path: Path, seed: int, monkeypatch: pytest.Monkey
         documents.append(around[0] + piece + around[1])
     length, skips = int(draw.integers(1, 15)), int(draw.integers(0, 5))
     shards = write(tmp_path / "s", documents, vocab, shard_tokens=60)
-    found = QuestionIndex(questions, min_length=length, skips=skips).scan(shards)
+    found = QuestionIndex(questions, MatchRule(length, skips, min(10, length))).scan(shards)
     counts, pairs = by_definition(questions, documents, length, skips)
     assert found.contaminated.tolist() == counts
     assert found.tokens.tolist() == [len(q) for q in questions]
@@ -98,9 +105,9 @@ def test_real_questions_in_shakespeare(tmp_path: Path) -> None:
     assert (np.delete(found.fractions, chosen) < 0.2).all()
 
     # Either part of the third is shorter than 36 tokens; one skip less ends the second at place 30.
-    longer = QuestionIndex(questions, min_length=36).scan(shards)
+    longer = QuestionIndex(questions, MatchRule(36)).scan(shards)
     assert longer.contaminated[chosen].tolist() == [len(whole), len(within), 0, len(early) - 6]
-    strict = QuestionIndex(questions, skips=3).scan(shards)
+    strict = QuestionIndex(questions, MatchRule(skips=3)).scan(shards)
     assert strict.contaminated[chosen[1]] == len(within) - 1
 
 
@@ -111,10 +118,40 @@ def test_other_text_is_clean(tmp_path: Path) -> None:
     speeches = [tokenizer.encode(s) for s in play.split("\n\n")]
     shards = write(tmp_path / "s", speeches, 257, shard_tokens=10_000)
     texts = [q.text for q in read_questions(data_file("hub/openai/gsm8k/main/test.jsonl"))][:99]
-    arithmetic = QuestionIndex([tokenizer.encode(t) for t in texts], min_length=40).scan(shards)
+    arithmetic = QuestionIndex([tokenizer.encode(t) for t in texts], MatchRule.of(1.0)).scan(shards)
     assert not arithmetic.contaminated.any() and not len(arithmetic.pairs)
-    long = [s for s in speeches if len(s) >= 40]
-    assert (QuestionIndex(long, min_length=40).scan(shards).fractions == 1).all()
+    long = [s for s in speeches if len(s) >= 44]
+    assert (QuestionIndex(long, MatchRule.of(1.0)).scan(shards).fractions == 1).all()
+
+
+def test_the_rule_grows_where_tokens_are_small() -> None:
+    for size in (2.5, 4.0, 4.6, math.nan):
+        assert MatchRule.of(size) == MatchRule(11, 4, 10)
+    assert MatchRule.of(1.0) == MatchRule(44, 16, 40)
+    assert MatchRule.of(2.0) == MatchRule(22, 8, 20)
+    assert MatchRule.of(1.0, min_length=30, skips=2) == MatchRule(30, 2, 30)
+    assert MatchRule.of(4.0, min_length=5) == MatchRule(5, 4, 5)
+
+
+def test_byte_tokens_of_other_text_are_clean(tmp_path: Path) -> None:
+    """With 11 byte tokens, one in three questions of arithmetic seems to be in Shakespeare."""
+    play = data_file("corpora/tinyshakespeare.txt").read_text()
+    source = data_file("hub/openai/gsm8k/main/test.jsonl")
+    tokenizer = load_tokenizer("byte")
+    benchmarks = read_benchmarks([str(source)], ["question"])
+    questions = benchmarks[0].questions
+    planted = questions[3].text
+    documents = [tokenizer.encode(s) for s in [*play.strip().split("\n\n"), f"He said: {planted}"]]
+    shards = write(tmp_path / "s", documents, 257)
+    search = prepare_search(tokenizer, benchmarks)
+    assert search.bytes_per_token == 1.0 and not search.says_nothing
+    found = find_overlap(shards, search, lambda *_: None)
+    assert found.fractions[3] == 1 and not np.delete(found.fractions, 3).any()
+    assert found.documents().tolist() == [len(documents) - 1]
+    short = prepare_search(tokenizer, benchmarks, 11, 4)
+    assert short.says_nothing
+    unadjusted = QuestionIndex(search.questions).scan(shards).fractions
+    assert (unadjusted >= 0.2).mean() > 1 / 3
 
 
 def test_subsets_meet_at_their_limits() -> None:
@@ -166,8 +203,10 @@ def test_fields_of_a_benchmark(tmp_path: Path) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="min_length: expected at least 1, got 0"):
-        QuestionIndex([], min_length=0)
+        QuestionIndex([], MatchRule(0))
     with pytest.raises(ValueError, match="skips: expected a number >= 0, got -1"):
-        QuestionIndex([], skips=-1)
+        QuestionIndex([], MatchRule(skips=-1))
+    with pytest.raises(ValueError, match="exact: expected a number from 1 to 5, got 10"):
+        QuestionIndex([], MatchRule(5))
     with pytest.raises(ValueError, match="scores: expected one for each of 2 questions"):
         split_scores([1.0], [0.1, 0.2])
