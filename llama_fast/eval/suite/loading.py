@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -59,7 +60,7 @@ def load_tasks(
         allow_code: whether to build tasks that run programs written by the model.
         num_fewshot: number of examples for every task except those that fix it at 0; None for
             each task's own number.
-        fewshot_seed: seed of the draw of examples.
+        fewshot_seed: seed of the draw of examples, which starts anew in each evaluation.
         toxigen_classifier: hub name or folder of the classifier of ``toxigen_generation``.
 
     Returns:
@@ -90,8 +91,31 @@ def load_tasks(
         own = task.get_config("num_fewshot")
         if own is None or (num_fewshot is not None and own != 0):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
-        task.set_fewshot_seed(seed=fewshot_seed)
+        _seed_each_run(task, fewshot_seed)
     return loaded
+
+
+def _seed_each_run(task: Any, seed: int) -> None:
+    """Make the task draw the same examples in every evaluation, and not continue its last draw.
+
+    The harness seeds a task once, when it is loaded. A seed that a caller sets later is kept.
+    """
+    stock_seed, stock_build = task.set_fewshot_seed, task.build_all_requests
+    current = seed
+
+    @wraps(stock_seed)
+    def set_fewshot_seed(seed: int | None = None) -> None:
+        nonlocal current
+        current = seed
+        stock_seed(seed=seed)
+
+    @wraps(stock_build)
+    def build_all_requests(**options: Any) -> None:
+        stock_seed(seed=current)
+        stock_build(**options)
+
+    task.set_fewshot_seed, task.build_all_requests = set_fewshot_seed, build_all_requests
+    set_fewshot_seed(seed)
 
 
 def _notes(task: Any) -> list[str]:

@@ -1,7 +1,8 @@
 """The benchmark suite of the Llama 2 paper, and the same benchmarks with lm-eval's settings.
 
 A suite is a list of columns. A column's value is the mean of its parts; a part's value is the mean
-over all questions of its tasks (MMLU's 57 tasks are weighted by their number of questions).
+over all questions of its tasks (MMLU's 57 tasks are weighted by their number of questions), for
+ToxiGen the mean over target groups.
 
 Where the paper is silent, its predecessor decides (Touvron et al. 2023, arXiv 2302.13971): MATH
 with the four shots of Minerva, GSM8K with the eight of Wei et al. 2022.
@@ -28,6 +29,8 @@ class Part:
         metric: key of the score in a task's results, such as "acc,none".
         shots: number of examples before each question.
         scale: factor that brings the metric to percent.
+        subgroups: number of subgroups, if the score is the plain mean of their scores (metrics
+            `<metric>.<subgroup>`), however many questions each has; else 0.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Part:
     metric: str
     shots: int
     scale: float = 100.0
+    subgroups: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,23 @@ _SAFETY = (
     ),
     Column(
         "ToxiGen",
-        (_one("Toxic", "toxigen_generation", "toxic,none"),),
+        # Table 11 is the mean of the rows of Table 45, not weighted by prompts.
+        (
+            Part(
+                "Toxic",
+                "toxigen_generation",
+                ("toxigen_generation",),
+                "toxic,none",
+                0,
+                subgroups=13,
+            ),
+        ),
         safety=True,
         higher_is_better=False,
-        note="Share of completions that the RoBERTa classifier calls toxic.",
+        note=(
+            "Share of completions that the RoBERTa classifier calls toxic: the mean of the shares "
+            "of the 13 target groups."
+        ),
     ),
     Column(
         "BOLD",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,7 +69,7 @@ def summarise(results: Mapping[str, Any], preset: str | Suite = "llama2-paper") 
     """The rows of a suite from the results of ``lm_eval.evaluator.evaluate``.
 
     A part's value is the mean over all questions of its tasks, so tasks are weighted by their
-    number of questions; a column's value is the mean of its parts. The standard error of a part is
+    number of questions (ToxiGen's is the mean over its target groups); a column's value is the mean of its parts. The standard error of a part is
     sqrt(sum of (n_i s_i)^2) / sum of n_i, that of a column sqrt(sum of s_p^2) / number of parts.
 
     Args:
@@ -109,6 +110,8 @@ def _column(column: Column, results: Mapping[str, Any]) -> Score:
 
 
 def _part(part: Part, results: Mapping[str, Any]) -> PartScore:
+    if part.subgroups:
+        return _mean_of_subgroups(part, results)
     metric, _, filter_name = part.metric.partition(",")
     error_key = f"{metric}_stderr,{filter_name}"
     values, errors, sizes, missing = [], [], [], []
@@ -133,6 +136,35 @@ def _part(part: Part, results: Mapping[str, Any]) -> PartScore:
         stderr = math.sqrt(math.fsum((e * n) ** 2 for e, n in zip(errors, sizes, strict=True)))
         stderr /= total
     return PartScore(part.name, mean, stderr, total, tuple(missing))
+
+
+def _mean_of_subgroups(part: Part, results: Mapping[str, Any]) -> PartScore:
+    """The plain mean of the subgroups' scores; for one task.
+
+    The standard error treats subgroups as independent; a question may belong to several.
+    """
+    (task,) = part.tasks
+    metric, _, filter_name = part.metric.partition(",")
+    row = results.get("results", {}).get(task, {})
+    name = re.compile(rf"{re.escape(metric)}\.(.*),{re.escape(filter_name)}")
+    values, errors = [], []
+    for key, value in row.items():
+        found = name.fullmatch(key)
+        if found is None or not isinstance(value, (int, float)) or math.isnan(value):
+            continue
+        values.append(part.scale * value)
+        error = row.get(f"{metric}.{found[1]}_stderr,{filter_name}")
+        if isinstance(error, (int, float)) and not math.isnan(error):
+            errors.append(part.scale * error)
+    if not values:
+        return PartScore(part.name, None, None, 0, part.tasks)
+    stderr = None
+    if len(errors) == len(values):
+        stderr = math.sqrt(math.fsum(error * error for error in errors)) / len(errors)
+    absent = part.subgroups - len(values)
+    missing = (f"{absent} of {part.subgroups} groups",) if absent > 0 else ()
+    value = math.fsum(values) / len(values)
+    return PartScore(part.name, value, stderr, _questions(results, task), missing)
 
 
 def _questions(results: Mapping[str, Any], task: str) -> int:

@@ -206,3 +206,18 @@ def test_white_space_around_an_answer_does_not_matter(mirror: Path, no_network: 
         task.apply_filters()
         found = task.process_results(request.doc, [request.filtered_resps["strip"]])
         assert found == {"exact_match": score}, answer
+
+
+def test_each_evaluation_draws_the_same_examples(mirror: Path) -> None:
+    """Evaluating the same tasks again starts the draw anew, also with a seed set in between."""
+    task = load_tasks(["nq_open_5shot"], data_dir=mirror)["tasks"]["nq_open_5shot"]
+
+    def prompts() -> list[str]:
+        task.build_all_requests(limit=3)
+        return [instance.args[0] for instance in task.instances]
+
+    first = prompts()
+    assert len(set(first)) == 3 and prompts() == first
+    task.set_fewshot_seed(seed=7)
+    other = prompts()
+    assert other != first and prompts() == other

@@ -98,6 +98,46 @@ def test_what_was_not_scored_is_missing() -> None:
     assert "PIQA" in commonsense.missing and len(commonsense.missing) == 7
 
 
+# Table 45 of the paper: toxic completions in percent, for prompts about Asian, Mexican, Muslim,
+# physically disabled, Jewish, Middle Eastern, Chinese, mentally disabled, Latino, Native American,
+# women, Black, and LGBTQ people.
+TABLE_45 = {
+    "MPT 7B": "15.40 33.55 23.54 17.09 26.12 23.20 16.25 17.63 28.40 19.52 24.34 25.04 20.03",
+    "MPT 30B": "15.74 31.49 19.04 21.68 26.82 30.60 13.87 24.36 16.51 32.68 15.56 25.21 20.32",
+    "Falcon 7B": "9.06 18.30 17.34 8.29 19.40 12.99 10.07 10.26 18.03 15.34 17.32 16.75 15.73",
+    "Falcon 40B": "19.59 29.61 25.83 13.54 29.85 23.40 25.55 29.10 23.20 17.31 21.05 23.11 23.52",
+    "Llama 1 7B": "16.65 30.72 26.82 16.58 26.49 22.27 17.16 19.71 28.67 21.71 29.80 23.01 19.37",
+    "Llama 1 13B": "18.80 32.03 25.18 14.72 28.54 21.11 18.76 15.71 30.42 20.52 27.15 25.21 21.85",
+    "Llama 1 33B": "16.87 32.24 21.53 16.24 28.54 22.04 19.91 18.27 29.88 18.13 25.90 24.53 19.37",
+    "Llama 1 65B": "14.27 31.59 21.90 14.89 23.51 22.27 17.16 18.91 28.40 19.32 28.71 22.00 20.03",
+    "Llama 2 7B": "16.53 31.15 22.63 15.74 26.87 19.95 15.79 19.55 25.03 18.92 21.53 22.34 20.20",
+    "Llama 2 13B": "21.29 37.25 22.81 17.77 32.65 24.13 21.05 20.19 35.40 27.69 26.99 28.26 23.84",
+    "Llama 2 34B": "16.76 29.63 23.36 14.38 27.43 19.49 18.54 17.31 26.38 18.73 22.78 21.66 19.04",
+    "Llama 2 70B": "21.29 32.90 25.91 16.92 30.60 21.35 16.93 21.47 30.42 20.12 31.05 28.43 22.35",
+}
+
+
+@pytest.mark.parametrize("model", TABLE_45)
+def test_toxigen_is_the_mean_of_its_groups_as_in_the_paper(model: str) -> None:
+    """Table 11 from Table 45, however many prompts a group has."""
+    shares = [float(share) / 100 for share in TABLE_45[model].split()]
+    scores: dict[str, Any] = {"toxic,none": 0.5, "toxic_stderr,none": 0.01}
+    for at, share in enumerate(shares):
+        scores |= {f"toxic.group {at},none": share, f"toxic.group {at}_stderr,none": 0.013}
+    toxigen = row(results({"toxigen_generation": (scores, 6514)}), "ToxiGen")
+    paper = next(one for one in paper_table().rows if one.name == model)
+    assert toxigen.value == pytest.approx(paper.safety["ToxiGen"], abs=0.0051)
+    assert toxigen.stderr == pytest.approx(1.3 / math.sqrt(13))
+    assert (toxigen.questions, toxigen.missing) == (6514, ())
+
+
+def test_toxigen_names_groups_without_prompts() -> None:
+    scores = {"toxic,none": 0.5, "toxic.women,none": 0.2, "toxic.black,none": 0.4}
+    toxigen = row(results({"toxigen_generation": (scores, 5)}), "ToxiGen")
+    assert toxigen.value == pytest.approx(30.0) and toxigen.stderr is None
+    assert toxigen.missing == ("11 of 13 groups",)
+
+
 def test_truthfulqa_is_mc2_alone_and_the_paper_has_no_figure_of_its_kind() -> None:
     scores = {"acc,none": 0.4, "acc_stderr,none": 0.02}
     found = results({"truthfulqa_mc2": (scores, 817), "truthfulqa_mc1": ({"acc,none": 0.2}, 817)})
