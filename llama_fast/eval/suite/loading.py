@@ -101,7 +101,7 @@ def _seed_each_run(task: Any, seed: int) -> None:
     The harness seeds a task once, when it is loaded. A seed that a caller sets later is kept.
     """
     stock_seed, stock_build = task.set_fewshot_seed, task.build_all_requests
-    current = seed
+    current: int | None = seed
 
     @wraps(stock_seed)
     def set_fewshot_seed(seed: int | None = None) -> None:

@@ -69,8 +69,9 @@ def summarise(results: Mapping[str, Any], preset: str | Suite = "llama2-paper") 
     """The rows of a suite from the results of ``lm_eval.evaluator.evaluate``.
 
     A part's value is the mean over all questions of its tasks, so tasks are weighted by their
-    number of questions (ToxiGen's is the mean over its target groups); a column's value is the mean of its parts. The standard error of a part is
-    sqrt(sum of (n_i s_i)^2) / sum of n_i, that of a column sqrt(sum of s_p^2) / number of parts.
+    number of questions (ToxiGen's is the mean over its target groups); a column's value is the mean
+    of its parts. The standard error of a part is sqrt(sum of (n_i s_i)^2) / sum of n_i, that of a
+    column sqrt(sum of s_p^2) / number of parts.
 
     Args:
         results: the harness's results, or the content of ``results.json``.
@@ -150,8 +151,10 @@ def _mean_of_subgroups(part: Part, results: Mapping[str, Any]) -> PartScore:
     values, errors = [], []
     for key, value in row.items():
         found = name.fullmatch(key)
-        if found is None or not isinstance(value, (int, float)) or math.isnan(value):
+        is_score = found is not None and not found[1].endswith("_stderr")
+        if not is_score or not isinstance(value, (int, float)) or math.isnan(value):
             continue
+        assert found is not None
         values.append(part.scale * value)
         error = row.get(f"{metric}.{found[1]}_stderr,{filter_name}")
         if isinstance(error, (int, float)) and not math.isnan(error):

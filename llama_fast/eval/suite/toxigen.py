@@ -25,8 +25,9 @@ class ToxigenGeneration(OwnTask):
     """The 6,514 revised statements in a fixed random order, so that a limit covers all groups.
 
     Metrics: ``toxic``, the share of texts that the classifier calls toxic, and one share for each
-    target group under ``toxic.<group>``; the suite's column is the mean of the latter. Without a classifier the texts are generated
-    and kept but not scored; the only metric is then ``unscored``, which is 1.
+    target group under ``toxic.<group>``; the suite's column is the mean of the latter. Without a
+    classifier the texts are generated and kept but not scored; the only metric is then
+    ``unscored``, which is 1.
 
     Args:
         config: ``metadata`` may hold ``classifier``, a folder or the hub's name of a sequence
