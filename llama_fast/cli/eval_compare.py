@@ -27,13 +27,13 @@ class Compare(Command):
             "--html", type=Path, metavar="FILE", help="also write an HTML page that shows both runs"
         )
         parser.add_argument(
-            "--resamples",
+            "--flips",
             type=int,
             default=10_000,
             metavar="N",
-            help="bootstrap resamples (default: 10,000)",
+            help="draws of the sign-flip test where it is not exact (default: 10,000)",
         )
-        add_seed(parser, "the bootstrap")
+        add_seed(parser, "the sign-flip test")
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
@@ -42,9 +42,9 @@ class Compare(Command):
         from llama_fast.eval.report import read_run
         from llama_fast.eval.report.compare import compare, table
 
-        comparison = compare(
-            read_run(args.a), read_run(args.b), resamples=args.resamples, seed=args.seed
-        )
+        if args.flips < 1:
+            raise ValueError(f"--flips: expected at least 1, got {args.flips}")
+        comparison = compare(read_run(args.a), read_run(args.b), flips=args.flips, seed=args.seed)
         with tables(args):
             screen = Screen()
             if comparison.conditions is not None:

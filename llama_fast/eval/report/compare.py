@@ -7,21 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
-from llama_fast.eval.report.bootstrap import (
-    RESAMPLES,
-    Difference,
-    resample_means,
-    summarise_resamples,
-)
 from llama_fast.eval.report.conditions import differing_conditions
 from llama_fast.eval.report.names import Name
+from llama_fast.eval.report.paired import FLIPS, Difference, Sample, difference
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Score, score_of
@@ -72,16 +65,17 @@ class Comparison:
     conditions: str | None
 
 
-def compare(a: Run, b: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+def compare(a: Run, b: Run, *, flips: int = FLIPS, seed: int = 0) -> Comparison:
     """Compare two runs question by question.
 
     Questions are matched by the hash of the document, so the runs may differ in limits and order;
-    only common questions count. Each task is resampled independently.
+    only common questions count. Intervals and p-values are those of :mod:`paired`; questions that
+    share a passage count as one cluster.
 
     Args:
         a, b: the runs.
-        resamples: number of bootstrap samples.
-        seed: seed of the bootstrap.
+        flips: number of assignments of signs that are drawn where the test is not exact.
+        seed: seed of the draw.
 
     Raises:
         ValueError: no task can be compared; the message says why.
@@ -97,19 +91,20 @@ def compare(a: Run, b: Run, *, resamples: int = RESAMPLES, seed: int = 0) -> Com
             f"runs: expected a task that both have; A has {join_names(a.tasks)}, "
             f"B has {join_names(b.tasks)}"
         )
-    rows, means, unscored = [], [], []
+    rows, samples = [], []
     for task in common:
         paired = _pair(a, b, task, notices)
         if paired is None:
-            unscored.append(task)
             continue
-        row, drawn = _row(task, *paired, resamples, seed)
+        row, sample = _row(task, *paired, flips, seed)
         rows.append(row)
-        means.append(drawn)
+        samples.append(sample)
     if not rows:
         raise ValueError(f"runs: no task can be compared: {'; '.join(notices)}")
     in_percent = [at for at, row in enumerate(rows) if row.percent]
-    overall = _overall([rows[at] for at in in_percent], [means[at] for at in in_percent])
+    overall = _overall(
+        [rows[at] for at in in_percent], [samples[at] for at in in_percent], flips, seed
+    )
     return Comparison(a, b, tuple(rows), overall, tuple(notices), differing_conditions(a, b))
 
 
@@ -157,54 +152,57 @@ def _row(
     task: str,
     score: Score,
     pairs: Sequence[tuple[Question, Question]],
-    resamples: int,
+    flips: int,
     seed: int,
-) -> tuple[TaskComparison, npt.NDArray[np.float64]]:
-    scale = 100.0 if score.percent else 1.0
-    a = scale * np.array([x.score for x, _ in pairs], dtype=np.float64)
-    b = scale * np.array([y.score for _, y in pairs], dtype=np.float64)
+) -> tuple[TaskComparison, Sample]:
+    a = [float(x.score or 0.0) for x, _ in pairs]
+    b = [float(y.score or 0.0) for _, y in pairs]
+    # Questions without a cluster are alone.
+    clusters = [x.key if x.cluster is None else x.cluster for x, _ in pairs]
+    sample = Sample.of(a, b, clusters)
     # Seeded per task, so that the numbers do not depend on the other tasks.
-    drawn = resample_means(b - a, resamples, seed=(seed, zlib.crc32(task.encode())))
-    gained = sum(not x.is_right and bool(y.is_right) for x, y in pairs)
-    lost = sum(bool(x.is_right) and not y.is_right for x, y in pairs)
-    difference = summarise_resamples(float((b - a).mean()), drawn)
+    found = difference([sample], [1.0], flips=flips, seed=(seed, zlib.crc32(task.encode())))
+    scale = 100.0 if score.percent else 1.0
     row = TaskComparison(
         task,
         score.metric,
         score.percent,
         len(pairs),
-        float(a.mean()),
-        float(b.mean()),
-        difference,
-        gained,
-        lost,
+        scale * sum(a) / len(a),
+        scale * sum(b) / len(b),
+        _scaled(found, scale),
+        sum(not x.is_right and bool(y.is_right) for x, y in pairs),
+        sum(bool(x.is_right) and not y.is_right for x, y in pairs),
     )
-    return row, drawn
+    return row, sample
+
+
+def _scaled(found: Difference, scale: float) -> Difference:
+    low = None if found.low is None else scale * found.low
+    high = None if found.high is None else scale * found.high
+    return Difference(scale * found.value, low, high, found.p)
 
 
 def _overall(
-    rows: Sequence[TaskComparison], means: Sequence[npt.NDArray[np.float64]]
+    rows: Sequence[TaskComparison], samples: Sequence[Sample], flips: int, seed: int
 ) -> tuple[TaskComparison, ...]:
     if len(rows) < 2:
         return ()
-    questions = np.array([row.n for row in rows], dtype=np.float64)
+    questions = sum(row.n for row in rows)
     result = []
     for name, weights in (
-        ("all questions", questions / questions.sum()),
-        ("mean of tasks", np.full(len(rows), 1 / len(rows))),
+        ("all questions", [row.n / questions for row in rows]),
+        ("mean of tasks", [1 / len(rows)] * len(rows)),
     ):
-        a = float(weights @ [row.a for row in rows])
-        b = float(weights @ [row.b for row in rows])
-        drawn = weights @ np.stack(means)
         result.append(
             TaskComparison(
                 name,
                 "",
                 True,
-                sum(row.n for row in rows),
-                a,
-                b,
-                summarise_resamples(b - a, drawn),
+                questions,
+                sum(weight * row.a for weight, row in zip(weights, rows, strict=True)),
+                sum(weight * row.b for weight, row in zip(weights, rows, strict=True)),
+                _scaled(difference(samples, weights, flips=flips, seed=seed), 100.0),
                 sum(row.gained for row in rows),
                 sum(row.lost for row in rows),
             )
@@ -277,7 +275,7 @@ def _narrow(comparison: Comparison) -> Table:
 
 def _empty(comparison: Comparison) -> Table:
     name_a, name_b = names_of(comparison.a, comparison.b)
-    title = f"A = {name_a}, B = {name_b}; B - A, paired bootstrap"
+    title = f"A = {name_a}, B = {name_b}; B - A on the same questions"
     return Table(title=Text(title), title_justify="left")
 
 
@@ -301,14 +299,18 @@ def _numbers(row: TaskComparison) -> tuple[str, str, str, Text, str, str, str]:
     form = "{:.1f}" if row.percent else "{:.3g}"
     signed = "{:+.1f}" if row.percent else "{:+.3g}"
     d = row.difference
-    colour = "" if d.low <= 0 <= d.high else ("green" if d.value > 0 else "red")
+    is_sure = d.low is not None and d.high is not None and not d.low <= 0 <= d.high
+    colour = ("green" if d.value > 0 else "red") if is_sure else ""
+    interval = "–"
+    if d.low is not None and d.high is not None:
+        interval = f"{signed.format(d.low)} to {signed.format(d.high)}"
     value = signed.format(d.value)
     return (
         f"{row.n:,}",
         form.format(row.a),
         form.format(row.b),
         Text(value, colour),
-        f"{signed.format(d.low)} to {signed.format(d.high)}",
+        interval,
         f"{d.p:.3f}" if d.p >= 0.001 else "< 0.001",
         f"{row.gained} / {row.lost}",
     )

@@ -227,8 +227,9 @@ def _calibration(task: str, run: int, result: Calibration | None) -> list[dict[s
 def _compared(comparison: Comparison) -> dict[str, Any]:
     return {
         "how": "B - A on the questions that both answered, in percentage points where scores are "
-        "shares; 95 % interval and two-sided p of a paired bootstrap. Won: B is right where A is "
-        "wrong; lost: the reverse.",
+        "shares; 95 % confidence interval, and two-sided p of the sign-flip test (for scores of 0 "
+        "or 1, McNemar's exact test). Questions about the same passage count as one cluster. "
+        "Won: B is right where A is wrong; lost: the reverse.",
         "tasks": [_difference(row, False) for row in comparison.tasks],
         "overall": [_difference(row, True) for row in comparison.overall],
         "conditions": comparison.conditions,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llama_fast.eval.report.clusters import cluster_of
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Score
 
@@ -38,6 +39,7 @@ class Question:
         extracted: the task filter's result for `output`.
         score: the metric's value, shares from 0 to 1; None if the metric exists only for the task
             as a whole.
+        cluster: what the question shares with others, such as a hash of its passage; else None.
     """
 
     key: tuple[str, int]
@@ -51,6 +53,7 @@ class Question:
     output: str
     extracted: str
     score: float | None
+    cluster: str | None = None
 
     @property
     def is_right(self) -> bool | None:
@@ -123,6 +126,7 @@ def _question(
         output,
         extracted,
         score,
+        cluster_of(sample.get("doc")),
     )
 
 

@@ -58,7 +58,14 @@ class Quac(OwnTask):
             )
             for name, question, answers, said in turns:
                 dialogue += f"Q: {question}\n\nA:"
-                questions.append({"id": name, "prompt": head + dialogue, "answers": list(answers)})
+                questions.append(
+                    {
+                        "id": name,
+                        "dialogue_id": name.partition("_q#")[0],
+                        "prompt": head + dialogue,
+                        "answers": list(answers),
+                    }
+                )
                 dialogue += f" {said}\n\n"
         return questions
 

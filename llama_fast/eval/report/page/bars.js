@@ -101,7 +101,7 @@ function showComparison() {
   if (conditions) byId("conditions").append(...breakable(conditions[0].toUpperCase() + conditions.slice(1)));
   const rows = [...DATA.compared.overall, ...DATA.compared.tasks];
   const reach = (percent) => Math.max(percent ? 1 : 0.01, ...rows.filter((row) => row.percent === percent)
-    .flatMap((row) => [Math.abs(row.low), Math.abs(row.high)]));
+    .flatMap((row) => [Math.abs(row.value), Math.abs(row.low), Math.abs(row.high)]));
   const reaches = { true: reach(true), false: reach(false) };
   const lines = DATA.compared.tasks.map((row) => forestRow(row, reaches[row.percent]));
   byId("forest").append(
@@ -114,10 +114,11 @@ function forestRow(row, reach) {
   const digits = row.percent ? 1 : 3;
   const signed = (value) => (value < 0 ? "−" : "+") + round(Math.abs(value), digits);
   const place = (value) => 50 + (48 * value) / reach;
-  const sure = row.low > 0 || row.high < 0;
+  const known = row.low !== null;
+  const sure = known && (row.low > 0 || row.high < 0);
   const lane = make("div", { class: "lane" },
     make("div", { class: "zero", style: { left: "50%" } }),
-    make("div", { class: "whisker", style: { left: place(row.low) + "%", width: place(row.high) - place(row.low) + "%" } }),
+    known ? make("div", { class: "whisker", style: { left: place(row.low) + "%", width: place(row.high) - place(row.low) + "%" } }) : "",
     make("div", { class: "point", style: { left: place(row.value) + "%", background: row.value < 0 ? runColour(0) : runColour(1) } }));
   const p = row.p < 0.001 ? "p < 0.001" : "p = " + round(row.p, 3);
   return make("div", { class: row.isOverall ? "row forest head" : "row forest" },
@@ -126,6 +127,6 @@ function forestRow(row, reach) {
     make("div", { class: "track" }, lane),
     make("div", { class: "value" },
       make("div", { class: sure ? (row.value > 0 ? "good" : "bad") : null }, signed(row.value)),
-      make("div", { class: "interval soft" }, `${signed(row.low)} to ${signed(row.high)}`),
+      make("div", { class: "interval soft" }, known ? `${signed(row.low)} to ${signed(row.high)}` : "no interval"),
       make("div", { class: "p soft" }, p)));
 }
