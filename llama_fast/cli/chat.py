@@ -10,18 +10,19 @@ from llama_fast._terminal import show
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import (
+    add_chat_template,
     add_device,
     add_dtype,
     add_model,
     add_sampling,
     add_tokenizer,
     add_trust_remote_code,
+    first_messages,
     load_for_generation,
     sampling_options,
 )
 
 if TYPE_CHECKING:
-    from llama_fast.data import ChatTemplate
     from llama_fast.models.decoder import Decoder
     from llama_fast.tokenizers import Tokenizer
 
@@ -41,29 +42,12 @@ class ChatCommand(Command):
         add_dtype(parser)
         add_device(parser)
         add_trust_remote_code(parser)
-        parser.add_argument("--system", metavar="TEXT", help="system message")
-        parser.add_argument(
-            "--chat-template",
-            metavar="NAME",
-            help="chatml, llama3, plain, a file, or Jinja source (default: the model's own)",
-        )
+        add_chat_template(parser)
         add_sampling(parser, max_new_tokens=1024)
 
     def run(self, args: argparse.Namespace) -> int:
         """Read a line and answer it, until the end of the input or /exit."""
-        from llama_fast.data.chat import ChatTemplate
-
-        model, tokenizer = load_for_generation(args)
-        if args.chat_template is not None:
-            template = ChatTemplate.from_name(args.chat_template)
-        elif tokenizer.chat_template is not None:
-            template = ChatTemplate.from_model(tokenizer.chat_template)
-        else:
-            raise ValueError(
-                "--chat-template: expected chatml, llama3, plain or a file, because the model "
-                "has no template of its own"
-            )
-        chat = Chat(model, tokenizer, template, args)
+        chat = Chat(*load_for_generation(args), args)
         interactive = sys.stdin.isatty()
         if interactive:
             import readline  # noqa: F401 (gives input() a history and line editing)
@@ -92,31 +76,25 @@ class ChatCommand(Command):
 class Chat:
     """A conversation. The keys and values of the turns so far stay in the engine's cache."""
 
-    def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, template: ChatTemplate, args: argparse.Namespace
-    ) -> None:
-        from llama_fast.data.chat import end_ids, end_of_turn
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
         from llama_fast.generation import Engine
+        from llama_fast.generation.chat import ChatFormat
 
+        self._format = ChatFormat(tokenizer, args.chat_template)
         self._engine = Engine(model, tokenizer, max_batch=1, keep_finished=1)
-        self._tokenizer, self._template, self._args = tokenizer, template, args
-        self._turns = 0
-        end, text = end_of_turn(template, tokenizer)
-        self._stop = [*args.stop, *([text] if text else [])]
-        self._stop_ids = [*end_ids(tokenizer), *([] if end is None else [end])]
+        self._args, self._turns = args, 0
         self.reset()
 
     def reset(self) -> None:
         """Forget all turns."""
-        system = self._args.system
-        self.messages = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = first_messages(self._args)
 
     def answer(self, line: str) -> None:
         """Print the model's answer while it is generated, and keep both turns."""
         from llama_fast.generation import GenerationRequest
 
         messages = [*self.messages, {"role": "user", "content": line}]
-        tokens = self._template.prompt(messages, self._tokenizer)
+        tokens = self._format.prompt(messages)
         max_tokens = self._engine.model.config.max_seq_len
         if len(tokens) >= max_tokens:
             print(f"the chat is longer than the model's context of {max_tokens} tokens; {COMMANDS}")
@@ -125,8 +103,8 @@ class Chat:
         request = GenerationRequest(
             tokens,
             self._args.max_new_tokens,
-            stop=self._stop,
-            stop_ids=self._stop_ids,
+            stop=[*self._args.stop, *self._format.stop],
+            stop_ids=self._format.stop_ids,
             sampling=sampling_options(self._args, None if seed is None else seed + self._turns),
         )
         self._turns += 1

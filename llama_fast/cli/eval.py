@@ -118,7 +118,7 @@ examples:
             )
             _show(screen, outcome, lm, preset, keys, out)
         if args.json:
-            print_json(_scores(outcome.results, keys))
+            print_json(_scores(outcome, keys))
         failed = outcome.failed or not outcome.results
         return ExitCode.NEGATIVE if failed else ExitCode.OK
 
@@ -149,16 +149,19 @@ def _show(
         screen.console.print(
             f"cut to the model's {lm.max_length:,} tokens: {lm.truncated:,} requests"
         )
+    if outcome.energy is not None:
+        screen.console.print(f"energy: {outcome.energy}", markup=False, soft_wrap=True)
     for note in outcome.notes:
         screen.console.print(f"note: {note}", markup=False, soft_wrap=True)
     for line in by_text(outcome.not_scored):
         screen.console.print(f"not scored: {line}", markup=False, soft_wrap=True)
 
 
-def _scores(results: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """Return the score of each task and group: value, standard error, metric, questions."""
+def _scores(outcome: Outcome, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the score of each task and group: value, standard error, metric, questions, energy."""
     from llama_fast.eval.report.scores import scores_of
 
+    results, energy = outcome.results, outcome.energy
     asked = results.get("n-samples", {})
     return {
         task: {
@@ -167,6 +170,7 @@ def _scores(results: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, An
             "metric": score.key,
             "percent": score.percent,
             "questions": asked.get(task, {}).get("effective"),
+            **({} if energy is None else energy.rates(task)),
         }
         for task, score in scores_of(results, keys).items()
     }

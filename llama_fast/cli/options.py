@@ -23,7 +23,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="Hugging Face folder or hub name, GGUF, Meta, llama2.c, or a training run's folder",
+        help="Hugging Face folder or hub name, GGUF, Meta, llama2.c, a training run's folder, or "
+        "smollm2 (SmolLM2-135M-Instruct, 93 MB)",
     )
 
 
@@ -78,6 +79,16 @@ def add_trust_remote_code(parser: argparse._ActionsContainer) -> None:
         "--trust-remote-code",
         action="store_true",
         help="run Python code from the model's folder or repository, with all your rights",
+    )
+
+
+def add_chat_template(parser: argparse._ActionsContainer) -> None:
+    """Add --system and --chat-template, the message before a chat and the form of its prompts."""
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument(
+        "--chat-template",
+        metavar="NAME",
+        help="chatml, llama3, plain, a file, or Jinja source (default: the model's own)",
     )
 
 
@@ -205,6 +216,11 @@ def sampling_options(args: argparse.Namespace, seed: int | None) -> SamplingOpti
         repetition_penalty=args.repetition_penalty,
         seed=seed,
     )
+
+
+def first_messages(args: argparse.Namespace) -> list[dict[str, str]]:
+    """Return the messages that --system puts before a chat."""
+    return [] if args.system is None else [{"role": "system", "content": args.system}]
 
 
 def load_for_generation(args: argparse.Namespace) -> tuple[Decoder, Tokenizer]:

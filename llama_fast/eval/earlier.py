@@ -69,6 +69,7 @@ def joined(
     return {
         **facts,
         "preset": facts.get("preset") or earlier.get("preset"),
+        "energy": facts.get("energy") or earlier.get("energy"),
         "not_scored": {**not_scored, **(facts.get("not_scored") or {})},
         "notes": "; ".join(lines) or None,
         "earlier_commands": before or None,

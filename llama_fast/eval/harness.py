@@ -111,9 +111,14 @@ class HarnessModel(TemplateLM):
         self._source = [self.model_hash, settings_of(model)]
         self._writer = [*self._source, vocabulary_of(self.words)]
         self._end_ids = end_ids(self.words)
-        self.truncated = self.cached = 0
+        self.truncated = self.cached = self._generated = 0
         self.progress: Callable[[str, int], object] = lambda task, questions: None
         self._template: ChatTemplate | None = None
+
+    @property
+    def computed(self) -> int:
+        """Number of tokens that went through the model so far."""
+        return self.scorer.work.computed + self._generated
 
     @classmethod
     def create_from_arg_string(
@@ -272,6 +277,7 @@ class HarnessModel(TemplateLM):
 
         engine = Engine(self.model, self.words, max_batch=self.batch)
         engine.generate([prepared[number][1] for number in pending], on_done=keep)
+        self._generated += engine.prefilled + engine.decoded
         return [answers[key] for key in keys]
 
     def _generation(

@@ -15,6 +15,7 @@ from typing import Any
 from llama_fast._lock import hold
 from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.eval.earlier import joined, take_over
+from llama_fast.eval.energy import EvaluationEnergy, TaskEnergy
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.eval.report import write_run
 from llama_fast.eval.report.compare import join_names
@@ -81,12 +82,14 @@ class Outcome:
         results: results as `lm_eval.evaluator.evaluate` returns them, without samples.
         not_scored: task -> why it was not scored.
         failed: the tasks in `not_scored` whose own code raised an error.
+        energy: the energy of the tasks.
         notes: lines of text, on unusual data of tasks and on earlier results that were moved.
     """
 
     results: dict[str, Any]
     not_scored: dict[str, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    energy: EvaluationEnergy | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -174,9 +177,16 @@ def evaluate_tasks(
     outcome = Outcome({}, dict(loaded["missing"]), notes=folder_notes)
     begin = time.monotonic()
     with quiet_bars(), LiveTable(counts) as table:
-        lm.progress = table.advance
+        energy = outcome.energy = EvaluationEnergy(lm.model.head_weight.device)
+
+        def advance(task: str, questions: int) -> None:
+            table.advance(task, questions)
+            energy.now()  # before a counter has wrapped around
+
+        lm.progress = advance
         for name, task in tasks.items():
             table.start_task(name, counts[name])
+            before, computed = energy.now(), lm.computed
             try:
                 result = evaluate(
                     lm,
@@ -200,6 +210,8 @@ def evaluate_tasks(
                 outcome.not_scored[name] = _reason(error)
                 table.fail(name, outcome.not_scored[name])
                 continue
+            used = TaskEnergy(energy.now() - before, lm.computed - computed, counts[name])
+            energy.add(name, used)
             row, key = result["results"][name], keys.get(name)
             if score_of(row, key) is None:
                 outcome.not_scored[name] = notes.pop(name, "no question has a score")
@@ -208,6 +220,7 @@ def evaluate_tasks(
                 "seconds": time.monotonic() - begin,
                 "truncated": lm.truncated,
                 "cached": lm.cached,
+                "energy": energy.facts(),
                 "not_scored": outcome.not_scored,
                 "notes": "; ".join(outcome.notes) or None,
             }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama_fast._energy import EnergyMeter
 from llama_fast.models.decoder import Decoder
 from llama_fast.ops.linear import linear
 from llama_fast.tokenizers import Tokenizer
@@ -47,6 +48,7 @@ class Engine:
         page_size: tokens per page of the cache.
         keep_finished: number of finished requests whose keys and values stay for later requests
             with the same prefix, such as the next turn of a chat.
+        meter: the energy meter that fills `joules` of results, or None.
 
     Attributes:
         prefilled: number of prompt tokens computed so far; those of preempted sequences count
@@ -77,6 +79,7 @@ class Engine:
         cache_tokens: int | None = None,
         page_size: int = 16,
         keep_finished: int = 0,
+        meter: EnergyMeter | None = None,
     ) -> None:
         for name, number in (("max_batch", max_batch), ("prefill_tokens", prefill_tokens)):
             if number < 1:
@@ -106,6 +109,7 @@ class Engine:
         self._kept: deque[list[PrefixNode]] = deque()
         self._keep_finished = keep_finished
         self._busy = False
+        self._meter, self._joules = meter, 0.0  # what the meter showed after the last pass
         self._fast = FastDecode(model) if FastDecode.serves(model, page_size) else None
         self.prefilled = self.reused = self.decoded = self.preempted = 0
 
@@ -145,6 +149,7 @@ class Engine:
         if self._busy:
             raise RuntimeError("stream: expected the engine's earlier stream to have ended")
         self._busy = True
+        self._joules = 0.0 if self._meter is None else self._meter.joules()
         source = iter(requests)
         waiting: deque[LiveSequence] = deque()
         live: list[LiveSequence] = []
@@ -233,13 +238,27 @@ class Engine:
             chosen, logits = self._prefill(live)
         else:
             chosen, logits = self._decode(waiting, live)
+        tokens = self._choose(chosen, logits)
+        self._measure(chosen)
         pieces = []
-        for sequence, token in zip(chosen, self._choose(chosen, logits), strict=True):
+        for sequence, token in zip(chosen, tokens, strict=True):
             pieces.append(sequence.add(token))
             if pieces[-1].result is not None:
                 live.remove(sequence)
                 self._leave(sequence)
         return pieces
+
+    def _measure(self, chosen: list[LiveSequence]) -> None:
+        """Divide the energy since the last call among the sequences of a pass.
+
+        A pass without a complete prompt has none; its energy is part of the next one's.
+        """
+        if self._meter is None or not chosen:
+            return
+        now = self._meter.joules()
+        for sequence in chosen:
+            sequence.joules = (sequence.joules or 0.0) + (now - self._joules) / len(chosen)
+        self._joules = now
 
     @torch.inference_mode()
     def _prefill(self, live: list[LiveSequence]) -> tuple[list[LiveSequence], Tensor]:

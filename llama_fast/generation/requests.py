@@ -44,11 +44,14 @@ class GenerationResult:
         text: new text up to the stop string, without control tokens.
         tokens: all new ids, including those of the stop string or the stop id.
         finish_reason: "stop", or "length" if max_new_tokens or the model's max_seq_len was reached.
+        joules: energy of its passes through the model, of which sequences in the same pass have
+            equal shares; None if the engine has no meter.
     """
 
     text: str
     tokens: list[int]
     finish_reason: str
+    joules: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class LiveSequence:
         pages: numbers of its pages, in the order of the tokens.
         path: the nodes of the prompt's full pages in the prefix tree.
         max_tokens: number of tokens at which the sequence ends if it does not stop before.
+        joules: energy of its passes so far; None if it is not measured.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class LiveSequence:
         self.tokens = [int(token) for token in request.tokens]
         self._check(config)
         self.max_tokens = min(len(self.tokens) + request.max_new_tokens, config.max_seq_len)
+        self.joules: float | None = None
         self.cached = 0
         self.pages: list[int] = []
         self.path: list[PrefixNode] = []
@@ -133,4 +135,5 @@ class LiveSequence:
         if self._text.stopped:
             reason = "stop"  # the text that was held back ends in a stop string
         new = self.tokens[len(self.request.tokens) :]
-        return Piece(self.index, text, GenerationResult(self._text.text, new, reason))
+        result = GenerationResult(self._text.text, new, reason, self.joules)
+        return Piece(self.index, text, result)

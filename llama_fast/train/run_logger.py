@@ -11,6 +11,7 @@ from types import TracebackType
 
 import torch
 
+from llama_fast._energy import NOT_MEASURABLE, find_meter
 from llama_fast._format import duration
 from llama_fast._memory import peak_rss
 from llama_fast._out_of_memory import is_out_of_memory
@@ -20,7 +21,6 @@ from llama_fast.models.checkpoints.training import RunCheckpointError
 from llama_fast.train import out_of_memory, progress, record
 from llama_fast.train.benchmarks import BenchmarkScore
 from llama_fast.train.config import TrainConfig
-from llama_fast.train.energy import find_meter
 from llama_fast.train.flops import peak_flops, training_flops
 from llama_fast.train.metrics import MetricsFile, StepMetrics
 from llama_fast.train.parallel import ParallelContext
@@ -89,7 +89,7 @@ class RunLogger:
         self._log(
             f"{self._model.num_parameters() / 1e6:.1f} M weights on {self._device.type}; MFU: "
             f"share of {self._peak}; energy: "
-            f"{'not measurable' if self._meter is None else self._meter.source}"
+            f"{NOT_MEASURABLE if self._meter is None else self._meter.source}"
         )
         if config.profile_steps:
             is_cuda = self._device.type == "cuda"

@@ -106,6 +106,12 @@ def test_standard_input(
         (["x " * 600], "prompt: expected a prompt shorter than the model's context of 512"),
         (["--prompts", "LONG.txt"], "LONG.txt:3: expected a prompt shorter than the model's"),
         (["--device", "cuda:x"], "device: expected"),
+        (["hi", "--chat"], "--chat-template: expected chatml, llama3, plain or a file, because"),
+        (["--chat"], "prompt: expected a message with --chat, got none"),
+        (["hi", "--system", "Be brief."], "--system: expected --chat beside it, got none"),
+        (["hi", "--chat-template", "plain"], "--chat-template: expected --chat beside it"),
+        (["hi", "--chat", "--special"], "--special: expected none with --chat"),
+        (["hi", "--chat", "--chat-template", "chatmI"], "--chat-template: expected chatml, llama3"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -126,6 +132,44 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_answers_of_an_instruct_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each prompt is the first message of a chat of its own: the answer is that of `chat`."""
+    questions = ["What is the capital of France?", "Name a colour."]
+    options = [str(smollm2()), "--system", "Answer with one word.", "--max-new-tokens", "24"]
+    expected = []
+    for question in questions:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(question + "\n"))
+        expected.append(out(capsys, "chat", *options).strip())
+    assert "Paris" in expected[0]
+    assert out(capsys, "generate", *options, "--chat", questions[0]) == expected[0] + "\n"
+    (tmp_path / "prompts.txt").write_text("\n".join(questions))
+    options += ["--chat", "--prompts", str(tmp_path / "prompts.txt"), "--batch", "1"]
+    found = out(capsys, "generate", *options)
+    assert (
+        found
+        == "\n\n".join(
+            f"> {question}\n{answer}" for question, answer in zip(questions, expected, strict=True)
+        )
+        + "\n"
+    )
+    rows = [json.loads(line) for line in out(capsys, "generate", *options, "--json").splitlines()]
+    assert [row["text"] for row in rows] == expected
+    assert {row["finish_reason"] for row in rows} == {"stop"}
+
+
+def test_the_short_name_of_smollm2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    smollm2()  # so that it is in the cache
+    (tmp_path / "text.txt").write_text("Once upon a time")
+    command = ["tokenize", str(tmp_path / "text.txt"), "--tokenizer", "smollm2"]
+    assert "6 tokens" in out(capsys, *command, "--out", str(tmp_path / "shards"))
+    export = ["export", "smollm2", "--to", "gguf", "--out", str(tmp_path / "copy.gguf")]
+    assert "134.5 M weights" in out(capsys, *export, "--dtype", "bfloat16")
+    options = ["The capital of France is", "--max-new-tokens", "1"]
+    assert out(capsys, "generate", "smollm2", *options).endswith(" Paris\n")
 
 
 # --- chat ------------------------------------------------------------------------------------

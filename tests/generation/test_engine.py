@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
+from llama_fast._energy import RaplMeter
 from llama_fast.generation import Engine, GenerationRequest, GenerationResult, SamplingOptions
 from llama_fast.models import LLaMA
 from llama_fast.tokenizers import Tokenizer
+from tests.powercap import count, domain
 
 from .conftest import random_requests
 
@@ -206,3 +209,20 @@ def test_impossible_requests(small: Small, request_: GenerationRequest, message:
 def test_impossible_engines(small: Small, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected"):
         Engine(*small, **{name: 0})
+
+
+def test_sequences_of_a_pass_share_its_energy(small: Small, tmp_path: Path) -> None:
+    """A counter that advances by 3 J after each piece: no joule is lost or counted twice."""
+    counter = domain(tmp_path, "0", "package-0", 0)
+    requests = [GenerationRequest([1, 2, 3], new) for new in (1, 4, 9)]
+    engine = Engine(*small, meter=RaplMeter(tmp_path), max_batch=2)
+    joules, pieces = {}, 0
+    for piece in engine.stream(requests):
+        if piece.result is not None:
+            joules[piece.index] = piece.result.joules
+        count(counter, 3_000_000)
+        pieces += 1
+    assert pieces == 14
+    assert sum(joules.values()) == pytest.approx(3 * (pieces - 1))  # the last comes after all
+    assert joules[0] == 0 < joules[1] < joules[2]
+    assert Engine(*small).generate(requests)[0].joules is None

@@ -25,6 +25,7 @@ LABELS = {
     "max_length": "Maximum length",
     "truncated": "Contexts cut to the model's length",
     "cached": "Requests from the cache",
+    "energy": "Energy",
     "requests": "Requests",
     "tokens": "Tokens",
 }
@@ -73,6 +74,8 @@ def _text(key: str, value: Any) -> str:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if key == "seconds" and is_number:
         return duration(value)
+    if key == "energy" and isinstance(value, Mapping):
+        return _energy(value)
     if key == "date" and is_number:
         when = datetime.datetime.fromtimestamp(value, datetime.timezone.utc)
         return f"{when:%Y-%m-%d %H:%M} UTC"
@@ -83,3 +86,11 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {part}" for name, part in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _energy(value: Mapping[str, Any]) -> str:
+    """Energy as text; a file may have anything in place of a number."""
+    units = {"joules_per_1000_tokens": "1,000 tokens", "joules_per_question": "question"}
+    numbers = {unit: value.get(key) for key, unit in units.items()}
+    shown = [f"{n:,.3g} J per {u}" for u, n in numbers.items() if isinstance(n, (int, float))]
+    return f"{', '.join(shown)} ({value.get('source', 'unknown counter')})"

@@ -89,7 +89,7 @@ def write_run(
         results: the return value; without `samples`, only results.json is written.
         metadata: facts for the report. Known: `model`, `dtype`, `quantization`, `device`,
             `machine`, `date` (seconds since 1970), `seconds`, `truncated` (contexts), `cached`
-            (requests), `max_length`, `not_scored` (name -> reason), `preset`, `command`,
+            (requests), `energy`, `max_length`, `not_scored` (name -> reason), `preset`, `command`,
             `model_source`, `chat_template`, `system_instruction`; others are shown unchanged.
         add: whether to keep the tasks in an existing results.json.
 

@@ -7,18 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_fast.train.energy import RaplMeter, find_meter
-
-RANGE = 262_143_328_850  # of a Xeon: 262 kJ
-
-
-def domain(folder: Path, number: str, name: str, microjoules: int) -> Path:
-    path = folder / f"intel-rapl:{number}"
-    path.mkdir(parents=True)
-    (path / "name").write_text(f"{name}\n")
-    (path / "max_energy_range_uj").write_text(f"{RANGE}\n")
-    (path / "energy_uj").write_text(f"{microjoules}\n")
-    return path / "energy_uj"
+from llama_fast._energy import RaplMeter, energy_text, find_meter
+from tests.powercap import RANGE, domain
 
 
 def test_packages_and_memory_count_once(tmp_path: Path) -> None:
@@ -62,3 +52,12 @@ def test_no_meter_without_readable_counters(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu_has_no_meter() -> None:
     assert find_meter(torch.device("cuda")) is None
+
+
+def test_energy_as_text(tmp_path: Path) -> None:
+    domain(tmp_path, "0", "package-0", 0)
+    meter = RaplMeter(tmp_path)
+    assert energy_text(None, 0.0, 10, 2, "prompt") == "not measurable"
+    found = energy_text(meter, 8.0, 500, 4, "question")
+    assert found == "16 J per 1,000 tokens, 2 J per question (RAPL, package-0)"
+    assert energy_text(meter, 8.0, 0, 4, "question") == "2 J per question (RAPL, package-0)"

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
+NOT_MEASURABLE = "not measurable"  # printed where there is no readable counter
 POWERCAP = Path("/sys/class/powercap")
 
 
@@ -77,6 +79,7 @@ class NvmlMeter:
 
     def __init__(self, device: torch.device) -> None:
         import pynvml
+        import torch
 
         pynvml.nvmlInit()
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
@@ -93,16 +96,42 @@ class NvmlMeter:
         return (self._millijoules() - self._begin) / 1e3
 
 
+EnergyMeter: TypeAlias = RaplMeter | NvmlMeter
+
+
 def find_meter(
-    device: torch.device, powercap: str | os.PathLike[str] = POWERCAP
-) -> RaplMeter | NvmlMeter | None:
-    """Create the energy meter of a device; None if it has no readable counter."""
+    device: torch.device, powercap: str | os.PathLike[str] | None = None
+) -> EnergyMeter | None:
+    """Create the energy meter of a device; None if it has no readable counter.
+
+    Args:
+        device: the device that computes.
+        powercap: folder of the processors' counters; None for that of Linux.
+    """
     if device.type == "cuda":
         try:
             return NvmlMeter(device)
         except Exception:  # the classes of NVML's errors are in a package that may not be installed
             return None
     try:
-        return RaplMeter(powercap)
+        return RaplMeter(POWERCAP if powercap is None else powercap)
     except (OSError, ValueError):
         return None
+
+
+def energy_text(
+    meter: EnergyMeter | None, joules: float, tokens: int, count: int, what: str
+) -> str:
+    """Return energy per 1,000 tokens and per prompt or question as text.
+
+    Args:
+        meter: the meter that measured it, or None.
+        joules: the energy.
+        tokens: number of tokens it was used for; 0 leaves them out.
+        count: number of prompts or questions, at least 1.
+        what: what these are, in the singular.
+    """
+    if meter is None:
+        return NOT_MEASURABLE
+    per_tokens = f"{joules / tokens * 1000:,.3g} J per 1,000 tokens, " if tokens else ""
+    return f"{per_tokens}{joules / count:,.3g} J per {what} ({meter.source})"
