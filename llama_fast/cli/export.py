@@ -70,8 +70,7 @@ class Export(Command):
 
 
 def _read(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer | None]:
-    from llama_fast.models.loading import is_run, locate, read_model
-    from llama_fast.tokenizers import load_tokenizer
+    from llama_fast.models.loading import as_tokenizer, is_run, locate, read_model
 
     path = locate(args.model)
     if args.average and not is_run(path):
@@ -82,7 +81,7 @@ def _read(args: argparse.Namespace) -> tuple[LLaMA, Tokenizer | None]:
         own = _unless_extended(own, original)
     if args.tokenizer == "none":
         return model, None
-    tokenizer = own if args.tokenizer is None else load_tokenizer(args.tokenizer)
+    tokenizer = own if args.tokenizer is None else as_tokenizer(args.tokenizer)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"--tokenizer: expected at most the model's {model.config.vocab_size} tokens, got "

@@ -147,6 +147,7 @@ def _documents(args: argparse.Namespace) -> Iterator[Document]:
 def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict[str, Any]]:
     """Return the tokenizer and its index entry; write a new tokenizer to the folder `learned`."""
     from llama_fast._reading import file_sha256
+    from llama_fast.models.loading import locate
     from llama_fast.tokenizers import load_tokenizer, tokenizer_file
 
     if args.train_bpe is not None:
@@ -161,11 +162,10 @@ def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict
         )
         new = train_bpe(texts, args.train_bpe, learned)
         return new, {"path": "tokenizer", "sha256": file_sha256(learned / "tokenizer.json")}
-    tokenizer = load_tokenizer(args.tokenizer)
     if args.tokenizer == "byte":
-        return tokenizer, {"path": "byte"}
-    path = Path(args.tokenizer).resolve()
-    return tokenizer, {"path": str(path), "sha256": file_sha256(tokenizer_file(path))}
+        return load_tokenizer("byte"), {"path": "byte"}
+    path = locate(args.tokenizer, argument="--tokenizer").resolve()
+    return load_tokenizer(path), {"path": str(path), "sha256": file_sha256(tokenizer_file(path))}
 
 
 def _contents(messages: list[dict[str, Any]]) -> list[str]:

@@ -49,7 +49,7 @@ def load_any(
         ValueError: the dtype or device is unknown, no tokenizer was found, or the model needs its
             own Python code and `trust_remote_code` is false.
     """
-    stored_dtype = dtype_of(dtype)
+    stored_dtype, target = dtype_of(dtype), device_of(device or "auto")
     if isinstance(source, nn.Module):
         if tokenizer is None:
             raise ValueError("tokenizer: expected one beside a model that is at hand, got None")
@@ -66,7 +66,7 @@ def load_any(
     else:
         model, own = load_model(path, words, stored_dtype)
     words = words or own or as_tokenizer(path)
-    return model.to(device_of(device or "auto")), words
+    return model.to(target), words
 
 
 def decoder_of(model: nn.Module) -> Decoder:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama_fast.models import LlamaConfig
-from llama_fast.models.loading import read_model
+from llama_fast.models.loading import locate_config, read_model
+from llama_fast.models.loading.hub import SMOLLM2
 from llama_fast.train.build import new_shape
 from llama_fast.train.config import TrainConfig
 from llama_fast.train.flops import PeakFlops, data_sheet, training_flops
@@ -172,13 +173,17 @@ def model_of(config: TrainConfig, vocab_size: int | None) -> LlamaConfig:
         vocab_size: vocabulary size of its data; None uses that of the preset.
     """
     options = config.model
-    if options.init_from is not None and Path(options.init_from).exists():
-        folder = Path(options.init_from)
-        if not (folder / "config.json").exists():
-            return read_model(options.init_from, with_tokenizer=False)[0].config
+    if options.init_from is not None:
         from llama_fast.models.checkpoints.huggingface import read_config
 
-        return read_config(folder / "config.json")
+        source = Path(options.init_from)
+        if options.init_from == SMOLLM2 or (
+            source.exists() and not (source / "config.json").exists()
+        ):
+            return read_model(source, with_tokenizer=False)[0].config
+        path = source / "config.json" if source.exists() else locate_config(source)
+        if path is not None:
+            return read_config(path)
     # For weights that do not exist yet, the architecture is that of the preset.
     without_weights = dataclasses.replace(options, init_from=None)
     shape = new_shape(dataclasses.replace(config, model=without_weights), vocab_size)

@@ -83,7 +83,7 @@ def test_a_tokenizer_that_was_changed_is_refused(tmp_path: Path) -> None:
         (["no.txt"], "source: no such file or folder: no.txt"),
         (["{chats}"], "--chat-template: expected one for chats, got none"),
         (["{texts}", "--chat-template", "chatml"], "--chat-template: expected chats, got a text"),
-        (["{texts}", "--tokenizer", "no.json"], "path: no such file: no.json"),
+        (["{texts}", "--tokenizer", "no.json"], "--tokenizer: no such file or folder: no.json"),
         (["{texts}", "--key", "body"], "row 1: expected a field 'body', got text"),
         (["{texts}", "--train-bpe", "257", "--chat-template", "chatml"], "expected chats, got"),
         (["{texts}", "--train-bpe", "100"], "vocab_size: expected at least 257, got 100"),

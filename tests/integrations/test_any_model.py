@@ -11,9 +11,9 @@ from lm_eval.api.instance import Instance
 
 import llama_fast
 from llama_fast.cli.chat import Chat
-from llama_fast.cli.generate import _request
+from llama_fast.cli.generate import _new_request
 from llama_fast.cli.options import add_sampling
-from llama_fast.data.chat import TEMPLATES, ChatTemplate, end_ids
+from llama_fast.data.chat import TEMPLATES
 from llama_fast.eval.harness import HarnessModel
 from llama_fast.integrations.any_model import load_any
 from llama_fast.models import LLaMA, LlamaConfig, save
@@ -146,13 +146,12 @@ def test_a_turn_ends_alike_for_all_commands(form: str, tmp_path: Path) -> None:
     given = argparse.ArgumentParser()
     add_sampling(given, max_new_tokens=4)
     args = given.parse_args([])
-    args.system, args.special = None, False
-    chat = Chat(model, words, ChatTemplate("llama3"), args)
-    asked = _request(args, words, end_ids(words), 0, "Hi")
+    args.system, args.special, args.chat, args.chat_template = None, False, False, "llama3"
+    chat = Chat(model, words, args)
+    asked = _new_request(args, words)(0, "Hi")
     ends = {text_end, eot, *words.end_ids}
-    assert (
-        {*chat._stop_ids} == {*asked.stop_ids} == {*lm._generation(request, 0)[1].stop_ids} == ends
-    )
+    scored = lm._generation(request, 0)[1]
+    assert {*chat._format.stop_ids} == {*asked.stop_ids} == {*scored.stop_ids} == ends
     (result,) = llama_fast.generation.Engine(model, words).generate([asked])
     assert result.finish_reason == "stop" and len(result.tokens) <= 1
 

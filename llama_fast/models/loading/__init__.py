@@ -10,7 +10,7 @@
 Models of architectures other than Llama are loaded by :mod:`llama_fast.integrations.any_model`.
 """
 
-from .hub import locate
+from .hub import locate, locate_config
 from .model import check_vocabulary, load_model, read_model
 from .tokenizer import as_tokenizer
 from .training_run import is_run, load_run
@@ -22,5 +22,6 @@ __all__ = [
     "load_model",
     "load_run",
     "locate",
+    "locate_config",
     "read_model",
 ]

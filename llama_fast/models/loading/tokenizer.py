@@ -7,6 +7,8 @@ from typing import Any
 
 from llama_fast.tokenizers import Tokenizer, default_template, load_tokenizer
 
+from .hub import locate
+
 __all__ = ["as_tokenizer"]
 
 
@@ -14,8 +16,9 @@ def as_tokenizer(given: Any) -> Tokenizer:
     """Convert a path or a tokenizer to a :class:`Tokenizer`.
 
     Args:
-        given: a :class:`Tokenizer`, which is returned as it is; a file or folder, which is read; or
-            a fast tokenizer of transformers, of which a copy is wrapped.
+        given: a :class:`Tokenizer`, which is returned as it is; a file, a folder, or a name that
+            :func:`locate` understands, which is read; or a fast tokenizer of transformers, of which
+            a copy is wrapped.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -24,7 +27,8 @@ def as_tokenizer(given: Any) -> Tokenizer:
     if isinstance(given, Tokenizer):
         return given
     if isinstance(given, (str, os.PathLike)):
-        return load_tokenizer(given)
+        is_bytes = os.fspath(given) == "byte"
+        return load_tokenizer(given if is_bytes else locate(given, argument="tokenizer"))
     backend = getattr(given, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(
