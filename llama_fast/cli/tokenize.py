@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from llama_fast.cli.options import add_out, add_tokenizer
 
 if TYPE_CHECKING:
     from llama_fast.data import ChatTemplate
-    from llama_fast.data.documents import Document
+    from llama_fast.data.rows import Document
     from llama_fast.tokenizers import Tokenizer
 
 
@@ -33,10 +36,12 @@ class Tokenize(Command):
             "source",
             metavar="SOURCE",
             nargs="+",
-            help=".txt, .jsonl (also .gz), .parquet, a folder of them, or hf:NAME[:CONFIG[:SPLIT]]",
+            help=".txt, .md, .jsonl (also .gz), .parquet, a folder of them, or "
+            "hf:NAME[:CONFIG[:SPLIT]]",
         )
         add_out(parser, "new folder for the shards", required=True)
         add_tokenizer(parser, default="byte")
+        parser.set_defaults(tokenizer=None)  # to tell it from one that was given
         parser.add_argument(
             "--train-bpe",
             type=int,
@@ -47,7 +52,8 @@ class Tokenize(Command):
             "--key",
             default="text",
             metavar="FIELD",
-            help="field of a row that contains the text or the chat (default: %(default)s)",
+            help="field of a row that contains the text or the chat (default: %(default)s; else "
+            "messages, conversations, prompt and completion, or instruction and output)",
         )
         parser.add_argument(
             "--separator",
@@ -58,7 +64,7 @@ class Tokenize(Command):
             "--encoding",
             default="utf-8",
             metavar="NAME",
-            help="encoding of .txt files, such as latin-1 (default: %(default)s)",
+            help="encoding of text files, such as latin-1 (default: %(default)s)",
         )
         parser.add_argument(
             "--follow-links",
@@ -68,8 +74,9 @@ class Tokenize(Command):
         parser.add_argument(
             "--chat-template",
             metavar="NAME",
-            help="template for chats: chatml, llama3, plain, or a file with Jinja; only the "
-            "answers are trained on",
+            help="template for chats: chatml, llama3, plain, or a file with Jinja (default: the "
+            "tokenizer's own); none: prompts and completions as they are. Only the answers are "
+            "trained on",
         )
         parser.add_argument(
             "--shard-tokens",
@@ -79,25 +86,46 @@ class Tokenize(Command):
             help="tokens of a shard (default: %(default)s)",
         )
 
+        parser.add_argument(
+            "--workers",
+            type=int,
+            metavar="N",
+            help="processes that encode (default: the number of cores); the result is the same",
+        )
+
     def run(self, args: argparse.Namespace) -> int:
         """Write the shards, and print what they contain."""
-        from llama_fast.data import ChatTemplate, ShardWriter, TokenShards
+        from llama_fast.data import ShardWriter, TokenShards
+        from llama_fast.data.encoding import Encoder, encode_all
 
+        if args.workers is not None and args.workers < 1:
+            raise ValueError(f"--workers: expected at least 1, got {args.workers}")
+        if args.train_bpe is not None and args.tokenizer is not None:
+            raise ValueError(
+                f"--train-bpe: expected no --tokenizer beside it, got {args.tokenizer}"
+            )
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="llama-fast-") as learned:
             tokenizer, identity = _tokenizer(args, Path(learned))
-            template = ChatTemplate.from_name(args.chat_template) if args.chat_template else None
+            documents = _documents(args)
+            first = next(documents, None)
+            has_chats = first is not None and not isinstance(first[1], str)
+            template = _template(args.chat_template, tokenizer, has_chats)
             if template is not None:
                 identity["chat_template"] = template.source
+            encoder = Encoder(tokenizer, template, has_chats or template is not None)
             with ShardWriter(
                 args.out,
                 vocab_size=tokenizer.vocab_size,
                 tokenizer=identity,
                 shard_tokens=args.shard_tokens,
-                with_answers=template is not None,
+                with_answers=encoder.with_answers,
             ) as writer:
-                for document in _documents(args):
-                    writer.add(*encode(document, tokenizer, template))
+                placed = documents if first is None else itertools.chain([first], documents)
+                with _progress(begin) as update:
+                    for encoded in encode_all(placed, encoder, args.workers or _cores()):
+                        writer.add(*encoded)
+                        update(len(encoded.ids))
                 if args.train_bpe is not None:
                     shutil.copytree(learned, writer.partial / identity["path"])
         shards = TokenShards(args.out)
@@ -110,30 +138,59 @@ class Tokenize(Command):
         return ExitCode.OK
 
 
-def encode(
-    document: Document, tokenizer: Tokenizer, template: ChatTemplate | None
-) -> tuple[list[int], list[bool] | None]:
-    """Return the ids of a document, with begin and end, and which of a chat's ids are answers.
+def _template(name: str | None, tokenizer: Tokenizer, has_chats: bool) -> ChatTemplate | None:
+    """Return the template that the user named, or for chats the tokenizer's own if it has one."""
+    from llama_fast.data import ChatTemplate
 
-    Raises:
-        ValueError: `document` is a chat and there is no template, or the reverse.
+    if name is not None:
+        return None if name == "none" else ChatTemplate.from_name(name)
+    if has_chats and tokenizer.chat_template is not None:
+        return ChatTemplate.from_model(tokenizer.chat_template)
+    return None
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+
+
+@contextlib.contextmanager
+def _progress(begin: float) -> Iterator[Callable[[int], None]]:
+    """Show documents, tokens and speed in the last line of a terminal.
+
+    Args:
+        begin: when the command began, by `time.perf_counter`.
+
+    Yields:
+        A function to call with the number of tokens of each document.
     """
-    if isinstance(document, str):
-        if template is not None:
-            raise ValueError("--chat-template: expected chats, got a text")
-        return tokenizer.encode_document(document), None
-    if template is None:
-        raise ValueError("--chat-template: expected one for chats, got none")
-    ids, answer = template.encode(document, tokenizer)
-    begun = tokenizer.prepend_bos(ids)  # as in a prompt
-    return begun, [False] * (len(begun) - len(ids)) + answer
+    documents = tokens = 0
+    shown = begin
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+
+    def update(more: int) -> None:
+        nonlocal documents, tokens, shown
+        documents, tokens, now = documents + 1, tokens + more, time.perf_counter()
+        if is_terminal and now - shown > 0.5:
+            shown = now
+            speed = tokens / (now - begin) / 1000
+            line = f"{documents:,} documents, {tokens / 1e6:,.1f} M tokens, {speed:,.0f} k tokens/s"
+            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield update
+    finally:
+        if shown != begin:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
-def _documents(args: argparse.Namespace) -> Iterator[Document]:
-    from llama_fast.data import read_documents
+def _documents(args: argparse.Namespace) -> Iterator[tuple[str, Document]]:
+    """Yield the place of each document, for messages, and the document."""
+    from llama_fast.data.documents import read_placed_documents
 
     return itertools.chain.from_iterable(
-        read_documents(
+        read_placed_documents(
             source,
             key=args.key,
             separator=args.separator,
@@ -155,21 +212,25 @@ def _tokenizer(args: argparse.Namespace, learned: Path) -> tuple[Tokenizer, dict
 
         if args.out.exists():
             raise FileExistsError(f"--out: exists already: {args.out}")
-        texts = (
-            text
-            for document in _documents(args)
-            for text in ([document] if isinstance(document, str) else _contents(document))
-        )
+        texts = (text for _, document in _documents(args) for text in _strings(document))
         new = train_bpe(texts, args.train_bpe, learned)
         return new, {"path": "tokenizer", "sha256": file_sha256(learned / "tokenizer.json")}
-    if args.tokenizer == "byte":
-        return load_tokenizer("byte"), {"path": "byte"}
-    path = locate(args.tokenizer, argument="--tokenizer").resolve()
+    name = args.tokenizer or "byte"
+    if name == "byte":
+        return load_tokenizer(name), {"path": "byte"}
+    path = locate(name, argument="--tokenizer").resolve()
     return load_tokenizer(path), {"path": str(path), "sha256": file_sha256(tokenizer_file(path))}
 
 
-def _contents(messages: list[dict[str, Any]]) -> list[str]:
-    return [message.get("content") or "" for message in messages]
+def _strings(document: Document | dict[str, Any]) -> Iterator[str]:
+    """Yield the texts in a document: itself, or the contents of its messages."""
+    if isinstance(document, str):
+        yield document
+    elif isinstance(document, dict):
+        yield document.get("content") or ""
+    else:
+        for part in document:
+            yield from _strings(part)
 
 
 COMMAND = Tokenize()

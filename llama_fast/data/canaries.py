@@ -22,7 +22,7 @@ import numpy as np
 
 from llama_fast._reading import read_json, read_lines
 from llama_fast._write import partial_name
-from llama_fast.data.documents import DataError
+from llama_fast.data.rows import DataError
 
 FILE = "canaries.json"
 PLACEHOLDER = "{digits}"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llama_fast._extras import lacking
-from llama_fast.data.documents import DataError, Messages, check_messages
+from llama_fast.data.rows import DataError, Messages, check_messages
 from llama_fast.data.turns import (
     Rendering,
     answers_by_comparison,

@@ -207,7 +207,7 @@ def write_without(
         for document in range(len(shards)):
             if document not in drop:
                 tokens, answer = shards.read(document)
-                writer.add(tokens, answer if shards.has_answers else None)  # type: ignore[arg-type]
+                writer.add(tokens, answer if shards.has_answers else None)
         # A tokenizer in the folder of the shards is copied with them.
         writer.tokenizer = copy_tokenizer(shards, writer.partial)
         with (writer.partial / DROPPED).open("w", encoding="utf-8") as log:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,11 @@ from llama_fast._reading import (
     read_json,
     read_json_lines,
 )
-
-# A document: a text, or the messages of a chat, each with "role" and "content".
-Messages = list[dict[str, Any]]
-Document = str | Messages
+from llama_fast.data.rows import DataError, Document, document_of
 
 HUB = "hf:"  # prefix of the name of a dataset on the hub
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-
-
-class DataError(ValueError):
-    """Training data cannot be read; the message names the file and the line or row."""
+TEXTS = (".txt", ".md")
+SUFFIXES = (*TEXTS, ".jsonl", ".parquet")
 
 
 def read_documents(
@@ -41,12 +35,13 @@ def read_documents(
     """Yield the documents of a file, a folder or a dataset, always in the same order.
 
     Args:
-        source: a ``.txt`` or ``.jsonl`` file (or one of these compressed as ``.gz``), a
-            ``.parquet`` file, a folder of such files (read in alphabetical order), a folder that
+        source: a ``.txt``, ``.md`` or ``.jsonl`` file (or one of these compressed as ``.gz``), a
+            ``.parquet`` file, a folder of such files (read in alphabetical order, README.md
+            left out), a folder that
             ``datasets.save_to_disk`` wrote, or ``hf:NAME``, ``hf:NAME:CONFIG`` or
             ``hf:NAME:CONFIG:SPLIT`` (default: the default configuration, split ``train``).
         key: field of a row that holds the document: a string, or a list of chat messages. A row
-            without this field but with "messages" is a chat.
+            without this field may have one of the forms in :mod:`llama_fast.data.rows`.
         separator: string between the documents of a text file, such as ``<|endoftext|>``; None
             makes each file one document. Empty documents are skipped.
         encoding: encoding of text files, such as ``latin-1``.
@@ -54,42 +49,62 @@ def read_documents(
             are an error, because a folder from a stranger could link to private files.
 
     Yields:
-        A string, or the list of messages of a chat.
+        A string, the list of messages of a chat, or a
+        :class:`~llama_fast.data.rows.PromptCompletion`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         DataError: a file has another suffix, a line is not JSON, a row lacks the field, or a link
             leads out of the folder.
     """
+    placed = read_placed_documents(
+        source, key=key, separator=separator, encoding=encoding, follow_links=follow_links
+    )
+    for _, document in placed:
+        yield document
+
+
+def read_placed_documents(
+    source: str | os.PathLike[str],
+    *,
+    key: str = "text",
+    separator: str | None = None,
+    encoding: str = "utf-8",
+    follow_links: bool = False,
+) -> Iterator[tuple[str, Document]]:
+    """Yield the place of each document, for messages of errors, and the document.
+
+    Arguments and errors are those of :func:`read_documents`.
+    """
     name = os.fspath(source)
     if name.startswith(HUB):
-        yield from _rows(name, _hub(name), key)
+        yield from _documents(_numbered(name, _hub(name)), key)
         return
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"source: no such file or folder: {path}")
     if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            yield from _rows(name, _saved(path), key)
+            yield from _documents(_numbered(name, _saved(path)), key)
             return
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _is_data(p))
         if not files:
             raise DataError(f"{path}: expected {', '.join(SUFFIXES)} files, found none")
         for file in files:
             if not follow_links:
                 _check_link(path, file)
-            yield from read_documents(file, key=key, separator=separator, encoding=encoding)
+            yield from read_placed_documents(file, key=key, separator=separator, encoding=encoding)
         return
     suffix = _suffix(path)
-    if suffix == ".txt":
-        yield from _texts(path, separator, encoding)
+    if suffix in TEXTS:
+        for number, text in enumerate(_texts(path, separator, encoding), 1):
+            yield name if separator is None else f"{name}, document {number}", text
     elif suffix == ".jsonl":
-        rows = (row for _, row in read_json_lines(path, error=DataError))
-        yield from _rows(name, rows, key)
+        yield from _documents(read_json_lines(path, error=DataError), key)
     elif suffix == ".parquet":
-        yield from _rows(name, _parquet(path), key)
+        yield from _documents(_numbered(name, _parquet(path)), key)
     else:
-        raise DataError(f"{path}: expected one of {', '.join(SUFFIXES)} (or .txt.gz, .jsonl.gz)")
+        raise DataError(f"{path}: expected one of {', '.join(SUFFIXES)} (.gz too)")
 
 
 def _check_link(folder: Path, file: Path) -> None:
@@ -97,6 +112,11 @@ def _check_link(folder: Path, file: Path) -> None:
         inside(folder, file.relative_to(folder).as_posix(), "source")
     except ValueError as error:
         raise DataError(f"{error} (--follow-links, follow_links=True, reads it)") from None
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file in a folder is read: README.md describes the data."""
+    return _suffix(path) in SUFFIXES and path.name.lower() != "readme.md"
 
 
 def _suffix(path: Path) -> str:
@@ -186,44 +206,15 @@ def _hub(name: str) -> Any:
     return _datasets().load_dataset(repository, config, split=split, streaming=True)
 
 
-def _rows(name: str, rows: Iterator[dict[str, Any]], key: str) -> Iterator[Document]:
+def _numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place of each row, for error messages, and the row."""
     for number, row in enumerate(rows, 1):
-        field = "messages" if key not in row and "messages" in row else key
-        if field not in row:
-            raise DataError(
-                f"{name}, row {number}: expected a field {key!r}, got {', '.join(row) or 'none'}"
-            )
-        document = row[field]
-        if isinstance(document, list):
-            check_messages(document, f"{name}, row {number}")
-        elif not isinstance(document, str):
-            raise DataError(
-                f"{name}, row {number}: expected a string or a list of messages in {field!r}, got "
-                f"{type(document).__name__}"
-            )
-        if document:
-            yield document
+        yield f"{name}, row {number}", row
 
 
-def check_messages(messages: list[Any], where: str) -> None:
-    """Check that each message has a role and a content, both strings.
-
-    A message with "tool_calls" may lack the content.
-
-    Args:
-        messages: the messages of a chat.
-        where: prefix of the error message, such as the file and the row.
-
-    Raises:
-        DataError: a message lacks its role or content.
-    """
-    for number, message in enumerate(messages):
-        fields = message if isinstance(message, dict) else {}
-        content = fields.get("content")
-        if content is None and fields.get("tool_calls"):
-            content = ""
-        if not (isinstance(fields.get("role"), str) and isinstance(content, str)):
-            raise DataError(
-                f"{where}: expected message {number} to have strings 'role' and 'content', got "
-                f"{message!r:.80}"
-            )
+def _documents(
+    rows: Iterable[tuple[str, dict[str, Any]]], key: str
+) -> Iterator[tuple[str, Document]]:
+    for place, row in rows:
+        if document := document_of(row, key, place):
+            yield place, document

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from llama_fast._reading import checked_int
 from llama_fast.data.bin_packing import cu_seqlens
-from llama_fast.data.documents import DataError
 from llama_fast.data.packing import PackingPlan, pack_epoch
+from llama_fast.data.rows import DataError
 from llama_fast.data.shards import TokenShards
 
 IGNORE = -100

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_fast._reading import read_json_lines
-from llama_fast.data.documents import DataError
+from llama_fast.data.rows import DataError
 
 __all__ = ["MultipleChoice", "arc_prompt", "read_multiple_choice", "sample"]
 

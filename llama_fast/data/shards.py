@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from llama_fast._inside import inside
 from llama_fast._reading import checked_int, file_sha256, read_json
 from llama_fast._write import partial_name
-from llama_fast.data.documents import DataError
+from llama_fast.data.rows import DataError
 
 INDEX = "index.json"
 FORMAT = 1
@@ -111,7 +111,7 @@ class ShardWriter:
         self._answers: list[npt.NDArray[np.bool_]] = []
         self._ends: list[int] = []
 
-    def add(self, ids: Sequence[int], answer: Sequence[bool] | None = None) -> None:
+    def add(self, ids: npt.ArrayLike, answer: npt.ArrayLike | None = None) -> None:
         """Add a document.
 
         Args:
@@ -128,9 +128,10 @@ class ShardWriter:
         if (answer is not None) != self.with_answers:
             raise ValueError(f"answer: expected {'a mask' if self.with_answers else 'None'}")
         if answer is not None:
-            if len(answer) != len(tokens):
-                raise ValueError(f"answer: expected {len(tokens)} values, got {len(answer)}")
-            self._answers.append(np.asarray(answer, dtype=np.bool_))
+            mask = np.asarray(answer, dtype=np.bool_)
+            if len(mask) != len(tokens):
+                raise ValueError(f"answer: expected {len(tokens)} values, got {len(mask)}")
+            self._answers.append(mask)
         self._tokens.append(tokens.astype(self.dtype))
         self._ends.append((self._ends[-1] if self._ends else 0) + len(tokens))
         if self._ends[-1] >= self.shard_tokens:

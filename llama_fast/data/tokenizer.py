@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_fast._inside import inside
 from llama_fast._reading import file_sha256
-from llama_fast.data.documents import DataError
+from llama_fast.data.rows import DataError
 from llama_fast.data.shards import INDEX, TokenShards
 from llama_fast.tokenizers import SETTINGS_FILES, Tokenizer, load_tokenizer, tokenizer_file
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from llama_fast.data.documents import DataError, Messages
+from llama_fast.data.rows import DataError, Messages
 from llama_fast.tokenizers.base import Span, unused_characters
 
 # A function from (messages, whether to append a generation prompt, variables) to the text.

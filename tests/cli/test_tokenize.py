@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama_fast.cli.main import main
-from llama_fast.cli.tokenize import encode
 from llama_fast.data import ChatTemplate, DataError, TokenShards
+from llama_fast.data.encoding import Encoder
 from llama_fast.data.tokenizer import tokenizer_of
 from llama_fast.tokenizers import load_tokenizer
 from llama_fast.tokenizers.train_bpe import train_bpe
@@ -58,7 +58,8 @@ def test_chats_begin_as_the_model_expects_it() -> None:
     tokenizer = load_tokenizer(tokenizer_model("tekken"))
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     for name in ("plain", "llama3"):
-        ids, answer = encode(chat, tokenizer, ChatTemplate(name))
+        encoded, answer = Encoder(tokenizer, ChatTemplate(name), True).encode(chat)
+        ids = encoded.tolist()
         assert ids.index(128000) == 0 and ids.count(128000) == 1
         assert answer is not None and len(answer) == len(ids) and not answer[0]
 
@@ -84,8 +85,12 @@ def test_a_tokenizer_that_was_changed_is_refused(tmp_path: Path) -> None:
         (["{chats}"], "--chat-template: expected one for chats, got none"),
         (["{texts}", "--chat-template", "chatml"], "--chat-template: expected chats, got a text"),
         (["{texts}", "--tokenizer", "no.json"], "--tokenizer: no such file or folder: no.json"),
-        (["{texts}", "--key", "body"], "row 1: expected a field 'body', got text"),
+        (["{texts}", "--key", "body"], "texts.jsonl:1: expected a field 'body'"),
         (["{texts}", "--train-bpe", "257", "--chat-template", "chatml"], "expected chats, got"),
+        (["{chats}", "--chat-template", "none"], "chats.jsonl:1: --chat-template: expected one"),
+        (["{texts}", "{chats}"], "chats.jsonl:1: expected a text, as before, got a chat"),
+        (["{texts}", "--workers", "0"], "--workers: expected at least 1, got 0"),
+        (["{texts}", "--tokenizer", "byte", "--train-bpe", "300"], "--train-bpe: expected no --to"),
         (["{texts}", "--train-bpe", "100"], "vocab_size: expected at least 257, got 100"),
     ],
 )
@@ -100,3 +105,40 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["chats.jsonl", "texts.jsonl"]
+
+
+def test_rows_of_other_data_sets_with_the_tokenizers_own_template(tmp_path: Path) -> None:
+    """The answers alone are learned, whatever the fields are called; texts need no template."""
+    folder = tmp_path / "mine"
+    train_bpe(["All that glisters is not gold."], 257, folder)
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [
+        {"conversations": sharegpt},
+        {"instruction": "Hi", "input": "", "output": "Hello"},
+        {"prompt": "Hi", "completion": "Hello"},
+        {"messages": messages},
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["tokenize", str(source), "--tokenizer", str(folder), "--out"]
+    assert main([*command, str(tmp_path / "chats")]) == 0
+    shards = TokenShards(tmp_path / "chats")
+    assert shards.tokenizer["chat_template"] == template
+    tokenizer = tokenizer_of(shards)
+    for number in range(4):
+        ids, answer = shards.read(number)
+        assert tokenizer.decode(ids.tolist()) == "<user>Hi</><assistant>Hello</>"
+        assert tokenizer.decode(ids[answer].tolist()) == "Hello</>"
+    source.write_text(json.dumps(rows[2]) + "\n")
+    assert main([*command, str(tmp_path / "plain"), "--chat-template", "none"]) == 0
+    ids, answer = TokenShards(tmp_path / "plain").read(0)
+    assert tokenizer.decode(ids.tolist()) == "HiHello"
+    assert tokenizer.decode(ids[answer].tolist()) == "Hello"
+    (tmp_path / "notes.md").write_text("# Gold\n\nAll that glisters is not gold.")
+    command[1] = str(tmp_path / "notes.md")
+    assert main([*command, str(tmp_path / "texts")]) == 0
+    assert not TokenShards(tmp_path / "texts").has_answers

@@ -17,8 +17,8 @@ from llama_fast.data.contamination import (
     split_scores,
     subsets,
 )
-from llama_fast.data.documents import DataError
 from llama_fast.data.questions import read_questions
+from llama_fast.data.rows import DataError
 from llama_fast.tokenizers import load_tokenizer
 from llama_fast.tokenizers.train_bpe import train_bpe
 from tests.paths import data_file

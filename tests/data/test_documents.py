@@ -74,16 +74,16 @@ DAMAGED = gzip.compress(b"abc" * 999, mtime=0)[:10] + b"\xff" * 20
     [
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl:2: expected a JSON object"),
-        ("a.jsonl", b'{"words": "a"}\n', "a.jsonl, row 1: expected a field 'text', got words"),
-        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, row 1: expected a string or a list"),
-        ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "a.jsonl, row 1: expected message 0"),
+        ("a.jsonl", b'{"words": "a"}\n', "a.jsonl:1: expected a field 'text', or .*got words"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: expected a string or a list"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "a.jsonl:1: expected message 0"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
         ("a.txt", b"abc\xff", "a.txt: expected utf-8, got an invalid byte at 3"),
         ("a.txt.gz", gzip.compress(b"abc" * 999, mtime=0)[:-9], "a.txt.gz: damaged gzip"),
         ("a.txt.gz", DAMAGED, "a.txt.gz: damaged gzip"),
         ("a.jsonl.gz", DAMAGED, "a.jsonl.gz:1: damaged gzip"),
         ("a.parquet", b"PAR1 no", "a.parquet: not a Parquet file"),
-        ("a.csv", b"a,b", "a.csv: expected one of .txt, .jsonl, .parquet"),
+        ("a.csv", b"a,b", "a.csv: expected one of .txt, .md, .jsonl, .parquet"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
