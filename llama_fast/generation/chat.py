@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llama_fast.data.chat import ChatTemplate, end_ids, end_of_turn
 
 if TYPE_CHECKING:
-    from llama_fast.data.documents import Messages
+    from llama_fast.data.rows import Messages
     from llama_fast.tokenizers import Tokenizer
 
 
