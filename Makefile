@@ -30,12 +30,13 @@ litgpt := build/litgpt-0.5.13
 docs_env := build/docs-venv
 sdist_env := build/sdist-venv
 audit  := build/audit-venv
+suite_limit := 100,hellaswag=2000,arc_*=all,piqa=all,social_iqa_norm=all,winogrande=all,openbookqa_ratio=all,commonsense_qa_7shot=all,boolq_ratio=all,mmlu_5shot_*=4,minerva_math_*=15,bbh_3shot_*=4,agieval_*=13
 
 AARCH64_CXX  ?= aarch64-linux-gnu-g++
 KERNEL_FLAGS := -std=c++17 -O2 -Wall -Werror -Wframe-larger-than=32768 -Icsrc
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-oldest-all test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval eval-page model-support build wheel wheels sdist release-notes test-sanitize aarch64 aarch64-env test-aarch64 clean
+.PHONY: help demo test test-all docs fuzz test-triton test-cuda test-oldest test-oldest-all test-torch-abi test-torch test-kernels audit gpu-compile gpu-compile-oldest lint lint-workflows lint-docker format bench bench-cpu bench-history bench-dropin bench-train train-proof bench-eval eval-suite eval-page model-support build wheel wheels sdist release-notes test-sanitize aarch64 aarch64-env test-aarch64 clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -184,6 +185,12 @@ bench-train: $(installed) $(built)  ## measure the training loop beside litgpt's
 train-proof: $(installed) $(built)  ## train on real text from scratch, ten minutes a corpus
 	$(py) -m benchmarks.train_proof $(if $(DATA),--data $(DATA)) --out benchmarks/results \
 	--picture docs/images/train-proof.png $(ARGS)
+
+# DATA: the mirror of the data sets (docs/evaluation.md). 12 minutes on 2 threads.
+eval-suite: $(installed) $(built)  ## evaluate MODEL=FILE on the suite and publish the run
+	$(VENV)/bin/llama-fast eval $(MODEL) --suite llama2 --dtype bfloat16 --data-dir $(DATA) --allow-code \
+	--limit '$(suite_limit)' --out build/smollm2-llama2 $(ARGS)
+	$(py) -m benchmarks.eval_page --run build/smollm2-llama2 --picture docs/images/eval-report.png
 
 eval-page: $(VENV)/.dev  ## draw the published page of the suite again, and its picture (needs chromium)
 	$(py) -m benchmarks.eval_page --picture docs/images/eval-report.png $(ARGS)

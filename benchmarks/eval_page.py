@@ -1,10 +1,12 @@
 """Draws the published page of an evaluation again, from its results and its own questions.
 
-    python -m benchmarks.eval_page [RESULTS] [--picture docs/images/eval-report.png]
+    python -m benchmarks.eval_page [RESULTS] [--run DIR] [--picture docs/images/eval-report.png]
 
 The samples of a whole suite are too large for a repository. The page beside RESULTS (the same name,
 `.html`) holds the questions that it shows and the calibration over all of them; these are kept, and
-everything else is made from RESULTS. The picture is the page's top in Chromium.
+everything else is made from RESULTS. With --run, results and page of a new run in DIR take their
+place first. The table of scores in docs/evaluation.md is written, too. The picture is the page's
+top in Chromium.
 """
 
 from __future__ import annotations
@@ -20,13 +22,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from llama_fast._format import fixed
 from llama_fast._write import write_whole
 from llama_fast.eval.report import read_run
+from llama_fast.eval.report.facts import num_questions
 from llama_fast.eval.report.html import MAX_QUESTIONS, render
 from llama_fast.eval.report.page_data import PageData, collect
+from llama_fast.eval.report.suites import columns_of
 from llama_fast.eval.report.titles import heading, titles
+from llama_fast.eval.suite import paper_table
 
 RESULTS = Path(__file__).with_name("results") / "smollm2-135m-llama2-suite.json"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "evaluation.md"
+PAPER_ROWS = ("Llama 1 7B", "Llama 2 7B")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Width and height of the picture, in pixels.
 SIZE = 1180, 1230
@@ -73,6 +81,47 @@ def read_page(path: Path) -> PageData:
     return PageData(json.loads(data[1]), questions)
 
 
+def score_table(results: Path) -> str:
+    """The scores of a run beside two rows of the paper, as a table in Markdown."""
+    run = read_run(results)
+    paper = {row.name: row.scores for row in paper_table().rows}
+    lines = [
+        f"| | SmolLM2-135M-Instruct (± standard error) | questions | {' | '.join(PAPER_ROWS)} |",
+        "|---|---|---|" + "---|" * len(PAPER_ROWS),
+    ]
+    for score in columns_of(run):
+        if score.value is None or score.column not in paper_table().columns:
+            continue
+        parts = [part.name for part in score.parts]
+        names = f"{len(parts)} benchmarks" if len(parts) > 3 else ", ".join(parts)
+        name = score.column if len(parts) == 1 else f"{score.column}: {names}"
+        error = "" if score.stderr is None else f" ± {fixed(score.stderr, 1)}"
+        cells = [name, fixed(score.value, 1) + error, f"{score.questions:,}"]
+        for row in PAPER_ROWS:
+            alone = " (GSM8K alone)" if (score.column, row) == ("Math", "Llama 2 7B") else ""
+            cells.append(fixed(paper[row][score.column], 1) + alone)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_table(text: str, results: Path) -> str:
+    """The text of docs/evaluation.md with the results' table, number of questions and time.
+
+    Raises:
+        ValueError: the text has no such table.
+    """
+    run = read_run(results)
+    asked = sum(num_questions(run, task) or 0 for task in run.tasks)
+    minutes = round(float(run.metadata["seconds"]) / 60)
+    facts = f"answered {asked:,} questions in {minutes} minutes"
+    text, facts_found = re.subn(r"answered [\d,]+ questions in \d+ minutes", facts, text)
+    table = re.compile(r"^\| \| SmolLM2-135M-Instruct .*\n(?:\|.*\n)*", re.MULTILINE)
+    text, tables_found = table.subn(lambda _: score_table(results) + "\n", text)
+    if (facts_found, tables_found) != (1, 1):
+        raise ValueError(f"{DOCUMENT}: expected one table of scores and a line with their number")
+    return text
+
+
 def photograph(page: Path, picture: Path) -> None:
     """Write the top of a page as PNG.
 
@@ -98,9 +147,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.eval_page", description=__doc__)
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="RESULTS")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also write a PNG of its top")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="publish the run in this folder")
     args = parser.parse_args()
+    if args.run is not None:
+        shutil.copyfile(args.run / "results.json", args.results)
+        shutil.copyfile(args.run / "report.html", args.results.with_suffix(".html"))
     page = args.results.with_suffix(".html")
     write_whole(page, redraw(args.results))
+    if args.results == RESULTS:
+        write_whole(DOCUMENT, with_table(DOCUMENT.read_text(encoding="utf-8"), args.results))
     if args.picture is not None:
         photograph(page, args.picture)
 

@@ -66,8 +66,9 @@ examples:
         from llama_fast._device import device_of
         from llama_fast._screen import Screen
         from llama_fast.eval.harness import HarnessModel
+        from llama_fast.eval.limits import Limits
         from llama_fast.eval.report.suites import metric_keys
-        from llama_fast.eval.run import Limits, evaluate_tasks, load, quiet_bars
+        from llama_fast.eval.run import evaluate_tasks, load, quiet_bars
         from llama_fast.eval.suite import suite
         from llama_fast.models.loading import locate
 
@@ -77,7 +78,11 @@ examples:
             raise ValueError("--suite: expected --suite NAME or --tasks A,B, got neither")
         if args.batch < 1:
             raise ValueError(f"--batch: expected at least 1, got {args.batch}")
-        limits = Limits.parse(args.limit)
+        if args.limit is not None and args.first is not None:
+            raise ValueError("--first: expected --limit or --first, got both")
+        limits = Limits.parse(
+            args.limit or args.first, is_first=args.first is not None, seed=args.seed
+        )
         out = args.out or Path("runs") / f"eval-{Path(args.model).name}"
         with tables(args):
             screen = Screen()
@@ -192,8 +197,10 @@ def _add_tasks(group: argparse._ArgumentGroup) -> None:
     add(
         "--limit",
         metavar="N",
-        help="first N questions of each task; or 100,hellaswag=2000,mmlu_*=4,piqa=all",
+        help="N questions of each task, drawn with --seed over sources, subjects and levels; "
+        "or 100,hellaswag=2000,mmlu_*=4,piqa=all",
     )
+    add("--first", metavar="N", help="the first N questions of each task instead; as --limit")
     add("--num-fewshot", type=int, metavar="N", help="examples before each question")
     add(
         "--data-dir",
@@ -239,7 +246,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="maximum number of tokens of a request (default: the model's context)",
     )
-    add_seed(group, "tasks that sample")
+    add_seed(group, "the draw of questions, and of tasks that sample")
     add_out(group, "folder for results.json, samples and report.html (default: runs/eval-MODEL)")
     add_trust_remote_code(group)
     add_json(group)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from llama_fast.eval.limits import Choice, ids_of
 from llama_fast.eval.report import conditions, read_run
 from llama_fast.eval.report.conditions import shorten
 from llama_fast.eval.report.results import RESULTS
@@ -16,19 +17,24 @@ SETTINGS = {"model_sha256": "model", **conditions.SETTINGS}
 
 
 def take_over(
-    out: Path, facts: Mapping[str, Any], shots: Mapping[str, int], questions: Mapping[str, int]
+    out: Path,
+    facts: Mapping[str, Any],
+    shots: Mapping[str, int],
+    questions: Mapping[str, int],
+    chosen: Mapping[str, Choice | None],
 ) -> tuple[dict[str, Any], str | None]:
     """Keep the results in a folder if a new run can be added to them, else move them aside.
 
     A new run can be added if all of :data:`SETTINGS` and the suite are the same, and tasks in both
-    runs have the same number of examples and questions. Other results are moved to ``earlier-N`` in
-    the folder.
+    runs have the same number of examples and the same questions. Other results are moved to
+    ``earlier-N`` in the folder.
 
     Args:
         out: the folder; it may not exist yet.
         facts: metadata of the new run.
         shots: task of the new run -> number of examples.
         questions: task of the new run -> number of questions; 0 if unknown.
+        chosen: task of the new run -> which questions; None for all.
 
     Returns:
         The metadata of the kept runs (empty if there are none), and a line of text on results that
@@ -43,7 +49,7 @@ def take_over(
         run = read_run(out / RESULTS)
     except ValueError:
         return {}, f"a damaged {RESULTS} was there: moved to {_move_aside(out)}"
-    other = _difference(run.results, run.metadata, facts, shots, questions)
+    other = _difference(run.results, run.metadata, facts, shots, questions, chosen)
     if other is None:
         return run.metadata, None
     return {}, f"results of another {other} were there: moved to {_move_aside(out)}"
@@ -82,6 +88,7 @@ def _difference(
     facts: Mapping[str, Any],
     shots: Mapping[str, int],
     questions: Mapping[str, int],
+    chosen: Mapping[str, Choice | None],
 ) -> str | None:
     """The first setting in which the runs differ, with both values, or None."""
     for key, name in SETTINGS.items():
@@ -99,6 +106,9 @@ def _difference(
         now = questions[task]
         if now and was != now:
             return f"number of questions of {task} ({shorten(was)}, now {now:,})"
+        choice = chosen.get(task)
+        if choice is not None and ids_of(results, task) != list(choice.ids):
+            return f"choice of questions of {task}"
     return None
 
 

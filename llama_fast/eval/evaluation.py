@@ -61,7 +61,8 @@ def evaluate(
             presets, as on the command line of ``llama-fast eval``.
         ignore_index: batches only: targets with this value are not counted.
         tokenizer: benchmarks only: a file, folder or object; None: the model's own.
-        limit: benchmarks only: number of questions per task, as ``--limit``; None: all.
+        limit: benchmarks only: number of questions per task, as ``--limit``, drawn with `seed`;
+            None: all.
         num_fewshot: benchmarks only: examples before each question; None: the task's own number.
         data_dir: benchmarks only: local mirror of the data sets; None: the hub.
         out: benchmarks only: folder for results, samples and answers, which are reused by the next
@@ -117,12 +118,13 @@ def _benchmark_scores(
 ) -> dict[str, Score]:
     """Run the benchmarks in a folder of their own, or in `out`; see :func:`evaluate`."""
     from llama_fast.eval.harness import HarnessModel
+    from llama_fast.eval.limits import Limits
     from llama_fast.eval.report.scores import scores_of
     from llama_fast.eval.report.suites import metric_keys
-    from llama_fast.eval.run import Limits, evaluate_tasks, load
+    from llama_fast.eval.run import evaluate_tasks, load
     from llama_fast.eval.suite import PRESETS
 
-    limits = Limits.parse(None if limit is None else str(limit))
+    limits = Limits.parse(None if limit is None else str(limit), seed=int(options.get("seed") or 0))
     loaded = load(names, None if data_dir is None else Path(data_dir), num_fewshot=num_fewshot)
     limits.check(list(loaded["tasks"]))
     keys: dict[str, str] = {}

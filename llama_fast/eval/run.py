@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.eval.earlier import joined, take_over
 from llama_fast.eval.energy import EvaluationEnergy, TaskEnergy
 from llama_fast.eval.harness import HarnessModel
+from llama_fast.eval.limits import Choice, Limits
 from llama_fast.eval.report import write_run
 from llama_fast.eval.report.compare import join_names
 from llama_fast.eval.report.scores import score_of
@@ -27,51 +28,6 @@ from llama_fast.eval.suite import load_tasks
 from llama_fast.eval.suite.loading import LoadedTasks
 
 log = logging.getLogger("llama_fast")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits on the number of questions per task; the first questions are used.
-
-    Attributes:
-        default: limit of tasks that match no pattern; None for all questions.
-        patterns: (pattern of task names, limit); the last match applies.
-    """
-
-    default: int | None = None
-    patterns: tuple[tuple[str, int | None], ...] = ()
-
-    @classmethod
-    def parse(cls, text: str | None) -> Limits:
-        """Parse limits such as "100", or "100,hellaswag=2000,mmlu_*=4,piqa=all".
-
-        Raises:
-            ValueError: `text` does not have this form.
-        """
-        default, patterns = None, []
-        for part in text.split(",") if text else ():
-            name, _, number = part.strip().rpartition("=")
-            if number != "all" and not (number.isdigit() and int(number) > 0):
-                raise ValueError(
-                    f"limit: expected N or TASK=N, N at least 1 or 'all', got {part.strip()!r}"
-                )
-            limit = None if number == "all" else int(number)
-            if name:
-                patterns.append((name, limit))
-            else:
-                default = limit
-        return cls(default, tuple(patterns))
-
-    def of(self, task: str) -> int | None:
-        """The limit of a task; None for all its questions."""
-        matches = [limit for pattern, limit in self.patterns if fnmatch.fnmatchcase(task, pattern)]
-        return matches[-1] if matches else self.default
-
-    def check(self, tasks: Sequence[str]) -> None:
-        """Raise ValueError for a pattern that matches no task."""
-        for pattern, _ in self.patterns:
-            if not fnmatch.filter(tasks, pattern):
-                raise ValueError(f"limit: expected the name of a task or a pattern, got {pattern}")
 
 
 @dataclass
@@ -140,7 +96,7 @@ def evaluate_tasks(
         lm: the model to evaluate.
         loaded: the tasks, from :func:`load`.
         out: folder for results.json and samples_<task>.jsonl.
-        limits: number of questions per task; None for all.
+        limits: number of questions per task and how they are chosen; None for all.
         metadata: facts for the report, see :func:`llama_fast.eval.report.write_run`.
         chat: whether to apply the model's chat template to prompts.
         system: system instruction for each prompt.
@@ -155,7 +111,8 @@ def evaluate_tasks(
     limits, keys = limits or Limits(), keys or {}
     tasks, notes = loaded["tasks"], dict(loaded["notes"])
     limits.check(list(tasks))
-    counts = {name: _questions(task, limits.of(name)) for name, task in tasks.items()}
+    chosen = {name: _chosen(name, task, limits) for name, task in tasks.items()}
+    counts = {name: _questions(task, chosen[name]) for name, task in tasks.items()}
     facts = {
         **(metadata or {}),
         "model_sha256": lm.model_hash,
@@ -171,7 +128,7 @@ def evaluate_tasks(
     }
     hold(out)
     shots = {name: task.config.num_fewshot or 0 for name, task in tasks.items()}
-    earlier, moved = take_over(out, facts, shots, counts)
+    earlier, moved = take_over(out, facts, shots, counts, chosen)
     own = {*tasks, *loaded["groups"]}
     folder_notes = [] if moved is None else [moved]
     outcome = Outcome({}, dict(loaded["missing"]), notes=folder_notes)
@@ -187,11 +144,12 @@ def evaluate_tasks(
         for name, task in tasks.items():
             table.start_task(name, counts[name])
             before, computed = energy.now(), lm.computed
+            choice = chosen[name]
             try:
                 result = evaluate(
                     lm,
                     {"tasks": {name: task}, "groups": {}, "group_map": {}},
-                    limit=limits.of(name),
+                    samples=None if choice is None else {name: list(choice.ids)},
                     bootstrap_iters=bootstrap_iters,
                     confirm_run_unsafe_code=True,  # tasks are loaded only if code is allowed
                     apply_chat_template=chat,
@@ -212,6 +170,8 @@ def evaluate_tasks(
                 continue
             used = TaskEnergy(energy.now() - before, lm.computed - computed, counts[name])
             energy.add(name, used)
+            if choice is not None:
+                result["drawn"] = {name: choice.to_dict()}
             row, key = result["results"][name], keys.get(name)
             if score_of(row, key) is None:
                 outcome.not_scored[name] = notes.pop(name, "no question has a score")
@@ -265,13 +225,22 @@ def by_text(notes: Mapping[str, str]) -> list[str]:
     return [f"{join_names(names, 3)}: {text}" for text, names in tasks.items()]
 
 
-def _questions(task: Any, limit: int | None) -> int:
-    """Number of questions, or 0 if the task's own code fails; its evaluation reports the error."""
+def _chosen(name: str, task: Any, limits: Limits) -> Choice | None:
+    """The questions to ask; None for all, and if the task's own code fails."""
     try:
-        total = len(task.eval_docs)
+        return limits.choose(name, task.eval_docs)
+    except Exception:  # the task's evaluation reports the error
+        return None
+
+
+def _questions(task: Any, choice: Choice | None) -> int:
+    """Number of questions, or 0 if the task's own code fails; its evaluation reports the error."""
+    if choice is not None:
+        return len(choice.ids)
+    try:
+        return len(task.eval_docs)
     except Exception:
         return 0
-    return total if limit is None else min(limit, total)
 
 
 def _merge(results: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -291,14 +260,42 @@ def _add_groups(results: dict[str, Any], loaded: LoadedTasks) -> None:
     for name, group in loaded["groups"].items():
         members = [task.task_name for task in group.get_all_tasks()]
         if group.has_aggregation and all(member in results["results"] for member in members):
-            score = group.aggregate(_with_lengths(results, members))
+            score = group.aggregate(_with_sizes(results, members))
+            score["sample_len"] = sum(_asked(results, member) for member in members)
+            score["sample_count"] = dict.fromkeys(score["sample_count"], score["sample_len"])
+            _correct_errors(score, group, results, members)
             results.setdefault("groups", {})[name] = score
             results.setdefault("group_subtasks", {})[name] = members
 
 
-def _with_lengths(results: Mapping[str, Any], members: Sequence[str]) -> dict[str, Any]:
-    """Results with the number of questions, which the harness omits but groups need."""
+def _with_sizes(results: Mapping[str, Any], members: Sequence[str]) -> dict[str, Any]:
+    """Results with the size of each benchmark, however many of its questions were asked."""
+    sizes = results["n-samples"]
     return {
-        name: {**results["results"][name], "sample_len": results["n-samples"][name]["effective"]}
+        name: {**results["results"][name], "sample_len": sizes[name]["original"]}
         for name in members
     }
+
+
+def _asked(results: Mapping[str, Any], task: str) -> int:
+    return int(results["n-samples"][task]["effective"])
+
+
+def _correct_errors(
+    score: dict[str, Any], group: Any, results: Mapping[str, Any], members: Sequence[str]
+) -> None:
+    """Give a group weighted by size the standard error of independent tasks.
+
+    The harness pools the tasks' variances for the number of questions asked, which is not the
+    weight here.
+    """
+    weighted = {config.metric for config in group.aggregate_metric_list if config.weight_by_size}
+    for key in [key for key in score if "_stderr," in key]:
+        metric, filter_name = key.split("_stderr,", 1)
+        if metric not in weighted or not isinstance(score[key], (int, float)):
+            continue
+        of = [m for m in members if f"{metric},{filter_name}" in results["results"][m]]
+        sizes = [results["n-samples"][m]["original"] for m in of]
+        errors = [results["results"][m][key] for m in of]
+        total = math.fsum((e * n) ** 2 for e, n in zip(errors, sizes, strict=True))
+        score[key] = math.sqrt(total) / sum(sizes)

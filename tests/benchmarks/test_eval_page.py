@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.eval_page import RESULTS, read_page, redraw
+from benchmarks.eval_page import DOCUMENT, RESULTS, read_page, redraw, with_table
 from tests.eval.report.runs import FLOAT32
 
 
@@ -30,3 +30,10 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.html").write_text("<p>a page</p>")
     with pytest.raises(ValueError, match=r"results\.html: expected the page of an evaluation"):
         redraw(tmp_path / "results.json")
+
+
+def test_the_document_has_the_scores_of_the_results() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert with_table(text, RESULTS) == text
+    with pytest.raises(ValueError, match="expected one table of scores"):
+        with_table("no table", RESULTS)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llama_fast.cli.main import main
+from llama_fast.eval.limits import Limits
 from llama_fast.eval.report import read_run
-from llama_fast.eval.run import Limits
 from tests.paths import REPOSITORY, data_file, mirror
 
 STORIES = "checkpoints/stories260k"

@@ -10,7 +10,8 @@ import torch
 
 import llama_fast
 from llama_fast.eval.harness import HarnessModel
-from llama_fast.eval.run import Limits, evaluate_tasks, load
+from llama_fast.eval.limits import Limits
+from llama_fast.eval.run import evaluate_tasks, load
 from llama_fast.models import LLaMA
 from tests import paths
 from tests.paths import data_file

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from llama_fast.eval.harness import HarnessModel
+from llama_fast.eval.limits import Limits
 from llama_fast.eval.report import read_run
 from llama_fast.eval.report.suites import metric_keys
 from llama_fast.eval.request_cache import CacheError
-from llama_fast.eval.run import Limits, Outcome, evaluate_tasks, load
+from llama_fast.eval.run import Outcome, evaluate_tasks, load
 from llama_fast.eval.suite import sandbox
 from llama_fast.eval.suite.mirror import Mirror, MissingDataError
 from tests import paths
@@ -204,6 +205,36 @@ def test_results_of_other_settings_are_moved_aside(
     bfloat16 = HarnessModel(stories.name, dtype="bfloat16", device="cpu")
     notes = evaluate_tasks(bfloat16, load(["boolq"], mirror), tmp_path, limits=two).notes
     assert notes[0].startswith("results of another model (") and "earlier-5" in notes[0]
+
+
+def test_drawn_questions_are_recorded_and_groups_count_by_size(
+    stories: HarnessModel, mirror: Path, tmp_path: Path
+) -> None:
+    def ask(limits: Limits) -> Outcome:
+        return evaluate_tasks(stories, load(["agieval_nous"], mirror), tmp_path, limits=limits)
+
+    outcome = ask(Limits.parse("4,agieval_sat_en=6", seed=3))
+    run = read_run(tmp_path)
+    for task in run.tasks:
+        drawn = run.results["drawn"][task]
+        assert drawn["how"] == "drawn" and drawn["seed"] == 3
+        assert [sample["doc_id"] for sample in run.samples(task)] == drawn["ids"]
+        assert run.results["n-samples"][task]["effective"] == len(drawn["ids"])
+    sizes = {task: run.results["n-samples"][task]["original"] for task in run.tasks}
+    values = {task: run.results["results"][task]["acc_norm,none"] for task in run.tasks}
+    group = run.results["groups"]["agieval_nous"]
+    expected = sum(sizes[task] * values[task] for task in sizes) / sum(sizes.values())
+    assert group["acc_norm,none"] == pytest.approx(expected)
+    assert group["sample_len"] == 4 * 7 + 6 and "agieval_nous" in outcome.results["groups"]
+    errors = {task: run.results["results"][task]["acc_norm_stderr,none"] for task in run.tasks}
+    variance = sum((sizes[task] * errors[task]) ** 2 for task in sizes)
+    assert group["acc_norm_stderr,none"] == pytest.approx(variance**0.5 / sum(sizes.values()))
+    # The same again is added; other questions move the results aside.
+    assert ask(Limits.parse("4,agieval_sat_en=6", seed=3)).notes == []
+    (note,) = ask(Limits.parse("4,agieval_sat_en=6", is_first=True)).notes
+    assert note.startswith("results of another choice of questions of agieval_")
+    first = read_run(tmp_path).results["drawn"]["agieval_sat_en"]
+    assert first == {"how": "first", "seed": None, "by": [], "ids": [0, 1, 2, 3, 4, 5]}
 
 
 def test_question_answering_needs_no_folder(monkeypatch: pytest.MonkeyPatch, mirror: Path) -> None:

@@ -27,6 +27,7 @@ BY_TASK = (
     "higher_is_better",
     "n-samples",
     "task_hashes",
+    "drawn",
 )
 
 
@@ -80,7 +81,8 @@ def write_run(
 ) -> Path:
     """Write the results of `lm_eval.evaluator.evaluate` or `simple_evaluate`.
 
-    `results.json` has the keys of the harness's own file, plus `llama_fast` for `metadata`. Tasks
+    `results.json` has the keys of the harness's own file, plus `llama_fast` for `metadata` and
+    `drawn` for the questions of tasks with a limit (how they were chosen, seed, ids). Tasks
     are written one by one, each file atomically, so that finished tasks survive a crash or a full
     disk. `results` is not modified (the harness's own writer modifies the samples).
 

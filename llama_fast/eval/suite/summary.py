@@ -68,10 +68,10 @@ class Score:
 def summarise(results: Mapping[str, Any], preset: str | Suite = "llama2-paper") -> list[Score]:
     """The rows of a suite from the results of ``lm_eval.evaluator.evaluate``.
 
-    A part's value is the mean over all questions of its tasks, so tasks are weighted by their
-    number of questions (ToxiGen's is the mean over its target groups); a column's value is the mean
-    of its parts. The standard error of a part is sqrt(sum of (n_i s_i)^2) / sum of n_i, that of a
-    column sqrt(sum of s_p^2) / number of parts.
+    A part's value is the mean of its tasks, weighted by the number of questions that each has,
+    whether or not all were asked (ToxiGen's is the mean over its target groups); a column's value
+    is the mean of its parts. The standard error of a part is sqrt(sum of (n_i s_i)^2) / sum of n_i,
+    that of a column sqrt(sum of s_p^2) / number of parts.
 
     Args:
         results: the harness's results, or the content of ``results.json``.
@@ -116,16 +116,18 @@ def _part(part: Part, results: Mapping[str, Any]) -> PartScore:
     metric, _, filter_name = part.metric.partition(",")
     error_key = f"{metric}_stderr,{filter_name}"
     values, errors, sizes, missing = [], [], [], []
+    asked = 0
     for task in part.tasks:
         scores = results.get("results", {}).get(task, {})
         value = scores.get(part.metric)
-        size = _questions(results, task)
-        if not isinstance(value, (int, float)) or math.isnan(value) or size == 0:
+        size, number = _sizes(results, task)
+        if not isinstance(value, (int, float)) or math.isnan(value) or number == 0:
             missing.append(task)
             continue
         error = scores.get(error_key)
         values.append(float(value) * part.scale)
         sizes.append(size)
+        asked += number
         if isinstance(error, (int, float)) and not math.isnan(error):
             errors.append(float(error) * part.scale)
     total = sum(sizes)
@@ -136,7 +138,7 @@ def _part(part: Part, results: Mapping[str, Any]) -> PartScore:
     if len(errors) == len(values):
         stderr = math.sqrt(math.fsum((e * n) ** 2 for e, n in zip(errors, sizes, strict=True)))
         stderr /= total
-    return PartScore(part.name, mean, stderr, total, tuple(missing))
+    return PartScore(part.name, mean, stderr, asked, tuple(missing))
 
 
 def _mean_of_subgroups(part: Part, results: Mapping[str, Any]) -> PartScore:
@@ -167,12 +169,14 @@ def _mean_of_subgroups(part: Part, results: Mapping[str, Any]) -> PartScore:
     absent = part.subgroups - len(values)
     missing = (f"{absent} of {part.subgroups} groups",) if absent > 0 else ()
     value = math.fsum(values) / len(values)
-    return PartScore(part.name, value, stderr, _questions(results, task), missing)
+    return PartScore(part.name, value, stderr, _sizes(results, task)[1], missing)
 
 
-def _questions(results: Mapping[str, Any], task: str) -> int:
-    """How many questions of the task were asked."""
+def _sizes(results: Mapping[str, Any], task: str) -> tuple[int, int]:
+    """Number of questions of the benchmark, and how many were asked."""
     counts = results.get("n-samples", {}).get(task)
     if isinstance(counts, Mapping):
-        return int(counts.get("effective", 0))
-    return int(results.get("results", {}).get(task, {}).get("sample_len", 0))
+        asked = int(counts.get("effective", 0))
+        return int(counts.get("original") or asked), asked
+    asked = int(results.get("results", {}).get(task, {}).get("sample_len", 0))
+    return asked, asked

@@ -17,7 +17,7 @@ from llama_fast.eval.suite import PRESETS, paper_table, suite, summarise
 def results(scores: dict[str, tuple[dict[str, Any], int]]) -> dict[str, Any]:
     return {
         "results": {task: values for task, (values, _) in scores.items()},
-        "n-samples": {task: {"original": 9999, "effective": n} for task, (_, n) in scores.items()},
+        "n-samples": {task: {"original": n, "effective": n} for task, (_, n) in scores.items()},
     }
 
 
@@ -51,6 +51,22 @@ def test_subjects_count_by_their_questions() -> None:
     assert mmlu.stderr == pytest.approx(math.sqrt((300 * 4.0) ** 2 + (100 * 9.0) ** 2) / 400)
     assert mmlu.questions == 400
     assert len(mmlu.missing) == 55 and "mmlu_5shot_virology" in mmlu.missing
+
+
+def test_subjects_count_by_their_size_however_many_questions_were_asked() -> None:
+    """AGIEval with 13 questions a set: sets count by what they hold."""
+    found = results(
+        {
+            "agieval_logiqa_en": ({"acc_norm,none": 0.25, "acc_norm_stderr,none": 0.1}, 13),
+            "agieval_sat_en": ({"acc_norm,none": 0.5, "acc_norm_stderr,none": 0.2}, 13),
+        }
+    )
+    found["n-samples"]["agieval_logiqa_en"]["original"] = 651
+    found["n-samples"]["agieval_sat_en"]["original"] = 206
+    agieval = row(found, "AGI Eval")
+    assert agieval.value == pytest.approx((651 * 25.0 + 206 * 50.0) / 857)
+    assert agieval.stderr == pytest.approx(math.hypot(651 * 10.0, 206 * 20.0) / 857)
+    assert agieval.questions == 26
 
 
 def test_math_weighs_gsm8k_and_math_alike() -> None:
