@@ -13,6 +13,7 @@ use.
 
 from typing import TYPE_CHECKING
 
+from llama_fast._environment import check_environment
 from llama_fast._lazy import is_command, lazy_attributes
 from llama_fast._version import __version__
 
@@ -21,6 +22,7 @@ from llama_fast._version import __version__
 # options appear at once. In every other process `import llama_fast` registers the operators
 # torch.ops.llama_fast.*, for programs that load exported graphs and call nothing in this package.
 if not is_command():
+    check_environment()
     from llama_fast import nn
     from llama_fast.integrations import patch, unpatch
     from llama_fast.models import LLaMA

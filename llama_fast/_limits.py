@@ -36,7 +36,8 @@ def limit(name: str) -> int:
         ValueError: LLAMA_FAST_LIMITS is malformed.
     """
     given = os.environ.get(VARIABLE, "")
-    return _parse(given.split(",")).get(name, LIMITS[name][0]) if given else LIMITS[name][0]
+    own = _parse(given.split(","), VARIABLE) if given else {}
+    return own.get(name, LIMITS[name][0])
 
 
 def set_limits(given: Sequence[str]) -> None:
@@ -52,20 +53,26 @@ def set_limits(given: Sequence[str]) -> None:
     os.environ[VARIABLE] = ",".join([earlier, *given] if earlier else given)
 
 
+def check_variable() -> None:
+    """Raise ValueError if LLAMA_FAST_LIMITS is malformed."""
+    if given := os.environ.get(VARIABLE, ""):
+        _parse(given.split(","), VARIABLE)
+
+
 def raise_it(name: str) -> str:
     """The part of an error message that says how to raise a limit."""
     return f"--limit {name}=N before the command, or {VARIABLE}={name}=N, raises the limit"
 
 
-def _parse(given: Sequence[str]) -> dict[str, int]:
+def _parse(given: Sequence[str], argument: str = "limit") -> dict[str, int]:
     limits: dict[str, int] = {}
     for entry in given:
         name, _, value = entry.strip().partition("=")
         match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:iB|B)?", value)
         if name not in LIMITS or match is None or not int(match[1]):
             raise ValueError(
-                f"limit: expected NAME=VALUE with a NAME of {', '.join(LIMITS)} and a VALUE such "
-                f"as 30 or 2G, got {entry!r:.100}"
+                f"{argument}: expected NAME=VALUE with a NAME of {', '.join(LIMITS)} and a VALUE "
+                f"such as 30 or 2G, got {entry!r:.100}"
             )
         limits[name] = int(match[1]) << _UNITS[match[2]]
     return limits

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from llama_fast._environment import check_environment
 from llama_fast._extras import require
 
 
@@ -90,7 +92,8 @@ class Command:
         if argv and argv[0] in self.subcommands:
             return self.subcommand(argv[0]).main(argv[1:], f"{prog} {argv[0]}")
         args = self.parse(argv, prog)
-        require(prog, self.extra, *self.packages)  # after parsing: --help needs none of them
+        _check_environment()  # after parsing: --help needs neither torch nor packages
+        require(prog, self.extra, *self.packages)
         return self.run(args)
 
     def options_of(self, argv: Sequence[str]) -> dict[str, str]:
@@ -109,6 +112,13 @@ class Command:
     @property
     def _is_group(self) -> bool:
         return type(self).run is Command.run
+
+
+def _check_environment() -> None:
+    """Raise ValueError if an environment variable of the package has a wrong value."""
+    check_environment()
+    if any(os.environ.get(name) for name in ("LLAMA_FAST_BACKEND", "LLAMA_FAST_ISA")):
+        importlib.import_module("llama_fast.ops")  # checks them; it imports torch
 
 
 class HelpFormatter(argparse.HelpFormatter):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from llama_fast._limits import set_limits
@@ -97,7 +101,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         message = message_of(error, LLAMA_FAST.options_of(arguments))
         show(f"{PROG}: error: {message}", file=sys.stderr)
+        _tell_torchrun(f"{PROG}: error: {message}")
         return failure
+
+
+def _tell_torchrun(message: str) -> None:
+    """Write the message to the file that `torchrun` shows at the end of its report.
+
+    Without the file the report says that there is no traceback. Its form is that of
+    torch.distributed.elastic.multiprocessing.errors.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    now = str(int(time.time()))
+    content = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": now}}
+    with contextlib.suppress(OSError):  # the message is printed in any case
+        Path(path).write_text(json.dumps({"message": content}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,9 @@ Environment:
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from llama_fast.ops.backends import library
-
-
-def _check_limit(value: str) -> None:
-    if not (value.isascii() and value.isdigit()):
-        raise ValueError(f"LLAMA_FAST_CACHE_MB: expected a whole number of MiB, got {value!r}")
-
-
-_check_limit(os.environ.get("LLAMA_FAST_CACHE_MB", "0"))
 
 
 def empty_cache() -> int:

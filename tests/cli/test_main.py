@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -162,3 +163,17 @@ def test_help_fits_the_terminal(
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: {' '.join(['llama-fast', *path])}")
     assert all(len(line) <= 100 for line in shown.splitlines())
+
+
+def test_the_report_of_torchrun_ends_with_the_error(tmp_path: Path) -> None:
+    """Two processes of a run with a bad option."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    options = ["--steps", "-3", "--device", "cpu", "--out", str(tmp_path / "run")]
+    run = subprocess.run(
+        [*launcher, "-m", "llama_fast", "train", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    *_, last, border = run.stderr.rstrip().splitlines()
+    assert set(border) == {"="}
+    assert last.split(" : ", 1)[1] == "llama-fast: error: steps: expected at least 1, got -3"
+    assert "llama_fast/cli" not in run.stderr  # no traceback of ours

@@ -55,10 +55,14 @@ def _every_op(backend: str) -> dict[str, str]:
 
 
 def _parse_environment(value: str) -> dict[str, str]:
-    if "=" not in value:
-        return _every_op(value) if value else {}
-    pairs = (item.partition("=") for item in value.split(","))
-    return {op.strip(): _check(op.strip(), backend.strip()) for op, _, backend in pairs}
+    try:
+        if "=" not in value:
+            return _every_op(value) if value else {}
+        pairs = (item.partition("=") for item in value.split(","))
+        return {op.strip(): _check(op.strip(), backend.strip()) for op, _, backend in pairs}
+    except ValueError as error:
+        text = str(error).removeprefix("backend: ")
+        raise ValueError(f"LLAMA_FAST_BACKEND: {text}") from None
 
 
 current.set_default(_parse_environment(os.environ.get("LLAMA_FAST_BACKEND", "")))

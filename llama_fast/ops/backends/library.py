@@ -34,7 +34,8 @@ def _load() -> str | None:
     if not path.exists():
         why = why_not_built("ops library")
         if why is None or "LLAMA_FAST_LIBRARY" in os.environ:
-            return f"the compiled library is not there ({path})"
+            variable = "LLAMA_FAST_LIBRARY: " if "LLAMA_FAST_LIBRARY" in os.environ else ""
+            return f"{variable}the compiled library is not there ({path})"
         return f"the compiled library was not built: {why}"
     try:
         torch.ops.load_library(str(path))
@@ -68,7 +69,7 @@ def has_cpu_kernel(op: str) -> bool:
 
 
 def isa_or_none() -> str:
-    """As :func:`isa`, but "none" if LLAMA_FAST_ISA names an instruction set the CPU lacks."""
+    """As :func:`isa`, read once."""
     return _ISA
 
 
@@ -79,5 +80,5 @@ def isa() -> str:
 
 try:
     _ISA = isa()  # read once: torch.compile cannot trace the call
-except RuntimeError:  # LLAMA_FAST_ISA is invalid; the first call of a kernel raises the error
-    _ISA = "none"
+except RuntimeError as error:  # LLAMA_FAST_ISA is invalid
+    raise ValueError(str(error).partition("\n")[0]) from None
