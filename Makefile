@@ -192,6 +192,9 @@ eval-suite: $(installed) $(built)  ## evaluate MODEL=FILE on the suite and publi
 	--limit '$(suite_limit)' --out build/smollm2-llama2 $(ARGS)
 	$(py) -m benchmarks.eval_page --run build/smollm2-llama2 --picture docs/images/eval-report.png
 
+pictures: $(installed) $(built)  ## draw the pictures of the documentation again (ARGS="results demo training")
+	PYTHONPATH=. $(py) docs/tools/pictures.py $(ARGS)
+
 eval-page: $(VENV)/.dev  ## draw the published page of the suite again, and its picture (needs chromium)
 	$(py) -m benchmarks.eval_page --picture docs/images/eval-report.png $(ARGS)
 

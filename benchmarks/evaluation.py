@@ -29,6 +29,7 @@ import torch
 import llama_fast
 from benchmarks.report import machine_slug
 from llama_fast import info
+from llama_fast._format import times
 from llama_fast._write import write_whole
 from llama_fast.data.fetch import smollm2_path
 
@@ -159,7 +160,7 @@ def table(results: Sequence[Result]) -> str:
         lines.append(
             f"| {r.case}, {r.questions} questions | {r.dtype} "
             f"| {statistics.median(r.theirs):.1f} s | {statistics.median(r.ours):.1f} s "
-            f"| **{r.ratio:.1f}×** | {r.goal}× "
+            f"| **{times(r.ratio)}** | {r.goal}× "
             f"| {r.same} of {r.questions} | {both} |"
         )
     return "\n".join(lines)

@@ -23,6 +23,7 @@ import torch
 import transformers
 
 import llama_fast
+from llama_fast._format import times
 from tests.integrations import parity, zoo
 
 PAGE = Path(__file__).parent.parent / "docs" / "model-support.md"
@@ -84,7 +85,7 @@ def speed(name: str, rounds: int) -> str:
                 seconds[side].append(time.perf_counter() - begin)
             sides[side].zero_grad()
     ratio = statistics.median(seconds["stock"]) / statistics.median(seconds["patched"])
-    return f"{ratio:.2f}×"
+    return times(ratio)
 
 
 def row(name: str, rounds: int) -> list[str]:

@@ -1,9 +1,12 @@
-"""Figures of the benchmark suite: llama_fast is teal, torch orange."""
+"""Figures of the benchmark suite: llama_fast is teal, torch orange; a bar is always llama_fast."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from llama_fast._format import times
 from llama_fast._plot_style import GREY, INK, LLAMA_FAST, TORCH, style_axes
 from llama_fast._write import save_picture
 
 from .cases import STEP, percent
 from .implementation import OURS
-from .report import PASS, SHORT, milliseconds, size, times
+from .report import PASS, SHORT, milliseconds, size
 from .results import Result, Results
 
 COLOUR = {
@@ -27,21 +31,25 @@ COLOUR = {
     "torch.compile": "#7c3aed",
     "flex-attention": "#2563eb",
     "F.linear_cross_entropy": "#db2777",
-    "transformers": "#ca8a04",
+    "transformers": "#56b4e9",
     "zentorch": "#dc2626",
     "flash-attn": "#2563eb",
-    "liger-kernel": "#ca8a04",
+    "liger-kernel": "#56b4e9",
     "cut-cross-entropy": "#db2777",
     "quack": "#65a30d",
 }
-ROW = 0.3  # inches
+ROW = 0.24  # inches
+PAGE = 33  # rows, headings included, of a picture of about 1,200 pixels
+NAMES = ("speedup", "limits", "memory", "window")
 OP_NAME = {"llama_training": "Llama training step"}
 
 
 def draw_all(results: Results, stem: Path) -> list[Path]:
     """Draw every figure for which `results` have data, as `<stem>-<name>.png`."""
     drawn = []
-    pictures: dict[str, Callable[[Results, Path], bool]] = {
+    for old in drawn_from(stem.with_suffix(".json")):  # may be of an earlier run with other cases
+        old.unlink()
+    pictures: dict[str, Callable[[Results, Path], list[Path]]] = {
         "speedup": speedup,
         "limits": limits,
         "memory": memory,
@@ -49,10 +57,38 @@ def draw_all(results: Results, stem: Path) -> list[Path]:
     }
     for name, draw in pictures.items():
         path = stem.with_name(f"{stem.name}-{name}.png")
-        path.unlink(missing_ok=True)  # may be from an earlier run with other cases
-        if draw(results, path):
-            drawn.append(path)
+        drawn += draw(results, path)
     return drawn
+
+
+def drawn_from(path: Path) -> list[Path]:
+    """The pictures beside a file of results."""
+    names = (f"{path.stem}-{name}" for name in NAMES)
+    return [p for name in names for p in sorted(path.parent.glob(f"{name}.png"))
+            + sorted(path.parent.glob(f"{name}-[0-9].png"))]  # fmt: skip
+
+
+def source(results: Results) -> str:
+    """What a picture shows: a hash of the measured times, bytes and limits."""
+    shown = [asdict(result) for result in results.results], results.limits
+    return hashlib.sha256(json.dumps(shown, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _pages(rows: list[Result], path: Path) -> list[tuple[Path, list[Result]]]:
+    """Divide the rows of a picture among pages: `NAME.png`, `NAME-2.png`, ..., whole ops each."""
+    groups: dict[str, list[Result]] = {}
+    for result in rows:
+        groups.setdefault(result.case.op, []).append(result)
+    pages: list[list[Result]] = []
+    used = math.inf
+    for group in groups.values():
+        used += len(group) + 1.6
+        if used > PAGE:
+            pages.append([])
+            used = len(group) + 1.6
+        pages[-1] += group
+    more = [path.with_stem(f"{path.stem}-{number}") for number in range(2, len(pages) + 1)]
+    return list(zip([path, *more], pages, strict=True))
 
 
 def _label(result: Result) -> str:
@@ -128,114 +164,123 @@ def _log_ticks(axes: Axes, low: float, high: float, text: Callable[[float], str]
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
-def speedup(results: Results, path: Path) -> bool:
+def speedup(results: Results, path: Path) -> list[Path]:
     """Draw the baselines' times divided by ours; the bar ends at the fastest baseline."""
     rows = [r for r in results.results if r.ours and r.baselines]
     if not rows:
-        return False
-    figure, panels = _panels(rows)
+        return []
     ratios = [r.ratio(side) or 1.0 for r in rows for side in r.baselines]
     low, high = min(0.8, *(0.8 * x for x in ratios)), max(2.0, *(1.6 * x for x in ratios))
-    for panel, group in panels:
-        for y, result in enumerate(group):
-            best = result.ratio(result.baselines[0]) or 1.0
-            panel.barh(
-                y, best - 1, 0.62, left=1, color=LLAMA_FAST if best >= 1 else TORCH, alpha=0.85
-            )
-            _dots(panel, y, {s.implementation: result.ratio(s) or 1.0 for s in result.baselines})
-            _figure(panel, y, times(best))
-        panel.axvline(1, color=INK, linewidth=1)
-        _log_ticks(panel, low, high, lambda value: f"{value:g}×")
-    _legend(figure, _present(rows, ours=False), "")
-    figure.suptitle(
-        "Time of the baselines, in multiples of llama_fast's (right is better)\n"
-        "the bar ends at the fastest baseline",
-        color=INK,
-        weight="bold",
-        size=11,
-    )
-    save_picture(figure, path)
-    return True
+    drawn = []
+    for page, part in _pages(rows, path):
+        figure, panels = _panels(part)
+        for panel, group in panels:
+            for y, result in enumerate(group):
+                best = result.ratio(result.baselines[0]) or 1.0
+                pale = {"alpha": 0.85} if best >= 1 else {"alpha": 0.35, "hatch": "////"}
+                panel.barh(y, best - 1, 0.62, left=1, color=LLAMA_FAST, **pale)
+                others = {s.implementation: result.ratio(s) or 1.0 for s in result.baselines}
+                _dots(panel, y, others)
+                _figure(panel, y, times(best))
+            panel.axvline(1, color=INK, linewidth=1)
+            _log_ticks(panel, low, high, lambda value: f"{value:g}×")
+        _legend(figure, _present(part, ours=False), "")
+        figure.suptitle(
+            "Time of the baselines, in multiples of llama_fast's (right is better)\n"
+            "the bar ends at the fastest baseline; hatched: llama_fast is slower",
+            color=INK,
+            weight="bold",
+            size=11,
+        )
+        save_picture(figure, page, source(results))
+        drawn.append(page)
+    return drawn
 
 
-def limits(results: Results, path: Path) -> bool:
+def _shares(result: Result, results: Results) -> dict[str, float]:
+    """Implementation -> percent of the machine's limit."""
+    return {
+        side.implementation: percent(result.case, side.median_ms / 1e3, results.limits) or 0.0
+        for side in result.measured
+    }
+
+
+def limits(results: Results, path: Path) -> list[Path]:
     """Draw shares of the machine's limit: ours as a bar, baselines as dots."""
     rows = [
         r for r in results.results
         if r.ours and percent(r.case, r.ours.median_ms / 1e3, results.limits)
     ]  # fmt: skip
     if not rows:
-        return False
-    figure, panels = _panels(rows)
-    top = 100.0
-    for panel, group in panels:
-        for y, result in enumerate(group):
-            shares = {
-                side.implementation: percent(result.case, side.median_ms / 1e3, results.limits)
-                or 0.0
-                for side in result.measured
-            }
-            top = max(top, *shares.values())
-            ours = shares.pop(OURS)
-            panel.barh(y, ours, 0.62, color=LLAMA_FAST, alpha=0.85)
-            _figure(panel, y, f"{ours:.0f} %" if ours >= 1 else "<1 %")
-            _dots(panel, y, shares)
-        panel.axvline(100, color=INK, linewidth=1, linestyle="--")
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-    panels[0][0].set_xlim(0, top * 1.04)
-    _legend(figure, _present(rows), OURS)
-    figure.suptitle(
-        "Share of what the machine can do (right is better)\n"
-        "matrix products: torch.mm's rate; the rest: copy or read bandwidth",
-        color=INK,
-        weight="bold",
-        size=11,
-    )
-    save_picture(figure, path)
-    return True
+        return []
+    top = max(100.0, *(share for r in rows for share in _shares(r, results).values()))
+    drawn = []
+    for page, part in _pages(rows, path):
+        figure, panels = _panels(part)
+        for panel, group in panels:
+            for y, result in enumerate(group):
+                shares = _shares(result, results)
+                ours = shares.pop(OURS)
+                panel.barh(y, ours, 0.62, color=LLAMA_FAST, alpha=0.85)
+                _figure(panel, y, f"{ours:.0f} %" if ours >= 1 else "<1 %")
+                _dots(panel, y, shares)
+            panel.axvline(100, color=INK, linewidth=1, linestyle="--")
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+        panels[0][0].set_xlim(0, top * 1.04)
+        _legend(figure, _present(part), OURS)
+        figure.suptitle(
+            "Share of what the machine can do (right is better)\n"
+            "matrix products: torch.mm's rate; the rest: copy or read bandwidth",
+            color=INK,
+            weight="bold",
+            size=11,
+        )
+        save_picture(figure, page, source(results))
+        drawn.append(page)
+    return drawn
 
 
-def memory(results: Results, path: Path) -> bool:
+def memory(results: Results, path: Path) -> list[Path]:
     """Draw the memory that a step takes on top of its inputs."""
     rows = [r for r in results.results if r.ours and r.ours.extra_bytes]
     rows = [r for r in rows if any(side.extra_bytes for side in r.baselines)]
     if not rows:
-        return False
-    figure, panels = _panels(rows)
+        return []
     everything = [s.extra_bytes / 1e6 for r in rows for s in r.measured if s.extra_bytes]
     low = 10 ** math.floor(math.log10(min(everything)))
-    for panel, group in panels:
-        for y, result in enumerate(group):
-            _dots(
-                panel,
-                y,
-                {s.implementation: s.extra_bytes / 1e6 for s in result.baselines if s.extra_bytes},
-            )
-            assert result.ours and result.ours.extra_bytes
-            value = result.ours.extra_bytes / 1e6
-            panel.barh(y, value - low, 0.62, left=low, color=LLAMA_FAST, alpha=0.85)
-            _figure(panel, y, size(result.ours.extra_bytes))
-        high = max(everything) * 1.4
-        _log_ticks(panel, low, high, lambda value: size(int(value * 1e6)))
-    _legend(figure, _present(rows), OURS)
-    figure.suptitle(
-        "Memory at the peak of a step, on top of its inputs (left is better)",
-        color=INK,
-        weight="bold",
-        size=11,
-    )
-    save_picture(figure, path)
-    return True
+    drawn = []
+    for page, part in _pages(rows, path):
+        figure, panels = _panels(part)
+        for panel, group in panels:
+            for y, result in enumerate(group):
+                known = [s for s in result.baselines if s.extra_bytes]
+                _dots(panel, y, {s.implementation: (s.extra_bytes or 0) / 1e6 for s in known})
+                assert result.ours and result.ours.extra_bytes
+                value = result.ours.extra_bytes / 1e6
+                panel.barh(y, value - low, 0.62, left=low, color=LLAMA_FAST, alpha=0.85)
+                _figure(panel, y, size(result.ours.extra_bytes))
+            high = max(everything) * 1.4
+            _log_ticks(panel, low, high, lambda value: size(int(value * 1e6)))
+        _legend(figure, _present(part), OURS)
+        figure.suptitle(
+            "Memory at the peak of a step, on top of its inputs (left is better)",
+            color=INK,
+            weight="bold",
+            size=11,
+        )
+        save_picture(figure, page, source(results))
+        drawn.append(page)
+    return drawn
 
 
-def window(results: Results, path: Path) -> bool:
+def window(results: Results, path: Path) -> list[Path]:
     """Draw time over length with a sliding window; a straight line means linear cost."""
     rows = [r for r in results.results if r.ours and "window" in r.case.options]
     modes = [
         mode for mode in PASS if sum(r.case.mode == mode for r in rows) > 1
     ]  # a line needs two points
     if not modes:
-        return False
+        return []
     figure = Figure(figsize=(4.6 * len(modes) + 1, 4.2), layout="constrained")
     panels = figure.subplots(1, len(modes), squeeze=False)[0]
     for panel, mode in zip(panels, modes, strict=True):
@@ -278,5 +323,5 @@ def window(results: Results, path: Path) -> bool:
         weight="bold",
         size=11,
     )
-    save_picture(figure, path)
-    return True
+    save_picture(figure, path, source(results))
+    return [path]

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from llama_fast import info
+from llama_fast._format import times
 
 from .cases import FORWARD, percent
 from .implementation import OURS
@@ -67,13 +68,6 @@ def size(bytes_: int | None) -> str:
     if bytes_ < 1e6:
         return f"{bytes_ / 1e3:.0f} kB"
     return f"{bytes_ / 1e9:.2f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.0f} MB"
-
-
-def times(ratio: float | None) -> str:
-    """A ratio such as "2.4×"."""
-    if ratio is None:
-        return "–"
-    return f"{ratio:.2f}×" if ratio < 2 else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
 
 
 def share(results: Results, result: Result, side: Side) -> str:

@@ -27,6 +27,7 @@ import torch
 
 from llama_fast import __version__ as llama_fast_version
 from llama_fast import info
+from llama_fast._format import times
 from llama_fast._write import write_whole
 from llama_fast.cli.bench import COMPILE_THREADS, HUGE_PAGES
 from llama_fast.data import ShardWriter
@@ -214,7 +215,7 @@ def table(results: dict[str, list[Loop]], case: Case) -> list[str]:
         for loop in loops:
             faster = share = "–"
             if ours is not None and loop is not ours:
-                faster = f"{loop.median_ms / ours.median_ms:.2f}×"
+                faster = times(loop.median_ms / ours.median_ms)
                 share = f"{ours.peak / loop.peak:.0%}, {ours.extra / loop.extra:.0%}"
             apart = "–" if ours is None else f"{difference(ours, loop):.0e}"
             lines.append(
@@ -247,7 +248,7 @@ def goals(results: dict[str, list[Loop]]) -> list[str]:
         for side in sides.values():
             faster, share = side.median_ms / ours.median_ms, ours.extra / side.extra
             lines.append(
-                f"{precision}: {faster:.2f}× the tokens/s of {side.side} (target: {FASTER}×)"
+                f"{precision}: {times(faster)} the tokens/s of {side.side} (target: {FASTER}×)"
                 f"{_mark(faster >= FASTER)}, {share:.0%} of its memory (target: {MEMORY:.0%})"
                 f"{_mark(share <= MEMORY)}"
             )

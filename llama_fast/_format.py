@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Decimal
 
-__all__ = ["counted", "duration", "fixed"]
+__all__ = ["counted", "duration", "fixed", "times"]
 
 _PLURALS = {"query": "queries", "canary": "canaries", "match": "matches", "index": "indices"}
 
@@ -47,3 +47,13 @@ def duration(seconds: float, *, decimals: bool = False) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part:02} {small}"
     return f"{whole} s"
+
+
+def times(ratio: float | None) -> str:
+    """Format a ratio with at least two digits: ``1.05×``, ``2.7×``, ``24×``; a dash for None.
+
+    Below 2 it has two decimals, because there a tenth is the whole difference.
+    """
+    if ratio is None:
+        return "–"
+    return f"{fixed(ratio, 2 if ratio < 1.995 else 1 if ratio < 9.95 else 0)}×"

@@ -67,14 +67,22 @@ def write_whole(path: str | os.PathLike[str], parts: str | Iterable[str]) -> Non
         file.writelines([parts] if isinstance(parts, str) else parts)
 
 
-def save_picture(figure: Any, path: str | os.PathLike[str]) -> None:
+def save_picture(figure: Any, path: str | os.PathLike[str], source: str = "") -> None:
     """Write a matplotlib figure atomically, in the format of the file's suffix.
+
+    Args:
+        figure: the figure.
+        path: path of the file.
+        source: what the figure shows, as text; a PNG keeps it in its chunk "Description", so that
+            a test can tell when the picture is stale.
 
     Raises:
         OSError: the file cannot be written.
     """
     with replacing(path, "wb") as file:
-        figure.savefig(file, format=Path(path).suffix[1:], dpi=130)
+        kind = Path(path).suffix[1:]
+        kept = {"Description": source} if source and kind == "png" else None
+        figure.savefig(file, format=kind, dpi=130, metadata=kept)
 
 
 def open_own(path: Path, flags: int) -> int:

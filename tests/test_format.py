@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama_fast._format import duration, fixed
+from llama_fast._format import duration, fixed, times
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,21 @@ def test_duration_with_decimals(seconds: float, text: str) -> None:
 )
 def test_fixed_is_that_of_javascript(value: float, digits: int, text: str) -> None:
     assert fixed(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (0.83, "0.83×"),
+        (1.05, "1.05×"),
+        (1.994, "1.99×"),
+        (1.996, "2.0×"),
+        (2.98, "3.0×"),
+        (9.94, "9.9×"),
+        (9.96, "10×"),
+        (23.7, "24×"),
+        (None, "–"),
+    ],
+)
+def test_ratios_have_two_digits_at_least(ratio: float | None, text: str) -> None:
+    assert times(ratio) == text

@@ -1,6 +1,7 @@
 """The README's picture and table of speed, from the results in benchmarks/results.
 
-    python docs/tools/speed.py        writes docs/images/speed.svg and prints the table
+    python docs/tools/speed.py        writes docs/images/speed.svg and the tables in README.md and
+                                      docs/performance.md
 
 A ratio is the time of a baseline over that of llama_fast on the same machine in the same run.
 """
@@ -15,8 +16,12 @@ from typing import Any
 
 from canvas import Drawing
 
+from benchmarks.report import SHORT, milliseconds
+from llama_fast._format import times
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "speed.svg"
 OURS, TORCH = "llama_fast", "torch"
 FAMILIES = {
@@ -55,11 +60,6 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
     sides = {s["implementation"]: s["median_ms"] for s in result["sides"] if s.get("median_ms")}
     ours = sides.pop(OURS)
     return dict(sorted(((name, ms / ours) for name, ms in sides.items()), key=lambda p: p[1]))
-
-
-def times(ratio: float) -> str:
-    """1.05×, 2.7×, 24×."""
-    return f"{ratio:.2f}×" if ratio < 2 else f"{ratio:.1f}×" if ratio < 10 else f"{ratio:.0f}×"
 
 
 def picture() -> str:
@@ -152,10 +152,51 @@ def table() -> list[str]:
     return rows
 
 
+def details(page: str) -> str:
+    """The page with the numbers in its table of cases as the results have them.
+
+    The first three columns (op, case and dtype, pass) say which cases are shown.
+    """
+    results = {_key(result["case"]): result for result in read("cpu-amd-epyc-zen4.json")["results"]}
+    lines = page.split("\n")
+    for number, line in enumerate(lines):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        mode = {"step": "training step"}.get(cells[2], cells[2]) if len(cells) == 7 else ""
+        op = {"training": "llama_training"}.get(cells[0], cells[0])
+        if mode in ("forward", "forward+backward", "training step"):
+            lines[number] = _row(cells, results[op, cells[1], mode])
+    return "\n".join(lines)
+
+
+def _key(case: dict[str, Any]) -> tuple[str, str, str]:
+    title, sizes = case["title"], case["sizes"]
+    if case["op"] == "llama_training":  # which has too many sizes to show
+        title = f"{case['variant']}, B={sizes['B']} S={sizes['S']}"
+    return case["op"], f"{title} {SHORT[case['dtype']]}", case["mode"]
+
+
+def _row(cells: list[str], result: dict[str, Any]) -> str:
+    sides = {side["implementation"]: side for side in result["sides"] if side.get("median_ms")}
+    ours = sides[OURS]
+    share = ours["percent_of_limit"]
+    each = [
+        f"{name} {milliseconds(sides[name]['median_ms'])} (**{times(ratio)}**)"
+        for name, ratio in ratios(result).items()
+    ]
+    numbers = [milliseconds(ours["median_ms"]), "–" if share is None else f"{share:.0f} %"]
+    return f"| {' | '.join([*cells[:3], *numbers, each[0], ', '.join(each[1:])])} |"
+
+
 def main() -> None:
-    """Draw, and print the table."""
+    """Draw, and write the tables."""
     PICTURE.write_text(picture())
-    print("\n".join(table()))
+    page = PAGE.read_text()
+    PAGE.write_text(details(page))
+    readme = (ROOT / "README.md").read_text()
+    rows = [row for row in readme.split("\n") if row.startswith(("| processor", "|  | eval"))]
+    first, last = rows[0], rows[-1]
+    old = readme[readme.index(first) : readme.index(last) + len(last)]
+    (ROOT / "README.md").write_text(readme.replace(old, "\n".join(table())))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Figures of the demo."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def kernel_errors(checks: Sequence[Check], path: Path) -> None:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle("Rounding errors of the kernels (left is better)", color=INK, weight="bold")
-    save_picture(figure, path)
+    save_picture(figure, path, json.dumps([(op, what, backend) for op, what, backend in rows]))
 
 
 def loss_curves(comparison: Comparison, path: Path) -> None:

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast._format import times
 from llama_fast._write import write_whole
 from llama_fast.demo import plots
 from llama_fast.demo.answer import EXPECTED
@@ -58,7 +59,7 @@ def summary_rows(results: Results) -> list[tuple[str, str, str, str]]:
             "fine-tuning, tokens per second",
             f"{speed[0]:,.0f}",
             f"{speed[1]:,.0f}",
-            f"{speed[0] / speed[1]:.2f}× the speed",
+            f"{times(speed[0] / speed[1])} the speed",
         )
     )
     rows.append(
@@ -66,7 +67,7 @@ def summary_rows(results: Results) -> list[tuple[str, str, str, str]]:
             "fine-tuning, peak memory",
             f"{peak[0]:.2f} GB",
             f"{peak[1]:.2f} GB",
-            f"{peak[0] / peak[1]:.2f}× the memory",
+            f"{times(peak[0] / peak[1])} the memory",
         )
     )
     first = [training.of(side)[0] for side in ("llama_fast", "torch")]

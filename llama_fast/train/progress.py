@@ -68,6 +68,31 @@ class ThroughputMeter:
         return median(s.seconds for s in self._last) * left * others
 
 
+def facts(step: StepMetrics, pace: ThroughputMeter, width: int) -> str:
+    """Return loss, speed, MFU, memory and energy of a step in one line of a terminal.
+
+    A narrow terminal gets the more important ones, each of them whole: that energy cannot be
+    measured goes first, then MFU, memory and energy.
+
+    Args:
+        step: the step.
+        pace: the throughput until then.
+        width: number of columns.
+    """
+    energy = pace.joules_per_token
+    parts = [  # (the larger, the sooner it is left out; text)
+        (0, f"loss {step.loss:.4f}"),
+        (1, f"{pace.tokens_per_second:,.0f} tokens/s"),
+        (4, "" if pace.mfu is None else f"MFU {pace.mfu:.0%}"),
+        (3, "" if step.memory is None else f"{step.memory / 1e9:.2f} GB"),
+        (5, "energy not measurable") if energy is None else (2, f"{energy:.2g} J/token"),
+    ]
+    shown = [part for part in parts if part[1]]
+    while len(shown) > 1 and len(" · ".join(text for _, text in shown)) > width:
+        shown.remove(max(shown))
+    return " · ".join(text for _, text in shown)
+
+
 class ProgressDisplay:
     """Two lines at the bottom of a terminal; other output is printed above them.
 
@@ -106,15 +131,8 @@ class ProgressDisplay:
             f"{step.step / self._steps:.0%}",
             f"{duration(pace.seconds_left)} left",
         )
-        energy = pace.joules_per_token
-        parts = [
-            f"loss {step.loss:.4f}",
-            f"{pace.tokens_per_second:,.0f} tokens/s",
-            "" if pace.mfu is None else f"MFU {pace.mfu:.0%}",
-            "" if step.memory is None else f"{step.memory / 1e9:.2f} GB",
-            "energy not measurable" if energy is None else f"{energy:.2g} J/token",
-        ]
-        self._live.update(Group(line, Text(" · ".join(filter(None, parts)), no_wrap=True)))
+        text = facts(step, pace, self._live.console.width)
+        self._live.update(Group(line, Text(text, no_wrap=True)))
 
     def close(self) -> None:
         """Remove the display."""

@@ -52,6 +52,8 @@ def test_speed_of_the_readme_is_that_of_the_results(monkeypatch):
     speed = load("speed", monkeypatch)
     assert speed.PICTURE.read_text() == speed.picture()
     assert "\n".join(speed.table()) in (REPOSITORY / "README.md").read_text()
+    page = speed.PAGE.read_text()
+    assert speed.details(page) == page
 
 
 def test_the_readme_is_short():

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from llama_fast.train.metrics import StepMetrics
-from llama_fast.train.progress import ProgressDisplay, ThroughputMeter, progress_display
+from llama_fast.train.progress import ProgressDisplay, ThroughputMeter, facts, progress_display
 
 
 def step(number: int, seconds: float = 0.5, joules: float | None = None) -> StepMetrics:
@@ -70,6 +70,25 @@ def test_the_display_fits_a_terminal(width: int) -> None:
     assert lines and "60%" in lines[0] and "left" in lines[0]
     text = "loss 2.5000 · 2,000 tokens/s · MFU 40% · 1.00 GB · energy not measurable"
     assert text in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "joules", "text"),
+    [
+        (72, None, "loss 2.5000 · 2,000 tokens/s · MFU 40% · 1.00 GB · energy not measurable"),
+        (71, None, "loss 2.5000 · 2,000 tokens/s · MFU 40% · 1.00 GB"),
+        (60, 30.0, "loss 2.5000 · 2,000 tokens/s · 1.00 GB · 0.03 J/token"),
+        (50, 30.0, "loss 2.5000 · 2,000 tokens/s · 0.03 J/token"),
+        (37, None, "loss 2.5000 · 2,000 tokens/s"),
+        (5, None, "loss 2.5000"),
+    ],
+)
+def test_a_narrow_terminal_gets_the_important_parts_whole(
+    width: int, joules: float | None, text: str
+) -> None:
+    pace = ThroughputMeter(200)
+    pace.add(step(120, joules=joules))
+    assert facts(step(120, joules=joules), pace, width) == text
 
 
 def test_no_display_without_a_terminal() -> None:
