@@ -172,6 +172,8 @@ def _scores(outcome: Outcome, keys: Mapping[str, str]) -> dict[str, Any]:
         task: {
             "value": score.value,
             "stderr": score.stderr,
+            "interval": score.interval,
+            "clusters": score.clusters,
             "metric": score.key,
             "percent": score.percent,
             "questions": asked.get(task, {}).get("effective"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ from llama_fast._lock import hold
 from llama_fast._out_of_memory import is_out_of_memory
 from llama_fast.eval.earlier import joined, take_over
 from llama_fast.eval.energy import EvaluationEnergy, TaskEnergy
+from llama_fast.eval.group_scores import add_groups
 from llama_fast.eval.harness import HarnessModel
+from llama_fast.eval.intervals import cluster_errors
 from llama_fast.eval.limits import Choice, Limits
 from llama_fast.eval.report import write_run
 from llama_fast.eval.report.compare import join_names
@@ -173,6 +174,7 @@ def evaluate_tasks(
             if choice is not None:
                 result["drawn"] = {name: choice.to_dict()}
             row, key = result["results"][name], keys.get(name)
+            cluster_errors(row, result["samples"][name])
             if score_of(row, key) is None:
                 outcome.not_scored[name] = notes.pop(name, "no question has a score")
             outcome.notes = folder_notes + by_text(notes)
@@ -187,7 +189,7 @@ def evaluate_tasks(
             write_run(out, result, joined(facts, earlier, own), add=True)
             _merge(outcome.results, result)
             table.finish(name, row, key)
-    _add_groups(outcome.results, loaded)
+    add_groups(outcome.results, loaded)
     if outcome.results:
         facts["not_scored"] = outcome.not_scored
         write_run(out, outcome.results, joined(facts, earlier, own), add=True)
@@ -251,51 +253,3 @@ def _merge(results: dict[str, Any], new: Mapping[str, Any]) -> None:
             results.setdefault(key, {}).update(value)
         else:
             results[key] = value
-
-
-def _add_groups(results: dict[str, Any], loaded: LoadedTasks) -> None:
-    """Add the scores of groups whose tasks all have results."""
-    if not results:
-        return
-    for name, group in loaded["groups"].items():
-        members = [task.task_name for task in group.get_all_tasks()]
-        if group.has_aggregation and all(member in results["results"] for member in members):
-            score = group.aggregate(_with_sizes(results, members))
-            score["sample_len"] = sum(_asked(results, member) for member in members)
-            score["sample_count"] = dict.fromkeys(score["sample_count"], score["sample_len"])
-            _correct_errors(score, group, results, members)
-            results.setdefault("groups", {})[name] = score
-            results.setdefault("group_subtasks", {})[name] = members
-
-
-def _with_sizes(results: Mapping[str, Any], members: Sequence[str]) -> dict[str, Any]:
-    """Results with the size of each benchmark, however many of its questions were asked."""
-    sizes = results["n-samples"]
-    return {
-        name: {**results["results"][name], "sample_len": sizes[name]["original"]}
-        for name in members
-    }
-
-
-def _asked(results: Mapping[str, Any], task: str) -> int:
-    return int(results["n-samples"][task]["effective"])
-
-
-def _correct_errors(
-    score: dict[str, Any], group: Any, results: Mapping[str, Any], members: Sequence[str]
-) -> None:
-    """Give a group weighted by size the standard error of independent tasks.
-
-    The harness pools the tasks' variances for the number of questions asked, which is not the
-    weight here.
-    """
-    weighted = {config.metric for config in group.aggregate_metric_list if config.weight_by_size}
-    for key in [key for key in score if "_stderr," in key]:
-        metric, filter_name = key.split("_stderr,", 1)
-        if metric not in weighted or not isinstance(score[key], (int, float)):
-            continue
-        of = [m for m in members if f"{metric},{filter_name}" in results["results"][m]]
-        sizes = [results["n-samples"][m]["original"] for m in of]
-        errors = [results["results"][m][key] for m in of]
-        total = math.fsum((e * n) ** 2 for e, n in zip(errors, sizes, strict=True))
-        score[key] = math.sqrt(total) / sum(sizes)

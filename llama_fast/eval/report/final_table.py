@@ -36,11 +36,13 @@ def suite_table(scores: Sequence[Score], rows: Sequence[str] = PAPER_ROWS) -> Gr
         if name not in models:
             raise ValueError(f"rows: expected some of {', '.join(models)}, got {name}")
     table = Table(
-        title="Beside the Llama 2 paper (%; after ±, the standard error)", title_justify="left"
+        title="Beside the Llama 2 paper (%), with the 95 % confidence interval",
+        title_justify="left",
     )
     table.add_column("group", no_wrap=True)
     table.add_column("this model", justify="right", no_wrap=True)
-    table.add_column("questions", justify="right", no_wrap=True)
+    table.add_column("interval", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
     for name in rows:
         table.add_column(Text(name, overflow="fold"), justify="right", min_width=6)
     notes = []
@@ -58,15 +60,16 @@ def suite_table(scores: Sequence[Score], rows: Sequence[str] = PAPER_ROWS) -> Gr
         lower = " ↓" if score.higher_is_better is False else ""
         table.add_row(
             Text(score.column + lower, style="bold"),
-            Text(_value(score.value, score.stderr, percent) + marks, style="bold"),
+            Text(_value(score.value, percent) + marks, style="bold"),
+            _interval(score.interval, percent),
             f"{score.questions:,}" if score.value is not None else "",
             *("–" if value is None else fixed(value, 1) for value in theirs),
         )
         if len(score.parts) > 1:
             for part in score.parts:
                 if part.value is not None:
-                    value = _value(part.value, part.stderr, percent)
-                    table.add_row(Text(f"  {part.name}"), value, f"{part.questions:,}")
+                    value, interval = _value(part.value, percent), _interval(part.interval, percent)
+                    table.add_row(Text(f"  {part.name}"), value, interval, f"{part.questions:,}")
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 
@@ -85,11 +88,12 @@ def task_table(
     """
     several = {task: part.name for part in parts if len(part.tasks) > 1 for task in part.tasks}
     left_out = Counter(several[task] for task in results["results"] if task in several)
-    table = Table(title="Tasks (after ±, the standard error)", title_justify="left")
+    table = Table(title="Tasks, with the 95 % confidence interval", title_justify="left")
     table.add_column("task", overflow="fold")
     table.add_column("metric")
     table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("questions", justify="right", no_wrap=True)
+    table.add_column("interval", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
     groups = groups_of(results, keys)
     # The harness lists groups among the tasks, too.
     group_names = {group.name for group in groups}
@@ -101,9 +105,9 @@ def task_table(
         n = f"{asked['effective']:,}" if "effective" in asked else ""
         name = Name(str(task))
         if score is None:
-            table.add_row(name, "", "no score", n)
+            table.add_row(name, "", "no score", "", n)
         else:
-            table.add_row(name, Name(score.metric), str(score), n)
+            table.add_row(name, Name(score.metric), score.text, score.interval_text, n)
     # At the end, where the reader looks after the table has scrolled by.
     table.add_section()
     for group in groups:
@@ -111,16 +115,20 @@ def task_table(
             continue  # shown in the suite's table
         name = Name(group.name, f"{len(group.tasks)} tasks")
         n = "" if group.questions is None else f"{group.questions:,}"
-        table.add_row(name, Name(group.score.metric), str(group.score), n, style="bold")
+        score = group.score
+        cells = name, Name(score.metric), score.text, score.interval_text, n
+        table.add_row(*cells, style="bold")
     if left_out:
         names = ", ".join(f"{count} of {name}" for name, count in left_out.items())
         table.caption, table.caption_justify = Text(f"and {names}: see the report"), "left"
     return table
 
 
-def _value(value: float | None, stderr: float | None, percent: bool) -> str:
-    if value is None:
-        return "–"
-    digits = 1 if percent else 3
-    error = "" if stderr is None else f" ± {fixed(stderr, digits)}"
-    return f"{fixed(value, digits)}{error}"
+def _value(value: float | None, percent: bool) -> str:
+    return "–" if value is None else fixed(value, 1 if percent else 3)
+
+
+def _interval(interval: tuple[float, float] | None, percent: bool) -> str:
+    if interval is None:
+        return ""
+    return " to ".join(fixed(bound, 1 if percent else 3) for bound in interval)

@@ -13,7 +13,7 @@ from llama_fast.eval.report.facts import facts_of, num_questions
 from llama_fast.eval.report.groups import groups_of
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
-from llama_fast.eval.report.scores import Z95, Score, score_of
+from llama_fast.eval.report.scores import Score, score_of
 from llama_fast.eval.report.suites import column_of, columns_of, metric_keys, metric_of, preset_of
 from llama_fast.eval.report.titles import Heading, heading, titles
 from llama_fast.eval.suite import Score as ColumnScore
@@ -146,10 +146,10 @@ def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _interval(score: Score | None) -> dict[str, Any] | None:
-    """Value, standard error, and half the width of the 95 % confidence interval of a score."""
+    """Value, standard error, and bounds of the 95 % confidence interval of a score."""
     if score is None:
         return None
-    return {"value": score.value, "stderr": score.stderr, "half": score.half_width}
+    return {"value": score.value, "stderr": score.stderr, "interval": score.interval}
 
 
 def _score(run: Run, task: str) -> Score | None:
@@ -189,8 +189,7 @@ def _column_score(row: ColumnScore | None) -> dict[str, Any] | None:
     note = ""
     if row.missing:
         note = f"not the whole column: without {join_names(row.missing, 6)}"
-    half = None if row.stderr is None else Z95 * row.stderr
-    return {"value": row.value, "stderr": row.stderr, "half": half, "note": note}
+    return {"value": row.value, "stderr": row.stderr, "interval": row.interval, "note": note}
 
 
 def _paper(columns: Sequence[Any], rows: Sequence[str] | None) -> dict[str, Any] | None:

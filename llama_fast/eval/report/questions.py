@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama_fast.eval.report.clusters import cluster_of
+from llama_fast.eval.clusters import cluster_of
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Score
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_fast._format import fixed
-
-# 95 % of a normal distribution lies within this many standard deviations.
-Z95 = 1.959963984540054
+from llama_fast.eval.intervals import Z95, interval_of_share, t_quantile
 
 # The first of these that a task has is its score, unless the preset names another.
 PREFERRED = (
@@ -41,9 +39,12 @@ class Score:
         metric: the harness's name, such as `acc_norm`.
         filter: the harness's name of the answer filter, such as `none`.
         value: in percent if `percent`, else in the metric's own unit.
-        stderr: standard error in the same unit; None if the harness has none.
+        stderr: standard error in the same unit; None if there is none.
         percent: whether `value` is in percent.
         scale: factor from the harness's number to `value`.
+        questions: number of questions; None if unknown. Where they do not count equally, that of
+            equal ones with the same variance.
+        clusters: number of clusters, if questions share passages; the standard error is theirs.
     """
 
     metric: str
@@ -52,6 +53,8 @@ class Score:
     stderr: float | None
     percent: bool
     scale: float
+    questions: float | None = None
+    clusters: int | None = None
 
     @property
     def key(self) -> str:
@@ -59,16 +62,42 @@ class Score:
         return f"{self.metric},{self.filter}"
 
     @property
-    def half_width(self) -> float | None:
-        """Half the width of the 95 % confidence interval (normal approximation)."""
-        return None if self.stderr is None else Z95 * self.stderr
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval in the unit of `value`; None if it is not known.
+
+        That of Wilson for shares, else value ± 1.96 standard errors (more for few clusters).
+        """
+        if self.percent and 0 <= self.value <= 100 and self.metric != "mcc":
+            stderr = None if self.stderr is None else self.stderr / 100
+            found = interval_of_share(self.value / 100, stderr, self.questions, self.clusters)
+            return None if found is None else (100 * found[0], 100 * found[1])
+        if not self.stderr:
+            return None
+        half = self.stderr * (Z95 if self.clusters is None else t_quantile(self.clusters - 1))
+        return self.value - half, self.value + half
+
+    @property
+    def text(self) -> str:
+        """The value, with % if it is in percent."""
+        return f"{fixed(self.value, 1)} %" if self.percent else f"{self.value:.3g}"
+
+    @property
+    def interval_text(self) -> str:
+        """The interval, such as "0.0 to 49.0"; empty if it is not known."""
+        if self.interval is None:
+            return ""
+        low, high = self.interval
+        return (
+            f"{fixed(low, 1)} to {fixed(high, 1)}" if self.percent else f"{low:.3g} to {high:.3g}"
+        )
 
     def __str__(self) -> str:
-        """The value, and after ± the standard error."""
+        """The value, and after ± the standard error; the interval where all answers are equal."""
+        if not self.stderr:
+            return self.text + (f" ({self.interval_text})" if self.interval_text else "")
         if not self.percent:
-            return f"{self.value:.3g}" + ("" if self.stderr is None else f" ± {self.stderr:.2g}")
-        error = "" if self.stderr is None else f" ± {fixed(self.stderr, 1)}"
-        return f"{fixed(self.value, 1)}{error} %"
+            return f"{self.text} ± {self.stderr:.2g}"
+        return f"{fixed(self.value, 1)} ± {fixed(self.stderr, 1)} %"
 
 
 def score_of(row: Mapping[str, Any], key: str | None = None) -> Score | None:
@@ -112,7 +141,16 @@ def score_of(row: Mapping[str, Any], key: str | None = None) -> Score | None:
         scale * float(stderr) if known and stderr is not None else None,
         share or is_squad,
         scale,
+        _number(row, "independent_questions") or _number(row, "sample_len"),
+        int(_number(row, "clusters") or 0) or None,
     )
+
+
+def _number(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        return None
+    return float(value)
 
 
 def scores_of(results: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Score]:

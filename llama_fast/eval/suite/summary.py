@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llama_fast.eval.intervals import Z95, interval_of_share, mean_interval
 from llama_fast.eval.suite.presets import Column, Part, Suite, suite
 
 __all__ = ["PartScore", "Score", "summarise"]
@@ -23,6 +24,7 @@ class PartScore:
         stderr: standard error of ``value``; None if unknown.
         questions: number of questions.
         missing: its tasks without a result.
+        interval: bounds of the 95 % confidence interval in the unit of ``value``; None if unknown.
     """
 
     name: str
@@ -30,6 +32,7 @@ class PartScore:
     stderr: float | None
     questions: int
     missing: tuple[str, ...]
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Score:
         safety: whether the row belongs to the safety table.
         higher_is_better: None if neither direction is better.
         note: caveat on the comparison with the paper; may be empty.
+        interval: bounds of the 95 % confidence interval in the unit of ``value``, from those of the
+            parts; None if unknown.
     """
 
     column: str
@@ -59,6 +64,7 @@ class Score:
     safety: bool
     higher_is_better: bool | None
     note: str
+    interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row as data for JSON."""
@@ -92,9 +98,12 @@ def _column(column: Column, results: Mapping[str, Any]) -> Score:
         missing += [part.name] if part.value is None else part.missing
     values = [part.value for part in scored if part.value is not None]
     errors = [part.stderr for part in scored if part.stderr is not None]
-    value = stderr = None
+    value = stderr = interval = None
     if values:
         value = math.fsum(values) / len(values)
+        intervals = [part.interval for part in scored if part.interval is not None]
+        if len(intervals) == len(values):
+            interval = mean_interval(values, intervals)
         if len(errors) == len(values):
             stderr = math.sqrt(math.fsum(e * e for e in errors)) / len(values)
     return Score(
@@ -107,6 +116,7 @@ def _column(column: Column, results: Mapping[str, Any]) -> Score:
         column.safety,
         column.higher_is_better,
         column.note,
+        interval,
     )
 
 
@@ -115,8 +125,9 @@ def _part(part: Part, results: Mapping[str, Any]) -> PartScore:
         return _mean_of_subgroups(part, results)
     metric, _, filter_name = part.metric.partition(",")
     error_key = f"{metric}_stderr,{filter_name}"
-    values, errors, sizes, missing = [], [], [], []
-    asked = 0
+    values, errors, sizes, numbers, missing = [], [], [], [], []
+    alone: list[tuple[int, float]] = []  # size and score of tasks of which one question was asked
+    clusters = None
     for task in part.tasks:
         scores = results.get("results", {}).get(task, {})
         value = scores.get(part.metric)
@@ -125,20 +136,45 @@ def _part(part: Part, results: Mapping[str, Any]) -> PartScore:
             missing.append(task)
             continue
         error = scores.get(error_key)
+        if number == 1:
+            alone.append((size, float(value) * part.scale))
         values.append(float(value) * part.scale)
         sizes.append(size)
-        asked += number
-        if isinstance(error, (int, float)) and not math.isnan(error):
+        numbers.append(number)
+        # Of several tasks there are enough for a normal distribution.
+        clusters = int(scores.get("clusters") or 0) or None if len(part.tasks) == 1 else None
+        if number > 1 and isinstance(error, (int, float)) and not math.isnan(error):
             errors.append(float(error) * part.scale)
     total = sum(sizes)
     if not values:
         return PartScore(part.name, None, None, 0, tuple(missing))
     mean = math.fsum(v * n for v, n in zip(values, sizes, strict=True)) / total
     stderr = None
-    if len(errors) == len(values):
-        stderr = math.sqrt(math.fsum((e * n) ** 2 for e, n in zip(errors, sizes, strict=True)))
-        stderr /= total
-    return PartScore(part.name, mean, stderr, asked, tuple(missing))
+    if len(errors) == len(values) or (len(alone) > 1 and len(errors) + len(alone) == len(values)):
+        of_several = [n for n, k in zip(sizes, numbers, strict=True) if k > 1 or not alone]
+        variance = math.fsum((e * n) ** 2 for e, n in zip(errors, of_several, strict=True))
+        # Single questions have no variance of their own: together they are one stratum.
+        if alone:
+            parts_of_sum = [n * value for n, value in alone]
+            middle = math.fsum(parts_of_sum) / len(alone)
+            spread = math.fsum((x - middle) ** 2 for x in parts_of_sum)
+            variance += spread * len(alone) / (len(alone) - 1)
+        stderr = math.sqrt(variance) / total
+    # As many questions of equal weight as have the variance of these.
+    equal = total**2 / math.fsum(n * n / k for n, k in zip(sizes, numbers, strict=True))
+    interval = _interval(mean, stderr, equal, clusters, part.scale == 1 and metric != "exact")
+    return PartScore(part.name, mean, stderr, sum(numbers), tuple(missing), interval)
+
+
+def _interval(
+    value: float, stderr: float | None, n: float, clusters: int | None, is_unbounded: bool
+) -> tuple[float, float] | None:
+    """The interval of a score in percent, or of one that is no share."""
+    if is_unbounded:
+        return (value - Z95 * stderr, value + Z95 * stderr) if stderr else None
+    error = None if stderr is None else stderr / 100
+    found = interval_of_share(value / 100, error, n, clusters)
+    return None if found is None else (100 * found[0], 100 * found[1])
 
 
 def _mean_of_subgroups(part: Part, results: Mapping[str, Any]) -> PartScore:
@@ -168,8 +204,9 @@ def _mean_of_subgroups(part: Part, results: Mapping[str, Any]) -> PartScore:
         stderr = math.sqrt(math.fsum(error * error for error in errors)) / len(errors)
     absent = part.subgroups - len(values)
     missing = (f"{absent} of {part.subgroups} groups",) if absent > 0 else ()
-    value = math.fsum(values) / len(values)
-    return PartScore(part.name, value, stderr, _sizes(results, task)[1], missing)
+    value, asked = math.fsum(values) / len(values), _sizes(results, task)[1]
+    interval = _interval(value, stderr, asked, None, False)
+    return PartScore(part.name, value, stderr, asked, missing, interval)
 
 
 def _sizes(results: Mapping[str, Any], task: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llama_fast._format import fixed
+from llama_fast.eval.intervals import interval_of_share
 from llama_fast.eval.report import Run, read_run
 from llama_fast.eval.report.html import write_page
 from llama_fast.eval.suite import paper_table
@@ -264,9 +265,11 @@ def test_charts_show_the_numbers(said: dict[str, dict[str, Any]]) -> None:
     assert bars == [[0, pytest.approx(commonsense)]]
     assert sorted(ticks) == [[60.8, 0], [63.9, 0]]
     bars, whiskers, ticks = rows["piqa"]
-    value, half = (100 * scores["piqa"][f"acc_norm{e},none"] for e in ("", "_stderr"))
+    value, error = (scores["piqa"][f"acc_norm{e},none"] for e in ("", "_stderr"))
+    interval = interval_of_share(value, error, 12)
+    assert interval is not None
+    value, low, high = (100 * x for x in (value, *interval))
     assert bars == [[0, pytest.approx(value)]] and ticks == []
-    low, high = value - 1.959964 * half, min(100, value + 1.959964 * half)
     # The browser gives lengths back with six digits.
     assert whiskers == [[pytest.approx(low, rel=1e-4), pytest.approx(high - low, rel=1e-4)]]
     assert charts["ece"].startswith("ECE ") and "Llama 2 70B" in charts["after"]

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from llama_fast._format import fixed
+from llama_fast.eval.intervals import interval_of_share
 from llama_fast.eval.report import read_run, table
 from llama_fast.eval.report.final_table import suite_table, task_table
 from llama_fast.eval.report.groups import groups_of
@@ -119,6 +120,17 @@ def test_many_tasks_fit(width: int) -> None:
         ({"bleu,none": 31.25}, None, "31.2"),
         ({"bits_per_byte,none": 0.953}, None, "0.953"),
         ({"acc,none": 0.5, "acc_stderr,none": float("nan")}, None, "50.0 %"),
+        # No standard error where all answers are equal, but an interval.
+        (
+            {"acc,none": 0.0, "acc_stderr,none": 0.0, "sample_len": 4},
+            None,
+            "0.0 % (0.0 to 49.0)",
+        ),
+        (
+            {"acc,none": 1.0, "acc_stderr,none": "N/A", "sample_len": 1},
+            None,
+            "100.0 % (20.7 to 100.0)",
+        ),
         ({"pass@1,create_test": 0.05, "pass@1_stderr,create_test": 0.01}, None, "5.0 ± 1.0 %"),
     ],
 )
@@ -146,12 +158,14 @@ def test_the_tables_at_the_end() -> None:
     lines = said(plain).splitlines()
     row = next(line for line in lines if "Commonsense" in line)
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells[1].startswith("42.3 ± ") and cells[1].endswith("*") and cells[2] == "40"
-    assert cells[3:] == ["57.4", "56.1", "60.8", "63.9"]
-    assert any("PIQA" in line and "66.7 ±" in line for line in lines)
+    assert cells[1] == "42.3*" and cells[3] == "40"
+    low, high = map(float, cells[2].split(" to "))
+    assert 20 < low < 42.3 < high < 65
+    assert cells[4:] == ["57.4", "56.1", "60.8", "63.9"]
+    assert any("PIQA" in line and "66.7" in line for line in lines)
     assert any(line.startswith("* Commonsense Reasoning: without SIQA") for line in lines)
     code = [cell.strip() for cell in next(line for line in lines if "Code" in line).split("│")]
-    assert code[2:4] == ["–", ""]
+    assert code[2:5] == ["–", "", ""]
     with pytest.raises(ValueError, match=r"rows: expected some of MPT 7B.* got GPT"):
         suite_table([], rows=["GPT"])
     plain = console()
@@ -160,8 +174,10 @@ def test_the_tables_at_the_end() -> None:
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
     accuracy = 100 * run.results["results"]["hellaswag"]["acc,none"]
     assert accuracy != 100 * run.results["results"]["hellaswag"]["acc_norm,none"]
-    assert cells[1] == "acc" and cells[3] == "8"
-    assert cells[2].startswith(f"{fixed(accuracy, 1)} ± ")
+    assert cells[1] == "acc" and cells[4] == "8"
+    assert cells[2] == f"{fixed(accuracy, 1)} %"
+    interval = score_of(run.results["results"]["hellaswag"], "acc,none")
+    assert interval is not None and cells[3] == interval.interval_text != ""
     plain = console()
     group = Part("Physics", "physics", ("piqa", "winogrande", "no_such"), "acc,none", 0)
     plain.print(task_table(run.results, parts=[group]))
@@ -178,10 +194,12 @@ def test_groups_stand_at_the_end_of_the_tasks() -> None:
     line = next(at for at, line in enumerate(lines) if line.startswith("├"))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines[line + 1 : -1]]
     accuracy = 100 * results["groups"]["mmlu_5shot"]["acc,none"]
-    error = 100 * results["groups"]["mmlu_5shot"]["acc_stderr,none"]
-    text = f"{fixed(accuracy, 1)} ± {fixed(error, 1)} %"
-    assert rows[2] == ["mmlu_5shot", "acc", text, "228"]
-    assert rows[3] == ["57 tasks", "", "", ""]
+    error = results["groups"]["mmlu_5shot"]["acc_stderr,none"]
+    bounds = interval_of_share(accuracy / 100, error, 228)
+    assert bounds is not None
+    interval = " to ".join(fixed(100 * bound, 1) for bound in bounds)
+    assert rows[2] == ["mmlu_5shot", "acc", f"{fixed(accuracy, 1)} %", interval, "228"]
+    assert rows[3] == ["57 tasks", "", "", "", ""]
     names = ["minerva_math", "mmlu_5shot", "bbh_3shot", "agieval_nous"]
     assert [row[0] for row in rows[::2]] == names
     # Those that stand in the suite's table do not stand here as well.

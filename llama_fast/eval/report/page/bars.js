@@ -5,9 +5,8 @@ function bar(scores, top, ticks) {
     if (score) {
       const place = (value) => (100 * Math.max(0, Math.min(value, top))) / top + "%";
       lane.append(make("div", { class: "bar", style: { width: place(score.value), background: runColour(at) } }));
-      if (score.half) {
-        const low = Math.max(0, score.value - score.half);
-        const high = Math.min(top, score.value + score.half);
+      if (score.interval) {
+        const [low, high] = [Math.max(0, score.interval[0]), Math.min(top, score.interval[1])];
         lane.append(make("div", { class: "whisker", style: { left: place(low), width: (100 * (high - low)) / top + "%" } }));
       }
     }
@@ -22,7 +21,7 @@ function bar(scores, top, ticks) {
 
 function barRow(name, small, scores, isPercent, ticks, isHead) {
   // A score that is no share has a scale of its own, or none if it can be negative.
-  const values = scores.filter((score) => score).map((score) => score.value + (score.half || 0));
+  const values = scores.filter((score) => score).map((score) => (score.interval ? score.interval[1] : score.value));
   const top = isPercent ? 100 : Math.max(...values, 1);
   const texts = scores.map((score, at) => make("div", { class: TWO ? "run-" + LETTERS[at] : null }, scoreText(score, isPercent)));
   return make("div", { class: isHead ? "row head" : "row" },

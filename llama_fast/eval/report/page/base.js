@@ -50,8 +50,10 @@ const percent = (value) => (100 * value).toFixed(value > 0.0995 || value === 0 ?
 function scoreText(score, isPercent) {
   if (score === null) return "–";
   const digits = isPercent ? 1 : 3;
-  const error = score.stderr === null ? "" : " ± " + round(score.stderr, digits);
-  return round(score.value, digits) + error;
+  if (score.stderr) return round(score.value, digits) + " ± " + round(score.stderr, digits);
+  // Where all answers are equal, the standard error says nothing.
+  const interval = score.interval ? ` (${score.interval.map((bound) => round(bound, digits)).join(" to ")})` : "";
+  return round(score.value, digits) + interval;
 }
 
 const runName = (at) => (TWO ? LETTERS[at].toUpperCase() + ": " : "") + DATA.runs[at].name;

@@ -139,7 +139,7 @@ function columnTable() {
 
 // Value and error are two lines where there is no room for one.
 function scoreParts(score, isPercent) {
-  const [value, error] = scoreText(score, isPercent).split(/ (?=±)/);
+  const [value, error] = scoreText(score, isPercent).split(/ (?=[±(])/);
   const star = score && score.note ? "*" : "";
   return error ? [make("span", {}, value), " ", make("span", {}, error + star)] : value + star;
 }
