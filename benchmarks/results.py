@@ -129,9 +129,9 @@ class Results:
     results: list[Result] = field(default_factory=list)
     seconds: float = 0.0
 
-    def write(self, path: Path) -> None:
-        """Write the results as JSON."""
-        whole = {
+    def as_dict(self) -> dict[str, Any]:
+        """Return the results as they are written."""
+        return {
             "format": FORMAT,
             "settings": self.settings,
             "machine": self.machine,
@@ -141,7 +141,10 @@ class Results:
             "seconds": self.seconds,
             "results": [result.as_dict(self.limits) for result in self.results],
         }
-        write_whole(path, json.dumps(whole, indent=1) + "\n")
+
+    def write(self, path: Path) -> None:
+        """Write the results as JSON."""
+        write_whole(path, json.dumps(self.as_dict(), indent=1) + "\n")
 
 
 def read(path: Path) -> Results:

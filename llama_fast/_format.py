@@ -6,18 +6,12 @@ from decimal import ROUND_HALF_UP, Decimal
 
 __all__ = ["counted", "duration", "fixed", "times"]
 
-_PLURALS = {"query": "queries", "canary": "canaries", "match": "matches", "index": "indices"}
+_PLURALS = {"canary": "canaries", "micro-batch": "micro-batches"}  # the irregular ones
 
 
 def counted(number: int, noun: str) -> str:
     """Return a number and its noun, in the plural unless the number is 1: ``2 tokens``."""
-    plural = noun if number == 1 else _plural(noun)
-    return f"{number:,} {plural}"
-
-
-def _plural(noun: str) -> str:
-    *before, last = noun.split(" ")
-    return " ".join([*before, _PLURALS.get(last, f"{last}s")])
+    return f"{number:,} {noun if number == 1 else _PLURALS.get(noun, noun + 's')}"
 
 
 def fixed(value: float, digits: int) -> str:

@@ -2,7 +2,21 @@
 
 import pytest
 
-from llama_fast._format import duration, fixed, times
+from llama_fast._format import counted, duration, fixed, times
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "token", "0 tokens"),
+        (1, "token", "1 token"),
+        (1234, "token", "1,234 tokens"),
+        (1, "canary", "1 canary"),
+        (2, "canary", "2 canaries"),
+    ],
+)
+def test_numbers_of_things(number: int, noun: str, text: str) -> None:
+    assert counted(number, noun) == text
 
 
 @pytest.mark.parametrize(

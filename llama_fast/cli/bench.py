@@ -18,7 +18,7 @@ from typing import Any
 from llama_fast._beside import find_beside
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
-from llama_fast.cli.options import add_out
+from llama_fast.cli.options import add_json, add_out, print_json, tables
 
 # torch reads it only once, at its first large allocation, so it must be set before torch starts.
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
@@ -67,7 +67,10 @@ class Bench(Command):
             help="only these baselines (a,b or repeated)",
         )
         add(
-            "--device", choices=("cpu", "cuda"), default="cpu", help="device (default: %(default)s)"
+            "--device",
+            choices=("cpu", "cuda"),
+            default="cpu",
+            help="cpu or cuda (default: %(default)s)",
         )
         add(
             "--rounds",
@@ -106,6 +109,7 @@ class Bench(Command):
             help="do not measure; write table, markdown and plots from the JSON of an earlier run",
         )
         add("--list", action="store_true", help="do not measure; list cases and implementations")
+        add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the suite.
@@ -117,35 +121,44 @@ class Bench(Command):
             ValueError: an op, case or baseline is unknown, there is no GPU for "cuda", or --rounds
                 is below 1.
         """
-        if args.earlier is not None:
-            results = suite("results").read(args.earlier)
-            args.out.mkdir(parents=True, exist_ok=True)
-            _write(results, args.out / args.earlier.name, _screen())
-            return ExitCode.OK
-        import torch
+        with tables(args):
+            code, content = _run(args)
+        if args.json:
+            print_json(content)
+        return code
 
-        if args.rounds is not None and args.rounds < 1:
-            raise ValueError(f"--rounds: expected at least 1, got {args.rounds}")
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device: expected cpu, as torch finds no GPU here; got cuda")
-        # torch.compile's own processes would start up while something is timed.
-        os.environ[COMPILE_THREADS] = "1"
-        chosen = suite("cases").cases(args.device, _names(args.op), args.case, args.quick)
-        present, missing = suite("baselines").choose(_names(args.baselines), args.device)
-        if args.list:
-            _list(chosen, present, missing)
-            return ExitCode.OK
-        _restart_with_huge_pages(args.huge_pages == "on")
-        args.out.mkdir(parents=True, exist_ok=True)  # fail now rather than after minutes of work
-        settings = suite("suite").Settings(
-            command=shlex.join(["llama-fast", *sys.argv[1:]]),
-            device=args.device,
-            rounds=args.rounds or (3 if args.quick else 9),
-            quick=args.quick,
-            huge_pages=os.environ.get(HUGE_PAGES) == "1",
-            memory=args.memory == "on",
-        )
-        return _measure(suite("suite").Suite(settings, chosen, present, missing), args.out)
+
+def _run(args: argparse.Namespace) -> tuple[ExitCode, dict[str, Any]]:
+    """Return the exit code, and the results or the list as JSON has them."""
+    if args.earlier is not None:
+        results = suite("results").read(args.earlier)
+        args.out.mkdir(parents=True, exist_ok=True)
+        _write(results, args.out / args.earlier.name, _screen())
+        return ExitCode.OK, results.as_dict()
+    import torch
+
+    if args.rounds is not None and args.rounds < 1:
+        raise ValueError(f"--rounds: expected at least 1, got {args.rounds}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: expected cpu, as torch finds no GPU here; got cuda")
+    # torch.compile's own processes would start up while something is timed.
+    os.environ[COMPILE_THREADS] = "1"
+    chosen = suite("cases").cases(args.device, _names(args.op), args.case, args.quick)
+    present, missing = suite("baselines").choose(_names(args.baselines), args.device)
+    if args.list:
+        return ExitCode.OK, _list(chosen, present, missing)
+    _restart_with_huge_pages(args.huge_pages == "on")
+    args.out.mkdir(parents=True, exist_ok=True)  # fail now rather than after minutes of work
+    settings = suite("suite").Settings(
+        command=shlex.join(["llama-fast", *sys.argv[1:]]),
+        device=args.device,
+        rounds=args.rounds or (3 if args.quick else 9),
+        quick=args.quick,
+        huge_pages=os.environ.get(HUGE_PAGES) == "1",
+        memory=args.memory == "on",
+    )
+    job = suite("suite").Suite(settings, chosen, present, missing)
+    return _measure(job, args.out), job.results.as_dict()
 
 
 def _names(given: list[str]) -> list[str]:
@@ -163,7 +176,8 @@ def _restart_with_huge_pages(wanted: bool) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _list(chosen: list[Any], present: list[Any], missing: dict[str, str]) -> None:
+def _list(chosen: list[Any], present: list[Any], missing: dict[str, str]) -> dict[str, Any]:
+    """Print cases and implementations; return them as JSON has them."""
     print("cases")
     for case in chosen:
         print(f"  {case.name}\n      {case.reason}")
@@ -172,6 +186,11 @@ def _list(chosen: list[Any], present: list[Any], missing: dict[str, str]) -> Non
         print(f"  {implementation.name:<24}{implementation.what}")
     for name, reason in missing.items():
         print(f"  {name:<24}missing: {reason}")
+    return {
+        "cases": [{"name": case.name, "reason": case.reason} for case in chosen],
+        "implementations": {each.name: each.what for each in present},
+        "missing": missing,
+    }
 
 
 def _screen() -> Any:
@@ -180,7 +199,7 @@ def _screen() -> Any:
     return Screen()
 
 
-def _measure(job: Any, out: Path) -> int:
+def _measure(job: Any, out: Path) -> ExitCode:
     """Run the suite, print a line for each case, and write the files even when interrupted."""
     from rich.markup import escape
 

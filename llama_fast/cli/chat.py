@@ -10,6 +10,7 @@ from llama_fast._terminal import show
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import (
+    QUANTIZED_DTYPE,
     add_chat_template,
     add_device,
     add_dtype,
@@ -39,7 +40,7 @@ class ChatCommand(Command):
         """Add the command's options."""
         add_model(parser)
         add_tokenizer(parser)
-        add_dtype(parser)
+        add_dtype(parser, quantized=QUANTIZED_DTYPE)
         add_device(parser)
         add_trust_remote_code(parser)
         add_chat_template(parser)

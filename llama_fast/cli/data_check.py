@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_fast._format import counted
 from llama_fast._terminal import show
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
@@ -106,8 +107,9 @@ class Check(Command):
                 checks.write_without(shards, without, args.out, reports)
                 left = TokenShards(args.out)
                 show(
-                    f"{args.out}: {len(left):,} documents and {left.num_tokens:,} tokens left, "
-                    f"{len(without):,} documents dropped ({checks.DROPPED})\n"
+                    f"{args.out}: {counted(len(left), 'document')} and "
+                    f"{counted(left.num_tokens, 'token')} left, "
+                    f"{counted(len(without), 'document')} dropped ({checks.DROPPED})\n"
                     f"sha256 {left.content_sha256}"
                 )
             elif args.out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from llama_fast._format import counted
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import add_out, add_seed
@@ -69,7 +70,10 @@ class Plant(Command):
             key=args.key,
             seed=args.seed,
         )
-        print(f"{args.out}: {len(planted.canaries)} canaries, {sum(repeats)} lines planted")
+        print(
+            f"{args.out}: {counted(len(planted.canaries), 'canary')}, "
+            f"{counted(sum(repeats), 'line')} planted"
+        )
         return ExitCode.OK
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llama_fast._format import counted
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import (
@@ -152,7 +153,8 @@ def _show(
         screen.console.print(f"results: {out}   report: {page}", markup=False, soft_wrap=True)
     if lm.truncated:
         screen.console.print(
-            f"cut to the model's {lm.max_length:,} tokens: {lm.truncated:,} requests"
+            f"cut to the model's {counted(lm.max_length, 'token')}: "
+            f"{counted(lm.truncated, 'request')}"
         )
     if outcome.energy is not None:
         screen.console.print(f"energy: {outcome.energy}", markup=False, soft_wrap=True)
@@ -273,7 +275,7 @@ def _facts(args: argparse.Namespace, preset: str | None, lm: Any) -> dict[str, A
         "model_source": args.model,
         "dtype": str(lm.model.head_weight.dtype).removeprefix("torch."),
         "command": shlex.join(["llama-fast", *sys.argv[1:]]),
-        "machine": f"{name}, {torch.get_num_threads()} threads",
+        "machine": f"{name}, {counted(torch.get_num_threads(), 'thread')}",
         "preset": preset,
         "chat_template": lm.words.chat_template if args.chat else None,
         "system_instruction": args.system,

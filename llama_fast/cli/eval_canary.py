@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import (
+    add_device,
+    add_dtype,
     add_json,
     add_model,
     add_out,
@@ -45,12 +47,15 @@ class Canary(Command):
             help="compare with N random numbers and extrapolate; 0 compares with all of them "
             "(default: all up to 100,000, else 10,000)",
         )
+        add_dtype(parser)
+        add_device(parser)
         add_seed(parser, "the samples")
         add_out(parser, "also write the report as JSON", metavar="FILE")
         add_json(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Print the exposure of each canary."""
+        from llama_fast._device import device_of
         from llama_fast._screen import Screen
         from llama_fast.data.canaries import read_canaries
         from llama_fast.eval.canary import ENUMERATE, SAMPLE, measure
@@ -58,11 +63,13 @@ class Canary(Command):
 
         if args.samples is not None and args.samples < 0:
             raise ValueError(f"--samples: expected a number >= 0, got {args.samples}")
+        device = device_of(args.device or "auto")
         planted = read_canaries(args.canaries)
         sample = args.samples or None
         if args.samples is None and planted.space > ENUMERATE:
             sample = SAMPLE
-        model, tokenizer = load_model(args.model, args.tokenizer)
+        model, tokenizer = load_model(args.model, args.tokenizer, args.dtype)
+        model.to(device)
         with tables(args):
             screen = Screen()
             with screen.bar("Scoring candidates", "texts") as progress:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_fast._format import counted
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import add_dtype, add_model, add_out, add_tokenizer
@@ -115,7 +116,7 @@ def _about(tokenizer: Tokenizer | None, args: argparse.Namespace) -> str:
         return "no tokenizer"
     if args.to == "meta" and not (args.out / "tokenizer.model").exists():
         return "no tokenizer (this tokenizer cannot be written as a tokenizer.model)"
-    return f"tokenizer of {tokenizer.vocab_size:,} tokens"
+    return f"tokenizer of {counted(tokenizer.vocab_size, 'token')}"
 
 
 COMMAND = Export()

@@ -16,6 +16,7 @@ from llama_fast._terminal import show
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import (
+    QUANTIZED_DTYPE,
     add_chat_template,
     add_device,
     add_dtype,
@@ -69,7 +70,7 @@ class Generate(Command):
             help="take each prompt as a message to an instruct model, and print its answer",
         )
         add_chat_template(chat)
-        add_dtype(parser)
+        add_dtype(parser, quantized=QUANTIZED_DTYPE)
         add_device(parser)
         add_trust_remote_code(parser)
         add_sampling(parser, max_new_tokens=256)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from llama_fast.generation import SamplingOptions
     from llama_fast.models.decoder import Decoder
     from llama_fast.tokenizers import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZED_DTYPE = "bfloat16"  # in which `generate` and `chat` compute with quantized weights
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +52,10 @@ def add_tokenizer(
 
 
 def add_dtype(
-    parser: argparse._ActionsContainer, *choices: str, default: str | None = None
+    parser: argparse._ActionsContainer,
+    *choices: str,
+    default: str | None = None,
+    quantized: str = "float32",
 ) -> None:
     """Add --dtype, the dtype of the weights.
 
@@ -57,12 +63,13 @@ def add_dtype(
         parser: gets the option.
         choices: further values besides ``DTYPES``.
         default: the default, with which weights keep their stored dtype.
+        quantized: for the help, dtype of weights that are stored quantized.
     """
     parser.add_argument(
         "--dtype",
         choices=(*choices, *DTYPES),
         default=default,
-        help="dtype of the weights (default: as stored)",
+        help=f"dtype of the weights (default: as stored; {quantized} if they are quantized)",
     )
 
 
@@ -232,6 +239,8 @@ def load_for_generation(args: argparse.Namespace) -> tuple[Decoder, Tokenizer]:
     from llama_fast._device import device_of
     from llama_fast._terminal import status
     from llama_fast.integrations.any_model import decoder_of, load_any
+    from llama_fast.models.checkpoints import quantization_of
+    from llama_fast.models.loading import locate
 
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
@@ -240,11 +249,25 @@ def load_for_generation(args: argparse.Namespace) -> tuple[Decoder, Tokenizer]:
     sampling_options(args, args.seed)
     device_of(args.device or "auto")
     status(f"Loading {args.model}")
+    path = locate(args.model, trust_remote_code=args.trust_remote_code)
+    quantization = quantization_of(path)
     model, tokenizer = load_any(
-        args.model,
+        path,
         args.tokenizer,
-        args.dtype or "auto",
+        args.dtype or ("auto" if quantization is None else QUANTIZED_DTYPE),
         args.device,
         trust_remote_code=args.trust_remote_code,
     )
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(_weights(model, quantization), file=sys.stderr)
     return decoder_of(model), tokenizer
+
+
+def _weights(model: nn.Module, quantization: str | None) -> str:
+    """Return the number, dtype and size of a model's weights as text."""
+    weights = list(model.parameters())
+    size = sum(weight.nbytes for weight in weights)
+    dtype = str(weights[0].dtype).removeprefix("torch.")
+    stored = "" if quantization is None else f" (stored as {quantization})"
+    count = sum(weight.numel() for weight in weights)
+    return f"{count / 1e6:,.1f} M weights in {dtype}{stored}, {size / 1e6:,.0f} MB"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_fast._format import duration
+from llama_fast._format import counted, duration
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import add_json, print_json, tables
@@ -139,10 +139,12 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
             f": {shape or 'one process'}",
         )
     )
+    batches = config.optimizer.gradient_accumulation_steps
     console.print(
         f"{config.precision}, checkpointing {config.activation_checkpointing}; a step of "
-        f"{plan.tokens:,} tokens: {config.optimizer.gradient_accumulation_steps} micro-batches of "
-        f"{config.data.micro_batch_size} × {config.data.seq_len:,} on {mesh.data_world_size} ranks"
+        f"{counted(plan.tokens, 'token')}: {counted(batches, 'micro-batch')} of "
+        f"{config.data.micro_batch_size} × {config.data.seq_len:,} on "
+        f"{counted(mesh.data_world_size, 'rank')}"
     )
     memory = Table("memory of a GPU", "GB", title_justify="left")
     memory.columns[1].justify = "right"
@@ -163,7 +165,7 @@ def _show(plan: TrainingPlan, changes: Sequence[Any]) -> None:
         f"on each GPU"
     )
     console.print(
-        f"{config.steps:,} steps, {config.steps * plan.tokens / 1e9:,.2f} G tokens: "
+        f"{counted(config.steps, 'step')}, {config.steps * plan.tokens / 1e9:,.2f} G tokens: "
         f"{run}, {plan.run_seconds * mesh.world_size / 3600:,.1f} GPU hours"
     )
     if plan.fits:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_fast._format import counted
 from llama_fast.cli.command import Command
 from llama_fast.cli.exit_codes import ExitCode
 from llama_fast.cli.options import add_out, add_tokenizer
@@ -131,8 +132,9 @@ class Tokenize(Command):
         shards = TokenShards(args.out)
         seconds = time.perf_counter() - begin
         print(
-            f"{args.out}: {len(shards):,} documents, {shards.num_tokens:,} tokens, "
-            f"{len(shards.shards)} shards, {shards.num_tokens / seconds:,.0f} tokens/s\n"
+            f"{args.out}: {counted(len(shards), 'document')}, "
+            f"{counted(shards.num_tokens, 'token')}, "
+            f"{counted(len(shards.shards), 'shard')}, {shards.num_tokens / seconds:,.0f} tokens/s\n"
             f"sha256 {shards.content_sha256}"
         )
         return ExitCode.OK

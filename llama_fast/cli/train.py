@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 DESCRIPTION = """Train or fine-tune a Llama-style model on token shards written by
 `llama-fast tokenize`. To resume a run from its newest checkpoint, give the same command."""
 EPILOG = """Every option is also a YAML key: `--optimizer.lr 1e-4` is `lr: 1e-4` under `optimizer:`.
-The command line overrides the file. Write None as `null`."""
+The command line overrides the file. Write None as `null`.
+`--dtype` is the same as `--precision`."""
+
+# Options that other commands have under another name -> the field of TrainConfig.
+_SYNONYMS = {"dtype": "precision"}
 
 # Metavar of an option by the type of its field.
 _METAVARS = {"int": "N", "float": "X", "str": "TEXT", "dict": "{A: N}"}
@@ -145,7 +149,15 @@ def read_config(argv: Sequence[str], prog: str = "llama-fast train") -> TrainCon
         if not Path(given[0]).is_file():
             raise FileNotFoundError(f"config: no such file: {given[0]}")
         given[:1] = ["--config", given[0]]
-    given = list(_checked(given))
+    try:
+        given = list(_checked(given))
+    except ValueError as error:
+        typed = {argument.partition("=")[0] for argument in argv}
+        text = str(error)
+        for other, name in _SYNONYMS.items():  # the option as it was typed
+            if f"--{other}" in typed and text.startswith(f"--{name}: "):
+                text = f"--{other}{text.removeprefix(f'--{name}')}"
+        raise ValueError(text) from None
     parser = config_parser(prog)
     values = parser.instantiate(parser.parse_args(given))
     return TrainConfig(**{name: values[name] for name in TrainConfig.__dataclass_fields__})
@@ -199,11 +211,15 @@ def _parsed(option: str, value: str) -> Any:
 
 
 def _with_underscores(argument: str) -> str:
-    """Return ``--log-every=5`` as ``--log_every=5``; other arguments stay as they are."""
+    """Return ``--log-every=5`` as ``--log_every=5``, and ``--dtype`` as ``--precision``.
+
+    Other arguments stay as they are.
+    """
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+    name = name.replace("-", "_")
+    return f"--{_SYNONYMS.get(name, name)}{equals}{value}"
 
 
 def benchmark_scorer(run: TrainingRun) -> BenchmarkScorer | None:

@@ -57,7 +57,8 @@ def test_measures_and_writes_everything(tmp_path: Path) -> None:
         drawn = path.with_name(f"{path.stem}-{picture}.png")
         assert drawn.stat().st_size > 10_000 and drawn.name in done.stdout.replace("\n", "")
         drawn.unlink()
-    assert cli.main(["bench", "--from", str(path), "--out", str(tmp_path / "again")]) == 0
+    again = bench("--from", str(path), "--out", str(tmp_path / "again"), "--json")
+    assert json.loads(again.stdout) == found and "cross_entropy" in again.stderr
     assert (tmp_path / "again" / path.name).read_text() == path.read_text()
     assert (tmp_path / "again" / f"{path.stem}-speedup.png").exists()
 

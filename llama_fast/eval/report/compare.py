@@ -12,6 +12,7 @@ from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
+from llama_fast._format import counted
 from llama_fast.eval.report.conditions import differing_conditions
 from llama_fast.eval.report.names import Name
 from llama_fast.eval.report.paired import FLIPS, Difference, Sample, difference
@@ -139,12 +140,14 @@ def _pair(
         return None
     if len(pairs) < max(len(by_key_a), len(by_key_b)):
         notices.append(
-            f"{task}: {len(by_key_a):,} questions in A, {len(by_key_b):,} in B; "
+            f"{task}: {counted(len(by_key_a), 'question')} in A, {len(by_key_b):,} in B; "
             f"the {len(pairs):,} common ones are compared"
         )
     other = sum(x.prompt_hash != y.prompt_hash for x, y in pairs)
     if other:
-        notices.append(f"{task}: the prompts of {other:,} questions differ between the runs")
+        notices.append(
+            f"{task}: the prompts of {counted(other, 'question')} differ between the runs"
+        )
     return score, pairs
 
 

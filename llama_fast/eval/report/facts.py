@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llama_fast._format import duration
+from llama_fast._format import counted, duration
 from llama_fast.eval.report.results import Run
 
 # Labels of metadata keys, in the order in which they are shown; others follow under their keys.
@@ -67,7 +67,7 @@ def num_questions(run: Run, task: str) -> int | None:
 def _questions(run: Run) -> str:
     asked = sum(num_questions(run, task) or 0 for task in run.tasks)
     tasks = len(run.tasks)
-    return f"{asked:,} in {tasks:,} task{'' if tasks == 1 else 's'}"
+    return f"{asked:,} in {counted(tasks, 'task')}"
 
 
 def _text(key: str, value: Any) -> str:

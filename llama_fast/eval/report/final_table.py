@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from llama_fast._format import fixed
+from llama_fast._format import counted, fixed
 from llama_fast.eval.report.groups import groups_of
 from llama_fast.eval.report.names import Name
 from llama_fast.eval.report.scores import score_of
@@ -113,7 +113,7 @@ def task_table(
     for group in groups:
         if all(task in several for task in group.tasks):
             continue  # shown in the suite's table
-        name = Name(group.name, f"{len(group.tasks)} tasks")
+        name = Name(group.name, counted(len(group.tasks), "task"))
         n = "" if group.questions is None else f"{group.questions:,}"
         score = group.score
         cells = name, Name(score.metric), score.text, score.interval_text, n

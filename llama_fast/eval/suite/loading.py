@@ -7,6 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypedDict
 
+from llama_fast._format import counted
 from llama_fast.eval.suite import code, sandbox
 from llama_fast.eval.suite.index import known_names, task_manager, unknown_task
 from llama_fast.eval.suite.mirror import MissingDataError, hub_reachable, serving, source
@@ -122,7 +123,7 @@ def _notes(task: Any) -> list[str]:
     """Notes on a task's data."""
     result, metadata = [], task.get_config("metadata") or {}
     if note := metadata.get("stand_in"):
-        result.append(f"{note}: {len(task.eval_docs):,} questions")
+        result.append(f"{note}: {counted(len(task.eval_docs), 'question')}")
     if split := metadata.get("asked_split"):
         result.append(f"asked about the {split} split: the data have no other")
     if getattr(task, "classifier", True) is None:

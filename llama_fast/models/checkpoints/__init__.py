@@ -24,7 +24,7 @@ from ..llama import LLaMA
 from .common import CheckpointError
 from .whole import written_whole
 
-__all__ = ["CheckpointError", "load", "save"]
+__all__ = ["CheckpointError", "load", "quantization_of", "save"]
 
 
 def load(
@@ -133,6 +133,22 @@ def save(
             from . import huggingface
 
             huggingface.save(model, partial, tokenizer)
+
+
+def quantization_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the type of the quantised weights of a GGUF file, such as "Q4_1"; else None.
+
+    Only the list of its tensors is read.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = Path(path)
+    if not path.is_file() or _find_format(path) != "gguf":
+        return None
+    from . import gguf
+
+    return gguf.quantization_of(path)
 
 
 def _find_format(path: Path) -> str:

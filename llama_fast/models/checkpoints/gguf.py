@@ -80,11 +80,7 @@ FILE_TYPES = {
 
 def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None]:
     """Load a GGUF file with its tokenizer; see ``llama_fast.models.load``."""
-    try:
-        # mode "c": pages that are changed in memory are copied, and the file stays as it is.
-        reader = Reader(path, "c")
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
+    reader = _open(path)
     metadata = reader.metadata
     tensors = {
         tensor.name: StoredTensor(
@@ -99,6 +95,19 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[LLaMA, Tokenizer | None
     if "tokenizer.ggml.model" not in metadata:
         return model, None
     return model, read_tokenizer(path, partial(from_gguf, metadata))
+
+
+def quantization_of(path: Path) -> str | None:
+    """Return the type of a file's quantised weights; see ``checkpoints.quantization_of``."""
+    return _quantization(_open(path).tensors)
+
+
+def _open(path: Path) -> Reader:
+    try:
+        # mode "c": pages that are changed in memory are copied, and the file stays as it is.
+        return Reader(path, "c")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def save(model: LLaMA, path: Path, tokenizer: Tokenizer | None, name: str) -> None:
