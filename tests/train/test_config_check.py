@@ -49,6 +49,7 @@ def test_a_file_with_a_mistake(tmp_path: Path, text: str, message: str) -> None:
         (["--optimizer.lr", "abc"], "--optimizer.lr: expected a number, got 'abc'"),
         (["--optimizer.lr=abc"], "--optimizer.lr: expected a number, got 'abc'"),
         (["--optimizer.lrr", "1"], "--optimizer.lrr: no such option; did you mean --optimizer.lr?"),
+        (["--dtype", "int8"], "--dtype: expected one of float32, bfloat16, float16, got 'int8'"),
         (["--log-evry", "1"], "--log-evry: no such option; did you mean --log-every?"),
         (["--steps"], "--steps: expected a value, got none"),
         (["--compile", "--steps", "3"], "--compile: expected a value, got none"),
