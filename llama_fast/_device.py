@@ -28,6 +28,9 @@ def device_of(name: str) -> torch.device:
     try:
         torch.empty(1, device=device)
     except Exception as error:  # each type of device has its own exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # "Could not run 'aten::empty' with arguments from the 'MPS' backend. This could be because"
+        missing = isinstance(error, NotImplementedError)
+        reason = "this build of it has no kernels for that" if missing else first
         raise ValueError(f"device: torch cannot use {name!r} here: {reason}") from None
     return device

@@ -85,7 +85,7 @@ Memory is the peak within a step. Times are computed from the assumed MFU."""
             ValueError: an option is out of its range, or sizes contradict each other.
         """
         from llama_fast.data import TokenShards
-        from llama_fast.train.plan import advice, model_of, plan
+        from llama_fast.train.plan import advice, has_shape, model_of, plan
 
         config = args.config
         shards = Path(config.data.train)
@@ -99,8 +99,14 @@ Memory is the peak within a step. Times are computed from the assumed MFU."""
             "gpus_per_host": args.gpus_per_host,
             "network": args.network * 1e9,
         }
-        estimate = plan(config, model_of(config, vocab_size), **options)
+        shape = model_of(config, vocab_size)
         with tables(args):
+            if config.model.init_from is not None and not has_shape(config.model.init_from):
+                print(
+                    f"model.init_from: {config.model.init_from} is not there yet; the architecture "
+                    f"is that of {config.model.preset}"
+                )
+            estimate = plan(config, shape, **options)
             _show(estimate, [] if estimate.fits else advice(estimate, **options)[:5])
             if args.vocab_size is None and vocab_size is not None:
                 _show_vocabulary(config, shards, vocab_size)

@@ -165,6 +165,11 @@ def mesh_of(config: TrainConfig, gpus: int) -> MeshShape:
     return MeshShape(replicas, p.shard, p.context, p.tensor)
 
 
+def has_shape(init_from: str) -> bool:
+    """Return whether the architecture of `model.init_from` can be read."""
+    return init_from == SMOLLM2 or Path(init_from).exists() or locate_config(init_from) is not None
+
+
 def model_of(config: TrainConfig, vocab_size: int | None) -> LlamaConfig:
     """The architecture of a run's model, without creating its weights.
 

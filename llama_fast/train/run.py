@@ -89,10 +89,10 @@ class TrainingRun:
             raise ValueError("precision: expected float32 or bfloat16 on several processes")
         torch.manual_seed(config.seed)
         verify = config.data.verify and self.parallel.rank == 0
-        self.shards = TokenShards(config.data.train, verify=verify)
+        self.shards = _shards("data.train", config.data.train, verify)
         self.valid = None
         if config.data.valid is not None:
-            self.valid = TokenShards(config.data.valid, verify=verify)
+            self.valid = _shards("data.valid", config.data.valid, verify)
         if self.valid is not None and self.valid.vocab_size != self.shards.vocab_size:
             raise ValueError(
                 f"data.valid: expected the vocabulary of data.train, {self.shards.vocab_size} "
@@ -439,3 +439,10 @@ class TrainingRun:
 
 def _discard(line: str) -> None:
     """Log nothing."""
+
+
+def _shards(option: str, folder: str, verify: bool) -> TokenShards:
+    """Open the shards that an option names."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{option}: no such folder: {folder}")
+    return TokenShards(folder, verify=verify)

@@ -271,7 +271,7 @@ def test_command_line(tmp_path: Path, shards: str, capsys: pytest.CaptureFixture
     ("arguments", "message"),
     [
         (["no.yaml"], "config: no such file: no.yaml"),
-        (["--data.train", "nowhere"], "folder: no such folder: nowhere"),
+        (["--data.train", "nowhere"], "data.train: no such folder: nowhere"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
         (
             ["--optimizer.lr_schedule", "cosine", "--optimizer.warmup_steps", "9999"],

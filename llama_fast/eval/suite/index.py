@@ -54,7 +54,7 @@ def unknown_task(name: str, own: list[str]) -> ValueError:
     near = get_close_matches(name, own, n=2, cutoff=0.6)
     near += [n for n in get_close_matches(name, known_names(), n=5, cutoff=0.6) if n not in near]
     advice = f"; the nearest names: {', '.join(near)}" if near else ""
-    return ValueError(f"unknown task {name!r}{advice}")
+    return ValueError(f"tasks: unknown task {name!r}{advice}")
 
 
 @cache
