@@ -55,6 +55,7 @@ def redraw(results: Path) -> str:
     summary = collect(run, None, (run.name,), None, MAX_QUESTIONS, None).summary
     for key in ("questions", "calibration", "limits"):
         summary[key] = kept.summary[key]
+    summary["uncalibrated"] = kept.summary.get("uncalibrated", [])
     for questions in kept.questions:
         headings = [heading(question["prompt"]) for question in questions]
         rows = zip(questions, headings, titles(headings), strict=True)

@@ -145,7 +145,7 @@ def evaluate_tasks(
         for name, task in tasks.items():
             table.start_task(name, counts[name])
             before, computed = energy.now(), lm.computed
-            choice = chosen[name]
+            choice, cut = chosen[name], lm.truncated
             try:
                 result = evaluate(
                     lm,
@@ -171,6 +171,7 @@ def evaluate_tasks(
                 continue
             used = TaskEnergy(energy.now() - before, lm.computed - computed, counts[name])
             energy.add(name, used)
+            result["truncated"] = {name: lm.truncated - cut}
             if choice is not None:
                 result["drawn"] = {name: choice.to_dict()}
             row, key = result["results"][name], keys.get(name)

@@ -1,4 +1,4 @@
-"""Lists the conditions in which two runs differ: dtype, maximum length, examples, limits."""
+"""Lists the conditions in which two runs differ, such as dtype, maximum length and questions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ SETTINGS = {
     "system_instruction": "system",
 }
 # Further metadata that is compared between runs.
-FURTHER = {"quantization": "quantization", "preset": "preset"}
+FURTHER = {
+    "quantization": "quantization",
+    "preset": "preset",
+    "lm_eval_version": "version of lm-eval",
+}
 # Characters of a value that are shown: of a hash, and of a text such as a chat template.
 LONGEST = 20
 # Tasks that are named for a condition that is set for each.
@@ -58,8 +62,11 @@ def _setting(run: Run, key: str) -> Any:
     if key in run.metadata:
         return run.metadata[key]
     config = run.results.get("config")
-    if key == "dtype" and isinstance(config, Mapping) and config.get("model_dtype"):
-        return str(config["model_dtype"]).removeprefix("torch.")
+    if isinstance(config, Mapping):
+        if key == "dtype" and config.get("model_dtype"):
+            return str(config["model_dtype"]).removeprefix("torch.")
+        if key == "max_length" and config.get("max_length"):
+            return config["max_length"]
     return run.results.get(key, None if key == "preset" else _UNKNOWN)
 
 
@@ -69,6 +76,21 @@ def _examples(run: Run, task: str) -> Any:
 
 def _questions(run: Run, task: str) -> Any:
     return ((run.results.get("n-samples") or {}).get(task) or {}).get("effective")
+
+
+def _choice(run: Run, task: str) -> Any:
+    """How the questions were chosen; None for all of them."""
+    drawn = (run.results.get("drawn") or {}).get(task)
+    asked = (run.results.get("n-samples") or {}).get(task) or {}
+    if isinstance(drawn, Mapping):
+        seed = drawn.get("seed")
+        return drawn.get("how") if seed is None else f"{drawn.get('how')} with seed {seed}"
+    return "all" if asked.get("effective") == asked.get("original") else "first"
+
+
+def _cut(run: Run, task: str) -> Any:
+    """Number of contexts that were cut to the maximum length; None if it is not recorded."""
+    return (run.results.get("truncated") or {}).get(task)
 
 
 def _version(run: Run, task: str) -> Any:
@@ -82,6 +104,8 @@ def _generation(run: Run, task: str) -> Any:
 PER_TASK: dict[str, Callable[[Run, str], Any]] = {
     "number of examples": _examples,
     "number of questions": _questions,
+    "choice of questions": _choice,
+    "cut contexts": _cut,
     "version of the task": _version,
     "generation settings": _generation,
 }

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama_fast.eval.report.calibration import Calibration, calibrate, confidences
+from llama_fast.eval.report.calibration import (
+    Calibration,
+    calibrate,
+    confidences,
+    has_long_options,
+)
 from llama_fast.eval.report.compare import Comparison, TaskComparison, join_names
 from llama_fast.eval.report.facts import facts_of, num_questions
 from llama_fast.eval.report.groups import groups_of
@@ -53,12 +58,16 @@ def collect(
     index: list[dict[str, Any]] = []
     blocks: list[list[dict[str, Any]]] = []
     calibration: list[dict[str, Any]] = []
+    uncalibrated: dict[str, None] = {}
     pairs: list[list[tuple[float, bool]]] = [[] for _ in runs]
     cut = shown = 0
     for task in tasks:
         asked = [_questions(item, task) for item in runs]
         for at, questions in enumerate(asked):
             result = confidences(questions or [])
+            if result and has_long_options(questions or []):
+                uncalibrated[task] = None
+                continue
             pairs[at] += result
             calibration += _calibration(task, at, calibrate(result))
         merged = _merge(asked)
@@ -84,6 +93,7 @@ def collect(
         "tasks": [_task(runs, task) for task in tasks],
         "groups": _groups(runs),
         "calibration": calibration,
+        "uncalibrated": list(uncalibrated),
         "compared": None if comparison is None else _compared(comparison),
         "questions": index,
         "limits": _limits(total_questions, shown, cut, max_questions),
@@ -220,7 +230,8 @@ def _calibration(task: str, run: int, result: Calibration | None) -> list[dict[s
         }
         for item in result.bins
     ]
-    return [{"task": task, "run": run, "n": result.n, "ece": result.ece, "bins": bins}]
+    about = {"n": result.n, "ece": result.ece, "floor": result.floor}
+    return [{"task": task, "run": run, **about, "bins": bins}]
 
 
 def _compared(comparison: Comparison) -> dict[str, Any]:

@@ -28,6 +28,7 @@ BY_TASK = (
     "n-samples",
     "task_hashes",
     "drawn",
+    "truncated",
 )
 
 
@@ -82,7 +83,8 @@ def write_run(
     """Write the results of `lm_eval.evaluator.evaluate` or `simple_evaluate`.
 
     `results.json` has the keys of the harness's own file, plus `llama_fast` for `metadata` and
-    `drawn` for the questions of tasks with a limit (how they were chosen, seed, ids). Tasks
+    `drawn` for the questions of tasks with a limit (how they were chosen, seed, ids) and
+    `truncated` for the number of each task's contexts that were cut. Tasks
     are written one by one, each file atomically, so that finished tasks survive a crash or a full
     disk. `results` is not modified (the harness's own writer modifies the samples).
 

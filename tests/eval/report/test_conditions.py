@@ -69,12 +69,38 @@ def test_settings_of_each_task_name_the_first_ones(tmp_path: Path) -> None:
     )
 
 
+def test_the_choice_of_questions_and_cut_contexts(tmp_path: Path) -> None:
+    a, b = read_run(FLOAT32), altered(tmp_path / "b")
+    for run, cut in ((a, 900), (b, 0)):
+        run.results["truncated"] = {"gsm8k": cut, "piqa": 0}
+    b.results["drawn"] = {
+        "piqa": {"how": "drawn", "seed": 3, "ids": [4, 5]},
+        "gsm8k": {"how": "first", "seed": None, "ids": [0, 1, 2]},
+    }
+    a.results["drawn"] = {"piqa": {"how": "drawn", "seed": 0, "ids": [1, 5]}}
+    for run in (a, b):
+        run.results["n-samples"]["gsm8k"] = {"original": 1319, "effective": 3}
+    said = differing_conditions(a, b)
+    assert said == (
+        "the runs differ in choice of questions (piqa: A drawn with seed 0, B drawn with seed 3); "
+        "cut contexts (gsm8k: A 900, B 0)"
+    )
+    del a.results["truncated"]
+    a.results["lm_eval_version"], b.results["lm_eval_version"] = "0.4.8", "0.4.13"
+    said = differing_conditions(a, b)
+    assert said is not None and "version of lm-eval (A 0.4.8, B 0.4.13)" in said
+    assert "cut contexts" not in said
+
+
 def test_a_run_that_lm_eval_wrote_has_its_dtype(tmp_path: Path) -> None:
     other = altered(tmp_path / "b")
     del other.results["llama_fast"]
-    other.results["config"]["model_dtype"] = "torch.bfloat16"
+    other.results["config"] |= {"model_dtype": "torch.bfloat16", "max_length": 1024}
     said = differing_conditions(read_run(FLOAT32), other)
-    expected = "the runs differ in dtype (A float32, B bfloat16); preset (A llama2-paper, B none)"
+    expected = (
+        "the runs differ in dtype (A float32, B bfloat16); max_length (A 8192, B 1024); "
+        "preset (A llama2-paper, B none)"
+    )
     assert said == expected
 
 

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from llama_fast.eval.report import read_run
-from llama_fast.eval.report.calibration import calibrate, confidences
+from llama_fast.eval.report.calibration import (
+    calibrate,
+    confidences,
+    has_long_options,
+)
 from llama_fast.eval.report.questions import read_questions
 from llama_fast.eval.report.scores import score_of
 from tests.eval.report.runs import BFLOAT16, FLOAT32, QUESTIONS
@@ -151,3 +155,38 @@ def test_a_model_that_knows_what_it_knows_has_no_calibration_error() -> None:
     worse = calibrate(surer)
     expected = np.mean([c for c, _ in surer]) - np.mean(right)
     assert worse is not None and worse.ece == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("n", [4, 60, 2000])
+def test_the_floor_is_the_error_of_a_calibrated_model(n: int) -> None:
+    """Exact for a few questions in a bin, normal for many; held against a simulation."""
+    generator = np.random.default_rng(n)
+    confidence = generator.uniform(0.25, 1.0, n)
+    drawn = []
+    for _ in range(400):
+        right = generator.random(n) < confidence
+        found = calibrate(list(zip(confidence.tolist(), right.tolist(), strict=True)))
+        assert found is not None
+        drawn.append(found.ece)
+    # Four standard errors of the mean.
+    error = 4 * float(np.std(drawn)) / 20
+    assert found is not None and found.floor == pytest.approx(np.mean(drawn), abs=error)
+
+
+def test_a_few_questions_have_a_high_floor() -> None:
+    """Four questions that share a bin at 50 %: E|k - 2| / 4 for k of Binomial(4, 1/2)."""
+    found = calibrate([(0.5, True), (0.5, False), (0.5, True), (0.5, True)])
+    assert found is not None and found.floor == pytest.approx(12 / 16 / 4)
+
+
+def test_long_options_say_little() -> None:
+    run = read_run(FLOAT32)
+
+    def is_long(task: str) -> bool:
+        score = score_of(run.results["results"][task])
+        assert score is not None
+        return has_long_options(read_questions(run, task, score))
+
+    # WinoGrande's options are names: what follows is the same.
+    assert is_long("hellaswag") and is_long("piqa") and not is_long("winogrande")
+    assert not is_long("gsm8k")  # no options at all

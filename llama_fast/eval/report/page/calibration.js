@@ -2,6 +2,8 @@
 function showCalibration() {
   if (!DATA.calibration.length) return;
   byId("calibration").hidden = false;
+  if (DATA.uncalibrated.length) byId("uncalibrated").textContent =
+    `Without ${DATA.uncalibrated.join(", ")}: their options are texts, whose probabilities depend most on their lengths.`;
   const names = [...new Set(DATA.calibration.map((one) => one.task))];
   byId("calibrated").append(...names.map((name) => make("option", { value: name }, name)));
   byId("calibrated").addEventListener("change", drawCalibration);
@@ -17,6 +19,7 @@ function drawCalibration() {
     const figure = make("figure", {},
       TWO ? make("div", { class: "run-" + LETTERS[one.run] }, breakable(runName(one.run))) : null,
       make("div", {}, make("strong", {}, `ECE ${round(100 * one.ece, 1)} %`),
+        one.floor === undefined ? "" : make("span", {}, ` (calibrated: ${round(100 * one.floor, 1)} %)`),
         make("span", { class: "soft" }, ` · ${grouped(one.n)} questions, ${percent(right)} right at a mean confidence of ${percent(sure)}`)));
     return figure;
   }));
