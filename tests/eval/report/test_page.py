@@ -16,7 +16,7 @@ from llama_fast.eval.report import Run, read_run
 from llama_fast.eval.report.html import write_page
 from llama_fast.eval.suite import paper_table
 from tests.eval.report.browser import Browser, Drive, find_browser
-from tests.eval.report.runs import BFLOAT16, FLOAT32, QUESTIONS, SUITE
+from tests.eval.report.runs import BFLOAT16, FLOAT32, QUESTIONS, SUITE, suite_with_zeros
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -36,7 +36,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "one": write_page(folder / "one.html", a),
         "two": write_page(folder / "two.html", a, b),
-        "suite": write_page(folder / "suite.html", read_run(SUITE)),
+        "suite": write_page(folder / "suite.html", suite_with_zeros(folder / "zeros")),
         "hostile": write_page(folder / "hostile.html", hostile(folder / "hostile"), b),
     }
 
@@ -289,7 +289,7 @@ def test_groups_are_heads_of_their_tasks(said: dict[str, dict[str, Any]]) -> Non
     score = read_run(SUITE).results["groups"]["mmlu_5shot"]
     value, error = 100 * score["acc,none"], 100 * score["acc_stderr,none"]
     at = next(at for at, row in enumerate(rows) if row[1].startswith("mmlu_5shot"))
-    name = "mmlu_5shot acc · 57 tasks · 228 questions"
+    name = f"mmlu_5shot acc · 57 tasks · {score['sample_len']:,} questions"
     assert rows[at] == [True, name, [f"{fixed(value, 1)} ± {fixed(error, 1)}"]]
     assert rows[at - 1][:2] == [True, "MMLU"]  # the suite's column
     assert rows[at + 1][1] == "57 tasks"  # folded
@@ -337,8 +337,8 @@ def test_notes_and_earlier_commands_are_lists(tmp_path: Path) -> None:
     run.results["llama_fast"]["earlier_commands"] = ["llama-fast eval a --tasks piqa"]
     page = write_page(tmp_path / "page.html", run).read_text()
     shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["runs"][0]  # type: ignore[index]
-    assert shown["notes"] == [run.metadata["notes"]]
-    assert "rc.nocontext stands in" in shown["notes"][0]
+    assert shown["notes"] == run.metadata["notes"].split("; ")
+    assert any("rc.nocontext stands in" in note for note in shown["notes"])
     assert shown["earlierCommands"] == run.metadata["earlier_commands"]
     assert not {"Notes", "Earlier commands"} & {name for name, _ in shown["facts"]}
 

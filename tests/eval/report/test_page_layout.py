@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from llama_fast._format import duration
 from llama_fast.eval.report import Run, read_run
 from llama_fast.eval.report.html import write_page
 from tests.eval.report.browser import Drive, find_browser
-from tests.eval.report.runs import BFLOAT16, FLOAT32, SUITE
+from tests.eval.report.runs import BFLOAT16, FLOAT32, SUITE, suite_with_zeros
 
 DESK, PHONE = 1400, 375
 PROGRAM = '''from typing import List
@@ -134,7 +135,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, dict[str, Any
     text = {
         "one": write_page(folder / "one.html", a).read_text(),
         "two": write_page(folder / "two.html", a, b).read_text(),
-        "suite": write_page(folder / "suite.html", read_run(SUITE)).read_text(),
+        "suite": write_page(folder / "suite.html", suite_with_zeros(folder / "zeros")).read_text(),
         "program": write_page(folder / "program.html", program_run(folder / "run")).read_text(),
     }
     drives = {}
@@ -166,9 +167,12 @@ def test_what_a_reader_asks_first_comes_first_and_hashes_are_folded(
 ) -> None:
     found = said[f"about {width}"]
     assert found["labels"][:5] == ["Model", "dtype", "Machine", "Questions", "Time"]
-    assert found["values"][3:5] == ["17,084 in 118 tasks", "12 min 20 s"]
+    run = read_run(SUITE)
+    metadata = run.metadata
+    asked = sum(run.results["n-samples"][task]["effective"] for task in run.tasks)
+    questions = f"{asked:,} in {len(run.tasks)} tasks"
+    assert found["values"][3:5] == [questions, duration(metadata["seconds"])]
     assert found["hidden"]
-    metadata = read_run(SUITE).metadata
     hashes = [metadata["model_sha256"], metadata["tokenizer_sha256"]]
     assert [text for text in found["technical"] if text in hashes] == hashes
     # Lines of whole groups of 16 characters, all as long as the first.
@@ -196,7 +200,7 @@ def test_calibration_fills_its_card(said: Mapping[str, Any], page: str, width: i
     share = 0.45 if width == DESK else 0.97
     assert all(chart >= share * found["card"] for chart in found["charts"])
     for bins in found["bins"]:
-        assert sum(bins) == 40  # the questions with options
+        assert sum(bins) == 20  # of ARC and WinoGrande: the others' options are texts
 
 
 def test_rows_are_compact_and_a_group_of_zeros_is_one_line(said: Mapping[str, Any]) -> None:
