@@ -186,14 +186,16 @@ train-proof: $(installed) $(built)  ## train on real text from scratch, ten minu
 	$(py) -m benchmarks.train_proof $(if $(DATA),--data $(DATA)) --out benchmarks/results \
 	--picture docs/images/train-proof.png $(ARGS)
 
-# DATA: the mirror of the data sets (docs/evaluation.md). 12 minutes on 2 threads.
-eval-suite: $(installed) $(built)  ## evaluate MODEL=FILE on the suite and publish the run
-	$(VENV)/bin/llama-fast eval $(MODEL) --suite llama2 --dtype bfloat16 --data-dir $(DATA) --allow-code \
-	--limit '$(suite_limit)' --out build/smollm2-llama2 $(ARGS)
-	$(py) -m benchmarks.eval_page --run build/smollm2-llama2 --picture docs/images/eval-report.png
-
-pictures: $(installed) $(built)  ## draw the pictures of the documentation again (ARGS="results demo training")
-	PYTHONPATH=. $(py) docs/tools/pictures.py $(ARGS)
+# DATA: the mirror of the data sets (docs/evaluation.md). 12 minutes on 2 threads. The links are for the
+# command in the report, which has no paths of a machine.
+eval-suite: $(installed) $(built)  ## evaluate MODEL=FILE on the suite with DATA=DIR and publish the run
+	test -e "$(MODEL)" -a -d "$(DATA)" || { echo "eval-suite: expected MODEL=FILE DATA=DIR"; exit 2; }
+	mkdir -p build/eval-suite
+	ln -sfn $(abspath $(DATA)) build/eval-suite/data
+	ln -sfn $(abspath $(MODEL)) build/eval-suite/$(notdir $(MODEL))
+	cd build/eval-suite && $(abspath $(VENV))/bin/llama-fast eval $(notdir $(MODEL)) --suite llama2 \
+	--dtype bfloat16 --data-dir data --allow-code --limit '$(suite_limit)' --out smollm2-llama2 $(ARGS)
+	$(py) -m benchmarks.eval_page --run build/eval-suite/smollm2-llama2 --picture docs/images/eval-report.png
 
 eval-page: $(VENV)/.dev  ## draw the published page of the suite again, and its picture (needs chromium)
 	$(py) -m benchmarks.eval_page --picture docs/images/eval-report.png $(ARGS)

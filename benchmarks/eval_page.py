@@ -87,7 +87,7 @@ def score_table(results: Path) -> str:
     run = read_run(results)
     paper = {row.name: row.scores for row in paper_table().rows}
     lines = [
-        f"| | SmolLM2-135M-Instruct (± standard error) | questions | {' | '.join(PAPER_ROWS)} |",
+        f"| | SmolLM2-135M-Instruct (95 % interval) | questions | {' | '.join(PAPER_ROWS)} |",
         "|---|---|---|" + "---|" * len(PAPER_ROWS),
     ]
     for score in columns_of(run):
@@ -96,8 +96,9 @@ def score_table(results: Path) -> str:
         parts = [part.name for part in score.parts]
         names = f"{len(parts)} benchmarks" if len(parts) > 3 else ", ".join(parts)
         name = score.column if len(parts) == 1 else f"{score.column}: {names}"
-        error = "" if score.stderr is None else f" ± {fixed(score.stderr, 1)}"
-        cells = [name, fixed(score.value, 1) + error, f"{score.questions:,}"]
+        bounds = [fixed(bound, 1) for bound in score.interval or ()]
+        interval = f" ({' to '.join(bounds)})" if bounds else ""
+        cells = [name, fixed(score.value, 1) + interval, f"{score.questions:,}"]
         for row in PAPER_ROWS:
             alone = " (GSM8K alone)" if (score.column, row) == ("Math", "Llama 2 7B") else ""
             cells.append(fixed(paper[row][score.column], 1) + alone)

@@ -175,7 +175,7 @@ def _tour(args: argparse.Namespace, size: Size, screen: Screen) -> tuple[Results
             got = scores[-1]
             screen.line(
                 f"{name}: {got.accuracy:.1%} ± {got.stderr:.1%} of {got.count} questions "
-                f"(guessing: {got.chance:.1%})"
+                f"(±: standard error; guessing: {got.chance:.1%})"
             )
 
     command = "llama-fast demo" + (" --quick" if args.quick else "") + f" --seed {args.seed}"

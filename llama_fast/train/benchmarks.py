@@ -34,7 +34,7 @@ class BenchmarkScore:
         """Text for a log line."""
         return (
             f"{self.benchmark} {self.accuracy:.1%} ± {self.stderr:.1%} of {self.questions} "
-            f"questions (guessing: {self.chance:.1%})"
+            f"questions (±: standard error; guessing: {self.chance:.1%})"
         )
 
 
