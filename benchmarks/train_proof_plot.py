@@ -58,10 +58,10 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         apart = np.maximum(apart, LEAST)
         label = "kernels and PyTorch's ops"
         below.semilogy(first, apart[0], color=ours, linewidth=1.4, label=label)
-        label = "PyTorch's ops twice, one weight rounded"
+        label = "PyTorch's ops, nudged weights"
         below.semilogy(first, apart[1], color=stock, linewidth=1.4, linestyle=":", label=label)
         below.set(xlabel="step", ylabel="difference (nats)")
-        below.legend(frameon=False, fontsize=7, loc="lower right")
+        below.legend(frameon=False, fontsize=7, loc="upper left")
         left.set(xlabel="step")
         for axes in (left, right):
             axes.set(ylabel="loss (nats per token)")
