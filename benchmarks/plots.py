@@ -33,9 +33,9 @@ COLOUR = {
     "F.linear_cross_entropy": "#db2777",
     "transformers": "#56b4e9",
     "zentorch": "#dc2626",
-    "flash-attn": "#2563eb",
-    "liger-kernel": "#56b4e9",
-    "cut-cross-entropy": "#db2777",
+    "flash-attn": "#1e3a8a",
+    "liger-kernel": "#000000",
+    "cut-cross-entropy": "#f9a8d4",
     "quack": "#65a30d",
 }
 ROW = 0.24  # inches

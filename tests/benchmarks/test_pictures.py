@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks import plots, train_proof_plot
 from benchmarks.results import read
+from llama_fast._plot_style import LLAMA_FAST, SERIES, TORCH
 from llama_fast.demo.kernels import CASES, backends_of
 from tests.paths import REPOSITORY
 
@@ -31,6 +32,11 @@ def test_figures_of_the_suite_are_those_of_its_results(path: Path, tmp_path: Pat
     again = plots.draw_all(read(path), tmp_path / path.stem)
     assert {p.name for p in committed} == {p.name for p in again}
     assert {p.name: shown(p) for p in committed} == {p.name: source for p in again}
+
+
+def test_a_colour_means_one_thing() -> None:
+    assert len(set(plots.COLOUR.values())) == len(plots.COLOUR)
+    assert not {LLAMA_FAST, TORCH} & set(SERIES)
 
 
 def test_some_suite_has_figures() -> None:
