@@ -80,6 +80,8 @@ def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["--suite", "llama3"], "expected one of llama2-paper, lm-eval"),
         ([], "suite: expected --suite NAME or --tasks A,B, got neither"),
         (["--tasks", "piqa", "--limit", "some"], "limit: expected N or TASK=N"),
+        (["--tasks", "piqa", "--first", "0"], "first: expected N or TASK=N"),
+        (["--tasks", "piqa", "--limit", "3", "--first", "2"], "expected --limit or --first"),
         (
             ["--tasks", "piqa", "--limit", "pika=3"],
             "limit: expected the name of a task or a pattern",
@@ -157,3 +159,31 @@ def test_limits() -> None:
         7,
     ]
     assert Limits.parse(None).of("piqa") is None
+
+
+def test_questions_are_drawn_or_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", *model(), "--data-dir", data_dir(), "--tasks", "boolq", "--json"]
+    ids = {}
+    for name, options in {
+        "drawn": ["--limit", "4"],
+        "more": ["--limit", "6"],
+        "seed": ["--limit", "4", "--seed", "1"],
+        "first": ["--first", "4"],
+    }.items():
+        out = tmp_path / name
+        assert main([*command, *options, "--out", str(out)]) == 0
+        said = json.loads(capsys.readouterr().out)["boolq"]
+        low, high = said["interval"]
+        assert said["questions"] == len(
+            ids.setdefault(name, read_run(out).results["drawn"]["boolq"]["ids"])
+        )
+        assert 0 <= low <= said["value"] <= high <= 100 and low < high
+    assert ids["first"] == [0, 1, 2, 3]
+    assert set(ids["drawn"]) < set(ids["more"]) and ids["seed"] != ids["drawn"] != ids["first"]
+    runs = [str(tmp_path / name) for name in ("drawn", "more")]
+    assert main(["eval", "compare", *runs]) == 0
+    said = capsys.readouterr().out
+    assert "number of questions (boolq: A 4, B 6)" in said
+    assert "4 questions in A, 6 in B; the 4 common ones are compared" in said

@@ -67,7 +67,7 @@ def test_summary_says_what_was_found() -> None:
     rows = {row[0]: row[1:] for row in report.summary_rows(results())}
     assert rows["largest kernel error, float32"] == ("1.0e-07", "2.0e-07", "6 of 6 checks pass")
     assert rows["“The capital of France is”"][2] == "as expected"
-    assert rows["fine-tuning, tokens per second"] == ("200", "50", "4.00× the speed")
+    assert rows["fine-tuning, tokens per second"] == ("200", "50", "4.0× the speed")
     assert rows["fine-tuning, peak memory"] == ("2.50 GB", "4.50 GB", "0.56× the memory")
     assert rows["ARC-Easy, accuracy (50 questions)"] == (
         "50.0% ± 7.0%",
