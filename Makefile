@@ -186,6 +186,9 @@ train-proof: $(installed) $(built)  ## train on real text from scratch, ten minu
 	$(py) -m benchmarks.train_proof $(if $(DATA),--data $(DATA)) --out benchmarks/results \
 	--picture docs/images/train-proof.png $(ARGS)
 
+pictures: $(installed) $(built)  ## draw the pictures of the documentation again (ARGS="results demo training")
+	PYTHONPATH=. $(py) docs/tools/pictures.py $(ARGS)
+
 # DATA: the mirror of the data sets (docs/evaluation.md). 12 minutes on 2 threads. The links are for the
 # command in the report, which has no paths of a machine.
 eval-suite: $(installed) $(built)  ## evaluate MODEL=FILE on the suite with DATA=DIR and publish the run
