@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,8 @@ class Check(Command):
         parser.add_argument(
             "--fields",
             metavar="A,B",
-            help="fields that make up a question (default: all texts except identifiers)",
+            help="fields that make up a question (default: the question as the suite asks it, with "
+            "the right answer; for rows of unknown benchmarks all texts except identifiers)",
         )
         parser.add_argument(
             "--min-length",
@@ -95,6 +97,8 @@ class Check(Command):
                 report = checks.contamination_report(shards, benchmarks, overlap, search, fields)
                 reports[checks.CONTAMINATION] = report
                 screen.console.print(_contamination_table(report))
+                for line in _text_lines(report):
+                    screen.console.print(line, markup=False)
                 if not math.isnan(search.bytes_per_token):
                     screen.console.print(_rule_line(search), markup=False)
             if not args.no_secrets:
@@ -160,6 +164,30 @@ def _contamination_table(report: dict[str, Any]) -> Any:
     columns = ("benchmark", "questions", "contamination", "clean (<20 %)", "not clean",
                "not dirty", "dirty (≥80 %)")  # fmt: skip
     return _table("Benchmark questions in the training data", columns, rows)
+
+
+def _text_lines(report: dict[str, Any]) -> list[str]:
+    """Return how the texts of the questions were made, a line for each way."""
+    from llama_fast.data.check import FIELDS
+
+    if report["fields"] is not None:
+        return [f"Text of a question: its fields {', '.join(report['fields'])}"]
+    known: Counter[str] = Counter()
+    lines = []
+    for benchmark in report["benchmarks"]:
+        rows = Counter(benchmark["texts"])
+        if others := rows.pop(FIELDS, 0):
+            lines.append(
+                f"{benchmark['name']}: {counted(others, 'row')} of no known benchmark, whose text "
+                "is all fields except identifiers; --fields chooses those of the question"
+            )
+        known += rows
+    if known:
+        names = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in known.items())
+        lines.insert(
+            0, f"Text of a question: as the suite asks it, with the right answer, for {names}"
+        )
+    return lines
 
 
 def _rule_line(search: Search) -> str:

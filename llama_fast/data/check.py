@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from llama_fast.data.contamination import MIN_BYTES, MatchRule, Overlap, QuestionIndex, subsets
 from llama_fast.data.questions import QuestionText, read_questions
 from llama_fast.data.secrets import EMAIL, Finding, find_secrets
@@ -18,6 +21,7 @@ from llama_fast.data.tokenizer import copy_tokenizer
 from llama_fast.tokenizers import Tokenizer
 
 CONTAMINATION, SECRETS, DROPPED = "contamination.json", "secrets.json", "dropped.jsonl"
+FIELDS = "fields"  # how the text of a question was made that no known benchmark has
 REASONS = ("contaminated", "secrets", "emails")
 
 Progress = Callable[[int, int, str], object]
@@ -53,12 +57,14 @@ class Search:
     """The questions as tokens, and what counts as a match with them.
 
     Attributes:
-        questions: token ids of each question.
+        questions: token ids of each text of each question.
+        owners: (texts,) int64, index of the question of each text, ascending.
         bytes_per_token: mean number of bytes of a token in the questions; NaN without tokens.
         rule: what counts as a match.
     """
 
     questions: list[list[int]]
+    owners: npt.NDArray[np.int64]
     bytes_per_token: float
     rule: MatchRule
 
@@ -84,22 +90,33 @@ def prepare_search(
     Raises:
         ValueError: `min_length` is below 1, or `skips` is negative.
     """
-    texts = [q.text for benchmark in benchmarks for q in benchmark.questions]
+    questions = [(q.text, *q.also) for benchmark in benchmarks for q in benchmark.questions]
+    texts = [text for question in questions for text in question]
+    counts = np.array([len(question) for question in questions], dtype=np.int64)
+    owners = np.repeat(np.arange(len(questions)), counts)
     ids = [tokenizer.encode(text) for text in texts]
     tokens, size = sum(map(len, ids)), sum(len(text.encode()) for text in texts)
     bytes_per_token = size / tokens if tokens else math.nan
-    return Search(ids, bytes_per_token, MatchRule.of(bytes_per_token, min_length, skips))
+    return Search(ids, owners, bytes_per_token, MatchRule.of(bytes_per_token, min_length, skips))
 
 
 def find_overlap(shards: TokenShards, search: Search, progress: Progress) -> Overlap:
     """Compute the contamination of all questions.
+
+    That of a question with several texts is the highest of theirs.
 
     Args:
         shards: the training data.
         search: the questions, from :func:`prepare_search`.
         progress: called as ``progress(tokens done, number of tokens, "")``.
     """
-    return QuestionIndex(search.questions, search.rule).scan(shards, progress)
+    found = QuestionIndex(search.questions, search.rule).scan(shards, progress)
+    owners = search.owners
+    # Texts by question and contamination: the last one of each question is its highest.
+    order = np.lexsort((found.fractions, owners))
+    best = order[np.flatnonzero(np.diff(owners, append=-1))]
+    pairs = np.stack([found.pairs[:, 0], owners[found.pairs[:, 1]]], axis=1)
+    return Overlap(found.tokens[best], found.contaminated[best], np.unique(pairs, axis=0))
 
 
 def contamination_report(
@@ -109,7 +126,11 @@ def contamination_report(
     search: Search,
     fields: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Content of `contamination.json`: each question's file, row, contamination and subsets."""
+    """Content of `contamination.json`: each question's file, row, contamination and subsets.
+
+    `texts` counts the questions by how their text was made: benchmark -> number of rows that were
+    recognised as its own, and :data:`FIELDS` -> number of rows whose text is fields.
+    """
     members = subsets(overlap.fractions)
     report: list[dict[str, Any]] = []
     for benchmark in benchmarks:
@@ -124,7 +145,10 @@ def contamination_report(
             for number, question in enumerate(benchmark.questions, benchmark.first)
         ]
         counts = {name: sum(name in row["subsets"] for row in rows) for name in members}
-        report.append({"name": benchmark.name, "counts": counts, "questions": rows})
+        texts = Counter(question.benchmark or FIELDS for question in benchmark.questions)
+        report.append(
+            {"name": benchmark.name, "texts": dict(texts), "counts": counts, "questions": rows}
+        )
     source = {"folder": str(shards.folder), "content_sha256": shards.content_sha256}
     size = search.bytes_per_token
     return {

@@ -36,6 +36,7 @@ MIN_BYTES = (
 )
 CLEAN, DIRTY = 0.2, 0.8  # a question is clean below the first contamination, dirty from the second
 SUBSETS = ("clean", "not clean", "not dirty", "dirty")
+CLEAN_SUBSETS = ("clean", "not dirty")  # those of the questions that were seen less
 SIGNIFICANT = 2.0  # |Z| above which a subset's score differs by more than chance
 
 CHUNK = 1 << 20  # training tokens hashed at a time
@@ -325,5 +326,15 @@ def split_scores(scores: npt.ArrayLike, fractions: npt.ArrayLike) -> list[Subset
 
 
 def is_affected(scores: Sequence[SubsetScore]) -> bool:
-    """Whether contamination affects the score by the paper's criterion: |Z| > 2 in all subsets."""
-    return all(abs(score.z) > SIGNIFICANT for score in scores)
+    """Whether contamination raises the score: the paper's criterion, with its direction.
+
+    The paper asks for abs(Z) > 2 in all four subsets. Questions that the model has seen are
+    answered better, so Z is also asked to be negative for the clean subsets ("clean", "not dirty")
+    and positive for the others: a benchmark whose dirty questions are harder is not affected.
+
+    Args:
+        scores: the result of :func:`split_scores` for scores of which higher ones are better.
+    """
+    return all(
+        (-score.z if score.subset in CLEAN_SUBSETS else score.z) > SIGNIFICANT for score in scores
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from llama_fast._reading import read_json_lines
 from llama_fast.data.rows import DataError
+from llama_fast.data.verbalise import verbalise
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,17 @@ class QuestionText:
     Attributes:
         file: the file that contains the row.
         index: index of the row in the file, from 0.
-        text: the fields of the row, one per line.
+        text: the question as the suite asks it, with the right answer; or fields of the row, one
+            per line.
+        also: the same in other words, of which the training data may have either.
+        benchmark: the benchmark as which the row was recognised; None if the text is fields.
     """
 
     file: Path
     index: int
     text: str
+    benchmark: str | None = None
+    also: tuple[str, ...] = ()
 
 
 def read_questions(
@@ -34,9 +40,10 @@ def read_questions(
 
     Args:
         source: a ``.jsonl`` or ``.jsonl.gz`` file, or a folder.
-        fields: the fields that make up the text, in this order; None uses all but identifiers
-            (``id`` and names that end in ``_id``). Strings in lists and objects are included,
-            numbers are not.
+        fields: the fields that make up the text, in this order. None: the text of a row of a
+            benchmark in :mod:`~.verbalise` is the question as the suite asks it, with the right
+            answer; that of other rows is all fields but identifiers (``id`` and names that end in
+            ``_id``). Strings in lists and objects are included, numbers are not.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -51,6 +58,10 @@ def read_questions(
     for file in files:
         for index, (place, row) in enumerate(read_json_lines(file, error=DataError)):
             if fields is None:
+                if known := verbalise(row):
+                    benchmark, (text, *also) = known
+                    yield QuestionText(file, index, text, benchmark, tuple(also))
+                    continue
                 names = [n for n in row if n != "id" and not n.endswith("_id")]
             else:
                 names = list(fields)

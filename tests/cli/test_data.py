@@ -60,6 +60,8 @@ def test_reports(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert check(shards, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["contamination"]["benchmarks"] == [benchmark] and printed["secrets"] == found
+    assert "Text of a question: its fields question" in said
+    assert benchmark["texts"] == {"fields": 250}
     assert "248" in said and "249" in said and "Hugging Face token" in said
     for text in (said, *(p.read_text() for p in (tmp_path / "out").iterdir())):
         assert ADDRESS not in text and TOKEN not in text and "aB1" not in text
@@ -163,6 +165,25 @@ def test_matches_of_byte_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[st
     error = capsys.readouterr().err
     assert "--min-length: expected at least 25 with --drop contaminated (tokens of these" in error
     assert error.endswith("got 11\n") and error.count("\n") == 1
+
+
+def test_says_how_the_texts_were_made(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of a known benchmark as the suite asks them; other rows with all fields, said."""
+    known = data_file("hub/openai/gsm8k/main/test.jsonl")
+    mixed = tmp_path / "mixed.jsonl"
+    with known.open() as file:
+        mixed.write_text(next(file) + json.dumps({"q": "Who wrote it?", "a": "She did."}) + "\n")
+    command = ["data", "check", str(shards), "--no-secrets", "--against", str(known), str(mixed)]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "as the suite asks it, with the right answer, for GSM8K (251 rows)" in said
+    assert "mixed.jsonl: 1 row of no known benchmark, whose text is all fields except" in said
+    report = json.loads((tmp_path / "out/contamination.json").read_text())
+    assert [b["texts"] for b in report["benchmarks"]] == [{"GSM8K": 250}, {"GSM8K": 1, "fields": 1}]
+    assert report["fields"] is None
+    assert report["benchmarks"][0]["counts"]["dirty"] == 1
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from llama_fast.data.questions import read_questions
 from llama_fast.data.rows import DataError
 from llama_fast.tokenizers import load_tokenizer
 from llama_fast.tokenizers.train_bpe import train_bpe
-from tests.paths import data_file
+from tests.paths import data_file, mirror
 
 
 def write(folder: Path, documents: list[list[int]], vocab_size: int, **options: int) -> TokenShards:
@@ -154,6 +156,34 @@ def test_byte_tokens_of_other_text_are_clean(tmp_path: Path) -> None:
     assert (unadjusted >= 0.2).mean() > 1 / 3
 
 
+@pytest.mark.parametrize("form", ["as asked", "as stored"])
+@pytest.mark.parametrize("first", [0, 5000])
+def test_questions_of_hellaswag_as_text(tmp_path: Path, form: str, first: int) -> None:
+    """Contexts with the right endings: all are dirty by the default text, in either form.
+
+    Questions of ActivityNet, and of WikiHow with its marks. Wrong endings in the text hide them.
+    """
+    source = mirror() / "hub/Rowan/hellaswag/default/validation.jsonl"
+    with source.open() as file:
+        rows = [json.loads(line) for line in islice(file, first, first + 200)]
+    benchmark = tmp_path / "hellaswag.jsonl"
+    benchmark.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    documents = [f"{row['ctx']} {row['endings'][int(row['label'])]}" for row in rows]
+    if form == "as asked":
+        documents = [question.text for question in read_questions(benchmark)]
+    tokenizer = train_bpe(documents, 2000, tmp_path / "bpe")
+    shards = write(tmp_path / "s", [tokenizer.encode(text) for text in documents], 2000)
+
+    def dirty(fields: list[str] | None) -> int:
+        search = prepare_search(tokenizer, read_benchmarks([str(benchmark)], fields))
+        found = find_overlap(shards, search, lambda *_: None)
+        assert len(found.fractions) == 200 and found.pairs[:, 1].max() < 200
+        return int(subsets(found.fractions)["dirty"].sum())
+
+    assert dirty(None) == 200
+    assert dirty(["activity_label", "ctx_a", "ctx_b", "ctx", "endings"]) == 0
+
+
 def test_subsets_meet_at_their_limits() -> None:
     found = {name: x.tolist() for name, x in subsets([0, 0.19, 2 / 10, 0.79, 8 / 10, 1]).items()}
     assert found == {
@@ -182,21 +212,42 @@ def test_the_statistic_is_standard_normal_without_an_effect() -> None:
         right.mean() * (1 - right.mean()) / 1000
     )
     assert scores[3].z == pytest.approx(by_hand) and scores[3].contamination == 1
+    # The same distance the other way: the dirty questions are harder, which is no contamination.
+    harder = split_scores(1 - right, fractions)
+    assert min(abs(s.z) for s in harder) > 2 and not is_affected(harder)
     # One subset alone is no evidence.
     assert not is_affected(split_scores(right, np.zeros(2000)))
 
 
 def test_fields_of_a_benchmark(tmp_path: Path) -> None:
-    arc = next(read_questions(data_file("hub/allenai/ai2_arc/ARC-Challenge/test.jsonl")))
-    assert arc.text.startswith("An astronomer observes") and "Mercury_7175875" not in arc.text
-    assert "Planetary days will become shorter." in arc.text  # in a list in an object
+    unknown = tmp_path / "unknown" / "own.jsonl"
+    unknown.parent.mkdir()
+    row = {
+        "id": "Mercury",
+        "source_id": "x",
+        "n": 3,
+        "stem": "An astronomer",
+        "options": {"text": ["a", "b"]},
+    }
+    unknown.write_text(json.dumps(row) + "\n")
+    (own,) = read_questions(unknown)
+    assert own.text == "An astronomer\na\nb" and own.benchmark is None
+    arc = next(
+        read_questions(data_file("hub/allenai/ai2_arc/ARC-Challenge/test.jsonl"), ["choices"])
+    )
+    assert arc.text.splitlines()[:2] == [
+        "Planetary density will decrease.",
+        "Planetary years will become longer.",
+    ]  # in a list in an object
+    assert arc.benchmark is None
     mmlu = list(read_questions(data_file("hub/cais/mmlu/astronomy"), ["choices", "question"]))
     assert len({q.file.name for q in mmlu}) == 3 and mmlu[0].index == 0
     assert mmlu[0].text.startswith("It would be harder since")
     with pytest.raises(DataError, match=r"dev\.jsonl:1: expected a field 'context', got"):
         next(read_questions(data_file("hub/cais/mmlu/astronomy"), ["context"]))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"expected \.jsonl"):
-        next(read_questions(tmp_path))
+        next(read_questions(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match="against: no such file"):
         next(read_questions(tmp_path / "no"))
 
@@ -210,3 +261,13 @@ def test_refusals() -> None:
         QuestionIndex([], MatchRule(5))
     with pytest.raises(ValueError, match="scores: expected one for each of 2 questions"):
         split_scores([1.0], [0.1, 0.2])
+
+
+def test_no_questions_are_no_overlap(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("")
+    shards = write(tmp_path / "s", [[1, 2, 3]], 257)
+    search = prepare_search(
+        load_tokenizer("byte"), read_benchmarks([str(tmp_path / "none.jsonl")], None)
+    )
+    found = find_overlap(shards, search, lambda *_: None)
+    assert found.fractions.shape == (0,) and found.documents().shape == (0,)
