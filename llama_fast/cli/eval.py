@@ -31,6 +31,7 @@ from llama_fast.cli.options import (
 
 if TYPE_CHECKING:
     from llama_fast._screen import Screen
+    from llama_fast.eval.choose.purposes import Purpose
     from llama_fast.eval.harness import HarnessModel
     from llama_fast.eval.run import Outcome
 
@@ -50,6 +51,7 @@ examples:
       --data-dir mirror
 """
     subcommands: ClassVar[Mapping[str, str]] = {
+        "choose": "llama_fast.cli.eval_choose",
         "compare": "llama_fast.cli.eval_compare",
         "canary": "llama_fast.cli.eval_canary",
     }
@@ -75,7 +77,12 @@ examples:
 
         names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
         preset = None if args.suite is None else suite(args.suite).name
-        if preset is None and not names:
+        purpose = _purpose(args)
+        if purpose is not None:
+            from llama_fast.eval.choose.run import PRESET, parts_of
+
+            preset, names = PRESET, [part.load for part in parts_of(purpose)]
+        elif preset is None and not names:
             raise ValueError("--suite: expected --suite NAME or --tasks A,B, got neither")
         if args.batch < 1:
             raise ValueError(f"--batch: expected at least 1, got {args.batch}")
@@ -91,7 +98,7 @@ examples:
             path = locate(args.model, trust_remote_code=args.trust_remote_code)
             with screen.console.status("Loading tasks"), quiet_bars():
                 loaded = load(
-                    [*([preset] if preset else []), *names],
+                    [*([preset] if preset and purpose is None else []), *names],
                     args.data_dir,
                     allow_code=args.allow_code,
                     num_fewshot=args.num_fewshot,
@@ -111,6 +118,14 @@ examples:
                     seed=args.seed,
                     trust_remote_code=args.trust_remote_code,
                 )
+            if purpose is not None:
+                from llama_fast.eval.choose.cost import measure_rates
+                from llama_fast.eval.choose.run import limits_for
+
+                with screen.console.status("Measuring the model's speed"):
+                    rates = measure_rates(lm)
+                minutes = purpose.minutes if args.minutes is None else args.minutes
+                limits = limits_for(purpose, minutes, rates, loaded["tasks"], args.seed)
             keys = {} if preset is None else metric_keys(preset)
             outcome = evaluate_tasks(
                 lm,
@@ -123,10 +138,48 @@ examples:
                 keys=keys,
             )
             _show(screen, outcome, lm, preset, keys, out)
+            found = None if purpose is None else _estimate(screen, out, purpose)
         if args.json:
-            print_json(_scores(outcome, keys))
+            print_json(_scores(outcome, keys) | ({} if found is None else {"estimate": found}))
         failed = outcome.failed or not outcome.results
         return ExitCode.NEGATIVE if failed else ExitCode.OK
+
+
+def _purpose(args: argparse.Namespace) -> Purpose | None:
+    """Return the purpose that the user named, after a check that the other options allow it."""
+    from llama_fast.eval.choose.purposes import purpose
+
+    if args.purpose is None:
+        if args.minutes is not None:
+            raise ValueError("--minutes: expected --purpose beside it, got none")
+        return None
+    for option in ("suite", "tasks", "limit", "first", "num_fewshot"):
+        if (value := getattr(args, option)) is not None:
+            name = option.replace("_", "-")
+            raise ValueError(f"--{name}: expected none beside --purpose, got {value}")
+    if args.minutes is not None and not args.minutes > 0:
+        raise ValueError(f"--minutes: expected a positive number, got {args.minutes:g}")
+    chosen = purpose(args.purpose)
+    if chosen.needs_code and not args.allow_code:
+        raise ValueError(
+            f"--allow-code: expected with --purpose {chosen.name}, which runs programs that the "
+            "model writes, got none"
+        )
+    return chosen
+
+
+def _estimate(screen: Screen, out: Path, purpose: Purpose) -> dict[str, float] | None:
+    """Print the estimate of the purpose's benchmarks on all their questions, and return it."""
+    from llama_fast.eval.choose.cards import cards
+    from llama_fast.eval.choose.run import estimate_run
+    from llama_fast.eval.choose.table import estimate_table
+    from llama_fast.eval.report import read_run
+
+    found = estimate_run(read_run(out), purpose)
+    if found is None:
+        return None
+    screen.console.print(estimate_table(found, cards()))
+    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def _show(
@@ -191,6 +244,18 @@ def _add_tasks(group: argparse._ArgumentGroup) -> None:
         "--suite",
         metavar="NAME",
         help="llama2 or llama2-paper: as in the Llama 2 paper; lm-eval: the harness's defaults",
+    )
+    add(
+        "--purpose",
+        metavar="NAME",
+        help="the benchmarks for a purpose (training, base, chat, code, safety, quick, afternoon), "
+        "as many questions as fit into --minutes; see `llama-fast eval choose`",
+    )
+    add(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="time of --purpose (default: the purpose's own)",
     )
     add(
         "--tasks",

@@ -133,6 +133,7 @@ def evaluate_tasks(
     own = {*tasks, *loaded["groups"]}
     folder_notes = [] if moved is None else [moved]
     outcome = Outcome({}, dict(loaded["missing"]), notes=folder_notes)
+    costs: dict[str, dict[str, float]] = {}  # task -> tokens, questions, seconds
     begin = time.monotonic()
     with quiet_bars(), LiveTable(counts) as table:
         energy = outcome.energy = EvaluationEnergy(lm.model.head_weight.device)
@@ -144,7 +145,7 @@ def evaluate_tasks(
         lm.progress = advance
         for name, task in tasks.items():
             table.start_task(name, counts[name])
-            before, computed = energy.now(), lm.computed
+            before, computed, started = energy.now(), lm.computed, time.monotonic()
             choice, cut = chosen[name], lm.truncated
             try:
                 result = evaluate(
@@ -172,6 +173,9 @@ def evaluate_tasks(
             used = TaskEnergy(energy.now() - before, lm.computed - computed, counts[name])
             energy.add(name, used)
             result["truncated"] = {name: lm.truncated - cut}
+            if used.tokens:  # the answers from the cache cost nothing
+                costs[name] = {**used._asdict(), "seconds": time.monotonic() - started}
+                del costs[name]["joules"]
             if choice is not None:
                 result["drawn"] = {name: choice.to_dict()}
             row, key = result["results"][name], keys.get(name)
@@ -184,6 +188,7 @@ def evaluate_tasks(
                 "truncated": lm.truncated,
                 "cached": lm.cached,
                 "energy": energy.facts(),
+                "costs": costs,
                 "not_scored": outcome.not_scored,
                 "notes": "; ".join(outcome.notes) or None,
             }

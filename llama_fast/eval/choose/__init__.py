@@ -2,7 +2,7 @@
 
 | module | what |
 | --- | --- |
-| `cards.py` | what is known of each benchmark: format, chance and human level, licence, the paper's scores |
+| `cards.py` | what is known of each benchmark, and the scores of the paper's models |
 | `power.py` | the smallest difference that a number of questions can show, and the reverse |
 | `redundancy.py` | rank correlations over the paper's models; which few predict the mean of all |
 | `cost.py` | tokens and seconds a question takes |

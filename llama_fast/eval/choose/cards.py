@@ -65,14 +65,17 @@ class Card:
         """Highest score of the paper's models."""
         return max(self.paper.values())
 
+    @property
+    def _top(self) -> float:
+        return 100.0 if self.human is None else self.human
+
     def headroom(self, score: float | None = None) -> float:
         """Percent points between a score (None: the paper's best) and the human level, else 100."""
-        return (100.0 if self.human is None else self.human) - (self.best if score is None else score)
+        return self._top - (self.best if score is None else score)
 
     def above_chance(self, score: float) -> float:
         """The share of the way from guessing to the human level (or 100) that a score has come."""
-        top = 100.0 if self.human is None else self.human
-        return (score - self.chance) / (top - self.chance)
+        return (score - self.chance) / (self._top - self.chance)
 
     def to_dict(self) -> dict[str, Any]:
         """The card as data for JSON."""

@@ -43,8 +43,8 @@ PURPOSES = {
             "a base model while it is trained",
             _EASY,
             "likelihoods of texts: they rise from the first billion tokens on, without noise from "
-            "generated text, and cost one pass a question; MMLU, BBH and mathematics stay at chance "
-            "for long",
+            "generated text, and cost one pass a question; MMLU, BBH and mathematics stay at "
+            "chance for long",
             5,
         ),
         Purpose(
@@ -68,7 +68,7 @@ PURPOSES = {
             "programming",
             ("HumanEval", "MBPP"),
             "programs that are run against tests; both, because 164 questions of HumanEval show "
-            "differences of 8 points and more only",
+            "differences of 10 points and more only",
             30,
             needs_code=True,
         ),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from llama_fast.eval.choose.cards import PaperScores, paper_scores
 
-__all__ = ["Prediction", "choose_few", "predict_mean", "rank_correlations"]
+__all__ = ["Prediction", "choose_few", "held_out_errors", "predict_mean", "rank_correlations"]
 
 Floats = npt.NDArray[np.float64]
 # Of the ridge regression, in units of the standardised scores' variance: twelve models are few.
@@ -44,8 +44,7 @@ def rank_correlations(scores: PaperScores | None = None) -> Floats:
     """
     table = _table(scores or paper_scores())
     ranks = np.stack([_ranks(column) for column in table.T], axis=1)
-    correlations: Floats = np.corrcoef(ranks, rowvar=False)
-    return correlations
+    return np.asarray(np.corrcoef(ranks, rowvar=False))
 
 
 def predict_mean(benchmarks: Sequence[str], scores: PaperScores | None = None) -> Prediction:
@@ -70,7 +69,7 @@ def predict_mean(benchmarks: Sequence[str], scores: PaperScores | None = None) -
     chosen = table[:, [scores.benchmarks.index(name) for name in benchmarks]]
     mean = table.mean(axis=1)
     models = np.arange(len(mean))
-    errors = np.array([_predicted(chosen, mean, models != m, m) - mean[m] for m in models])
+    errors = np.array([_predicted(chosen, mean, models != m, int(m)) - mean[m] for m in models])
     unaided = np.array([mean[models != m].mean() - mean[m] for m in models])
     return Prediction(
         tuple(benchmarks),
@@ -78,6 +77,31 @@ def predict_mean(benchmarks: Sequence[str], scores: PaperScores | None = None) -
         float(np.abs(errors).max()),
         float(np.sqrt(np.mean(unaided**2))),
     )
+
+
+def held_out_errors(count: int, scores: PaperScores | None = None) -> list[float]:
+    """Root mean square errors of predicting the mean of a model that nothing else depends on.
+
+    For each model, the benchmarks are chosen and the regression is fitted without it.
+
+    Returns:
+        The errors in percent points with 1, 2, ..., `count` benchmarks.
+    """
+    scores = scores or paper_scores()
+    errors = []
+    for model in scores.models:
+        others = tuple(name for name in scores.models if name != model)
+        rest = replace(scores, models=others)
+        table = _table(replace(scores, models=(*others, model)))
+        mean = table.mean(axis=1)
+        fitted = np.arange(len(mean)) < len(others)
+        row = []
+        for step in choose_few(count, rest):
+            chosen = table[:, [scores.benchmarks.index(name) for name in step.benchmarks]]
+            row.append(_predicted(chosen, mean, fitted, len(others)) - mean[-1])
+        errors.append(row)
+    means: list[float] = np.sqrt(np.mean(np.square(errors), axis=0)).tolist()
+    return means
 
 
 def choose_few(count: int, scores: PaperScores | None = None) -> list[Prediction]:
