@@ -10,7 +10,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +159,17 @@ def as_json(facts: dict[str, Any]) -> str:
     return json.dumps(facts, indent=2)
 
 
-def as_text(facts: dict[str, Any]) -> str:
-    """`facts` as text for a terminal."""
+_VALUE = 26  # column of the values in the text
+
+
+def as_text(facts: dict[str, Any], width: int | None = None) -> str:
+    """`facts` as text.
+
+    Args:
+        facts: see :func:`collect`.
+        width: columns of the terminal, at whose end lines are broken between words and go on under
+            their values; None: lines are not broken.
+    """
     lines = []
     for section in ("versions", "build", "cpu", "environment"):
         rows = facts[section] or {"": "none"}
@@ -166,18 +177,34 @@ def as_text(facts: dict[str, Any]) -> str:
         for name, value in rows.items():
             text = " ".join(value) if isinstance(value, list) else value
             shown = "unknown (no compiled library)" if text is None else text
-            lines.append(f"  {name:<24}{shown}")
+            lines.append(f"  {name:<{_VALUE - 2}}{shown}")
     lines += ["gpu", *(f"  {gpu}" for gpu in facts["gpu"] or ["none that torch can use"])]
     lines.append("backends")
     for op, row in facts["backends"].items():
-        lines.append(f"  {op:<24}{', '.join(row['available'])} (now: {row['chosen']})")
-        lines += [f"  {'':<24}no {name}: {why}" for name, why in row["missing"].items()]
-    return "\n".join(lines)
+        lines.append(f"  {op:<{_VALUE - 2}}{', '.join(row['available'])} (now: {row['chosen']})")
+        lines += [f"  {'':<{_VALUE - 2}}no {name}: {why}" for name, why in row["missing"].items()]
+    return "\n".join(lines if width is None else [_folded(line, width) for line in lines])
+
+
+def _folded(line: str, width: int) -> str:
+    """A line that goes on under its value, or two columns in if there is no room for that."""
+    indent = " " * (_VALUE if width > 2 * _VALUE else 4)
+    return textwrap.fill(
+        line, max(width, 20), subsequent_indent=indent, drop_whitespace=True,
+        break_on_hyphens=False, break_long_words=False, replace_whitespace=False,
+    )  # fmt: skip
+
+
+def terminal_width() -> int | None:
+    """Columns of standard output; None if it is not a terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 if __name__ == "__main__":
     try:
-        print(as_json(collect()) if "--json" in sys.argv[1:] else as_text(collect()), flush=True)
+        facts = collect()
+        text = as_json(facts) if "--json" in sys.argv[1:] else as_text(facts, terminal_width())
+        print(text, flush=True)
     except BrokenPipeError:  # the reader of the output closed it: `| head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -23,7 +23,7 @@ class Info(Command):
         from llama_fast import info
 
         facts = info.collect()
-        print(info.as_json(facts) if args.json else info.as_text(facts))
+        print(info.as_json(facts) if args.json else info.as_text(facts, info.terminal_width()))
         return ExitCode.OK
 
 
