@@ -156,14 +156,25 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 def _contamination_table(report: dict[str, Any]) -> Any:
     rows = []
-    for benchmark in report["benchmarks"]:
+    names = _short_names([benchmark["name"] for benchmark in report["benchmarks"]])
+    for benchmark, name in zip(report["benchmarks"], names, strict=True):
         questions = benchmark["questions"]
         mean = sum(row["fraction"] for row in questions) / max(1, len(questions))
-        counts = [f"{n:,}" for n in benchmark["counts"].values()]
-        rows.append([benchmark["name"], f"{len(questions):,}", f"{100 * mean:.1f} %", *counts])
-    columns = ("benchmark", "questions", "contamination", "clean (<20 %)", "not clean",
-               "not dirty", "dirty (≥80 %)")  # fmt: skip
-    return _table("Benchmark questions in the training data", columns, rows)
+        clean, dirty = (benchmark["counts"][subset] for subset in ("clean", "dirty"))
+        numbers = (len(questions), clean, len(questions) - clean - dirty, dirty)
+        n, *counts = (f"{number:,}" for number in numbers)
+        rows.append([name, n, f"{100 * mean:.1f} %", *counts])
+    columns = ("benchmark", "n", "mean", "clean\n<20 %", "between", "dirty\n≥80 %")
+    return _table("Contamination of benchmark questions", columns, rows)
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """Return the ends of some paths, as long as it takes to tell them apart."""
+    for length in range(1, 1 + max(len(Path(path).parts) for path in paths)):
+        names = ["/".join(Path(path).parts[-length:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
 
 
 def _text_lines(report: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ def test_reports(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert printed["contamination"]["benchmarks"] == [benchmark] and printed["secrets"] == found
     assert "Text of a question: its fields question" in said
     assert benchmark["texts"] == {"fields": 250}
-    assert "248" in said and "249" in said and "Hugging Face token" in said
+    assert "248" in said and "Hugging Face token" in said
     for text in (said, *(p.read_text() for p in (tmp_path / "out").iterdir())):
         assert ADDRESS not in text and TOKEN not in text and "aB1" not in text
 
