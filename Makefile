@@ -189,7 +189,7 @@ train-proof: $(installed) $(built)  ## train on real text from scratch, ten minu
 pictures: $(installed) $(built)  ## draw the pictures of the documentation again (ARGS="results demo training")
 	PYTHONPATH=. $(py) docs/tools/pictures.py $(ARGS)
 
-# DATA: the mirror of the data sets (docs/evaluation.md). 12 minutes on 2 threads. The links are for the
+# DATA: the mirror of the data sets (docs/evaluation.md). 12 minutes on 2 quiet threads. The links are for the
 # command in the report, which has no paths of a machine.
 eval-suite: $(installed) $(built)  ## evaluate MODEL=FILE on the suite with DATA=DIR and publish the run
 	test -e "$(MODEL)" -a -d "$(DATA)" || { echo "eval-suite: expected MODEL=FILE DATA=DIR"; exit 2; }

@@ -26,7 +26,7 @@ from llama_fast._format import fixed
 from llama_fast._write import write_whole
 from llama_fast.eval.report import read_run
 from llama_fast.eval.report.facts import num_questions
-from llama_fast.eval.report.html import MAX_QUESTIONS, render
+from llama_fast.eval.report.html import MAX_QUESTIONS, render, write_page
 from llama_fast.eval.report.page_data import PageData, collect
 from llama_fast.eval.report.suites import columns_of
 from llama_fast.eval.report.titles import heading, titles
@@ -38,6 +38,7 @@ PAPER_ROWS = ("Llama 1 7B", "Llama 2 7B")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Width and height of the picture, in pixels.
 SIZE = 1180, 1230
+SHOWN = 25  # questions of a task in the published page, which is 0.5 MB with them
 
 
 def redraw(results: Path) -> str:
@@ -153,7 +154,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.run is not None:
         shutil.copyfile(args.run / "results.json", args.results)
-        shutil.copyfile(args.run / "report.html", args.results.with_suffix(".html"))
+        write_page(args.results.with_suffix(".html"), read_run(args.run), max_questions=SHOWN)
     page = args.results.with_suffix(".html")
     write_whole(page, redraw(args.results))
     if args.results == RESULTS:

@@ -31,7 +31,7 @@ LABELS = {
 }
 # Keys that are shown elsewhere or are of no use to a reader.
 HIDDEN = frozenset(
-    {"command", "earlier_commands", "not_scored", "notes", "chat_template",
+    {"command", "costs", "earlier_commands", "not_scored", "notes", "chat_template",
      "fewshot_as_multiturn", "summary"}
 )  # fmt: skip
 # Keys for those who want the very same run again.

@@ -48,14 +48,16 @@ class Limits:
 
     Attributes:
         seconds: wall time of program and tests together, from when both processes are confined.
-            Each process also has a limit on processor time, two seconds higher.
+            It is generous, so that a busy machine does not decide whether a program is right.
+        cpu_seconds: processor time of each of the two processes, rounded up to whole seconds.
         memory_mb: MiB of address space of each process. Not included are files in memory
             (``disk_mb``) and the kernel's buffers of 64 open files.
         file_mb: MiB of one file.
         disk_mb: MiB of all files. Without its own root file system a program cannot write any.
     """
 
-    seconds: float = 3.0
+    seconds: float = 30.0
+    cpu_seconds: float = 5.0
     memory_mb: int = 1024
     file_mb: int = 8
     disk_mb: int = 32
@@ -182,7 +184,13 @@ def _follow(receive: int, limits: Limits) -> tuple[Outcome, dict[str, list[str]]
         outcome = Outcome("passed", "", seconds)
     else:  # empty if the limits killed the process of the tests
         text = second.decode(errors="replace").removeprefix("failed ")
-        outcome = Outcome("failed", text or "ended early", seconds)
+        # The kernel kills a process at its limit, to which its start-up counts. Lack of memory ends
+        # it in the same way, but hardly after that time.
+        if seconds >= limits.cpu_seconds / 2 and (not text or text.endswith("exit code -9")):
+            text = f"longer than {limits.cpu_seconds} s of processor time"
+            outcome = Outcome("timed out", text, seconds)
+        else:
+            outcome = Outcome("failed", text or "ended early", seconds)
     return outcome, report["held"]
 
 

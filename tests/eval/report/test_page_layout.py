@@ -166,12 +166,13 @@ def test_what_a_reader_asks_first_comes_first_and_hashes_are_folded(
     said: Mapping[str, Any], width: int
 ) -> None:
     found = said[f"about {width}"]
-    assert found["labels"][:5] == ["Model", "dtype", "Machine", "Questions", "Time"]
+    first = ["Model", "dtype", "Quantization", "Device", "Machine", "Date", "Questions", "Time"]
+    assert found["labels"][:8] == first
     run = read_run(SUITE)
     metadata = run.metadata
     asked = sum(run.results["n-samples"][task]["effective"] for task in run.tasks)
     questions = f"{asked:,} in {len(run.tasks)} tasks"
-    assert found["values"][3:5] == [questions, duration(metadata["seconds"])]
+    assert found["values"][6:8] == [questions, duration(metadata["seconds"])]
     assert found["hidden"]
     hashes = [metadata["model_sha256"], metadata["tokenizer_sha256"]]
     assert [text for text in found["technical"] if text in hashes] == hashes

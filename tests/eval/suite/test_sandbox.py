@@ -143,6 +143,18 @@ def test_memory_is_bounded(attempt) -> None:
     assert attempt(hog, Limits(seconds=20.0, memory_mb=300)).error.startswith("MemoryError")
 
 
+def test_processor_time_is_limited_and_waiting_is_not(attempt) -> None:
+    """A busy machine does not decide whether a program is right."""
+    limits = Limits(seconds=60, cpu_seconds=1)
+    for program, tests in (("while True: pass", ""), ("x = 1", "while True: pass")):
+        outcome = attempt(program, limits, tests)
+        assert (outcome.status, outcome.error) == (
+            "timed out",
+            "longer than 1 s of processor time",
+        )
+    assert attempt("import time\ntime.sleep(1.5)", limits).passed
+
+
 def test_time_is_bounded(attempt) -> None:
     start = time.monotonic()
     loop = attempt("while True: pass", SHORT)

@@ -7,6 +7,7 @@ limits; last the system-call filter of :mod:`calls`, which forbids the calls of 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -140,7 +141,7 @@ def limit(limits: dict[str, int]) -> None:
     megabyte = 1 << 20
     values = {
         resource.RLIMIT_AS: limits["memory_mb"] * megabyte,
-        resource.RLIMIT_CPU: int(limits["seconds"]) + 2,
+        resource.RLIMIT_CPU: math.ceil(limits["cpu_seconds"]),
         resource.RLIMIT_NPROC: 0,  # no threads; root is exempt, but the filter covers it
         resource.RLIMIT_FSIZE: limits["file_mb"] * megabyte,
         resource.RLIMIT_NOFILE: 64,
