@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llama_fast._screen import Screen
     from llama_fast.eval.choose.purposes import Purpose
     from llama_fast.eval.harness import HarnessModel
+    from llama_fast.eval.report.scores import Score
     from llama_fast.eval.run import Outcome
 
 
@@ -232,10 +233,21 @@ def _scores(outcome: Outcome, keys: Mapping[str, str]) -> dict[str, Any]:
             "metric": score.key,
             "percent": score.percent,
             "questions": asked.get(task, {}).get("effective"),
+            **_levels(task, score),
             **({} if energy is None else energy.rates(task)),
         }
         for task, score in scores_of(results, keys).items()
     }
+
+
+def _levels(task: str, score: Score) -> dict[str, float]:
+    """Return the score of guessing and the headroom of a task, if they are known."""
+    from llama_fast.eval.report.levels import levels_of_task
+
+    levels = levels_of_task(task) if score.percent else None
+    if levels is None:
+        return {}
+    return {"chance": levels.chance, "headroom": levels.headroom(score.value)}
 
 
 def _add_tasks(group: argparse._ArgumentGroup) -> None:

@@ -16,6 +16,12 @@ from llama_fast.eval.report.calibration import (
 from llama_fast.eval.report.compare import Comparison, TaskComparison, join_names
 from llama_fast.eval.report.facts import facts_of, num_questions
 from llama_fast.eval.report.groups import groups_of
+from llama_fast.eval.report.levels import (
+    Levels,
+    levels_of_options,
+    levels_of_parts,
+    levels_of_task,
+)
 from llama_fast.eval.report.questions import Question, read_questions
 from llama_fast.eval.report.results import Run
 from llama_fast.eval.report.scores import Score, score_of
@@ -60,6 +66,7 @@ def collect(
     calibration: list[dict[str, Any]] = []
     uncalibrated: dict[str, None] = {}
     pairs: list[list[tuple[float, bool]]] = [[] for _ in runs]
+    levels: dict[str, Levels] = {}
     cut = shown = 0
     for task in tasks:
         asked = [_questions(item, task) for item in runs]
@@ -70,6 +77,8 @@ def collect(
                 continue
             pairs[at] += result
             calibration += _calibration(task, at, calibrate(result))
+        if found := levels_of_task(task) or levels_of_options(asked[0] or asked[-1] or []):
+            levels[task] = found
         merged = _merge(asked)
         if merged:
             selected = _select(merged, max_questions)
@@ -90,7 +99,7 @@ def collect(
         "runs": [_run(item, name) for item, name in zip(runs, names, strict=True)],
         "paper": _paper(columns, rows),
         "columns": columns,
-        "tasks": [_task(runs, task) for task in tasks],
+        "tasks": [_task(runs, task, levels.get(task)) for task in tasks],
         "groups": _groups(runs),
         "calibration": calibration,
         "uncalibrated": list(uncalibrated),
@@ -117,7 +126,7 @@ def _run(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def _task(runs: Sequence[Run], task: str) -> dict[str, Any]:
+def _task(runs: Sequence[Run], task: str, levels: Levels | None) -> dict[str, Any]:
     scores = [_score(item, task) for item in runs]
     known = next((score for score in scores if score is not None), None)
     column = next((name for item in runs if (name := column_of(item, task))), None)
@@ -128,7 +137,15 @@ def _task(runs: Sequence[Run], task: str) -> dict[str, Any]:
         "percent": known is not None and known.percent,
         "asked": [num_questions(item, task) for item in runs],
         "scores": [_interval(score) for score in scores],
+        **_beside(levels, known is not None and known.percent),
     }
+
+
+def _beside(levels: Levels | None, percent: bool) -> dict[str, float | None]:
+    """Score of guessing and top of the scale; None where they are not known."""
+    if levels is None or not percent:
+        return {"chance": None, "top": None}
+    return {"chance": levels.chance, "top": levels.top}
 
 
 def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -150,6 +167,7 @@ def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "percent": known.score.percent,
                 "asked": [None if group is None else group.questions for group in groups],
                 "scores": [None if group is None else _interval(group.score) for group in groups],
+                **_beside(levels_of_task(name), known.score.percent),
             }
         )
     return result
@@ -178,6 +196,7 @@ def _columns(runs: Sequence[Run]) -> list[dict[str, Any]]:
         rows = [one_run.get(name) for one_run in per_run]
         row = next(row for row in rows if row is not None)
         footnote = paper.footnotes.get(name)
+        parts = [part.name for part in row.parts if part.value is not None]
         result.append(
             {
                 "name": name,
@@ -187,6 +206,7 @@ def _columns(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "mark": "†" if footnote else "",
                 "notes": [note for note in (footnote, row.note) if note],
                 "scores": [_column_score(row) for row in rows],
+                **_beside(levels_of_parts(parts), True),
                 "paper": [{**item.scores, **item.safety}.get(name) for item in paper.rows],
             }
         )

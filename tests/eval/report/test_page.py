@@ -137,7 +137,8 @@ GROUPS = """
 said.rows = all("#bars > *").map((row) => [row.classList.contains("head"),
   all("summary", row).concat(row.matches("details") ? [] : all(".name, .about", row), [row])
     .slice(0, row.matches(".row") ? 2 : 1).map((one) => one.textContent).join(" ").trim(),
-  all(".value > div", row).slice(0, 2).map((value) => value.textContent)]);
+  all(".value > div", row).slice(0, 2).map((value) => value.textContent),
+  all(".levels", row).map((one) => one.textContent)[0]]);
 """
 INJECT = """
 said.text = [];
@@ -290,8 +291,10 @@ def test_groups_are_heads_of_their_tasks(said: dict[str, dict[str, Any]]) -> Non
     value, error = 100 * score["acc,none"], 100 * score["acc_stderr,none"]
     at = next(at for at, row in enumerate(rows) if row[1].startswith("mmlu_5shot"))
     name = f"mmlu_5shot acc · 57 tasks · {score['sample_len']:,} questions"
-    assert rows[at] == [True, name, [f"{fixed(value, 1)} ± {fixed(error, 1)}"]]
+    levels = f"chance 25.0 · headroom {fixed(89.8 - value, 1)}"
+    assert rows[at] == [True, name, [f"{fixed(value, 1)} ± {fixed(error, 1)}"], levels]
     assert rows[at - 1][:2] == [True, "MMLU"]  # the suite's column
+    assert rows[at - 1][3].startswith("chance 25.0 · headroom 6")
     assert rows[at + 1][1] == "57 tasks"  # folded
     at = next(at for at, row in enumerate(rows) if row[1].startswith("minerva_math"))
     assert rows[at - 1][1].startswith("gsm8k_cot") and not rows[at - 1][0]

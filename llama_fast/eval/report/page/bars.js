@@ -1,5 +1,5 @@
 // A bar a task and run, with its confidence interval; ticks are the chosen rows of the paper.
-function bar(scores, top, ticks) {
+function bar(scores, top, ticks, chance) {
   const lanes = scores.map((score, at) => {
     const lane = make("div", { class: "lane" });
     if (score) {
@@ -16,10 +16,19 @@ function bar(scores, top, ticks) {
     class: "tick", title: `${tick.name}: ${round(tick.value, 1)}`,
     style: { left: `${(100 * tick.value) / top}%`, background: tick.colour },
   }));
-  return make("div", { class: "track" }, lanes, marks);
+  const guess = chance ? [make("div", { class: "chance", title: `chance: ${round(chance, 1)}`, style: { left: `${(100 * chance) / top}%` } })] : [];
+  return make("div", { class: "track" }, lanes, guess, marks);
 }
 
-function barRow(name, small, scores, isPercent, ticks, isHead) {
+// The score of guessing, and the points from each score to the human level, or to 100.
+function levelsText(item) {
+  if (item.chance === null || item.scores.every((score) => !score)) return "";
+  const room = item.scores.map((score) => (score ? round(item.top - score.value, 1) : "–"));
+  return `chance ${round(item.chance, 1)} · headroom ${room.join(" and ")}`;
+}
+
+function barRow(name, small, item, ticks, isHead) {
+  const { scores, percent: isPercent } = item;
   // A score that is no share has a scale of its own, or none if it can be negative.
   const values = scores.filter((score) => score).map((score) => (score.interval ? score.interval[1] : score.value));
   const top = isPercent ? 100 : Math.max(...values, 1);
@@ -27,8 +36,9 @@ function barRow(name, small, scores, isPercent, ticks, isHead) {
   return make("div", { class: isHead ? "row head" : "row" },
     make("div", { class: "name" }, breakable(name)),
     make("div", { class: "about" }, breakable(small)),
-    bar(scores, top, ticks),
-    make("div", { class: "value" }, texts));
+    bar(scores, top, ticks, item.chance),
+    make("div", { class: "value" }, texts),
+    make("div", { class: "levels" }, levelsText(item)));
 }
 
 // A group of tasks is a task that says how many are in it.
@@ -36,7 +46,7 @@ function taskRow(task) {
   const asked = task.asked.map((n) => (n === null ? "–" : grouped(n)));
   const tasks = task.tasks ? `${task.tasks.length} tasks · ` : "";
   const small = `${task.metric} · ${tasks}${[...new Set(asked)].join(" and ")} questions`;
-  return barRow(task.name, small, task.scores, task.percent, [], Boolean(task.tasks));
+  return barRow(task.name, small, task, [], Boolean(task.tasks));
 }
 
 // More tasks of one group, such as the 57 of MMLU, begin folded.
@@ -53,7 +63,7 @@ function showBars() {
     const ticks = [...chosen].filter((row) => column.paper[row] !== null).map((row) => ({
       name: DATA.paper.rows[row], value: column.paper[row], colour: paperColour(row),
     }));
-    parts.push(barRow(column.name, "", column.scores, column.percent, ticks, true));
+    parts.push(barRow(column.name, "", column, ticks, true));
     parts.push(...groupedRows(tasks));
   }
   const others = DATA.tasks.filter((task) => !used.has(task));

@@ -129,7 +129,8 @@ function columnTable() {
   const body = make("tbody");
   for (const column of DATA.columns) {
     body.append(make("tr", {},
-      make("th", { scope: "row" }, column.name, column.higherIsBetter === false ? " ↓" : "", column.mark ? " " + column.mark : ""),
+      make("th", { scope: "row" }, column.name, column.higherIsBetter === false ? " ↓" : "", column.mark ? " " + column.mark : "",
+        make("div", { class: "levels" }, levelsText(column))),
       column.scores.map((score) => make("td", { title: score && score.note }, scoreParts(score, column.percent))),
       rows.map((row) => make("td", {}, column.paper[row] === null ? "–" : round(column.paper[row], 1)))));
   }
