@@ -223,8 +223,9 @@ def _humaneval(row: Row) -> str:
 def _mbpp(row: Row) -> str:
     # The suite shows the first three tests.
     tests = "\n".join(row["test_list"][:3])
+    task = row.get("text", row.get("prompt"))  # `prompt` in the sanitized version
     return (
-        f"You are an expert Python programmer, and here is your task: {row['text']} Your code "
+        f"You are an expert Python programmer, and here is your task: {task} Your code "
         f"should pass these tests:\n\n{tests}\n[BEGIN]\n{row['code']}"
     )
 
@@ -307,6 +308,7 @@ FORMS: tuple[Form, ...] = (
     Form("MATH", {"problem": _string, "level": _number, "solution": _string}, _math),
     Form("HumanEval", {"prompt": _string, "canonical_solution": _string}, _humaneval),
     Form("MBPP", {"text": _string, "code": _string, "test_list": _strings}, _mbpp),
+    Form("MBPP", {"prompt": _string, "code": _string, "test_list": _strings}, _mbpp),
     Form("TruthfulQA", {"question": _string, "mc1_targets": _targets}, _truthfulqa),
     Form("TruthfulQA", {"question": _string, "best_answer": _string}, _truthfulqa_free),
     Form("BBH", {"input": _string, "target": _string}, _bbh, only=True),

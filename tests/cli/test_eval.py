@@ -180,6 +180,7 @@ def test_questions_are_drawn_or_the_first(
             ids.setdefault(name, read_run(out).results["drawn"]["boolq"]["ids"])
         )
         assert 0 <= low <= said["value"] <= high <= 100 and low < high
+        assert said["chance"] == 50 and said["headroom"] == 90 - said["value"]  # human: 90 %
     assert ids["first"] == [0, 1, 2, 3]
     assert set(ids["drawn"]) < set(ids["more"]) and ids["seed"] != ids["drawn"] != ids["first"]
     runs = [str(tmp_path / name) for name in ("drawn", "more")]

@@ -131,6 +131,13 @@ def test_other_rows_are_of_no_benchmark(row: dict[str, Any]) -> None:
     assert verbalise(row) is None
 
 
+def test_the_sanitized_mbpp_has_another_field() -> None:
+    row = {"text": "Add.", "code": "def f(): ...", "test_list": ["assert f()"]}
+    sanitized = {"prompt": row["text"], **{k: v for k, v in row.items() if k != "text"}}
+    assert verbalise(sanitized) == verbalise(row)
+    assert verbalise(row) is not None
+
+
 def test_the_original_boolq_and_nested_braces() -> None:
     row = {"question": "is it", "passage": "It is.", "answer": True}
     assert verbalise(row) == ("BoolQ", ["It is.\nQuestion: is it?\nAnswer: yes"])
