@@ -147,7 +147,7 @@ def help_of(*command: str) -> str:
     return shown.getvalue()
 
 
-SUBCOMMANDS = {"data": ("check", "plant"), "eval": ("compare", "canary")}
+SUBCOMMANDS = {"data": ("check", "plant"), "eval": ("compare", "canary", "choose")}
 
 
 def check_llama_fast(arguments: list[str]) -> None:
