@@ -23,6 +23,7 @@ from tests.build.dependencies import (
 
 # Folder or file -> the extras with each of which it has to work. Without an entry: none.
 NEEDS = {
+    "llama_fast/_energy.py": ("train",),  # without, it says so
     "llama_fast/_gguf.py": ("checkpoints",),
     "llama_fast/_plot_style.py": ("train", "bench", "demo"),
     "llama_fast/_screen.py": ("train", "eval", "bench", "demo"),
