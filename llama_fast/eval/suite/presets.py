@@ -126,7 +126,8 @@ _SAFETY = (
 )
 
 _AGI_NOTE = "0 shots: the paper's 3-5 shots are not part of the published test sets."
-_SQUAD = Part("SQuAD", "squadv2", ("squadv2",), "exact,none", 0, scale=1.0)
+_SQUAD = _one("SQuAD", "squadv2", "exact,none", scale=1.0)
+_SQUAD_HARNESS = _one("SQuAD", "squadv2_harness", "exact,none", scale=1.0)
 
 _LLAMA2 = Suite(
     "llama2-paper",
@@ -215,7 +216,11 @@ _LM_EVAL = Suite(
         ),
         Column(
             "Reading Comprehension",
-            (_SQUAD, _one("QuAC", "quac", "f1,none"), _one("BoolQ", "boolq", "acc,none")),
+            (
+                _SQUAD_HARNESS,
+                _one("QuAC", "quac", "f1,none"),
+                _one("BoolQ", "boolq", "acc,none"),
+            ),
         ),
         Column(
             "Math",

@@ -7,15 +7,19 @@ from typing import Any
 
 from lm_eval.tasks.squadv2.task import SQuAD2
 
-from llama_fast.eval.suite.answers import exact_match, token_f1
+from llama_fast.eval.suite.answers import exact_match, normalise, token_f1
 
-__all__ = ["SquadV2"]
+__all__ = ["HarnessSquadV2", "SquadV2"]
+
+# What says that a question has no answer, after `normalise`.
+_NO_ANSWER = ("", "unanswerable", "no answer")
+_INVITATION = 'If the background does not answer the question, the answer is "unanswerable".\n\n'
 
 _Item = tuple[dict[str, Any], dict[str, Any]]
 
 
-class SquadV2(SQuAD2):
-    """The harness's task ``squadv2``, which may lack splits here.
+class HarnessSquadV2(SQuAD2):
+    """The harness's task ``squadv2`` with its prompt, which may lack splits here.
 
     Scores are in percent, as in the official script (Rajpurkar et al. 2018): ``exact`` and ``f1``
     over all questions, ``HasAns_*`` and ``NoAns_*`` over those with and without an answer,
@@ -24,7 +28,7 @@ class SquadV2(SQuAD2):
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config=config)
-        self._config.task = "squadv2"
+        self._config.task = "squadv2_harness"
         self._config.num_fewshot = 0
         self._config.output_type = "generate_until"
 
@@ -53,12 +57,37 @@ class SquadV2(SQuAD2):
         return functions
 
 
+class SquadV2(HarnessSquadV2):
+    """SQuAD 2.0 with a prompt that says how to answer that a question has no answer.
+
+    The prompt is the harness's after one sentence. The Llama 2 paper does not give its prompt.
+    """
+
+    VERSION = 4
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        super().__init__(config=config)
+        self._config.task = "squadv2"
+
+    def doc_to_text(self, doc: dict[str, Any]) -> str:
+        """The question's prompt."""
+        return _INVITATION + str(super().doc_to_text(doc))
+
+
+def says_no_answer(prediction: str) -> bool:
+    """Whether a prediction says that the question has no answer."""
+    return normalise(prediction) in _NO_ANSWER
+
+
 def score(prediction: str, answers: list[str]) -> tuple[float, float]:
     """Exact match and F1 of a prediction, each the maximum over the answers.
 
-    An empty list of answers means that the question has none; an empty prediction says so.
+    An empty list of answers means that the question has none; an empty prediction, "unanswerable"
+    and "no answer" say so.
     """
     golds = [gold for gold in answers if gold.strip()] or [""]
+    if golds == [""] and says_no_answer(prediction):
+        return 1.0, 1.0
     exact = max(exact_match(prediction, gold) for gold in golds)
     return exact, max(token_f1(prediction, gold) for gold in golds)
 
@@ -77,7 +106,7 @@ def _best(index: int, items: list[_Item]) -> float:
             p["no_answer_probability"],
             score(p["prediction_text"], r["answers"]["text"])[index],
             not r["answers"]["text"],
-            bool(p["prediction_text"]),
+            not says_no_answer(p["prediction_text"]),
         )
         for p, r in items
     )

@@ -96,7 +96,24 @@ _STRIPPED = {
     ]
 }
 
+# The stock pattern ends in any character: "The answer is 18" without a full stop reads 1.
+_WHOLE_NUMBER = {
+    "filter_list": [
+        {
+            "name": "strict-match",
+            "filter": [
+                {
+                    "function": "regex",
+                    "regex_pattern": r"The answer is (\-?\$?[0-9](?:[0-9.,]*[0-9])?)",
+                },
+                {"function": "take_first"},
+            ],
+        }
+    ]
+}
+
 VARIANTS: dict[str, Variant] = {
+    "gsm8k_cot": Variant("gsm8k_cot", _WHOLE_NUMBER),
     "social_iqa_norm": Variant("social_iqa", _metrics("acc", "acc_norm")),
     "openbookqa_ratio": Variant(
         "openbookqa", _metrics("acc", "acc_norm", "acc_mutual_info"), CompletionRatioTask
