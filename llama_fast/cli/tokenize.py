@@ -110,7 +110,11 @@ class Tokenize(Command):
             tokenizer, identity = _tokenizer(args, Path(learned))
             documents = _documents(args)
             first = next(documents, None)
-            has_chats = first is not None and not isinstance(first[1], str)
+            if first is None:
+                raise ValueError(
+                    f"{', '.join(args.source)}: expected at least one document, got none"
+                )
+            has_chats = not isinstance(first[1], str)
             template = _template(args.chat_template, tokenizer, has_chats)
             if template is not None:
                 identity["chat_template"] = template.source
@@ -122,7 +126,7 @@ class Tokenize(Command):
                 shard_tokens=args.shard_tokens,
                 with_answers=encoder.with_answers,
             ) as writer:
-                placed = documents if first is None else itertools.chain([first], documents)
+                placed = itertools.chain([first], documents)
                 with _progress(begin) as update:
                     for encoded in encode_all(placed, encoder, args.workers or _cores()):
                         writer.add(*encoded)

@@ -44,7 +44,8 @@ def read_documents(
             without this field may have one of the forms in :mod:`llama_fast.data.rows`.
         separator: string between the documents of a text file, such as ``<|endoftext|>``; None
             makes each file one document. Empty documents are skipped.
-        encoding: encoding of text files, such as ``latin-1``.
+        encoding: encoding of text files, such as ``latin-1``. A byte order mark at the beginning
+            is left out.
         follow_links: whether to follow symbolic links that lead out of the folder. By default they
             are an error, because a folder from a stranger could link to private files.
 
@@ -135,7 +136,7 @@ def _texts(path: Path, separator: str | None, encoding: str) -> Iterator[str]:
                     f"{path}: expected at most {max_bytes:,} bytes after decompression, got more; "
                     f"{raise_it('text')}"
                 )
-            text = content.decode(encoding)
+            text = content.decode(encoding).removeprefix("\ufeff")  # a byte order mark
     except LookupError:
         raise DataError(f"encoding: expected the name of an encoding, got {encoding!r}") from None
     except UnicodeDecodeError as error:

@@ -60,6 +60,13 @@ def test_real_files(whole: bool) -> None:
     assert sum(1 for _ in read_documents(questions, key="question")) == count
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "d.txt"
+    path.write_bytes("\ufeffone\ufeff two".encode(encoding))
+    assert list(read_documents(path, encoding=encoding)) == ["one\ufeff two"]
+
+
 def test_chats(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "a.jsonl", [{"messages": CHAT}])
     assert list(read_documents(path)) == [CHAT]
