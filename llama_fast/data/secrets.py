@@ -13,8 +13,8 @@ EMAIL = "email"
 
 # What a value is assigned to, in any case and with any prefix, such as DB_PASSWORD.
 _NAMES = (
-    r"(?i:password|passwd|passphrase|pwd|secret|api_?key|access_?key|secret_?key|access_?token|"
-    r"auth_?token)"
+    r"(?i:password|passwd|passphrase|pwd|secret|api[_-]?key|access[_-]?key|secret[_-]?key|"
+    r"access[_-]?token|auth[_-]?token)"
 )
 # A word without quotes, its last character no full stop; no call, index or template follows.
 _WORD = r"[\w!#$%&*+./=?@^~-]{7,127}[\w!#$%&*+/=?@^~-](?![\w(\[{])"

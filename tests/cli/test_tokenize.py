@@ -81,6 +81,7 @@ def test_a_tokenizer_that_was_changed_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["{none}"], "none.jsonl: expected at least one document, got none"),
         (["no.txt"], "source: no such file or folder: no.txt"),
         (["{chats}"], "--chat-template: expected one for chats, got none"),
         (["{texts}", "--chat-template", "chatml"], "--chat-template: expected chats, got a text"),
@@ -97,14 +98,15 @@ def test_a_tokenizer_that_was_changed_is_refused(tmp_path: Path) -> None:
 def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    texts, chats = tmp_path / "texts.jsonl", tmp_path / "chats.jsonl"
+    texts, chats, none = (tmp_path / f"{n}.jsonl" for n in ("texts", "chats", "none"))
+    none.write_text("\n")
     texts.write_text('{"text": "a"}\n')
     chats.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
-    given = [a.format(texts=texts, chats=chats) for a in arguments]
+    given = [a.format(texts=texts, chats=chats, none=none) for a in arguments]
     assert main(["tokenize", *given, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["chats.jsonl", "texts.jsonl"]
+    assert {p.name for p in tmp_path.iterdir()} == {"chats.jsonl", "none.jsonl", "texts.jsonl"}
 
 
 def test_rows_of_other_data_sets_with_the_tokenizers_own_template(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_each_kind_is_found_and_masked(kind: str, value: str, around: str) -> No
         "API_KEY: 'correct horse'",
         '{"db_password":"n0tSoGood"}',
         "password: hunter2secret!",
+        "x-api-key: abc123def456ghi",
         "My password is hunter2secret, do not tell.",
         "DB_PASSWORD=s3cr3t-enough",
         "export API_KEY=0123456789abcdef",
