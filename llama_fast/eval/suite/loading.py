@@ -126,6 +126,8 @@ def _notes(task: Any) -> list[str]:
         result.append(f"{note}: {counted(len(task.eval_docs), 'question')}")
     if split := metadata.get("asked_split"):
         result.append(f"asked about the {split} split: the data have no other")
+    if metadata.get("untitled"):
+        result.append("passages without the titles that SuperGLUE has")
     if getattr(task, "classifier", True) is None:
         result.append(f"texts are not scored: {CLASSIFIER} is not available")
     return result

@@ -9,9 +9,10 @@ split. If that is the evaluated split, a question is never its own example.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -190,6 +191,8 @@ def serving(data: DataSource) -> Iterator[None]:
         if other := data.stand_in(path, name):
             note = f"{other} stands in for {name}"
             task.config.metadata = {**(task.config.metadata or {}), "stand_in": note}
+        if (path, name) == ("aps/super_glue", "boolq") and lacks_titles(task.dataset):
+            task.config.metadata = {**(task.config.metadata or {}), "untitled": True}
         _drop_missing_splits(task)
         _cache_process_docs(task)
 
@@ -292,6 +295,12 @@ def _offline(offline: bool) -> Iterator[None]:
     finally:
         for module, value in zip(modules, before, strict=True):
             module.HF_HUB_OFFLINE = value
+
+
+def lacks_titles(splits: Mapping[str, Any]) -> bool:
+    """Whether the passages lack the title that SuperGLUE's BoolQ puts before them with " -- "."""
+    rows = [row for data in splits.values() for row in islice(data, 20)]
+    return bool(rows) and not any(" -- " in row["passage"] for row in rows)
 
 
 # The hub's name and configuration -> those of the demo's cache.

@@ -9,11 +9,11 @@ from lm_eval.tasks.squadv2.task import SQuAD2
 
 from llama_fast.eval.suite.answers import exact_match, normalise, token_f1
 
-__all__ = ["HarnessSquadV2", "SquadV2"]
+__all__ = ["INVITATION", "HarnessSquadV2", "SquadV2"]
 
 # What says that a question has no answer, after `normalise`.
 _NO_ANSWER = ("", "unanswerable", "no answer")
-_INVITATION = 'If the background does not answer the question, the answer is "unanswerable".\n\n'
+INVITATION = 'If the background does not answer the question, the answer is "unanswerable".\n\n'
 
 _Item = tuple[dict[str, Any], dict[str, Any]]
 
@@ -71,7 +71,7 @@ class SquadV2(HarnessSquadV2):
 
     def doc_to_text(self, doc: dict[str, Any]) -> str:
         """The question's prompt."""
-        return _INVITATION + str(super().doc_to_text(doc))
+        return INVITATION + str(super().doc_to_text(doc))
 
 
 def says_no_answer(prediction: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from llama_fast.eval.suite.mirror import lacks_titles
 from llama_fast.eval.suite.squad import HarnessSquadV2, SquadV2
 from llama_fast.eval.suite.variants import VARIANTS
 
@@ -59,3 +60,8 @@ def test_gsm8k_reads_the_whole_number() -> None:
         ("7", "7"),
     ):
         assert re.findall(pattern, f"The answer is {text}") == [number]
+
+
+def test_boolq_without_titles_is_recognised() -> None:
+    assert lacks_titles({"validation": [{"passage": "It is red."}]})
+    assert not lacks_titles({"validation": [{"passage": "Barn -- It is red."}]})
