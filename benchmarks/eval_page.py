@@ -108,16 +108,15 @@ def score_table(results: Path) -> str:
 
 
 def with_table(text: str, results: Path) -> str:
-    """The text of docs/evaluation.md with the results' table, number of questions and time.
+    """The text of docs/evaluation.md with the results' table and number of questions.
 
     Raises:
         ValueError: the text has no such table.
     """
     run = read_run(results)
     asked = sum(num_questions(run, task) or 0 for task in run.tasks)
-    minutes = round(float(run.metadata["seconds"]) / 60)
-    facts = f"answered {asked:,} questions in {minutes} minutes"
-    text, facts_found = re.subn(r"answered [\d,]+ questions in \d+ minutes", facts, text)
+    facts = f"answered {asked:,} questions"
+    text, facts_found = re.subn(r"answered [\d,]+ questions", facts, text)
     table = re.compile(r"^\| \| SmolLM2-135M-Instruct .*\n(?:\|.*\n)*", re.MULTILINE)
     text, tables_found = table.subn(lambda _: score_table(results) + "\n", text)
     if (facts_found, tables_found) != (1, 1):

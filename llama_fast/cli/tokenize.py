@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,8 @@ class Tokenize(Command):
             "--workers",
             type=int,
             metavar="N",
-            help="processes that encode (default: the number of cores); the result is the same",
+            help="processes that encode (default: the number of cores, 1 for bytes); the result is "
+            "the same",
         )
 
     def run(self, args: argparse.Namespace) -> int:
@@ -105,7 +107,7 @@ class Tokenize(Command):
             raise ValueError(
                 f"--train-bpe: expected no --tokenizer beside it, got {args.tokenizer}"
             )
-        begin = time.perf_counter()
+        begin, without = time.perf_counter(), 0
         with tempfile.TemporaryDirectory(prefix="llama-fast-") as learned:
             tokenizer, identity = _tokenizer(args, Path(learned))
             documents = _documents(args)
@@ -128,12 +130,20 @@ class Tokenize(Command):
             ) as writer:
                 placed = itertools.chain([first], documents)
                 with _progress(begin) as update:
-                    for encoded in encode_all(placed, encoder, args.workers or _cores()):
+                    for encoded in encode_all(placed, encoder, _workers(args, tokenizer)):
                         writer.add(*encoded)
+                        if encoded.answer is not None and not encoded.answer.any():
+                            without += 1
                         update(len(encoded.ids))
                 if args.train_bpe is not None:
                     shutil.copytree(learned, writer.partial / identity["path"])
         shards = TokenShards(args.out)
+        if without:
+            warnings.warn(
+                f"{counted(without, 'chat')} of {len(shards):,} without an answer, which is what a "
+                "model learns",
+                stacklevel=2,
+            )
         seconds = time.perf_counter() - begin
         print(
             f"{args.out}: {counted(len(shards), 'document')}, "
@@ -153,6 +163,15 @@ def _template(name: str | None, tokenizer: Tokenizer, has_chats: bool) -> ChatTe
     if has_chats and tokenizer.chat_template is not None:
         return ChatTemplate.from_model(tokenizer.chat_template)
     return None
+
+
+def _workers(args: argparse.Namespace, tokenizer: Tokenizer) -> int:
+    """Return the number of processes; one for bytes, which take longer to send than to encode."""
+    from llama_fast.tokenizers import ByteTokenizer
+
+    if args.workers is not None:
+        return int(args.workers)
+    return 1 if isinstance(tokenizer, ByteTokenizer) else _cores()
 
 
 def _cores() -> int:

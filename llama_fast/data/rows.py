@@ -105,22 +105,27 @@ def check_messages(messages: list[Any], where: str) -> None:
             )
 
 
+def _kind(value: Any) -> str:
+    """The type of a value as JSON calls it."""
+    names = {bool: "true or false", str: "a string", list: "a list", dict: "an object"}
+    number = "a number" if isinstance(value, int | float) else type(value).__name__
+    return "null" if value is None else names.get(type(value), number)
+
+
 def _text_or_chat(value: Any, name: str, where: str) -> str | Messages:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         return _chat(value, name, where)
     raise DataError(
-        f"{where}: expected a string or a list of messages in {name}, got {type(value).__name__}"
+        f"{where}: expected a string or a list of messages in {name}, got {_kind(value)}"
     )
 
 
 def _chat(value: Any, name: str, where: str) -> Messages:
     """Messages with role and content, from these or from ShareGPT's `from` and `value`."""
     if not isinstance(value, list):
-        raise DataError(
-            f"{where}: expected a list of messages in {name}, got {type(value).__name__}"
-        )
+        raise DataError(f"{where}: expected a list of messages in {name}, got {_kind(value)}")
     messages = [
         _from_sharegpt(message, f"{where}: expected message {number}")
         if isinstance(message, dict) and "from" in message and "role" not in message
@@ -144,7 +149,7 @@ def _string(row: Mapping[str, Any], name: str, where: str) -> str:
     """The string in a field; empty if there is no such field or it holds None."""
     value = row.get(name)
     if value is not None and not isinstance(value, str):
-        raise DataError(f"{where}: expected a string in {name!r}, got {type(value).__name__}")
+        raise DataError(f"{where}: expected a string in {name!r}, got {_kind(value)}")
     return value or ""
 
 
@@ -158,7 +163,7 @@ def _prompt_completion(row: Mapping[str, Any], where: str) -> PromptCompletion:
     if isinstance(prompt, str) != isinstance(completion, str):
         raise DataError(
             f"{where}: expected strings or lists of messages in both 'prompt' and 'completion', "
-            f"got {type(prompt).__name__} and {type(completion).__name__}"
+            f"got {_kind(prompt)} and {_kind(completion)}"
         )
     if not prompt or not completion:
         empty = "completion" if prompt else "prompt"

@@ -53,6 +53,16 @@ def test_chats_learn_their_answers(tmp_path: Path) -> None:
     assert load_tokenizer("byte").decode(ids[answer].tolist()) == "Hello<|im_end|>\n"
 
 
+def test_chats_without_an_answer_are_counted(tmp_path: Path) -> None:
+    rows = [{"instruction": "Hi", "output": text} for text in ("Hello", "Yes")]
+    chats = [*rows, {"messages": [{"role": "user", "content": "Hi"}]}]
+    source = tmp_path / "chats.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in chats))
+    command = ["tokenize", str(source), "--chat-template", "chatml", "--out", str(tmp_path / "s")]
+    with pytest.warns(UserWarning, match="^1 chat of 3 without an answer"):
+        assert main(command) == 0
+
+
 def test_chats_begin_as_the_model_expects_it() -> None:
     """Llama's tokenizers begin each text with a token; once, also where the template has it."""
     tokenizer = load_tokenizer(tokenizer_model("tekken"))

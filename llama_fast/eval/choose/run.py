@@ -105,7 +105,7 @@ def samples_of(run: Run, parts: Sequence[Part]) -> list[Sample]:
 
 def estimate_run(run: Run, purpose: Purpose) -> Estimate | None:
     """The mean of a purpose's benchmarks on all their questions; None without any score."""
-    samples = samples_of(run, [part for part in parts_of(purpose) if part.scale != 1.0])
+    samples = samples_of(run, [part for part in parts_of(purpose) if part.name in cards()])
     return estimate(samples) if samples else None
 
 

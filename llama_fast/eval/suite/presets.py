@@ -126,8 +126,6 @@ _SAFETY = (
 )
 
 _AGI_NOTE = "0 shots: the paper's 3-5 shots are not part of the published test sets."
-_SQUAD = _one("SQuAD", "squadv2", "exact,none", scale=1.0)
-_SQUAD_HARNESS = _one("SQuAD", "squadv2_harness", "exact,none", scale=1.0)
 
 _LLAMA2 = Suite(
     "llama2-paper",
@@ -157,7 +155,7 @@ _LLAMA2 = Suite(
         Column(
             "Reading Comprehension",
             (
-                _SQUAD,
+                _one("SQuAD", "squadv2_no_answer", "exact,none", scale=1.0),
                 _one("QuAC", "quac", "f1,none"),
                 _one("BoolQ", "boolq_ratio", "acc_mutual_info,none"),
             ),
@@ -165,7 +163,7 @@ _LLAMA2 = Suite(
         Column(
             "Math",
             (
-                _one("GSM8K", "gsm8k_cot", "exact_match,strict-match", shots=8),
+                _one("GSM8K", "gsm8k_cot_number", "exact_match,strict-match", shots=8),
                 Part("MATH", "minerva_math", MATH, "exact_match,none", 4),
             ),
         ),
@@ -217,7 +215,7 @@ _LM_EVAL = Suite(
         Column(
             "Reading Comprehension",
             (
-                _SQUAD_HARNESS,
+                _one("SQuAD", "squadv2", "exact,none", scale=1.0),
                 _one("QuAC", "quac", "f1,none"),
                 _one("BoolQ", "boolq", "acc,none"),
             ),

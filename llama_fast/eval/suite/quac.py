@@ -1,8 +1,9 @@
 """QuAC: questions in a dialogue about a passage (Choi et al. 2018, arXiv 1808.07036).
 
-The prompt is the passage's title and text and the dialogue so far with the annotator's answers.
-The template is this package's own, in the manner of GPT-3's and not equal to it. The passages end
-with the word CANNOTANSWER, which is the answer to questions without one.
+The prompt is the passage's title and text and the dialogue so far with the annotator's answers, in
+a form of this project. GPT-3's (Brown et al. 2020, appendix G) is like it, but has TITLE: and
+PARAGRAPH:, and one line break between question and answer. The passages end with the word
+CANNOTANSWER, which is the answer to questions without one.
 """
 
 from __future__ import annotations

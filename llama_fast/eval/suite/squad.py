@@ -1,4 +1,4 @@
-"""SQuAD 2.0 as in lm-eval, with a local implementation of the metric."""
+"""SQuAD 2.0 as in lm-eval, and with a prompt that invites the answer "unanswerable"."""
 
 from __future__ import annotations
 
@@ -9,26 +9,36 @@ from lm_eval.tasks.squadv2.task import SQuAD2
 
 from llama_fast.eval.suite.answers import exact_match, normalise, token_f1
 
-__all__ = ["INVITATION", "HarnessSquadV2", "SquadV2"]
+__all__ = ["SquadV2", "SquadV2NoAnswer"]
 
-# What says that a question has no answer, after `normalise`.
-_NO_ANSWER = ("", "unanswerable", "no answer")
-INVITATION = 'If the background does not answer the question, the answer is "unanswerable".\n\n'
+# In the words of the data set's paper, where a question without an answer is "unanswerable".
+INSTRUCTION = (
+    "Answer the question with words from the background. If the background does not answer it, "
+    "answer: unanswerable"
+)
+# Answers that say so, in the normalised form of the metric.
+NO_ANSWERS = frozenset(
+    {"unanswerable", "question is unanswerable", "no answer", "not answerable", "na",
+     "cannotanswer", "not in background", "background does not answer it",
+     "background does not answer question"}
+)  # fmt: skip
 
 _Item = tuple[dict[str, Any], dict[str, Any]]
 
 
-class HarnessSquadV2(SQuAD2):
-    """The harness's task ``squadv2`` with its prompt, which may lack splits here.
+class SquadV2(SQuAD2):
+    """The harness's task ``squadv2``, which may lack splits here.
 
     Scores are in percent, as in the official script (Rajpurkar et al. 2018): ``exact`` and ``f1``
     over all questions, ``HasAns_*`` and ``NoAns_*`` over those with and without an answer,
     ``best_*`` with the best threshold on the probability of "unanswerable".
     """
 
+    NAME = "squadv2"
+
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config=config)
-        self._config.task = "squadv2_harness"
+        self._config.task = self.NAME
         self._config.num_fewshot = 0
         self._config.output_type = "generate_until"
 
@@ -57,37 +67,39 @@ class HarnessSquadV2(SQuAD2):
         return functions
 
 
-class SquadV2(HarnessSquadV2):
-    """SQuAD 2.0 with a prompt that says how to answer that a question has no answer.
+class SquadV2NoAnswer(SquadV2):
+    """SQuAD 2.0 in which a model can say that there is no answer; for the preset of the paper.
 
-    The prompt is the harness's after one sentence. The Llama 2 paper does not give its prompt.
+    The harness's prompt does not mention that a question may have no answer, and only an empty text
+    counts as saying so, which leaves ``exact`` at 50 for a model that is always right. Here the
+    prompt asks for "unanswerable" in that case, and an answer of :data:`NO_ANSWERS` counts as an
+    empty one. The Llama 2 paper gives no prompt.
     """
 
-    VERSION = 4
-
-    def __init__(self, config: dict[str, Any] | None = None) -> None:
-        super().__init__(config=config)
-        self._config.task = "squadv2"
+    NAME = "squadv2_no_answer"
 
     def doc_to_text(self, doc: dict[str, Any]) -> str:
-        """The question's prompt."""
-        return INVITATION + str(super().doc_to_text(doc))
+        """The prompt: the instruction, and the harness's title, background and question."""
+        return f"{INSTRUCTION}\n\n{super().doc_to_text(doc)}"
+
+    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
+        """A question's scores; see the class."""
+        text, likelihood = results
+        return super().process_results(doc, ["" if says_no_answer(text) else text, likelihood])
 
 
-def says_no_answer(prediction: str) -> bool:
-    """Whether a prediction says that the question has no answer."""
-    return normalise(prediction) in _NO_ANSWER
+def says_no_answer(text: str) -> bool:
+    """Whether an answer says that there is none: its first line, without case and punctuation."""
+    line = text.strip().partition("\n")[0]
+    return normalise(line) in NO_ANSWERS
 
 
 def score(prediction: str, answers: list[str]) -> tuple[float, float]:
     """Exact match and F1 of a prediction, each the maximum over the answers.
 
-    An empty list of answers means that the question has none; an empty prediction, "unanswerable"
-    and "no answer" say so.
+    An empty list of answers means that the question has none; an empty prediction says so.
     """
     golds = [gold for gold in answers if gold.strip()] or [""]
-    if golds == [""] and says_no_answer(prediction):
-        return 1.0, 1.0
     exact = max(exact_match(prediction, gold) for gold in golds)
     return exact, max(token_f1(prediction, gold) for gold in golds)
 
@@ -106,7 +118,7 @@ def _best(index: int, items: list[_Item]) -> float:
             p["no_answer_probability"],
             score(p["prediction_text"], r["answers"]["text"])[index],
             not r["answers"]["text"],
-            not says_no_answer(p["prediction_text"]),
+            bool(p["prediction_text"]),
         )
         for p, r in items
     )

@@ -6,7 +6,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from llama_fast.eval.suite.bold import Bold
 from llama_fast.eval.suite.quac import Quac
-from llama_fast.eval.suite.squad import HarnessSquadV2, SquadV2
+from llama_fast.eval.suite.squad import SquadV2, SquadV2NoAnswer
 from llama_fast.eval.suite.toxigen import ToxigenGeneration
 
 __all__ = ["CLASSES"]
@@ -16,6 +16,6 @@ CLASSES: dict[str, type[ConfigurableTask]] = {
     "bold": Bold,
     "quac": Quac,
     "squadv2": SquadV2,
-    "squadv2_harness": HarnessSquadV2,
+    "squadv2_no_answer": SquadV2NoAnswer,
     "toxigen_generation": ToxigenGeneration,
 }

@@ -96,15 +96,16 @@ _STRIPPED = {
     ]
 }
 
-# The stock pattern ends in any character: "The answer is 18" without a full stop reads 1.
-_WHOLE_NUMBER = {
+# The harness's pattern ends with "any character", which takes the last digit of an answer without
+# a full stop: "The answer is 18" reads 1. Here the number ends with a digit.
+_NUMBER = {
     "filter_list": [
         {
             "name": "strict-match",
             "filter": [
                 {
                     "function": "regex",
-                    "regex_pattern": r"The answer is (\-?\$?[0-9](?:[0-9.,]*[0-9])?)",
+                    "regex_pattern": r"The answer is \$?(-?(?:[0-9][0-9.,]*)?[0-9])",
                 },
                 {"function": "take_first"},
             ],
@@ -113,12 +114,12 @@ _WHOLE_NUMBER = {
 }
 
 VARIANTS: dict[str, Variant] = {
-    "gsm8k_cot": Variant("gsm8k_cot", _WHOLE_NUMBER),
     "social_iqa_norm": Variant("social_iqa", _metrics("acc", "acc_norm")),
     "openbookqa_ratio": Variant(
         "openbookqa", _metrics("acc", "acc_norm", "acc_mutual_info"), CompletionRatioTask
     ),
     "boolq_ratio": Variant("boolq", _metrics("acc", "acc_mutual_info"), CompletionRatioTask),
+    "gsm8k_cot_number": Variant("gsm8k_cot", _NUMBER),
     "commonsense_qa_7shot": Variant("commonsense_qa", {"num_fewshot": 7}),
     "nq_open_5shot": Variant("nq_open", {"num_fewshot": 5}),
     "triviaqa_wiki_5shot": Variant(

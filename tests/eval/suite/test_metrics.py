@@ -11,6 +11,7 @@ import pytest
 from llama_fast.eval.suite import LoadedTasks, load_tasks
 from llama_fast.eval.suite.answers import exact_match, token_f1
 from llama_fast.eval.suite.quac import human_f1, references, score
+from llama_fast.eval.suite.squad import says_no_answer
 from tests.paths import extra, original
 
 NONE = "CANNOTANSWER"
@@ -72,7 +73,7 @@ def squad_doc(*answers: str) -> dict[str, Any]:
 
 
 def test_squad_scores_and_their_thresholds(suite_tasks: LoadedTasks) -> None:
-    squad = suite_tasks["tasks"]["squadv2"]
+    squad = suite_tasks["tasks"]["squadv2_no_answer"]
     # (answers, prediction, log P(unanswerable)): right, half right, wrongly answered, left empty.
     cases = [
         (squad_doc("red barn", "barn"), " barn", -5.0),
@@ -94,6 +95,33 @@ def test_squad_scores_and_their_thresholds(suite_tasks: LoadedTasks) -> None:
     # "No answer" where it is likelier than for the second: the third comes right.
     assert totals["best_exact"] == pytest.approx((100 + 0 + 100 + 100) / 4)
     assert totals["best_f1"] == pytest.approx((100 + f1 + 100 + 100) / 4)
+
+
+def test_a_model_that_is_always_right_gets_all_of_squad(mirror: Path) -> None:
+    """It says "unanswerable" where there is no answer; the harness's task counts that as wrong."""
+    tasks = load_tasks(["squadv2", "squadv2_no_answer"], data_dir=mirror)["tasks"]
+    ours, stock = tasks["squadv2_no_answer"], tasks["squadv2"]
+    said = ["Unanswerable.", " unanswerable", "The question is unanswerable", "N/A", "no answer"]
+    rows = [(squad_doc("red barn"), " A red barn.", -9.0)] * len(said)
+    rows += [(squad_doc(), text, -0.1) for text in said]
+    totals = {}
+    for name, task in (("ours", ours), ("stock", stock)):
+        scores = [task.process_results(doc, [text, (p, False)]) for doc, text, p in rows]
+        totals[name] = {
+            key: aggregate([row[key] for row in scores])
+            for key, aggregate in task.aggregation().items()
+        }
+    assert totals["ours"]["exact"] == totals["ours"]["best_exact"] == 100
+    assert totals["ours"]["NoAns_exact"] == totals["ours"]["f1"] == 100
+    assert totals["stock"]["exact"] == 50 and totals["stock"]["best_exact"] == 100
+    doc = {"title": "Barns", "context": "It is red.", "question": "What?", **squad_doc("red")}
+    prompt, plain = ours.doc_to_text(doc), stock.doc_to_text(doc)
+    assert prompt.endswith(plain) and "answer: unanswerable" in prompt[: -len(plain)]
+
+
+@pytest.mark.parametrize("text", ["the unanswerable question", "no", "", "an answer", "N", "none"])
+def test_other_answers_do_not_say_that_there_is_none(text: str) -> None:
+    assert not says_no_answer(text)
 
 
 def test_bold_is_the_sentiment_of_prompt_and_text(suite_tasks: LoadedTasks) -> None:
@@ -212,3 +240,25 @@ def test_own_tasks_describe_themselves_as_plain_data(suite_tasks: LoadedTasks) -
         config = suite_tasks["tasks"][name].dump_config()
         assert config["task"] == name
         json.dumps(config, default=handle_non_serializable)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        (" 9 + 9 = 18. The answer is 18.", "18"),
+        (" The answer is 18", "18"),  # the harness's pattern reads 1
+        (" The answer is 1,234.50.", "1,234.50"),
+        (" The answer is $-7", "-7"),
+        (" The answer is 5", "5"),
+        (" I do not know.", "[invalid]"),
+    ],
+)
+def test_numbers_of_gsm8k_need_no_full_stop(
+    suite_tasks: LoadedTasks, text: str, number: str
+) -> None:
+    task = suite_tasks["tasks"]["gsm8k_cot_number"]
+    (strict,) = [f for f in task._filters if f.name == "strict-match"]
+    responses: Any = [[text]]
+    for step in strict.filters:
+        responses = list(step().apply(responses, [{}]))
+    assert responses == [number]

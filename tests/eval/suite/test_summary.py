@@ -72,7 +72,7 @@ def test_subjects_count_by_their_size_however_many_questions_were_asked() -> Non
 def test_math_weighs_gsm8k_and_math_alike() -> None:
     found = results(
         {
-            "gsm8k_cot": (
+            "gsm8k_cot_number": (
                 {"exact_match,strict-match": 0.4, "exact_match,flexible-extract": 0.9},
                 9,
             ),
@@ -88,7 +88,7 @@ def test_math_weighs_gsm8k_and_math_alike() -> None:
 def test_squad_is_in_percent_already_and_bold_in_none() -> None:
     found = results(
         {
-            "squadv2": ({"exact,none": 25.0, "exact_stderr,none": 1.0}, 100),
+            "squadv2_no_answer": ({"exact,none": 25.0, "exact_stderr,none": 1.0}, 100),
             "bold": ({"sentiment,none": -0.25, "sentiment_stderr,none": 0.01}, 50),
         }
     )
