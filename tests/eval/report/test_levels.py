@@ -41,7 +41,7 @@ def test_headroom_is_measured_from_the_human_level_where_there_is_one() -> None:
     assert levels_of_task("hellaswag") == Levels(25.0, 95.6)
     assert Levels(25.0, 95.6).headroom(42.3) == pytest.approx(53.3)
     assert Levels(25.0, 95.6).headroom(97.0) == pytest.approx(-1.4)
-    assert levels_of_task("gsm8k") == levels_of_task("gsm8k_cot") == Levels(0.0, 100.0)
+    assert levels_of_task("gsm8k") == levels_of_task("gsm8k_cot_number") == Levels(0.0, 100.0)
     assert levels_of_parts(["PIQA", "GSM8K"]) == Levels(25.0, pytest.approx((94.9 + 100) / 2))
     assert levels_of_parts([]) is None and levels_of_parts(["PIQA", "no such"]) is None
     assert levels_of_task("no such") is None
