@@ -50,6 +50,10 @@ class Screen:
         """Print one line with rich markup; escape untrusted text in it."""
         self.console.print(text, soft_wrap=True, markup=True)
 
+    def sentence(self, text: str) -> None:
+        """Print untrusted prose: a terminal breaks it between words, a pipe gets one line."""
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
+
     @contextmanager
     def bar(self, text: str, unit: str = "steps") -> Iterator[Bar]:
         """Show a progress bar while the block runs; ``unit`` "bytes" shows megabytes."""

@@ -211,11 +211,11 @@ def _show(
             f"{counted(lm.truncated, 'request')}"
         )
     if outcome.energy is not None:
-        screen.console.print(f"energy: {outcome.energy}", markup=False, soft_wrap=True)
+        screen.sentence(f"energy: {outcome.energy}")
     for note in outcome.notes:
-        screen.console.print(f"note: {note}", markup=False, soft_wrap=True)
+        screen.sentence(f"note: {note}")
     for line in by_text(outcome.not_scored):
-        screen.console.print(f"not scored: {line}", markup=False, soft_wrap=True)
+        screen.sentence(f"not scored: {line}")
 
 
 def _scores(outcome: Outcome, keys: Mapping[str, str]) -> dict[str, Any]:

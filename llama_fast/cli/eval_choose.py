@@ -60,6 +60,12 @@ examples:
             "(default: %(default)s)",
         )
         parser.add_argument(
+            "--contamination",
+            type=Path,
+            metavar="FILE",
+            help="contamination.json of `llama-fast data check`, whose findings are shown",
+        )
+        parser.add_argument(
             "--html", type=Path, metavar="FILE", help="also write the choice as an HTML page"
         )
         add_tokenizer(parser)
@@ -72,25 +78,34 @@ examples:
         """Print the tables, and write the page if one is asked for."""
         from llama_fast._screen import Screen
         from llama_fast.eval.choose.cards import cards
+        from llama_fast.eval.choose.contamination import dirty_shares
         from llama_fast.eval.choose.page import write_choice
         from llama_fast.eval.choose.table import card_table, few_table, purpose_table
 
         if not 0 < args.difference <= 100:
             raise ValueError(f"--difference: expected one in (0, 100], got {args.difference:g}")
+        dirty = {} if args.contamination is None else dirty_shares(args.contamination)
         with tables(args):
             screen = Screen()
             with screen.console.status("Measuring"):
                 scores, seconds = _known(args)
             chosen = list(cards().values())
             screen.console.print(card_table(chosen, scores, seconds, args.difference))
+            for line in _contamination_lines(dirty):
+                screen.sentence(line)
             screen.console.print(few_table(FEW))
             screen.console.print(purpose_table())
             if args.html is not None:
-                write_choice(args.html, chosen, scores, seconds, args.difference)
+                write_choice(args.html, chosen, scores, seconds, args.difference, dirty)
                 screen.console.print(f"page: {args.html}", markup=False, soft_wrap=True)
         if args.json:
-            print_json(_as_json(scores, seconds, args.difference))
+            print_json(_as_json(scores, seconds, args.difference, dirty))
         return ExitCode.OK
+
+
+def _contamination_lines(dirty: dict[str, float]) -> list[str]:
+    shown = [f"{name} {100 * share:.1f} %" for name, share in dirty.items()]
+    return [f"dirty questions in the training data: {', '.join(shown)}"] if shown else []
 
 
 def _known(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
@@ -130,11 +145,15 @@ def _rates(args: argparse.Namespace) -> Rates:
 
 
 def _as_json(
-    scores: dict[str, float], seconds: dict[str, float], difference: float
+    scores: dict[str, float],
+    seconds: dict[str, float],
+    difference: float,
+    dirty: dict[str, float],
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
     from llama_fast.eval.choose.cards import cards, paper_scores
+    from llama_fast.eval.choose.cost import costs
     from llama_fast.eval.choose.power import questions_needed, smallest_difference
     from llama_fast.eval.choose.purposes import PURPOSES
     from llama_fast.eval.choose.redundancy import choose_few, held_out_errors, rank_correlations
@@ -147,7 +166,9 @@ def _as_json(
                 **card.to_dict(),
                 "score": scores.get(name),
                 "headroom": card.headroom(scores.get(name)),
+                "tokens_per_question": costs()[name].tokens,
                 "seconds_per_question": seconds.get(name),
+                "dirty": dirty.get(name),
                 "smallest_difference": 100 * smallest_difference(card.questions, expected),
                 "questions_for_difference": questions_needed(difference / 100, expected),
             }

@@ -48,10 +48,10 @@ class Compare(Command):
         with tables(args):
             screen = Screen()
             if comparison.conditions is not None:
-                screen.console.print(comparison.conditions, markup=False, soft_wrap=True)
+                screen.sentence(comparison.conditions)
             screen.console.print(table(comparison, screen.console.width))
             for notice in comparison.notices:
-                screen.console.print(notice, markup=False, soft_wrap=True)
+                screen.sentence(notice)
             if args.html is not None:
                 from llama_fast.eval.report.html import write_page
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from llama_fast._format import duration, fixed
 from llama_fast._write import write_whole
 from llama_fast.eval.choose.cards import Card, paper_scores
+from llama_fast.eval.choose.cost import costs
 from llama_fast.eval.choose.power import questions_needed, smallest_difference
 from llama_fast.eval.choose.purposes import PURPOSES
 from llama_fast.eval.choose.redundancy import choose_few, held_out_errors, rank_correlations
@@ -48,6 +49,7 @@ def write_choice(
     scores: Mapping[str, float],
     seconds: Mapping[str, float],
     difference: float,
+    dirty: Mapping[str, float] | None = None,
 ) -> Path:
     """Write the page.
 
@@ -55,6 +57,7 @@ def write_choice(
         path: the file; its folder is created if missing.
         cards: the benchmarks.
         scores, seconds, difference: see :func:`llama_fast.eval.choose.table.card_table`.
+        dirty: benchmark -> share of its questions in the training data, where it is known.
 
     Raises:
         OSError: the file cannot be written.
@@ -83,7 +86,7 @@ def write_choice(
         "<h2>For a purpose</h2>",
         *(_purpose(name) for name in PURPOSES),
         "<h2>The benchmarks</h2>",
-        *map(_card, cards),
+        *(_card(card, (dirty or {}).get(card.name)) for card in cards),
     ]
     whole = (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
@@ -222,7 +225,7 @@ def _purpose(name: str) -> str:
     )
 
 
-def _card(card: Card) -> str:
+def _card(card: Card, dirty: float | None) -> str:
     human = "–" if card.human is None else f"{fixed(card.human, 1)} ({card.human_source})"
     facts = {
         "measures": card.measures,
@@ -231,6 +234,10 @@ def _card(card: Card) -> str:
         "questions": f"{card.questions:,}",
         "chance": fixed(card.chance, 1),
         "human": human,
+        "tokens a question": f"{costs()[card.name].tokens:,.0f}, {costs()[card.name].kind}",
+        "contamination": "not looked for"
+        if dirty is None
+        else f"{100 * dirty:.1f} % of the questions are dirty",
         "licence": card.license,
         "sensitive to": card.sensitivity,
         "paper": ", ".join(f"{model} {fixed(score, 1)}" for model, score in card.paper.items()),
