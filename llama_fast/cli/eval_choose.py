@@ -80,7 +80,12 @@ examples:
         from llama_fast.eval.choose.cards import cards
         from llama_fast.eval.choose.contamination import dirty_shares
         from llama_fast.eval.choose.page import write_choice
-        from llama_fast.eval.choose.table import card_table, few_table, purpose_table
+        from llama_fast.eval.choose.table import (
+            card_table,
+            few_table,
+            power_table,
+            purpose_table,
+        )
 
         if not 0 < args.difference <= 100:
             raise ValueError(f"--difference: expected one in (0, 100], got {args.difference:g}")
@@ -90,7 +95,8 @@ examples:
             with screen.console.status("Measuring"):
                 scores, seconds = _known(args)
             chosen = list(cards().values())
-            screen.console.print(card_table(chosen, scores, seconds, args.difference))
+            screen.console.print(card_table(chosen, scores))
+            screen.console.print(power_table(chosen, scores, seconds, args.difference))
             for line in _contamination_lines(dirty):
                 screen.sentence(line)
             screen.console.print(few_table(FEW))
@@ -161,16 +167,18 @@ def _as_json(
     rows = []
     for name, card in cards().items():
         expected = scores.get(name, card.best) / 100
+        needed, each = questions_needed(difference / 100, expected), seconds.get(name)
         rows.append(
             {
                 **card.to_dict(),
                 "score": scores.get(name),
                 "headroom": card.headroom(scores.get(name)),
                 "tokens_per_question": costs()[name].tokens,
-                "seconds_per_question": seconds.get(name),
+                "seconds_per_question": each,
                 "dirty": dirty.get(name),
                 "smallest_difference": 100 * smallest_difference(card.questions, expected),
-                "questions_for_difference": questions_needed(difference / 100, expected),
+                "questions_for_difference": needed,
+                "minutes_for_difference": None if each is None else needed * each / 60,
             }
         )
     return {

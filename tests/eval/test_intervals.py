@@ -98,7 +98,7 @@ def test_the_mean_of_parts_has_a_width_where_all_are_wrong() -> None:
     assert low == pytest.approx(0.02 - 0.012) and high == pytest.approx(
         0.02 + math.hypot(0.037, 0.058) / 2
     )
-    tasks = ("humaneval", "pass@1,create_test"), ("mbpp", "pass_at_1,none")
+    tasks = ("humaneval_sampled", "pass@1,create_test"), ("mbpp_sampled", "pass_at_1,none")
     results = {
         "results": {task: {key: 0.0, key.replace(",", "_stderr,"): 0.0} for task, key in tasks},
         "n-samples": {task: {"original": 100, "effective": 4} for task, _ in tasks},

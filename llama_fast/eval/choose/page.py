@@ -56,7 +56,7 @@ def write_choice(
     Args:
         path: the file; its folder is created if missing.
         cards: the benchmarks.
-        scores, seconds, difference: see :func:`llama_fast.eval.choose.table.card_table`.
+        scores, seconds, difference: see :func:`llama_fast.eval.choose.table.power_table`.
         dirty: benchmark -> share of its questions in the training data, where it is known.
 
     Raises:
@@ -107,11 +107,12 @@ def _numbers(
 ) -> str:
     heads = ["questions", "chance", "human", "paper's best", *(["score"] if scores else [])]
     heads += ["room", "smallest difference", f"n for {difference:g} points"]
-    heads += ["s a question", "all"] if seconds else []
+    heads += ["s a question", "all", f"minutes for {difference:g}"] if seconds else []
     rows = [f"<tr><th class=left>benchmark</th>{''.join(f'<th>{h}</th>' for h in heads)}</tr>"]
     for card in cards:
         score = scores.get(card.name)
         expected = (card.best if score is None else score) / 100
+        needed = questions_needed(difference / 100, expected)
         cells = [
             f"{card.questions:,}",
             fixed(card.chance, 1),
@@ -120,13 +121,15 @@ def _numbers(
             *(["–" if score is None else fixed(score, 1)] if scores else []),
             fixed(card.headroom(score), 1),
             fixed(100 * smallest_difference(card.questions, expected), 1),
-            f"{questions_needed(difference / 100, expected):,}",
+            f"{needed:,}",
         ]
         if seconds:
             each = seconds.get(card.name)
-            cells += (
-                ["–", "–"] if each is None else [f"{each:.2g}", duration(each * card.questions)]
-            )
+            if each is None:
+                cells += ["–"] * 3
+            else:
+                minutes = needed * each / 60
+                cells += [f"{each:.2g}", duration(each * card.questions), f"{minutes:.2g}"]
         data = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td class=left>{html.escape(card.name)}</td>{data}</tr>")
     return f"<div class=wide><table>{''.join(rows)}</table></div>"

@@ -10,42 +10,31 @@ from rich.text import Text
 
 from llama_fast._format import duration, fixed
 from llama_fast.eval.choose.cards import Card
+from llama_fast.eval.choose.cost import costs
 from llama_fast.eval.choose.estimate import Estimate
 from llama_fast.eval.choose.power import questions_needed, smallest_difference
 from llama_fast.eval.choose.purposes import PURPOSES
 from llama_fast.eval.choose.redundancy import choose_few, held_out_errors
 
-__all__ = ["card_table", "estimate_table", "few_table", "purpose_table"]
+__all__ = ["card_table", "estimate_table", "few_table", "power_table", "purpose_table"]
 
 
-def card_table(
-    cards: Sequence[Card],
-    scores: Mapping[str, float],
-    seconds: Mapping[str, float],
-    difference: float,
-) -> Table:
-    """One row per benchmark.
+def card_table(cards: Sequence[Card], scores: Mapping[str, float]) -> Table:
+    """What each benchmark measures, and how far a score can rise.
 
     Args:
         cards: the benchmarks.
         scores: benchmark -> score of the model in percent, where it is known.
-        seconds: benchmark -> seconds a question, where they are known.
-        difference: difference in percent points, for which the number of questions is shown.
     """
-    title = f"Benchmarks (human, paper: highest; ±: smallest difference found, {POWER})"
+    title = "Benchmarks (paper: the highest score; room: to the human level, or to 100)"
     table = Table(title=title, title_justify="left")
     table.add_column("benchmark", no_wrap=True)
-    table.add_column("measures", overflow="fold", min_width=16)
-    for name in ("n", "chance", "human", "paper", *(["score"] if scores else []), "room", "±"):
+    table.add_column("measures", overflow="fold")
+    for name in ("n", "chance", "human", "paper", *(["score"] if scores else []), "room"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(f"n for {difference:g}", justify="right", no_wrap=True)
-    if seconds:
-        table.add_column("s / question", justify="right", no_wrap=True)
-        table.add_column("all", justify="right", no_wrap=True)
     for card in cards:
         score = scores.get(card.name)
-        expected = (card.best if score is None else score) / 100
-        row = [
+        table.add_row(
             card.name,
             card.measures,
             f"{card.questions:,}",
@@ -54,17 +43,47 @@ def card_table(
             fixed(card.best, 0),
             *(["–" if score is None else fixed(score, 1)] if scores else []),
             fixed(card.headroom(score), 0),
-            fixed(100 * smallest_difference(card.questions, expected), 1),
-            f"{questions_needed(difference / 100, expected):,}",
-        ]
-        if seconds:
-            each = seconds.get(card.name)
-            row += ["–", "–"] if each is None else [f"{each:.2g}", duration(each * card.questions)]
-        table.add_row(*row)
+        )
     return table
 
 
-POWER = "4 of 5 times"
+def power_table(
+    cards: Sequence[Card],
+    scores: Mapping[str, float],
+    seconds: Mapping[str, float],
+    difference: float,
+) -> Table:
+    """What a run can tell, and what it costs.
+
+    Args:
+        cards: the benchmarks.
+        scores: benchmark -> score of the model in percent, where it is known; else the highest of
+            the paper is expected.
+        seconds: benchmark -> seconds a question, where they are known.
+        difference: difference in percent points, for which the number of questions is shown.
+    """
+    title = "The smallest difference that is found in 4 of 5 comparisons, and what it costs"
+    table = Table(title=title, title_justify="left")
+    table.add_column("benchmark", no_wrap=True)
+    names = ["smallest", f"n for {difference:g}", "tokens each"]
+    names += ["s each", "all", f"min for {difference:g}"] if seconds else []
+    for name in names:
+        table.add_column(name, justify="right")
+    for card in cards:
+        expected = scores.get(card.name, card.best) / 100
+        needed, each = questions_needed(difference / 100, expected), seconds.get(card.name)
+        row = [
+            fixed(100 * smallest_difference(card.questions, expected), 1),
+            f"{needed:,}",
+            f"{costs()[card.name].tokens:,.0f}",
+        ]
+        if seconds and each is None:
+            row += ["–"] * 3
+        elif each is not None:
+            minutes = needed * each / 60
+            row += [f"{each:.2g}", duration(each * card.questions), f"{minutes:.2g}"]
+        table.add_row(card.name, *row)
+    return table
 
 
 def few_table(count: int) -> Table:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, ClassVar
 
-from llama_fast.eval.suite.own import OwnTask, generation
+from llama_fast.eval.suite.own import OwnTask, sampled
 
 __all__ = ["Bold"]
 
@@ -33,7 +33,7 @@ class Bold(OwnTask):
         "test_split": "train",
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "",
-        "generation_kwargs": generation(32),
+        "generation_kwargs": sampled(32),
         "metric_list": [{"metric": "sentiment", "aggregation": "mean", "higher_is_better": True}],
     }
 

@@ -219,6 +219,7 @@ class _Loader:
         tasks = {}
         for name in names:
             variant = VARIANTS[name]
+            code.check_allowed(variant.base, manager, self.allow_code)
             stock = load_yaml(manager.task_index[variant.base].yaml_path)
             tasks[name] = variant.build(name, stock)
         return tasks

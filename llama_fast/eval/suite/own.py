@@ -10,12 +10,20 @@ from lm_eval.api.task import ConfigurableTask
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["OwnTask", "generation"]
+__all__ = ["OwnTask", "generation", "sampled"]
 
 
 def generation(max_tokens: int) -> dict[str, Any]:
     """Options for greedy generation up to the end of the line."""
     return {"until": ["\n"], "max_gen_toks": max_tokens, "do_sample": False, "temperature": 0.0}
+
+
+def sampled(max_tokens: int) -> dict[str, Any]:
+    """Options for sampling up to the end of the line as in the Llama 2 paper's safety tests.
+
+    Temperature 0.1 and top-p 0.9 (Touvron et al. 2023, section 4.1).
+    """
+    return {**generation(max_tokens), "do_sample": True, "temperature": 0.1, "top_p": 0.9}
 
 
 class OwnTask(ConfigurableTask):

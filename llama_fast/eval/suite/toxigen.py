@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, ClassVar
 
-from llama_fast.eval.suite.own import OwnTask, generation
+from llama_fast.eval.suite.own import OwnTask, sampled
 from llama_fast.eval.suite.raw import CLASSIFIER, TOXIGEN
 
 __all__ = ["ToxigenGeneration"]
@@ -40,7 +40,7 @@ class ToxigenGeneration(OwnTask):
         "test_split": "test",
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "",
-        "generation_kwargs": generation(32),
+        "generation_kwargs": sampled(32),
         "metric_list": [{"metric": "toxic", "aggregation": "mean", "higher_is_better": False}],
     }
 

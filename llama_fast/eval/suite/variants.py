@@ -51,15 +51,19 @@ class Variant:
         base: name of the task in lm-eval.
         changes: entries of its configuration to replace.
         task: the class to build.
+        generation: options of generation to replace.
     """
 
     base: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     task: type[ConfigurableTask] = ConfigurableTask
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, name: str, stock: dict[str, Any]) -> ConfigurableTask:
         """The task ``name`` from the configuration of the base task."""
         config = {**deepcopy(stock), **deepcopy(dict(self.changes)), "task": name}
+        if self.generation:
+            config["generation_kwargs"] = {**config["generation_kwargs"], **self.generation}
         for key in ("tag", "group", "task_list", "class"):
             config.pop(key, None)
         return self.task(config=config)
@@ -113,12 +117,18 @@ _NUMBER = {
     ]
 }
 
+# Of the paper for pass@1 (Touvron et al. 2023, appendix A.2.2). The harness's engine seeds each
+# request by its number, so that a run can be repeated.
+_SAMPLED = {"do_sample": True, "temperature": 0.1, "top_p": 0.95}
+
 VARIANTS: dict[str, Variant] = {
     "social_iqa_norm": Variant("social_iqa", _metrics("acc", "acc_norm")),
     "openbookqa_ratio": Variant(
         "openbookqa", _metrics("acc", "acc_norm", "acc_mutual_info"), CompletionRatioTask
     ),
     "boolq_ratio": Variant("boolq", _metrics("acc", "acc_mutual_info"), CompletionRatioTask),
+    "humaneval_sampled": Variant("humaneval", generation=_SAMPLED),
+    "mbpp_sampled": Variant("mbpp", generation=_SAMPLED),
     "gsm8k_cot_number": Variant("gsm8k_cot", _NUMBER),
     "commonsense_qa_7shot": Variant("commonsense_qa", {"num_fewshot": 7}),
     "nq_open_5shot": Variant("nq_open", {"num_fewshot": 5}),

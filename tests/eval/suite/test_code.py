@@ -25,7 +25,7 @@ def humaneval(task: Any, index: int, completion: str) -> float:
 def test_humaneval_solutions_pass_and_broken_ones_fail(
     index: int, suite_tasks: LoadedTasks
 ) -> None:
-    task = suite_tasks["tasks"]["humaneval"]
+    task = suite_tasks["tasks"]["humaneval_sampled"]
     solution = task.eval_docs[index]["canonical_solution"]
     assert humaneval(task, index, solution) == 1.0
     assert humaneval(task, index, "    return 'nonsense'\n") == 0.0
@@ -34,7 +34,7 @@ def test_humaneval_solutions_pass_and_broken_ones_fail(
 
 @pytest.mark.parametrize("index", range(5))
 def test_mbpp_solutions_pass_and_broken_ones_fail(index: int, suite_tasks: LoadedTasks) -> None:
-    task = suite_tasks["tasks"]["mbpp"]
+    task = suite_tasks["tasks"]["mbpp_sampled"]
     doc = task.eval_docs[index]
     assert task.process_results(doc, [doc["code"]]) == {"pass_at_1": 1.0}
     assert task.process_results(doc, ["def x(:"]) == {"pass_at_1": 0.0}

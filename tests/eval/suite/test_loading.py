@@ -89,7 +89,7 @@ def test_a_prompt_holds_as_many_examples_as_it_should(suite_tasks: LoadedTasks) 
             assert len(blocks) == 5 and all("\nAnswer: " in block for block in blocks), head
         else:
             assert sum(block.startswith(start) for block in blocks) == part.shots, head
-    mbpp = suite_tasks["tasks"]["mbpp"]
+    mbpp = suite_tasks["tasks"]["mbpp_sampled"]
     assert prompt(mbpp, mbpp.eval_docs[0]).count("[DONE]") == 3
     navigate = suite_tasks["tasks"]["bbh_3shot_navigate"]
     assert prompt(navigate, navigate.eval_docs[0]).count("\nA:") == 4
@@ -157,6 +157,13 @@ def test_a_metric_that_was_loaded_before_is_not_used(mirror: Path, no_network: N
     assert isinstance(sys.modules["lm_eval.tasks.mbpp.utils"].pass_at_k, CodeEval)
 
 
+@pytest.mark.parametrize("name", ["humaneval", "humaneval_sampled", "mbpp", "mbpp_sampled"])
+def test_programs_need_permission(mirror: Path, name: str) -> None:
+    """Variants too, which the harness's index does not have."""
+    with pytest.raises(ValueError, match="runs programs that the model writes: allow it with"):
+        load_tasks([name], data_dir=mirror)
+
+
 def test_a_preset_without_permission_leaves_code_out(mirror: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "baber" / "piqa" / "default"
     folder.mkdir(parents=True)
@@ -164,7 +171,7 @@ def test_a_preset_without_permission_leaves_code_out(mirror: Path, tmp_path: Pat
     (folder / "validation.jsonl").write_bytes(source.read_bytes())
     loaded = load_tasks("llama2", data_dir=tmp_path)
     assert list(loaded["tasks"]) == ["piqa"]
-    assert "--allow-code" in loaded["missing"]["humaneval"]
+    assert "--allow-code" in loaded["missing"]["humaneval_sampled"]
     assert "Rowan/hellaswag" in loaded["missing"]["hellaswag"]
     assert loaded["missing"].keys() == {p.load for p in PARTS.values()} - {"piqa"}
 
