@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.util import Finalize
@@ -206,8 +206,7 @@ class PackedLoader:
         )
         batches = iter(loader)
         if self.num_workers:
-            # At exit, before multiprocessing sends its children SIGTERM and waits for them.
-            Finalize(batches, _end_workers, args=(weakref.ref(batches),), exitpriority=1)
+            _end_at_exit(batches._workers)
         return batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,8 +249,26 @@ def _leave_signals_to_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_workers(batches: weakref.ref[Any]) -> None:
-    """End workers that still run when their process exits: they ignore what would end others."""
-    iterator = batches()
-    for worker in iterator._workers if iterator is not None else ():
-        worker.kill()
+# Process id -> its workers: a process that is forked is not to end those of its parent.
+_workers: dict[int, list[Any]] = {}
+
+
+def _end_at_exit(workers: list[Any]) -> None:
+    """End workers that still run when this process exits: they ignore what would end others.
+
+    An iterator that is no longer needed ends its workers itself. One that takes more than a few
+    seconds to start, on a busy machine, misses that, and gets SIGTERM, which it ignores. At its
+    exit multiprocessing would wait for it forever.
+    """
+    process = os.getpid()
+    if process not in _workers:
+        # Before multiprocessing sends its children SIGTERM and waits for them.
+        Finalize(None, _end_workers, args=(process,), exitpriority=1)
+    running = [worker for worker in _workers.get(process, ()) if worker.is_alive()]
+    _workers[process] = [*running, *workers]
+
+
+def _end_workers(process: int) -> None:
+    for worker in _workers.pop(process, ()):
+        if worker.is_alive():
+            worker.kill()

@@ -146,3 +146,21 @@ def test_a_process_ends_although_its_workers_still_run(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FORGETS, str(tmp_path / "shards")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "1\n", done.stderr
+
+
+STARTS_SLOWLY = (
+    FORGETS
+    + """
+import gc, os, signal
+os.kill(loader._prefetched._workers[0].pid, signal.SIGSTOP)  # as if it had not started yet
+del loader
+gc.collect()  # the iterator waits some seconds for its worker, sends SIGTERM and gives up
+"""
+)
+
+
+def test_a_process_ends_although_a_worker_missed_its_end(tmp_path: Path) -> None:
+    """As one does that starts slowly on a busy machine: nothing but SIGKILL ends it then."""
+    command = [sys.executable, "-c", STARTS_SLOWLY, str(tmp_path / "shards")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == "1\n", done.stderr
