@@ -124,6 +124,11 @@ def with_table(text: str, results: Path) -> str:
     return text
 
 
+def without_paths(text: str) -> str:
+    """Results without the folder in which lm-eval is installed, which is this machine's."""
+    return re.sub(r'(?<=")[^"]*/(?=lm_eval/tasks/)', "", text)
+
+
 def photograph(page: Path, picture: Path) -> None:
     """Write the top of a page as PNG.
 
@@ -152,7 +157,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, metavar="DIR", help="publish the run in this folder")
     args = parser.parse_args()
     if args.run is not None:
-        shutil.copyfile(args.run / "results.json", args.results)
+        text = (args.run / "results.json").read_text(encoding="utf-8")
+        write_whole(args.results, without_paths(text))
         write_page(args.results.with_suffix(".html"), read_run(args.run), max_questions=SHOWN)
     page = args.results.with_suffix(".html")
     write_whole(page, redraw(args.results))

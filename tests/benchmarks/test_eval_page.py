@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.eval_page import DOCUMENT, RESULTS, read_page, redraw, with_table
+from benchmarks.eval_page import (
+    DOCUMENT,
+    RESULTS,
+    read_page,
+    redraw,
+    with_table,
+    without_paths,
+)
 from tests.eval.report.runs import FLOAT32
 
 
@@ -37,3 +44,11 @@ def test_the_document_has_the_scores_of_the_results() -> None:
     assert with_table(text, RESULTS) == text
     with pytest.raises(ValueError, match="expected one table of scores"):
         with_table("no table", RESULTS)
+
+
+def test_the_published_results_name_no_folder_of_a_machine() -> None:
+    text = RESULTS.read_text(encoding="utf-8")
+    assert without_paths(text) == text
+    assert not re.search(r'"/(home|root|tmp|usr|work|Users)/', text)
+    found = '{"config_source": "/home/me/env/lm_eval/tasks/piqa/piqa.yaml"}'
+    assert without_paths(found) == '{"config_source": "lm_eval/tasks/piqa/piqa.yaml"}'
