@@ -91,7 +91,7 @@ def samples_of(run: Run, parts: Sequence[Part]) -> list[Sample]:
             score = score_of(run.results["results"].get(task, {}), part.metric)
             if score is None:
                 continue
-            of_part = replace(score, scale=100.0 * score.scale / part.scale)
+            of_part = replace(score, scale=part.scale, percent=True)  # scores from 0 to 1
             values = [question.score for question in read_questions(run, task, of_part)]
             known = [value for value in values if value is not None]
             if known:
